@@ -1,0 +1,37 @@
+# Each target does its own set-up; a second call installs nothing.
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+READY := .venv/.ready
+
+.PHONY: report test lab lint bench clean
+
+report: $(READY)            ## run the default batch on ELPV and render HTML and PDF
+	$(BIN)/vitlab batch notebooks/batches/elpv.yml
+	$(BIN)/vitlab report elpv
+
+test: $(READY)              ## the whole test suite
+	$(BIN)/python -m pytest
+
+lab: $(READY)               ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: $(READY)              ## ruff over package, tests and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)             ## the benchmarks, one after the other
+	$(BIN)/python benchmarks/bench_batch.py
+
+clean:                      ## what runs and reports made; the environment stays
+	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'cache', '_build', '_site')]"
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'vitlab needs Python 3.11, 3.12 or 3.13, and %s is %s: call make PYTHON=/path/to/python3.12' % (sys.executable, sys.version.split()[0]))"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c "import pathlib; pathlib.Path('$(READY)').touch()"

@@ -1,0 +1,31 @@
+"""Every test: fixed seeds, figures closed, reports written under a temporary folder, no network."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    import torch
+
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(autouse=True)
+def reports_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "reports"
+    monkeypatch.setenv("VITLAB_REPORTS", str(folder))
+    return folder

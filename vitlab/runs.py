@@ -1,0 +1,188 @@
+"""The run directory: whoever has the folder has the result.
+
+reports/runs/<dataset>/<name>/ holds run.json (parameters, versions, commit, status, facts) and the tables and weights that the
+notebooks put there. Every file is written under a temporary name and renamed, so what is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+
+PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "captum")
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder upwards that holds _quarto.yml; the starting folder (default: the working one) when there is none."""
+    start = Path(start or Path.cwd()).resolve()
+    return next((folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), start)
+
+
+def reports_dir() -> Path:
+    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, or reports/ in the project."""
+    return Path(os.environ["VITLAB_REPORTS"]) if os.environ.get("VITLAB_REPORTS") else project_root() / "reports"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def run_name(parameters: dict) -> str:
+    """Readable parameters and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    model = re.sub(r"[^A-Za-z0-9_.]+", "_", str(parameters.get("model", "run")))
+    return f"{model}-seed{parameters.get('seed', 0)}-{digest}"
+
+
+def dataset_folder(dataset: str) -> str:
+    """A folder name for a dataset's name: `folder:/data/cats` becomes `folder_data_cats`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset).strip("_")
+
+
+class Run:
+    """One run directory. Make it with `Run.create`, read it back with `Run(path)`."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if not (self.path / "run.json").is_file():
+            raise FileNotFoundError(f"{self.path} is no run directory: it holds no run.json")
+        self.info: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    @classmethod
+    def create(cls, *, name: str = "", **parameters) -> Run:
+        """Start a run of these parameters. An earlier run of the same name makes room; its executed notebooks stay."""
+        if "dataset" not in parameters:
+            raise ValueError("a run needs at least the parameter dataset=")
+        path = reports_dir() / "runs" / dataset_folder(parameters["dataset"]) / (name or run_name(parameters))
+        for old in path.iterdir() if path.is_dir() else ():
+            if old.name != "notebooks":
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        info = {
+            "parameters": parameters,
+            "status": "running",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "start_s": time.time(),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "commit": _commit(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+            "facts": {},
+        }
+        write_json(path / "run.json", info)
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def parameters(self) -> dict:
+        return self.info["parameters"]
+
+    @property
+    def status(self) -> str:
+        return self.info["status"]
+
+    @property
+    def facts(self) -> dict:
+        return self.info["facts"]
+
+    def record(self, **facts) -> None:
+        """Add facts (seconds of training, number of parameters, device) to run.json."""
+        self.info["facts"].update(facts)
+        write_json(self.path / "run.json", self.info)
+
+    def finish(self) -> None:
+        """Mark the run as done: from now on it counts as a result."""
+        self.info.update(status="done", wall_s=round(time.time() - self.info["start_s"], 1), peak_memory_mb=peak_memory_mb())
+        write_json(self.path / "run.json", self.info)
+
+    def fail(self, error: BaseException) -> None:
+        self.info.update(status="failed", error=f"{type(error).__name__}: {error}")
+        write_json(self.path / "run.json", self.info)
+
+    def write_table(self, file: str, table: pd.DataFrame) -> None:
+        """Write a table as CSV or Parquet, by the ending of `file`."""
+        with atomic(self.path / file) as temporary:
+            table.to_parquet(temporary, index=False) if file.endswith(".parquet") else table.to_csv(temporary, index=False)
+
+    def read_table(self, file: str) -> pd.DataFrame:
+        path = self.path / file
+        if not path.is_file():
+            raise FileNotFoundError(f"run {self.name} (status {self.status}) holds no {file}; it has {', '.join(self.files())}")
+        return pd.read_parquet(path) if file.endswith(".parquet") else pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+    def write_json(self, file: str, content: dict) -> None:
+        write_json(self.path / file, content)
+
+    def read_json(self, file: str) -> dict:
+        return json.loads((self.path / file).read_text(encoding="utf-8"))
+
+    def files(self) -> list[str]:
+        return sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}, {self.status}, {', '.join(f'{k}={v}' for k, v in self.parameters.items())})"
+
+
+def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
+    """The runs of a dataset with this status and these parameter values, oldest first. A folder without run.json is no run."""
+    folder = reports_dir() / "runs" / dataset_folder(dataset)
+    runs = [Run(path.parent) for path in folder.glob("*/run.json")]
+    fitting = [run for run in runs if run.status == status and parameters.items() <= run.parameters.items()]
+    return sorted(fitting, key=lambda run: run.info["start_s"])
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory of this process in MB; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Short commit of the working folder's repository, with a + when files differ from it; empty outside a repository."""
+    git = ["git", "-C", str(project_root())]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

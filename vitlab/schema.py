@@ -1,0 +1,166 @@
+"""The words every module speaks: frozen dataclasses and the contracts of the tables that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import nn
+
+SPLITS = ("train", "val", "test")
+SAMPLE_COLUMNS = ("sample_id", "label", "split", "group", "source")
+PREDICTION_COLUMNS = ("sample_id", "split", "group", "label", "pred")
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """A labelled image set. Images stay on disk (or in their archive) until `read` is called.
+
+    samples: one row an image with SAMPLE_COLUMNS; `label` holds class names, `source` says where the image lies.
+        Further columns (a defect probability, a grade) may follow.
+    read: gives the decoded image, in its own size and mode, of one `sample_id`.
+    excluded: images left out, with columns sample_id, source, reason.
+    version: changes when the data changes; batches use it to know what is out of date.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    samples: pd.DataFrame
+    read: Callable[[str], Image.Image] = field(repr=False)
+    excluded: pd.DataFrame = field(repr=False)
+    licence: str = ""
+    citation: str = ""
+    version: str = ""
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of one split, in the order of the table."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
+        return self.samples[self.samples["split"] == name]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a model expects of an image.
+
+    size: height and width in pixels. mean, std: per RGB channel, for values in 0..1.
+    fit: `pad` keeps the whole image and fills up to the model's aspect ratio, `crop` fills the frame and cuts.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    fit: str = "pad"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where things are inside a model, for one input size. Names are those of `module.named_modules()`.
+
+    blocks: transformer blocks in order; attention: the attention module of each. Both empty for a plain CNN.
+    num_prefix_tokens: tokens before the patch tokens (class, distillation, registers). Row 0 is not always a class token.
+    grid: height and width in tokens of the last block, or of the last feature map of a CNN.
+    stages: modules with a (B, C, h, w) output, one for each resolution, the last one being the usual Grad-CAM layer.
+    """
+
+    kind: str  # "vit", "cnn" or "hybrid"
+    blocks: tuple[str, ...]
+    attention: tuple[str, ...]
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A classifier with what is needed to feed it, to look inside, and to build it again."""
+
+    name: str
+    module: nn.Module = field(repr=False)
+    classes: tuple[str, ...]
+    transform: Transform
+    anatomy: Anatomy
+    options: dict = field(default_factory=dict)  # further arguments of build_model that made it
+
+
+@dataclass(frozen=True)
+class AttributionMap:
+    """One map an image: how much each pixel (or token, enlarged to pixels) spoke for the target.
+
+    values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean evidence against.
+    """
+
+    values: np.ndarray = field(repr=False)
+    method: str
+    target: tuple[str, ...]
+    sample_ids: tuple[str, ...]
+    signed: bool
+
+    def __post_init__(self):
+        if self.values.ndim != 3 or len(self.values) != len(self.sample_ids) or len(self.target) != len(self.sample_ids):
+            raise ValueError(
+                f"{self.method}: values {self.values.shape} do not fit {len(self.sample_ids)} sample_ids "
+                f"and {len(self.target)} targets; expected (N, H, W) and N of each"
+            )
+        if not np.isfinite(self.values).all():
+            raise ValueError(f"{self.method}: the maps hold NaN or infinite values")
+
+
+def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the table, or raise ValueError naming the first thing that breaks the contract of DataBundle.samples."""
+    _check_columns(samples, SAMPLE_COLUMNS, "samples")
+    _check_unique_ids(samples, "samples")
+    _check_values(samples, "label", classes, "samples")
+    _check_values(samples, "split", SPLITS, "samples")
+    return samples
+
+
+def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
+    """Return the class names, in column order, of a predictions table, or raise ValueError saying what is wrong with it.
+
+    Columns: sample_id, split, group, label, pred, then logit_<class> and prob_<class> for each class.
+    """
+    _check_columns(predictions, PREDICTION_COLUMNS, "predictions")
+    classes = tuple(name.removeprefix("prob_") for name in predictions.columns if name.startswith("prob_"))
+    if len(classes) < 2:
+        raise ValueError("predictions need a column prob_<class> for each of at least two classes")
+    _check_columns(predictions, [f"logit_{name}" for name in classes], "predictions")
+    _check_unique_ids(predictions, "predictions")
+    _check_values(predictions, "label", classes, "predictions")
+    _check_values(predictions, "pred", classes, "predictions")
+    _check_values(predictions, "split", SPLITS, "predictions")
+    scores = predictions[[f"{kind}_{name}" for kind in ("logit", "prob") for name in classes]]
+    bad = ~np.isfinite(scores).all(axis=1)
+    if bad.any():
+        raise ValueError(f"predictions hold NaN or infinite scores, first for sample {predictions['sample_id'][bad].iloc[0]!r}")
+    total = scores[[f"prob_{name}" for name in classes]].sum(axis=1)
+    off = (total - 1).abs() > 1e-3
+    if off.any():
+        first = predictions["sample_id"][off].iloc[0]
+        raise ValueError(f"probabilities of sample {first!r} sum to {total[off].iloc[0]:.4f}, not to 1")
+    return classes
+
+
+def _check_columns(table, needed, what):
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise ValueError(f"the {what} table lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
+
+
+def _check_unique_ids(table, what):
+    twice = table["sample_id"][table["sample_id"].duplicated()]
+    if len(twice):
+        raise ValueError(f"the {what} table holds sample_id {twice.iloc[0]!r} more than once ({len(twice)} repeats in all)")
+
+
+def _check_values(table, column, allowed, what):
+    strange = sorted(set(table[column].astype(str)) - set(allowed))
+    if strange:
+        raise ValueError(f"unknown {column} {', '.join(map(repr, strange[:5]))} in the {what} table; known: {', '.join(allowed)}")
