@@ -1,0 +1,100 @@
+"""load_dataset over its registry: the contract of every set, names, tables of earlier runs."""
+
+import pickle
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vitlab.data import available, datasets, load_dataset
+from vitlab.data.datasets import DATASETS
+from vitlab.schema import SPLITS, check_samples
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            Image.new("L", (6, 4), number).save(tmp_path / label / f"{number}.png")
+    return f"folder:{tmp_path}"
+
+
+@pytest.mark.xdist_group("elpv")
+@pytest.mark.parametrize("name", available())
+def test_every_dataset_keeps_the_contract(name, two_classes):
+    data = load_dataset(two_classes if name == "folder:" else name, seed=3)
+    check_samples(data.samples, data.classes)
+    assert data.samples["sample_id"].is_monotonic_increasing
+    assert len(data.excluded) == 0 and list(data.excluded.columns) == ["sample_id", "source", "reason"]
+    assert {(split, label) for split in SPLITS for label in data.classes} == set(
+        data.samples[["split", "label"]].itertuples(index=False, name=None)
+    )
+    assert data.version and data.version == load_dataset(data.name, seed=4, samples=data.samples).version
+    twin = pickle.loads(pickle.dumps(data))  # as a DataLoader's worker processes get it
+    assert np.array_equal(twin.read(data.samples["sample_id"][5]), data.read(data.samples["sample_id"][5]))
+    with pytest.raises(ValueError, match="unknown sample_id 'nobody'"):
+        data.read("nobody")
+
+
+def test_names_and_prefixes_are_listed_and_wrong_ones_answered_with_them():
+    assert {"digits", "elpv", "elpv:grade", "folder:"} <= set(available())
+    with pytest.raises(
+        ValueError, match=r"unknown dataset 'elvp'\. Did you mean elpv.*Choices: digits, elpv, elpv:grade, folder:"
+    ):
+        load_dataset("elvp")
+    with pytest.raises(ValueError, match="elpv:grade"):
+        load_dataset("elpv:grades")
+
+
+def test_digits_are_those_of_scikit_learn():
+    data, reference = load_dataset("digits"), load_digits()
+    assert len(data.samples) == 1797 and data.classes == tuple("0123456789")
+    assert data.samples["label"].tolist() == [str(target) for target in reference.target]
+    image = np.asarray(data.read("digit0042"))
+    assert image.dtype == np.uint8 and np.allclose(image / 255 * 16, reference.images[42], atol=0.04)
+    with pytest.raises(ValueError, match="digit1796"):
+        data.read("digit1797")
+
+
+def test_splits_of_an_earlier_run_are_used_as_they_are(two_classes, tmp_path, monkeypatch):
+    first = load_dataset(two_classes, seed=0)
+    part = first.samples.iloc[[5, 3, 19]]
+    part.to_csv(tmp_path / "splits.csv", index=False)
+    monkeypatch.setattr(datasets, "_find_unreadable_once", lambda source: pytest.fail("images were checked again"))
+    again = load_dataset(two_classes, seed=1, samples=pd.read_csv(tmp_path / "splits.csv"))
+    pd.testing.assert_frame_equal(again.samples, part.reset_index(drop=True))
+    assert len(again.excluded) == 17 and set(again.excluded["reason"]) == {"not in the table given as samples="}
+
+
+def test_labels_that_look_like_numbers_survive_a_csv_file(tmp_path):
+    first = load_dataset("digits")
+    first.samples.to_csv(tmp_path / "splits.csv", index=False)
+    again = load_dataset("digits", samples=pd.read_csv(tmp_path / "splits.csv"))
+    pd.testing.assert_frame_equal(again.samples, first.samples)
+
+
+def test_a_table_that_does_not_fit_is_refused():
+    samples = load_dataset("digits").samples
+    with pytest.raises(ValueError, match=r"1 sample_ids that digits does not have, the first is 'cell0001'"):
+        load_dataset("digits", samples=samples.replace({"sample_id": {"digit0007": "cell0001"}}))
+    with pytest.raises(ValueError, match="lacks the columns split; it has sample_id, label"):
+        load_dataset("digits", samples=samples.drop(columns="split"))
+    with pytest.raises(ValueError, match="'digit0000' more than once"):
+        load_dataset("digits", samples=pd.concat([samples, samples.head(1)]))
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        load_dataset("digits", samples=samples.replace({"split": {"val": "dev"}}))
+
+
+def test_images_are_checked_once_as_long_as_they_do_not_change(two_classes, monkeypatch):
+    checks = []
+    monkeypatch.setattr(datasets, "find_unreadable", lambda read, samples: checks.append(1) or samples.head(0).assign(reason=""))
+    monkeypatch.setattr(datasets, "_find_unreadable_once", lru_cache(datasets._find_unreadable_once.__wrapped__))
+    load_dataset(two_classes, seed=0), load_dataset(two_classes, seed=1)
+    assert len(checks) == 1
+    Image.new("L", (6, 4)).save(DATASETS[two_classes]().location + "/cat/new.png")
+    load_dataset(two_classes)
+    assert len(checks) == 2

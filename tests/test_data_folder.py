@@ -1,0 +1,164 @@
+"""folder:PATH: layouts, what is left out and why, and bad folders."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab.data import load_dataset
+
+
+def save(path, size=(12, 9), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(path.as_posix())).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path, **options)
+
+
+def fill(root, *folders, number=6):
+    for folder in folders:
+        for index in range(number):
+            save(root / folder / f"{index}.png")
+
+
+def splits(data):
+    return data.samples.set_index("sample_id")["split"].to_dict()
+
+
+def test_a_class_is_a_sub_folder_with_all_below_it(tmp_path):
+    fill(tmp_path, "cat", "dog/small", "dog/large")
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.classes == ("cat", "dog") and set(data.samples["group"]) == {"all"}
+    assert data.samples["label"].value_counts().to_dict() == {"cat": 6, "dog": 12}
+    assert data.samples["sample_id"].tolist()[6] == "dog/large/0.png" == data.samples["source"][6]
+    assert data.read("dog/large/0.png").size == (12, 9)
+
+
+def test_given_splits_are_kept_and_a_missing_val_is_drawn_from_train(tmp_path):
+    fill(tmp_path, "train/cat", "train/dog", number=20)
+    fill(tmp_path, "Test/cat", "Test/dog", number=3)
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.classes == ("cat", "dog")
+    assert data.samples["split"].value_counts().to_dict() == {"train": 34, "val": 6, "test": 6}
+    assert all(sample_id.startswith("Test/") == (split == "test") for sample_id, split in splits(data).items())
+
+
+def test_a_missing_test_is_drawn_from_train_and_the_given_val_stays(tmp_path):
+    fill(tmp_path, "train/cat", "train/dog", number=20)
+    fill(tmp_path, "valid/cat", "validation/dog", number=3)
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.samples["split"].value_counts().to_dict() == {"train": 32, "test": 8, "val": 6}
+    assert all(sample_id.startswith("valid") == (split == "val") for sample_id, split in splits(data).items())
+
+
+def test_three_given_splits_do_not_depend_on_the_seed(tmp_path):
+    fill(tmp_path, *(f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")), number=2)
+    data = load_dataset(f"folder:{tmp_path}", seed=5)
+    assert all(sample_id.split("/")[0] == split for sample_id, split in splits(data).items()) and len(data.samples) == 12
+
+
+def test_what_cannot_be_used_is_left_out_by_name_and_reason(tmp_path):
+    fill(tmp_path, "cat", "dog")
+    whole = tmp_path / "cat" / "whole.jpg"
+    save(whole, size=(200, 200))
+    (tmp_path / "cat" / "truncated.jpg").write_bytes(whole.read_bytes()[:2000])
+    (tmp_path / "cat" / "text.jpg").write_text("this is no picture")
+    (tmp_path / "cat" / "notes.txt").write_text("nor is this")
+    (tmp_path / "dog" / "empty.png").write_bytes(b"")
+    broken = bytearray((tmp_path / "dog" / "0.png").read_bytes())
+    broken[45:60] = b"\0" * 15
+    (tmp_path / "dog" / "broken.png").write_bytes(broken)
+    (tmp_path / "dog" / ".DS_Store").write_text("hidden")
+    save(tmp_path / "loose.png")
+    os.symlink(tmp_path / "nowhere.png", tmp_path / "dog" / "link.png")
+    data = load_dataset(f"folder:{tmp_path}")
+    reasons = data.excluded.set_index("sample_id")["reason"]
+    assert set(reasons.index) == {
+        "cat/truncated.jpg", "cat/text.jpg", "cat/notes.txt", "dog/empty.png", "dog/broken.png", "dog/link.png", "loose.png"
+    }  # fmt: skip
+    assert "truncated" in reasons["cat/truncated.jpg"]
+    assert reasons["cat/text.jpg"] == "not an image in any known format"
+    assert "does not end like an image" in reasons["cat/notes.txt"]
+    assert reasons["dog/empty.png"] == "the file is empty"
+    assert reasons["dog/link.png"] == "No such file or directory"
+    assert reasons["loose.png"] == "it lies in no class folder"
+    assert not reasons.str.contains(str(tmp_path), regex=False).any()
+    assert len(data.samples) == 13 and not set(data.samples["sample_id"]) & set(reasons.index)
+
+
+def test_a_decompression_bomb_is_left_out(tmp_path, monkeypatch):
+    fill(tmp_path, "cat", "dog")
+    save(tmp_path / "dog" / "bomb.png", size=(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.excluded["sample_id"].tolist() == ["dog/bomb.png"]
+    assert "DecompressionBombError" in data.excluded["reason"][0]
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    fill(tmp_path, "cat", "dog")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    save(tmp_path / "cat" / "photo.jpg", size=(40, 20), exif=exif)
+    assert load_dataset(f"folder:{tmp_path}").read("cat/photo.jpg").size == (20, 40)
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
+    fill(tmp_path, "set/cat", "elsewhere/dog")
+    os.symlink(tmp_path / "elsewhere" / "dog", tmp_path / "set" / "dog")
+    os.symlink(tmp_path / "set" / "cat", tmp_path / "set" / "cat" / "again")
+    assert len(load_dataset(f"folder:{tmp_path / 'set'}").samples) == 12
+
+
+def test_the_version_changes_with_any_file(tmp_path):
+    fill(tmp_path, "cat", "dog")
+    versions = [load_dataset(f"folder:{tmp_path}").version for _ in range(2)]
+    os.utime(tmp_path / "cat" / "0.png", (1, 1))
+    versions.append(load_dataset(f"folder:{tmp_path}").version)
+    (tmp_path / "cat" / "5.png").rename(tmp_path / "cat" / "6.png")
+    versions.append(load_dataset(f"folder:{tmp_path}").version)
+    assert versions[0] == versions[1] and len(set(versions)) == 3
+
+
+@pytest.mark.parametrize(
+    ("folders", "number", "message"),
+    [
+        ([], 0, "has no sub-folders"),
+        (["cat"], 6, "one class only, 'cat'"),
+        (["cat", "dog"], 0, "holds no image in a class folder"),
+        (["cat", "dog"], 2, "at least 3 readable images for its splits, but 'cat' has 2, 'dog' has 2"),
+        (["val/cat", "val/dog"], 6, "no train/CLASS/ folders"),
+        (["train", "test"], 6, "no train/CLASS/ folders"),
+        (["train/cat", "train/dog", "extra/cat"], 6, r"splits \(train\) beside other folders \(extra\)"),
+        (["train/cat", "train/dog", "test/cat", "test/bird"], 6, "2 readable images in train for its splits, but 'bird' has 0"),
+    ],
+)
+def test_a_folder_that_cannot_serve_says_why(tmp_path, folders, number, message):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    fill(tmp_path, *folders, number=number)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"folder:{tmp_path}")
+
+
+def test_an_empty_class_folder_is_an_error_not_a_class_less(tmp_path):
+    fill(tmp_path, "cat", "dog")
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(ValueError, match="'bird' has 0"):
+        load_dataset(f"folder:{tmp_path}")
+
+
+def test_a_class_that_is_too_small_without_its_unreadable_images_is_an_error(tmp_path):
+    fill(tmp_path, "cat", "dog", number=3)
+    (tmp_path / "dog" / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"without 1 unreadable images: .* but 'dog' has 2"):
+        load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "nothing"])
+def test_a_path_that_is_no_folder_is_refused(tmp_path, kind):
+    (tmp_path / "file").write_text("x")
+    path = "" if kind == "nothing" else tmp_path / kind
+    message = {"missing": "does not exist", "file": "is a file, not a folder", "nothing": "write folder:PATH"}[kind]
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"folder:{path}")

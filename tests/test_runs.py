@@ -1,0 +1,79 @@
+import json
+
+import pandas as pd
+import pytest
+
+from vitlab.runs import Run, atomic, dataset_folder, find_runs, project_root, run_name
+
+
+def test_name_is_readable_and_depends_on_every_parameter():
+    name = run_name({"dataset": "elpv", "model": "hybrid_vit", "seed": 1, "epochs": 3})
+    assert name.startswith("hybrid_vit-seed1-") and len(name.rpartition("-")[2]) == 8
+    assert name == run_name({"epochs": 3, "seed": 1, "model": "hybrid_vit", "dataset": "elpv"})
+    assert name != run_name({"dataset": "elpv", "model": "hybrid_vit", "seed": 1, "epochs": 4})
+    assert "/" not in run_name({"model": "hf_hub:timm/some model"})
+
+
+def test_life_of_a_run(reports_folder):
+    run = Run.create(dataset="folder:/data/cats", model="vit_scratch", seed=0)
+    assert run.path.parent == reports_folder / "runs" / dataset_folder("folder:/data/cats")
+    assert run.status == "running" and find_runs("folder:/data/cats") == []
+    run.record(train_s=12.5)
+    run.finish()
+    (found,) = find_runs("folder:/data/cats", model="vit_scratch")
+    assert found.facts == {"train_s": 12.5} and found.info["peak_memory_mb"] > 0
+    assert set(found.info["versions"]) >= {"python", "torch", "timm"}
+    assert find_runs("folder:/data/cats", model="other") == []
+
+
+def test_failed_run_is_no_result():
+    run = Run.create(dataset="digits", model="m", seed=0)
+    run.fail(ValueError("too few images"))
+    assert find_runs("digits") == []
+    assert find_runs("digits", status="failed")[0].info["error"] == "ValueError: too few images"
+
+
+def test_same_parameters_make_room_but_keep_executed_notebooks():
+    run = Run.create(dataset="digits", seed=0)
+    run.write_json("metrics.json", {"accuracy": 1})
+    (run.path / "notebooks").mkdir()
+    (run.path / "notebooks" / "03_finetune.ipynb").write_text("{}")
+    again = Run.create(dataset="digits", seed=0)
+    assert again.path == run.path and again.files() == ["notebooks", "run.json"]
+    assert (again.path / "notebooks" / "03_finetune.ipynb").exists()
+
+
+@pytest.mark.parametrize("file", ["table.csv", "table.parquet"])
+def test_tables_come_back_as_they_were(file):
+    run = Run.create(dataset="digits", seed=0)
+    table = pd.DataFrame({"sample_id": ["a", "b"], "label": ["None", "NA"], "value": [0.25, None]})
+    run.write_table(file, table)
+    pd.testing.assert_frame_equal(run.read_table(file), table)
+    with pytest.raises(FileNotFoundError, match=r"holds no other.csv; it has .*table"):
+        run.read_table("other.csv")
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_folder_without_run_json_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no run\.json"):
+        Run(tmp_path)
+
+
+def test_project_root(tmp_path):
+    (tmp_path / "_quarto.yml").touch()
+    inner = tmp_path / "notebooks" / "batches"
+    inner.mkdir(parents=True)
+    assert project_root(inner) == tmp_path
+
+
+def test_run_json_is_plain_json():
+    run = Run.create(dataset="digits", model="m", seed=2)
+    assert json.loads((run.path / "run.json").read_text())["parameters"] == {"dataset": "digits", "model": "m", "seed": 2}

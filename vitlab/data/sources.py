@@ -1,0 +1,36 @@
+"""What a dataset hands over before its images are checked and its splits drawn, and the registry of all datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+from PIL import Image
+
+from vitlab.registry import Registry
+
+EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
+DATASETS = Registry("dataset")  # name -> function without arguments (with PATH, for a prefix) that gives a Source
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled image set as it lies there. Two sources are equal when they hold the same files in the same state.
+
+    samples: sample_id, label, group, source, and further columns. A column `split` where the set comes with its own splits.
+    strata: columns whose combinations the drawn splits keep in proportion.
+    excluded: files that are left out for what they are called or where they lie, with EXCLUDED_COLUMNS.
+    """
+
+    location: str
+    version: str
+    classes: tuple[str, ...] = field(compare=False)
+    samples: pd.DataFrame = field(compare=False, repr=False)
+    read: Callable[[str], Image.Image] = field(compare=False, repr=False)
+    strata: tuple[str, ...] = field(compare=False, default=("label",))
+    excluded: pd.DataFrame = field(
+        compare=False, repr=False, default_factory=lambda: pd.DataFrame(columns=EXCLUDED_COLUMNS, dtype=str)
+    )
+    licence: str = field(compare=False, default="")
+    citation: str = field(compare=False, default="")

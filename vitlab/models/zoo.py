@@ -1,0 +1,156 @@
+"""Classifiers by name: the project's own and every model of timm, each with the transform that feeds it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import nn
+
+from vitlab.models.anatomy import find_anatomy
+from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
+from vitlab.models.vit import VisionTransformer
+from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
+from vitlab.registry import Registry, unknown
+from vitlab.schema import ModelBundle, Transform
+
+models = Registry("model")
+
+
+def available() -> list[str]:
+    """Names of the project's own models; every name of `timm.list_models()` works too."""
+    return models.names()
+
+
+def build_model(
+    name: str,
+    classes: Sequence[str],
+    *,
+    pretrained: bool | None = None,
+    seed: int = 0,
+    size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    **options,
+) -> ModelBundle:
+    """A classifier for these classes, in evaluation mode, with the transform that feeds it and its anatomy.
+
+    pretrained: None takes the weights that come with the model: packaged ones for efficientnet_lite0 and the stem of hybrid_vit,
+        none for vit_scratch, the hub's for a timm name. True insists on them, False starts from random weights.
+    seed: the only thing that random weights depend on; the global random state is left alone.
+    size: pixels of the input, a number or (height, width); by default what the model was made for.
+    options: of the model's constructor, such as embed_dim, depth, patch_size, drop_rate.
+
+    Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
+    """
+    check_name(name)
+    classes = _check_classes(classes)
+    size = _check_size(size)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        build = models[name] if name in models else _timm_builder(name)
+        module, transform = build(len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options)
+    module.eval()
+    kept = {"size": list(transform.size), "in_chans": in_chans, **options}
+    return ModelBundle(name, module, classes, transform, find_anatomy(module, transform.size), kept)
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """How many numbers the model holds as parameters; with `trainable`, only those that training changes."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trainable)
+
+
+@models.register
+def efficientnet_lite0(num_classes, *, pretrained, size, in_chans, **options):
+    """The CNN baseline: EfficientNet-Lite0 with packaged ImageNet weights (arXiv 1905.11946)."""
+    network = _build_lite0(num_classes, pretrained is not False, in_chans, options)
+    return network, _read_transform(network, size)
+
+
+@models.register
+def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
+    """Transformer blocks over EfficientNet-Lite0's feature map at stride 16; the stem has packaged ImageNet weights."""
+    _check_options("hybrid_vit", HybridViT, options)
+    network = _build_lite0(num_classes, pretrained is not False, in_chans, {})
+    transform = _read_transform(network, size)
+    stem = cut_stem(network)
+    channels = {stage["stage"]: stage["num_chs"] for stage in network.feature_info}[STEM_STAGES]
+    return HybridViT(stem, channels, num_classes, transform.size, **options), transform
+
+
+@models.register
+def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
+    """The project's own Vision Transformer, from random weights."""
+    if pretrained:
+        raise ValueError(f"vit_scratch has no pretrained weights: leave pretrained out, or choose another model; {AT_HAND}")
+    _check_options("vit_scratch", VisionTransformer, options)
+    size = size or (96, 96)
+    transform = Transform(size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return VisionTransformer(num_classes, size, in_chans=in_chans, **options), transform
+
+
+def _timm_builder(name):
+    def build(num_classes, *, pretrained, size, in_chans, **options):
+        if size and timm.get_pretrained_cfg(name).fixed_input_size:
+            options = {"img_size": size, **options}
+        network = load_hub_model(name, pretrained is not False, num_classes=num_classes, in_chans=in_chans, **options)
+        return network, _read_transform(network, size)
+
+    return build
+
+
+def _build_lite0(num_classes, pretrained, in_chans, options):
+    overlay = None
+    if pretrained:
+        with torch.device("meta"):
+            reference = timm.create_model("tf_efficientnet_lite0")
+        overlay = {"state_dict": rename_by_order(packaged_checkpoint(), reference)}
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, "pretrained_cfg_overlay": overlay, **options}
+    network = create_network("tf_efficientnet_lite0", pretrained=pretrained, **arguments)
+    network.pretrained_cfg.pop("state_dict", None)  # else every copy of the network carries the checkpoint along
+    return network
+
+
+def _read_transform(network, size) -> Transform:
+    """The transform that the weights were trained with, at `size` where one is given."""
+    config = timm.data.resolve_model_data_config(network)
+    return Transform(
+        size=tuple(size or config["input_size"][1:]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, naming what is near, when neither the project nor timm has a model of this name; nothing is built."""
+    if name in models or timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=5)
+    raise ValueError(unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too."))
+
+
+def _check_classes(classes) -> tuple[str, ...]:
+    if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ValueError(f"a classifier needs a list of at least two different class names, not {classes!r}")
+    return tuple(classes)
+
+
+def _check_size(size) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"size {size!r} is neither a number of pixels nor (height, width)")
+    return pair
+
+
+def _check_options(name, constructor, options):
+    known = {
+        key for key, parameter in inspect.signature(constructor).parameters.items() if parameter.default is not parameter.empty
+    }
+    for option in options:
+        if option not in known - {"in_chans"}:
+            raise ValueError(unknown(f"option of {name}", option, sorted(known - {"in_chans"})))

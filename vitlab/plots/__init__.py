@@ -1,0 +1,64 @@
+"""Every figure, from tables, arrays and maps; never from models. Never imports torch.
+
+`plot_` functions draw with matplotlib on the axes given or on a new figure and return the axes; they never call `show`.
+`iplot_` functions give an `Interactive`: Plotly in HTML, the matplotlib twin elsewhere.
+"""
+
+from vitlab.plots.attribution import plot_attributions
+from vitlab.plots.comparison import plot_comparison
+from vitlab.plots.data import (
+    plot_augmentations,
+    plot_class_balance,
+    plot_image_sizes,
+    plot_intensities,
+    plot_pairs,
+    plot_sample_grid,
+)
+from vitlab.plots.evaluation import (
+    plot_confusion,
+    plot_mistakes,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+    plot_slices,
+    plot_threshold,
+)
+from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
+from vitlab.plots.style import class_colors, readable, series_colors, set_style
+from vitlab.plots.tables import present
+from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
+from vitlab.plots.vit import plot_attention_head, plot_patches, plot_position_encodings
+
+__all__ = [
+    "Interactive",
+    "class_colors",
+    "iplot_comparison",
+    "iplot_history",
+    "iplot_intensities",
+    "iplot_threshold",
+    "plot_attention_head",
+    "plot_attributions",
+    "plot_augmentations",
+    "plot_class_balance",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_cost",
+    "plot_history",
+    "plot_image_sizes",
+    "plot_intensities",
+    "plot_learning_curves",
+    "plot_mistakes",
+    "plot_pairs",
+    "plot_patches",
+    "plot_position_encodings",
+    "plot_precision_recall",
+    "plot_reliability",
+    "plot_roc",
+    "plot_sample_grid",
+    "plot_slices",
+    "plot_threshold",
+    "present",
+    "readable",
+    "series_colors",
+    "set_style",
+]

@@ -1,0 +1,70 @@
+"""Explanations over the images they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+
+from vitlab.plots.style import DIVERGING, WIDTH, new_figure, readable, show_image
+from vitlab.schema import AttributionMap
+
+CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
+UNSIGNED = "inferno"
+
+
+def plot_attributions(
+    images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None, scale: str = "map"
+) -> np.ndarray:
+    """A row for each image: the image, then every method's map over it. An array of axes (N, 1 + methods).
+
+    images: (N, h, w, 3) floats in 0..1. titles: one for each row. Signed maps get a two-sided scale with zero in the middle.
+    scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values ("map")
+    or of those of all maps of its method ("method": strengths can be compared down a column).
+    """
+    if scale not in ("map", "method"):
+        raise ValueError(f"unknown scale {scale!r}; choose map or method")
+    for attribution in maps:
+        if len(attribution.values) != len(images):
+            raise ValueError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
+    rows, columns = len(images), 1 + len(maps)
+    height, width = images.shape[1:3]
+    kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
+    figure = new_figure(rows * WIDTH / max(columns, 3) * height / width + 0.9)
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1] * rows + [0.06])
+    axes = np.array([[figure.add_subplot(grid[row, column]) for column in range(columns)] for row in range(rows)])
+    for row, image in enumerate(images):
+        show_image(axes[row, 0], image)
+        for ax, attribution in zip(axes[row, 1:], maps, strict=True):
+            _overlay(ax, image, relative(attribution, row, scale), attribution.signed)
+        if titles is not None:
+            axes[row, 0].set_ylabel(titles[row], fontsize=7.5)
+    axes[0, 0].set_title("image")
+    for ax, attribution in zip(axes[0, 1:], maps, strict=True):
+        ax.set_title(readable(attribution.method))
+    bars = grid[rows, :].subgridspec(1, len(kinds)).subplots(squeeze=False)[0]
+    for bar, signed in zip(bars, kinds, strict=True):
+        strength = f"99th percentile of the {scale} = 1"
+        label = f"evidence against (−) and for (+)\n{strength}" if signed else f"attribution\n{strength}"
+        shades = ScalarMappable(Normalize(-1 if signed else 0, 1), DIVERGING if signed else UNSIGNED)
+        figure.colorbar(shades, cax=bar, orientation="horizontal", label=label)
+    return axes
+
+
+def relative(attribution: AttributionMap, row: int, scale: str) -> np.ndarray:
+    """One map (H, W) divided by what counts as full strength, cut to -1..1; zeros where the map is blank."""
+    values = attribution.values[row]
+    full = np.percentile(np.abs(values if scale == "map" else attribution.values), CLIP)
+    return np.clip(values / full, -1, 1) if full > 0 else np.zeros_like(values)
+
+
+def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> None:
+    """The map in colour over the image in grey; the less it says about a pixel, the more of the image shows through."""
+    height, width = image.shape[:2]
+    show_image(ax, image.mean(axis=-1))
+    options = {"cmap": DIVERGING if signed else UNSIGNED, "vmin": -1 if signed else 0, "vmax": 1}
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax.imshow(values, alpha=0.15 + 0.6 * np.abs(values), extent=extent, interpolation="nearest", **options)

@@ -1,0 +1,145 @@
+"""What is in a data set: balance, sizes, intensities, images, near-duplicates, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from vitlab.plots.style import (
+    GREY,
+    PALETTE,
+    WIDTH,
+    class_colors,
+    frame,
+    image_shape,
+    new_axes,
+    new_figure,
+    panel_grid,
+    show_image,
+)
+from vitlab.registry import unknown
+
+BRIGHTNESS, CONTRAST = "mean brightness (0 black, 1 white)", "contrast (standard deviation)"
+
+
+def plot_class_balance(samples: pd.DataFrame, by: str = "group", classes: Sequence[str] | None = None) -> np.ndarray:
+    """Number and share of samples of each class: a panel for all samples, then one for each value of the column `by`."""
+    if by not in samples.columns:
+        raise ValueError(unknown("column", by, list(samples.columns)))
+    classes = list(classes if classes is not None else sorted(samples["label"].unique()))
+    colors = class_colors(classes)
+    order = [name for name in ("train", "val", "test") if by == "split"] or sorted(samples[by].astype(str).unique())
+    parts = {"all": samples} | {name: samples[samples[by].astype(str) == name] for name in order if len(order) > 1}
+    axes = panel_grid(len(parts), 4, 0.75 + 0.28 * len(classes), sharey=True)
+    room = 1 / (1 - 0.9 / ((WIDTH - 0.8) / min(4, len(parts))))  # the text behind a bar is about 0.9 inches long
+    for ax, (name, part) in zip(axes, parts.items(), strict=True):
+        counts = part["label"].value_counts().reindex(classes, fill_value=0)
+        bars = ax.barh(classes, counts, color=[colors[name] for name in classes], height=0.72)
+        texts = [f"{count:,} ({count / max(1, len(part)):.0%})" for count in counts]
+        ax.bar_label(bars, texts, padding=3, fontsize=7.5)
+        ax.set(title=f"{name} (n = {len(part):,})", xlabel="images", xlim=(0, max(1, counts.max()) * room))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        ax.tick_params(axis="y", length=0)
+    axes[0].invert_yaxis()
+    return axes
+
+
+def plot_sample_grid(
+    images: Sequence,
+    titles: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    columns: int = 6,
+) -> np.ndarray:
+    """Images side by side. With `labels`, each has a frame in the colour of its class."""
+    if len(images) == 0:
+        raise ValueError("there is no image to draw")
+    lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    ratio = max(height / width for height, width in map(image_shape, images))
+    colors = class_colors(classes if classes is not None else sorted(set(labels))) if labels is not None else {}
+    legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
+    axes = panel_grid(len(images), columns, ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows)
+    for position, (ax, image) in enumerate(zip(axes, images, strict=True)):
+        show_image(ax, image)
+        if titles is not None:
+            ax.set_title(titles[position], fontsize=7, pad=3)
+    if labels is not None:
+        for ax, label in zip(axes, labels, strict=True):
+            frame(ax, colors[label])
+        handles = [Patch(color=color, label=name) for name, color in colors.items()]
+        axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return axes
+
+
+def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Width against height in pixels; the area of a dot says how many images have that size."""
+    ax = new_axes(ax, 3.0, 4.2)
+    sizes = image_table.value_counts(["width", "height"]).reset_index()
+    share = sizes["count"] / len(image_table)
+    ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":", label="square")
+    ax.scatter(sizes["width"], sizes["height"], s=15 + 385 * share, color=PALETTE[0], alpha=0.6, linewidths=0)
+    for row in sizes[share >= 0.1].itertuples():
+        text = f"{row.width} × {row.height}: {row.count:,} of {len(image_table):,} images"
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        ax.annotate(text, (row.width, row.height), (0, 15), textcoords="offset points", ha="center", fontsize=8, bbox=box)
+    low, high = sizes[["width", "height"]].min().min() * 0.7, sizes[["width", "height"]].max().max() * 1.3
+    ax.set(xlim=(low, high), ylim=(low, high), xlabel="width (pixels)", ylabel="height (pixels)", aspect="equal")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None = None) -> np.ndarray:
+    """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a panel for each group."""
+    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one")
+    classes = list(classes if classes is not None else sorted(table["label"].unique()))
+    table = table.sample(frac=1, random_state=0)  # mixed, so that no class hides the others
+    groups = sorted(table["group"].astype(str).unique())
+    colors = class_colors(classes)
+    axes = panel_grid(len(groups), 3, 3.0, sharex=True, sharey=True)
+    for ax, group in zip(axes, groups, strict=True):
+        part = table[table["group"].astype(str) == group]
+        ax.scatter(part["mean"], part["std"], s=7, c=part["label"].map(colors), alpha=0.5, linewidths=0)
+        ax.set(title=f"{group} (n = {len(part):,})", xlabel=BRIGHTNESS)
+    axes[0].set_ylabel(CONTRAST)
+    handles = [Line2D([], [], marker="o", linestyle="", color=color, label=name) for name, color in colors.items()]
+    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), 5))
+    return axes
+
+
+def plot_augmentations(original, variants: Sequence, columns: int = 6) -> np.ndarray:
+    """An image and what augmentation made of it."""
+    axes = plot_sample_grid(
+        [original, *variants], ["original", *(f"variant {i}" for i in range(1, len(variants) + 1))], columns=columns
+    )
+    frame(axes[0], PALETTE[0])
+    return axes
+
+
+def plot_pairs(pairs: Sequence[tuple], titles: Sequence[tuple[str, str]] | None = None, columns: int = 3) -> np.ndarray:
+    """Pairs of images (near-duplicates) side by side: an array of axes (pairs, 2). titles: one for each image of each pair."""
+    if len(pairs) == 0:
+        raise ValueError("there is no pair to draw")
+    columns = min(columns, len(pairs))
+    rows = -(-len(pairs) // columns)
+    lines = max(title.count("\n") + 1 for pair in titles for title in pair) if titles is not None else 0
+    figure = new_figure(rows * (WIDTH / 2 / max(columns, 2) + 0.17 * lines))
+    widths = ([1, 1, 0.12] * columns)[:-1]  # a narrow gap after each pair
+    cells = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    places = [(row, 3 * column) for row in range(rows) for column in range(columns)][: len(pairs)]
+    axes = np.array([[cells[row, left], cells[row, left + 1]] for row, left in places])
+    for ax in set(cells.ravel()) - set(axes.ravel()):
+        ax.remove()
+    for position, pair in enumerate(pairs):
+        for side in (0, 1):
+            show_image(axes[position, side], pair[side])
+            if titles is not None:
+                axes[position, side].set_title(titles[position][side], fontsize=7, pad=3)
+    return axes

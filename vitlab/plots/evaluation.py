@@ -1,0 +1,234 @@
+"""How good the predictions are: confusion, curves, calibration, slices, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from vitlab.plots.data import plot_sample_grid
+from vitlab.plots.style import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    WIDTH,
+    class_colors,
+    legend_below,
+    new_axes,
+    new_figure,
+    panel_grid,
+    readable,
+    series_colors,
+)
+
+GRID = np.linspace(0, 1, 201)  # where the curves of several classes are averaged
+
+
+def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Counts, and their share of the true class: a row for each true class, a column for each predicted one."""
+    counts = confusion_table.to_numpy()
+    classes = list(confusion_table.columns)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(totals, 1)
+    side = min(WIDTH - 1.2, 1.0 + 0.85 * len(classes))
+    ax = new_axes(ax, side, side + 1.2)
+    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    few = len(classes) <= 5
+    for (row, column), count in np.ndenumerate(counts):
+        text = f"{count:,}\n{share[row, column]:.0%}" if few or (count and len(classes) <= 15) else ""
+        color = "white" if share[row, column] > 0.5 else "black"
+        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=9 if few else 6.5)
+    turned = max(map(len, classes)) * len(classes) > 45
+    ax.set_xticks(
+        range(len(classes)),
+        classes,
+        rotation=40 if turned else 0,
+        ha="right" if turned else "center",
+        rotation_mode="anchor" if turned else "default",
+    )
+    ax.set_yticks(range(len(classes)), [f"{name}\nn = {total:,}" for name, total in zip(classes, totals[:, 0], strict=True)])
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, label="share of the true class")
+    bar.outline.set_visible(False)
+    return ax
+
+
+def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+    """ROC curves with their area, and the line of chance. tables: one `roc_table`, or one for each name (model, seed).
+
+    One table of several classes gives a curve for each class; several such tables give one curve each, the mean over its classes.
+    """
+    x, y = "false_positive_rate", "true_positive_rate"
+    new = ax is None
+    ax = new_axes(ax, 3.7)
+    for name, color, curves in _list_curves(tables):
+        area = np.mean([np.trapezoid(curve[y], curve[x]) for curve in curves])
+        if len(curves) == 1:
+            ax.plot(curves[0][x], curves[0][y], color=color, label=_label(name, f"AUC {area:.3f}"))
+        else:
+            mean = np.mean([np.interp(GRID, curve[x], curve[y]) for curve in curves], axis=0)
+            ax.plot([0, *GRID], [0, *mean], color=color, label=_label(name, f"AUC {area:.3f}"))
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance (AUC 0.500)")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
+    return _finish_square(ax, new, _subject(tables))
+
+
+def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+    """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
+    new = ax is None
+    ax = new_axes(ax, 3.7)
+    prevalences = []
+    for name, color, curves in _list_curves(tables):
+        average = np.mean([-(curve["recall"].diff() * curve["precision"].shift()).sum() for curve in curves])
+        prevalences += [curve["precision"].iloc[0] for curve in curves]
+        label = _label(name, f"AP {average:.3f}")
+        if len(curves) == 1:
+            ax.step(curves[0]["recall"], curves[0]["precision"], where="post", color=color, label=label)
+        else:
+            rising = [curve.iloc[::-1] for curve in curves]
+            mean = np.mean([np.interp(GRID, curve["recall"], curve["precision"]) for curve in rising], axis=0)
+            ax.plot(GRID, mean, color=color, label=label)
+    if prevalences:
+        level = np.mean(prevalences)
+        ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label=f"prevalence ({level:.3f})")
+    ax.set(xlabel="recall", ylabel="precision")
+    return _finish_square(ax, new, _subject(tables))
+
+
+def _list_curves(tables) -> list[tuple[str, str, list[pd.DataFrame]]]:
+    """Name, colour and the curves behind each line to be drawn."""
+    if isinstance(tables, Mapping) and len(tables) > 1:
+        colors = series_colors(tables)
+        return [
+            (name, colors[name], [curve for _, curve in table.groupby("class", sort=False)]) for name, table in tables.items()
+        ]
+    name, table = next(iter(tables.items())) if isinstance(tables, Mapping) else ("", tables)
+    groups = dict(list(table.groupby("class", sort=False)))
+    if len(groups) == 1:
+        return [(name, series_colors([name])[name], list(groups.values()))]
+    return [(label, color, [groups[label]]) for label, color in class_colors(list(groups)).items()]
+
+
+def _subject(tables) -> str:
+    """What the curves are about, for the title of the legend."""
+    parts = list(tables.values()) if isinstance(tables, Mapping) else [tables]
+    classes = {name for table in parts for name in table["class"].unique()}
+    if len(classes) == 1:
+        return f"class: {classes.pop()}"
+    return "class, against the rest" if len(parts) == 1 else f"mean over {len(classes)} classes"
+
+
+def _label(name: str, score: str) -> str:
+    return f"{name} ({score})" if name else score
+
+
+def _finish_square(ax: Axes, new: bool, title: str) -> Axes:
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
+    ax.grid(True)
+    if new:
+        ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title=title, alignment="left")
+    else:
+        ax.legend(loc="best", title=title, alignment="left")
+    return ax
+
+
+def plot_reliability(tables: pd.DataFrame | Mapping[str, pd.DataFrame], positive: str | None = None) -> np.ndarray:
+    """Accuracy against confidence with 95 % intervals, and below how many samples have which confidence.
+
+    tables: one `reliability_table`, or one for each name. positive: the class they were made for, if any.
+    """
+    named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
+    figure = new_figure(4.4 + 0.2 * len(named), 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
+    for position, (name, color) in enumerate(series_colors(named).items()):
+        table = named[name]
+        filled = table[table["n"] > 0]
+        shift = 0.008 * (position - (len(named) - 1) / 2)  # so that intervals of several models stand side by side
+        reach = np.abs(filled[["low", "high"]].to_numpy().T - filled["accuracy"].to_numpy())
+        error = (table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum()
+        upper.errorbar(
+            filled["confidence"] + shift, filled["accuracy"], reach, color=color, marker=MARKERS[position % len(MARKERS)],
+            markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2, label=_label(name, f"ECE {error:.3f}, n = {table['n'].sum():,}"),
+        )  # fmt: skip
+        width = (table["end"] - table["start"]) * 0.92 / len(named)
+        lower.bar(
+            table["start"] + (position + 0.5) * (table["end"] - table["start"]) / len(named), table["n"], width, color=color
+        )
+    what = f"share of {positive}" if positive else "accuracy"
+    lowest = min(table["start"][table["n"] > 0].min() for table in named.values())
+    upper.set(xlim=(lowest - 0.01, 1.01), ylim=(0, 1.02), ylabel=f"{what} in the bin")
+    upper.grid(True)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(named) == 1 else 1)
+    lower.set(
+        xlabel=f"probability of {positive}" if positive else "confidence (probability of the predicted class)", ylabel="samples"
+    )
+    figure.align_ylabels()
+    return np.array([upper, lower])
+
+
+def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Precision, recall, specificity and F1 against the threshold on the probability of a class."""
+    ax = new_axes(ax, 3.2)
+    for name, color in series_colors(["precision", "recall", "specificity", "f1"]).items():
+        ax.plot(threshold_table["threshold"], threshold_table[name], color=color, label=readable(name))
+    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    ax.set(
+        xlim=(0, 1),
+        ylim=(-0.01, 1.01),
+        xlabel=f"threshold on the probability of {threshold_table['class'].iloc[0]}",
+        ylabel="score",
+    )
+    ax.grid(True)
+    legend_below(ax, 4)
+    return ax
+
+
+def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
+    """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples."""
+    slices = slice_table.drop_duplicates("slice")
+    names = [f"{row.slice}\n(n = {row.n:,})" for row in slices.itertuples()]
+    metrics = list(slice_table["metric"].unique())
+    axes = panel_grid(len(metrics), columns, 0.75 + 0.36 * len(names), sharey=True)
+    for ax, metric in zip(axes, metrics, strict=True):
+        table = slice_table[slice_table["metric"] == metric].set_index("slice").loc[slices["slice"]]
+        for place, row in enumerate(table.itertuples()):
+            color = GREY if row.Index == "all" else PALETTE[2]
+            ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
+            ax.plot(row.value, place, color=color, marker="o", markersize=5)
+            if np.isnan(row.value):
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
+                ax.text(0.5, place, row.note, color=GREY, fontsize=7, bbox=box, **middle)
+        if "all" in table.index:
+            ax.axvline(table.loc["all", "value"], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        ax.set_title(readable(metric))
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.tick_params(axis="y", length=0)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        ax.grid(axis="x")
+    return axes
+
+
+def plot_mistakes(images: Sequence, mistakes: pd.DataFrame, columns: int = 4) -> np.ndarray:
+    """The images of a `mistakes_table`, in its order, each with its true class, the wrong answer and how sure that was."""
+    if len(images) != len(mistakes):
+        raise ValueError(f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each row, in order")
+    if mistakes.empty:
+        ax = new_axes(None, 0.6)
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
+        return np.array([ax])
+    titles = [
+        f"{row.sample_id}\n" * bool(row.sample_id) + f"true: {row.label}\npredicted: {row.pred} ({row.confidence:.0%})"
+        for row in mistakes.itertuples()
+    ]
+    return plot_sample_grid(images, titles, columns=columns)

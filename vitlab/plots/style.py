@@ -1,0 +1,133 @@
+"""How every figure looks: one palette, one page width, one way of naming things and of showing an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.transforms import ScaledTranslation
+
+# Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are counted from the front and
+# models or runs from further on, so that within one report a colour rarely stands for a class here and for a model there.
+PALETTE = tuple(sns.color_palette("colorblind").as_hex())
+SERIES = tuple(PALETTE[i] for i in (2, 3, 4, 9, 7, 5, 6, 8, 0, 1))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
+GREY = "0.45"
+SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+
+WIDTH = 6.3  # inches: the text width of an A4 page, 16 cm
+DPI = 150  # 945 pixels across, for a page of 800
+
+NAMES = {
+    "roc_auc": "ROC AUC",
+    "mcc": "MCC",
+    "f1": "F1",
+    "weighted_f1": "weighted F1",
+    "grad_cam": "Grad-CAM",
+    "rollout": "attention rollout",
+    "training_seconds": "training time (s)",
+    "inference_ms": "inference time per image (ms)",
+    "n": "n",
+}
+
+
+def set_style() -> None:
+    """Set matplotlib and seaborn for figures of page width: readable on paper and on a screen. Call it once a notebook."""
+    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8)
+    large = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize"), 9)
+    rc = {
+        **small,
+        **large,
+        "figure.figsize": (WIDTH, 3.2),
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "grid.color": "0.9",
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "image.cmap": SEQUENTIAL,
+    }
+    sns.set_theme(context="paper", style="ticks", palette=list(PALETTE), rc=rc)
+
+
+def class_colors(classes: Sequence[str]) -> dict[str, str]:
+    """A colour for each class, the same in every figure as long as the classes come in the order of the data set."""
+    return dict(zip(classes, _at_least(PALETTE, len(classes)), strict=False))
+
+
+def series_colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, run or metric that a figure compares."""
+    names = list(names)
+    return dict(zip(names, _at_least(SERIES, len(names)), strict=False))
+
+
+def _at_least(colors: tuple[str, ...], count: int) -> Sequence[str]:
+    return colors if count <= len(colors) else sns.color_palette("husl", count).as_hex()
+
+
+def readable(name: str) -> str:
+    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`."""
+    for prefix, word in (("val_", "validation "), ("train_", "training ")):
+        if name.startswith(prefix) and name not in NAMES:
+            return word + readable(name.removeprefix(prefix))
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def new_axes(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
+    """The axes given, or those of a new figure."""
+    return ax if ax is not None else new_figure(height, width).add_subplot()
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray:
+    """`count` axes in rows of at most `columns`, each row `height` inches high: an array (count,) on a figure of page width."""
+    columns = max(1, min(columns, count))
+    rows = -(-max(1, count) // columns)
+    figure = new_figure(rows * height)
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return axes[:count]
+
+
+def legend_below(ax: Axes, columns: int, **options) -> Legend:
+    """A legend under the label of the x axis, where it hides nothing. Twice as many entries as columns are two lines."""
+    under = ax.transAxes + ScaledTranslation(0, -0.36, ax.get_figure(root=True).dpi_scale_trans)  # inches: tick and axis labels
+    return ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=under, ncols=columns, **options)
+
+
+def show_image(ax: Axes, image, **options) -> None:
+    """Draw an image (PIL; (h, w) or (h, w, 3); integers, or floats in 0..1) on its full range of values, without ticks."""
+    pixels = np.asarray(image)
+    highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
+    ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
+    hide_ticks(ax)
+
+
+def hide_ticks(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def frame(ax: Axes, color: str) -> None:
+    """A coloured frame around an image."""
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=color, linewidth=2)
+
+
+def image_shape(image) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return np.asarray(image).shape[:2]

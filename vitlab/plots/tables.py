@@ -1,0 +1,46 @@
+"""Tables as a reader wants them: plain words for headers, few digits, a value and its interval in one cell."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from vitlab.plots.style import readable
+
+
+def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
+    """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
+
+    columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number).
+    Empty notes go; the first column becomes the row names where it tells the rows apart.
+    """
+    shown = table.copy()
+    if "metric" in shown:
+        shown["metric"] = shown["metric"].map(readable)
+    if {"value", "low", "high"} <= set(shown):
+        shown["value"] = [_interval(*row, digits) for row in shown[["value", "low", "high"]].to_numpy(float)]
+        shown = shown.drop(columns=["low", "high"])
+    if {"mean", "spread"} <= set(shown):
+        shown["mean"] = [_spread(*row, digits) for row in shown[["mean", "spread"]].to_numpy(float)]
+        shown = shown.drop(columns=["spread", "low", "high"], errors="ignore").rename(columns={"mean": "value"})
+    if "note" in shown and (shown["note"] == "").all():
+        shown = shown.drop(columns="note")
+    if columns is not None:
+        order = shown[columns].unique()
+        rows = [name for name in shown.columns if name not in (columns, "value", "note")]
+        shown = shown.pivot_table(index=rows, columns=columns, values="value", aggfunc="first", sort=False)[order]
+        shown = shown.rename_axis(columns=None).reset_index()
+    shown = shown.round(digits).rename(columns=readable)
+    first = shown.columns[0]
+    return shown.set_index(first) if shown[first].is_unique and not pd.api.types.is_numeric_dtype(shown[first]) else shown
+
+
+def _interval(value: float, low: float, high: float, digits: int) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def _spread(mean: float, spread: float, digits: int) -> str:
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")

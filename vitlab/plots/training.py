@@ -1,0 +1,131 @@
+"""How training went, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from vitlab.plots.style import GREY, MARKERS, class_colors, legend_below, new_axes, new_figure, readable, series_colors
+from vitlab.registry import unknown
+
+SCORES = ("val_accuracy", "val_balanced_accuracy", "val_roc_auc")
+
+
+def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarray:
+    """Loss, validation scores and the recall of each class over the epochs of one run.
+
+    history: a row for each epoch. monitor: the column whose best epoch is marked in every panel.
+    """
+    recalls = [name for name in history.columns if name.startswith("val_recall_")]
+    figure = new_figure(2.9)
+    axes = figure.subplots(1, 3, sharex=True)
+    losses = [name for name in ("train_loss", "val_loss") if name in history]
+    for name, color in series_colors(losses).items():
+        _draw(axes[0], history, name, color, readable(name).removesuffix(" loss"))
+    for name, color in series_colors([name for name in SCORES if name in history]).items():
+        _draw(axes[1], history, name, color, readable(name).removeprefix("validation "))
+    for name, color in class_colors(recalls).items():
+        _draw(axes[2], history, name, color, name.removeprefix("val_recall_"))
+    for ax, title in zip(axes, ("loss", "validation scores", "validation recall"), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+        ax.grid(axis="y")
+    for ax, columns in zip(axes, (1, 1, -(-len(recalls) // 4)), strict=True):
+        legend_below(ax, columns, **({"handlelength": 1, "columnspacing": 1} if columns > 1 else {}))
+    axes[1].set_ylim(top=1)
+    axes[2].set_ylim(top=1)
+    if monitor is not None:
+        best = best_epoch(history, monitor)
+        for ax in axes:
+            ax.axvline(best, color=GREY, linewidth=0.8, linestyle=":")
+        figure.suptitle(f"dotted: epoch {best:g}, the best by {readable(monitor)}", fontsize=8, color=GREY)
+    return axes
+
+
+def best_epoch(history: pd.DataFrame, monitor: str) -> float:
+    """The epoch of the highest `monitor`, or of the lowest if that is a loss."""
+    if monitor not in history.columns:
+        raise ValueError(unknown("column", monitor, list(history.columns)))
+    row = history[monitor].idxmin() if monitor.endswith("loss") else history[monitor].idxmax()
+    return history["epoch"][row]
+
+
+def _draw(ax: Axes, history: pd.DataFrame, column: str, color: str, label: str) -> None:
+    ax.plot(history["epoch"], history[column], color=color, label=label, marker="o" if len(history) < 3 else None, markersize=3)
+
+
+def plot_learning_curves(
+    histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc", ax: Axes | None = None
+) -> Axes:
+    """One metric over the epochs for several models: a thin line for each seed, a thick one for their mean.
+
+    histories: for each model its history, or a list with the history of each seed. The mean ends with the shortest run.
+    """
+    ax = new_axes(ax, 3.2)
+    for name, color in series_colors(histories).items():
+        runs = list_histories(histories[name])
+        for run in runs:
+            if metric not in run.columns:
+                raise ValueError(unknown("column", metric, list(run.columns), f"It was looked for in the history of {name}."))
+            ax.plot(run["epoch"], run[metric], color=color, linewidth=0.7, alpha=0.7)
+        mean = mean_curve(runs, metric)
+        seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        ax.plot(mean["epoch"], mean[metric], color=color, linewidth=2, label=name + seeds)
+    ax.set(xlabel="epoch", ylabel=readable(metric))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(axis="y")
+    legend_below(ax, 3, title="thick: mean over seeds" if any(len(list_histories(h)) > 1 for h in histories.values()) else None)
+    return ax
+
+
+def list_histories(histories: pd.DataFrame | list[pd.DataFrame]) -> list[pd.DataFrame]:
+    return [histories] if isinstance(histories, pd.DataFrame) else list(histories)
+
+
+def mean_curve(runs: list[pd.DataFrame], metric: str) -> pd.DataFrame:
+    """The mean over runs of `metric` at each epoch that all of them reached: columns epoch and the metric."""
+    together = pd.concat(runs).groupby("epoch")[metric].agg(["mean", "size"])
+    return together.loc[together["size"] == len(runs), "mean"].rename(metric).reset_index()
+
+
+def plot_cost(
+    table: pd.DataFrame, x: str = "training_seconds", y: str = "roc_auc", size: str = "parameters", ax: Axes | None = None
+) -> Axes:
+    """A score against its price: a dot for each run, its area growing with the number of parameters.
+
+    table: a row for each run with the column model and those named by x, y and size.
+    """
+    for column in ("model", x, y, size):
+        if column not in table.columns:
+            raise ValueError(unknown("column", column, list(table.columns)))
+    ax = new_axes(ax, 3.2)
+    for marker, (name, color) in zip(MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False):
+        runs = table[table["model"] == name]
+        area = 25 + 375 * runs[size] / table[size].max()
+        label = f"{name}: {short_number(runs[size].mean())} {readable(size)}"
+        ax.scatter(runs[x], runs[y], s=area, color=color, alpha=0.75, marker=marker, linewidths=0, label=label)
+    low, high = table[x].min(), table[x].max()
+    if 0 < 20 * low < high:
+        ax.set_xscale("log")
+        ax.set_xlim(low / 2, high * 2)
+    else:
+        ax.set_xlim(0, high * 1.12)
+    ax.margins(y=0.2)
+    ax.set(xlabel=readable(x), ylabel=readable(y))
+    ax.grid(True)
+    legend = legend_below(ax, 2)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    return ax
+
+
+def short_number(value: float) -> str:
+    """3413482 as 3.41 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:g}"

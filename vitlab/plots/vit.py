@@ -1,0 +1,132 @@
+"""What a Vision Transformer sees and does: patches, positions, one attention head."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from vitlab.plots.style import DIVERGING, PALETTE, SEQUENTIAL, hide_ticks, image_shape, new_figure, show_image
+
+MARK = PALETTE[3]  # what marks the query on an image
+
+
+def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
+    """An image, the same cut into patches, and the first `shown` of the sequence of patches that the transformer gets."""
+    pixels = np.asarray(image)
+    height, width = image_shape(pixels)
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"patches of {patch_size} pixels do not fill an image of {height} x {width}: resize or pad it to a multiple"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    enlarge = -(-16 // patch_size)  # so that the gaps between tiny patches can be narrow
+    size, gap = patch_size * enlarge, max(2, patch_size * enlarge // 8)
+    pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    split = pixels.reshape(rows, size, columns, size, *pixels.shape[2:]).swapaxes(1, 2)  # (rows, columns, p, p, ...)
+    figure = new_figure(4.3)
+    axes = figure.subplot_mosaic([["image", "grid"], ["row", "row"]], height_ratios=[4, 1])
+    show_image(axes["image"], image)
+    axes["image"].set_title(f"image, {height} × {width} pixels")
+    show_image(axes["grid"], _spread(split, gap))
+    axes["grid"].set_title(f"{rows} × {columns} = {rows * columns} patches of {patch_size} × {patch_size}")
+    shown = min(shown, rows * columns)
+    sequence = split.reshape(1, rows * columns, *split.shape[2:])[:, :shown]
+    show_image(axes["row"], _spread(sequence, gap))
+    centers = np.arange(shown) * (size + gap) + (size - 1) / 2
+    axes["row"].set_xticks(centers, [str(i + 1) for i in range(shown)])
+    axes["row"].tick_params(length=0)
+    axes["row"].set_title(f"the sequence, row by row: patches 1 to {shown} of {rows * columns}")
+    return np.array(list(axes.values()))
+
+
+def _spread(patches: np.ndarray, gap: int) -> np.ndarray:
+    """Patches (rows, columns, p, p[, 3]) as one picture with white gaps between them."""
+    rows, columns, size = patches.shape[:3]
+    white = np.iinfo(patches.dtype).max if np.issubdtype(patches.dtype, np.integer) else 1
+    canvas = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, *patches.shape[4:]), white, patches.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (size + gap), column * (size + gap)
+            canvas[top : top + size, left : left + size] = patches[row, column]
+    return canvas
+
+
+def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The encodings as a matrix (positions by channels), and how much each position resembles every other.
+
+    positions: (T, C); rows before the last grid[0] * grid[1] are prefix tokens and left out. The right panel is a grid of small
+    maps: the one in row i, column j holds the cosine similarity of position (i, j) to all positions.
+    """
+    positions = _patch_rows(np.asarray(positions, float), grid, "positions")
+    rows, columns = grid
+    figure = new_figure(3.3)
+    left, right = figure.subplots(1, 2)
+    limit = np.abs(positions).max()
+    matrix = left.imshow(positions, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    left.set(title="encoding of each position", xlabel="channel", ylabel="position, row by row")
+    left.grid(False)
+    figure.colorbar(matrix, ax=left, location="bottom", label="value", shrink=0.8)
+    unit = positions / np.linalg.norm(positions, axis=1, keepdims=True).clip(1e-12)
+    similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)  # from (row, column) to (row, column)
+    tiles = np.pad(similarity, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)  # a gap after each small map
+    mosaic = tiles.swapaxes(1, 2).reshape(rows * (rows + 1), columns * (columns + 1))[:-1, :-1]
+    image = right.imshow(mosaic, cmap=SEQUENTIAL, vmin=similarity.min(), vmax=1, interpolation="nearest")
+    right.set_title("similarity to all positions")
+    hide_ticks(right)
+    right.set(xlabel="a small map for each position,\nplaced where the position is")
+    figure.colorbar(image, ax=right, location="bottom", label="cosine similarity", shrink=0.8)
+    return np.array([left, right])
+
+
+def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None = None) -> np.ndarray:
+    """What one token looks at in one attention head: the query marked on the image, its attention over the grid beside it.
+
+    attention: (T, T), a row for each query. query: row and column of a patch; None is the first prefix token (the class token),
+    or the middle patch of a model without one.
+    """
+    attention = np.asarray(attention, float)
+    tokens = attention.shape[0]
+    if attention.shape != (tokens, tokens):
+        raise ValueError(f"attention must be (T, T) of one head and one image, got {attention.shape}")
+    rows, columns = grid
+    prefix = tokens - rows * columns
+    if prefix < 0:
+        raise ValueError(f"attention over {tokens} tokens does not cover a grid of {rows} x {columns}")
+    if query is None and prefix == 0:
+        query = (rows // 2, columns // 2)
+    if query is not None and not (0 <= query[0] < rows and 0 <= query[1] < columns):
+        raise ValueError(f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count from 0")
+    weights = attention[0 if query is None else prefix + query[0] * columns + query[1]]  # (T,)
+    figure = new_figure(2.9)
+    left, right = figure.subplots(1, 2)
+    show_image(left, image)
+    height, width = image_shape(image)
+    shown = right.imshow(
+        weights[prefix:].reshape(grid), cmap=SEQUENTIAL, vmin=0, interpolation="nearest", aspect=height / rows * columns / width
+    )
+    hide_ticks(right)
+    if query is None:
+        left.set_title("query: the class token")
+    else:
+        left.set_title(f"query: patch in row {query[0] + 1}, column {query[1] + 1}")
+        _outline(left, query, height / rows, width / columns)
+        _outline(right, query, 1, 1)
+    to_prefix = f"; on the {'class token' if prefix == 1 else 'prefix tokens'}: {weights[:prefix].sum():.0%}" if prefix else ""
+    right.set_title(f"attention to each patch{to_prefix}")
+    figure.colorbar(shown, ax=right, label="attention weight")
+    return np.array([left, right])
+
+
+def _outline(ax: Axes, cell: tuple[int, int], height: float, width: float) -> None:
+    corner = (cell[1] * width - 0.5, cell[0] * height - 0.5)  # imshow's first pixel is centred on 0
+    ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=MARK, linewidth=2))
+
+
+def _patch_rows(tokens: np.ndarray, grid: tuple[int, int], what: str) -> np.ndarray:
+    patches = grid[0] * grid[1]
+    if tokens.ndim != 2 or len(tokens) < patches:
+        raise ValueError(
+            f"{what} {tokens.shape} do not cover a grid of {grid[0]} x {grid[1]}: expected (T, C) with T >= {patches}"
+        )
+    return tokens[-patches:]

@@ -1,0 +1,195 @@
+"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, each output in one form for each medium."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pypandoc
+import yaml
+from nbformat import NotebookNode
+
+KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
+TABLES = Path(__file__).with_name("tables.lua")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
+REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns, said once by its picture
+SPLIT = "vitlab-next-table"
+
+
+def clean_notebook(notebook: NotebookNode) -> NotebookNode:
+    """A copy without stderr, progress bars and marks of papermill; the parameters cell shows the values of this run.
+
+    HTML tables become Markdown tables, errors a call-out; options that readers need (alternative text, an unfolded parameters
+    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page.
+    """
+    cells = [cell for cell in nbformat.from_dict(notebook).cells if not _is_papermill_mark(cell)]
+    cells = _merge_parameters(cells)
+    for number, cell in enumerate(cells, start=1):
+        if cell.cell_type == "code":
+            cell.outputs = [clean for output in cell.outputs if (clean := _clean_output(output)) is not None]
+            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+                cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
+                _describe_figure(cell)
+        cell.metadata = {}
+        cell.id = f"cell-{number}"
+    _convert_tables(cells)
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+def read_options(source: str) -> tuple[dict, str]:
+    """The `#| key: value` options at the head of a code cell, and the code below them."""
+    lines = source.splitlines()
+    head = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+    options = yaml.safe_load("\n".join(line[2:].removeprefix(" ") for line in lines[:head])) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"cell options must be `#| key: value` lines, not {lines[:head]}")
+    return options, "\n".join(lines[head:]).strip("\n")
+
+
+def write_options(options: dict, code: str) -> str:
+    """The source of a code cell with these options; the reverse of `read_options`."""
+    head = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=10_000) if options else ""
+    return "\n".join([*(f"#| {line}" for line in head.splitlines()), code])
+
+
+def for_web(notebook: NotebookNode) -> NotebookNode:
+    """The copy for HTML: Plotly figures stay alive. They travel as Markdown, because Quarto loads libraries from the network for HTML."""
+    return _with_outputs(notebook, _pick_for_web)
+
+
+def for_paper(notebook: NotebookNode) -> NotebookNode:
+    """The copy for PDF: of every interactive figure, its static twin."""
+    return _with_outputs(notebook, _pick_for_paper)
+
+
+def split_plotly(html: str) -> tuple[str, str]:
+    """The Plotly library (its script element, or "") and the rest of a figure's HTML."""
+    library = PLOTLY_LIBRARY.search(html)
+    return (library.group(), html.replace(library.group(), "")) if library else ("", html)
+
+
+def raw_html(html: str) -> str:
+    """HTML as a raw block of pandoc's Markdown, in a fence longer than any inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", html)), default=0))
+    return f"{fence}{{=html}}\n{html.strip()}\n{fence}\n"
+
+
+def code_block(text: str, classes: str) -> str:
+    """Text as a fenced code block of pandoc's Markdown."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {{{classes}}}\n{text.rstrip()}\n{fence}\n"
+
+
+def _is_papermill_mark(cell):
+    return "papermill-error-cell-tag" in cell.metadata.get("tags", ()) or 'id="papermill-error-cell"' in cell.source
+
+
+def _merge_parameters(cells):
+    """Write the injected values into the parameters cell, comments kept, and drop papermill's own cell."""
+    injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
+    values = {}
+    for cell in injected:
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                values[node.targets[0].id] = ast.get_source_segment(cell.source, node.value)
+    for cell in cells:
+        if "parameters" in cell.metadata.get("tags", ()):
+            options, code = read_options(_replace_values(cell.source, values))
+            cell.source = write_options({"code-fold": False, **options}, code)
+    return [cell for cell in cells if cell not in injected]
+
+
+def _replace_values(source, values):
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):  # from the end, so that earlier positions stay right
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in values:
+            old, first, last = node.value, node.value.lineno - 1, node.value.end_lineno - 1
+            # ast counts bytes, str counts characters
+            before = lines[first].encode()[: old.col_offset].decode()
+            after = lines[last].encode()[old.end_col_offset :].decode()
+            lines[first : last + 1] = [before + values[node.targets[0].id] + after]
+    return "\n".join(lines)
+
+
+def _clean_output(output):
+    """The output without noise, or None where nothing is left to read."""
+    if output.output_type == "stream":
+        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", output.text).split("\n"))
+        return None if output.name == "stderr" or not text.strip() else nbformat.v4.new_output("stream", name="stdout", text=text)
+    if output.output_type == "error":
+        trace = "\n".join(ANSI.sub("", "\n".join(output.traceback)).splitlines()[-20:])
+        text = callout("important", f"This cell failed: {output.ename}", f"{code_block(output.evalue, '.output')}\n{code_block(trace, '.output')}")
+        return _display({"text/markdown": text})
+    if any("jupyter.widget" in kind for kind in output.data) or not output.data:
+        return None
+    picture = output.get("metadata", {}).get("image/png")  # width and height, from a high-density display
+    return nbformat.v4.new_output("display_data", data=dict(output.data), metadata={"image/png": picture} if picture else {})
+
+
+def callout(kind: str, title: str, text: str) -> str:
+    """A call-out in Quarto's Markdown. kind: note, tip, warning, important or caution."""
+    title = title.replace("\\", "\\\\").replace('"', '\\"')
+    return f'::: {{.callout-{kind} title="{title}"}}\n{text.strip()}\n:::\n'
+
+
+def _display(data, metadata=None):
+    return nbformat.v4.new_output("display_data", data=data, metadata=metadata or {})
+
+
+def _is_bare_repr(output):
+    data = output.get("data", {})
+    return set(data) == {"text/plain"} and bool(REPR.match(data["text/plain"].strip()) or data["text/plain"].startswith("Text("))
+
+
+def _describe_figure(cell):
+    """Give the picture an alternative text where the author wrote none."""
+    options, code = read_options(cell.source)
+    if not options.get("fig-alt"):
+        first_line = next((line for line in code.splitlines() if line.strip()), "this cell")
+        options["fig-alt"] = options.get("fig-cap") or f"Picture made by the code {first_line.strip()}"
+        cell.source = write_options(options, code)
+
+
+def _convert_tables(cells):
+    """Turn all HTML tables of a notebook into Markdown tables, in one call of pandoc."""
+    data = [output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output]
+    found = [item for item in data if "<table" in item.get("text/html", "") and "vitlab-plotly" not in item["text/html"]]
+    if not found:
+        return
+    text = pypandoc.convert_text(
+        f"\n<p>{SPLIT}</p>\n".join(item["text/html"] for item in found),
+        "markdown-simple_tables-multiline_tables+pipe_tables-raw_html-native_divs-native_spans-fenced_divs",
+        format="html",
+        extra_args=["--wrap=none", "--columns=10000", f"--lua-filter={TABLES}"],
+    )
+    for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
+        item.pop("text/html")
+        item["text/markdown"] = table.strip() + "\n"
+
+
+def _with_outputs(notebook, pick):
+    copy = nbformat.from_dict(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output if output.output_type == "stream" else _display(*pick(output, cell)) for output in cell.outputs]
+    return copy
+
+
+def _pick_for_web(output, cell):
+    data = output.data
+    html = data.get("text/html", "")
+    if "text/markdown" not in data and ("plotly" in html.lower() or (html and "image/png" not in data)):
+        label = read_options(cell.source)[0].get("fig-alt", "Interactive figure").replace("&", "&amp;").replace('"', "&quot;")
+        return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{label}">{html}</div>')},)
+    return _pick_for_paper(output, cell)
+
+
+def _pick_for_paper(output, cell):
+    data = output.data
+    for kind in ("text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/latex", "text/plain"):
+        if kind in data:
+            return {kind: data[kind]}, {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
+    return ({"text/markdown": "*This output is only to be had in the HTML report.*"},)

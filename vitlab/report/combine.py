@@ -1,0 +1,90 @@
+"""All pages as the chapters of one notebook, for the PDF: labels, footnotes and links made unique."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
+
+from vitlab.report.clean import KERNEL, for_paper, read_options, write_options
+from vitlab.report.gather import Report
+
+IDENTIFIER = re.compile(r"(@|\{#|\(#)([A-Za-z][\w-]*)")
+FOOTNOTE = re.compile(r"\[\^([^\]\s]+)\]")
+PAGE_LINK = re.compile(r"\]\(([\w-]+)\.ipynb(?:#[^)]*)?\)")
+CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
+FENCE = re.compile(r"^\s*(```+|~~~+)")
+
+
+def combine_pages(report: Report) -> NotebookNode:
+    """One notebook of the whole report. The code of a notebook stands where it comes first; later grid points show what differs."""
+    front = {"title": report.title, "subtitle": report.subtitle, "date": report.date}
+    header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
+    cells = [new_raw_cell(f"---\n{header}\n---")]
+    first = {}
+    for page in report.pages:
+        cells.append(new_markdown_cell(f"# {page.title} {{#{page.slug}}}"))
+        origin = first.setdefault(page.stem, page)
+        chapter = for_paper(page.notebook).cells
+        if origin is not page and any(cell.cell_type == "code" for cell in chapter):
+            cells.append(new_markdown_cell(f"*The code is that of [{origin.title}](#{origin.slug}); it is not repeated here.*"))
+            _hide_code(chapter)
+        _rename(chapter, page.slug)
+        cells += chapter
+    if any(CITATION.search(cell.source) for cell in cells if cell.cell_type == "markdown"):
+        cells.append(new_markdown_cell("# References {.unnumbered}\n\n::: {#refs}\n:::"))
+    for number, cell in enumerate(cells, start=1):
+        cell.id = f"cell-{number}"
+    return new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+def shift_headings(markdown: str) -> str:
+    """Every heading one level down, outside of code."""
+    lines, fence = [], ""
+    for line in markdown.split("\n"):
+        mark = FENCE.match(line)
+        if mark and not fence:
+            fence = mark.group(1)
+        elif mark and mark.group(1).startswith(fence):
+            fence = ""
+        lines.append(f"#{line}" if not fence and re.match(r"#{1,5} ", line) else line)
+    return "\n".join(lines)
+
+
+def _hide_code(cells):
+    for cell in cells:
+        if cell.cell_type == "code":
+            options, code = read_options(cell.source)
+            if options.get("code-fold") is not False:  # the parameters stay: they are what differs
+                cell.source = write_options({**options, "echo": False}, code)
+
+
+def _rename(cells, slug):
+    """Give every label, footnote and anchor of a chapter a name of its own, and follow it in the references."""
+    options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    own = {str(item["label"]) for item in options if "label" in item}
+    own |= {match.group(2) for text in prose for match in IDENTIFIER.finditer(text) if match.group(1) == "{#"}
+
+    def rename(text):
+        text = IDENTIFIER.sub(lambda m: f"{m[1]}{m[2]}-{slug}" if m[2] in own else m[0], text)
+        text = FOOTNOTE.sub(lambda m: f"[^{slug}-{m[1]}]", text)
+        return PAGE_LINK.sub(r"](#\1)", text)
+
+    deep = any(re.search(r"(?m)^# ", text) for text in prose)  # the chapter itself is the only heading of the first level
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = rename(shift_headings(cell.source) if deep else cell.source)
+        elif cell.cell_type == "code":
+            item, code = read_options(cell.source)
+            if "label" in item:
+                item["label"] = f"{item['label']}-{slug}"
+            for key in ("fig-cap", "tbl-cap"):
+                if key in item:
+                    item[key] = rename(str(item[key]))
+            cell.source = write_options(item, code)
+            for output in cell.outputs:
+                if "text/markdown" in output.get("data", {}):
+                    output["data"]["text/markdown"] = rename(output["data"]["text/markdown"])

@@ -1,0 +1,198 @@
+-- What Quarto adds to pandoc's Markdown, for HTML and Typst: numbered figures and tables, references to them, call-outs,
+-- folded code. Everything else is left to pandoc.
+local typst = FORMAT == "typst"
+local WORDS = { fig = "Figure", tbl = "Table" }
+local TITLES = { note = "Note", tip = "Tip", warning = "Warning", important = "Important", caution = "Caution" }
+local numbers = {}  -- label -> number, for figures and tables
+local sections = {} -- label -> heading, for sections
+local anchors = {}  -- every identifier: Typst refuses a link to one that is not there
+
+local function kind_of(label)
+  local kind = label:match("^(%a+)%-")
+  return WORDS[kind] and kind or nil
+end
+
+local function raw(text)
+  return pandoc.RawBlock(typst and "typst" or "html", text)
+end
+
+local function typst_string(text)
+  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
+end
+
+-- Numbers in the order of the document -----------------------------------------------------------------------------------------
+
+local function collect(doc)
+  local count = { fig = 0, tbl = 0 }
+  local function number(element)
+    anchors[element.identifier] = true
+    local kind = kind_of(element.identifier)
+    if kind and not numbers[element.identifier] then
+      count[kind] = count[kind] + 1
+      numbers[element.identifier] = count[kind]
+    end
+  end
+  doc:walk({
+    traverse = "topdown",
+    Div = number,
+    Figure = number,
+    Table = number,
+    Span = function(span) anchors[span.identifier] = true end,
+    Header = function(header)
+      anchors[header.identifier] = true
+      if header.identifier:match("^sec%-") then sections[header.identifier] = header.content end
+    end,
+  })
+end
+
+-- Figures and tables with captions ---------------------------------------------------------------------------------------------
+
+-- By the time that figures are built, Typst's pictures are raw Typst already.
+local function is_picture(block)
+  local first = block.content[1]
+  return #block.content == 1 and (first.t == "Image" or (first.t == "RawInline" and first.text:match("^#box%(image") ~= nil))
+end
+
+-- The last paragraph of a captioned Div is its caption.
+local function split_caption(div)
+  local blocks, last = div.content, div.content[#div.content]
+  if #blocks > 1 and last.t == "Para" and not is_picture(last) then
+    return pandoc.List(table.move(blocks, 1, #blocks - 1, 1, {})), last.content
+  end
+  return blocks, pandoc.Inlines({})
+end
+
+local function captioned(label, kind, blocks, caption)
+  local number = numbers[label]
+  if typst then
+    local out = pandoc.List({ raw(("#captioned(%s, %s, ["):format(typst_string(kind), number and "true" or "false")) })
+    out:insert(pandoc.Plain(caption))
+    out:insert(raw("])["))
+    out:extend(blocks)
+    out:insert(raw("]" .. (number and (" <%s>"):format(label) or "")))
+    return out
+  end
+  if number then
+    local mark = pandoc.Span({ pandoc.Str(WORDS[kind] .. "\u{a0}" .. number .. (#caption > 0 and ":" or "")) }, { class = "number" })
+    caption = pandoc.Inlines({ mark, pandoc.Space() }) .. caption
+  end
+  for i, block in ipairs(blocks) do
+    if block.t == "Para" and is_picture(block) then blocks[i] = pandoc.Plain(block.content) end
+  end
+  return pandoc.Figure(blocks, { long = #caption > 0 and { pandoc.Plain(caption) } or {} }, pandoc.Attr(label, { kind }))
+end
+
+-- Call-outs --------------------------------------------------------------------------------------------------------------------
+
+local function callout(div, kind)
+  local title, content = nil, div.content
+  if div.attributes.title then
+    title = pandoc.Inlines({ pandoc.Str(div.attributes.title) })
+  elseif content[1] and content[1].t == "Header" then
+    title = content[1].content
+    content = pandoc.List(table.move(content, 2, #content, 1, {}))
+  end
+  title = title or pandoc.Inlines({ pandoc.Str(TITLES[kind]) })
+  if typst then
+    local out = pandoc.List({ raw(("#callout(%s, ["):format(typst_string(kind))), pandoc.Plain(title), raw("])[") })
+    out:extend(content)
+    out:insert(raw("]"))
+    return out
+  end
+  local out = pandoc.List({ pandoc.Div({ pandoc.Plain(title) }, { class = "callout-title" }) })
+  out:extend(content)
+  return pandoc.Div(out, pandoc.Attr("", { "callout", kind }, { role = "note" }))
+end
+
+-- Elements ---------------------------------------------------------------------------------------------------------------------
+
+local elements = {}
+
+function elements.Div(div)
+  for kind in pairs(TITLES) do
+    if div.classes:includes("callout-" .. kind) then return callout(div, kind) end
+  end
+  local kind = kind_of(div.identifier) or (div.classes:includes("captioned") and (div.classes:includes("tbl") and "tbl" or "fig"))
+  if kind then
+    local blocks, caption = split_caption(div)
+    return captioned(div.identifier, kind, blocks, caption)
+  end
+end
+
+function elements.Figure(figure)
+  if typst or kind_of(figure.identifier) then
+    local caption = figure.caption.long[1] and figure.caption.long[1].content or pandoc.Inlines({})
+    return captioned(figure.identifier, "fig", figure.content, caption)
+  end
+end
+
+function elements.Table(tbl)
+  local caption, label = tbl.caption.long[1] and tbl.caption.long[1].content, tbl.identifier
+  if not typst then
+    tbl = pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot)
+    tbl = pandoc.Div({ tbl }, pandoc.Attr("", { "table-scroll" }, { tabindex = "0" }))
+  elseif caption or label ~= "" then
+    tbl = pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot)
+  end
+  if caption or label ~= "" then return captioned(label, "tbl", pandoc.List({ tbl }), caption or pandoc.Inlines({})) end
+  return tbl
+end
+
+function elements.CodeBlock(block)
+  if block.classes:includes("cell-code") then
+    local fold, summary = block.attributes.fold, block.attributes.summary
+    local code = pandoc.CodeBlock(block.text, pandoc.Attr("", { block.classes[1] }))
+    if typst or fold == "false" then return code end
+    local open = ('<details class="code"%s><summary>%s</summary>'):format(fold == "show" and " open" or "", summary:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }))
+    return { raw(open), code, raw("</details>") }
+  elseif block.classes:includes("output") and typst then
+    return { raw("#output["), pandoc.CodeBlock(block.text), raw("]") }
+  end
+end
+
+function elements.Image(image)
+  if typst then
+    local width = image.attributes.width
+    local alt = image.attributes.alt or pandoc.utils.stringify(image.caption)
+    local size = width and (", width: " .. width:gsub("px$", "pt")) or ""
+    return pandoc.RawInline("typst", ("#box(image(%s, alt: %s%s))"):format(typst_string(image.src), typst_string(alt), size))
+  elseif image.attributes.width then -- inches as CSS pixels, so that the style sheet may still shrink the picture
+    local inches = image.attributes.width:match("^([%d.]+)in$")
+    if inches then image.attributes.width = tostring(math.floor(tonumber(inches) * 96 + 0.5)) end
+    return image
+  end
+end
+
+function elements.Link(link)
+  if typst then
+    local anchor = link.target:match("^#(.*)$")
+    return (anchor and not anchors[anchor]) and link.content or link
+  elseif not link.target:match("^%a+:") then
+    link.target = link.target:gsub("%.ipynb$", ".html"):gsub("%.ipynb#", ".html#")
+    return link
+  end
+end
+
+-- @fig-x, @tbl-x and @sec-x become links; every other citation is left to citeproc.
+function elements.Cite(cite)
+  local out = pandoc.Inlines({})
+  for i, citation in ipairs(cite.citations) do
+    local label, word = citation.id, WORDS[kind_of(citation.id)]
+    local text
+    if numbers[label] then
+      text = pandoc.Inlines({ pandoc.Str((citation.mode == "SuppressAuthor" and "" or word .. "\u{a0}") .. numbers[label]) })
+    elseif sections[label] then
+      text = sections[label]
+    else
+      return nil
+    end
+    if i > 1 then out:extend({ pandoc.Str(","), pandoc.Space() }) end
+    out:insert(pandoc.Link(text, "#" .. label))
+  end
+  return out
+end
+
+function Pandoc(doc)
+  collect(doc)
+  return doc:walk(elements)
+end

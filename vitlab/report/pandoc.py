@@ -1,0 +1,143 @@
+"""The report without Quarto: pandoc and Typst, both from wheels. HTML pages that need no other file, and one PDF."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import re
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+import nbformat
+import pypandoc
+import typst
+
+from vitlab.report.clean import for_web, split_plotly
+from vitlab.report.gather import Page, Report
+from vitlab.report.markdown import Medium, notebook_markdown
+from vitlab.report.settings import Settings
+
+HERE = Path(__file__).parent
+TEXT_WIDTH, TEXT_HEIGHT = 6.45, 8.2  # inches: the text block of report.typ, less room for a caption
+
+
+def render_pages(report: Report, settings: Settings, build: Path, output: Path) -> Path:
+    """Write one HTML file a page into `output`; the path of the first."""
+    (build / "pages").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as threads:
+        for page, html in zip(report.pages, threads.map(lambda page: _render_page(page, report, settings, build / "pages"), report.pages), strict=True):
+            (output / f"{page.slug}.html").write_text(html, encoding="utf-8")
+    return output / "index.html"
+
+
+def render_pdf(report: Report, settings: Settings, build: Path, output: Path) -> Path:
+    """Write report.pdf into `output`, from the notebook that holds all pages; its path."""
+    folder = build / "pdf"
+    notebook = nbformat.read(folder / "report.ipynb", as_version=4)
+    markdown = notebook_markdown(notebook, Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT), "figure")
+    variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
+    metadata = {"title": report.title, "subtitle": report.subtitle}
+    source = _run_pandoc(markdown, "typst", folder / "report", settings, {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata})
+    (folder / "report.typ").write_text(source, encoding="utf-8")
+    typst.compile(folder / "report.typ", output=output / "report.pdf", root=folder, ignore_system_fonts=True)
+    return output / "report.pdf"
+
+
+def _render_page(page, report, settings, folder):
+    notebook = for_web(page.notebook)
+    library = _take_plotly(notebook)
+    markdown = notebook_markdown(notebook, Medium(folder, fold=settings.fold), page.slug)
+    position = [other.slug for other in report.pages].index(page.slug)
+    neighbours = {
+        "previous": _link(report.pages[position - 1]) if position else None,
+        "next": _link(report.pages[position + 1]) if position + 1 < len(report.pages) else None,
+    }
+    variables = {
+        "site-title": settings.title,
+        "lang": settings.lang,
+        "home": page is report.pages[0],
+        "report-subtitle": report.subtitle,
+        "report-date": report.date,
+        "folded": 'fold="true"' in markdown,
+        "parts": _navigation(report.pages, page),
+        "version": version("vitlab"),
+        "style": (HERE / "style.css").read_text(encoding="utf-8"),
+        "script": (HERE / "page.js").read_text(encoding="utf-8"),
+        "plotly": "<!-- plotly -->" if library else "",
+        **{key: value for key, value in neighbours.items() if value},
+    }
+    defaults = {
+        "template": str(HERE / "page.html"),
+        "variables": variables,
+        "metadata": {"title": page.title, "pagetitle": page.title, "reference-section-title": "References"},
+        "table-of-contents": True,
+        "toc-depth": settings.toc_depth,
+        "html-math-method": {"method": "mathml"},
+    }
+    html = _run_pandoc(markdown, "html5", folder / page.slug, settings, defaults)
+    html = html.replace("<!-- plotly -->", library, 1)  # only now: pandoc need not carry megabytes
+    return re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder / match[2]) + match[3], html)
+
+
+def _run_pandoc(markdown, target, path, settings, defaults):
+    """Convert with our filter before citeproc. The Markdown and pandoc's settings stay beside the result, for whoever wonders."""
+    defaults |= {
+        "from": "markdown",
+        "to": target,
+        "standalone": True,
+        "columns": 10_000,  # a long line of a pipe table must not make pandoc choose column widths
+        "wrap": "none",
+        "filters": [str(HERE / "filters.lua"), "citeproc"],
+        "bibliography": [str(file) for file in settings.bibliography],
+        **({"csl": str(settings.csl)} if settings.csl else {}),
+    }
+    path.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    path.with_suffix(".defaults.json").write_text(json.dumps(defaults, indent=1), encoding="utf-8")
+    return pypandoc.convert_file(path.with_suffix(".md"), target, format="markdown", extra_args=["--defaults", str(path.with_suffix(".defaults.json"))])
+
+
+def _take_plotly(notebook):
+    """Take the Plotly library out of all outputs of a page, and return it once."""
+    found = ""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "text/markdown" in output.get("data", {}):
+                library, output["data"]["text/markdown"] = split_plotly(output["data"]["text/markdown"])
+                found = found or library
+    return found
+
+
+def _link(page: Page):
+    return {"href": f"{page.slug}.html", "title": page.title}
+
+
+def _navigation(pages, current):
+    """The pages as parts (batches) of groups (models) of runs (further grid values)."""
+    return [
+        {
+            "title": part,
+            "groups": [
+                {
+                    "title": group,
+                    "runs": [
+                        {"title": run, "pages": [_entry(page, current) for page in members]}
+                        for run, members in groupby(in_group, key=lambda page: page.group[2])
+                    ],
+                }
+                for group, in_group in groupby(in_part, key=lambda page: page.group[1])
+            ],
+        }
+        for part, in_part in groupby(pages, key=lambda page: page.group[0])
+    ]
+
+
+def _entry(page, current):
+    return {"href": f"{page.slug}.html", "heading": page.heading, "current": page is current, "trouble": bool(page.trouble)}
+
+
+def _data_uri(file):
+    kind = mimetypes.guess_type(file.name)[0]
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,0 +1,82 @@
+"""The report with Quarto: two projects in the build folder, one for the site and one for the PDF, made from the project's _quarto.yml."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import yaml
+
+from vitlab.report.gather import Report
+from vitlab.report.settings import Settings
+
+
+def render_with_quarto(quarto: str, report: Report, settings: Settings, build: Path, output: Path) -> dict[str, Path]:
+    """Render build/site and build/pdf, and bring pages and PDF to `output`. RuntimeError carries what Quarto said."""
+    for folder, config in (("site", site_config(report, settings)), ("pdf", pdf_config(settings))):
+        for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
+            shutil.copy(file, build / folder / file.name)
+        (build / folder / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    _run(quarto, ["render"], build / "site")
+    _run(quarto, ["render", "report.ipynb", "--to", "typst"], build / "pdf")
+    shutil.copytree(build / "site" / "_site", output, dirs_exist_ok=True)
+    shutil.copy(build / "pdf" / "report.pdf", output / "report.pdf")
+    return {"html": output / "index.html", "pdf": output / "report.pdf"}
+
+
+def site_config(report: Report, settings: Settings) -> dict:
+    """The project's own configuration, for the gathered pages: what to render and the navigation."""
+    config = _shared_config(settings)
+    config["project"] = {"type": "website", "output-dir": "_site", "render": [f"{page.slug}.ipynb" for page in report.pages]}
+    website = config.setdefault("website", {})
+    sidebar = dict(website.get("sidebar") or {})
+    website["title"] = settings.title
+    website["sidebar"] = {**sidebar, "contents": _sidebar(report.pages)}
+    html = dict((config.get("format") or {}).get("html") or {})
+    config["format"] = {"html": {**html, "embed-resources": True}}  # each page one file, to be opened offline
+    return config
+
+
+def pdf_config(settings: Settings) -> dict:
+    """The project's own configuration, for the one notebook of the PDF. It is a plain project: a website makes a PDF a page."""
+    config = _shared_config(settings)
+    config.pop("website", None)
+    config["project"] = {"type": "default", "render": ["report.ipynb"]}
+    config["format"] = {"typst": dict((config.get("format") or {}).get("typst") or {})}
+    return config
+
+
+def _shared_config(settings):
+    config = copy.deepcopy(settings.config)
+    config["bibliography"] = [file.name for file in settings.bibliography]
+    if settings.csl:
+        config["csl"] = settings.csl.name
+    config["execute"] = {**(config.get("execute") or {}), "enabled": False}
+    return config
+
+
+def _sidebar(pages):
+    """Sections by batch, model and further grid values; pages without any stand on their own."""
+    return [*_sections(pages, 0), {"text": "The report as PDF", "href": "report.pdf"}]
+
+
+def _sections(pages, depth):
+    if depth == 3:
+        return [{"text": page.heading + (" (not finished)" if page.trouble else ""), "href": f"{page.slug}.ipynb"} for page in pages]
+    contents = []
+    for title, members in groupby(pages, key=lambda page: page.group[depth]):
+        inner = _sections(list(members), depth + 1)
+        contents += [{"section": title, "contents": inner}] if title else inner
+    return contents
+
+
+def _run(quarto, arguments, folder):
+    environment = {**os.environ, "QUARTO_PYTHON": sys.executable}
+    done = subprocess.run([quarto, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"`quarto {' '.join(arguments)}` in {folder} ended with code {done.returncode}:\n{done.stdout.strip()[-6000:]}")

@@ -1,0 +1,46 @@
+"""What _quarto.yml says, for both ways of rendering: one place to set title, language, bibliography and code folding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from vitlab.runs import project_root
+
+
+@dataclass(frozen=True)
+class Settings:
+    """bibliography, csl: files, absolute. fold: whether code starts folded in HTML (true, false or "show"). config: all of the file."""
+
+    title: str = "vitlab"
+    lang: str = "en"
+    bibliography: tuple[Path, ...] = ()
+    csl: Path | None = None
+    fold: bool | str = True
+    toc_depth: int = 3
+    config: dict = field(default_factory=dict, repr=False)
+
+
+def read_settings(root: Path | None = None) -> Settings:
+    """The settings of the project; defaults where it has no _quarto.yml. ValueError names a bibliography that is not there."""
+    root = root or project_root()
+    file = root / "_quarto.yml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    listed = config.get("bibliography", [])
+    bibliography = tuple(root / name for name in ([listed] if isinstance(listed, str) else listed))
+    csl = root / config["csl"] if "csl" in config else None
+    for path in (*bibliography, *([csl] if csl else [])):
+        if not path.is_file():
+            raise ValueError(f"{file} names {path}, and there is no such file")
+    html = (config.get("format") or {}).get("html") or {}
+    return Settings(
+        title=(config.get("website") or {}).get("title", "vitlab"),
+        lang=config.get("lang", "en"),
+        bibliography=bibliography,
+        csl=csl,
+        fold=html.get("code-fold", True),
+        toc_depth=html.get("toc-depth", 3),
+        config=config,
+    )

@@ -1,0 +1,82 @@
+"""From names to a finished run: what notebook 03 does cell by cell, as one call."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vitlab.data import ImageDataset, load_dataset
+from vitlab.models import build_model, save_model
+from vitlab.runs import Run, find_runs
+from vitlab.schema import DataBundle, ModelBundle, check_predictions
+from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.frozen import FrozenFeatures, split_model
+from vitlab.training.loop import compute_logits, fit
+
+
+def predict(model: ModelBundle, data: DataBundle, splits=("val", "test"), config: TrainConfig | None = None) -> pd.DataFrame:
+    """The predictions table of these splits. With the config of the training, the frozen part comes from its cache."""
+    frozen, trained = split_model(model.module, config.train_from if config else "")
+    device = next(model.module.parameters()).device
+    tables = []
+    for split in splits:
+        dataset = FrozenFeatures(data, split, model, frozen) if len(frozen) else ImageDataset(data, split, model.transform)
+        logits, _ = compute_logits(trained, dataset, device)
+        rows = data.split(split)[["sample_id", "split", "group", "label"]].reset_index(drop=True)
+        rows["pred"] = np.array(data.classes)[logits.argmax(dim=1).numpy()]
+        for kind, values in (("logit", logits.double()), ("prob", logits.double().softmax(dim=1))):
+            rows[[f"{kind}_{name}" for name in data.classes]] = values.numpy()
+        tables.append(rows)
+    predictions = pd.concat(tables, ignore_index=True)
+    check_predictions(predictions)
+    return predictions
+
+
+def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
+    """Median milliseconds for one image through the whole model, batch of 1, float32, after warm-up."""
+    image = torch.zeros(1, 3, *model.transform.size, device=next(model.module.parameters()).device)
+    model.module.eval()
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 3):
+            start = time.perf_counter()
+            model.module(image).cpu()
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+def save_results(run: Run, model: ModelBundle, data: DataBundle, config: TrainConfig) -> pd.DataFrame:
+    """Keep splits, weights and predictions in the run, mark it as done, and return the predictions."""
+    run.write_table("splits.csv", data.samples)
+    save_model(model, run.path)
+    predictions = predict(model, data, config=config)
+    run.write_table("predictions.parquet", predictions)
+    run.record(inference_ms=round(measure_inference(model), 2))
+    run.finish()
+    return predictions
+
+
+def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
+    """The newest finished run of this data set, model and seed (or the one of this name); trained now when there is none."""
+    runs = find_runs(dataset, model=model, seed=seed)
+    runs = [run for run in runs if run.name == name] if name else runs
+    return runs[-1] if runs else finetune(dataset, model, seed, name)
+
+
+def finetune(dataset: str, model: str, seed: int = 0, name: str = "", **overrides) -> Run:
+    """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run."""
+    config = recipe(model, seed=seed, **overrides)
+    data = load_dataset(dataset, seed=seed)
+    classifier = build_model(model, data.classes, seed=seed)
+    run = Run.create(name=name, dataset=dataset, model=model, seed=seed, **overrides)
+    try:
+        fit(classifier, data, run, config)
+        save_results(run, classifier, data, config)
+    except BaseException as error:
+        run.fail(error)
+        raise
+    return run
