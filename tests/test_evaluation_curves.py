@@ -109,7 +109,7 @@ def test_wilson_interval_is_the_textbook_one():
 
 
 def test_slices_by_hand(six):
-    table = slice_table(six, metrics=["accuracy", "roc_auc"], replicates=20).set_index(["slice", "metric"])
+    table = slice_table(six, metrics=["accuracy", "roc_auc"], replicates=20).set_index(["group", "metric"])
     assert table.loc[("all", "accuracy"), "value"] == pytest.approx(4 / 6)
     assert table.loc[("b", "accuracy"), "value"] == 0
     assert table.loc[("b", "roc_auc"), "value"] == 0  # the no stands above the yes
@@ -124,7 +124,7 @@ def test_slices_agree_with_the_metrics_of_the_part():
     generator = np.random.default_rng(1)
     label = generator.choice(["no", "yes"], 200)
     predictions = make_predictions(generator.random(200), label, generator.choice(["mono", "poly"], 200))
-    table = slice_table(predictions, metrics=["f1", "roc_auc"], replicates=50, seed=4).set_index(["slice", "metric"])
+    table = slice_table(predictions, metrics=["f1", "roc_auc"], replicates=50, seed=4).set_index(["group", "metric"])
     part = metrics_table(predictions[predictions["group"] == "poly"], replicates=50, seed=4).set_index("metric")
     for metric in ("f1", "roc_auc"):
         assert (
@@ -133,9 +133,9 @@ def test_slices_agree_with_the_metrics_of_the_part():
 
 
 def test_one_group_is_one_slice_and_an_empty_group_has_a_name(six):
-    assert slice_table(six.assign(group="all"), replicates=2)["slice"].unique().tolist() == ["all"]
+    assert slice_table(six.assign(group="all"), replicates=2)["group"].unique().tolist() == ["all"]
     some = slice_table(six.assign(group=["", None, "x", "x", "x", "x"]), metrics=["accuracy"], replicates=2)
-    assert some[["slice", "n"]].to_numpy().tolist() == [["all", 6], ["(none)", 2], ["x", 4]]
+    assert some[["group", "n"]].to_numpy().tolist() == [["all", 6], ["(none)", 2], ["x", 4]]
     with pytest.raises(ValueError, match="unknown metric 'auc'"):
         slice_table(six, metrics=["auc"])
     with pytest.raises(ValueError, match=r"unknown column 'grup'\. Did you mean group"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from vitlab.data import load_dataset
+from vitlab.data import ImageDataset, build_augmentation, load_dataset
 from vitlab.models import build_model, load_model
 from vitlab.runs import Run, find_runs
 from vitlab.training import (
@@ -18,7 +18,7 @@ from vitlab.training import (
     split_model,
     warmup_cosine,
 )
-from vitlab.training.loop import score_logits
+from vitlab.training.loop import build_optimizer, score_logits
 from vitlab.training.precision import choose_precision
 
 TINY = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -78,7 +78,9 @@ def test_same_seed_same_history(digits):
     assert other["train_loss"].iloc[0] != first["train_loss"].iloc[0]
 
 
-@pytest.mark.parametrize("changes", [{"mixup": 0.4}, {"ema": 0.9}, {"label_smoothing": 0.1, "class_weights": False}, {"clip": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{"mixup": 0.4}, {"ema": 0.9}, {"label_smoothing": 0.1, "class_weights": False}, {"clip": 0.1}]
+)
 def test_each_ingredient_changes_the_training(digits, changes):
     plain = {"epochs": 2, "batch_size": 32, "precision": "fp32", "augment": "none"}
     without = fit(tiny_vit(digits), digits, config=recipe("vit_scratch", **plain))
@@ -93,14 +95,9 @@ def test_early_stopping(digits):
 
 
 def test_weight_decay_spares_norms_biases_and_positions(digits):
-    """With a zero gradient only weight decay moves a parameter."""
-    from timm.optim import param_groups_weight_decay
-
-    from vitlab.training.loop import _undecayed
-
     module = tiny_vit(digits).module
-    groups = param_groups_weight_decay(module, 0.1, no_weight_decay_list=_undecayed(module))
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    optimizer, _ = build_optimizer(module, recipe("vit_scratch"), steps_per_epoch=10)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, parameter in module.named_parameters() if id(parameter) in decayed}
     assert names and all(name.endswith("weight") and "norm" not in name for name in names)
 
@@ -128,29 +125,33 @@ def test_frozen_part_and_trained_part_make_the_model(digits):
 def test_cached_features_are_the_frozen_outputs(digits, reports_folder):
     model = tiny_hybrid(digits)
     frozen, _ = split_model(model.module.eval(), "embed")
-    features = FrozenFeatures(digits, "val", model, frozen, views=2, augment="strong")
+    augment = build_augmentation("strong", model.transform.size)
+    features = FrozenFeatures(digits, "val", model, frozen, views=2, augment=augment)
+    images = ImageDataset(digits, "val", model.transform)
     with torch.inference_mode():
-        expected = frozen(torch.stack([features.images[i][0] for i in range(5)]))
-    stored = torch.stack([features[i][0] for i in range(5)]).float()
-    torch.testing.assert_close(stored, expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)  # bfloat16 keeps 8 bits
-    features.view = 1
-    augmented = torch.stack([features[i][0] for i in range(5)]).float()
-    assert (augmented - stored).abs().max() > 0.1 * expected.abs().max()
+        expected = frozen(torch.stack([images[i][0] for i in range(5)]))
+    plain, augmented = (store.values[features.rows[:5]].float() for store in features.stores)
+    size = expected.abs().max().item()
+    torch.testing.assert_close(plain, expected, atol=0.02 * size, rtol=0.02)  # bfloat16 keeps 8 bits
+    assert (augmented - plain).abs().max() > 0.1 * size
+    drawn = torch.stack([features[0][0].float() for _ in range(20)])
+    assert {bool(torch.equal(item, plain[0])) for item in drawn} == {True, False}, "both views are drawn"
 
     files = {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").iterdir()}
-    again = FrozenFeatures(digits, "val", model, frozen, views=2, augment="strong")
+    again = FrozenFeatures(digits, "val", model, frozen, views=2, augment=augment)
     assert files == {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").iterdir()}, "nothing is computed twice"
-    torch.testing.assert_close(again.stores[1].values, features.stores[1].values)
+    assert torch.equal(again.stores[1].values, features.stores[1].values)
 
 
 def test_views_do_not_depend_on_the_order_of_filling(digits, tmp_path, monkeypatch):
     model = tiny_hybrid(digits)
     frozen, _ = split_model(model.module.eval(), "embed")
+    augment = build_augmentation("strong", model.transform.size)
     views = []
     for first in ("val", "test"):
         monkeypatch.setenv("VITLAB_REPORTS", str(tmp_path / first))
-        FrozenFeatures(digits, first, model, frozen, views=2, augment="strong")
-        features = FrozenFeatures(digits, "val", model, frozen, views=2, augment="strong")
+        FrozenFeatures(digits, first, model, frozen, views=2, augment=augment)
+        features = FrozenFeatures(digits, "val", model, frozen, views=2, augment=augment)
         views.append(features.stores[1].values[features.rows].clone())
     torch.testing.assert_close(views[0], views[1], atol=0.05, rtol=0.05)
 

@@ -1,57 +1,71 @@
 """Notebook kernels that start at once: forked from one warm process that has imported the heavy libraries.
 
 Importing torch, timm and their like takes seconds, in every notebook of a batch anew. Here one process imports them once and
-then forks a kernel whenever it is asked to; the kernel is the ordinary one of ipykernel, and every kernel starts from the same
-fresh copy. The warm process reads requests from a socket and ends when the batch closes it or dies, by SIGKILL too; the kernels
-are its children and end with it (ipykernel's parent poller). Linux only: elsewhere libraries do not survive a fork. There, and
-whenever the warm process does not answer, kernels start the ordinary way.
+forks a kernel whenever it is asked to; the kernel is ipykernel's ordinary one, and each starts from the same fresh copy. The
+warm process ends when the batch closes it or dies, by SIGKILL too; the kernels are its children and end with it (ipykernel's
+parent poller). Linux only: elsewhere the libraries do not survive a fork. There, and whenever the warm process does not answer,
+kernels start the ordinary way.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import gc
 import importlib
-import json
 import os
+import pkgutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
 
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
-LAUNCHER = ["-m", "ipykernel_launcher"]
+GONE = (OSError, EOFError)  # what a connection raises when there is nobody at the other end
 
 
 class WarmProcess:
-    """A process that has `modules` imported and forks kernels. Use it in a `with` block; what it forked ends with it."""
+    """A process that imports what it is told to and forks kernels. Use it in a `with` block: it ends with the block."""
 
-    def __init__(self, modules: list[str]):
-        self._lock = threading.Lock()
-        self._process = None
-        if sys.platform != "linux":
-            return
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", "from vitlab.kernels import serve; serve()", "ipykernel.kernelapp", *modules]
-            # torch may look for a GPU while it is imported; by this it asks the driver without starting CUDA, which no fork survives
-            self._process = subprocess.Popen(command, stdin=theirs, env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
-        self._socket, self._channel = ours, ours.makefile("rw", encoding="utf-8")
+    def __init__(self):
+        self._lock, self._process = threading.Lock(), None
+        self._connection, theirs = Pipe()
+        if sys.platform == "linux":
+            # while it is imported, torch may look for a GPU: through NVML it does so without starting CUDA, which no fork survives
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from vitlab.kernels import serve; serve()"],
+                env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        theirs.close()
 
-    def ask(self, **request) -> int | None:
-        """Send a request to `serve`, give its answer; OSError when there is nobody to answer."""
-        if self._process is None:
-            raise ConnectionError("there is no warm process")
+    def call(self, function: str, *arguments) -> Any:
+        """Call `module:name` where the libraries are loaded; what it gives or raises comes back. In this process if there is no other."""
+        try:
+            return self.ask(function, *arguments)
+        except GONE:
+            return pkgutil.resolve_name(function)(*arguments)
+
+    def preload(self, modules: list[str]) -> None:
+        """Import modules for the kernels to come; one that cannot be imported is left to the notebook that needs it."""
+        with suppress(*GONE):
+            self.ask("vitlab.kernels:import_modules", modules)
+
+    def ask(self, function: str, *arguments) -> Any:
         with self._lock:
-            self._channel.write(json.dumps(request) + "\n")
-            self._channel.flush()
-            answer = self._channel.readline()
-        if not answer:
-            raise ConnectionError("the warm process has ended")
-        return json.loads(answer)
+            self._connection.send((function, arguments))
+            fine, answer = self._connection.recv()
+        if fine:
+            return answer
+        raise answer
 
     def attach(self, manager: KernelManager) -> KernelManager:
         """Let the manager start its kernel from here."""
@@ -61,8 +75,9 @@ class WarmProcess:
 
     def close(self) -> None:
         if self._process is not None:
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
+            self._process.kill()
             self._process.wait()
+        self._connection.close()
 
     def __enter__(self) -> WarmProcess:
         return self
@@ -82,8 +97,8 @@ class ForkedKernel:
     def poll(self) -> int | None:
         if self.returncode is None:
             try:
-                self.returncode = self.warm.ask(poll=self.pid)
-            except OSError:
+                self.returncode = self.warm.ask("vitlab.kernels:exit_code", self.pid)
+            except GONE:
                 self.returncode = -signal.SIGKILL  # without its parent the kernel ends, too
         return self.returncode
 
@@ -104,55 +119,68 @@ class ForkedKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way."""
+    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way; silent in both cases."""
 
     warm: WarmProcess
 
     async def launch_kernel(self, cmd, **kwargs):
-        if cmd[:3] == [sys.executable, *LAUNCHER]:
-            with contextlib.suppress(OSError):
-                pid = self.warm.ask(arguments=cmd[3:], environment=kwargs["env"], folder=str(kwargs.get("cwd") or os.getcwd()))
-                self.process, self.pid, self.pgid = ForkedKernel(self.warm, pid), pid, pid
+        if cmd[:3] == [sys.executable, "-m", "ipykernel_launcher"]:
+            with suppress(*GONE):
+                folder = str(kwargs.get("cwd") or os.getcwd())
+                pid = self.warm.ask("vitlab.kernels:fork_kernel", cmd[3:], kwargs["env"], folder)
+                self.process, self.pid, self.pgid, self.cwd = ForkedKernel(self.warm, pid), pid, pid, folder
                 return self.connection_info
-        return await super().launch_kernel(cmd, **kwargs)
+        return await super().launch_kernel(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **kwargs)
 
 
 def serve() -> None:
-    """The life of the warm process: import the modules named on the command line, then answer requests until the channel closes.
-
-    {"poll": pid} is answered by the exit code or null, any other request by the id of a forked kernel.
-    """
+    """The life of the warm process: call the functions that are asked for on standard input, until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the batch, which then ends this process
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(0), "w")
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for name in sys.argv[1:]:
-        with contextlib.suppress(Exception):  # the notebook that imports it shows the error
+    connection = Connection(0)
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except GONE:
+            os._exit(0)
+        try:
+            answer = True, pkgutil.resolve_name(function)(*arguments)
+        except Exception as error:
+            answer = False, error
+        connection.send(answer)
+
+
+def import_modules(names: list[str]) -> None:
+    for name in [*names, "ipykernel.kernelapp"]:  # ipykernel last: libraries that see it loaded take this for a notebook
+        with suppress(Exception):
             importlib.import_module(name)
-    for line in requests:
-        request = json.loads(line)
-        if "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if answer == 0:
-                requests.close()
-                answers.close()
-                return become_kernel(**request)  # and from there to the ordinary end of a Python process
-        print(json.dumps(answer), file=answers, flush=True)
+    gc.freeze()  # no kernel's garbage collector need walk over, and so copy, what all kernels share
 
 
-def become_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """In the forked process: put right what a newly started process would have of its own, then run ipykernel until shutdown."""
-    os.setsid()  # a process group of its own, so that an interrupt reaches what the notebook starts, too
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [LAUNCHER[1], *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # or else all kernels would draw the same numbers
-    from ipykernel.kernelapp import IPKernelApp
+def exit_code(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
-    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+
+def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> int:
+    """Fork, and give the child's id. The child puts right what a new process has of its own and runs ipykernel until shutdown."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()  # a group of its own, so that an interrupt reaches what the notebook starts, too
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the connection is the parent's
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = ["ipykernel_launcher", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # or else all kernels would draw the same numbers
+        from ipykernel.kernelapp import IPKernelApp
+
+        IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+        atexit._run_exitfuncs()
+        code = 0
+    finally:
+        os._exit(code)  # as multiprocessing does: taking the libraries down piece by piece would cost seconds

@@ -160,6 +160,12 @@ def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
     return sorted(fitting, key=lambda run: run.info["start_s"])
 
 
+def latest_runs(dataset: str) -> list[Run]:
+    """The newest finished run of each model and seed, ordered by model and seed."""
+    newest = {(str(run.parameters.get("model")), run.parameters.get("seed", 0)): run for run in find_runs(dataset)}
+    return [newest[key] for key in sorted(newest)]
+
+
 def peak_memory_mb() -> int:
     """Peak resident memory of this process in MB; 0 where the system does not tell (Windows)."""
     try:

@@ -70,7 +70,7 @@ class Anatomy:
     stages: modules with a (B, C, h, w) output, one for each resolution, the last one being the usual Grad-CAM layer.
     """
 
-    kind: str  # "vit", "cnn" or "hybrid"
+    kind: str  # "vit", "hybrid" or "cnn"; "other" where attention sees no fixed sequence of tokens: no blocks, no grid then
     blocks: tuple[str, ...]
     attention: tuple[str, ...]
     num_prefix_tokens: int

@@ -24,7 +24,7 @@ def slice_table(
 ) -> pd.DataFrame:
     """The metrics of all samples, then of each value of the column `by` if it has several.
 
-    Columns: slice, n, metric, value, low, high, note.
+    Columns: the one named by `by`, n, metric, value, low, high, note.
     A slice that lacks a class has NaN for the metrics that need it, and the note says which class that is.
     """
     for name in metrics:
@@ -43,9 +43,10 @@ def slice_table(
     for name, rows in parts.items():
         part = scores.take(rows)
         table = measure(part, targets, replicates, seed, confidence)
-        table.insert(0, "n", len(part.label))
-        table.insert(0, "slice", name)
-        tables.append(table.set_index("metric").loc[list(metrics)].reset_index()[["slice", "n", *table.columns[2:]]])
+        chosen = table.set_index("metric").loc[list(metrics)].reset_index()
+        chosen.insert(0, by, name)
+        chosen.insert(1, "n", len(part.label))
+        tables.append(chosen)
     return pd.concat(tables, ignore_index=True)
 
 

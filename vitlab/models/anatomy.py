@@ -37,9 +37,10 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     """
     steps = _watch(module, size)
     parts = dict(module.named_modules())
-    attention = [name for name, step in steps.items() if _projects_tokens(parts[name]) and len(step.output) != 2]  # 2: pooling
+    seeking = [name for name in steps if _projects_tokens(parts[name])]
+    attention = [name for name in seeking if len(steps[name].output) != 2]  # attention pooling, a kind of head, gives (B, C)
     blocks = [name.rpartition(".")[0] for name in attention]
-    maps = _find_maps(steps, size, inside=(*attention, *blocks))
+    maps = _find_maps(steps, size, inside=(*seeking, *blocks))
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
     if not attention and stages:
@@ -115,7 +116,7 @@ def _find_maps(steps, size, inside) -> list[str]:
         if len(shape) != 4 or shape[0] != BATCH:
             return False
         h, w = shape[2:]
-        return h * w > 1 and abs(h * width - w * height) < max(height, width)  # both sides were rounded, up or down
+        return abs(h * width - w * height) < max(height, width)  # both sides were rounded, up or down
 
     changing = [
         step.name
@@ -128,5 +129,7 @@ def _find_maps(steps, size, inside) -> list[str]:
         return any(holder.input[2:] == step.output[2:] for holder in holders)
 
     return [
-        name for name, step in steps.items() if is_map(step.output) and not step.is_within(inside) and not opens_next_stage(step)
+        name
+        for name, step in steps.items()
+        if is_map(step.output) and step.output[2:] != (1, 1) and not step.is_within(inside) and not opens_next_stage(step)
     ]

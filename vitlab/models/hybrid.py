@@ -44,8 +44,8 @@ class HybridViT(nn.Module):
     """Image classifier: convolutional stem, then a class token and transformer blocks over the stem's feature map.
 
     stem: gives (B, stem_channels, h/16, w/16). size: height and width in pixels for which the positions are made; other sizes
-    resample them. num_heads: by default one for every 64 numbers of embed_dim. patch_dropout: share of the patch tokens left out in
-    training (arXiv 2208.07220), which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes).
+    resample them. num_heads: by default one for every 64 numbers of embed_dim. patch_dropout: share of the patch tokens left out
+    in training (arXiv 2208.07220), which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes).
     """
 
     def __init__(

@@ -61,7 +61,8 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
             _ask_hub()
         return create_network(name, pretrained=True, pretrained_cfg_overlay=cached, **arguments)
     except OSError as error:
-        raise RuntimeError(f"cannot reach the pretrained weights of {name} ({str(error).splitlines()[0]}); {AT_HAND}") from error
+        reason, *_ = str(error).split("\n")
+        raise RuntimeError(f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}") from error
 
 
 def _find_in_cache(config) -> dict | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 import timm
 import torch
@@ -32,6 +33,7 @@ def build_model(
     pretrained: bool | None = None,
     seed: int = 0,
     size: int | tuple[int, int] | None = None,
+    fit: str = "pad",
     in_chans: int = 3,
     **options,
 ) -> ModelBundle:
@@ -41,6 +43,7 @@ def build_model(
         none for vit_scratch, the hub's for a timm name. True insists on them, False starts from random weights.
     seed: the only thing that random weights depend on; the global random state is left alone.
     size: pixels of the input, a number or (height, width); by default what the model was made for.
+    fit: how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the frame and cuts.
     options: of the model's constructor, such as embed_dim, depth, patch_size, drop_rate.
 
     Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
@@ -48,11 +51,14 @@ def build_model(
     check_name(name)
     classes = _check_classes(classes)
     size = _check_size(size)
+    if fit not in ("pad", "crop"):
+        raise ValueError(unknown("fit", fit, ["pad", "crop"]))
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         build = models[name] if name in models else _timm_builder(name)
         module, transform = build(len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options)
     module.eval()
+    transform = replace(transform, fit=fit)
     kept = {"size": list(transform.size), "in_chans": in_chans, **options}
     return ModelBundle(name, module, classes, transform, find_anatomy(module, transform.size), kept)
 

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from vitlab.plots.style import DIVERGING, WIDTH, new_figure, readable, show_image
+from vitlab.plots.style import DIVERGING, WIDTH, few_ticks, new_figure, readable, show_image
 from vitlab.schema import AttributionMap
 
 CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
 UNSIGNED = "inferno"
+BAR = 0.62  # inches for a colour bar with its label
 
 
 def plot_attributions(
@@ -22,8 +23,8 @@ def plot_attributions(
     """A row for each image: the image, then every method's map over it. An array of axes (N, 1 + methods).
 
     images: (N, h, w, 3) floats in 0..1. titles: one for each row. Signed maps get a two-sided scale with zero in the middle.
-    scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values ("map")
-    or of those of all maps of its method ("method": strengths can be compared down a column).
+    scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
+    ("map") or of those of all maps of its method ("method": strengths compare down a column).
     """
     if scale not in ("map", "method"):
         raise ValueError(f"unknown scale {scale!r}; choose map or method")
@@ -33,9 +34,9 @@ def plot_attributions(
     rows, columns = len(images), 1 + len(maps)
     height, width = images.shape[1:3]
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
-    figure = new_figure(rows * WIDTH / max(columns, 3) * height / width + 0.9)
-    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1] * rows + [0.06])
-    axes = np.array([[figure.add_subplot(grid[row, column]) for column in range(columns)] for row in range(rows)])
+    figure = new_figure(rows * 0.97 * WIDTH / max(columns, 3) * height / width + BAR + 0.2)
+    above, below = figure.subfigures(2, 1, height_ratios=[figure.get_figheight() - BAR, BAR])
+    axes = above.subplots(rows, columns, squeeze=False)
     for row, image in enumerate(images):
         show_image(axes[row, 0], image)
         for ax, attribution in zip(axes[row, 1:], maps, strict=True):
@@ -45,12 +46,12 @@ def plot_attributions(
     axes[0, 0].set_title("image")
     for ax, attribution in zip(axes[0, 1:], maps, strict=True):
         ax.set_title(readable(attribution.method))
-    bars = grid[rows, :].subgridspec(1, len(kinds)).subplots(squeeze=False)[0]
+    bars = below.subplots(1, len(kinds), squeeze=False)[0]
     for bar, signed in zip(bars, kinds, strict=True):
-        strength = f"99th percentile of the {scale} = 1"
-        label = f"evidence against (−) and for (+)\n{strength}" if signed else f"attribution\n{strength}"
+        unit = f"99th percentile of the {scale}"
+        label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), DIVERGING if signed else UNSIGNED)
-        figure.colorbar(shades, cax=bar, orientation="horizontal", label=label)
+        below.colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
     return axes
 
 
@@ -67,4 +68,4 @@ def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> N
     show_image(ax, image.mean(axis=-1))
     options = {"cmap": DIVERGING if signed else UNSIGNED, "vmin": -1 if signed else 0, "vmax": 1}
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    ax.imshow(values, alpha=0.15 + 0.6 * np.abs(values), extent=extent, interpolation="nearest", **options)
+    ax.imshow(values, alpha=0.75 * np.abs(values), extent=extent, interpolation="nearest", **options)

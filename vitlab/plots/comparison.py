@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
-from vitlab.plots.style import panel_grid, readable, series_colors
+from vitlab.plots.style import few_ticks, panel_grid, readable, series_colors
 from vitlab.registry import unknown
 
 
-def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None, columns: int = 3) -> np.ndarray:
+def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None) -> np.ndarray:
     """A panel for each metric: a small dot for each seed, a bar for the mean of each model.
 
     runs_metrics: a row for each run and metric, with columns model, seed, metric, value.
@@ -23,7 +22,7 @@ def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = 
         if name not in there:
             raise ValueError(unknown("metric", name, there))
     colors = series_colors(runs_metrics["model"].unique())
-    axes = panel_grid(len(metrics), columns, 0.7 + 0.28 * len(colors), sharey=True)
+    axes = panel_grid(len(metrics), 2 if len(metrics) in (2, 4) else 3, 0.7 + 0.28 * len(colors), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         table = runs_metrics[runs_metrics["metric"] == metric]
         for place, (model, color) in enumerate(colors.items()):
@@ -34,7 +33,7 @@ def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = 
         ax.set_yticks(range(len(colors)), list(colors))
         ax.set_ylim(len(colors) - 0.5, -0.5)
         ax.margins(x=0.15)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.xaxis.set_major_locator(few_ticks(5))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
     axes[0].figure.supxlabel("dot: one seed, bar: mean over seeds", fontsize=8)

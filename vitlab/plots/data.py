@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from vitlab.plots.style import (
     GREY,
     PALETTE,
+    TIMES,
     WIDTH,
     class_colors,
     frame,
@@ -44,7 +45,7 @@ def plot_class_balance(samples: pd.DataFrame, by: str = "group", classes: Sequen
         texts = [f"{count:,} ({count / max(1, len(part)):.0%})" for count in counts]
         ax.bar_label(bars, texts, padding=3, fontsize=7.5)
         ax.set(title=f"{name} (n = {len(part):,})", xlabel="images", xlim=(0, max(1, counts.max()) * room))
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], integer=True))
         ax.tick_params(axis="y", length=0)
     axes[0].invert_yaxis()
     return axes
@@ -60,17 +61,18 @@ def plot_sample_grid(
     """Images side by side. With `labels`, each has a frame in the colour of its class."""
     if len(images) == 0:
         raise ValueError("there is no image to draw")
-    lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
+    titles = list(titles) if titles is not None else []
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     ratio = max(height / width for height, width in map(image_shape, images))
     colors = class_colors(classes if classes is not None else sorted(set(labels))) if labels is not None else {}
     legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
     axes = panel_grid(len(images), columns, ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows)
-    for position, (ax, image) in enumerate(zip(axes, images, strict=True)):
+    for ax, image in zip(axes, images, strict=True):
         show_image(ax, image)
-        if titles is not None:
-            ax.set_title(titles[position], fontsize=7, pad=3)
+    for ax, title in zip(axes, titles or [""] * len(images), strict=True):
+        ax.set_title(title, fontsize=7, pad=3)
     if labels is not None:
         for ax, label in zip(axes, labels, strict=True):
             frame(ax, colors[label])
@@ -83,13 +85,11 @@ def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Width against height in pixels; the area of a dot says how many images have that size."""
     ax = new_axes(ax, 3.0, 4.2)
     sizes = image_table.value_counts(["width", "height"]).reset_index()
-    share = sizes["count"] / len(image_table)
     ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":", label="square")
-    ax.scatter(sizes["width"], sizes["height"], s=15 + 385 * share, color=PALETTE[0], alpha=0.6, linewidths=0)
-    for row in sizes[share >= 0.1].itertuples():
-        text = f"{row.width} × {row.height}: {row.count:,} of {len(image_table):,} images"
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        ax.annotate(text, (row.width, row.height), (0, 15), textcoords="offset points", ha="center", fontsize=8, bbox=box)
+    area = 15 + 285 * sizes["count"] / len(image_table)
+    ax.scatter(sizes["width"], sizes["height"], s=area, color=PALETTE[0], alpha=0.6, linewidths=0)
+    first = sizes.iloc[0]
+    ax.set_title(f"most common: {first['width']} {TIMES} {first['height']} ({first['count']:,} of {len(image_table):,} images)")
     low, high = sizes[["width", "height"]].min().min() * 0.7, sizes[["width", "height"]].max().max() * 1.3
     ax.set(xlim=(low, high), ylim=(low, high), xlabel="width (pixels)", ylabel="height (pixels)", aspect="equal")
     ax.legend(loc="lower right")
@@ -130,7 +130,7 @@ def plot_pairs(pairs: Sequence[tuple], titles: Sequence[tuple[str, str]] | None 
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
     lines = max(title.count("\n") + 1 for pair in titles for title in pair) if titles is not None else 0
-    figure = new_figure(rows * (WIDTH / 2 / max(columns, 2) + 0.17 * lines))
+    figure = new_figure(rows * (0.92 * WIDTH / (2.12 * max(columns, 2)) + 0.17 * lines))
     widths = ([1, 1, 0.12] * columns)[:-1]  # a narrow gap after each pair
     cells = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     places = [(row, 3 * column) for row in range(rows) for column in range(columns)][: len(pairs)]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from vitlab.plots.data import plot_sample_grid
 from vitlab.plots.style import (
@@ -16,6 +15,7 @@ from vitlab.plots.style import (
     PALETTE,
     WIDTH,
     class_colors,
+    few_ticks,
     legend_below,
     new_axes,
     new_figure,
@@ -66,9 +66,9 @@ def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None 
     One table of several classes gives a curve for each class; several such tables give one curve each, the mean over its classes.
     """
     x, y = "false_positive_rate", "true_positive_rate"
-    new = ax is None
-    ax = new_axes(ax, 3.7)
-    for name, color, curves in _list_curves(tables):
+    lines = _list_curves(tables)
+    ax = new_axes(ax, 4.3 + 0.1 * len(lines), 4.6)
+    for name, color, curves in lines:
         area = np.mean([np.trapezoid(curve[y], curve[x]) for curve in curves])
         if len(curves) == 1:
             ax.plot(curves[0][x], curves[0][y], color=color, label=_label(name, f"AUC {area:.3f}"))
@@ -77,15 +77,15 @@ def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None 
             ax.plot([0, *GRID], [0, *mean], color=color, label=_label(name, f"AUC {area:.3f}"))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance (AUC 0.500)")
     ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
-    return _finish_square(ax, new, _subject(tables))
+    return _finish_square(ax, _subject(tables))
 
 
 def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
     """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
-    new = ax is None
-    ax = new_axes(ax, 3.7)
+    lines = _list_curves(tables)
+    ax = new_axes(ax, 4.3 + 0.1 * len(lines), 4.6)
     prevalences = []
-    for name, color, curves in _list_curves(tables):
+    for name, color, curves in lines:
         average = np.mean([-(curve["recall"].diff() * curve["precision"].shift()).sum() for curve in curves])
         prevalences += [curve["precision"].iloc[0] for curve in curves]
         label = _label(name, f"AP {average:.3f}")
@@ -99,7 +99,7 @@ def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax:
         level = np.mean(prevalences)
         ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label=f"prevalence ({level:.3f})")
     ax.set(xlabel="recall", ylabel="precision")
-    return _finish_square(ax, new, _subject(tables))
+    return _finish_square(ax, _subject(tables))
 
 
 def _list_curves(tables) -> list[tuple[str, str, list[pd.DataFrame]]]:
@@ -129,13 +129,10 @@ def _label(name: str, score: str) -> str:
     return f"{name} ({score})" if name else score
 
 
-def _finish_square(ax: Axes, new: bool, title: str) -> Axes:
+def _finish_square(ax: Axes, title: str) -> Axes:
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
     ax.grid(True)
-    if new:
-        ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title=title, alignment="left")
-    else:
-        ax.legend(loc="best", title=title, alignment="left")
+    legend_below(ax, 1 if len(ax.lines) <= 3 else 2, title=title)
     return ax
 
 
@@ -154,14 +151,13 @@ def plot_reliability(tables: pd.DataFrame | Mapping[str, pd.DataFrame], positive
         shift = 0.008 * (position - (len(named) - 1) / 2)  # so that intervals of several models stand side by side
         reach = np.abs(filled[["low", "high"]].to_numpy().T - filled["accuracy"].to_numpy())
         error = (table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum()
+        label = _label(name, f"ECE {error:.3f}, n = {table['n'].sum():,}")
+        look = {"color": color, "marker": MARKERS[position % len(MARKERS)], "markersize": 4}
         upper.errorbar(
-            filled["confidence"] + shift, filled["accuracy"], reach, color=color, marker=MARKERS[position % len(MARKERS)],
-            markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2, label=_label(name, f"ECE {error:.3f}, n = {table['n'].sum():,}"),
-        )  # fmt: skip
-        width = (table["end"] - table["start"]) * 0.92 / len(named)
-        lower.bar(
-            table["start"] + (position + 0.5) * (table["end"] - table["start"]) / len(named), table["n"], width, color=color
+            filled["confidence"] + shift, filled["accuracy"], reach, label=label, linewidth=1.2, elinewidth=0.9, capsize=2, **look
         )
+        step = (table["end"] - table["start"]) / len(named)
+        lower.bar(table["start"] + (position + 0.5) * step, table["n"], 0.92 * step, color=color)
     what = f"share of {positive}" if positive else "accuracy"
     lowest = min(table["start"][table["n"] > 0].min() for table in named.values())
     upper.set(xlim=(lowest - 0.01, 1.01), ylim=(0, 1.02), ylabel=f"{what} in the bin")
@@ -193,12 +189,13 @@ def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axe
 
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
     """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples."""
-    slices = slice_table.drop_duplicates("slice")
-    names = [f"{row.slice}\n(n = {row.n:,})" for row in slices.itertuples()]
+    by = slice_table.columns[0]
+    slices = slice_table.drop_duplicates(by)
+    names = [f"{name}\n(n = {count:,})" for name, count in zip(slices[by], slices["n"], strict=True)]
     metrics = list(slice_table["metric"].unique())
     axes = panel_grid(len(metrics), columns, 0.75 + 0.36 * len(names), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
-        table = slice_table[slice_table["metric"] == metric].set_index("slice").loc[slices["slice"]]
+        table = slice_table[slice_table["metric"] == metric].set_index(by).loc[slices[by]]
         for place, row in enumerate(table.itertuples()):
             color = GREY if row.Index == "all" else PALETTE[2]
             ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
@@ -213,7 +210,7 @@ def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        ax.xaxis.set_major_locator(few_ticks(5))
         ax.grid(axis="x")
     return axes
 

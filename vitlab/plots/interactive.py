@@ -47,7 +47,6 @@ CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "showSendToCloud": False,
-    "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["select2d", "lasso2d"],
 }
 _library_sent = False
@@ -102,9 +101,10 @@ def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes:
     for position, (name, color) in enumerate(class_colors(classes).items()):
         for column, group in enumerate(groups, 1):
             part = table[(table["label"] == name) & (table["group"].astype(str) == group)]
+            marker = {"color": color, "size": 5, "opacity": 0.55, "symbol": SYMBOLS[position % len(SYMBOLS)]}
             dots = go.Scatter(
-                x=part["mean"], y=part["std"], text=part["sample_id"], mode="markers", name=name, legendgroup=name,
-                showlegend=column == 1, marker={"color": color, "size": 5, "opacity": 0.55, "symbol": SYMBOLS[position % len(SYMBOLS)]},
+                x=part["mean"], y=part["std"], text=part["sample_id"], mode="markers", marker=marker,
+                name=name, legendgroup=name, showlegend=column == 1,
                 hovertemplate=f"%{{text}}<br>{name}, {group}<br>mean %{{x:.3g}}, deviation %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
             figure.add_trace(dots, row=1, col=column)
@@ -114,7 +114,7 @@ def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes:
 
 
 def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc") -> Interactive:
-    """One metric over the epochs for several models; point at an epoch to read all of them. Arguments as in `plot_learning_curves`."""
+    """One metric over the epochs; point at an epoch to read every model. Arguments as in `plot_learning_curves`."""
     static = plot_learning_curves(histories, metric).figure
     figure = go.Figure()
     for name, color in series_colors(histories).items():
@@ -135,7 +135,7 @@ def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], me
 
 
 def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None) -> Interactive:
-    """Every run of every model on every metric; point at a dot to read model, seed and value. Arguments as in `plot_comparison`."""
+    """Every run on every metric; point at a dot to read model, seed and value. Arguments as in `plot_comparison`."""
     static = plot_comparison(runs_metrics, metrics)[0].figure
     metrics = list(metrics) if metrics is not None else list(runs_metrics["metric"].unique())
     figure = go.Figure()
@@ -182,5 +182,13 @@ def _dress(figure: go.Figure) -> go.Figure:
         margin={"l": 60, "r": 50, "t": 40, "b": 100},
         modebar={"orientation": "v"},
         font={"size": 13},
-        legend={"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0.01,
+            "yanchor": "bottom",
+            "x": 0.5,
+            "xanchor": "center",
+            "itemsizing": "constant",
+        },
     )

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are counted from the front and
@@ -19,6 +20,7 @@ SERIES = tuple(PALETTE[i] for i in (2, 3, 4, 9, 7, 5, 6, 8, 0, 1))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
 GREY = "0.45"
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 WIDTH = 6.3  # inches: the text width of an A4 page, 16 cm
 DPI = 150  # 945 pixels across, for a page of 800
@@ -32,7 +34,6 @@ NAMES = {
     "rollout": "attention rollout",
     "training_seconds": "training time (s)",
     "inference_ms": "inference time per image (ms)",
-    "n": "n",
 }
 
 
@@ -64,9 +65,10 @@ def class_colors(classes: Sequence[str]) -> dict[str, str]:
 
 
 def series_colors(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each model, run or metric that a figure compares."""
+    """A colour for each model, run or metric that a figure compares: the same for the same names, in whatever order they come."""
     names = list(names)
-    return dict(zip(names, _at_least(SERIES, len(names)), strict=False))
+    colors = dict(zip(sorted(names), _at_least(SERIES, len(names)), strict=False))
+    return {name: colors[name] for name in names}
 
 
 def _at_least(colors: tuple[str, ...], count: int) -> Sequence[str]:
@@ -103,7 +105,7 @@ def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray
 
 def legend_below(ax: Axes, columns: int, **options) -> Legend:
     """A legend under the label of the x axis, where it hides nothing. Twice as many entries as columns are two lines."""
-    under = ax.transAxes + ScaledTranslation(0, -0.36, ax.get_figure(root=True).dpi_scale_trans)  # inches: tick and axis labels
+    under = ax.transAxes + ScaledTranslation(0, -0.4, ax.get_figure(root=True).dpi_scale_trans)  # inches: tick and axis labels
     return ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=under, ncols=columns, **options)
 
 
@@ -113,6 +115,11 @@ def show_image(ax: Axes, image, **options) -> None:
     highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
     hide_ticks(ax)
+
+
+def few_ticks(count: int) -> MaxNLocator:
+    """About `count` ticks at round values."""
+    return MaxNLocator(nbins=count, steps=[1, 2, 5, 10])
 
 
 def hide_ticks(ax: Axes) -> None:

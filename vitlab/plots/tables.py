@@ -31,16 +31,18 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
         shown = shown.rename_axis(columns=None).reset_index()
     shown = shown.round(digits).rename(columns=readable)
     first = shown.columns[0]
-    return shown.set_index(first) if shown[first].is_unique and not pd.api.types.is_numeric_dtype(shown[first]) else shown
+    if not shown[first].is_unique or pd.api.types.is_numeric_dtype(shown[first]):
+        return shown
+    return shown.set_index(first).rename_axis(index=None, columns=first)  # its name stands in the row of the headers
 
 
 def _interval(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(value):
-        return "–"
+        return "-"
     return f"{value:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _spread(mean: float, spread: float, digits: int) -> str:
     if pd.isna(mean):
-        return "–"
+        return "-"
     return f"{mean:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")

@@ -34,10 +34,10 @@ def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarra
         ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
         ax.grid(axis="y")
-    for ax, columns in zip(axes, (1, 1, -(-len(recalls) // 4)), strict=True):
+    for ax, columns in zip(axes, (1, 1, max(1, -(-len(recalls) // 4))), strict=True):
         legend_below(ax, columns, **({"handlelength": 1, "columnspacing": 1} if columns > 1 else {}))
-    axes[1].set_ylim(top=1)
-    axes[2].set_ylim(top=1)
+    for ax in axes[1:]:
+        ax.set_ylim(max(0, ax.get_ylim()[0] - 0.02), 1.01)
     if monitor is not None:
         best = best_epoch(history, monitor)
         for ax in axes:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from vitlab.plots.style import DIVERGING, PALETTE, SEQUENTIAL, hide_ticks, image_shape, new_figure, show_image
+from vitlab.plots.style import DIVERGING, PALETTE, SEQUENTIAL, TIMES, hide_ticks, image_shape, new_figure, show_image
 
 MARK = PALETTE[3]  # what marks the query on an image
 
@@ -27,9 +27,9 @@ def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
     figure = new_figure(4.3)
     axes = figure.subplot_mosaic([["image", "grid"], ["row", "row"]], height_ratios=[4, 1])
     show_image(axes["image"], image)
-    axes["image"].set_title(f"image, {height} × {width} pixels")
+    axes["image"].set_title(f"image, {height} {TIMES} {width} pixels")
     show_image(axes["grid"], _spread(split, gap))
-    axes["grid"].set_title(f"{rows} × {columns} = {rows * columns} patches of {patch_size} × {patch_size}")
+    axes["grid"].set_title(f"{rows} {TIMES} {columns} = {rows * columns} patches of {patch_size} {TIMES} {patch_size}")
     shown = min(shown, rows * columns)
     sequence = split.reshape(1, rows * columns, *split.shape[2:])[:, :shown]
     show_image(axes["row"], _spread(sequence, gap))

@@ -1,21 +1,23 @@
-"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, each output in one form for each medium."""
+"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, one form of each output a medium."""
 
 from __future__ import annotations
 
 import ast
 import re
+from html import escape
 from pathlib import Path
 
 import nbformat
-import pypandoc
-import yaml
 from nbformat import NotebookNode
+
+from vitlab.report.blocks import callout, code_block, raw_html, run_pandoc
+from vitlab.report.options import read_options, write_options
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
 TABLES = Path(__file__).with_name("tables.lua")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
-REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns, said once by its picture
+REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 SPLIT = "vitlab-next-table"
 
 
@@ -29,7 +31,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     cells = _merge_parameters(cells)
     for number, cell in enumerate(cells, start=1):
         if cell.cell_type == "code":
-            cell.outputs = [clean for output in cell.outputs if (clean := _clean_output(output)) is not None]
+            cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
                 _describe_figure(cell)
@@ -39,24 +41,11 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
 
-def read_options(source: str) -> tuple[dict, str]:
-    """The `#| key: value` options at the head of a code cell, and the code below them."""
-    lines = source.splitlines()
-    head = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
-    options = yaml.safe_load("\n".join(line[2:].removeprefix(" ") for line in lines[:head])) or {}
-    if not isinstance(options, dict):
-        raise ValueError(f"cell options must be `#| key: value` lines, not {lines[:head]}")
-    return options, "\n".join(lines[head:]).strip("\n")
-
-
-def write_options(options: dict, code: str) -> str:
-    """The source of a code cell with these options; the reverse of `read_options`."""
-    head = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=10_000) if options else ""
-    return "\n".join([*(f"#| {line}" for line in head.splitlines()), code])
-
-
 def for_web(notebook: NotebookNode) -> NotebookNode:
-    """The copy for HTML: Plotly figures stay alive. They travel as Markdown, because Quarto loads libraries from the network for HTML."""
+    """The copy for HTML: Plotly figures stay alive.
+
+    They travel as raw blocks in Markdown: for outputs of the type text/html, Quarto loads libraries from the network.
+    """
     return _with_outputs(notebook, _pick_for_web)
 
 
@@ -69,18 +58,6 @@ def split_plotly(html: str) -> tuple[str, str]:
     """The Plotly library (its script element, or "") and the rest of a figure's HTML."""
     library = PLOTLY_LIBRARY.search(html)
     return (library.group(), html.replace(library.group(), "")) if library else ("", html)
-
-
-def raw_html(html: str) -> str:
-    """HTML as a raw block of pandoc's Markdown, in a fence longer than any inside."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", html)), default=0))
-    return f"{fence}{{=html}}\n{html.strip()}\n{fence}\n"
-
-
-def code_block(text: str, classes: str) -> str:
-    """Text as a fenced code block of pandoc's Markdown."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence} {{{classes}}}\n{text.rstrip()}\n{fence}\n"
 
 
 def _is_papermill_mark(cell):
@@ -120,19 +97,24 @@ def _clean_output(output):
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", output.text).split("\n"))
         return None if output.name == "stderr" or not text.strip() else nbformat.v4.new_output("stream", name="stdout", text=text)
     if output.output_type == "error":
-        trace = "\n".join(ANSI.sub("", "\n".join(output.traceback)).splitlines()[-20:])
-        text = callout("important", f"This cell failed: {output.ename}", f"{code_block(output.evalue, '.output')}\n{code_block(trace, '.output')}")
-        return _display({"text/markdown": text})
+        trace = ANSI.sub("", "\n".join(output.traceback)) or f"{output.ename}: {output.evalue}"
+        text = code_block("\n".join(trace.splitlines()[-20:]), ".output")
+        return _display({"text/markdown": callout("important", f"This cell failed: {output.ename}", text)})
     if any("jupyter.widget" in kind for kind in output.data) or not output.data:
         return None
     picture = output.get("metadata", {}).get("image/png")  # width and height, from a high-density display
     return nbformat.v4.new_output("display_data", data=dict(output.data), metadata={"image/png": picture} if picture else {})
 
 
-def callout(kind: str, title: str, text: str) -> str:
-    """A call-out in Quarto's Markdown. kind: note, tip, warning, important or caution."""
-    title = title.replace("\\", "\\\\").replace('"', '\\"')
-    return f'::: {{.callout-{kind} title="{title}"}}\n{text.strip()}\n:::\n'
+def _join_streams(outputs):
+    """Printed lines that follow each other as one output: a kernel sends them in pieces."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _display(data, metadata=None):
@@ -159,11 +141,13 @@ def _convert_tables(cells):
     found = [item for item in data if "<table" in item.get("text/html", "") and "vitlab-plotly" not in item["text/html"]]
     if not found:
         return
-    text = pypandoc.convert_text(
-        f"\n<p>{SPLIT}</p>\n".join(item["text/html"] for item in found),
-        "markdown-simple_tables-multiline_tables+pipe_tables-raw_html-native_divs-native_spans-fenced_divs",
-        format="html",
-        extra_args=["--wrap=none", "--columns=10000", f"--lua-filter={TABLES}"],
+    text = run_pandoc(
+        "--from=html",
+        "--to=markdown-simple_tables-multiline_tables+pipe_tables-raw_html-raw_attribute-native_divs-native_spans-fenced_divs",
+        "--wrap=none",
+        "--columns=10000",
+        f"--lua-filter={TABLES}",
+        text=f"\n<p>{SPLIT}</p>\n".join(item["text/html"] for item in found),
     )
     for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
         item.pop("text/html")
@@ -174,7 +158,8 @@ def _with_outputs(notebook, pick):
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output if output.output_type == "stream" else _display(*pick(output, cell)) for output in cell.outputs]
+            shown = [output if output.output_type == "stream" else _display(*pick(output, cell)) for output in cell.outputs]
+            cell.outputs = shown
     return copy
 
 
@@ -182,8 +167,8 @@ def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
     if "text/markdown" not in data and ("plotly" in html.lower() or (html and "image/png" not in data)):
-        label = read_options(cell.source)[0].get("fig-alt", "Interactive figure").replace("&", "&amp;").replace('"', "&quot;")
-        return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{label}">{html}</div>')},)
+        label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
+        return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>')},)
     return _pick_for_paper(output, cell)
 
 

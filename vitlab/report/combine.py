@@ -8,18 +8,19 @@ import re
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
 
-from vitlab.report.clean import KERNEL, for_paper, read_options, write_options
+from vitlab.report.blocks import find_headings, shift_headings
+from vitlab.report.clean import KERNEL, for_paper
 from vitlab.report.gather import Report
+from vitlab.report.options import read_options, write_options
 
 IDENTIFIER = re.compile(r"(@|\{#|\(#)([A-Za-z][\w-]*)")
 FOOTNOTE = re.compile(r"\[\^([^\]\s]+)\]")
 PAGE_LINK = re.compile(r"\]\(([\w-]+)\.ipynb(?:#[^)]*)?\)")
 CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
-FENCE = re.compile(r"^\s*(```+|~~~+)")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. The code of a notebook stands where it comes first; later grid points show what differs."""
+    """One notebook of the whole report. Code stands where a notebook comes first; later ones show their parameters only."""
     front = {"title": report.title, "subtitle": report.subtitle, "date": report.date}
     header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
     cells = [new_raw_cell(f"---\n{header}\n---")]
@@ -33,24 +34,17 @@ def combine_pages(report: Report) -> NotebookNode:
             _hide_code(chapter)
         _rename(chapter, page.slug)
         cells += chapter
-    if any(CITATION.search(cell.source) for cell in cells if cell.cell_type == "markdown"):
+    if has_citations(cells):
         cells.append(new_markdown_cell("# References {.unnumbered}\n\n::: {#refs}\n:::"))
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number}"
     return new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
 
-def shift_headings(markdown: str) -> str:
-    """Every heading one level down, outside of code."""
-    lines, fence = [], ""
-    for line in markdown.split("\n"):
-        mark = FENCE.match(line)
-        if mark and not fence:
-            fence = mark.group(1)
-        elif mark and mark.group(1).startswith(fence):
-            fence = ""
-        lines.append(f"#{line}" if not fence and re.match(r"#{1,5} ", line) else line)
-    return "\n".join(lines)
+def has_citations(cells: list[NotebookNode]) -> bool:
+    """Whether the prose or a caption cites something beside the report's own figures, tables and sections."""
+    captions = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if line.startswith("#|")]
+    return any(CITATION.search(text) for text in [*captions, *(cell.source for cell in cells if cell.cell_type == "markdown")])
 
 
 def _hide_code(cells):
@@ -73,7 +67,9 @@ def _rename(cells, slug):
         text = FOOTNOTE.sub(lambda m: f"[^{slug}-{m[1]}]", text)
         return PAGE_LINK.sub(r"](#\1)", text)
 
-    deep = any(re.search(r"(?m)^# ", text) for text in prose)  # the chapter itself is the only heading of the first level
+    deep = any(
+        level == 1 for text in prose for _, level in find_headings(text)
+    )  # the chapter itself is the only heading of the first level
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = rename(shift_headings(cell.source) if deep else cell.source)

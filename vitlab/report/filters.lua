@@ -4,7 +4,6 @@ local typst = FORMAT == "typst"
 local WORDS = { fig = "Figure", tbl = "Table" }
 local TITLES = { note = "Note", tip = "Tip", warning = "Warning", important = "Important", caution = "Caution" }
 local numbers = {}  -- label -> number, for figures and tables
-local sections = {} -- label -> heading, for sections
 local anchors = {}  -- every identifier: Typst refuses a link to one that is not there
 
 local function kind_of(label)
@@ -38,10 +37,7 @@ local function collect(doc)
     Figure = number,
     Table = number,
     Span = function(span) anchors[span.identifier] = true end,
-    Header = function(header)
-      anchors[header.identifier] = true
-      if header.identifier:match("^sec%-") then sections[header.identifier] = header.content end
-    end,
+    Header = function(header) anchors[header.identifier] = true end,
   })
 end
 
@@ -80,6 +76,48 @@ local function captioned(label, kind, blocks, caption)
     if block.t == "Para" and is_picture(block) then blocks[i] = pandoc.Plain(block.content) end
   end
   return pandoc.Figure(blocks, { long = #caption > 0 and { pandoc.Plain(caption) } or {} }, pandoc.Attr(label, { kind }))
+end
+
+-- Wide tables ------------------------------------------------------------------------------------------------------------------
+
+local LINE, PADDING = 102, 3 -- what fits into a line of a table on A4, and the room between two columns, in characters
+local SMALLEST = 0.74
+
+-- A name in a head may break after an underscore or a slash.
+local function breakable(str)
+  return pandoc.Str((str.text:gsub("[_/]", "%0\u{200b}")))
+end
+
+-- Typst only: a table wider than the page is set smaller, and columns get room by their longest word and their longest text.
+-- Returns the factor for the text size.
+local function fit_columns(tbl)
+  if not typst then return 1 end
+  local words, texts = {}, {}
+  for column = 1, #tbl.colspecs do words[column], texts[column] = 2, 2 end
+  local function measure(rows, weight)
+    for _, row in ipairs(rows) do
+      for column, cell in ipairs(row.cells) do
+        local text = pandoc.utils.stringify(cell.contents)
+        texts[column] = math.max(texts[column], weight * pandoc.text.len(text))
+        for word in (weight > 1 and text:gsub("[_/]", "%0 ") or text):gmatch("%S+") do
+          words[column] = math.max(words[column], weight * pandoc.text.len(word))
+        end
+      end
+    end
+  end
+  measure(tbl.head.rows, 1.12) -- bold
+  for _, body in ipairs(tbl.bodies) do measure(body.body, 1) end
+  local least, most = 0, 0
+  for column = 1, #tbl.colspecs do least, most = least + words[column] + PADDING, most + texts[column] + PADDING end
+  if most <= LINE then return 1 end
+  local scale = math.max(SMALLEST, LINE / most)
+  local room = math.max(LINE / scale - least, 0)
+  local total = math.max(LINE / scale, least)
+  for column, spec in ipairs(tbl.colspecs) do
+    local extra = most > least and room * (texts[column] - words[column]) / (most - least) or 0
+    tbl.colspecs[column] = { spec[1], (words[column] + PADDING + extra) / total }
+  end
+  return math.max(0.55, math.min(scale, LINE / least))
 end
 
 -- Call-outs --------------------------------------------------------------------------------------------------------------------
@@ -128,14 +166,19 @@ end
 
 function elements.Table(tbl)
   local caption, label = tbl.caption.long[1] and tbl.caption.long[1].content, tbl.identifier
-  if not typst then
-    tbl = pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot)
-    tbl = pandoc.Div({ tbl }, pandoc.Attr("", { "table-scroll" }, { tabindex = "0" }))
-  elseif caption or label ~= "" then
-    tbl = pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot)
+  local scale = fit_columns(tbl)
+  local wide = #tbl.colspecs > 7
+  for _, row in ipairs(wide and tbl.head.rows or {}) do
+    for _, cell in ipairs(row.cells) do cell.contents = cell.contents:walk({ Str = breakable }) end
   end
-  if caption or label ~= "" then return captioned(label, "tbl", pandoc.List({ tbl }), caption or pandoc.Inlines({})) end
-  return tbl
+  local out = pandoc.List({ pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot) })
+  if not typst then
+    out = pandoc.List({ pandoc.Div(out, pandoc.Attr("", { "table-scroll", wide and "wide" or "narrow" }, { tabindex = "0", role = "region", ["aria-label"] = "Table" })) })
+  elseif scale < 1 then
+    out = pandoc.List({ raw(("#scaled(%.2f)["):format(scale)), out[1], raw("]") })
+  end
+  if caption or label ~= "" then return captioned(label, "tbl", out, caption or pandoc.Inlines({})) end
+  return out
 end
 
 function elements.CodeBlock(block)
@@ -173,19 +216,13 @@ function elements.Link(link)
   end
 end
 
--- @fig-x, @tbl-x and @sec-x become links; every other citation is left to citeproc.
+-- @fig-x and @tbl-x become links; every other citation is left to citeproc.
 function elements.Cite(cite)
   local out = pandoc.Inlines({})
   for i, citation in ipairs(cite.citations) do
     local label, word = citation.id, WORDS[kind_of(citation.id)]
-    local text
-    if numbers[label] then
-      text = pandoc.Inlines({ pandoc.Str((citation.mode == "SuppressAuthor" and "" or word .. "\u{a0}") .. numbers[label]) })
-    elseif sections[label] then
-      text = sections[label]
-    else
-      return nil
-    end
+    if not numbers[label] then return nil end
+    local text = pandoc.Str((citation.mode == "SuppressAuthor" and "" or word .. "\u{a0}") .. numbers[label])
     if i > 1 then out:extend({ pandoc.Str(","), pandoc.Space() }) end
     out:insert(pandoc.Link(text, "#" .. label))
   end

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from pathlib import Path
+from datetime import date
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from vitlab.registry import unknown
-from vitlab.report.clean import KERNEL, callout, clean_notebook
+from vitlab.report.blocks import callout, code_block, find_headings
+from vitlab.report.clean import KERNEL, clean_notebook
 from vitlab.runs import project_root, reports_dir
 
 HOME = "08_compare"  # the page to open first
+TROUBLES = {
+    "failed": "This notebook did not run to its end",
+    "skipped": "This notebook was skipped",
+    "pending": "This notebook has not run yet",
+}
+SECTION = re.compile(r"(?m)^#+ +(.+?) *\{#(sec-[\w-]+)\} *$")
+SECTION_REFERENCE = re.compile(r"\[?@(sec-[\w-]+)\]?")
 NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?(\w+)\.ipynb(#[^)]*)?\)")
 
 
@@ -53,7 +60,7 @@ class Report:
 def gather_report(batches: list[str] | None = None) -> Report:
     """The pages of these batches (default: all there are), comparison first, then the shared notebooks, then each grid point's.
 
-    ValueError: an unknown batch, or none at all.
+    ValueError: an unknown batch, or none at all; a cell whose options are no YAML.
     """
     folder = reports_dir() / "runs" / "batches"
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
@@ -68,13 +75,17 @@ def gather_report(batches: list[str] | None = None) -> Report:
         section = batch.get("title", name) if len(chosen) > 1 else ""
         pages += [_make_page(task, section) for task in order_tasks(batch["tasks"])]
     pages = _number_slugs(pages)
-    pages = [replace(page, notebook=_resolve_links(page, pages)) for page in pages]
+    for page in pages:
+        _resolve_links(page, pages)
+        _resolve_sections(page.notebook)
     titles = [batch.get("title", name) for name, batch in chosen.items()]
-    datasets = sorted({task["parameters"]["dataset"] for batch in chosen.values() for task in batch["tasks"] if "dataset" in task["parameters"]})
+    datasets = sorted(
+        {task["parameters"]["dataset"] for batch in chosen.values() for task in batch["tasks"] if "dataset" in task["parameters"]}
+    )
     return Report(
         title=" and ".join(titles),
         subtitle=f"Dataset: {', '.join(datasets)}" if datasets else "",
-        date=max((_day(batch) for batch in chosen.values()), default=date.today().isoformat()),
+        date=max(_day(folder / name / "batch.json") for name in chosen),
         pages=tuple(_with_overview(pages)),
     )
 
@@ -87,8 +98,8 @@ def order_tasks(tasks: list[dict]) -> list[dict]:
             points.append(task["point"])
 
     def rank(task):
-        stem = Path(task["notebook"]).stem
-        return stem != HOME, bool(task["point"]), points.index(task["point"]) if task["point"] else 0, stem
+        place = points.index(task["point"]) + 1 if task["point"] else 0
+        return task["notebook"] != HOME, place, task["notebook"]
 
     return sorted(tasks, key=rank)
 
@@ -99,46 +110,50 @@ def describe_point(point: dict) -> list[str]:
 
 
 def _make_page(task, section):
-    stem = Path(task["notebook"]).stem
-    copy = reports_dir() / task["path"]
-    source = project_root() / task["notebook"]
-    trouble = "" if task["status"] == "done" else _trouble(task)
+    stem, copy = task["notebook"], reports_dir() / task["path"]
+    trouble = _trouble(task, copy.is_file())
     if copy.is_file():
-        notebook = clean_notebook(nbformat.read(copy, as_version=4))
+        try:
+            heading, notebook = _take_heading(clean_notebook(nbformat.read(copy, as_version=4)))
+        except ValueError as error:
+            raise ValueError(f"{copy}: {error}") from error
     else:
-        trouble = trouble or f"Its executed copy {task['path']} is missing; run the batch again."
-        notebook = new_notebook(cells=nbformat.read(source, as_version=4).cells[:1] if source.is_file() else [])
-    heading, notebook = _take_heading(notebook)
+        source = project_root() / "notebooks" / f"{stem}.ipynb"
+        heading = _take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""
+        notebook = new_notebook()
     heading = heading or re.sub(r"^\d+_", "", stem).replace("_", " ").capitalize()
-    if not copy.is_file():
-        notebook.cells = []
     if trouble:
-        notebook.cells.insert(0, new_markdown_cell(callout("important", _trouble_title(task), trouble)))
+        title = TROUBLES.get(task["status"], TROUBLES["failed"])
+        notebook.cells.insert(0, new_markdown_cell(callout("important", title, trouble)))
     words = describe_point(task["point"])
     group = (section, words[0] if words else "", " · ".join(words[1:]))
     slug = re.sub(r"[^a-z0-9]+", "-", "-".join([section, stem, *words]).lower()).strip("-")
     return Page(slug, stem, heading, task["point"], group, notebook, trouble)
 
 
-def _trouble_title(task):
-    return "This notebook was skipped" if task["status"] == "skipped" else "This notebook did not run to its end"
-
-
-def _trouble(task):
-    error = task.get("error") or {}
-    if isinstance(error, str):
-        return error
-    where = f"In cell {error['cell']}: " if error.get("cell") is not None else ""
-    what = ": ".join(str(error[key]) for key in ("name", "message") if error.get(key)) or f"status {task['status']}"
-    return f"{where}{what}"
+def _trouble(task, copied):
+    """What the reader must know of a task that gave no result, as Markdown; "" for one that did."""
+    if task["status"] == "failed":
+        error = task["error"]
+        where = f"In cell {error['cell']}, " if error["cell"] is not None else "Outside of any cell, "
+        line = f"at the line\n\n{code_block(error['line'], '.python')}" if error.get("line") else "with the error"
+        what = code_block(f"{error['name']}: {error['value']}", ".output")
+        return f"{where}{line}\n\n{what}"
+    if task["status"] != "done":
+        return task.get("note") or f"Its status in the batch is *{task['status']}*."
+    return "" if copied else f"Its executed copy `{task['path']}` is missing; run the batch again."
 
 
 def _take_heading(notebook):
-    """The text of the first `# heading`, and the notebook without it."""
+    """The text of the first heading of level 1, and the notebook without it."""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (found := re.search(r"(?m)^# +(.+?)(?: *\{[^}]*\})? *$", cell.source)):
-            cell.source = (cell.source[: found.start()] + cell.source[found.end() :]).strip()
-            return found.group(1), notebook
+        for number, level in find_headings(cell.source) if cell.cell_type == "markdown" else ():
+            if level == 1:
+                lines = cell.source.split("\n")
+                heading = re.sub(r"\s*\{[^}]*\}\s*$", "", lines.pop(number)[2:]).strip()
+                cell.source = "\n".join(lines).strip()
+                notebook.cells = [cell for cell in notebook.cells if cell.source]
+                return heading, notebook
     return "", notebook
 
 
@@ -153,7 +168,7 @@ def _number_slugs(pages):
 
 
 def _resolve_links(page, pages):
-    """Point links to other notebooks at their pages: that of the same grid point, else the first; plain text when there is none."""
+    """Point links to other notebooks at their pages: that of the same grid point, else the first; plain text without one."""
 
     def resolve(match):
         text, stem, anchor = match.group(1), match.group(2), match.group(3) or ""
@@ -166,7 +181,14 @@ def _resolve_links(page, pages):
     for cell in page.notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = NOTEBOOK_LINK.sub(resolve, cell.source)
-    return page.notebook
+
+
+def _resolve_sections(notebook):
+    """Write references to sections as links under the section's title: sections of a page bear no number to refer to."""
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    titles = {match[2]: match[1] for cell in prose for match in SECTION.finditer(cell.source)}
+    for cell in prose:
+        cell.source = SECTION_REFERENCE.sub(lambda m: f"[{titles[m[1]]}](#{m[1]})" if m[1] in titles else m[0], cell.source)
 
 
 def _with_overview(pages):
@@ -179,9 +201,8 @@ def _with_overview(pages):
     return pages
 
 
-def _day(batch):
-    moment = batch.get("finished") or batch.get("started")
-    return datetime.fromisoformat(moment).date().isoformat() if moment else date.today().isoformat()
+def _day(file):
+    return date.fromtimestamp(file.stat().st_mtime).isoformat()
 
 
 def page_notebook(page: Page, cells: list) -> NotebookNode:

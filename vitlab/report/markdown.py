@@ -1,4 +1,4 @@
-"""A cleaned notebook as pandoc's Markdown, with Quarto's meaning of the cell options: label, captions, echo, output, include, code-fold."""
+"""A cleaned notebook as pandoc's Markdown, with Quarto's meaning of label, captions, echo, output, include, code-fold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image
 
-from vitlab.report.clean import code_block, read_options
+from vitlab.report.blocks import code_block
+from vitlab.report.options import read_options
 
 ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
 CSS_DPI = 96  # what a browser takes for an inch
@@ -26,7 +27,7 @@ class Medium:
 
 
 def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
-    """The Markdown text; pictures are written to the medium's folder as `<prefix>-<cell>-<output>.png` and referred to by file name."""
+    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the text names the files."""
     parts = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
@@ -51,27 +52,25 @@ def _code_cell(cell, medium, name):
 
 
 def _outputs(cell, options, medium, name):
-    """The outputs in order; those that the caption speaks of gathered into one captioned block, where the first of them stands."""
+    """The outputs in order; those that the caption speaks of in one captioned block, where the first of them stands."""
     label = str(options.get("label", ""))
     kind = "tbl" if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options) else "fig"
     caption = options.get(f"{kind}-cap", "")
-    parts, captioned = [], []
+    identifier = f"#{label}" if label.startswith(("fig-", "tbl-")) else ""
+    parts, captioned, place = [], [], 0
     for number, output in enumerate(cell.outputs, start=1):
         if output.output_type == "stream":
             parts.append(output.text if options.get("output") == "asis" else code_block(output.text, ".output"))
             continue
         text = _display(output.data, output.get("metadata", {}), options, medium, f"{name}-{number}")
-        picture = not {"text/plain", "text/latex"} & set(output.data)
-        if picture and (caption or label.startswith(("fig-", "tbl-"))):
-            if not captioned:
-                parts.append(captioned)
+        if (caption or identifier) and not {"text/plain", "text/latex"} & set(output.data):
+            place = place if captioned else len(parts)
             captioned.append(text)
         else:
             parts.append(text)
     if captioned:
-        identifier = f"#{label} " if label.startswith(("fig-", "tbl-")) else ""
         block = "\n\n".join([*captioned, " ".join(str(caption).split())])
-        parts[parts.index(captioned)] = f"::: {{{identifier}.captioned .{kind}}}\n{block.strip()}\n:::"
+        parts.insert(place, f"::: {{{identifier} .captioned .{kind}}}\n{block.strip()}\n:::")
     return parts
 
 

@@ -7,15 +7,17 @@ import json
 import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
 import nbformat
-import pypandoc
 import typst
 
+from vitlab.report.blocks import run_pandoc
 from vitlab.report.clean import for_web, split_plotly
+from vitlab.report.combine import has_citations
 from vitlab.report.gather import Page, Report
 from vitlab.report.markdown import Medium, notebook_markdown
 from vitlab.report.settings import Settings
@@ -28,7 +30,8 @@ def render_pages(report: Report, settings: Settings, build: Path, output: Path) 
     """Write one HTML file a page into `output`; the path of the first."""
     (build / "pages").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as threads:
-        for page, html in zip(report.pages, threads.map(lambda page: _render_page(page, report, settings, build / "pages"), report.pages), strict=True):
+        pages = threads.map(lambda page: _render_page(page, report, settings, build / "pages"), report.pages)
+        for page, html in zip(report.pages, pages, strict=True):
             (output / f"{page.slug}.html").write_text(html, encoding="utf-8")
     return output / "index.html"
 
@@ -40,7 +43,8 @@ def render_pdf(report: Report, settings: Settings, build: Path, output: Path) ->
     markdown = notebook_markdown(notebook, Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT), "figure")
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
     metadata = {"title": report.title, "subtitle": report.subtitle}
-    source = _run_pandoc(markdown, "typst", folder / "report", settings, {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata})
+    defaults = {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata}
+    source = _render_markdown(markdown, "typst", folder / "report", settings, defaults)
     (folder / "report.typ").write_text(source, encoding="utf-8")
     typst.compile(folder / "report.typ", output=output / "report.pdf", root=folder, ignore_system_fonts=True)
     return output / "report.pdf"
@@ -50,43 +54,45 @@ def _render_page(page, report, settings, folder):
     notebook = for_web(page.notebook)
     library = _take_plotly(notebook)
     markdown = notebook_markdown(notebook, Medium(folder, fold=settings.fold), page.slug)
+    if has_citations(notebook.cells):
+        markdown += "\n## References {.unnumbered}\n\n::: {#refs}\n:::\n"
     position = [other.slug for other in report.pages].index(page.slug)
     neighbours = {
         "previous": _link(report.pages[position - 1]) if position else None,
         "next": _link(report.pages[position + 1]) if position + 1 < len(report.pages) else None,
     }
     variables = {
-        "site-title": settings.title,
+        "site-title": escape(settings.title),
         "lang": settings.lang,
         "home": page is report.pages[0],
-        "report-subtitle": report.subtitle,
+        "report-subtitle": escape(report.subtitle),
         "report-date": report.date,
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
         "version": version("vitlab"),
         "style": (HERE / "style.css").read_text(encoding="utf-8"),
-        "script": (HERE / "page.js").read_text(encoding="utf-8"),
         "plotly": "<!-- plotly -->" if library else "",
         **{key: value for key, value in neighbours.items() if value},
     }
     defaults = {
         "template": str(HERE / "page.html"),
         "variables": variables,
-        "metadata": {"title": page.title, "pagetitle": page.title, "reference-section-title": "References"},
+        "metadata": {"title": page.title},
         "table-of-contents": True,
         "toc-depth": settings.toc_depth,
         "html-math-method": {"method": "mathml"},
     }
-    html = _run_pandoc(markdown, "html5", folder / page.slug, settings, defaults)
-    html = html.replace("<!-- plotly -->", library, 1)  # only now: pandoc need not carry megabytes
-    return re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder / match[2]) + match[3], html)
+    html = _render_markdown(markdown, "html5", folder / page.slug, settings, defaults)
+    html = re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder / match[2]) + match[3], html)
+    return html.replace("<!-- plotly -->", library, 1)  # last: pandoc and we need not search megabytes
 
 
-def _run_pandoc(markdown, target, path, settings, defaults):
-    """Convert with our filter before citeproc. The Markdown and pandoc's settings stay beside the result, for whoever wonders."""
+def _render_markdown(markdown, target, path, settings, defaults):
+    """Convert with our filter before citeproc. Markdown and pandoc's settings stay in the build folder, for whoever wonders."""
     defaults |= {
         "from": "markdown",
         "to": target,
+        "input-file": str(path.with_suffix(".md")),
         "standalone": True,
         "columns": 10_000,  # a long line of a pipe table must not make pandoc choose column widths
         "wrap": "none",
@@ -96,7 +102,7 @@ def _run_pandoc(markdown, target, path, settings, defaults):
     }
     path.with_suffix(".md").write_text(markdown, encoding="utf-8")
     path.with_suffix(".defaults.json").write_text(json.dumps(defaults, indent=1), encoding="utf-8")
-    return pypandoc.convert_file(path.with_suffix(".md"), target, format="markdown", extra_args=["--defaults", str(path.with_suffix(".defaults.json"))])
+    return run_pandoc("--defaults", str(path.with_suffix(".defaults.json")))
 
 
 def _take_plotly(notebook):
@@ -111,19 +117,19 @@ def _take_plotly(notebook):
 
 
 def _link(page: Page):
-    return {"href": f"{page.slug}.html", "title": page.title}
+    return {"href": f"{page.slug}.html", "title": escape(page.title)}
 
 
 def _navigation(pages, current):
     """The pages as parts (batches) of groups (models) of runs (further grid values)."""
     return [
         {
-            "title": part,
+            "title": escape(part),
             "groups": [
                 {
-                    "title": group,
+                    "title": escape(group),
                     "runs": [
-                        {"title": run, "pages": [_entry(page, current) for page in members]}
+                        {"title": escape(run), "pages": [_entry(page, current) for page in members]}
                         for run, members in groupby(in_group, key=lambda page: page.group[2])
                     ],
                 }
@@ -135,7 +141,12 @@ def _navigation(pages, current):
 
 
 def _entry(page, current):
-    return {"href": f"{page.slug}.html", "heading": page.heading, "current": page is current, "trouble": bool(page.trouble)}
+    return {
+        "href": f"{page.slug}.html",
+        "heading": escape(page.heading),
+        "current": page is current,
+        "trouble": bool(page.trouble),
+    }
 
 
 def _data_uri(file):

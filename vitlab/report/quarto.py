@@ -1,4 +1,4 @@
-"""The report with Quarto: two projects in the build folder, one for the site and one for the PDF, made from the project's _quarto.yml."""
+"""The report with Quarto: a project for the site and one for the PDF in the build folder, made from the project's _quarto.yml."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def _sidebar(pages):
 
 def _sections(pages, depth):
     if depth == 3:
-        return [{"text": page.heading + (" (not finished)" if page.trouble else ""), "href": f"{page.slug}.ipynb"} for page in pages]
+        return [
+            {"text": page.heading + (" (not finished)" if page.trouble else ""), "href": f"{page.slug}.ipynb"} for page in pages
+        ]
     contents = []
     for title, members in groupby(pages, key=lambda page: page.group[depth]):
         inner = _sections(list(members), depth + 1)
@@ -77,6 +79,10 @@ def _sections(pages, depth):
 
 def _run(quarto, arguments, folder):
     environment = {**os.environ, "QUARTO_PYTHON": sys.executable}
-    done = subprocess.run([quarto, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [quarto, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
-        raise RuntimeError(f"`quarto {' '.join(arguments)}` in {folder} ended with code {done.returncode}:\n{done.stdout.strip()[-6000:]}")
+        raise RuntimeError(
+            f"`quarto {' '.join(arguments)}` in {folder} ended with code {done.returncode}:\n{done.stdout.strip()[-6000:]}"
+        )

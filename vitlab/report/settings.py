@@ -12,7 +12,7 @@ from vitlab.runs import project_root
 
 @dataclass(frozen=True)
 class Settings:
-    """bibliography, csl: files, absolute. fold: whether code starts folded in HTML (true, false or "show"). config: all of the file."""
+    """bibliography, csl: files, absolute. fold: whether code starts folded in HTML (true, false, "show"). config: the file."""
 
     title: str = "vitlab"
     lang: str = "en"

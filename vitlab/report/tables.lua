@@ -32,4 +32,5 @@ function Table(tbl)
   return tbl
 end
 
-function Div(div) return div.content end  -- pandas wraps its tables in one
+function RawBlock() return {} end      -- its style sheet
+function Div(div) return div.content end                 -- and the wrapper that pandas puts around them

@@ -21,6 +21,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_weights: bool = True  # a rare class weighs more in the loss, so that both count alike
     augment: str = "light"  # none, light or strong: flips, small rotation, crop, colour jitter
+    flip: bool = True  # False for what must not be mirrored, such as digits
     mixup: float = 0.0  # alpha of mixup (arXiv 1710.09412); 0 means none
     train_from: str = ""  # first piece (vitlab.models.pieces) that is trained; what lies before is frozen and computed once
     views: int = 1  # versions of each training image that pass the frozen part: the image itself and views - 1 augmented ones

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from vitlab.data import ImageDataset, build_augmentation
+from vitlab.data import ImageDataset
 from vitlab.models import pieces
 from vitlab.registry import unknown
 from vitlab.runs import atomic, reports_dir
@@ -40,18 +40,26 @@ def split_model(module: nn.Module, train_from: str) -> tuple[nn.Sequential, nn.S
 class FrozenFeatures(Dataset):
     """The frozen part's output for each image of a split: items (features, class index, position), as of an ImageDataset.
 
+    views: versions of each image, the image itself and views - 1 that `augment` made; every item is of one of them, at random.
     The outputs lie in reports/cache, in bfloat16 and memory-mapped, one file for each view, filled where rows are missing. Their
-    key is made of the frozen weights, the transform, the data's version and the view, so runs and seeds share what they have in
-    common. View 0 is the image itself. `view` chooses what items come from; -1 draws one of the views for each item.
+    key is made of the frozen weights, the transform, the data and the augmentation, so runs and seeds share what is the same.
     """
 
-    def __init__(self, data: DataBundle, split: str, model: ModelBundle, frozen: nn.Module, *, views: int = 1, augment: str = "none"):
-        self.images = ImageDataset(data, split, model.transform)
-        self.labels = self.images.labels
+    def __init__(
+        self,
+        data: DataBundle,
+        split: str,
+        model: ModelBundle,
+        frozen: nn.Module,
+        *,
+        views: int = 1,
+        augment: Callable | None = None,
+    ):
+        images = ImageDataset(data, split, model.transform)
+        self.labels = images.labels
         ids = data.samples["sample_id"].sort_values(ignore_index=True)
-        self.rows = torch.as_tensor(ids.searchsorted(self.images.samples["sample_id"]))
-        device = next(frozen.parameters()).device
-        example = torch.zeros(16, 3, *model.transform.size, device=device)
+        self.rows = torch.as_tensor(ids.searchsorted(images.samples["sample_id"]))
+        example = torch.zeros(16, 3, *model.transform.size, device=next(frozen.parameters()).device)
         precision = choose_precision(frozen.eval(), example, training=False)
         key = hashlib.sha256(repr((data.version, ids.tolist(), model.transform, precision)).encode())
         for tensor in frozen.state_dict().values():
@@ -59,19 +67,18 @@ class FrozenFeatures(Dataset):
         with torch.inference_mode():
             shape = (len(ids), *frozen(example[:1]).shape[1:])
         self.stores = []
-        for view in range(views):
-            strength = augment if view else "none"
-            path = reports_dir() / "cache" / f"{key.hexdigest()[:16]}-{strength}{view}.bf16"
-            store = FeatureStore(path, shape)
-            store.fill(frozen, precision, self.images, self.rows, build_augmentation(strength, model.transform.size), view)
+        for view in range(views if augment else 1):
+            view_key = hashlib.sha256(f"{key.hexdigest()} {view} {augment if view else None}".encode()).hexdigest()
+            store = FeatureStore(reports_dir() / "cache" / f"{view_key[:16]}.bf16", shape)
+            images.augment = augment if view else None
+            store.fill(frozen, precision, images, self.rows, view)
             self.stores.append(store)
-        self.view = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, positions: list[int]) -> list[tuple[torch.Tensor, int, int]]:
-        views = torch.randint(len(self.stores), (len(positions),)).tolist() if self.view < 0 else [self.view] * len(positions)
+        views = torch.randint(len(self.stores), (len(positions),)).tolist()
         return [
             (self.stores[view].values[self.rows[position]], int(self.labels[position]), position)
             for view, position in zip(views, positions, strict=True)
@@ -92,20 +99,19 @@ class FeatureStore:
         self.values = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.bfloat16).view(shape)
         self.filled = np.load(self.mask_path) if self.mask_path.exists() else np.zeros(shape[0], dtype=bool)
 
-    def fill(self, frozen, precision: str, images: ImageDataset, rows: torch.Tensor, augment: Callable | None, view: int) -> None:
-        """Compute the rows that are missing; `rows[i]` is the row of the i-th image. The mask is saved once the rows are there."""
+    def fill(self, frozen: nn.Module, precision: str, images: ImageDataset, rows: torch.Tensor, view: int) -> None:
+        """Compute the rows that are missing; `rows[i]` is the row of the i-th image. The mask is saved once all are there."""
         missing = [position for position, row in enumerate(rows.tolist()) if not self.filled[row]]
         if not missing:
             return
         device = next(frozen.parameters()).device
-        if augment:
-            images.augment = _seed_each(augment, [VIEW_SEED + 100_000 * view + int(rows[position]) for position in missing])
+        if images.augment:
+            images.augment = _seed_each(images.augment, [VIEW_SEED + 100_000 * view + int(rows[i]) for i in missing])
         loader = DataLoader(images, batch_size=32, sampler=missing)
         with torch.inference_mode(), torch.random.fork_rng(devices=[]), autocast(device, precision):
             for batch, _, positions in tqdm(loader, desc=f"frozen part, view {view}", leave=False):
                 self.values[rows[positions]] = frozen(batch.to(device)).to("cpu", torch.bfloat16)
         self.filled[rows[missing]] = True
-        images.augment = None
         with atomic(self.mask_path) as temporary:
             np.save(temporary, self.filled)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from accelerate.utils import set_seed
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -28,6 +30,8 @@ from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.frozen import FrozenFeatures, split_model
 from vitlab.training.precision import choose_precision
+
+IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept from epoch to epoch, for each split
 
 
 def fit(model: ModelBundle, data: DataBundle, run: Run | None = None, config: TrainConfig | None = None) -> pd.DataFrame:
@@ -48,87 +52,111 @@ def fit(model: ModelBundle, data: DataBundle, run: Run | None = None, config: Tr
     model.module.requires_grad_(True)
     frozen.requires_grad_(False)
     train_set, val_set = (_open_split(model, data, split, frozen, config) for split in ("train", "val"))
-    cache_s = time.perf_counter() - start
+    frozen_s = time.perf_counter() - start
 
-    precision = config.precision
-    if precision == "auto":
-        precision = _choose_precision(model, train_set, config)
+    precision = _choose_precision(model, train_set, config) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # a process may train several models, each in its own precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
-    order = torch.Generator().manual_seed(config.seed)
-    batch_size = min(config.batch_size, len(train_set))
-    loader = DataLoader(train_set, batch_size=batch_size, shuffle=True, drop_last=True, generator=order)
-    groups = param_groups_weight_decay(trained, config.weight_decay, no_weight_decay_list=_undecayed(trained))
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    steps, warmup = config.epochs * len(loader), round(config.warmup_epochs * len(loader))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
+    loader = DataLoader(
+        train_set,
+        batch_size=min(config.batch_size, len(train_set)),
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    optimizer, schedule = build_optimizer(trained, config, len(loader))
     ema = ModelEmaV3(model.module, decay=config.ema, use_warmup=True) if config.ema else None
     trained, optimizer, loader, schedule = accelerator.prepare(trained, optimizer, loader, schedule)
     judged = split_model(ema.module, config.train_from)[1] if ema else trained
-    weight = torch.tensor(class_weights(data.split("train")["label"], data.classes), dtype=torch.float32, device=accelerator.device)
-    mixup = v2.MixUp(alpha=config.mixup, num_classes=len(data.classes)) if config.mixup else None
+    compute_loss = build_loss(data, config, accelerator.device)
 
-    history, best, best_state = [], None, None
-    progress = tqdm(total=steps, desc=f"train {model.name}", unit="step", mininterval=1.0)
+    history, best = [], _Best(config.monitor)
+    progress = tqdm(total=config.epochs * len(loader), desc=f"train {model.name}", unit="step", mininterval=1.0)
     for epoch in range(1, config.epochs + 1):
         trained.train()
-        total = 0.0
+        losses = []
         for inputs, labels, positions in loader:
-            inputs, targets = inputs.float(), F.one_hot(labels, len(data.classes)).float()
-            if mixup:
-                inputs, targets = mixup(inputs, labels)
-            logits = trained(inputs)
-            loss = F.cross_entropy(
-                logits.float(), targets, weight=weight if config.class_weights else None, label_smoothing=config.label_smoothing
-            )
+            loss = compute_loss(trained, inputs.float(), labels)
             if not torch.isfinite(loss):
-                ids = data.split("train")["sample_id"].iloc[positions.cpu().numpy()].tolist()
-                raise FloatingPointError(
-                    f"the loss became {loss.item()} in epoch {epoch} at learning rate {schedule.get_last_lr()[0]:.1e}; "
-                    f"lower learning_rate or set precision='fp32'. Samples of the batch: {', '.join(ids[:8])}"
-                )
+                raise FloatingPointError(_describe_divergence(loss, epoch, schedule, data, positions))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained.parameters(), config.clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if ema:
-                ema.update(model.module, step=(epoch - 1) * len(loader) + progress.n % len(loader) + 1)
-            total += loss.item()
             progress.update()
-        scores = score_logits(*compute_logits(judged, val_set, accelerator.device, precision), data.classes)
+            losses.append(loss.item())
+            if ema:
+                ema.update(model.module, step=progress.n)
         row = {
             "epoch": epoch,
             "seconds": round(time.perf_counter() - start, 1),
             "learning_rate": schedule.get_last_lr()[0],
-            "train_loss": total / len(loader),
-            **scores,
+            "train_loss": sum(losses) / len(losses),
+            **score_logits(*compute_logits(judged, val_set, accelerator.device, precision), data.classes),
         }
         history.append(row)
         progress.set_postfix({config.monitor: f"{row[config.monitor]:.3f}"})
-        value = -row[config.monitor] if config.monitor.endswith("loss") else row[config.monitor]
-        if best is None or value > best[0]:
-            best = (value, epoch)
-            best_state = copy.deepcopy((ema.module if ema else model.module).state_dict())
-        elif epoch - best[1] >= config.patience:
+        best.see(row, ema.module if ema else model.module)
+        if epoch - best.epoch >= config.patience:
             break
     progress.close()
-    model.module.load_state_dict(best_state)
+    model.module.load_state_dict(best.state)
     model.module.requires_grad_(True).eval()
 
     table = pd.DataFrame(history, columns=columns)
     if run:
         run.write_table("history.csv", table)
         run.record(
-            best_epoch=best[1],
+            best_epoch=best.epoch,
             train_s=round(time.perf_counter() - start, 1),
-            frozen_s=round(cache_s, 1),
+            frozen_s=round(frozen_s, 1),
             precision=precision,
             device=str(accelerator.device),
             parameters=count_parameters(model.module),
-            trained_parameters=sum(parameter.numel() for group in groups for parameter in group["params"]),
+            trained_parameters=count_parameters(accelerator.unwrap_model(trained)),
         )
     return table
+
+
+class _Best:
+    """The epoch with the best value of one column, and its weights. A loss is best when low, all else when high."""
+
+    def __init__(self, column: str):
+        self.column, self.sign = column, -1 if column.endswith("loss") else 1
+        self.value, self.epoch, self.state = -math.inf, 0, None
+
+    def see(self, row: dict, module: nn.Module) -> None:
+        value = self.sign * row[self.column]
+        if value > self.value:
+            self.value, self.epoch, self.state = value, row["epoch"], copy.deepcopy(module.state_dict())
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: int):
+    """AdamW (arXiv 1711.05101) and its schedule by the step. Weight decay spares norms, biases, positions and class token."""
+    spared = [name for name, _ in module.named_parameters() if name.rpartition(".")[2] in ("pos_embed", "cls_token")]
+    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=spared)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    steps, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
+
+
+def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
+    """A function (module, inputs, labels) -> cross entropy, with class weights, label smoothing and mixup as configured."""
+    num_classes = len(data.classes)
+    weight = None
+    if config.class_weights:
+        weight = torch.tensor(class_weights(data.split("train")["label"], data.classes), dtype=torch.float32, device=device)
+    mixup = v2.MixUp(alpha=config.mixup, num_classes=num_classes) if config.mixup else None
+
+    def compute_loss(module, inputs, labels):
+        targets = F.one_hot(labels, num_classes).float()  # (B, num_classes)
+        if mixup:
+            inputs, targets = mixup(inputs, labels)
+        logits = module(inputs).float()
+        return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
+
+    return compute_loss
 
 
 def warmup_cosine(step: int, warmup: int, steps: int) -> float:
@@ -171,12 +199,11 @@ def score_logits(logits: torch.Tensor, labels: np.ndarray, classes: tuple[str, .
 
 def _open_split(model, data, split, frozen, config) -> Dataset:
     train = split == "train"
+    augment = build_augmentation(config.augment, model.transform.size, flip=config.flip) if train else None
     if len(frozen):
-        dataset = FrozenFeatures(data, split, model, frozen, views=config.views if train else 1, augment=config.augment)
-        dataset.view = -1 if train else 0
-        return dataset
-    augment = build_augmentation(config.augment, model.transform.size) if train else None
-    return ImageDataset(data, split, model.transform, augment, in_memory=True)
+        return FrozenFeatures(data, split, model, frozen, views=config.views if train else 1, augment=augment)
+    pixels = 3 * math.prod(model.transform.size) * len(data.split(split))  # bytes
+    return ImageDataset(data, split, model.transform, augment, in_memory=pixels < IN_MEMORY)
 
 
 def _choose_precision(model, train_set, config) -> str:
@@ -186,9 +213,12 @@ def _choose_precision(model, train_set, config) -> str:
     return choose_precision(trial.train(), batch.float().to(device), training=True)
 
 
-def _undecayed(trained) -> list[str]:
-    """Names of parameters outside layers (positions, class token), which weight decay would only pull towards zero."""
-    return [name for name, _ in trained.named_parameters() if name.rpartition(".")[2] in ("pos_embed", "cls_token")]
+def _describe_divergence(loss, epoch, schedule, data, positions) -> str:
+    sample_ids = data.split("train")["sample_id"].iloc[positions.cpu().numpy()].tolist()
+    return (
+        f"the loss became {loss.item()} in epoch {epoch} at learning rate {schedule.get_last_lr()[0]:.1e}; lower "
+        f"learning_rate or set precision='fp32'. Samples of the batch: {', '.join(sample_ids[:8])}"
+    )
 
 
 def _history_columns(classes) -> list[str]:

@@ -28,7 +28,7 @@ def autocast(device: torch.device, precision: str):
 def choose_precision(module: nn.Module, batch: torch.Tensor, *, training: bool, repeats: int = 3) -> str:
     """`bf16` or `fp32`, by a timed trial on this batch, interleaved; with `training` the backward pass counts too.
 
-    Processors without matrix units can convolve faster in bfloat16 and yet train a transformer more slowly, so only a trial tells.
+    A processor without matrix units can convolve faster in bfloat16 and yet train a transformer more slowly: only a trial tells.
     """
     device = batch.device
     if not supports_bf16(device):

@@ -1,0 +1,467 @@
+"""Every figure drawn from small tables: what is on it is what the table says."""
+
+import base64
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from vitlab import plots
+from vitlab.evaluation import (
+    METRICS,
+    comparison_table,
+    confusion_table,
+    metrics_table,
+    mistakes_table,
+    precision_recall_table,
+    reliability_table,
+    roc_table,
+    slice_table,
+    threshold_table,
+)
+from vitlab.plots import interactive, style
+from vitlab.plots.attribution import relative
+from vitlab.plots.training import best_epoch, mean_curve, short_number
+from vitlab.schema import AttributionMap
+
+CLASSES = ("functional", "defective")
+DIGITS = tuple("0123456789")
+
+
+def make_predictions(classes=CLASSES, num_samples=120):
+    generator = np.random.default_rng(0)
+    label = generator.integers(len(classes), size=num_samples)
+    logits = generator.normal(size=(num_samples, len(classes)))
+    logits[np.arange(num_samples), label] += 1.5
+    prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(num_samples)], "split": "test"})
+    table["group"] = generator.choice(["mono", "poly"], num_samples)
+    table["label"], table["pred"] = np.array(classes)[label], np.array(classes)[prob.argmax(axis=1)]
+    table[[f"logit_{name}" for name in classes]] = logits
+    table[[f"prob_{name}" for name in classes]] = prob
+    return table
+
+
+def make_history(epochs=6, offset=0.0, classes=CLASSES):
+    epoch = np.arange(1, epochs + 1)
+    history = pd.DataFrame({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1 / epoch + 0.1})
+    for name in ("val_accuracy", "val_balanced_accuracy", "val_roc_auc", *(f"val_recall_{name}" for name in classes)):
+        history[name] = 0.5 + 0.05 * epoch + offset
+    return history
+
+
+@pytest.fixture
+def samples():
+    label = ["functional"] * 6 + ["defective"] * 4
+    group = ["mono", "poly"] * 5
+    ids = [f"s{i}" for i in range(10)]
+    return pd.DataFrame({"sample_id": ids, "label": label, "split": ["train"] * 7 + ["test"] * 3, "group": group})
+
+
+@pytest.fixture
+def images():
+    return [Image.new("L", (12, 12), 40 * i) for i in range(6)]
+
+
+@pytest.fixture
+def measured():
+    ids = [f"s{i}" for i in range(10)]
+    return pd.DataFrame({"sample_id": ids, "width": [30] * 9 + [20], "height": 30, "mean": np.linspace(0, 1, 10), "std": 0.2})
+
+
+@pytest.fixture
+def runs_metrics():
+    rows = [(m, s, k, 0.8 + 0.1 * s) for m in ("hybrid_vit", "vit_scratch") for s in (0, 1) for k in ("roc_auc", "f1")]
+    return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+# Style
+
+
+def test_a_class_has_one_colour_everywhere(samples, images):
+    colors = plots.class_colors(CLASSES)
+    bars = plots.plot_class_balance(samples, classes=CLASSES)[0].patches
+    assert [to_hex(bar.get_facecolor()) for bar in bars] == list(colors.values())
+    axes = plots.plot_sample_grid(images[:2], labels=["defective", "functional"], classes=CLASSES)
+    assert to_hex(axes[0].spines["left"].get_edgecolor()) == colors["defective"]
+    recall = plots.plot_history(make_history())[2].lines
+    assert [line.get_color() for line in recall[:2]] == list(colors.values())
+
+
+def test_colours_never_run_out_and_differ():
+    names = [str(i) for i in range(25)]
+    for colors in (plots.class_colors(names), plots.series_colors(names)):
+        assert len(set(colors.values())) == 25
+    assert set(plots.class_colors(CLASSES).values()).isdisjoint(plots.series_colors("abc").values())
+
+
+def test_names_are_written_as_one_reads_them():
+    assert plots.readable("val_roc_auc") == "validation ROC AUC"
+    assert plots.readable("balanced_accuracy") == "balanced accuracy"
+    assert plots.readable("train_loss") == "training loss"
+
+
+def test_style_fits_the_page():
+    with plt.rc_context():
+        plots.set_style()
+        width, _ = plt.figure().get_size_inches()
+        assert width * 2.54 == pytest.approx(16, abs=0.1)
+        assert plt.rcParams["font.size"] >= 8
+
+
+def test_images_keep_their_range_of_values():
+    ax = plt.figure().add_subplot()
+    style.show_image(ax, np.full((4, 4), 51, np.uint8))
+    style.show_image(ax, np.full((4, 4), 0.2))
+    style.show_image(ax, Image.fromarray(np.full((4, 4), 13107, np.uint16)))
+    assert [float(image.get_array()[0, 0]) for image in ax.images] == pytest.approx([0.2, 0.2, 0.2])
+    assert all(image.get_clim() == (0, 1) for image in ax.images)
+
+
+# Data
+
+
+def test_class_balance_counts_each_group(samples):
+    axes = plots.plot_class_balance(samples, classes=CLASSES)
+    assert [ax.get_title() for ax in axes] == ["all (n = 10)", "mono (n = 5)", "poly (n = 5)"]
+    assert [bar.get_width() for bar in axes[0].patches] == [6, 4]
+    assert texts(axes[1]) == ["3 (60%)", "2 (40%)"]
+    by_split = plots.plot_class_balance(samples, by="split", classes=CLASSES)
+    assert [ax.get_title() for ax in by_split] == ["all (n = 10)", "train (n = 7)", "val (n = 0)", "test (n = 3)"]
+    assert len(plots.plot_class_balance(samples.assign(group="x"))) == 1
+    with pytest.raises(ValueError, match="unknown column 'typ'"):
+        plots.plot_class_balance(samples, by="typ")
+
+
+def test_sample_grid_and_augmentations(images):
+    axes = plots.plot_sample_grid(images, [f"image {i}" for i in range(6)], columns=4)
+    assert [ax.get_title() for ax in axes] == [f"image {i}" for i in range(6)]
+    assert len(axes[0].figure.axes) == 6  # the two empty places of the second row are gone
+    axes = plots.plot_augmentations(images[0], images[1:])
+    assert axes[0].get_title() == "original" and axes[5].get_title() == "variant 5"
+    with pytest.raises(ValueError, match="no image"):
+        plots.plot_sample_grid([])
+
+
+def test_pairs_lie_side_by_side(images):
+    axes = plots.plot_pairs([(images[0], images[1]), (images[2], images[3])], [("a", "b"), ("c", "d")])
+    assert [[ax.get_title() for ax in pair] for pair in axes] == [["a", "b"], ["c", "d"]]
+    axes[0, 0].figure.canvas.draw()
+    left, right, other = (axes[place].get_position() for place in ((0, 0), (0, 1), (1, 0)))
+    assert right.x0 - left.x1 < other.x0 - right.x1
+    with pytest.raises(ValueError, match="no pair"):
+        plots.plot_pairs([])
+
+
+def test_sizes_and_intensities(measured, samples):
+    assert "30 × 30 (9 of 10 images)" in plots.plot_image_sizes(measured).get_title()  # noqa: RUF001
+    axes = plots.plot_intensities(measured, samples, CLASSES)
+    mono = axes[0].collections[0]
+    assert axes[0].get_title() == "mono (n = 5)" and len(mono.get_offsets()) == 5
+    colors = {round(x, 3): to_hex(color[:3]) for (x, _), color in zip(mono.get_offsets(), mono.get_facecolors(), strict=True)}
+    assert colors[0.0] == plots.class_colors(CLASSES)["functional"]
+    assert colors[round(8 / 9, 3)] == plots.class_colors(CLASSES)["defective"]
+
+
+# Vision Transformer
+
+
+def test_patches_are_those_of_the_image():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    whole, grid, row = plots.plot_patches(image, 4)
+    assert "2 × 2 = 4 patches" in grid.get_title()  # noqa: RUF001
+    picture = grid.images[0].get_array() * 255
+    assert picture[0, 0] == 0 and picture[-1, -1] == 63 and picture[0, -1] == 7
+    assert (picture == 255).any()  # white gaps
+    assert [label.get_text() for label in row.get_xticklabels()] == ["1", "2", "3", "4"]
+    assert whole.images[0].get_array().shape == (8, 8)
+    with pytest.raises(ValueError, match="do not fill an image of 8 x 8"):
+        plots.plot_patches(image, 3)
+
+
+def test_position_similarities_by_hand():
+    positions = np.array([[9.0, 9, 9], [1, 0, 0], [0, 2, 0], [1, 0, 0], [0, 0, -1]])  # a prefix token, then a grid of 2 x 2
+    left, right = plots.plot_position_encodings(positions, (2, 2))
+    assert left.images[0].get_array().shape == (4, 3)
+    mosaic = right.images[0].get_array()  # four maps of 2 x 2 with a gap between them
+    assert mosaic.shape == (5, 5)
+    np.testing.assert_allclose(mosaic[:2, :2], [[1, 0], [1, 0]])
+    np.testing.assert_allclose(mosaic[:2, 3:], [[0, 1], [0, 0]])
+    assert np.ma.getmaskarray(mosaic)[2].all()
+    with pytest.raises(ValueError, match="do not cover a grid of 3 x 3"):
+        plots.plot_position_encodings(positions, (3, 3))
+
+
+def test_attention_of_the_class_token_and_of_a_patch():
+    attention = np.full((5, 5), 0.1)
+    attention[0] = [0.2, 0.4, 0.3, 0.1, 0.0]
+    attention[3] = [0.5, 0.1, 0.2, 0.0, 0.2]  # the patch in row 1, column 0
+    image = np.zeros((8, 8))
+    left, right = plots.plot_attention_head(image, attention, (2, 2))
+    np.testing.assert_allclose(right.images[0].get_array(), [[0.4, 0.3], [0.1, 0.0]])
+    assert "20%" in right.get_title() and not left.patches
+    left, right = plots.plot_attention_head(image, attention, (2, 2), query=(1, 0))
+    np.testing.assert_allclose(right.images[0].get_array(), [[0.1, 0.2], [0.0, 0.2]])
+    mark = left.patches[0]
+    assert (mark.get_xy(), mark.get_width(), mark.get_height()) == ((-0.5, 3.5), 4, 4)
+    with pytest.raises(ValueError, match="outside the grid of 2 x 2"):
+        plots.plot_attention_head(image, attention, (2, 2), query=(2, 0))
+    with pytest.raises(ValueError, match="does not cover a grid"):
+        plots.plot_attention_head(image, attention, (3, 2))
+    with pytest.raises(ValueError, match=r"must be \(T, T\)"):
+        plots.plot_attention_head(image, attention[None], (2, 2))
+
+
+# Training
+
+
+def test_history_marks_the_best_epoch():
+    history = make_history()
+    loss, scores, recall = plots.plot_history(history, monitor="val_roc_auc")
+    assert legend_texts(loss) == ["training", "validation"]
+    assert legend_texts(scores) == ["accuracy", "balanced accuracy", "ROC AUC"]
+    assert legend_texts(recall) == list(CLASSES)
+    assert all(ax.lines[-1].get_xdata()[0] == 6 for ax in (loss, scores, recall))
+    assert best_epoch(history.assign(val_loss=[3, 1, 2, 4, 5, 6]), "val_loss") == 2
+    with pytest.raises(ValueError, match="unknown column 'val_auc'"):
+        plots.plot_history(history, monitor="val_auc")
+    plots.plot_history(make_history(1))
+    plots.plot_history(make_history(classes=DIGITS))
+
+
+def test_learning_curves_are_means_over_the_epochs_all_seeds_reached():
+    seeds = [make_history(6), make_history(4, offset=0.1)]
+    mean = mean_curve(seeds, "val_roc_auc")
+    assert mean["epoch"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(mean["val_roc_auc"], [0.6, 0.65, 0.7, 0.75])
+    ax = plots.plot_learning_curves({"hybrid_vit": seeds, "vit_scratch": make_history(3)})
+    assert legend_texts(ax) == ["hybrid_vit (2 seeds)", "vit_scratch"]
+    assert len(ax.lines) == 5
+    with pytest.raises(ValueError, match="in the history of hybrid_vit"):
+        plots.plot_learning_curves({"hybrid_vit": seeds}, metric="val_auc")
+
+
+def test_cost_draws_a_dot_for_each_run():
+    table = pd.DataFrame(
+        {"model": ["a", "a", "b"], "training_seconds": [10, 20, 30], "roc_auc": [0.9, 0.8, 0.7], "parameters": [2e6, 2e6, 1e6]}
+    )
+    ax = plots.plot_cost(table)
+    first, second = ax.collections
+    np.testing.assert_allclose(first.get_offsets(), [[10, 0.9], [20, 0.8]])
+    assert first.get_sizes()[0] > second.get_sizes()[0]
+    assert legend_texts(ax) == ["a: 2 M parameters", "b: 1 M parameters"]
+    assert ax.get_xscale() == "linear"
+    assert plots.plot_cost(table.assign(training_seconds=[1, 50, 900])).get_xscale() == "log"
+    assert [short_number(value) for value in (950, 800_000, 3_413_482)] == ["950", "800 k", "3.41 M"]
+    with pytest.raises(ValueError, match="unknown column 'seconds'"):
+        plots.plot_cost(table, x="seconds")
+
+
+# Evaluation
+
+
+def test_confusion_shows_counts_and_row_shares():
+    table = pd.DataFrame([[3, 1], [0, 6]], index=CLASSES, columns=CLASSES)
+    ax = plots.plot_confusion(table)
+    assert texts(ax) == ["3\n75%", "1\n25%", "0\n0%", "6\n100%"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["functional\nn = 4", "defective\nn = 6"]
+    assert len(plots.plot_confusion(confusion_table(make_predictions(DIGITS))).texts) == 100
+
+
+def test_curves_carry_their_area_and_their_baseline():
+    predictions = make_predictions()
+    metrics = metrics_table(predictions, replicates=0).set_index("metric")["value"]
+    ax = plots.plot_roc({"hybrid_vit": roc_table(predictions), "same": roc_table(predictions)})
+    assert legend_texts(ax) == [
+        *(f"{name} (AUC {metrics['roc_auc']:.3f})" for name in ("hybrid_vit", "same")),
+        "chance (AUC 0.500)",
+    ]
+    ax = plots.plot_precision_recall(precision_recall_table(predictions))
+    prevalence = (predictions["label"] == "defective").mean()
+    assert legend_texts(ax) == [f"AP {metrics['average_precision']:.3f}", f"prevalence ({prevalence:.3f})"]
+    assert ax.get_legend().get_title().get_text() == "class: defective"
+    given = plt.figure().add_subplot()
+    assert plots.plot_roc(roc_table(predictions), ax=given) is given
+
+
+def test_curves_of_several_classes():
+    predictions = make_predictions(DIGITS)
+    metrics = metrics_table(predictions, replicates=0).set_index("metric")["value"]
+    one = plots.plot_roc(roc_table(predictions))
+    assert len(one.lines) == 11 and legend_texts(one)[0].startswith("0 (AUC")
+    several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
+    assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
+    assert several.get_legend().get_title().get_text() == "mean over 10 classes"
+    several = plots.plot_precision_recall({"a": precision_recall_table(predictions), "b": precision_recall_table(predictions)})
+    assert legend_texts(several)[0] == f"a (AP {metrics['average_precision']:.3f})"
+
+
+def test_reliability_draws_only_filled_bins():
+    table = reliability_table(make_predictions())
+    upper, lower = plots.plot_reliability(table)
+    points, _, _ = upper.containers[0].lines
+    assert list(points.get_ydata()) == table["accuracy"].dropna().tolist()
+    assert [bar.get_height() for bar in lower.patches] == table["n"].tolist()
+    upper, _ = plots.plot_reliability({"a": table, "b": table}, positive="defective")
+    assert upper.get_ylabel() == "share of defective in the bin"
+
+
+def test_slices_say_why_a_value_is_missing():
+    predictions = make_predictions()
+    predictions.loc[predictions["group"] == "poly", "label"] = "functional"
+    axes = plots.plot_slices(slice_table(predictions, metrics=["accuracy", "roc_auc"], replicates=20))
+    assert [ax.get_title() for ax in axes] == ["accuracy", "ROC AUC"]
+    assert texts(axes[0]) == [] and texts(axes[1]) == ["only functional"]
+    names = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert names[0] == "all\n(n = 120)" and names[1].startswith("mono")
+
+
+def test_mistakes_are_written_under_their_image(images):
+    table = mistakes_table(make_predictions(), n=6)
+    axes = plots.plot_mistakes(images, table)
+    first = table.iloc[0]
+    assert axes[0].get_title() == (
+        f"{first['sample_id']}\ntrue: {first['label']}\npredicted: {first['pred']} ({first['confidence']:.0%})"
+    )
+    assert texts(plots.plot_mistakes([], table.iloc[:0])[0]) == ["no mistakes"]
+    with pytest.raises(ValueError, match="5 images do not go with 6 mistakes"):
+        plots.plot_mistakes(images[:5], table)
+
+
+def test_threshold_curves_are_those_of_the_table():
+    table = threshold_table(make_predictions())
+    ax = plots.plot_threshold(table)
+    assert legend_texts(ax) == ["precision", "recall", "specificity", "F1"]
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), table["recall"])
+    assert "defective" in ax.get_xlabel()
+
+
+# Attribution
+
+
+def make_map(values, signed, method="grad_cam"):
+    values = np.asarray(values, np.float32)
+    ids = tuple(f"s{i}" for i in range(len(values)))
+    return AttributionMap(values, method, ("defective",) * len(values), ids, signed)
+
+
+def test_attributions_use_one_scale_with_zero_in_the_middle():
+    images = np.full((2, 8, 8, 3), 0.5)
+    values = np.linspace(-1, 1, 128).reshape(2, 8, 8)
+    maps = [make_map(np.abs(values), False), make_map(values, True, "integrated_gradients")]
+    axes = plots.plot_attributions(images, maps, ["one", "two"])
+    assert axes.shape == (2, 3)
+    assert [ax.get_title() for ax in axes[0]] == ["image", "Grad-CAM", "integrated gradients"]
+    assert axes[1, 0].get_ylabel() == "two"
+    assert {axes[row, 1].images[-1].get_clim() for row in (0, 1)} == {(0, 1)}
+    assert {axes[row, 2].images[-1].get_clim() for row in (0, 1)} == {(-1, 1)}
+    assert axes[0, 0].images[0].get_array().shape == (8, 8, 3)
+    root = axes[0, 0].get_figure(root=True)
+    labels = [ax.get_xlabel() for ax in root.axes if ax.get_xlabel()]
+    assert labels == ["attribution (1 = 99th percentile of the map)", "evidence (±1 = 99th percentile of the map)"]
+
+
+def test_scale_of_a_map_or_of_its_method():
+    strong_and_weak = make_map(np.stack([np.full((10, 10), 4.0), np.full((10, 10), 1.0)]), False)
+    assert relative(strong_and_weak, 1, "map").max() == 1
+    assert relative(strong_and_weak, 1, "method").max() == pytest.approx(0.25)
+    assert relative(make_map(np.full((1, 4, 4), -2.0), True), 0, "map").min() == -1
+    assert (relative(make_map(np.zeros((1, 4, 4)), False), 0, "map") == 0).all()
+    with pytest.raises(ValueError, match="unknown scale 'row'"):
+        plots.plot_attributions(np.zeros((2, 4, 4, 3)), [strong_and_weak], scale="row")
+    with pytest.raises(ValueError, match="grad_cam: 2 maps do not go with 3 images"):
+        plots.plot_attributions(np.zeros((3, 4, 4, 3)), [strong_and_weak])
+
+
+# Comparison and tables
+
+
+def test_comparison_draws_seeds_and_mean(runs_metrics):
+    axes = plots.plot_comparison(runs_metrics)
+    assert [ax.get_title() for ax in axes] == ["ROC AUC", "F1"]
+    seeds, mean = axes[0].collections[:2]
+    np.testing.assert_allclose(seeds.get_offsets(), [[0.8, 0], [0.9, 0]])
+    np.testing.assert_allclose(mean.get_offsets(), [[0.85, 0]])
+    assert len(plots.plot_comparison(runs_metrics, ["f1"])) == 1
+    with pytest.raises(ValueError, match=r"unknown metric 'F1'"):
+        plots.plot_comparison(runs_metrics, ["F1"])
+
+
+def test_tables_for_the_reader(runs_metrics):
+    metrics = metrics_table(make_predictions())
+    shown = plots.present(metrics)
+    assert list(shown.columns) == ["value"] and shown.index[6] == "ROC AUC" and len(shown) == len(METRICS)
+    row = metrics.iloc[0]
+    assert shown.loc["accuracy", "value"] == f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    wide = plots.present(comparison_table(runs_metrics), columns="metric", digits=2)
+    assert list(wide.columns) == ["seeds", "ROC AUC", "F1"]
+    assert wide.loc["hybrid_vit", "F1"] == "0.85 ± 0.07"
+    slices = slice_table(make_predictions(), metrics=["accuracy", "roc_auc"], replicates=20)
+    wide = plots.present(slices, columns="metric")
+    assert list(wide.index) == ["all", "mono", "poly"] and list(wide.columns) == ["n", "accuracy", "ROC AUC"]
+    assert plots.present(mistakes_table(make_predictions()), digits=1)["confidence"].iloc[0] == 0.9
+    single = pd.DataFrame({"metric": ["f1"], "value": [np.nan], "low": [np.nan], "high": [np.nan], "note": ["only functional"]})
+    assert plots.present(single).loc["F1"].tolist() == ["-", "only functional"]
+
+
+# Interactive figures
+
+
+@pytest.fixture
+def figures(measured, samples, runs_metrics, monkeypatch):
+    monkeypatch.setattr(interactive, "_library_sent", False)
+    return [
+        plots.iplot_intensities(measured, samples, CLASSES),
+        plots.iplot_history({"hybrid_vit": [make_history(), make_history(4)], "vit_scratch": make_history()}),
+        plots.iplot_comparison(runs_metrics),
+        plots.iplot_threshold(threshold_table(make_predictions())),
+    ]
+
+
+def test_the_library_travels_with_the_first_figure_only(figures):
+    bundles = [figure._repr_mimebundle_() for figure in figures]
+    assert ['id="vitlab-plotlyjs"' in bundle["text/html"] for bundle in bundles] == [True, False, False, False]
+    assert len(bundles[0]["text/html"]) > 3e6 and len(bundles[1]["text/html"]) < 1e5
+    for bundle in bundles:
+        assert bundle["text/html"].count('class="vitlab-plotly"') == 1
+        assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+        assert "Interactive" in bundle["text/plain"]
+    ids = re.findall(r'id="(vitlab-[0-9a-f-]{36})"', "".join(bundle["text/html"] for bundle in bundles))
+    assert len(set(ids)) == 4
+
+
+def test_the_library_is_hidden_from_module_loaders_and_sends_nothing(figures):
+    html = figures[0]._repr_mimebundle_()["text/html"]
+    assert "window.Plotly || (function (define, module, exports) {" in html
+    loaded_from_elsewhere = re.findall(r"<(?:script|link)[^>]+(?:src|href)=", html)
+    assert loaded_from_elsewhere == []
+    assert re.search(r'"showSendToCloud":\s*false', figures[1].to_html())
+    assert html.count("</script>") == 3  # the library, the figure, the hint when there is no library
+
+
+def test_the_static_twin_is_closed_and_shows_the_same(figures):
+    assert plt.get_fignums() == []
+    assert [len(figure.static.axes) for figure in figures] == [2, 1, 2, 1]
+    assert repr(figures[1]) == "Interactive(4 traces)"
+
+
+def test_every_dot_can_be_traced_to_its_sample_or_run(figures):
+    dots = [(name, x) for trace in figures[0].figure.data for name, x in zip(trace.text, trace.x, strict=True)]
+    assert sorted(name for name, _ in dots) == [f"s{i}" for i in range(10)]
+    assert dict(dots)["s9"] == 1
+    comparison = figures[2].figure.data[0]
+    assert comparison.name == "hybrid_vit" and list(comparison.customdata) == [0, 0, 1, 1]
+    np.testing.assert_allclose(comparison.y, [0.8, 0.8, 0.9, 0.9])
+    np.testing.assert_allclose(figures[3].figure.data[0].x, np.linspace(0, 1, 101))

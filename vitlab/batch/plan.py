@@ -1,0 +1,215 @@
+"""What a batch file asks for: a chain of notebooks over a grid of parameters, laid out as tasks in the order they run.
+
+```yaml
+title: Solar cells, hybrid ViT against CNN
+parameters: {dataset: elpv}                 # handed to every notebook that declares them
+grid: {model: [hybrid_vit, efficientnet_lite0], seed: [0, 1]}
+chain:
+  - notebook: 01_explore_data
+    grid: {}                                # once, not at each point of the grid
+  - notebook: 03_finetune                   # at each point of the batch's grid
+  - notebook: 05_interpret
+    grid: {model: [hybrid_vit], seed: [0]}  # at some points of it
+    parameters: {samples: 8}                # for this notebook only
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitlab.notebook import fit_parameters, notebook_parameters
+from vitlab.registry import unknown
+from vitlab.runs import dataset_folder, run_name
+
+BATCH_KEYS = ["title", "parameters", "grid", "chain"]
+STEP_KEYS = ["notebook", "grid", "parameters"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its parameters with their defaults."""
+
+    notebook: str
+    source: Path
+    grid: dict[str, list]
+    once: bool
+    parameters: dict[str, Any]
+    declared: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    name: str
+    title: str
+    file: Path
+    parameters: dict[str, Any]
+    grid: dict[str, list]
+    chain: list[Step]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A notebook at a point of the grid.
+
+    path: executed copy, run: folder of the run that all steps of a point share (None for a step that runs once), both relative
+    to the reports folder. needs: earlier tasks, by number, whose results this one reads.
+    """
+
+    step: Step
+    point: dict[str, Any]
+    parameters: dict[str, Any]
+    path: str
+    run: str | None
+    needs: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.step.notebook, *(f"{axis}={value}" for axis, value in self.point.items())])
+
+
+def load_batch(file: Path | str) -> Batch:
+    """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError that names the choices."""
+    file = Path(file)
+    if not file.is_file():
+        there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
+        raise FileNotFoundError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    _check_keys(content, BATCH_KEYS, f"{file.name}")
+    parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
+    _check_mapping(parameters, f"parameters of {file.name}")
+    _check_grid(grid, f"grid of {file.name}")
+    if not isinstance(chain, list) or not chain:
+        raise ValueError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
+    for name in parameters.keys() & grid.keys():
+        raise ValueError(f"{name} of {file.name} stands under parameters and under grid; keep one")
+    steps = [_load_step(entry, grid, file) for entry in chain]
+    names = [step.notebook for step in steps]
+    for name in {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"notebook {name} stands twice in the chain of {file.name}")
+    _check_declared([*parameters, *grid], steps, file)
+    return Batch(file.stem, content.get("title") or file.stem, file, parameters, grid, steps)
+
+
+def plan_tasks(batch: Batch) -> list[Task]:
+    """The tasks of a batch, in order: point by point through neighbouring steps that share axes, so that a result is soon whole.
+
+    A task needs the earlier tasks of its point, and those of all the points that its own contains; nothing needs a task that
+    runs once.
+    """
+    shared = {**batch.parameters, **{step.notebook: step.parameters for step in batch.chain if step.parameters and not step.once}}
+    tasks: list[Task] = []
+    for _, block in itertools.groupby(batch.chain, key=lambda step: (step.once, sorted(step.grid))):
+        steps = list(block)
+        for point in _unique(point for step in steps for point in _points(step.grid)):
+            for step in steps:
+                if point in _points(step.grid):
+                    name = run_name({**shared, **point})
+                    tasks.append(_plan_task(batch, step, point, name, tasks))
+    return tasks
+
+
+def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[Task]) -> Task:
+    given = {**batch.parameters, **step.parameters, **point}
+    given = {key: value for key, value in given.items() if key in step.declared}
+    if step.once:
+        run, folder = None, f"runs/batches/{batch.name}"
+    else:
+        run = folder = f"runs/{dataset_folder(_dataset(batch, point))}/{name}"
+        if "run_name" in step.declared:
+            given["run_name"] = name
+    needs = tuple(
+        number
+        for number, task in enumerate(earlier)
+        if not task.step.once and (point.items() <= task.point.items() or task.point.items() <= point.items())
+    )
+    return Task(step, point, fit_parameters(step.source, given), f"{folder}/notebooks/{step.notebook}.ipynb", run, needs)
+
+
+def _dataset(batch: Batch, point: dict) -> str:
+    """The dataset of a run: what the batch gives, or the default of the first notebook that has one."""
+    defaults = [step.declared["dataset"] for step in batch.chain if not step.once and "dataset" in step.declared]
+    return str({**batch.parameters, **point}.get("dataset", defaults[0] if defaults else "any"))
+
+
+def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
+    where = f"a step of the chain of {file.name}"
+    _check_keys(entry, STEP_KEYS, where)
+    if not isinstance(entry.get("notebook"), str):
+        raise ValueError(f"{where} names no notebook; write `- notebook: NAME`")
+    name = entry["notebook"].removesuffix(".ipynb")
+    source = _find_notebook(name, file)
+    declared = {key: default for key, (default, _) in notebook_parameters(source).items()}
+    grid = batch_grid if entry.get("grid") is None else entry["grid"]
+    parameters = entry.get("parameters") or {}
+    _check_mapping(parameters, f"parameters of {name} in {file.name}")
+    fit_parameters(source, parameters)
+    _check_grid(grid, f"grid of {name} in {file.name}")
+    for axis, values in grid.items():
+        if axis not in batch_grid:
+            raise ValueError(unknown(f"axis of {name}", axis, list(batch_grid), f"They are those of the grid of {file.name}."))
+        for value in values:
+            if value not in batch_grid[axis]:
+                raise ValueError(unknown(f"{axis} of {name}", str(value), [str(choice) for choice in batch_grid[axis]]))
+    if grid and not declared.keys() & {*grid, "run_name"}:
+        raise ValueError(f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`")
+    return Step(name, source, grid, once=entry.get("grid") == {}, parameters=parameters, declared=declared)
+
+
+def _find_notebook(name: str, file: Path) -> Path:
+    """A notebook lies beside the batch file, in the folder above it, or in `notebooks/` there."""
+    above = file.resolve().parent.parent
+    found = {path.stem: path for folder in (above / "notebooks", above, file.parent) for path in folder.glob("*.ipynb")}
+    if name not in found:
+        raise ValueError(unknown("notebook", name, sorted(found)))
+    return found[name]
+
+
+def _check_keys(content: Any, keys: list[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
+    for key in content:
+        if key not in keys:
+            raise ValueError(unknown(f"key in {where}:", str(key), keys))
+
+
+def _check_mapping(parameters: Any, where: str) -> None:
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{where} must be written as name: value; it is {parameters!r}")
+    if "run_name" in parameters:
+        raise ValueError(f"{where}: run_name is given by the batch itself, one for each point of the grid; leave it out")
+
+
+def _check_grid(grid: Any, where: str) -> None:
+    _check_mapping(grid, where)
+    for axis, values in grid.items():
+        if not isinstance(values, list) or not values or len(_unique(values)) < len(values):
+            raise ValueError(f"{axis} in the {where} must be a list of different values, like [a, b]; it is {values!r}")
+
+
+def _check_declared(names: Iterable[str], steps: list[Step], file: Path) -> None:
+    declared = sorted({name for step in steps for name in step.declared} - {"run_name"})
+    for name in names:
+        if name not in declared:
+            raise ValueError(unknown("parameter", name, declared, f"They are those of the notebooks of {file.name}."))
+
+
+def _points(grid: dict[str, list]) -> list[dict]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _unique(values: Iterable) -> list:
+    unique: list = []
+    for value in values:
+        if value not in unique:
+            unique.append(value)
+    return unique

@@ -1,0 +1,199 @@
+"""Run a batch: find out which tasks are out of date, execute those, keep the state on disk after each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vitlab.batch.execute import Execution, kernel_environment
+from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
+from vitlab.batch.plan import Batch, Task, load_batch, plan_tasks
+from vitlab.kernels import WarmProcess
+from vitlab.notebook import fit_parameters
+from vitlab.runs import project_root, reports_dir, write_json
+
+OUTCOME = {"status": "pending", "seconds": None, "peak_memory_mb": None, "fingerprint": {}, "error": None, "note": ""}
+NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
+
+
+def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Execute what is missing or out of date of a batch, and give the content of its batch.json.
+
+    A task is up to date when it ended well, its executed copy (and its run, marked as done) is there, none of the tasks that it
+    needs runs again, and notebook, parameters, data and the code of vitlab it uses are what they were. A task that fails is
+    kept with its error; later notebooks of its point are skipped, everything else goes on.
+
+    workers: notebooks at a time. force: run everything. dry_run: run nothing; `note` says why a task would run.
+    Mistakes in the file are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
+    """
+    batch = load_batch(file)
+    tasks = plan_tasks(batch)
+    with kernel_environment(workers), WarmProcess() as warm:
+        check_names([task.parameters for task in tasks], warm)
+        prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
+        state = BatchState(batch, tasks)
+        stale = state.find_stale(prints, force)
+        if dry_run:
+            return state.content
+        state.write()
+        if stale:
+            sources = {tasks[number].step.source for number in stale}
+            warm.preload(sorted(set().union(*(notebook_imports(source) for source in sources))))
+            _execute_tasks(tasks, stale, state, workers, warm)
+    return state.content
+
+
+def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Execute one notebook with parameters, checked before any cell runs, and give what `Execution.run` gives."""
+    notebook = Path(notebook)
+    parameters = fit_parameters(notebook, parameters)
+    with kernel_environment(), WarmProcess() as warm:
+        check_names([parameters], warm)
+        warm.preload(sorted(notebook_imports(notebook)))
+        return Execution(notebook, copy, parameters, warm).run()
+
+
+def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
+    """ValueError for a dataset or model that there is not."""
+    for kind, function in NAME_CHECKS.items():
+        for name in dict.fromkeys(given[kind] for given in parameters if kind in given):
+            warm.call(function, name)
+
+
+class BatchState:
+    """What is known of each task of a batch, on disk in reports/runs/batches/<name>/batch.json.
+
+    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the records of tasks that the
+    batch file no longer asks for, so that a grid made smaller and larger again costs nothing.
+    """
+
+    def __init__(self, batch: Batch, tasks: list[Task]):
+        self.tasks, self.reports = tasks, reports_dir()
+        self.path = self.reports / "runs" / "batches" / batch.name / "batch.json"
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        known = {record["path"]: record for record in before.get("former", []) + before.get("tasks", [])}
+        root, file = project_root(batch.file.parent), batch.file.resolve()
+        self.content = {
+            "title": batch.title,
+            "name": batch.name,
+            "file": file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file),
+            "parameters": batch.parameters,
+            "grid": batch.grid,
+            "chain": [step.notebook for step in batch.chain],
+            "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
+            "former": list(known.values()),
+        }
+
+    def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
+        """The numbers of the tasks to run. Their records are set to pending, with the reason as note."""
+        stale: list[int] = []
+        for number, (task, record) in enumerate(zip(self.tasks, self.content["tasks"], strict=True)):
+            reason = "asked for" if force else self._reason(task, record, prints[number], stale)
+            if reason:
+                stale.append(number)
+                record |= OUTCOME | {"fingerprint": prints[number], "note": reason}
+        return stale
+
+    def settle(self, number: int, **outcome) -> None:
+        self.content["tasks"][number] |= {"note": ""} | outcome
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.path, self.content)
+
+    def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
+        again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
+        changed = [part for part, value in fingerprint.items() if record["fingerprint"].get(part) != value]
+        if not record["fingerprint"]:
+            return "new"
+        if again:
+            return f"{again[0]} runs again"
+        if changed:
+            return f"{', '.join(changed)} changed"
+        if record["status"] != "done":
+            return "not finished" if record["status"] == "pending" else f"{record['status']} before"
+        if not (self.reports / task.path).is_file():
+            return "executed copy is gone"
+        if "run_name" in task.parameters and not self._run_is_done(task):
+            return "run is not complete"
+        return ""
+
+    def _run_is_done(self, task: Task) -> bool:
+        file = self.reports / task.run / "run.json"
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "done"
+
+
+def _new_record(task: Task) -> dict[str, Any]:
+    identity = {"notebook": task.step.notebook, "point": task.point, "parameters": task.parameters, "path": task.path, "run": task.run}
+    return identity | OUTCOME
+
+
+def _outcome_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key in OUTCOME}
+
+
+def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, workers: int, warm: WarmProcess) -> None:
+    """Execute the tasks as soon as those they need have ended, the earliest of the plan first."""
+    waiting, running, width = list(stale), {}, max(len(tasks[number].label) for number in stale)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while waiting or running:
+                for number in list(waiting):
+                    busy = {*waiting, *(other for other, _ in running.values())}
+                    if busy.isdisjoint(tasks[number].needs):
+                        broken = _find_broken(tasks, number, state)
+                        if broken:
+                            state.settle(number, status="skipped", note=f"{broken} failed")
+                            tqdm.write(f"{tasks[number].label:{width}}  skipped: {broken} failed")
+                        elif len(running) < workers:
+                            positions = {execution.position for _, execution in running.values()}
+                            position = next(place for place in range(workers) if place not in positions)
+                            execution = _prepare(tasks[number], state.reports, warm, position)
+                            running[pool.submit(execution.run)] = number, execution
+                        else:
+                            continue
+                        waiting.remove(number)
+                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                    number, _ = running.pop(future)
+                    outcome = _outcome(future)
+                    state.settle(number, **outcome)
+                    tqdm.write(f"{tasks[number].label:{width}}  {outcome['status']:6} {outcome['seconds']:7.1f} s")
+                for _, execution in running.values():
+                    execution.tick()
+        except KeyboardInterrupt:
+            _stop(running)
+            raise
+
+
+def _prepare(task: Task, reports: Path, warm: WarmProcess, position: int) -> Execution:
+    return Execution(task.step.source, reports / task.path, task.parameters, warm, task.label, position)
+
+
+def _find_broken(tasks: list[Task], number: int, state: BatchState) -> str:
+    """The first notebook that failed among those this task builds on; one that runs once, or gathers points, does without."""
+    task = tasks[number]
+    for other in task.needs if not task.step.once else ():
+        builds_on = tasks[other].point.items() <= task.point.items()
+        if builds_on and state.content["tasks"][other]["status"] == "failed":
+            return tasks[other].step.notebook
+    return ""
+
+
+def _outcome(future: Future) -> dict[str, Any]:
+    try:
+        return future.result()
+    except Exception as error:  # the kernel did not start, or the disk is full: the batch goes on
+        problem = {"cell": None, "line": "", "name": type(error).__name__, "value": str(error)}
+        return {"status": "failed", "seconds": 0.0, "peak_memory_mb": None, "error": problem}
+
+
+def _stop(running: dict[Future, tuple[int, Execution]]) -> None:
+    for _, execution in running.values():
+        execution.stop()
+    for future in wait(running, timeout=8).not_done:
+        running[future][1].stop(force=True)

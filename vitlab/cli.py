@@ -1,0 +1,107 @@
+"""The command line: `vitlab run`, `vitlab batch`, `vitlab report`. Imports stay inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+import vitlab
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+
+class PairsCommand(TyperCommand):
+    """Takes `-p NAME VALUE`, as papermill does. Typer knows no repeated option with two values; the two travel as one, NAME=VALUE."""
+
+    def parse_args(self, ctx, args):
+        joined, words = [], iter(args)
+        for word in words:
+            joined.append(word)
+            if word in ("-p", "--parameter"):
+                joined.append("=".join([part for part in (next(words, None), next(words, None)) if part is not None]))
+        return super().parse_args(ctx, joined)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False):
+    """A workbook for Vision Transformers: run its notebooks, one or in a batch, and render the report."""
+    if version:
+        typer.echo(f"vitlab {vitlab.__version__}")
+        raise typer.Exit
+
+
+@app.command(cls=PairsCommand)
+def run(
+    notebook: Annotated[Path, typer.Argument(help="A notebook, like notebooks/03_finetune.ipynb.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter of the notebook; as often as needed."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The executed copy. Default: reports/runs/notebooks/<name>.ipynb")] = None,
+):
+    """Execute one notebook. Its parameters are checked before any cell runs."""
+    with clean_errors():
+        from vitlab.batch import run_notebook
+        from vitlab.batch.summary import describe_problem
+        from vitlab.notebook import fit_parameters
+        from vitlab.runs import reports_dir
+
+        pairs = [pair.partition("=") for pair in parameter or []]
+        for name, equals, _ in pairs:
+            if not equals:
+                raise ValueError(f"-p {name} lacks a value; write -p NAME VALUE")
+        parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
+        copy = output or reports_dir() / "runs" / "notebooks" / notebook.name
+        outcome = run_notebook(notebook, copy, parameters)
+    typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}")
+    if outcome["status"] == "failed":
+        typer.secho(describe_problem(outcome), fg="red", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def batch(
+    file: Annotated[Path, typer.Argument(help="A batch file, like notebooks/batches/elpv.yml.")],
+    workers: Annotated[int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; run nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run everything, what is up to date too.")] = False,
+):
+    """Execute a chain of notebooks over a grid of parameters. Called again, it does only what is missing or out of date."""
+    with clean_errors():
+        from vitlab.batch import run_batch
+        from vitlab.batch.summary import print_summary
+
+        try:
+            content = run_batch(file, workers=workers, dry_run=dry_run, force=force)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. The same command carries on from here.", err=True)
+            raise typer.Exit(130) from None
+    print_summary(content)
+    if any(task["status"] in ("failed", "skipped") for task in content["tasks"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(batches: Annotated[list[str] | None, typer.Argument(help="Names or files of batches; all of them by default.")] = None):
+    """Render what batches have produced: a web site and a PDF."""
+    with clean_errors():
+        from vitlab.report import render_report
+
+        paths = render_report([Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []])
+    for kind in ("html", "pdf"):
+        typer.echo(f"{kind.upper():5} {paths[kind]}")
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
