@@ -166,7 +166,7 @@ def test_pairs_lie_side_by_side(images):
 
 
 def test_sizes_and_intensities(measured, samples):
-    assert "30 × 30 (9 of 10 images)" in plots.plot_image_sizes(measured).get_title()  # noqa: RUF001
+    assert "30 × 30 (9 of 10 images)" in plots.plot_image_sizes(measured).get_title()
     axes = plots.plot_intensities(measured, samples, CLASSES)
     mono = axes[0].collections[0]
     assert axes[0].get_title() == "mono (n = 5)" and len(mono.get_offsets()) == 5
@@ -181,7 +181,7 @@ def test_sizes_and_intensities(measured, samples):
 def test_patches_are_those_of_the_image():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     whole, grid, row = plots.plot_patches(image, 4)
-    assert "2 × 2 = 4 patches" in grid.get_title()  # noqa: RUF001
+    assert "2 × 2 = 4 patches" in grid.get_title()
     picture = grid.images[0].get_array() * 255
     assert picture[0, 0] == 0 and picture[-1, -1] == 63 and picture[0, -1] == 7
     assert (picture == 255).any()  # white gaps

@@ -90,9 +90,8 @@ def make_failed():
     mark = new_markdown_cell('<span id="papermill-error-cell">An Exception was encountered</span>')
     mark.metadata["tags"] = ["papermill-error-cell-tag"]
     trace = ["\x1b[0;31mValueError\x1b[0m: the scores hold NaN"]
-    broken = make_code(
-        "metrics_table(predictions)", new_output("error", ename="ValueError", evalue="the scores hold NaN", traceback=trace)
-    )
+    error = new_output("error", ename="ValueError", evalue="the scores hold NaN", traceback=trace)
+    broken = make_code('#| label: tbl-never\n#| tbl-cap: "Never made."\nmetrics_table(predictions)', error)
     return [mark, new_markdown_cell("# Evaluate\n\nHow good is it?"), *make_parameters(**POINT), broken]
 
 
@@ -307,7 +306,7 @@ def test_report_shows_failed_and_skipped_notebooks(site):
         "This notebook did not run to its end In cell 5, at the line metrics_table(predictions) ValueError: the scores hold NaN"
         in failed
     )
-    assert "This cell failed: ValueError" in failed
+    assert "This cell failed: ValueError" in failed and "Never made." not in failed
     assert "This notebook was skipped 03_finetune failed" in skipped
     home = Reader(site[1]["index"]).text
     assert "2 of 5 notebooks did not run to their end" in home
@@ -442,6 +441,18 @@ def test_settings_name_a_bibliography_that_is_missing(tmp_path):
     (tmp_path / "_quarto.yml").write_text("bibliography: gone.bib\n")
     with pytest.raises(ValueError, match=r"gone\.bib"):
         read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_notebooks_refer_only_to_what_there_is(file):
+    """A reference that leads nowhere shows as (fig-lost?) in the report."""
+    cells = clean_notebook(nbformat.read(file, as_version=4)).cells
+    options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
+    captions = [str(item[key]) for item in options for key in ("fig-cap", "tbl-cap") if key in item]
+    prose = "\n".join([cell.source for cell in cells if cell.cell_type == "markdown"] + captions)
+    sources = (Path(__file__).parents[1] / "reports" / "references.bib").read_text(encoding="utf-8")
+    known = {str(item["label"]) for item in options if "label" in item} | set(re.findall(r"\{#([\w-]+)", prose))
+    assert set(re.findall(r"(?<!\w)@([A-Za-z][\w-]*)", prose)) <= known | set(re.findall(r"@\w+\{(\w+),", sources))
 
 
 def test_published_results_cite_what_the_bibliography_holds():

@@ -1,4 +1,4 @@
-"""The command line: `vitlab run`, `vitlab batch`, `vitlab report`. Imports stay inside the commands, so that help comes at once."""
+"""The command line. Imports stay inside the commands, so that help comes at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 class PairsCommand(TyperCommand):
-    """Takes `-p NAME VALUE`, as papermill does. Typer knows no repeated option with two values; the two travel as one, NAME=VALUE."""
+    """Takes `-p NAME VALUE`, as papermill does. Typer has no repeated option of two values; they travel as one, NAME=VALUE."""
 
     def parse_args(self, ctx, args):
         joined, words = [], iter(args)
@@ -87,7 +87,9 @@ def batch(
 
 
 @app.command()
-def report(batches: Annotated[list[str] | None, typer.Argument(help="Names or files of batches; all of them by default.")] = None):
+def report(
+    batches: Annotated[list[str] | None, typer.Argument(help="Names or files of batches; all of them by default.")] = None,
+):
     """Render what batches have produced: a web site and a PDF."""
     with clean_errors():
         from vitlab.report import render_report

@@ -34,10 +34,10 @@ class WarmProcess:
     """A process that imports what it is told to and forks kernels. Use it in a `with` block: it ends with the block."""
 
     def __init__(self):
-        self._lock, self._process = threading.Lock(), None
+        self._lock, self._process, self._unread = threading.Lock(), None, 0
         self._connection, theirs = Pipe()
         if sys.platform == "linux":
-            # while it is imported, torch may look for a GPU: through NVML it does so without starting CUDA, which no fork survives
+            # torch may look for a GPU while it is imported: through NVML it does so without starting CUDA, which no fork survives
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from vitlab.kernels import serve; serve()"],
                 env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
@@ -48,20 +48,24 @@ class WarmProcess:
         theirs.close()
 
     def call(self, function: str, *arguments) -> Any:
-        """Call `module:name` where the libraries are loaded; what it gives or raises comes back. In this process if there is no other."""
+        """Call `module:name` where the libraries are loaded, and give or raise what it does; or call it here if need be."""
         try:
             return self.ask(function, *arguments)
         except GONE:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
-        """Import modules for the kernels to come; one that cannot be imported is left to the notebook that needs it."""
-        with suppress(*GONE):
-            self.ask("vitlab.kernels:import_modules", modules)
+        """Have modules imported for the kernels to come, without waiting for it; one that cannot be is left to its notebook."""
+        with self._lock, suppress(*GONE):
+            self._connection.send(("vitlab.kernels:import_modules", [modules]))
+            self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
         with self._lock:
             self._connection.send((function, arguments))
+            while self._unread:
+                self._connection.recv()
+                self._unread -= 1
             fine, answer = self._connection.recv()
         if fine:
             return answer

@@ -8,7 +8,7 @@ from functools import partial
 
 
 class Registry:
-    """Functions by name. A name that ends in a colon is a prefix: `folder:` answers to `folder:PATH` and is called with PATH first.
+    """Functions by name. One that ends in a colon is a prefix: `folder:` answers to `folder:PATH` and is called with PATH first.
 
     >>> datasets = Registry("dataset")
     >>> @datasets.register
@@ -36,7 +36,7 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         prefix, colon, argument = name.partition(":")
-        return name in self._functions or bool(argument) and prefix + colon in self._functions
+        return name in self._functions or (bool(argument) and prefix + colon in self._functions)
 
     def __getitem__(self, name: str) -> Callable:
         """The function of this name; ValueError with the nearest names and all choices when there is none."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from tqdm import tqdm
 from vitlab.kernels import WarmProcess
 from vitlab.runs import atomic
 
+CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
+ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
 BAR = "{desc}  {bar:24} cell {n_fmt} of {total_fmt}, {elapsed}"
 
 
@@ -34,17 +36,19 @@ class Stopped(Exception):
 class Execution:
     """A notebook on its way. `run` blocks until it has ended; `stop`, from another thread, ends it early."""
 
-    def __init__(self, source: Path, copy: Path, parameters: dict[str, Any], warm: WarmProcess, label: str = "", position: int = 0):
+    def __init__(
+        self, source: Path, copy: Path, parameters: dict[str, Any], warm: WarmProcess, label: str = "", position: int = 0
+    ):
         self.source, self.copy, self.parameters, self.warm = source, copy, parameters, warm
         self.label, self.position = label or source.stem, position
         self.client: PapermillNotebookClient | None = None
         self.bar: tqdm | None = None
-        self.cell, self.cells_started, self.peak_memory_mb, self.stopped = None, 0, None, False
+        self.cell, self.peak_memory_mb, self.stopped = None, None, False
 
     def run(self) -> dict[str, Any]:
         """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and error (cell, line, name, value).
 
-        The executed copy gets its name when the notebook has ended, with the error in it if it failed. Stopped when it was stopped.
+        The executed copy gets its name when the notebook has ended, with the error in it if it failed. Stopped: by `stop`.
         """
         start = time.perf_counter()
         error = None
@@ -66,14 +70,19 @@ class Execution:
                 )
             except PapermillExecutionError as failure:
                 self._raise_when_stopped()
-                error = self._describe(failure.ename, failure.evalue)
+                error = self._describe(failure.ename, failure.evalue, "".join(failure.traceback))
             except DeadKernelError:
                 self._raise_when_stopped()
                 error = self._describe("DeadKernelError", "the kernel died; too little memory is the usual reason")
                 self.cell.outputs.append(new_output("error", ename=error["name"], evalue=error["value"], traceback=[]))
                 write_ipynb(self.client.nb, str(temporary))
         seconds = round(time.perf_counter() - start, 1)
-        return {"status": "failed" if error else "done", "seconds": seconds, "peak_memory_mb": self.peak_memory_mb, "error": error}
+        return {
+            "status": "failed" if error else "done",
+            "seconds": seconds,
+            "peak_memory_mb": self.peak_memory_mb,
+            "error": error,
+        }
 
     def stop(self, force: bool = False) -> None:
         """Interrupt the kernel as Ctrl-C would, or kill it; a kernel that has yet to start will not execute anything."""
@@ -104,7 +113,6 @@ class Execution:
         self._raise_when_stopped()
         if cell.cell_type == "code":
             self.cell = cell
-            self.cells_started += 1
             self.bar.update(1)
 
     def _cell_ended(self, cell, cell_index, execute_reply):
@@ -117,9 +125,14 @@ class Execution:
         if self.stopped:
             raise Stopped(self.label)
 
-    def _describe(self, name: str, value: str) -> dict[str, Any]:
-        code = [line for line in self.cell.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        return {"cell": self.cells_started, "line": code[0] if code else "", "name": name, "value": value}
+    def _describe(self, name: str, value: str, traceback: str = "") -> dict[str, Any]:
+        lines = self.cell.source.splitlines()
+        raised = CELL_LINE.search(ANSI_COLOR.sub("", traceback))
+        if raised and int(raised[1]) <= len(lines):
+            line = lines[int(raised[1]) - 1]
+        else:
+            line = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+        return {"cell": self.cell.execution_count, "line": line.strip(), "name": name, "value": value}
 
 
 class WatchedEngine(NBClientEngine):
@@ -127,26 +140,12 @@ class WatchedEngine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, *, execution: Execution, start_timeout: int, **options):
-        execution.execute(PapermillNotebookClient(nb_man, kernel_name=kernel_name, iopub_timeout=60, startup_timeout=start_timeout, log=LOG))
+        execution.execute(
+            PapermillNotebookClient(nb_man, kernel_name=kernel_name, iopub_timeout=60, startup_timeout=start_timeout, log=LOG)
+        )
 
 
 LOG = logging.getLogger("vitlab.batch")
 LOG.addHandler(logging.NullHandler())  # what went wrong is told by the executed copy and by the table at the end
 LOG.propagate = False
 papermill_engines.register("vitlab", WatchedEngine)
-
-
-@contextmanager
-def kernel_environment(workers: int = 1) -> Iterator[None]:
-    """Environment variables that kernels take over: figures inline, and for each of several workers its share of the cores."""
-    values = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    if workers > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        values["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import vitlab
 from vitlab.batch.plan import Task
-from vitlab.notebook import read_notebook
+from vitlab.notebook import read_cells
 
 PACKAGE = Path(vitlab.__file__).parent
 
@@ -53,8 +53,8 @@ def imported_modules(source: str, package: str = "") -> set[str]:
     return names
 
 
-def used_files(modules: set[str], root: Path = PACKAGE) -> set[Path]:
-    """The files of the package in folder `root` that importing these modules executes; modules of other packages are passed over."""
+def used_files(modules: set[str], root: Path) -> set[Path]:
+    """The files of the package in folder `root` that importing these modules executes; other packages are passed over."""
     used: set[Path] = set()
     waiting = list(modules)
     while waiting:
@@ -75,7 +75,7 @@ def notebook_imports(path: Path) -> set[str]:
     """The modules that the code cells of a notebook import; lines of IPython's own (`%magic`, `!command`) are no obstacle."""
     from IPython.core.inputtransformer2 import TransformerManager
 
-    cells = [cell.source for cell in read_notebook(path).cells if cell.cell_type == "code"]
+    cells = [cell["source"] for cell in read_cells(path) if cell["cell_type"] == "code"]
     try:
         return set().union(*(imported_modules(TransformerManager().transform_cell(source)) for source in cells))
     except SyntaxError as error:
@@ -83,11 +83,11 @@ def notebook_imports(path: Path) -> set[str]:
 
 
 def _hash_notebook(path: Path) -> str:
-    return _digest([(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in read_notebook(path).cells])
+    return _digest(read_cells(path))
 
 
 def _hash_code(path: Path) -> str:
-    files = sorted(used_files(notebook_imports(path)))
+    files = sorted(used_files(notebook_imports(path), PACKAGE))
     return _digest([(file.relative_to(PACKAGE).as_posix(), file.read_text(encoding="utf-8")) for file in files])
 
 

@@ -161,7 +161,9 @@ def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
             if value not in batch_grid[axis]:
                 raise ValueError(unknown(f"{axis} of {name}", str(value), [str(choice) for choice in batch_grid[axis]]))
     if grid and not declared.keys() & {*grid, "run_name"}:
-        raise ValueError(f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`")
+        raise ValueError(
+            f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`"
+        )
     return Step(name, source, grid, once=entry.get("grid") == {}, parameters=parameters, declared=declared)
 
 

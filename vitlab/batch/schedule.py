@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vitlab.batch.execute import Execution, kernel_environment
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import Batch, Task, load_batch, plan_tasks
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters
 from vitlab.runs import project_root, reports_dir, write_json
+
+if TYPE_CHECKING:
+    from vitlab.batch.execute import Execution
 
 OUTCOME = {"status": "pending", "seconds": None, "peak_memory_mb": None, "fingerprint": {}, "error": None, "note": ""}
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
@@ -34,6 +38,11 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     with kernel_environment(workers), WarmProcess() as warm:
+        warm.preload(sorted(set().union(*(notebook_imports(step.source) for step in batch.chain))))
+        from vitlab.batch.execute import (
+            Execution,
+        )  # papermill takes seconds to import: the same seconds as the libraries over there
+
         check_names([task.parameters for task in tasks], warm)
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
@@ -42,9 +51,11 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
             return state.content
         state.write()
         if stale:
-            sources = {tasks[number].step.source for number in stale}
-            warm.preload(sorted(set().union(*(notebook_imports(source) for source in sources))))
-            _execute_tasks(tasks, stale, state, workers, warm)
+
+            def prepare(task: Task, position: int) -> Execution:
+                return Execution(task.step.source, state.reports / task.path, task.parameters, warm, task.label, position)
+
+            _execute_tasks(tasks, stale, state, workers, prepare)
     return state.content
 
 
@@ -53,9 +64,27 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
     with kernel_environment(), WarmProcess() as warm:
-        check_names([parameters], warm)
         warm.preload(sorted(notebook_imports(notebook)))
+        from vitlab.batch.execute import Execution
+
+        check_names([parameters], warm)
         return Execution(notebook, copy, parameters, warm).run()
+
+
+@contextmanager
+def kernel_environment(workers: int = 1) -> Iterator[None]:
+    """Environment variables that kernels take over: figures inline, and for each of several workers its share of the cores."""
+    values = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if workers > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        values["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
@@ -129,7 +158,13 @@ class BatchState:
 
 
 def _new_record(task: Task) -> dict[str, Any]:
-    identity = {"notebook": task.step.notebook, "point": task.point, "parameters": task.parameters, "path": task.path, "run": task.run}
+    identity = {
+        "notebook": task.step.notebook,
+        "point": task.point,
+        "parameters": task.parameters,
+        "path": task.path,
+        "run": task.run,
+    }
     return identity | OUTCOME
 
 
@@ -137,7 +172,7 @@ def _outcome_of(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key in OUTCOME}
 
 
-def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, workers: int, warm: WarmProcess) -> None:
+def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, workers: int, prepare: Callable) -> None:
     """Execute the tasks as soon as those they need have ended, the earliest of the plan first."""
     waiting, running, width = list(stale), {}, max(len(tasks[number].label) for number in stale)
     with ThreadPoolExecutor(workers) as pool:
@@ -153,7 +188,7 @@ def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, worke
                         elif len(running) < workers:
                             positions = {execution.position for _, execution in running.values()}
                             position = next(place for place in range(workers) if place not in positions)
-                            execution = _prepare(tasks[number], state.reports, warm, position)
+                            execution = prepare(tasks[number], position)
                             running[pool.submit(execution.run)] = number, execution
                         else:
                             continue
@@ -168,10 +203,6 @@ def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, worke
         except KeyboardInterrupt:
             _stop(running)
             raise
-
-
-def _prepare(task: Task, reports: Path, warm: WarmProcess, position: int) -> Execution:
-    return Execution(task.step.source, reports / task.path, task.parameters, warm, task.label, position)
 
 
 def _find_broken(tasks: list[Task], number: int, state: BatchState) -> str:
@@ -193,7 +224,9 @@ def _outcome(future: Future) -> dict[str, Any]:
 
 
 def _stop(running: dict[Future, tuple[int, Execution]]) -> None:
-    for _, execution in running.values():
-        execution.stop()
-    for future in wait(running, timeout=8).not_done:
-        running[future][1].stop(force=True)
+    for attempt in range(6):  # an interrupt that falls between two cells is lost, so send it again; kill in the end
+        for future, (_, execution) in running.items():
+            if not future.done():
+                execution.stop(force=attempt == 5)
+        if not wait(running, timeout=1).not_done:
+            break

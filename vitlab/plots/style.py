@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,7 +39,8 @@ NAMES = {
 
 
 def set_style() -> None:
-    """Set matplotlib and seaborn for figures of page width: readable on paper and on a screen. Call it once a notebook."""
+    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts. Call it once a notebook."""
+    pd.set_option("display.max_colwidth", None)
     small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8)
     large = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize"), 9)
     rc = {

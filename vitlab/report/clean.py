@@ -31,6 +31,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     cells = _merge_parameters(cells)
     for number, cell in enumerate(cells, start=1):
         if cell.cell_type == "code":
+            if any(output.output_type == "error" for output in cell.outputs):
+                _drop_caption(cell)
             cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
@@ -133,6 +135,13 @@ def _describe_figure(cell):
         first_line = next((line for line in code.splitlines() if line.strip()), "this cell")
         options["fig-alt"] = options.get("fig-cap") or f"Picture made by the code {first_line.strip()}"
         cell.source = write_options(options, code)
+
+
+def _drop_caption(cell):
+    """What was announced was not made: the error must not stand under its caption."""
+    options, code = read_options(cell.source)
+    kept = {key: value for key, value in options.items() if key not in ("label", "fig-cap", "fig-alt", "tbl-cap")}
+    cell.source = write_options(kept, code)
 
 
 def _convert_tables(cells):

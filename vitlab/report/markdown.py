@@ -91,9 +91,9 @@ def _picture(kind, content, size, options, medium, name):
     if kind != "image/svg+xml":
         with Image.open(file) as picture:
             dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))[0] or CSS_DPI
-            inches = (size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)), picture.height / picture.width
-        wide = min(inches[0], medium.width, medium.height / inches[1])
-        width = f' width="{wide:.2f}in"'
+            natural = size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)
+            inches = min(natural, medium.width, medium.height * picture.width / picture.height)
+        width = f' width="{inches:.2f}in"'
     alt = _quote(" ".join(str(options.get("fig-alt", "")).split()))
     return f'![]({file.name}){{alt="{alt}"{width}}}'
 

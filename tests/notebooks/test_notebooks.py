@@ -1,0 +1,120 @@
+"""Every notebook runs, on digits at the smallest size, as one batch; and what comes out is a report with both pages and PDF."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pypdf
+import pytest
+import yaml
+
+from vitlab.batch import run_batch
+from vitlab.notebook import notebook_parameters
+from vitlab.report import render_report
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAIN = {
+    "01_explore_data": {"grid": {}, "parameters": {"images_shown": 10}},
+    "02_vit_from_scratch": {"grid": {}, "parameters": {"epochs": 1, "depth": 2}},
+    "03_finetune": {"parameters": {"size": 48, "epochs": 1, "batch_size": 128, "precision": "fp32"}},
+    "04_evaluate": {"parameters": {"replicates": 50, "mistakes_shown": 4}},
+    "05_interpret": {"parameters": {"images_per_kind": 1}},
+    "08_compare": {"grid": {}},
+}
+pytestmark = pytest.mark.xdist_group("notebooks")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    batch = {
+        "title": "Digits, in small",
+        "parameters": {"dataset": "digits"},
+        "grid": {"model": ["vit_scratch", "efficientnet_lite0"]},
+        "chain": [{"notebook": name, **step} for name, step in CHAIN.items()],
+    }
+    file = folder / "notebooks" / "batches" / "small.yml"
+    file.write_text(yaml.safe_dump(batch))
+    before = os.environ.get("VITLAB_REPORTS")
+    os.environ["VITLAB_REPORTS"] = str(folder / "reports")
+    try:
+        yield run_batch(file), folder / "reports"
+    finally:
+        os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)
+
+
+def test_every_notebook_is_in_the_chain():
+    assert [path.stem for path in NOTEBOOKS] == list(CHAIN)
+
+
+def test_all_notebooks_run(finished):
+    content, _ = finished
+    assert len(content["tasks"]) == 9
+    assert {task["status"] for task in content["tasks"]} == {"done"}, [
+        task["error"] for task in content["tasks"] if task["error"]
+    ]
+
+
+def test_figures_are_drawn(finished):
+    """A cell that promises a figure shows one, or says in words why there is none."""
+    content, reports = finished
+    for task in content["tasks"]:
+        notebook = nbformat.read(reports / task["path"], as_version=4)
+        promised = [cell for cell in notebook.cells if cell.source.startswith("#| label: fig-")]
+        assert promised or task["notebook"] == "03_finetune"
+        for cell in promised:
+            kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+            assert kinds & {"image/png", "text/markdown"}, (task["notebook"], cell.source)
+
+
+def test_runs_hold_what_the_design_says(finished):
+    content, reports = finished
+    for folder in {task["run"] for task in content["tasks"] if task["run"]}:
+        run = reports / folder
+        assert json.loads((run / "run.json").read_text())["status"] == "done"
+        names = {path.name for path in run.iterdir()}
+        assert {"history.csv", "splits.csv", "predictions.parquet", "metrics.json", "model.safetensors", "notebooks"} <= names
+        assert 0 <= json.loads((run / "metrics.json").read_text())["accuracy"]["value"] <= 1
+        assert len(pd.read_parquet(run / "predictions.parquet")) == 575
+
+
+def test_a_second_call_runs_nothing(finished):
+    content, reports = finished
+    times = {task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in content["tasks"]}
+    again = run_batch(reports.parent / "notebooks" / "batches" / "small.yml")
+    assert {task["status"] for task in again["tasks"]} == {"done"}
+    assert times == {task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in again["tasks"]}
+
+
+def test_report_of_the_real_notebooks(finished, monkeypatch):
+    _, reports = finished
+    monkeypatch.setenv("VITLAB_REPORTS", str(reports))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without Quarto, wherever it is
+    paths = render_report()
+    home = paths["html"].read_text()
+    assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
+    assert len(list(paths["html"].parent.glob("*.html"))) == 9
+    text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
+    assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_committed_as_the_design_asks(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert all(comment for _, comment in notebook_parameters(path).values()), "each parameter has a comment"
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    for cell in code:
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
+        assert len(lines) <= 15 or "parameters" in cell.metadata.get("tags", []) or lines[0].startswith(("import", "from")), (
+            cell.source
+        )
+        assert not any(line.startswith(("def ", "class ", "async def ")) for line in lines)
+        if "#| label: fig-" in cell.source:
+            assert "#| fig-cap: " in cell.source and "#| fig-alt: " in cell.source

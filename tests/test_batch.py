@@ -1,0 +1,391 @@
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from vitlab.batch import fingerprint as fingerprint_module
+from vitlab.batch import load_batch, plan_tasks, run_batch, run_notebook
+from vitlab.batch.fingerprint import PACKAGE, fingerprint_tasks, imported_modules, notebook_imports, used_files
+from vitlab.batch.summary import describe_problem, print_summary
+from vitlab.kernels import WarmProcess
+from vitlab.runs import run_name
+
+ROOT = Path(__file__).parents[1]
+LOG = "import os\nwith open(os.environ['TOY_LOG'], 'a') as log:\n    print({}, file=log)"
+TRAIN = (
+    "from vitlab.runs import Run\nrun = Run.create(name=run_name, dataset=dataset, color=color, seed=seed)",
+    LOG.format("'train', color, seed"),
+    "# a comment\nready = True\nif os.path.exists(color):\n    raise RuntimeError(f'{color} is broken')",
+    "run.finish()",
+)
+
+
+def write_notebook(path, parameters, *cells):
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Toy"), first, *map(new_code_cell, cells)]), path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a chain of four small notebooks; each execution adds a line to `log`. Names are checked in this process."""
+    monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WarmProcess, "call", lambda self, function, *arguments: pkgutil.resolve_name(function)(*arguments))
+    folder = tmp_path / "notebooks"
+    (folder / "batches").mkdir(parents=True)
+    write_notebook(folder / "look.ipynb", 'dataset = "digits"\npause = 0.0', LOG.format("'look'"))
+    write_notebook(folder / "train.ipynb", 'dataset = "digits"\ncolor = "red"\nseed = 0\nrun_name = ""', *TRAIN)
+    write_notebook(folder / "judge.ipynb", 'run_name = ""\ndataset = "digits"', LOG.format("'judge', run_name"))
+    write_notebook(folder / "compare.ipynb", 'dataset = "digits"', LOG.format("'compare'"))
+    return tmp_path
+
+
+CHAIN = [{"notebook": "look", "grid": {}}, {"notebook": "train"}, {"notebook": "judge"}, {"notebook": "compare", "grid": {}}]
+
+
+def write_batch(project, **content):
+    content = {"parameters": {"dataset": "digits"}, "grid": {"color": ["red", "blue"]}, "chain": CHAIN} | content
+    file = project / "notebooks" / "batches" / "toy.yml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def log_lines(project):
+    log = project / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+def wait_for(path, seconds=20):
+    deadline = time.time() + seconds
+    while not path.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+# the plan
+
+
+def test_tasks_go_point_by_point_and_once_where_asked(project):
+    tasks = plan_tasks(load_batch(write_batch(project)))
+    assert [task.label for task in tasks] == [
+        "look",
+        "train color=red",
+        "judge color=red",
+        "train color=blue",
+        "judge color=blue",
+        "compare",
+    ]
+    assert [task.needs for task in tasks] == [(), (), (1,), (), (3,), (1, 2, 3, 4)]
+
+
+def test_a_point_shares_a_run_and_gets_only_what_is_declared(project):
+    tasks = plan_tasks(load_batch(write_batch(project)))
+    name = run_name({"dataset": "digits", "color": "red"})
+    assert tasks[1].parameters == {"dataset": "digits", "color": "red", "run_name": name}
+    assert tasks[2].parameters == {"dataset": "digits", "run_name": name}
+    assert tasks[1].path == f"runs/digits/{name}/notebooks/train.ipynb"
+    assert tasks[1].run == tasks[2].run == f"runs/digits/{name}"
+    assert (tasks[0].path, tasks[0].run) == ("runs/batches/toy/notebooks/look.ipynb", None)
+
+
+def test_a_step_may_take_a_part_of_the_grid(project):
+    chain = [{"notebook": "train"}, {"notebook": "judge", "grid": {"color": ["blue"], "seed": [1, 0]}}]
+    tasks = plan_tasks(load_batch(write_batch(project, grid={"color": ["red", "blue"], "seed": [0, 1]}, chain=chain)))
+    assert [task.label for task in tasks if task.step.notebook == "judge"] == [
+        "judge color=blue seed=0",
+        "judge color=blue seed=1",
+    ]
+    assert [task.label for task in tasks][-4:] == [
+        "train color=blue seed=0",
+        "judge color=blue seed=0",
+        "train color=blue seed=1",
+        "judge color=blue seed=1",
+    ]
+
+
+def test_a_step_with_fewer_axes_gathers_the_points_it_contains(project):
+    write_notebook(project / "notebooks" / "gather.ipynb", 'color = ""')
+    chain = [{"notebook": "train"}, {"notebook": "gather", "grid": {"color": ["red"]}}]
+    tasks = plan_tasks(load_batch(write_batch(project, grid={"color": ["red", "blue"], "seed": [0, 1]}, chain=chain)))
+    assert tasks[-1].label == "gather color=red"
+    assert [tasks[number].label for number in tasks[-1].needs] == ["train color=red seed=0", "train color=red seed=1"]
+
+
+def test_without_a_grid_there_is_one_run(project):
+    tasks = plan_tasks(load_batch(write_batch(project, grid={}, parameters={"color": "red"})))
+    assert tasks[1].run == tasks[2].run == f"runs/digits/{run_name({'color': 'red'})}"
+    assert tasks[0].run is tasks[3].run is None
+
+
+def test_parameters_of_a_step_are_its_own_and_part_of_the_runs_name(project):
+    plain = plan_tasks(load_batch(write_batch(project)))
+    chain = [CHAIN[0] | {"parameters": {"pause": 1}}, CHAIN[1] | {"parameters": {"seed": 7}}, *CHAIN[2:]]
+    tasks = plan_tasks(load_batch(write_batch(project, chain=chain)))
+    assert tasks[0].parameters == {"dataset": "digits", "pause": 1.0}
+    assert tasks[1].parameters["seed"] == 7
+    assert tasks[1].run == tasks[2].run != plain[1].run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chian": []}, r"unknown key in toy.yml: 'chian'. Did you mean chain\? Choices: title, parameters, grid, chain"),
+        ({"chain": []}, r"toy.yml needs a chain"),
+        ({"chain": [{"notebok": "look"}]}, r"unknown key in a step .* Choices: notebook, grid, parameters"),
+        ({"chain": ["look"]}, r"must have the keys notebook, grid, parameters; it is 'look'"),
+        ({"chain": [{"notebook": "lok"}]}, r"unknown notebook 'lok'. Did you mean look\? Choices: compare, judge, look, train"),
+        ({"chain": [*CHAIN, CHAIN[1]]}, r"notebook train stands twice"),
+        ({"chain": [{"notebook": "look"}]}, r"look would do the same at each point: it declares none of color, run_name"),
+        ({"chain": [{"notebook": "train", "grid": {"colour": ["red"]}}]}, r"unknown axis of train 'colour'.*Choices: color"),
+        ({"chain": [{"notebook": "train", "grid": {"color": ["rde"]}}]}, r"unknown color of train 'rde'.*Choices: red, blue"),
+        ({"chain": [{"notebook": "train", "parameters": {"sed": 1}}]}, r"unknown parameter 'sed'.*those of train.ipynb"),
+        (
+            {"parameters": {"dataste": "digits"}},
+            r"unknown parameter 'dataste'. Did you mean dataset\? Choices: color, dataset, pause",
+        ),
+        ({"parameters": {"seed": "one"}}, r"parameter seed of train.ipynb is 'one'; it must be of type int"),
+        ({"parameters": {"color": "red"}}, r"color of toy.yml stands under parameters and under grid"),
+        ({"parameters": {"run_name": "mine"}}, r"run_name is given by the batch itself"),
+        ({"parameters": ["dataset"]}, r"parameters of toy.yml must be written as name: value"),
+        ({"grid": {"color": "red"}}, r"color in the grid of toy.yml must be a list of different values"),
+        ({"grid": {"color": ["red", "red"]}}, r"must be a list of different values"),
+        ({"parameters": {"dataset": "digitz"}}, r"'digitz'. Did you mean digits"),
+    ],
+)
+def test_mistakes_are_errors_before_anything_runs(project, change, message):
+    with pytest.raises(ValueError, match=message):
+        run_batch(write_batch(project, **change))
+    assert log_lines(project) == []
+
+
+def test_an_unknown_model_is_an_error_before_anything_runs(project):
+    write_notebook(project / "notebooks" / "train.ipynb", 'model = "vit_scratch"', LOG.format("'train'"))
+    file = write_batch(project, parameters={}, grid={"model": ["vit_scratch", "vit_scrach"]}, chain=[{"notebook": "train"}])
+    with pytest.raises(ValueError, match=r"'vit_scrach'.*vit_scratch"):
+        run_batch(file)
+    assert log_lines(project) == []
+
+
+def test_no_batch_file_and_no_yaml(project):
+    file = write_batch(project)
+    with pytest.raises(FileNotFoundError, match=r"batch files in .*: toy.yml"):
+        load_batch(file.with_name("tpy.yml"))
+    file.write_text("grid: [")
+    with pytest.raises(ValueError, match=r"toy.yml is not YAML"):
+        load_batch(file)
+
+
+# fingerprints
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b as c\nfrom d import e\ndef f():\n    from . import g\n    from ..h.i import j"
+    assert imported_modules(source, "x.y") == {"a.b", "d", "d.e", "x.y", "x.y.g", "x.h.i", "x.h.i.j"}
+
+
+def test_used_files_are_the_closure_of_the_imports(tmp_path):
+    files = {
+        "__init__.py": "",
+        "alone.py": "",
+        "data/__init__.py": "from .reading import read",
+        "data/reading.py": "def read():\n    import pack.models.vit",
+        "models/__init__.py": "import torch",
+        "models/vit.py": "",
+        "models/other.py": "",
+    }
+    for name, source in files.items():
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pack" / name).write_text(source)
+    used = used_files({"pack.data.read", "pandas"}, tmp_path / "pack")
+    names = {file.relative_to(tmp_path / "pack").as_posix() for file in used}
+    assert names == {"__init__.py", "data/__init__.py", "data/reading.py", "models/__init__.py", "models/vit.py"}
+
+
+def test_magics_and_commands_are_no_obstacle(tmp_path):
+    write_notebook(
+        tmp_path / "magic.ipynb", "", "%matplotlib inline\nimport json\n!ls", "%%time\nx = 1", "from pathlib import Path?"
+    )
+    assert "json" in notebook_imports(tmp_path / "magic.ipynb")
+    write_notebook(tmp_path / "wrong.ipynb", "", "import json as")
+    with pytest.raises(ValueError, match=r"wrong.ipynb has a cell that is not Python"):
+        notebook_imports(tmp_path / "wrong.ipynb")
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_work_on_the_report_puts_no_notebook_out_of_date(notebook):
+    used = {file.relative_to(PACKAGE).parts[0] for file in used_files(notebook_imports(notebook), PACKAGE)}
+    assert "notebook.py" in used
+    assert used.isdisjoint({"report", "batch", "cli.py", "kernels.py"})
+
+
+def test_each_part_of_a_fingerprint_follows_its_cause(project, monkeypatch):
+    package = project / "vitlab"
+    package.mkdir()
+    for name in ("__init__.py", "runs.py", "other.py"):
+        (package / name).write_text("")
+    monkeypatch.setattr(fingerprint_module, "PACKAGE", package)
+
+    def changes(version="1", **content):
+        tasks = plan_tasks(load_batch(write_batch(project, **content)))
+        prints = fingerprint_tasks(tasks, lambda dataset: dataset + version)
+        labels = [task.label for task in tasks]
+        return {
+            (label, part)
+            for label, now, then in zip(labels, prints, first, strict=True)
+            for part in now
+            if now[part] != then[part]
+        }
+
+    first = fingerprint_tasks(plan_tasks(load_batch(write_batch(project))), lambda dataset: dataset + "1")
+    assert changes() == set()
+    assert {part for _, part in changes(version="2")} == {"data", "needs"}
+    assert changes(parameters={"dataset": "digits", "pause": 3}) >= {("look", "parameters")}
+    (package / "other.py").write_text("unused = 1")
+    assert changes() == set()
+    (package / "runs.py").write_text("used = 1")
+    assert {(label, part) for label, part in changes() if part == "code"} == {
+        ("train color=red", "code"),
+        ("train color=blue", "code"),
+    }
+    (package / "runs.py").write_text("")
+    write_notebook(project / "notebooks" / "judge.ipynb", 'run_name = ""\ndataset = "digits"', "'another'")
+    assert changes() == {("judge color=red", "notebook"), ("judge color=blue", "notebook"), ("compare", "needs")}
+
+
+# execution
+
+
+def test_a_batch_goes_on_past_a_failure_and_then_does_only_the_rest(project, reports_folder, capsys):
+    file = write_batch(project)
+    (project / "red").touch()  # makes the notebook `train` fail for this colour
+    content = run_batch(file)
+    records = {(task["notebook"], task["point"].get("color")): task for task in content["tasks"]}
+    assert {key: task["status"] for key, task in records.items()} == {
+        ("look", None): "done",
+        ("train", "red"): "failed",
+        ("judge", "red"): "skipped",
+        ("train", "blue"): "done",
+        ("judge", "blue"): "done",
+        ("compare", None): "done",
+    }
+    error = {"cell": 5, "line": "raise RuntimeError(f'{color} is broken')", "name": "RuntimeError", "value": "red is broken"}
+    assert records["train", "red"]["error"] == error
+    assert records["judge", "red"]["note"] == "train failed"
+    assert content == json.loads((reports_folder / "runs" / "batches" / "toy" / "batch.json").read_text())
+    copy = nbformat.read(reports_folder / records["train", "red"]["path"], as_version=4)
+    assert any(output.get("evalue") == "red is broken" for cell in copy.cells for output in cell.get("outputs", []))
+    assert not (reports_folder / records["judge", "red"]["path"]).exists()
+    assert len(log_lines(project)) == 5
+    assert not list(reports_folder.rglob(".*"))
+
+    print_summary(content)
+    shown = capsys.readouterr().out
+    assert "cell 5: raise RuntimeError" in shown and "RuntimeError: red is broken" in shown and "train failed" in shown
+
+    (project / "red").unlink()
+    notes = {task["notebook"]: task["note"] for task in run_batch(file, dry_run=True)["tasks"] if task["status"] == "pending"}
+    assert notes == {"train": "failed before", "judge": "train runs again", "compare": "train runs again"}
+    assert log_lines(project) == []
+    assert {task["status"] for task in run_batch(file)["tasks"]} == {"done"}
+    assert [line.split()[0] for line in log_lines(project)] == ["train", "judge", "compare"]
+    run_batch(file)
+    assert log_lines(project) == []
+
+
+def test_what_is_gone_or_changed_is_done_again(project, reports_folder):
+    file = write_batch(project, grid={"color": ["red"]}, chain=CHAIN[:2])
+    look, train = run_batch(file)["tasks"]
+    log_lines(project)
+    (reports_folder / look["path"]).unlink()
+    assert [task["note"] for task in run_batch(file, dry_run=True)["tasks"]] == ["executed copy is gone", ""]
+    info = reports_folder / train["run"] / "run.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"status": "running"}))
+    assert run_batch(file, dry_run=True)["tasks"][1]["note"] == "run is not complete"
+    write_notebook(project / "notebooks" / "look.ipynb", 'dataset = "digits"\npause = 0.0', "'another'")
+    assert run_batch(file, dry_run=True)["tasks"][0]["note"] == "notebook changed"
+    assert [task["note"] for task in run_batch(file, dry_run=True, force=True)["tasks"]] == ["asked for", "asked for"]
+    assert log_lines(project) == []
+
+
+def test_a_task_that_comes_back_into_the_grid_is_not_done_again(project):
+    run_batch(write_batch(project, chain=[CHAIN[1]]))
+    assert log_lines(project) == ["train red 0", "train blue 0"]
+    for colors in (["blue"], ["blue", "red"]):
+        content = run_batch(write_batch(project, grid={"color": colors}, chain=[CHAIN[1]]))
+        assert [task["status"] for task in content["tasks"]] == ["done"] * len(colors)
+    assert log_lines(project) == []
+
+
+def test_a_kernel_that_dies_is_a_failure_like_any_other(project, reports_folder):
+    write_notebook(project / "notebooks" / "look.ipynb", 'dataset = "digits"', "1 + 1", "import os\nos.kill(os.getpid(), 9)", "3")
+    look, compare = run_batch(write_batch(project, chain=[CHAIN[0], CHAIN[3]], grid={}))["tasks"]
+    assert (look["status"], compare["status"]) == ("failed", "done")
+    assert (look["error"]["cell"], look["error"]["line"], look["error"]["name"]) == (4, "import os", "DeadKernelError")
+    assert describe_problem(look).startswith("cell 4: import os\nDeadKernelError: the kernel died")
+    cells = [cell for cell in nbformat.read(reports_folder / look["path"], as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.outputs[0].output_type if cell.outputs else "" for cell in cells[2:]] == ["execute_result", "error", ""]
+
+
+def test_two_workers_share_the_cores(project, monkeypatch):
+    """Each of the two notebooks waits for the other one to be there, which only works side by side."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet = "import os, time\nopen(color, 'w').close()\nwhile not all(map(os.path.exists, ['red', 'blue'])):\n    time.sleep(0.02)"
+    write_notebook(
+        project / "notebooks" / "train.ipynb", 'color = ""', meet, "print(os.environ['OMP_NUM_THREADS'], file=open(color, 'w'))"
+    )
+    content = run_batch(write_batch(project, parameters={}, chain=[{"notebook": "train"}]), workers=2)
+    assert [task["status"] for task in content["tasks"]] == ["done", "done"]
+    assert (project / "red").read_text() == f"{max(1, len(os.sched_getaffinity(0)) // 2)}\n"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+SLOW = (
+    "import os, time\nprint(os.getpid(), os.getppid(), file=open('pids.new', 'w'))\nos.rename('pids.new', 'pids')",
+    "time.sleep(delay)",
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, reports_folder, number):
+    write_notebook(project / "notebooks" / "train.ipynb", 'color = ""\ndelay = 60.0', *SLOW)
+    grid = {"color": ["red"]}
+    file = write_batch(project, parameters={}, grid=grid, chain=[{"notebook": "train"}])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    command = [sys.executable, "-c", "from vitlab.cli import app; app()", "batch", str(file)]
+    batch = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(project / "pids")
+    pids = [int(pid) for pid in (project / "pids").read_text().split()]
+    batch.send_signal(number)
+    _, errors = batch.communicate(timeout=20)
+    assert batch.returncode == (130 if number == signal.SIGINT else -number)
+    if number == signal.SIGINT:
+        assert errors == "Stopped. The same command carries on from here.\n"
+    deadline = time.time() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    content = json.loads((reports_folder / "runs" / "batches" / "toy" / "batch.json").read_text())
+    assert [task["status"] for task in content["tasks"]] == ["pending"]
+    assert not list(reports_folder.rglob("*.ipynb"))
+
+    file = write_batch(project, parameters={"delay": 0}, grid=grid, chain=[{"notebook": "train"}])
+    assert [task["status"] for task in run_batch(file)["tasks"]] == ["done"]
+
+
+def test_one_notebook_alone(project):
+    outcome = run_notebook(project / "notebooks" / "look.ipynb", project / "out" / "copy.ipynb", {"pause": 2})
+    assert (outcome["status"], outcome["error"]) == ("done", None)
+    copy = nbformat.read(project / "out" / "copy.ipynb", as_version=4)
+    assert "pause = 2.0" in next(cell.source for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert sys.platform != "linux" or outcome["peak_memory_mb"] > 20

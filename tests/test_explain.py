@@ -1,0 +1,202 @@
+"""One contract for every method on every kind of model, and what `explain` says about input that does not fit."""
+
+import copy
+import functools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from vitlab.explain import available, explain, suitable_methods
+from vitlab.explain.methods import explanation, methods
+from vitlab.models import build_model
+
+CLASSES = ("a", "b", "c")
+MODELS = {
+    "vit_scratch": {"size": (32, 48), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "hybrid_vit": {"size": 64, "pretrained": False, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "vit_tiny_patch16_224": {"size": 48, "pretrained": False, "depth": 2, "reg_tokens": 2},
+    "resnet18": {"size": 48, "pretrained": False},
+    "tf_efficientnet_lite0": {"size": 48, "pretrained": False},
+}
+OPTIONS = {"integrated_gradients": {"steps": 2}}
+
+
+@functools.cache
+def cached_model(name):
+    return build_model(name, CLASSES, **MODELS[name])
+
+
+CASES = [(method, name) for name in MODELS for method in suitable_methods(cached_model(name))]
+
+
+def make_images(model, count=3):
+    return torch.randn(count, 3, *model.transform.size, generator=torch.Generator().manual_seed(1))
+
+
+def describe_state(module):
+    """All that an explanation might change and must not."""
+    return {
+        "weights": {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        "modes": [part.training for part in module.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in module.parameters()],
+        "grad": [parameter.grad for parameter in module.parameters()],
+        "hooks": [
+            len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks) for part in module.modules()
+        ],
+        "fused": [getattr(part, "fused_attn", None) for part in module.modules()],
+    }
+
+
+def assert_same_state(module, before):
+    after = describe_state(module)
+    weights, expected = after.pop("weights"), before["weights"]
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert after == {key: before[key] for key in after}
+
+
+def test_every_method_is_tried_on_something():
+    assert {method for method, _ in CASES} == set(available())
+
+
+@pytest.mark.parametrize(("method", "name"), CASES)
+def test_maps_keep_the_contract(method, name):
+    model, options = cached_model(name), OPTIONS.get(method, {})
+    images = make_images(model)
+    kept = images.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = explain(model, images, method, ["c", "a", "c"], ["x", "y", "z"], **options)
+    assert found.values.shape == (3, *model.transform.size) and found.values.dtype == np.float32
+    assert (found.method, found.target, found.sample_ids) == (method, ("c", "a", "c"), ("x", "y", "z"))
+    assert found.signed or found.values.min() >= 0
+    blank = found.values.reshape(3, -1).std(axis=1) == 0
+    assert not (blank.all() if method == "grad_cam" else blank.any())  # nothing may speak for a class: a blank Grad-CAM is true
+    assert torch.equal(images, kept) and not images.requires_grad
+    again = explain(model, images, method, ["c", "a", "c"], **options)
+    np.testing.assert_array_equal(found.values, again.values)
+
+
+@pytest.mark.parametrize(("method", "name"), CASES)
+def test_a_map_does_not_depend_on_its_neighbours(method, name):
+    model, options = cached_model(name), OPTIONS.get(method, {})
+    images = make_images(model)
+    together = explain(model, images, method, "b", **options).values
+    alone = explain(model, images[1:2], method, "b", **options).values
+    parts = explain(model, images.flip(0), method, "b", batch_size=2, **options).values[::-1]
+    for other in (alone[0], parts[1]):
+        np.testing.assert_allclose(other, together[1], atol=1e-4 * np.abs(together[1]).max())
+
+
+@pytest.mark.parametrize(("method", "name"), CASES)
+def test_the_model_is_left_as_it_was(method, name):
+    model, options = copy.deepcopy(cached_model(name)), OPTIONS.get(method, {})
+    images = make_images(model, 2)
+    expected = explain(model, images, method, "b", **options).values
+    module = model.module.train()
+    next(module.children()).eval()
+    first, *_ = module.parameters()
+    first.requires_grad_(False)
+    before = describe_state(module)
+    with torch.inference_mode():
+        found = explain(model, images, method, "b", **options)
+    assert_same_state(module, before)
+    np.testing.assert_array_equal(found.values, expected)  # and dropout, patch dropout and batch statistics were off
+
+
+@pytest.mark.parametrize(("method", "name"), [case for case in CASES if case[1] in ("vit_scratch", "resnet18")])
+def test_the_model_is_left_as_it_was_after_an_error(method, name, monkeypatch):
+    model = copy.deepcopy(cached_model(name))
+    module = model.module.train()
+    before = describe_state(module)
+    *_, last = module.modules()
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(last, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        explain(model, make_images(model), method, "a")
+    assert_same_state(module, before)
+
+
+def test_the_target_is_the_predicted_class_unless_named():
+    model = cached_model("resnet18")
+    images = make_images(model, 5)
+    with torch.no_grad():
+        predicted = tuple(CLASSES[index] for index in model.module(images).argmax(dim=1))
+    found = explain(model, images, "saliency", batch_size=2)
+    assert found.target == predicted and found.sample_ids == ("0", "1", "2", "3", "4")
+    np.testing.assert_allclose(found.values, explain(model, images, "saliency", predicted).values, rtol=1e-3, atol=1e-6)
+
+
+def test_which_methods_suit_which_model():
+    assert available() == ["grad_cam", "integrated_gradients", "rollout", "saliency"]
+    assert suitable_methods(cached_model("hybrid_vit"), among=("saliency", "rollout", "grad_cam")) == [
+        "saliency",
+        "rollout",
+        "grad_cam",
+    ]
+    assert suitable_methods(cached_model("resnet18"), among=("rollout", "grad_cam")) == ["grad_cam"]
+    mixer = build_model("gmlp_ti16_224", CLASSES, pretrained=False)
+    assert suitable_methods(mixer) == ["integrated_gradients", "saliency"]
+    with pytest.raises(ValueError, match=r"unknown explanation method 'grad-cam'.* Did you mean grad_cam"):
+        suitable_methods(mixer, among=["grad-cam"])
+
+
+def test_a_new_method_is_a_function(monkeypatch):
+    monkeypatch.setattr(methods, "_functions", dict(methods._functions))
+
+    @explanation(signed=True, needs=("stages",))
+    def brightness(model, images, targets, power=1):
+        return images.mean(dim=1) ** power
+
+    model = cached_model("resnet18")
+    images = make_images(model)
+    found = explain(model, images, "brightness", power=2)
+    np.testing.assert_allclose(found.values, images.mean(dim=1) ** 2, atol=1e-6)
+    assert found.signed and "brightness" in available() and "brightness" not in suitable_methods(cached_model("vit_scratch"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hybrid_vit"])
+def test_images_of_another_size_where_the_model_can(name):
+    model = cached_model(name)
+    for method in suitable_methods(model):
+        found = explain(model, torch.randn(1, 3, 96, 64), method, **OPTIONS.get(method, {}))
+        assert found.values.shape == (1, 96, 64)
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", (64, 64)), ("vit_scratch", (30, 30))])
+def test_images_of_another_size_where_the_model_cannot(name, size):
+    with pytest.raises(ValueError, match=rf"takes images of .* and cannot take {size[0]}x{size[1]}.*preprocess"):
+        explain(cached_model(name), torch.randn(1, 3, *size), "saliency")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gradcam"}, "unknown explanation method 'gradcam'. Did you mean grad_cam"),
+        (
+            {"method": "rollout"},
+            r"rollout needs attention, and resnet18 \(cnn\) has none.*grad_cam, integrated_gradients, saliency",
+        ),
+        ({"target": "d"}, "unknown target 'd'.*Choices: a, b, c"),
+        ({"target": ["a", "b", 1]}, "unknown target '1'"),
+        ({"target": ["a", "b"]}, "2 targets for 3 images"),
+        ({"sample_ids": ["x"]}, "1 sample_ids for 3 images"),
+        ({"images": torch.zeros(3, 64, 64)}, r"not torch.float32 \(3, 64, 64\)"),
+        ({"images": torch.zeros(0, 3, 64, 64)}, "at least one image"),
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "float tensor"),
+        ({"images": np.zeros((1, 3, 64, 64))}, "not ndarray"),
+        ({"images": torch.full((3, 3, 64, 64), torch.nan)}, "NaN"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"layers": "layer4"}, "unknown option of grad_cam 'layers'. Did you mean layer"),
+        ({"method": "saliency", "steps": 3}, "saliency has no options; leave steps out"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    model = cached_model("resnet18")
+    arguments = {"images": make_images(model), "method": "grad_cam", **changes}
+    with pytest.raises(ValueError, match=message):
+        explain(model, **arguments)

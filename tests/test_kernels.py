@@ -1,0 +1,185 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from vitlab.batch.schedule import kernel_environment
+from vitlab.kernels import ForkedKernel, WarmProcess
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+
+
+class Kernel:
+    """A running kernel and its client; `run` gives what a cell has printed, shown or raised."""
+
+    def __init__(self, warm):
+        self.manager = warm.attach(KernelManager(kernel_name="python3"))
+        self.manager.start_kernel(extra_arguments=["--HistoryManager.hist_file=:memory:"])
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+        self.process = self.manager.provisioner.process
+
+    def run(self, code):
+        outputs = {"stdout": "", "stderr": ""}
+
+        def keep(message):
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                outputs[content["name"]] += content["text"]
+            elif message["msg_type"] in ("display_data", "execute_result"):
+                outputs["data"] = content["data"]
+            elif message["msg_type"] == "error":
+                outputs["error"] = content["ename"]
+
+        self.client.execute_interactive(code, output_hook=keep, timeout=30)
+        return outputs
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel()
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with kernel_environment(), WarmProcess() as process:
+        process.preload(["numpy", "matplotlib.pyplot", "no_such_module"])
+        yield process
+
+
+@pytest.fixture(scope="module")
+def kernel(warm):
+    kernel = Kernel(warm)
+    yield kernel
+    kernel.close()
+
+
+def is_running(pid):
+    """Whether a process does anything yet; one that has ended but was not waited for does not count."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.time() + seconds
+    while not condition() and time.time() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@linux
+def test_forked_kernel_has_the_libraries_and_a_life_of_its_own(warm, kernel):
+    assert isinstance(kernel.process, ForkedKernel)
+    shown = kernel.run("import os, sys; print('matplotlib.pyplot' in sys.modules, os.getpid(), os.getppid(), os.getsid(0))")
+    assert shown["stdout"].split() == ["True", str(kernel.process.pid), str(warm._process.pid), str(kernel.process.pid)]
+    assert (
+        kernel.run("os.read(0, 9)")["data"]["text/plain"] == "b''"
+    )  # standard input is empty, not the channel of the warm process
+    assert kernel.run("__name__")["data"]["text/plain"] == "'__main__'"
+
+
+def test_streams_and_figures_arrive(kernel):
+    printed = kernel.run("import sys; print('out'); print('err', file=sys.stderr)")
+    assert printed == {"stdout": "out\n", "stderr": "err\n"}
+    shown = kernel.run("import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    assert set(shown["data"]) == {"image/png", "text/plain"}
+
+
+def test_interrupt_ends_the_cell_and_not_the_kernel(kernel):
+    kernel.run("import time; answer = 41")
+    message = kernel.client.execute("while True: time.sleep(0.01)")
+    time.sleep(0.3)
+    kernel.manager.interrupt_kernel()
+    while (reply := kernel.client.get_shell_msg(timeout=10))["parent_header"]["msg_id"] != message:
+        pass
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
+    assert kernel.run("answer + 1")["data"]["text/plain"] == "42"
+
+
+def test_kernels_draw_different_numbers(warm, kernel):
+    other = Kernel(warm)
+    code = "import numpy; numpy.random.rand()"
+    assert kernel.run(code)["data"]["text/plain"] != other.run(code)["data"]["text/plain"]
+    other.close()
+
+
+def test_shutdown_runs_exit_handlers_and_leaves_no_process(warm, tmp_path):
+    kernel = Kernel(warm)
+    kernel.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'left')!r}).touch);")
+    process = kernel.process
+    kernel.close()
+    assert process.poll() == 0
+    assert (tmp_path / "left").exists()
+    assert not is_running(process.pid)
+
+
+@linux
+def test_a_killed_kernel_is_seen_as_dead(warm):
+    kernel = Kernel(warm)
+    os.kill(kernel.process.pid, signal.SIGKILL)
+    assert wait_until(lambda: kernel.process.poll() is not None)
+    assert kernel.process.returncode == -signal.SIGKILL
+    assert not kernel.manager.is_alive()
+    kernel.close()
+
+
+def test_without_warm_process_kernels_start_the_ordinary_way(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "elsewhere")
+    with kernel_environment(), WarmProcess() as nothing:
+        monkeypatch.undo()
+        nothing.preload(["json"])
+        assert nothing.call("operator:add", 1, 2) == 3
+        kernel = Kernel(nothing)
+        assert isinstance(kernel.process, subprocess.Popen)
+        assert kernel.run("print(6 * 7)")["stdout"] == "42\n"
+        kernel.close()
+
+
+@linux
+def test_a_warm_process_that_died_does_no_harm():
+    with WarmProcess() as warm:
+        warm._process.kill()
+        warm._process.wait()
+        kernel = Kernel(warm)
+        assert isinstance(kernel.process, subprocess.Popen)
+        kernel.close()
+
+
+@linux
+def test_call_runs_in_the_other_process_and_brings_errors_back(warm):
+    assert warm.call("os:getpid") == warm._process.pid
+    with pytest.raises(ValueError, match="invalid literal"):
+        warm.call("builtins:int", "x")
+    assert warm.call("os:getpid") == warm._process.pid
+
+
+@linux
+def test_kernels_end_when_their_batch_is_killed():
+    """SIGKILL leaves no time to tidy up: the warm process sees its channel close, the kernels see the warm process end."""
+    code = """
+        import time
+        from jupyter_client.manager import KernelManager
+        from vitlab.kernels import WarmProcess
+        warm = WarmProcess()
+        manager = warm.attach(KernelManager(kernel_name="python3"))
+        manager.start_kernel()
+        client = manager.client(); client.start_channels(); client.wait_for_ready(timeout=30)
+        client.execute("while True: pass")
+        print(warm._process.pid, manager.provisioner.pid, flush=True)
+        time.sleep(60)
+    """
+    batch = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in batch.stdout.readline().split()]
+    assert len(pids) == 2 and all(is_running(pid) for pid in pids)
+    batch.kill()
+    batch.wait()
+    batch.stdout.close()
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))

@@ -1,0 +1,19 @@
+"""Why a model decides as it does: attention made visible, and maps of what each pixel contributed."""
+
+from vitlab.explain.attention import record_attention
+from vitlab.explain.attribution import integrated_gradients, saliency
+from vitlab.explain.cam import grad_cam
+from vitlab.explain.methods import available, explain, suitable_methods
+from vitlab.explain.rollout import compute_rollout, rollout
+
+__all__ = [
+    "available",
+    "compute_rollout",
+    "explain",
+    "grad_cam",
+    "integrated_gradients",
+    "record_attention",
+    "rollout",
+    "saliency",
+    "suitable_methods",
+]

@@ -1,0 +1,85 @@
+"""Looking into a model without leaving a trace: modes, parameters and hooks are as before, also after an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode, and give every part its own mode back afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def inspecting(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, gradients switched on, and no parameter asking for one: a backward pass goes only where it is needed."""
+    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        with evaluating(module), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+
+
+def select_logits(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """The logit of each image's target class: (B, num_classes) -> (B,)."""
+    return logits[torch.arange(len(targets)), list(targets)]
+
+
+def differentiate_at(
+    layer: str, module: nn.Module, images: torch.Tensor, targets: Sequence[int], *, before: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer gives out (with `before`: takes in), and the gradient of the target logits with respect to it.
+
+    Both have the layer's own shape, (B, ...). The gradient is computed from the logits back to the layer and no further.
+    """
+    parts = dict(module.named_modules())
+    if layer not in parts:
+        raise ValueError(f"the model has no layer {layer!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+    leaf = None
+
+    def start_graph(tensor):
+        nonlocal leaf
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"layer {layer!r} passes on a {type(tensor).__name__}, not one tensor; choose a layer inside it")
+        leaf = tensor.detach().requires_grad_()
+        return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
+
+    if before:
+        hook = parts[layer].register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
+    else:
+        hook = parts[layer].register_forward_hook(lambda _, __, output: start_graph(output))
+    try:
+        logits = module(images)
+    finally:
+        hook.remove()
+    if leaf is None:
+        raise ValueError(f"layer {layer!r} takes no part in the forward pass; choose another one")
+    score = select_logits(logits, targets).sum()
+    if not score.requires_grad:
+        raise ValueError(f"the logits do not depend on layer {layer!r}; choose one on the way from image to logits")
+    (gradient,) = torch.autograd.grad(score, leaf)
+    return leaf.detach(), gradient
+
+
+def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
+    """Raise ValueError where the gradient is zero throughout: a map made of it would be blank, and look like a finding."""
+    if not gradient.any():
+        raise ValueError(
+            f"no target logit reacts to {what}, so there is nothing to show; "
+            + (advice or "train the classifier first, its weights may all be zero")
+        )

@@ -1,0 +1,159 @@
+"""Explanation methods by name, and the one function that applies them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from vitlab.explain.inspection import inspecting
+from vitlab.models import find_anatomy
+from vitlab.registry import Registry, unknown
+from vitlab.schema import Anatomy, AttributionMap, ModelBundle
+
+methods = Registry("explanation method")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain, with what is to be known about it.
+
+    compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and B class indices to maps
+        (B, rows, columns), as coarse as the method sees them. It is called with the model in evaluation mode, its parameters
+        frozen and gradients on, and must treat every image by itself.
+    signed: whether negative values mean evidence against the target.
+    needs: fields of Anatomy of which one at least must not be empty.
+    """
+
+    compute: Callable[..., torch.Tensor]
+    signed: bool
+    needs: tuple[str, ...]
+
+    def suits(self, anatomy: Anatomy) -> bool:
+        return not self.needs or any(getattr(anatomy, part) for part in self.needs)
+
+
+def explanation(*, signed: bool, needs: tuple[str, ...] = ()):
+    """Decorator: make a function available as an explanation method under its own name (see Method)."""
+
+    def register(function):
+        methods.register(Method(function, signed, needs), name=function.__name__)
+        return function
+
+    return register
+
+
+def available() -> list[str]:
+    """Names of all explanation methods."""
+    return methods.names()
+
+
+def suitable_methods(model: ModelBundle, among: Sequence[str] | None = None) -> list[str]:
+    """Those methods (of all, or of `among`, in that order) that can explain this model: rollout, say, needs attention."""
+    return [name for name in (available() if among is None else among) if methods[name].suits(model.anatomy)]
+
+
+def explain(
+    model: ModelBundle,
+    images: torch.Tensor,
+    method: str,
+    target: str | Sequence[str] | None = None,
+    sample_ids: Sequence[str] | None = None,
+    *,
+    batch_size: int = 8,
+    **options,
+) -> AttributionMap:
+    """One map an image: how much each pixel spoke for the target class, enlarged to the images' size where it is coarser.
+
+    images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name for all images, one for each,
+    or None for the class that the model predicts. batch_size: images worked on at once, which bounds the memory. options: of the
+    method. An image's map does not depend on the others, and the model is left as it was.
+
+    Raises ValueError for an unknown method, option or target, for a method that this model has no parts for, for images of a size
+    that it cannot take, and where no gradient reaches what a method looks at.
+    """
+    chosen = methods[method]
+    _check_options(method, chosen, options)
+    _check_images(images, batch_size)
+    model = _fit_anatomy(model, tuple(images.shape[-2:]))
+    if not chosen.suits(model.anatomy):
+        raise ValueError(
+            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} ({model.anatomy.kind}) has none; "
+            f"methods that can explain it: {', '.join(suitable_methods(model))}"
+        )
+    sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
+    if len(sample_ids) != len(images):
+        raise ValueError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
+    targets = _read_targets(model, target, len(images))
+    weight = next(model.module.parameters())
+    maps = []
+    with inspecting(model.module):
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(weight.device, weight.dtype).detach().clone()
+            if target is None:
+                targets += _predict(model, batch)
+            found = chosen.compute(model, batch, targets[start : start + batch_size], **options)  # (B, rows, columns)
+            maps.append(_enlarge(found, images.shape[-2:]))
+    names = tuple(model.classes[index] for index in targets)
+    return AttributionMap(np.concatenate(maps), method, names, sample_ids, chosen.signed)
+
+
+@torch.no_grad()
+def _predict(model, images) -> list[int]:
+    return model.module(images).argmax(dim=1).tolist()
+
+
+def _enlarge(maps: torch.Tensor, size) -> np.ndarray:
+    """(B, rows, columns) to (B, h, w), bilinear between the centres of the cells."""
+    maps = maps.detach().float()[:, None]
+    if maps.shape[-2:] != size:
+        maps = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return maps[:, 0].cpu().numpy()
+
+
+def _check_options(name, method, options) -> None:
+    known = list(inspect.signature(method.compute).parameters)[3:]  # after model, images, targets
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                unknown(f"option of {name}", option, known) if known else f"{name} has no options; leave {option} out"
+            )
+
+
+def _check_images(images, batch_size) -> None:
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not len(images) or not images.is_floating_point():
+        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+
+def _fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
+    """The bundle with its anatomy for images of this size; ValueError where the model cannot take them."""
+    if size == tuple(model.transform.size):
+        return model
+    try:
+        return replace(model, anatomy=find_anatomy(model.module, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = model.transform.size
+        raise ValueError(
+            f"{model.name} takes images of {height}x{width} pixels and cannot take {size[0]}x{size[1]}; "
+            "vitlab.data.preprocess(image, model.transform) makes them fit"
+        ) from error
+
+
+def _read_targets(model, target, count) -> list[int]:
+    """Class indices of the targets; none yet where the model's prediction decides."""
+    if target is None:
+        return []
+    names = [target] * count if isinstance(target, str) else list(target)
+    if len(names) != count:
+        raise ValueError(f"{len(names)} targets for {count} images; give one class name for all, or one for each image")
+    for name in names:
+        if name not in model.classes:
+            raise ValueError(unknown("target", str(name), list(model.classes)))
+    return [model.classes.index(name) for name in names]
