@@ -94,13 +94,13 @@ def test_the_model_is_left_as_it_was(method, name):
     model, options = copy.deepcopy(cached_model(name)), OPTIONS.get(method, {})
     images = make_images(model, 2)
     expected = explain(model, images, method, "b", **options).values
-    module = model.module.train()
+    module = model.module.train().requires_grad_(True)
     next(module.children()).eval()
     first, *_ = module.parameters()
     first.requires_grad_(False)
     before = describe_state(module)
     with torch.inference_mode():
-        found = explain(model, images, method, "b", **options)
+        found = explain(model, images.clone(), method, "b", **options)  # the clone is a tensor without gradients for good
     assert_same_state(module, before)
     np.testing.assert_array_equal(found.values, expected)  # and dropout, patch dropout and batch statistics were off
 
@@ -108,7 +108,7 @@ def test_the_model_is_left_as_it_was(method, name):
 @pytest.mark.parametrize(("method", "name"), [case for case in CASES if case[1] in ("vit_scratch", "resnet18")])
 def test_the_model_is_left_as_it_was_after_an_error(method, name, monkeypatch):
     model = copy.deepcopy(cached_model(name))
-    module = model.module.train()
+    module = model.module.train().requires_grad_(True)
     before = describe_state(module)
     *_, last = module.modules()
 

@@ -179,11 +179,14 @@ def test_score_logits_against_scikit_learn():
     assert scores["val_loss"] == pytest.approx(by_hand)
 
 
-def test_precision_trial_leaves_the_module_alone():
-    module = torch.nn.Linear(8, 8)
-    before = module.weight.clone()
-    assert choose_precision(module, torch.randn(4, 8), training=True) in ("fp32", "bf16")
-    assert torch.equal(before, module.weight) and module.weight.grad is None
+@pytest.mark.parametrize(
+    ("amx", "avx512", "training", "expected"),
+    [(True, True, True, "bf16"), (False, True, True, "fp32"), (False, True, False, "bf16"), (False, False, False, "fp32")],
+)
+def test_precision_follows_the_processor(monkeypatch, amx, avx512, training, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert choose_precision(torch.device("cpu"), training=training) == expected
 
 
 def test_run_is_whole_or_no_result(digits, monkeypatch):

@@ -29,7 +29,7 @@ class TrainConfig:
     clip: float = 1.0  # greatest norm of the gradient
     monitor: str = "val_roc_auc"  # column of the history that chooses the best epoch; a loss is minimised, all else maximised
     patience: int = 6  # epochs without a better value before training stops
-    precision: str = "auto"  # fp32, bf16, or auto: bf16 where this device has it and a trial step is clearly faster
+    precision: str = "auto"  # fp32, bf16, or auto: bf16 where this device trains faster in it
     seed: int = 0
 
     def __post_init__(self):

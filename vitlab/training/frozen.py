@@ -59,13 +59,13 @@ class FrozenFeatures(Dataset):
         self.labels = images.labels
         ids = data.samples["sample_id"].sort_values(ignore_index=True)
         self.rows = torch.as_tensor(ids.searchsorted(images.samples["sample_id"]))
-        example = torch.zeros(16, 3, *model.transform.size, device=next(frozen.parameters()).device)
-        precision = choose_precision(frozen.eval(), example, training=False)
+        device = next(frozen.parameters()).device
+        precision = choose_precision(device, training=False)
         key = hashlib.sha256(repr((data.version, ids.tolist(), model.transform, precision)).encode())
         for tensor in frozen.state_dict().values():
             key.update(tensor.cpu().numpy().tobytes())
         with torch.inference_mode():
-            shape = (len(ids), *frozen(example[:1]).shape[1:])
+            shape = (len(ids), *frozen.eval()(torch.zeros(1, 3, *model.transform.size, device=device)).shape[1:])
         self.stores = []
         for view in range(views if augment else 1):
             view_key = hashlib.sha256(f"{key.hexdigest()} {view} {augment if view else None}".encode()).hexdigest()
@@ -110,7 +110,9 @@ class FeatureStore:
         loader = DataLoader(images, batch_size=32, sampler=missing)
         with torch.inference_mode(), torch.random.fork_rng(devices=[]), autocast(device, precision):
             for batch, _, positions in tqdm(loader, desc=f"frozen part, view {view}", leave=False):
-                self.values[rows[positions]] = frozen(batch.to(device)).to("cpu", torch.bfloat16)
+                self.values[rows[positions]] = frozen(batch.to(device, memory_format=torch.channels_last)).to(
+                    "cpu", torch.bfloat16
+                )
         self.filled[rows[missing]] = True
         with atomic(self.mask_path) as temporary:
             np.save(temporary, self.filled)

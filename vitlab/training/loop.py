@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from timm.optim import param_groups_weight_decay
@@ -48,14 +48,17 @@ def fit(model: ModelBundle, data: DataBundle, run: Run | None = None, config: Tr
         raise ValueError(unknown("monitor", config.monitor, columns))
     set_seed(config.seed)
     start = time.perf_counter()
+    model.module.to(memory_format=torch.channels_last)
     frozen, trained = split_model(model.module, config.train_from)
     model.module.requires_grad_(True)
     frozen.requires_grad_(False)
     train_set, val_set = (_open_split(model, data, split, frozen, config) for split in ("train", "val"))
     frozen_s = time.perf_counter() - start
 
-    precision = _choose_precision(model, train_set, config) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # a process may train several models, each in its own precision
+    precision = config.precision
+    if precision == "auto":
+        precision = choose_precision(PartialState().device, training=True)
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
     loader = DataLoader(
         train_set,
@@ -76,7 +79,7 @@ def fit(model: ModelBundle, data: DataBundle, run: Run | None = None, config: Tr
         trained.train()
         losses = []
         for inputs, labels, positions in loader:
-            loss = compute_loss(trained, inputs.float(), labels)
+            loss = compute_loss(trained, arrange(inputs), labels)
             if not torch.isfinite(loss):
                 raise FloatingPointError(_describe_divergence(loss, epoch, schedule, data, positions))
             accelerator.backward(loss)
@@ -132,6 +135,11 @@ class _Best:
             self.value, self.epoch, self.state = value, row["epoch"], copy.deepcopy(module.state_dict())
 
 
+def arrange(inputs: torch.Tensor) -> torch.Tensor:
+    """float32, and (B, C, h, w) with the channels last in memory: several times faster for convolutions, the same numbers."""
+    return inputs.float().contiguous(memory_format=torch.channels_last if inputs.ndim == 4 else torch.contiguous_format)
+
+
 def build_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: int):
     """AdamW (arXiv 1711.05101) and its schedule by the step. Weight decay spares norms, biases, positions and class token."""
     spared = [name for name, _ in module.named_parameters() if name.rpartition(".")[2] in ("pos_embed", "cls_token")]
@@ -172,7 +180,7 @@ def compute_logits(module, dataset: Dataset, device, precision: str = "fp32") ->
     logits = []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for inputs, _, _ in DataLoader(dataset, batch_size=64):
-            logits.append(module(inputs.float().to(device)).float().cpu())
+            logits.append(module(arrange(inputs).to(device)).float().cpu())
     return torch.cat(logits), dataset.labels
 
 
@@ -204,13 +212,6 @@ def _open_split(model, data, split, frozen, config) -> Dataset:
         return FrozenFeatures(data, split, model, frozen, views=config.views if train else 1, augment=augment)
     pixels = 3 * math.prod(model.transform.size) * len(data.split(split))  # bytes
     return ImageDataset(data, split, model.transform, augment, in_memory=pixels < IN_MEMORY)
-
-
-def _choose_precision(model, train_set, config) -> str:
-    _, trial = split_model(copy.deepcopy(model.module), config.train_from)
-    device = next(trial.parameters()).device
-    batch = torch.stack([item[0] for item in train_set.__getitems__(list(range(min(config.batch_size, len(train_set)))))])
-    return choose_precision(trial.train(), batch.float().to(device), training=True)
 
 
 def _describe_divergence(loss, epoch, schedule, data, positions) -> str:
