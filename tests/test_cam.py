@@ -86,11 +86,12 @@ def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
     assert explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.0").values.shape == (1, 16, 16)
 
 
-def test_hybrid_takes_the_stem_when_asked():
+def test_hybrid_takes_the_last_map_of_the_stem():
     model = build_model("hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=1, num_heads=2)
     images = torch.randn(2, 3, 64, 64)
-    stem = explain(model, images, "grad_cam", layer="stem").values
-    assert stem.shape == (2, 64, 64) and not np.allclose(stem, explain(model, images, "grad_cam").values)
+    stem, tokens = (explain(model, images, "grad_cam", layer=layer).values for layer in ("stem", "blocks.0.norm1"))
+    np.testing.assert_array_equal(explain(model, images, "grad_cam").values, stem)
+    assert tokens.shape == stem.shape and not np.allclose(tokens, stem)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
             Execution,
         )  # papermill takes seconds to import: the same seconds as the libraries over there
 
-        check_names([task.parameters for task in tasks], warm)
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
+        check_names([task.parameters for task in tasks], warm)
         state = BatchState(batch, tasks)
         stale = state.find_stale(prints, force)
         if dry_run:

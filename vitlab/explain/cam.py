@@ -9,18 +9,19 @@ from vitlab.explain.methods import explanation
 from vitlab.schema import Anatomy
 
 
-@explanation(signed=False, needs=("attention", "stages"))
+@explanation(signed=False, needs=("stages", "attention"))
 def grad_cam(model, images, targets, layer=None):
     """Sum of a layer's channels, each weighted by the mean gradient of the target logit over the map, negative values cut off.
 
     layer: name of a module with output (B, C, h, w), or (B, T, C) with the model's tokens. By default the last feature map of a
-    CNN, and what goes into the last attention of a ViT or hybrid: behind that, nothing flows from the patches to a class token.
+    CNN or of a hybrid's stem, whose features are still local, and what goes into the last attention of a ViT: behind that,
+    nothing flows from the patches to a class token.
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
     anatomy = model.anatomy
-    before = layer is None and bool(anatomy.attention)
+    before = layer is None and not anatomy.stages
     advice = "leave layer out for the one that suits this model" if layer else ""
-    layer = layer or (anatomy.attention or anatomy.stages)[-1]
+    layer = layer or (anatomy.stages or anatomy.attention)[-1]
     found = differentiate_at(layer, model.module, images, targets, before=before)
     activation, gradient = (_arrange_as_map(tensor, anatomy, layer) for tensor in found)  # (B, C, h, w)
     check_gradient(gradient, f"the patches at layer {layer!r}", advice)

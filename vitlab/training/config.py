@@ -42,10 +42,11 @@ class TrainConfig:
             raise ValueError(unknown("precision", self.precision, list(PRECISIONS)))
 
 
+FROM_CACHE = {"mixup": 0.2, "views": 4, "ema": 0.99}
 RECIPES = {
-    "hybrid_vit": {"learning_rate": 1e-3, "mixup": 0.2, "train_from": "embed", "views": 4, "ema": 0.99, "epochs": 16},
-    "efficientnet_lite0": {"learning_rate": 1e-3, "mixup": 0.2, "train_from": "stage5", "views": 4, "ema": 0.99, "epochs": 10},
-    "vit_scratch": {"learning_rate": 1e-3, "epochs": 15, "warmup_epochs": 2.0},
+    "hybrid_vit": FROM_CACHE | {"train_from": "embed", "epochs": 20, "batch_size": 32, "learning_rate": 1.5e-3},
+    "efficientnet_lite0": FROM_CACHE | {"train_from": "stage5", "epochs": 8, "batch_size": 32, "learning_rate": 1e-3},
+    "vit_scratch": {"epochs": 10, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
 
 

@@ -10,7 +10,7 @@ import torch
 def choose_precision(device: torch.device, *, training: bool) -> str:
     """`bf16` or `fp32` for this device.
 
-    On a GPU with bfloat16: always bf16. On a processor it depends. With instructions for it (AVX512_BF16), convolutions run forward
+    On a GPU with bfloat16: always bf16. On a processor it depends. With AVX512_BF16, convolutions run forward
     2 to 4 times faster. Training, though, is slower than in float32 (0.3 to 0.6 of the speed for the backward pass of our models)
     unless the processor has matrix units as well (AMX).
     """
