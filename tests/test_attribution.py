@@ -70,7 +70,7 @@ class Leap(nn.Module):
     """A logit that rises to its full height with the first trace of contrast, as those of real networks do."""
 
     def forward(self, images):
-        height = torch.tanh(100 * images.mean(dim=(1, 2, 3)))
+        height = torch.sigmoid(300 * (images.mean(dim=(1, 2, 3)) - 0.04))
         return torch.stack([height, -height, 0 * height], dim=1)
 
 
@@ -79,7 +79,7 @@ def test_a_leap_close_to_the_blank_image_is_not_stepped_over(linear):
     leaping = dataclasses.replace(linear, module=nn.Sequential(Leap(), nn.Linear(3, 3, bias=False)))
     leaping.module[1].weight.data = torch.eye(3)
     found = explain(leaping, images, "integrated_gradients", "a")
-    np.testing.assert_allclose(found.values.sum(axis=(1, 2)), 1, atol=0.02)
+    np.testing.assert_allclose(found.values.sum(axis=(1, 2)), 1, atol=0.05)
     plain = IntegratedGradients(leaping.module).attribute(images, 0.0, target=0, n_steps=32)  # as many points, evenly spread
     assert (plain.sum(dim=(1, 2, 3)) - 1).abs().min() > 0.1
 
