@@ -167,6 +167,8 @@ def exit_code(pid: int) -> int | None:
 
 def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> int:
     """Fork, and give the child's id. The child puts right what a new process has of its own and runs ipykernel until shutdown."""
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        raise OSError("something has started CUDA here, and a fork could not use it")
     pid = os.fork()
     if pid:
         return pid

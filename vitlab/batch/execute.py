@@ -22,6 +22,7 @@ from papermill.iorw import write_ipynb
 from tqdm import tqdm
 
 from vitlab.kernels import WarmProcess
+from vitlab.notebook import read_cells
 from vitlab.runs import atomic
 
 CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
@@ -52,8 +53,9 @@ class Execution:
         """
         start = time.perf_counter()
         error = None
+        cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(self.parameters)  # papermill adds one
         with (
-            tqdm(desc=self.label, position=self.position, leave=False, disable=None, bar_format=BAR) as self.bar,
+            tqdm(desc=self.label, total=cells, position=self.position, leave=False, disable=None, bar_format=BAR) as self.bar,
             atomic(self.copy) as temporary,
         ):
             try:
@@ -103,7 +105,6 @@ class Execution:
     def execute(self, client: PapermillNotebookClient) -> None:
         """Called by the engine: start the kernel from the warm process and execute every cell."""
         self.client = client
-        self.bar.reset(total=sum(cell.cell_type == "code" for cell in client.nb.cells))
         manager = self.warm.attach(client.create_kernel_manager())
         manager.transport_encryption = "auto" if zmq.has("curve") else "disabled"
         client.on_cell_start, client.on_cell_executed = self._cell_starts, self._cell_ended

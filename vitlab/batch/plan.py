@@ -168,9 +168,10 @@ def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
 
 
 def _find_notebook(name: str, file: Path) -> Path:
-    """A notebook lies beside the batch file, in the folder above it, or in `notebooks/` there."""
-    above = file.resolve().parent.parent
-    found = {path.stem: path for folder in (above / "notebooks", above, file.parent) for path in folder.glob("*.ipynb")}
+    """A notebook lies in the folder of the batch file or in the one above it, or in `notebooks/` of either."""
+    here = file.resolve().parent
+    folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)  # what is nearest counts
+    found = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if name not in found:
         raise ValueError(unknown("notebook", name, sorted(found)))
     return found[name]

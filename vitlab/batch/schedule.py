@@ -1,8 +1,7 @@
-"""Run a batch: find out which tasks are out of date, execute those, keep the state on disk after each."""
+"""Run a batch: execute the tasks that are out of date, each as soon as those it needs have ended."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
-from vitlab.batch.plan import Batch, Task, load_batch, plan_tasks
+from vitlab.batch.plan import Task, load_batch, plan_tasks
+from vitlab.batch.state import BatchState
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters
-from vitlab.runs import project_root, reports_dir, write_json
 
 if TYPE_CHECKING:
     from vitlab.batch.execute import Execution
 
-OUTCOME = {"status": "pending", "seconds": None, "peak_memory_mb": None, "fingerprint": {}, "error": None, "note": ""}
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
 
 
@@ -39,9 +37,8 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
     tasks = plan_tasks(batch)
     with kernel_environment(workers), WarmProcess() as warm:
         warm.preload(sorted(set().union(*(notebook_imports(step.source) for step in batch.chain))))
-        from vitlab.batch.execute import (
-            Execution,
-        )  # papermill takes seconds to import: the same seconds as the libraries over there
+        # papermill takes seconds to import: here, the same seconds that the warm process takes
+        from vitlab.batch.execute import Execution
 
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         check_names([task.parameters for task in tasks], warm)
@@ -94,84 +91,6 @@ def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
             warm.call(function, name)
 
 
-class BatchState:
-    """What is known of each task of a batch, on disk in reports/runs/batches/<name>/batch.json.
-
-    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the records of tasks that the
-    batch file no longer asks for, so that a grid made smaller and larger again costs nothing.
-    """
-
-    def __init__(self, batch: Batch, tasks: list[Task]):
-        self.tasks, self.reports = tasks, reports_dir()
-        self.path = self.reports / "runs" / "batches" / batch.name / "batch.json"
-        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-        known = {record["path"]: record for record in before.get("former", []) + before.get("tasks", [])}
-        root, file = project_root(batch.file.parent), batch.file.resolve()
-        self.content = {
-            "title": batch.title,
-            "name": batch.name,
-            "file": file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file),
-            "parameters": batch.parameters,
-            "grid": batch.grid,
-            "chain": [step.notebook for step in batch.chain],
-            "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
-            "former": list(known.values()),
-        }
-
-    def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
-        """The numbers of the tasks to run. Their records are set to pending, with the reason as note."""
-        stale: list[int] = []
-        for number, (task, record) in enumerate(zip(self.tasks, self.content["tasks"], strict=True)):
-            reason = "asked for" if force else self._reason(task, record, prints[number], stale)
-            if reason:
-                stale.append(number)
-                record |= OUTCOME | {"fingerprint": prints[number], "note": reason}
-        return stale
-
-    def settle(self, number: int, **outcome) -> None:
-        self.content["tasks"][number] |= {"note": ""} | outcome
-        self.write()
-
-    def write(self) -> None:
-        write_json(self.path, self.content)
-
-    def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
-        again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
-        changed = [part for part, value in fingerprint.items() if record["fingerprint"].get(part) != value]
-        if not record["fingerprint"]:
-            return "new"
-        if again:
-            return f"{again[0]} runs again"
-        if changed:
-            return f"{', '.join(changed)} changed"
-        if record["status"] != "done":
-            return "not finished" if record["status"] == "pending" else f"{record['status']} before"
-        if not (self.reports / task.path).is_file():
-            return "executed copy is gone"
-        if "run_name" in task.parameters and not self._run_is_done(task):
-            return "run is not complete"
-        return ""
-
-    def _run_is_done(self, task: Task) -> bool:
-        file = self.reports / task.run / "run.json"
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "done"
-
-
-def _new_record(task: Task) -> dict[str, Any]:
-    identity = {
-        "notebook": task.step.notebook,
-        "point": task.point,
-        "parameters": task.parameters,
-        "path": task.path,
-        "run": task.run,
-    }
-    return identity | OUTCOME
-
-
-def _outcome_of(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key in OUTCOME}
-
-
 def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, workers: int, prepare: Callable) -> None:
     """Execute the tasks as soon as those they need have ended, the earliest of the plan first."""
     waiting, running, width = list(stale), {}, max(len(tasks[number].label) for number in stale)
@@ -179,20 +98,18 @@ def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, worke
         try:
             while waiting or running:
                 for number in list(waiting):
-                    busy = {*waiting, *(other for other, _ in running.values())}
-                    if busy.isdisjoint(tasks[number].needs):
-                        broken = _find_broken(tasks, number, state)
-                        if broken:
-                            state.settle(number, status="skipped", note=f"{broken} failed")
-                            tqdm.write(f"{tasks[number].label:{width}}  skipped: {broken} failed")
-                        elif len(running) < workers:
-                            positions = {execution.position for _, execution in running.values()}
-                            position = next(place for place in range(workers) if place not in positions)
-                            execution = prepare(tasks[number], position)
-                            running[pool.submit(execution.run)] = number, execution
-                        else:
-                            continue
-                        waiting.remove(number)
+                    task, unsettled = tasks[number], {*waiting, *(other for other, _ in running.values())}
+                    if len(running) == workers or not unsettled.isdisjoint(task.needs):
+                        continue
+                    waiting.remove(number)
+                    broken = _find_broken(tasks, number, state)
+                    if broken:
+                        state.settle(number, status="skipped", note=f"{broken} failed")
+                        tqdm.write(f"{task.label:{width}}  skipped: {broken} failed")
+                    else:
+                        positions = {execution.position for _, execution in running.values()}
+                        execution = prepare(task, min(set(range(workers)) - positions))
+                        running[pool.submit(execution.run)] = number, execution
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     number, _ = running.pop(future)
                     outcome = _outcome(future)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 COLORS = {"done": "green", "failed": "red", "skipped": "yellow", "pending": "default"}
@@ -15,14 +16,14 @@ def print_summary(content: dict[str, Any], console: Console | None = None) -> No
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a log has no edge to wrap at
-    table = Table(title=content["title"], title_justify="left", expand=False)
+    table = Table(title=escape(content["title"]), title_justify="left", expand=False)
     for column in ("notebook", "point", "status", "time", ""):
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     for record in content["tasks"]:
         point = " ".join(str(value) for value in record["point"].values())
         seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
         status = f"[{COLORS[record['status']]}]{record['status']}[/]"
-        table.add_row(record["notebook"], point, status, seconds, describe_problem(record), end_section=False)
+        table.add_row(record["notebook"], escape(point), status, seconds, escape(describe_problem(record)))
     console.print(table)
 
 

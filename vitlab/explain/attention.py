@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vitlab.explain.inspection import evaluating
+from vitlab.models.anatomy import evaluating
 from vitlab.schema import Anatomy
 
 TOLERANCE = 1e-4  # relative to the largest value, in float32

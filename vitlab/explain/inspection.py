@@ -8,17 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and give every part its own mode back afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+from vitlab.models.anatomy import evaluating
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, and give every part its own mode back afterwards."""
     modes = {part: part.training for part in module.modules()}
     try:
@@ -86,7 +86,7 @@ def _watch(module, size) -> dict[str, _Step]:
         for name, part in module.named_modules():
             if name:
                 hooks.append(part.register_forward_hook(record_as(name)))
-        with _evaluating(module), torch.no_grad():
+        with evaluating(module), torch.no_grad():
             module(images)
     finally:
         for hook in hooks:

@@ -1,0 +1,89 @@
+"""What is known of each task of a batch, kept on disk after each: what was done, how it went, what is out of date."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vitlab.batch.plan import Batch, Task
+from vitlab.runs import project_root, reports_dir, write_json
+
+OUTCOME = {"status": "pending", "seconds": None, "peak_memory_mb": None, "fingerprint": {}, "error": None, "note": ""}
+
+
+class BatchState:
+    """The content of reports/runs/batches/<name>/batch.json.
+
+    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the records of tasks that the
+    batch file no longer asks for, so that a grid made smaller and larger again costs nothing.
+    """
+
+    def __init__(self, batch: Batch, tasks: list[Task]):
+        self.tasks, self.reports = tasks, reports_dir()
+        self.path = self.reports / "runs" / "batches" / batch.name / "batch.json"
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        known = {record["path"]: record for record in before.get("former", []) + before.get("tasks", [])}
+        root, file = project_root(batch.file.parent), batch.file.resolve()
+        self.content = {
+            "title": batch.title,
+            "name": batch.name,
+            "file": file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file),
+            "parameters": batch.parameters,
+            "grid": batch.grid,
+            "chain": [step.notebook for step in batch.chain],
+            "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
+            "former": list(known.values()),
+        }
+
+    def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
+        """The numbers of the tasks to run. Their records are set to pending, with the reason as note."""
+        stale: list[int] = []
+        for number, (task, record) in enumerate(zip(self.tasks, self.content["tasks"], strict=True)):
+            reason = "asked for" if force else self._reason(task, record, prints[number], stale)
+            if reason:
+                stale.append(number)
+                record |= OUTCOME | {"fingerprint": prints[number], "note": reason}
+        return stale
+
+    def settle(self, number: int, **outcome) -> None:
+        self.content["tasks"][number] |= {"note": ""} | outcome
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.path, self.content)
+
+    def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
+        again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
+        changed = [part for part, value in fingerprint.items() if record["fingerprint"].get(part) != value]
+        if not record["fingerprint"]:
+            return "new"
+        if again:
+            return f"{again[0]} runs again"
+        if changed:
+            return f"{', '.join(changed)} changed"
+        if record["status"] != "done":
+            return "not finished" if record["status"] == "pending" else f"{record['status']} before"
+        if not (self.reports / task.path).is_file():
+            return "executed copy is gone"
+        if "run_name" in task.parameters and not self._run_is_done(task):
+            return "run is not complete"
+        return ""
+
+    def _run_is_done(self, task: Task) -> bool:
+        file = self.reports / task.run / "run.json"
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "done"
+
+
+def _new_record(task: Task) -> dict[str, Any]:
+    identity = {
+        "notebook": task.step.notebook,
+        "point": task.point,
+        "parameters": task.parameters,
+        "path": task.path,
+        "run": task.run,
+    }
+    return identity | OUTCOME
+
+
+def _outcome_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key in OUTCOME}
