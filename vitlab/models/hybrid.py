@@ -58,7 +58,7 @@ class HybridViT(nn.Module):
         depth: int = 3,
         num_heads: int | None = None,
         mlp_ratio: float = 4.0,
-        patch_dropout: float = 0.75,
+        patch_dropout: float = 0.5,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
     ):

@@ -42,11 +42,11 @@ class TrainConfig:
             raise ValueError(unknown("precision", self.precision, list(PRECISIONS)))
 
 
-FROM_CACHE = {"mixup": 0.2, "views": 4, "ema": 0.99}
+PARTLY_FROZEN = {"mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
 RECIPES = {
-    "hybrid_vit": FROM_CACHE | {"train_from": "embed", "epochs": 20, "batch_size": 32, "learning_rate": 1.5e-3},
-    "efficientnet_lite0": FROM_CACHE | {"train_from": "stage5", "epochs": 8, "batch_size": 32, "learning_rate": 1e-3},
-    "vit_scratch": {"epochs": 10, "warmup_epochs": 2.0, "learning_rate": 1e-3},
+    "hybrid_vit": PARTLY_FROZEN | {"train_from": "stem.stage4", "epochs": 5},
+    "efficientnet_lite0": PARTLY_FROZEN | {"train_from": "stage5", "epochs": 4},
+    "vit_scratch": {"epochs": 8, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
 
 
