@@ -19,6 +19,11 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 SPLIT = "vitlab-next-table"
+# pandas gives the name of the index a row of its own under the headers; it belongs into the empty cell above it
+INDEX_NAME = re.compile(
+    r"<thead>\s*(<tr[^>]*>)\s*<th></th>((?:\s*<th[^>]*>[^<]*</th>)*)\s*</tr>"
+    r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)*\s*</tr>\s*</thead>"
+)
 
 
 def clean_notebook(notebook: NotebookNode) -> NotebookNode:
@@ -156,7 +161,9 @@ def _convert_tables(cells):
         "--wrap=none",
         "--columns=10000",
         f"--lua-filter={TABLES}",
-        text=f"\n<p>{SPLIT}</p>\n".join(item["text/html"] for item in found),
+        text=f"\n<p>{SPLIT}</p>\n".join(
+            INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"]) for item in found
+        ),
     )
     for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
         item.pop("text/html")

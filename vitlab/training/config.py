@@ -44,7 +44,7 @@ class TrainConfig:
 
 PARTLY_FROZEN = {"mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
 RECIPES = {
-    "hybrid_vit": PARTLY_FROZEN | {"train_from": "stem.stage4", "epochs": 5},
+    "hybrid_vit": PARTLY_FROZEN | {"train_from": "stem.stage4", "epochs": 6},
     "efficientnet_lite0": PARTLY_FROZEN | {"train_from": "stage5", "epochs": 4},
     "vit_scratch": {"epochs": 8, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
