@@ -83,8 +83,9 @@ def test_runs_hold_what_the_design_says(finished):
         assert len(pd.read_parquet(run / "predictions.parquet")) == 575
 
 
-def test_a_second_call_runs_nothing(finished):
+def test_a_second_call_runs_nothing(finished, monkeypatch):
     content, reports = finished
+    monkeypatch.setenv("VITLAB_REPORTS", str(reports))
     times = {task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in content["tasks"]}
     again = run_batch(reports.parent / "notebooks" / "batches" / "small.yml")
     assert {task["status"] for task in again["tasks"]} == {"done"}
