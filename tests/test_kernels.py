@@ -95,13 +95,14 @@ def test_streams_and_figures_arrive(kernel):
 
 def test_interrupt_ends_the_cell_and_not_the_kernel(kernel):
     kernel.run("import time; answer = 41")
-    message = kernel.client.execute("while True: time.sleep(0.01)")
+    message = kernel.client.execute("while True: time.sleep(0.01)", stop_on_error=False)  # else what follows at once is dropped
     time.sleep(0.3)
     kernel.manager.interrupt_kernel()
     while (reply := kernel.client.get_shell_msg(timeout=10))["parent_header"]["msg_id"] != message:
         pass
     assert reply["content"]["ename"] == "KeyboardInterrupt"
-    assert kernel.run("answer + 1")["data"]["text/plain"] == "42"
+    shown = kernel.run("answer + 1")
+    assert shown.get("data", shown) == {"text/plain": "42"}
 
 
 def test_kernels_draw_different_numbers(warm, kernel):
