@@ -6,7 +6,15 @@ from dataclasses import dataclass, fields, replace
 
 from vitlab.registry import unknown
 
-PRECISIONS = ("auto", "fp32", "bf16")
+CHOICES = {
+    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_piece"),
+    "augment": ("none", "light", "strong"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "tracker": ("", "tensorboard", "trackio", "wandb"),
+}
+AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "views": 1, "patience": 1, "last_blocks": 0, "unfreeze_every": 1}
+SHARES = ("layer_decay", "label_smoothing", "ema")  # within 0..1
+NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "clip", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -14,35 +22,63 @@ class TrainConfig:
     """Arguments of `fit`. Build one with `recipe`, which starts from values that suit the model."""
 
     epochs: int = 12  # most epochs; early stopping may end before
-    batch_size: int = 64
+    batch_size: int = 64  # images behind one step of the optimizer, over all devices and parts
+    accumulation: int = 1  # parts in which each batch is computed one after the other: less memory, the same step
     learning_rate: float = 1e-4  # the peak, after warm-up; cosine to zero from there
+    layer_decay: float = 1.0  # factor on the learning rate for each layer further from the head (arXiv 2106.08254, appendix)
     weight_decay: float = 0.05  # not on norms, biases, positions and class token
     warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    class_weights: bool = True  # a rare class weighs more in the loss, so that both count alike
+    clip: float = 1.0  # greatest norm of the gradient; 0 means no limit
+    strategy: str = "full"  # what is trained: full, linear_probe, last_blocks, gradual or from_piece
+    last_blocks: int = 1  # last_blocks: how many, with all that follows; gradual: how many in the end (0 means the whole model)
+    train_from: str = ""  # from_piece: the first piece (vitlab.models.pieces) that is trained
+    unfreeze_every: int = 1  # gradual: epochs after which one more block is trained
+    cache: bool = True  # compute what is frozen once, and keep it on disk; False computes it in every epoch
+    views: int = 1  # cached versions of each training image: the image itself and views - 1 augmented ones
     augment: str = "light"  # none, light or strong: flips, small rotation, crop, colour jitter
     flip: bool = True  # False for what must not be mirrored, such as digits
     mixup: float = 0.0  # alpha of mixup (arXiv 1710.09412); 0 means none
-    train_from: str = ""  # first piece (vitlab.models.pieces) that is trained; what lies before is frozen and computed once
-    views: int = 1  # versions of each training image that pass the frozen part: the image itself and views - 1 augmented ones
+    cutmix: float = 0.0  # alpha of CutMix (arXiv 1905.04899); 0 means none; with mixup, each step takes one of the two
+    label_smoothing: float = 0.0
+    class_weights: bool = True  # a rare class weighs more in the loss, so that both count alike
     ema: float = 0.0  # decay of an exponential moving average of the weights, which is then what counts; 0 means none
-    clip: float = 1.0  # greatest norm of the gradient
+    precision: str = "auto"  # fp32, bf16, fp16 (GPU), or auto: bf16 where this device trains faster in it
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
+    channels_last: bool = True  # memory layout that convolutions are fastest in
+    compile: bool = False  # torch.compile: pays on a GPU and over many epochs
     monitor: str = "val_roc_auc"  # column of the history that chooses the best epoch; a loss is minimised, all else maximised
     patience: int = 6  # epochs without a better value before training stops
-    precision: str = "auto"  # fp32, bf16, or auto: bf16 where this device trains faster in it
+    checkpoint_minutes: float = 0.0  # time between checkpoints; 0 means one at the end of each epoch
+    tracker: str = ""  # log to tensorboard, trackio or wandb as well (extra: vitlab[tracking])
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "views", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(unknown(name, getattr(self, name), [repr(choice) for choice in choices]))
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; it is {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(unknown("precision", self.precision, list(PRECISIONS)))
+        if self.layer_decay == 0 or self.ema == 1:
+            raise ValueError("layer_decay must be above 0, and ema below 1: else nothing is learnt")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts (accumulation)")
+        if bool(self.train_from) != (self.strategy == "from_piece"):
+            raise ValueError(
+                f"train_from={self.train_from!r} does not go with strategy={self.strategy!r}; "
+                "write strategy='from_piece' with the name of a piece, or leave train_from empty"
+            )
 
 
-PARTLY_FROZEN = {"mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
+PARTLY_FROZEN = {"strategy": "from_piece", "mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
 RECIPES = {
     "hybrid_vit": PARTLY_FROZEN | {"train_from": "stem.stage4", "epochs": 6},
     "efficientnet_lite0": PARTLY_FROZEN | {"train_from": "stage5", "epochs": 4},
@@ -53,11 +89,16 @@ RECIPES = {
 def recipe(model: str, **overrides) -> TrainConfig:
     """The training arguments that suit a model, by name, with `overrides` on top; an override of None changes nothing.
 
-    Models that are not registered get the defaults: full fine-tuning at a small learning rate.
+    Models that are not registered get the defaults: full fine-tuning at a small learning rate. Another `strategy` than the
+    recipe's drops the recipe's `train_from`, and a `train_from` alone means strategy="from_piece".
     """
     names = [field.name for field in fields(TrainConfig)]
     for name in overrides:
         if name not in names:
             raise ValueError(unknown("training argument", name, names))
     chosen = {name: value for name, value in overrides.items() if value is not None}
+    if "strategy" in chosen:
+        chosen = {"train_from": ""} | chosen
+    elif chosen.get("train_from"):
+        chosen["strategy"] = "from_piece"
     return replace(TrainConfig(**RECIPES.get(model, {})), **chosen)
