@@ -3,6 +3,7 @@
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
+from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.strategy import build_optimizer, find_border, split_model
 
@@ -15,6 +16,7 @@ __all__ = [
     "find_border",
     "finetune",
     "fit",
+    "fit_on",
     "measure_inference",
     "predict",
     "recipe",
