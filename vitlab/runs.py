@@ -67,6 +67,13 @@ def dataset_folder(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset).strip("_")
 
 
+def run_path(*, name: str = "", **parameters) -> Path:
+    """The folder of the run of these parameters, whether it is there or not."""
+    if "dataset" not in parameters:
+        raise ValueError("a run needs at least the parameter dataset=")
+    return reports_dir() / "runs" / dataset_folder(parameters["dataset"]) / (name or run_name(parameters))
+
+
 class Run:
     """One run directory. Make it with `Run.create`, read it back with `Run(path)`."""
 
@@ -78,13 +85,12 @@ class Run:
 
     @classmethod
     def create(cls, *, name: str = "", **parameters) -> Run:
-        """Start a run of these parameters. An earlier run of the same name makes room; its executed notebooks stay."""
-        if "dataset" not in parameters:
-            raise ValueError("a run needs at least the parameter dataset=")
-        path = reports_dir() / "runs" / dataset_folder(parameters["dataset"]) / (name or run_name(parameters))
-        for old in path.iterdir() if path.is_dir() else ():
-            if old.name != "notebooks":
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        """Start a run of these parameters, or start again the one that was broken off.
+
+        An earlier run of the same name makes room; its executed notebooks stay. If it was of the same parameters and versions
+        and did not end well, its checkpoints stay too, and the training carries on from them.
+        """
+        path = run_path(name=name, **parameters)
         info = {
             "parameters": parameters,
             "status": "running",
@@ -95,6 +101,10 @@ class Run:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
             "facts": {},
         }
+        kept = {"notebooks"} | ({"checkpoints"} if _was_broken_off(path, info) else set())
+        for old in path.iterdir() if path.is_dir() else ():
+            if old.name not in kept:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(path / "run.json", info)
         return cls(path)
 
@@ -120,9 +130,10 @@ class Run:
         write_json(self.path / "run.json", self.info)
 
     def finish(self) -> None:
-        """Mark the run as done: from now on it counts as a result."""
+        """Mark the run as done: from now on it counts as a result, and needs its checkpoints no more."""
         self.info.update(status="done", wall_s=round(time.time() - self.info["start_s"], 1), peak_memory_mb=peak_memory_mb())
         write_json(self.path / "run.json", self.info)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def fail(self, error: BaseException) -> None:
         self.info.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -174,6 +185,16 @@ def peak_memory_mb() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def _was_broken_off(path: Path, info: dict) -> bool:
+    """Whether an unfinished run lies there that the same code began with the same parameters."""
+    try:
+        before = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same = json.loads(json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str))
+    return before.get("status") != "done" and {key: before.get(key) for key in same} == same
 
 
 def _version(package: str) -> str:

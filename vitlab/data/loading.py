@@ -12,14 +12,15 @@ from torch.utils.data import Dataset
 from vitlab.data.reading import THREADS
 from vitlab.data.transforms import fit_image, normalise
 from vitlab.schema import SPLITS, DataBundle, Transform
+from vitlab.seeds import derive_seed
 
 
 class ImageDataset(Dataset):
     """Items (image, class index, position): (3, h, w) normalised float, and two integers; position is the row in `samples`.
 
     split: "train", "val" or "test", or the sample_ids wanted, in their order.
-    augment: called on each image's uint8 pixels before they are normalised, in order and in the calling thread, so that
-        torch's seed decides; decoding and resizing run in threads.
+    augment: called on each image's uint8 pixels before they are normalised, in the calling thread; what it draws depends on
+        `seed`, the epoch (`set_epoch`) and the sample_id alone. Decoding and resizing run in threads.
     in_memory: keep the resized pixels (150 kB an image at 224 x 224) and decode each image once only.
     """
 
@@ -30,15 +31,20 @@ class ImageDataset(Dataset):
         transform: Transform,
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
+        seed: int = 0,
         in_memory: bool = False,
     ):
-        self.data, self.transform, self.augment, self.in_memory = data, transform, augment, in_memory
+        self.data, self.transform, self.augment, self.seed, self.in_memory = data, transform, augment, seed, in_memory
+        self.epoch = 1
         self.samples = data.split(split) if isinstance(split, str) else _select(data, split)
         self.samples = self.samples.reset_index(drop=True)
         index = {name: position for position, name in enumerate(data.classes)}
         self.labels: np.ndarray = self.samples["label"].map(index).to_numpy(dtype=np.int64)
         self._sample_ids = self.samples["sample_id"].tolist()
         self._pixels: dict[int, torch.Tensor] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self._sample_ids)
@@ -54,9 +60,17 @@ class ImageDataset(Dataset):
             with ThreadPoolExecutor(min(THREADS, len(positions))) as pool:
                 batch = list(pool.map(self._load_pixels, positions))
         if self.augment:
-            batch = [self.augment(pixels) for pixels in batch]
+            batch = self._augment_each(batch, positions)
         images = normalise(torch.stack(batch), self.transform)  # (B, 3, h, w)
         return [(image, int(self.labels[i]), int(i)) for image, i in zip(images, positions, strict=True)]
+
+    def _augment_each(self, batch: list[torch.Tensor], positions: Sequence[int]) -> list[torch.Tensor]:
+        variants = []
+        with torch.random.fork_rng(devices=[]):
+            for pixels, position in zip(batch, positions, strict=True):
+                torch.random.default_generator.manual_seed(derive_seed(self.seed, self.epoch, self._sample_ids[position]))
+                variants.append(self.augment(pixels))
+        return variants
 
     def _load_pixels(self, position: int) -> torch.Tensor:
         if position in self._pixels:

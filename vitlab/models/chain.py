@@ -92,3 +92,16 @@ def _timm_steps(module):
         return module.forward_head(module.norm(tokens))
 
     return embed, classify
+
+
+def find_piece(names, name):
+    for position, known in enumerate(names):
+        if known == name or known.startswith(f"{name}."):
+            return position
+    from vitlab.registry import unknown
+
+    raise ValueError(unknown("piece to train from", name, list(names)))
+
+
+def block_positions(names):
+    return [position for position, name in enumerate(names) if name.rpartition(".")[2].startswith("block")]

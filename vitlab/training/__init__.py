@@ -1,14 +1,18 @@
-"""Training: recipes, the loop, the frozen part computed once, predictions, and whole runs."""
+"""Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions, and whole runs."""
 
+from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
-from vitlab.training.frozen import FrozenFeatures, split_model
-from vitlab.training.loop import fit, warmup_cosine
+from vitlab.training.loop import fit
+from vitlab.training.strategy import build_optimizer, find_border, split_model
 
 __all__ = [
     "FrozenFeatures",
+    "FrozenFront",
     "TrainConfig",
+    "build_optimizer",
     "ensure_run",
+    "find_border",
     "finetune",
     "fit",
     "measure_inference",
@@ -16,5 +20,4 @@ __all__ = [
     "recipe",
     "save_results",
     "split_model",
-    "warmup_cosine",
 ]

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from vitlab.data import ImageDataset, load_dataset
-from vitlab.models import build_model, save_model
-from vitlab.runs import Run, find_runs
+from vitlab.models import build_model, pieces, save_model
+from vitlab.runs import Run, find_runs, run_path
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
+from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
-from vitlab.training.frozen import FrozenFeatures, split_model
-from vitlab.training.loop import compute_logits, fit
+from vitlab.training.loop import fit
+from vitlab.training.scores import compute_logits
+from vitlab.training.strategy import lowest_border, split_model
 
 
 def predict(model: ModelBundle, data: DataBundle, splits=("val", "test"), config: TrainConfig | None = None) -> pd.DataFrame:
     """The predictions table of these splits. With the config of the training, the frozen part comes from its cache."""
-    frozen, trained = split_model(model.module, config.train_from if config else "")
-    device = next(model.module.parameters()).device
+    border, device = 0, next(model.module.parameters()).device
+    if config and config.cache and config.strategy != "full":
+        border = lowest_border([name for name, _ in pieces(model.module)], config)
+    frozen, trained = split_model(model.module, border)
+    front = FrozenFront(frozen, config.precision, device) if border else None
     tables = []
     for split in splits:
-        dataset = FrozenFeatures(data, split, model, frozen) if len(frozen) else ImageDataset(data, split, model.transform)
+        dataset = FrozenFeatures(data, split, model, front) if front else ImageDataset(data, split, model.transform)
         logits, _ = compute_logits(trained, dataset, device)
         rows = data.split(split)[["sample_id", "split", "group", "label"]].reset_index(drop=True)
         rows["pred"] = np.array(data.classes)[logits.argmax(dim=1).numpy()]
@@ -38,7 +46,7 @@ def predict(model: ModelBundle, data: DataBundle, splits=("val", "test"), config
 
 def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
     """Median milliseconds for one image through the whole model, batch of 1, float32, after warm-up."""
-    image = torch.zeros(1, 3, *model.transform.size, device=next(model.module.parameters()).device)
+    image = torch.zeros(1, len(model.transform.mean), *model.transform.size, device=next(model.module.parameters()).device)
     model.module.eval()
     times = []
     with torch.inference_mode():
@@ -67,15 +75,26 @@ def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
     return runs[-1] if runs else finetune(dataset, model, seed, name)
 
 
-def finetune(dataset: str, model: str, seed: int = 0, name: str = "", **overrides) -> Run:
-    """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run."""
+def finetune(
+    dataset: str, model: str, seed: int = 0, name: str = "", *, options: Mapping = MappingProxyType({}), **overrides
+) -> Run:
+    """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run.
+
+    options: of `build_model`. Called in each process of `accelerate launch`, all of them train; the first one writes.
+    """
     config = recipe(model, seed=seed, **overrides)
     data = load_dataset(dataset, seed=seed)
-    classifier = build_model(model, data.classes, seed=seed)
-    run = Run.create(name=name, dataset=dataset, model=model, seed=seed, **overrides)
+    classifier = build_model(model, data.classes, seed=seed, **options)
+    parameters = {"dataset": dataset, "model": model, "seed": seed, **options, **overrides}
+    state = PartialState()
+    if state.is_main_process:
+        Run.create(name=name, **parameters)
+    state.wait_for_everyone()
+    run = Run(run_path(name=name, **parameters))
     try:
         fit(classifier, data, run, config)
-        save_results(run, classifier, data, config)
+        if state.is_main_process:
+            save_results(run, classifier, data, config)
     except BaseException as error:
         run.fail(error)
         raise

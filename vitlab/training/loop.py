@@ -1,227 +1,357 @@
-"""The training loop, on Accelerate: one device or many, fp32 or bf16, the frozen part of the model from the cache."""
+"""The training loop, on Accelerate: one device or several, any precision, the frozen part cached, resumable."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
-from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from vitlab.data import ImageDataset, build_augmentation, class_weights
-from vitlab.models import count_parameters
+from vitlab.data import ImageDataset, build_augmentation
+from vitlab.models import count_parameters, pieces
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
+from vitlab.seeds import derive_seed
+from vitlab.training.average import MovingAverage
+from vitlab.training.cache import FrozenFeatures, FrozenFront
+from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
-from vitlab.training.frozen import FrozenFeatures, split_model
-from vitlab.training.precision import choose_precision
+from vitlab.training.loss import LossRecord, build_loss
+from vitlab.training.memory import GpuWatch
+from vitlab.training.order import BatchOrder, warmup_cosine
+from vitlab.training.precision import resolve_precision
+from vitlab.training.scores import arrange, compute_logits, score_columns, score_logits
+from vitlab.training.strategy import build_optimizer, find_border, lowest_border, split_model
+from vitlab.training.tracking import check_tracker, tracking
 
 IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept from epoch to epoch, for each split
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+NOT_PART_OF_IDENTITY = ("checkpoint_minutes", "tracker")
 
 
-def fit(model: ModelBundle, data: DataBundle, run: Run | None = None, config: TrainConfig | None = None) -> pd.DataFrame:
+def fit(
+    model: ModelBundle,
+    data: DataBundle,
+    run: Run | None = None,
+    config: TrainConfig | None = None,
+    *,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> pd.DataFrame:
     """Train the model in place and return its history, a row an epoch; the weights of the best epoch are what it ends with.
 
     Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss, val_accuracy, val_balanced_accuracy,
-    val_roc_auc (one against the rest for more than two classes), and val_recall_<class> for each class.
-    With a run, history.csv and the facts of the training are kept there. Raises FloatingPointError, with the sample_ids of the
-    batch, when the loss is no longer a number.
+    val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
+    utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept there, and a training that was
+    broken off carries on from the newest checkpoint. on_epoch: called with each row; what it raises ends the training.
+
+    Raises ValueError for a config that does not suit model, data or device, before anything is computed, and
+    FloatingPointError, with the sample_ids of the batch, when the loss is no longer a number.
     """
-    config = config or recipe(model.name)
-    columns = _history_columns(data.classes)
-    if config.monitor not in columns:
-        raise ValueError(unknown("monitor", config.monitor, columns))
-    set_seed(config.seed)
-    start = time.perf_counter()
-    model.module.to(memory_format=torch.channels_last)
-    frozen, trained = split_model(model.module, config.train_from)
-    model.module.requires_grad_(True)
-    frozen.requires_grad_(False)
-    train_set, val_set = (_open_split(model, data, split, frozen, config) for split in ("train", "val"))
-    frozen_s = time.perf_counter() - start
+    training = Training(model, data, run, config or recipe(model.name))
+    training.resume()
+    return training.complete(on_epoch)
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process may train several models, each in its own precision
-    precision = config.precision
-    if precision == "auto":
-        precision = choose_precision(PartialState().device, training=True)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
-    loader = DataLoader(
-        train_set,
-        batch_size=min(config.batch_size, len(train_set)),
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    optimizer, schedule = build_optimizer(trained, config, len(loader))
-    ema = ModelEmaV3(model.module, decay=config.ema, use_warmup=True) if config.ema else None
-    trained, optimizer, loader, schedule = accelerator.prepare(trained, optimizer, loader, schedule)
-    judged = split_model(ema.module, config.train_from)[1] if ema else trained
-    compute_loss = build_loss(data, config, accelerator.device)
 
-    history, best = [], _Best(config.monitor)
-    progress = tqdm(total=config.epochs * len(loader), desc=f"train {model.name}", unit="step", mininterval=1.0)
-    for epoch in range(1, config.epochs + 1):
-        trained.train()
-        losses = []
-        for inputs, labels, positions in loader:
-            loss = compute_loss(trained, arrange(inputs), labels)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(_describe_divergence(loss, epoch, schedule, data, positions))
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(trained.parameters(), config.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            progress.update()
-            losses.append(loss.item())
-            if ema:
-                ema.update(model.module, step=progress.n)
-        row = {
-            "epoch": epoch,
-            "seconds": round(time.perf_counter() - start, 1),
-            "learning_rate": schedule.get_last_lr()[0],
-            "train_loss": sum(losses) / len(losses),
-            **score_logits(*compute_logits(judged, val_set, accelerator.device, precision), data.classes),
-        }
-        history.append(row)
-        progress.set_postfix({config.monitor: f"{row[config.monitor]:.3f}"})
-        best.see(row, ema.module if ema else model.module)
-        if epoch - best.epoch >= config.patience:
-            break
-    progress.close()
-    model.module.load_state_dict(best.state)
-    model.module.requires_grad_(True).eval()
+@dataclass
+class Progress:
+    """How far a training is: all of it that is not a tensor. Epochs count from 1, steps within the epoch from 0."""
 
-    table = pd.DataFrame(history, columns=columns)
-    if run:
-        run.write_table("history.csv", table)
-        run.record(
-            best_epoch=best.epoch,
-            train_s=round(time.perf_counter() - start, 1),
-            frozen_s=round(frozen_s, 1),
-            precision=precision,
-            device=str(accelerator.device),
-            parameters=count_parameters(model.module),
-            trained_parameters=count_parameters(accelerator.unwrap_model(trained)),
+    epoch: int = 1
+    step: int = 0  # of this epoch, done
+    seconds: float = 0.0  # on the clock, earlier sessions included
+    frozen_s: float = 0.0  # of these, for the frozen part
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    losses: list[float] = field(default_factory=list)  # of this epoch
+    history: list[dict] = field(default_factory=list)
+
+
+class Training:
+    """A training under way. Its state is the moving tensors, the optimizer and `progress`; all else follows from the config."""
+
+    def __init__(self, model: ModelBundle, data: DataBundle, run: Run | None, config: TrainConfig):
+        self.model, self.data, self.run, self.config = model, data, run, config
+        whole = config.strategy == "full" and not config.gradient_checkpointing
+        self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
+        lowest = self._check_arguments()
+        set_seed(config.seed)
+        state = PartialState()
+        self.precision = resolve_precision(config.precision, state.device)
+        shares = {"accumulation": config.accumulation, "rank": state.process_index, "processes": state.num_processes}
+        self.order = BatchOrder(len(data.split("train")), config.batch_size, config.seed, **shares)
+        AcceleratorState._reset_state()  # a process may train several models, each in its own precision
+        self.accelerator = Accelerator(
+            mixed_precision=MIXED_PRECISION[self.precision],
+            log_with=config.tracker or None,
+            project_dir=str(run.path) if run else None,
         )
-    return table
+        model.module.to(state.device)
+        if config.channels_last:
+            model.module.to(memory_format=torch.channels_last)
+        self.moving = _list_tensors(model.module, split_model(model.module, lowest)[1])
+        self._set_trainable(lowest)
+        self.trained_parameters = count_parameters(model.module, trainable=True)
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(model.module, config))
+        self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
+        self.best: dict[str, torch.Tensor] = {}
+        self.compute_loss = build_loss(data, config, state.device)
+        self.progress, self.border, self.watch = Progress(), None, GpuWatch(state.device)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", self._identity()) if run else None
+        self.columns = ["epoch", "seconds", "learning_rate", "train_loss", *score_columns(data.classes), *self.watch.columns]
 
+    def resume(self) -> None:
+        """Take over the state of the newest checkpoint of the run, if there is one."""
+        found = self.checkpoints.load() if self.checkpoints else None
+        if not found:
+            return
+        tensors, progress = found
+        self._load(self.model.module, tensors, "model.")
+        if self.average:
+            self._load(self.average.module, tensors, "average.")
+        self.best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
+        restore_optimizer(self.optimizer.optimizer, tensors, progress.pop("groups"))
+        scaler = progress.pop("scaler")
+        if scaler:
+            self.accelerator.scaler.load_state_dict(scaler)
+        self.progress = Progress(**progress)
 
-class _Best:
-    """The epoch with the best value of one column, and its weights. A loss is best when low, all else when high."""
-
-    def __init__(self, column: str):
-        self.column, self.sign = column, -1 if column.endswith("loss") else 1
-        self.value, self.epoch, self.state = -math.inf, 0, None
-
-    def see(self, row: dict, module: nn.Module) -> None:
-        value = self.sign * row[self.column]
-        if value > self.value:
-            self.value, self.epoch, self.state = value, row["epoch"], copy.deepcopy(module.state_dict())
-
-
-def arrange(inputs: torch.Tensor) -> torch.Tensor:
-    """float32, and (B, C, h, w) with the channels last in memory: several times faster for convolutions, the same numbers."""
-    return inputs.float().contiguous(memory_format=torch.channels_last if inputs.ndim == 4 else torch.contiguous_format)
-
-
-def build_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: int):
-    """AdamW (arXiv 1711.05101) and its schedule by the step. Weight decay spares norms, biases, positions and class token."""
-    spared = [name for name, _ in module.named_parameters() if name.rpartition(".")[2] in ("pos_embed", "cls_token")]
-    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=spared)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    steps, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
-
-
-def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
-    """A function (module, inputs, labels) -> cross entropy, with class weights, label smoothing and mixup as configured."""
-    num_classes = len(data.classes)
-    weight = None
-    if config.class_weights:
-        weight = torch.tensor(class_weights(data.split("train")["label"], data.classes), dtype=torch.float32, device=device)
-    mixup = v2.MixUp(alpha=config.mixup, num_classes=num_classes) if config.mixup else None
-
-    def compute_loss(module, inputs, labels):
-        targets = F.one_hot(labels, num_classes).float()  # (B, num_classes)
-        if mixup:
-            inputs, targets = mixup(inputs, labels)
-        logits = module(inputs).float()
-        return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
-
-    return compute_loss
-
-
-def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: a straight line up to 1, then half a cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-def compute_logits(module, dataset: Dataset, device, precision: str = "fp32") -> tuple[torch.Tensor, np.ndarray]:
-    """Logits (N, num_classes) float32 and class indices (N,) of a dataset, in its order."""
-    module.eval()
-    logits = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for inputs, _, _ in DataLoader(dataset, batch_size=64):
-            logits.append(module(arrange(inputs).to(device)).float().cpu())
-    return torch.cat(logits), dataset.labels
-
-
-def score_logits(logits: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
-    """The validation columns of the history."""
-    probabilities = logits.softmax(dim=1).numpy()
-    predicted = probabilities.argmax(axis=1)
-    indices = range(len(classes))
-    ranking = probabilities[:, 1] if len(classes) == 2 else probabilities
-    return {
-        "val_loss": F.cross_entropy(logits, torch.tensor(labels)).item(),
-        "val_accuracy": float((predicted == labels).mean()),
-        "val_balanced_accuracy": balanced_accuracy_score(labels, predicted),
-        "val_roc_auc": roc_auc_score(labels, ranking, multi_class="ovr", labels=indices if len(classes) > 2 else None),
-        **dict(
-            zip(
-                [f"val_recall_{name}" for name in classes],
-                recall_score(labels, predicted, labels=indices, average=None, zero_division=0),
-                strict=True,
+    def complete(self, on_epoch: Callable[[dict], None] | None = None) -> pd.DataFrame:
+        """Train the epochs that are left, put the best weights into the model, and return the history."""
+        start, config, main = time.perf_counter() - self.progress.seconds, self.config, self.accelerator.is_main_process
+        steps = config.epochs * self.order.steps
+        bar = tqdm(total=steps, desc=f"train {self.model.name}", unit="step", mininterval=1.0, disable=None if main else True)
+        bar.update((self.progress.epoch - 1) * self.order.steps + self.progress.step)
+        with bar, tracking(self.accelerator, config, self.run) as track:
+            while not self._finished():
+                epoch = self.progress.epoch
+                self._open_epoch(epoch)
+                self._train_epoch(start, bar)
+                row = self._score_epoch(start)
+                bar.set_postfix({config.monitor: f"{row[config.monitor]:.3f}"})
+                self._close_epoch(row)
+                self._save_checkpoint(start)
+                track(row, epoch)
+                if on_epoch:
+                    on_epoch(row)
+        self.model.module.load_state_dict(self.best, strict=False)
+        self.model.module.requires_grad_(True).eval()
+        if self.run and main:
+            self.run.record(
+                best_epoch=self.progress.best_epoch,
+                train_s=round(self.progress.seconds, 1),
+                frozen_s=round(self.progress.frozen_s, 1),
+                precision=self.precision,
+                device=str(self.accelerator.device),
+                processes=self.accelerator.num_processes,
+                parameters=count_parameters(self.model.module),
+                trained_parameters=self.trained_parameters,
             )
-        ),
-    }
+        return pd.DataFrame(self.progress.history, columns=self.columns)
+
+    def _train_epoch(self, start: float, bar: tqdm) -> None:
+        config, progress, device = self.config, self.progress, self.accelerator.device
+        self.train_set.set_epoch(progress.epoch)
+        self.order.epoch, self.order.first_step = progress.epoch, progress.step
+        loader = DataLoader(self.train_set, batch_sampler=self.order, pin_memory=device.type == "cuda")
+        losses, saved = LossRecord(self.data, progress.losses), time.perf_counter()
+        self.trained.train()
+        self.watch.restart()
+        parts, total = [], config.epochs * self.order.steps
+        for inputs, labels, positions in loader:
+            parts.append(positions)
+            if len(parts) == 1:
+                step = (progress.epoch - 1) * self.order.steps + progress.step
+                rate = warmup_cosine(step, round(config.warmup_epochs * self.order.steps), total)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+                torch.manual_seed(derive_seed(config.seed, "step", step, self.order.rank))  # what dropout and mixup draw
+                loss_sum = torch.zeros((), device=device)
+            last = len(parts) == config.accumulation
+            with nullcontext() if last else self.accelerator.no_sync(self.trained):
+                loss = self.compute_loss(self.trained, self._take(inputs), labels.to(device)) / config.accumulation
+                self.accelerator.backward(loss)
+            loss_sum += loss.detach()
+            if not last:
+                continue
+            if config.clip:
+                self.accelerator.clip_grad_norm_(self.trained.parameters(), config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            progress.step += 1
+            if self.average:
+                self.average.update(step + 1)
+            losses.add(self._mean_over_processes(loss_sum), torch.cat(parts), progress.epoch, config.learning_rate * rate)
+            parts.clear()
+            self.watch.sample()
+            bar.update()
+            if config.checkpoint_minutes and time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+                losses.mean()  # reads what is left, and raises where the loss is no longer a number
+                progress.losses = losses.values
+                self._save_checkpoint(start)
+                saved = time.perf_counter()
+        losses.mean()
+        progress.losses = losses.values
+
+    def _score_epoch(self, start: float) -> dict:
+        judged = self.accelerator.unwrap_model(self.trained, keep_torch_compile=False)
+        if self.average:
+            judged = split_model(self.average.module, self.border)[1]
+        judged = nn.Sequential(_OnTheFly(self.front), judged) if self.on_the_fly else judged
+        own = {"rank": self.order.rank, "processes": self.order.processes}
+        logits, labels = compute_logits(judged, self.val_set, self.accelerator.device, self.precision, **own)
+        return {
+            "epoch": self.progress.epoch,
+            "seconds": round(time.perf_counter() - start, 1),
+            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
+            "train_loss": sum(self.progress.losses) / len(self.progress.losses),
+            **score_logits(logits, labels, self.data.classes),
+            **self.watch.row(),
+        }
+
+    def _close_epoch(self, row: dict) -> None:
+        progress, config = self.progress, self.config
+        value = -row[config.monitor] if config.monitor.endswith("loss") else row[config.monitor]
+        if value > progress.best_value or not self.best:
+            progress.best_value, progress.best_epoch = value, progress.epoch
+            self.best = self._snapshot(self.average.module if self.average else self.model.module)
+        progress.history.append(row)
+        progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
+        if self.run and self.accelerator.is_main_process:
+            self.run.write_table("history.csv", pd.DataFrame(progress.history, columns=self.columns))
+
+    def _finished(self) -> bool:
+        done = self.progress.epoch - 1
+        stopped = bool(done) and done - self.progress.best_epoch >= self.config.patience
+        return done >= self.config.epochs or stopped
+
+    def _save_checkpoint(self, start: float) -> None:
+        self.progress.seconds = time.perf_counter() - start
+        if not self.checkpoints or not self.accelerator.is_main_process:
+            return
+        tensors, groups = flatten_optimizer(self.optimizer.optimizer)
+        for prefix, state in (
+            ("model", self._tensors(self.model.module)),
+            ("average", self._tensors(self.average.module) if self.average else {}),
+            ("best", self.best),
+        ):
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        step = (self.progress.epoch - 1) * self.order.steps + self.progress.step
+        if not self.checkpoints.save(step, tensors, {**asdict(self.progress), "groups": groups, "scaler": scaler}):
+            tqdm.write(f"no room for a checkpoint in {self.checkpoints.folder}; the training goes on without it")
+
+    def _open_epoch(self, epoch: int) -> None:
+        """Move the border to where this epoch wants it, with data sets that give what the trained part takes."""
+        border = 0 if self.names == ["model"] else find_border(self.names, self.config, epoch)
+        if border == self.border:
+            return
+        began, config = time.perf_counter(), self.config
+        frozen, trained = split_model(self.model.module, border)
+        self.border = border
+        self._set_trainable(border)
+        self.front = FrozenFront(frozen, config.precision, self.accelerator.device) if border else None
+        self.on_the_fly = border > 0 and not config.cache
+        self.train_set, self.val_set = self._open_split("train"), self._open_split("val")
+        if config.gradient_checkpointing:
+            parts = trained if border else [piece for _, piece in pieces(self.model.module)]
+            trained = nn.Sequential(*[Recomputed(part) for part in parts])
+        if config.compile:
+            trained = torch.compile(trained)
+        self.trained = self.accelerator.prepare_model(trained)
+        self.progress.frozen_s += time.perf_counter() - began
+
+    def _open_split(self, split: str) -> Dataset:
+        config, transform, train = self.config, self.model.transform, split == "train"
+        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if train else None
+        if self.border and config.cache:
+            return FrozenFeatures(self.data, split, self.model, self.front, views=config.views if train else 1, augment=augment)
+        pixels = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split))  # bytes
+        return ImageDataset(
+            self.data, split, transform, None if self.border and config.views == 1 else augment,
+            seed=config.seed, in_memory=pixels < IN_MEMORY,
+        )  # fmt: skip
+
+    def _take(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.to(self.accelerator.device, non_blocking=True)
+        return arrange(self.front(inputs) if self.on_the_fly else inputs, self.config.channels_last)
+
+    def _set_trainable(self, border: int) -> None:
+        frozen, trained = split_model(self.model.module, border)
+        trained.requires_grad_(True)
+        frozen.requires_grad_(False)
+
+    def _mean_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(loss, reduction="mean") if self.order.processes > 1 else loss
+
+    def _tensors(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in module.state_dict().items() if name in self.moving}
+
+    def _snapshot(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._tensors(module).items()}
+
+    def _load(self, module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
+        module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, strict=False)
+
+    def _identity(self) -> dict:
+        arguments = {name: value for name, value in asdict(self.config).items() if name not in NOT_PART_OF_IDENTITY}
+        return {
+            "model": self.model.name,
+            "classes": list(self.data.classes),
+            "options": self.model.options,
+            "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
+            "arguments": arguments,
+        }
+
+    def _check_arguments(self) -> int:
+        """The lowest border; ValueError for what cannot be trained so."""
+        columns = ["train_loss", *score_columns(self.data.classes)]
+        if self.config.monitor not in columns:
+            raise ValueError(unknown("monitor", self.config.monitor, columns))
+        if self.model.classes != self.data.classes:
+            raise ValueError(
+                f"the model tells apart {', '.join(self.model.classes)}, but {self.data.name} has the classes "
+                f"{', '.join(self.data.classes)}; build the model with data.classes"
+            )
+        check_tracker(self.config.tracker)
+        return 0 if self.names == ["model"] else lowest_border(self.names, self.config)
 
 
-def _open_split(model, data, split, frozen, config) -> Dataset:
-    train = split == "train"
-    augment = build_augmentation(config.augment, model.transform.size, flip=config.flip) if train else None
-    if len(frozen):
-        return FrozenFeatures(data, split, model, frozen, views=config.views if train else 1, augment=augment)
-    pixels = 3 * math.prod(model.transform.size) * len(data.split(split))  # bytes
-    return ImageDataset(data, split, model.transform, augment, in_memory=pixels < IN_MEMORY)
+class Recomputed(nn.Module):
+    """A piece whose inner activations are not kept in training but computed again in the backward pass (arXiv 1604.06174)."""
+
+    def __init__(self, piece: nn.Module):
+        super().__init__()
+        self.piece = piece
+
+    def forward(self, x):
+        return checkpoint(self.piece, x, use_reentrant=False) if self.training else self.piece(x)
 
 
-def _describe_divergence(loss, epoch, schedule, data, positions) -> str:
-    sample_ids = data.split("train")["sample_id"].iloc[positions.cpu().numpy()].tolist()
-    return (
-        f"the loss became {loss.item()} in epoch {epoch} at learning rate {schedule.get_last_lr()[0]:.1e}; lower "
-        f"learning_rate or set precision='fp32'. Samples of the batch: {', '.join(sample_ids[:8])}"
-    )
+class _OnTheFly(nn.Module):
+    def __init__(self, front: FrozenFront):
+        super().__init__()
+        self.front = front
+
+    def train(self, mode: bool = True):
+        return self  # the front stays in evaluation mode
+
+    def forward(self, images):
+        return arrange(self.front(images))
 
 
-def _history_columns(classes) -> list[str]:
-    scores = ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_roc_auc", *(f"val_recall_{name}" for name in classes)]
-    return ["epoch", "seconds", "learning_rate", "train_loss", *scores]
+def _list_tensors(module: nn.Module, part: nn.Module) -> set[str]:
+    """Names, in the module's state dict, of the parameters and buffers that a part made of its modules holds."""
+    held = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
+    return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in held}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(device: torch.device, *, training: bool) -> str:
@@ -22,6 +22,17 @@ def choose_precision(device: torch.device, *, training: bool) -> str:
     return "bf16" if fast else "fp32"
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision of a training on this device, `auto` decided; ValueError for one that it cannot train in."""
+    if precision == "auto":
+        return choose_precision(device, training=True)
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision='fp16' needs a GPU, and this is a {device.type}; write precision='bf16' or 'fp32'")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError("precision='bf16' needs a GPU of the Ampere generation or newer; write precision='fp16' or 'fp32'")
+    return precision
+
+
 def autocast(device: torch.device, precision: str):
-    """A context in which the forward pass runs in this precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """A context in which the forward pass runs in this precision, whatever holds outside of it."""
+    return torch.autocast(device.type, TYPES.get(precision, torch.bfloat16), enabled=precision in TYPES)

@@ -1,0 +1,76 @@
+"""The loss of a batch, and the record of an epoch's losses that notices when they are no longer numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from vitlab.data import class_weights
+from vitlab.schema import DataBundle
+from vitlab.training.config import TrainConfig
+
+
+def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
+    """A function (module, inputs, labels) -> mean cross entropy, with class weights, label smoothing, mixup and CutMix.
+
+    The weights average to 1 over the training set and the sum is divided by the number of images: the loss of a batch is the
+    mean of the losses of its parts, on however many devices they are computed.
+    """
+    num_classes = len(data.classes)
+    weight = None
+    if config.class_weights:
+        weight = torch.tensor(class_weights(data.split("train")["label"], data.classes), dtype=torch.float32, device=device)
+    mixers = [v2.MixUp(alpha=config.mixup, num_classes=num_classes)] if config.mixup else []
+    mixers += [v2.CutMix(alpha=config.cutmix, num_classes=num_classes)] if config.cutmix else []
+    mix = v2.RandomChoice(mixers) if mixers else None
+
+    def compute_loss(module, inputs, labels):
+        targets = F.one_hot(labels, num_classes).float()  # (B, num_classes)
+        if mix:
+            if config.cutmix and inputs.ndim != 4:
+                raise ValueError(
+                    f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
+                    "use mixup instead, or train the whole model"
+                )
+            inputs, targets = mix(inputs, labels)
+        logits = module(inputs).float()
+        return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
+
+    return compute_loss
+
+
+class LossRecord:
+    """Losses of an epoch, read from the device one step late, so that a GPU need not wait for the processor.
+
+    `add` raises FloatingPointError, with what is known of the batch, when the loss of the step before was NaN or infinite.
+    """
+
+    def __init__(self, data: DataBundle, values: list[float] | None = None):
+        self.sample_ids = data.split("train")["sample_id"].to_numpy()
+        self.values: list[float] = list(values or [])
+        self._pending: list[tuple] = []
+
+    def add(self, loss: torch.Tensor, positions: torch.Tensor, epoch: int, learning_rate: float) -> None:
+        self._pending.append((loss, positions, epoch, learning_rate))
+        self._read(keep=1 if loss.device.type == "cuda" else 0)
+
+    def mean(self) -> float:
+        """Over all steps so far."""
+        self._read()
+        return sum(self.values) / len(self.values)
+
+    def _read(self, keep: int = 0) -> None:
+        while len(self._pending) > keep:
+            loss, positions, epoch, learning_rate = self._pending.pop(0)
+            value = loss.item()
+            if not -torch.inf < value < torch.inf:
+                names = self.sample_ids[positions.cpu().numpy()]
+                raise FloatingPointError(
+                    f"the loss became {value} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten "
+                    "times smaller, clip=1.0, or precision='fp32'; the weights of the last checkpoint are kept. "
+                    f"Samples of the batch: {', '.join(names[:8])}"
+                )
+            self.values.append(value)

@@ -1,0 +1,34 @@
+"""Memory and utilisation of a CUDA GPU over an epoch, as columns of the history."""
+
+from __future__ import annotations
+
+import torch
+
+GPU_COLUMNS = ("peak_allocated_mb", "peak_reserved_mb", "utilisation_percent")
+
+
+class GpuWatch:
+    """Peaks since `restart`, and the mean of the utilisation at the moments when `sample` was called; nothing without a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device, self._samples = device, []
+        self.columns = GPU_COLUMNS if device.type == "cuda" else ()
+
+    def restart(self) -> None:
+        self._samples.clear()
+        if self.columns:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def sample(self) -> None:
+        if self.columns:
+            try:
+                self._samples.append(torch.cuda.utilization(self.device))
+            except (ImportError, RuntimeError):  # the driver's Python package is not installed
+                self._samples.append(float("nan"))
+
+    def row(self) -> dict[str, float]:
+        if not self.columns:
+            return {}
+        peaks = torch.cuda.max_memory_allocated(self.device) / 1e6, torch.cuda.max_memory_reserved(self.device) / 1e6
+        mean = sum(self._samples) / len(self._samples) if self._samples else float("nan")
+        return dict(zip(GPU_COLUMNS, (*map(round, peaks), mean), strict=True))

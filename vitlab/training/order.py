@@ -1,0 +1,57 @@
+"""Which images make which batch, and every random draw: functions of the seed, the epoch and the step.
+
+So nothing of the past is needed to carry on in the middle of an epoch, and several processes share one order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from vitlab.seeds import derive_seed
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Positions of the images of each part of each batch, for one of `processes`; the order is drawn anew for each epoch.
+
+    A batch of `batch_size` images is cut into accumulation x processes equal parts; process `rank` gets `accumulation` of them.
+    What is left at the end of an epoch and makes no full batch is left out. Set `epoch`, and `first_step` to begin further on.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, accumulation: int = 1, rank: int = 0, processes: int = 1):
+        parts = accumulation * processes
+        self.batch_size = min(batch_size, length) // parts * parts
+        if batch_size % parts or self.batch_size == 0:
+            raise ValueError(
+                f"a batch of {min(batch_size, length)} images cannot be cut into {accumulation} (accumulation) x {processes} "
+                f"(processes) equal parts; choose a batch_size that is a multiple of {parts}"
+            )
+        self.length, self.seed, self.accumulation, self.rank, self.processes = length, seed, accumulation, rank, processes
+        self.epoch, self.first_step = 1, 0
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return self.length // self.batch_size
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        size = self.batch_size // (self.accumulation * self.processes)
+        for step in range(self.first_step, self.steps):
+            for part in range(self.accumulation):
+                start = step * self.batch_size + (part * self.processes + self.rank) * size
+                yield order[start : start + size]
+
+
+def warmup_cosine(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: a straight line up to 1, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
