@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -170,7 +171,7 @@ def train_for_memory(images: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VITLAB_REPORTS"] = folder
         fit(vit_small(data), data, config=config)
-    status = open("/proc/self/status").read().splitlines()
+    status = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmHWM")))
 
 

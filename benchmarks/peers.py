@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vitlab.data import ImageDataset
 from vitlab.models import pieces
@@ -115,13 +115,14 @@ def train_with_trainer(
         watch = Watch(None, lambda seconds: curve.append((seconds, score(model, data))), limit_s, every=len(images) // 16)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
-            logging_nan_inf_filter=False, **options,
+            folder, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1,
+            disable_tqdm=True, logging_nan_inf_filter=False, **options,
         )  # fmt: skip
         trainer = InOrder(
             ForTrainer(model.module), arguments, order=order, train_dataset=images, data_collator=collate, optimizers=optimizers,
             callbacks=[watch],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return watch.losses
 

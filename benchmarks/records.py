@@ -36,9 +36,8 @@ def write_records(topic: str, records: list[dict], **further) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for one in records:
         verdict = "holds" if one["holds"] else "MISSED"
-        print(
-            f"{one['case']:58} {one['ours']:>10} : {one['peer']:<10} ({one['peer_name']}) {one['ratio']:>7} {one['bar']:8} {verdict}"
-        )
+        sides = f"{one['ours']:>10} : {one['peer']:<10} ({one['peer_name']})"
+        print(f"{one['case']:58} {sides} {one['ratio']:>7} {one['bar']:8} {verdict}")
 
 
 def describe_machine() -> str:
@@ -48,4 +47,5 @@ def describe_machine() -> str:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{name} ({', '.join(formats) or 'no bf16'}), {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    python = f"Python {platform.python_version()}"
+    return f"{name} ({', '.join(formats) or 'no bf16'}), {os.cpu_count()} cores, {platform.system()}, {python}"
