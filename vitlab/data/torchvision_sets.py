@@ -1,7 +1,7 @@
 """torchvision:NAME: the image sets of torchvision.datasets that are made with (root, train, download), such as CIFAR10.
 
-Their files lie in reports/cache/datasets, or in $VITLAB_DATA, in torchvision's own layout, so a folder that torchvision has filled
-before serves as it is. What is missing is downloaded once; without a network that is a quick error, never a long wait.
+Their files lie in reports/cache/datasets, or in $VITLAB_DATA, in torchvision's own layout, so a folder that torchvision has
+filled before serves as it is. What is missing is downloaded once; without a network that is a quick error, never a long wait.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ PUBLISHED = {
 def torchvision_set(name: str = "") -> Source:
     """The class NAME of torchvision.datasets with its own test part; a sample_id is train00017 or test00003.
 
-    Raises ValueError for a NAME that there is not or that holds no classes, and FileNotFoundError, within seconds, where files are
-    missing and cannot be downloaded.
+    Raises ValueError for a NAME that there is not or that holds no classes, and FileNotFoundError, within seconds, where files
+    are missing and cannot be downloaded.
     """
     _find_class(name)
     parts = {split: _load_part(name, data_folder(), split) for split in PARTS}
