@@ -46,9 +46,12 @@ def describe_estimate(content: dict[str, Any]) -> list[str]:
     totals, speeds = content["estimate"]["totals"], content["estimate"]["speeds"]
     if not totals["tasks"]:
         return ["Everything is up to date; nothing would run."]
-    lines = [f"To run: {totals['tasks']} of {len(content['tasks'])} notebooks, about {format_seconds(totals['seconds'])} here."]
+    known = totals["tasks"] - totals["without_seconds"]
+    lines = [f"To run: {totals['tasks']} of {len(content['tasks'])} notebooks."]
+    if known:
+        lines[0] += f" Here, {known} of them take about {format_seconds(totals['seconds'])} in all."
     if totals["without_seconds"]:
-        lines[0] += f" {totals['without_seconds']} of them have no estimate and come on top: they have not run before."
+        lines[0] += f" Without an estimate: {totals['without_seconds']} (not run before)."
     if totals["flops"]:
         lines.append(
             f"Training alone: {format_flops(totals['flops'])}, about {format_seconds(totals['reference_s'])} on one {REFERENCE}."
@@ -64,8 +67,9 @@ def describe_estimate(content: dict[str, Any]) -> list[str]:
         how += (
             " With ~: training images × epochs × 3 × FLOPs of a forward pass (less with a frozen part), counted on the model, "
             f"over {UTILISATION} of the rate of matrix products: this machine's as measured now, the {REFERENCE}'s by its data "
-            "sheet (312 TFLOP/s in bf16, 19.5 in fp32). All epochs, one notebook after the other; without reading the images, "
-            "validation and the rest of the notebook. Within a factor of three at best; small and many-layered models are slower."
+            "sheet (312 TFLOP/s in bf16, 19.5 in fp32). All epochs, one notebook after the other. Validation and the rest of the "
+            "notebook come on top, and so does the preparation of images, which may keep a fast GPU waiting longer than its own "
+            "work takes. Within a factor of three at best; small and many-layered models are slower."
         )
     return [*lines, how]
 
