@@ -129,7 +129,7 @@ def test_the_plan_says_what_and_how(project):
     shown = show(run_batch(file, dry_run=True))
     words = " ".join(shown.split())
     assert "1,222 images × 2 epochs" in words  # of 1,797 digits, 0.8 x 0.85 of each class
-    assert "To run: 2 of 2 notebooks. Here, 1 of them take about" in words and "Without an estimate: 1," in words
+    assert "To run: 2 of 2 notebooks. Here, 1 of them take about" in words and "Without an estimate: 1." in words
     assert re.search(r"Training alone: [\d.]+ TFLOP, about [\d.]+ s on one NVIDIA A100", words)
     assert "An estimate." in words and "0.4 of the rate of matrix products" in words
 

@@ -51,7 +51,7 @@ def describe_estimate(content: dict[str, Any]) -> list[str]:
     if known:
         lines[0] += f" Here, {known} of them take about {format_seconds(totals['seconds'])} in all."
     if totals["without_seconds"]:
-        lines[0] += f" Without an estimate: {totals['without_seconds']} (not run before)."
+        lines[0] += f" Without an estimate: {totals['without_seconds']}."
     if totals["flops"]:
         lines.append(
             f"Training alone: {format_flops(totals['flops'])}, about {format_seconds(totals['reference_s'])} on one {REFERENCE}."
