@@ -46,3 +46,10 @@ def mnist_files(tmp_path_factory, monkeypatch):
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([2049, len(labels)], ">i4").tobytes() + labels.tobytes())
     monkeypatch.setenv("VITLAB_DATA", str(folder))
     return folder
+
+
+@pytest.fixture
+def gradient_image():
+    from PIL import Image
+
+    return Image.fromarray(np.linspace(0, 255, 40 * 30 * 3).reshape(30, 40, 3).astype(np.uint8))

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from nbformat import write
-from nbformat.v4 import new_code_cell, new_notebook
 
 from vitlab.batch import load_batch, plan_tasks
 from vitlab.data import check_name
 from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.cost import estimate_training
 
 ROOT = Path(__file__).parents[1]
 CIFAR = [ROOT / "notebooks" / "batches" / f"{name}-gpu.yml" for name in ("cifar10", "cifar100")]
@@ -41,24 +40,25 @@ def test_both_presets_have_the_same_recipe():
     assert (first["grid"], first["chain"]) == (second["grid"], second["chain"])
 
 
-def test_the_chain_is_planned(preset, tmp_path):
-    """On notebooks that declare what the file gives them."""
+def test_the_chain_is_planned(preset):
     file, content = preset
-    for step in content["chain"]:
-        declared = {"dataset": "", "model": "", "seed": 0, "run_name": "", **(step.get("parameters") or {})}
-        cell = new_code_cell(
-            "\n".join(f"{name} = {value!r}" for name, value in declared.items()), metadata={"tags": ["parameters"]}
-        )
-        write(new_notebook(cells=[cell]), tmp_path / f"{step['notebook']}.ipynb")
-    (tmp_path / "batches").mkdir()
-    copy = tmp_path / "batches" / file.name
-    copy.write_text(file.read_text())
-    tasks = plan_tasks(load_batch(copy))
+    tasks = plan_tasks(load_batch(file))
     points = len(content["grid"]["model"]) * len(content["grid"]["seed"])
     assert len(tasks) == 2 + 3 * points
     assert len({task.run for task in tasks if task.run}) == points
     train = next(task for task in tasks if task.step.notebook == "03_finetune")
     assert train.parameters["learning_rate"] == 1e-4 and train.parameters["weight_decay"] == 0.0
+
+
+def test_every_training_is_counted(preset):
+    """Without a file of CIFAR and without weights."""
+    trainings = {}
+    for task in plan_tasks(load_batch(preset[0])):
+        if task.step.notebook == "03_finetune" and task.point["seed"] == 0:
+            trainings[task.point["model"]] = estimate_training(task.step.declared | task.parameters)
+    assert {(found["images"], found["epochs"], found["problem"]) for found in trainings.values()} == {(42_500, 10, "")}
+    gflops = [round(found["flops"] / (42_500 * 10 * 3) / 1e9) for found in trainings.values()]
+    assert gflops == [35, 9, 9, 9, 8, 9]  # of a forward pass, in the order of the file
 
 
 def test_published_numbers_name_their_source_and_dataset():

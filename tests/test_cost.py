@@ -66,7 +66,7 @@ def test_a_blank_model_has_shapes_and_no_content(name):
 
 
 def test_tokens_dropped_in_training_are_left_out():
-    half, whole = (forward_flops(build_blank("hybrid_vit", 10, patch_dropout=share), border=6)[1] for share in (0.5, 0.0))
+    half, whole = (forward_flops(build_blank("hybrid_vit", 10, patch_drop_rate=share), border=6)[1] for share in (0.5, 0.0))
     assert 0.4 < half / whole < 0.65
 
 

@@ -41,7 +41,7 @@ def estimate_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if not outline.sizes:
         return estimate | {"problem": "how many images there are is not known before they are downloaded"}
     estimate["images"] = outline.sizes["train"]
-    options = {name: parameters[name] for name in BUILD_OPTIONS if parameters.get(name)}
+    options = {name: parameters[name] for name in BUILD_OPTIONS if parameters.get(name) is not None}
     try:
         model = build_blank(parameters["model"], outline.num_classes, size=parameters.get("size"), **options)
         return estimate | {"flops": training_flops(model, config, estimate["images"])}
