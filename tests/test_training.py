@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_each_ingredient_changes_the_training(digits, changes):
     with_it = fit(tiny_vit(), digits, config=recipe("vit_scratch", **{**plain, **changes}))
     assert np.isfinite(with_it["train_loss"]).all()
     assert abs(with_it["val_loss"].iloc[-1] - without["val_loss"].iloc[-1]) > 1e-6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers start slowly")
+def test_loader_workers_change_nothing(digits, monkeypatch):
+    config = recipe("vit_scratch", epochs=2, batch_size=32, precision="fp32", augment="strong")
+    without = fit(tiny_vit(), digits, config=config).drop(columns="seconds")
+    monkeypatch.setattr("vitlab.training.loop.count_loader_workers", lambda device: 2)
+    pd.testing.assert_frame_equal(fit(tiny_vit(), digits, config=config).drop(columns="seconds"), without)
 
 
 def test_early_stopping(digits):

@@ -28,7 +28,7 @@ from vitlab.training.average import MovingAverage
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
-from vitlab.training.devices import GpuWatch, join_processes
+from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes
 from vitlab.training.loss import LossRecord, build_loss
 from vitlab.training.order import BatchOrder, warmup_cosine
 from vitlab.training.precision import resolve_precision
@@ -164,7 +164,8 @@ class Training:
         config, progress, device = self.config, self.progress, self.accelerator.device
         self.train_set.set_epoch(progress.epoch)
         self.order.epoch, self.order.first_step = progress.epoch, progress.step
-        loader = DataLoader(self.train_set, batch_sampler=self.order, pin_memory=device.type == "cuda")
+        workers = 0 if self.border and config.cache else count_loader_workers(device)
+        loader = DataLoader(self.train_set, batch_sampler=self.order, num_workers=workers, pin_memory=device.type == "cuda")
         losses, saved = LossRecord(self.data, progress.losses), time.perf_counter()
         self.trained.train()
         self.watch.restart()
