@@ -4,20 +4,29 @@ from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
 from vitlab.training.loop import fit
+from vitlab.training.space import SearchSpace, default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model
+from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune
 
 __all__ = [
     "FrozenFeatures",
     "FrozenFront",
+    "SearchSpace",
     "TrainConfig",
+    "best_recipe",
     "build_optimizer",
+    "default_space",
     "ensure_run",
     "find_border",
     "finetune",
     "fit",
+    "importance_table",
     "measure_inference",
     "predict",
     "recipe",
+    "recipe_changes",
     "save_results",
     "split_model",
+    "trials_table",
+    "tune",
 ]
