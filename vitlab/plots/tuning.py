@@ -197,7 +197,9 @@ def iplot_arguments(trials: pd.DataFrame, metric: str) -> Interactive:
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(dots, **cell)
-        axis = {"title": readable(name), "type": "log" if scale.logarithmic else "linear"}
+        axis = {"title": readable(name)}
+        if scale.logarithmic:
+            axis |= {"type": "log", "dtick": 1, "exponentformat": "power"}
         if scale.choices:
             ends = [-0.5, len(scale.choices) - 0.5]
             axis |= {"tickvals": list(range(len(scale.choices))), "ticktext": scale.choices, "range": ends}
@@ -219,13 +221,18 @@ class _Scale:
             inner = self.places
         else:
             self.places = values.to_numpy(dtype=float)
+            digits = 3 if values.name == "value" else 2
             self.logarithmic = bool(len(values)) and 0 < LOG_FROM * self.places.min() < self.places.max()
             inner = np.log10(self.places) if self.logarithmic else self.places
             low, high = (inner.min(), inner.max()) if len(values) else (0, 1)
             ticks = np.linspace(low, high, 4) if high > low else [low]
-            self.labels = [f"{10**tick if self.logarithmic else tick:.2g}" for tick in ticks]
-        width = high - low
-        self.heights, self.ticks = (([(v - low) / width for v in part] if width else [0.5] * len(part)) for part in (inner, ticks))
+            self.labels = [f"{10**tick if self.logarithmic else tick:.{digits}g}" for tick in ticks]
+        self.heights = [_share(value, low, high) for value in inner]
+        self.ticks = [_share(tick, low, high) for tick in ticks]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
 
 
 def _rows(trials: pd.DataFrame, state: str) -> pd.DataFrame:

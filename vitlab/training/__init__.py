@@ -3,10 +3,11 @@
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
+from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.space import SearchSpace, default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model
-from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune
+from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
 
 __all__ = [
     "FrozenFeatures",
@@ -20,6 +21,7 @@ __all__ = [
     "find_border",
     "finetune",
     "fit",
+    "fit_on",
     "importance_table",
     "measure_inference",
     "predict",
@@ -28,5 +30,5 @@ __all__ = [
     "save_results",
     "split_model",
     "trials_table",
-    "tune",
+    "tune_recipe",
 ]

@@ -53,6 +53,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if not (type(value) is kind or (kind is float and type(value) is int)):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, like {field.default!r}, not {value!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(unknown(name, getattr(self, name), [repr(choice) for choice in choices]))

@@ -73,7 +73,9 @@ def fit_to_model(space: SearchSpace, num_blocks: int) -> SearchSpace:
     """The space without numbers of blocks that the model does not have; ValueError when none is left."""
     kept = tuple(blocks for blocks in space.trained_blocks if isinstance(blocks, str) or blocks <= num_blocks)
     if space.trained_blocks and not kept:
-        raise ValueError(f"trained_blocks={space.trained_blocks}, but the model has {num_blocks} blocks; choose 0 to {num_blocks}")
+        raise ValueError(
+            f"trained_blocks={space.trained_blocks}, but the model has {num_blocks}; choose 0 to {num_blocks}, or 'all'"
+        )
     return replace(space, trained_blocks=kept)
 
 

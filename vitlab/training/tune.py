@@ -49,7 +49,7 @@ PRUNERS = {
 }
 
 
-def tune(
+def tune_recipe(
     dataset: str,
     model: str,
     config: TrainConfig | None = None,
@@ -130,7 +130,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     """A row a trial: the finished ones with the best first, then pruned, failed and other ones in their order.
 
     Columns: trial, state (finished, pruned, failed, interrupted, running or waiting), value (the best of its epochs, in
-    `config.monitor`), best_epoch, epochs, seconds, one column for each argument that was searched (choices as ordered categories),
+    `config.monitor`), best_epoch, epochs, seconds, a column for each argument that was searched (choices are ordered categories),
     and note.
     """
     rows, sign = [], 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
@@ -181,16 +181,19 @@ def best_recipe(study: optuna.Study) -> TrainConfig:
         states = trials_table(study)["state"].value_counts()
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials at all"
         raise ValueError(
-            f"study {study.study_name} has no finished trial yet ({found}); call tune again with more trials or minutes, "
+            f"study {study.study_name} has no finished trial yet ({found}); call tune_recipe again with more trials or minutes, "
             "or with a lower learning_rate in its space where trials fail"
         )
     return apply_values(TrainConfig(**study.user_attrs["made_with"]["config"]), study.best_params)
 
 
 def recipe_changes(config: TrainConfig, model: str) -> dict:
-    """The arguments in which a config differs from the model's recipe: what notebook 03 has to be told."""
+    """Where a config departs from the model's recipe: with it, `recipe(model, **changes)` and notebook 03 make it again."""
     usual = recipe(model, seed=config.seed)
-    return {name: value for name, value in asdict(config).items() if value != getattr(usual, name)}
+    changes = {name: value for name, value in asdict(config).items() if value != getattr(usual, name)}
+    if "strategy" in changes and not config.train_from:
+        changes.pop("train_from", None)  # another strategy drops it by itself
+    return changes
 
 
 def without_test(data: DataBundle) -> DataBundle:
