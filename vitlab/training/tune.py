@@ -76,6 +76,8 @@ def tune_recipe(
     ValueError for a pruner, space or model that does not fit, and for a study of this name made with other arguments.
     """
     config = replace(config or recipe(model), tracker="")
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, not {trials}")
     if pruner not in PRUNERS:
         raise ValueError(unknown("pruner", pruner, list(PRUNERS)))
     data = without_test(load_dataset(dataset, seed=config.seed))
