@@ -30,3 +30,10 @@ def reports_folder(tmp_path, monkeypatch):
     folder = tmp_path / "reports"
     monkeypatch.setenv("VITLAB_REPORTS", str(folder))
     return folder
+
+
+@pytest.fixture
+def gradient_image():
+    from PIL import Image
+
+    return Image.fromarray(np.linspace(0, 255, 40 * 30 * 3).reshape(30, 40, 3).astype(np.uint8))

@@ -40,23 +40,25 @@ def build(name):
 
 
 def step_losses(name, **arguments):
-    """Losses of 20 steps, as the mean of each epoch's, with one view and dropout off."""
+    """The loss of each of 20 steps (epochs of one batch), and the validation loss after it; one view, dropout off."""
     config = recipe(
-        name, epochs=4, batch_size=39, views=1, augment="none", mixup=0.0, ema=0.0, learning_rate=1e-3, warmup_epochs=0,
-        strategy="last_blocks", last_blocks=1, **arguments,
+        name, epochs=20, batch_size=196, patience=20, views=1, augment="none", mixup=0.0, ema=0.0,
+        learning_rate=1e-3, warmup_epochs=0, strategy="last_blocks", last_blocks=1, **arguments,
     )  # fmt: skip
     history = fit(build(name), small_digits(), config=config)
     return history[["train_loss", "val_loss"]].to_numpy()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in FAMILIES), ("vit_tiny_patch16_224", "auto"), ("resnet18", "auto")]
+)
 def test_training_from_the_cache_gives_the_same_losses(name, precision, reports_folder):
     cached = step_losses(name, precision=precision, cache=True)
     assert list((reports_folder / "cache").glob("*.features"))
     without = step_losses(name, precision=precision, cache=False)
-    assert cached.shape == (4, 2) and 4 * (len(small_digits().split("train")) // 39) == 20
-    np.testing.assert_allclose(cached, without, atol=1e-4)
+    assert cached.shape == (20, 2)
+    np.testing.assert_allclose(cached[:, 0], without[:, 0], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(cached[:, 1], without[:, 1], rtol=1e-4)
     assert cached[-1, 0] < cached[0, 0], "something was learnt"
 
 
@@ -160,16 +162,15 @@ def test_the_cache_folder_has_a_limit(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reading_twice_the_data_needs_no_more_memory(tmp_path):
-    """Peak resident memory (Linux counts it by process) of reading a whole store in batches: 64 MB and 128 MB."""
+    """Peak resident memory (Linux counts it by process) after reading a store of 64 MB in batches, and one of 128 MB."""
     program = (
         "import sys, torch; from pathlib import Path; from vitlab.training.cache import FeatureStore\n"
-        "store = FeatureStore(Path(sys.argv[1]), (int(sys.argv[2]), 1 << 16), torch.bfloat16)\n"
-        "for start in range(0, int(sys.argv[2]), 16): store.read(torch.arange(start, start + 16))\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+        "for rows in (512, 1024):\n"
+        "    store = FeatureStore(Path(sys.argv[1], f'{rows}.features'), (rows, 1 << 16), torch.bfloat16)\n"
+        "    for start in range(0, rows, 16): store.read(torch.arange(start, start + 16))\n"
+        "    print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    peaks = []
     for rows in (512, 1024):
-        path = tmp_path / f"{rows}.features"
-        FeatureStore(path, (rows, 1 << 16), torch.bfloat16).values.fill_(1)
-        peaks.append(int(subprocess.check_output([sys.executable, "-c", program, str(path), str(rows)])) / 1e3)
-    assert peaks[1] - peaks[0] < 20, peaks
+        FeatureStore(tmp_path / f"{rows}.features", (rows, 1 << 16), torch.bfloat16).values.fill_(1)
+    first, second = map(int, subprocess.check_output([sys.executable, "-c", program, str(tmp_path)]).split())
+    assert second - first < 20_000, "kB"

@@ -1,12 +1,12 @@
 """Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions, and whole runs."""
 
 from vitlab.training.cache import FrozenFeatures, FrozenFront
-from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.config import TrainConfig, recipe, training_arguments
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.space import SearchSpace, default_space
-from vitlab.training.strategy import build_optimizer, find_border, split_model
+from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
 from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "recipe_changes",
     "save_results",
     "split_model",
+    "strategy_table",
+    "training_arguments",
     "trials_table",
     "tune_recipe",
 ]
