@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import optuna
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 
 from tests.toys import TINY, small_digits
 from vitlab.data import ImageDataset
+from vitlab.notebook import notebook_parameters
 from vitlab.runs import find_runs
 from vitlab.training import SearchSpace, best_recipe, importance_table, recipe, recipe_changes, trials_table, tune_recipe
 
@@ -78,6 +80,13 @@ def test_a_real_search(data):
     assert recipe("vit_scratch", **recipe_changes(best, "vit_scratch")) == best
     assert best.monitor == "val_accuracy" and 1e-3 <= best.learning_rate <= 1e-2
     assert find_runs("digits") == find_runs("digits", status="running") == []  # a study is not mistaken for a run
+
+
+def test_notebook_03_takes_what_a_search_finds():
+    declared = notebook_parameters(Path(__file__).parents[1] / "notebooks" / "03_finetune.ipynb")
+    assert {*SearchSpace().active(), "strategy", "last_blocks", "epochs", "monitor", "views", "flip"} - set(declared) == {
+        "trained_blocks"
+    }
 
 
 def test_the_test_split_is_never_seen(data, monkeypatch):

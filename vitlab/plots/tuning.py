@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from plotly.subplots import make_subplots
 
 from vitlab.plots.interactive import Interactive, dress
@@ -170,6 +170,7 @@ def plot_arguments(trials: pd.DataFrame, metric: str) -> np.ndarray:
             ax.set_xlim(-0.5, len(scale.choices) - 0.5)
         elif scale.logarithmic:
             ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(NullFormatter())
         else:
             ax.xaxis.set_major_locator(few_ticks(4))
         ax.set(xlabel=readable(name), ylabel=readable(metric).replace(" ", "\n", 1) if place % 3 == 0 else "")
