@@ -73,7 +73,7 @@ def tune_recipe(
     options: of `build_model`.
 
     The score of a trial is the best value of `config.monitor`. The test split is taken away before the search begins. Raises
-    ValueError for a pruner, space or model that does not fit, and for a study of this name made with other arguments.
+    ValueError for trials, a pruner, space or model that do not fit, and for a study of this name made with other arguments.
     """
     config = replace(config or recipe(model), tracker="")
     if trials < 1:
