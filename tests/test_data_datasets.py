@@ -23,7 +23,6 @@ def two_classes(tmp_path):
     return f"folder:{tmp_path}"
 
 
-@pytest.mark.xdist_group("elpv")
 @pytest.mark.parametrize("name", available())
 def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files):
     data = load_dataset({"folder:": two_classes, "torchvision:": "torchvision:MNIST"}.get(name, name), seed=3)

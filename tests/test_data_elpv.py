@@ -9,8 +9,6 @@ import pytest
 
 from vitlab.data import load_dataset, near_duplicate_table
 
-pytestmark = pytest.mark.xdist_group("elpv")  # one worker checks the images, once
-
 
 @pytest.fixture(scope="module")
 def reference():

@@ -199,7 +199,6 @@ def test_version_and_sizes_are_known_without_a_file(tmp_path, monkeypatch, no_ne
     assert no_network == [] and not (tmp_path / "data").exists()
 
 
-@pytest.mark.xdist_group("elpv")
 @pytest.mark.parametrize("name", ["digits", "elpv:grade"])
 def test_the_outline_of_a_set_at_hand_is_counted(name):
     data, known = load_dataset(name, seed=2), outline_dataset(name, seed=2)

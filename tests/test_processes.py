@@ -39,7 +39,6 @@ def call(*command):
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
 
 
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("strategy", ["full", "linear_probe"])
 def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
     arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
@@ -52,7 +51,6 @@ def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
     assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
 
 
-@pytest.mark.xdist_group("processes")
 def test_two_processes_from_a_notebook():
     result = call("-c", NOTEBOOK)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -26,7 +26,6 @@ from vitlab.report.markdown import Medium, notebook_markdown
 from vitlab.report.options import read_options, write_options
 from vitlab.report.settings import read_settings
 
-pytestmark = pytest.mark.xdist_group("report")  # the pages are rendered once for all tests of this file
 POINT = {"model": "hybrid_vit", "seed": 0}
 FINETUNE = """# Fine-tune a model
 

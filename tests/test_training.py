@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import nn
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
 from vitlab.data import load_dataset
@@ -164,15 +165,21 @@ def test_score_logits_against_scikit_learn():
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "training", "expected"),
-    [(True, True, True, "bf16"), (False, True, True, "fp32"), (False, True, False, "bf16"), (False, False, False, "fp32")],
+    ("amx", "avx512", "forward", "wide", "narrow"),
+    [
+        (True, True, "bf16", "bf16", "fp32"),
+        (False, True, "bf16", "fp32", "fp32"),
+        (False, False, "fp32", "fp32", "fp32"),
+    ],
 )
-def test_precision_follows_the_processor(monkeypatch, amx, avx512, training, expected):
+def test_precision_follows_the_processor_and_the_model(monkeypatch, amx, avx512, forward, wide, narrow):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    assert choose_precision(torch.device("cpu"), training=training) == expected
-    if training:
-        assert resolve_precision("auto", torch.device("cpu")) == expected
+    cpu = torch.device("cpu")
+    assert choose_precision(cpu) == forward
+    assert resolve_precision("auto", cpu, nn.Sequential(nn.Linear(384, 384), nn.Linear(384, 10))) == wide
+    assert resolve_precision("auto", cpu, nn.Sequential(nn.Linear(384, 384), nn.Conv2d(384, 384, 3))) == narrow
+    assert resolve_precision("auto", cpu, tiny_vit().module) == narrow
 
 
 def test_run_is_whole_or_no_result(digits, monkeypatch):

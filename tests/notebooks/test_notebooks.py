@@ -26,7 +26,6 @@ CHAIN = {
     "07_tune": {"grid": {}, "parameters": {"size": 24, "epochs": 1, "trials": 2}},
     "08_compare": {"grid": {}},
 }
-pytestmark = pytest.mark.xdist_group("notebooks")
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class FrozenFront:
 
     def __init__(self, frozen: nn.Module, precision: str, device: torch.device):
         self.module, self.device = frozen.eval(), device
-        self.precision = "fp32" if precision == "fp32" else choose_precision(device, training=False)
+        self.precision = "fp32" if precision == "fp32" else choose_precision(device)
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
 
     @torch.no_grad()

@@ -88,9 +88,10 @@ class Training:
         lowest = self._check_arguments()
         set_seed(config.seed)
         state = join_processes()
-        self.precision = resolve_precision(config.precision, state.device)
         shares = {"accumulation": config.accumulation, "rank": state.process_index, "processes": state.num_processes}
         self.order = BatchOrder(len(data.split("train")), config.batch_size, config.seed, **shares)
+        lowest_part = split_model(model.module, lowest)[1]
+        self.precision = resolve_precision(config.precision, state.device, lowest_part)
         AcceleratorState._reset_state()  # a process may train several models, each in its own precision
         self.accelerator = Accelerator(
             mixed_precision=MIXED_PRECISION[self.precision],
@@ -100,7 +101,7 @@ class Training:
         model.module.to(state.device)
         if config.channels_last:
             model.module.to(memory_format=torch.channels_last)
-        self.moving = _list_tensors(model.module, split_model(model.module, lowest)[1])
+        self.moving = _list_tensors(model.module, lowest_part)
         self._set_trainable(lowest)
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(model.module, config))
