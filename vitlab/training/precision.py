@@ -33,7 +33,7 @@ def _is_mostly_wide(module: nn.Module) -> bool:
     return 2 * wide > sum(parameter.numel() for parameter in module.parameters())
 
 
-def resolve_precision(precision: str, device: torch.device, trained: nn.Module) -> str:
+def resolve_precision(precision: str, device: torch.device, trained: nn.Module | None = None) -> str:
     """The precision to train a module in on this device, `auto` decided; ValueError for one that it cannot train in."""
     if precision == "auto":
         return choose_precision(device, trained)
