@@ -279,7 +279,8 @@ end
 local function stick_to_figures(blocks)
   for i = 2, #blocks - 1 do
     local after = blocks[i + 1]
-    local shows = (after.t == "CodeBlock" and after.classes:includes("cell-code")) or (after.t == "Div" and after.classes:includes("captioned"))
+    local code = after.t == "CodeBlock" and after.classes:includes("cell-code")
+    local shows = code or after.t == "Table" or (after.t == "Div" and after.classes:includes("captioned"))
     if blocks[i].t == "Para" and blocks[i - 1].t == "Header" and shows then
       blocks[i] = pandoc.Div({ blocks[i] }, { class = "sticky" })
     end
