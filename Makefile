@@ -27,7 +27,7 @@ bench: $(READY)             ## the benchmarks, one after the other
 	$(BIN)/python benchmarks/bench_batch.py
 
 clean:                      ## what runs and reports made; the environment stays
-	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'cache', '_build', '_site')]"
+	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'tuning', 'cache', '_build', '_site')]"
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'vitlab needs Python 3.11, 3.12 or 3.13, and %s is %s: call make PYTHON=/path/to/python3.12' % (sys.executable, sys.version.split()[0]))"

@@ -67,7 +67,7 @@ def test_tokens_of_a_vit_by_the_chain_rule():
     last = vit.blocks[1]
     seen = last.norm1(tokens).detach().requires_grad_()  # (B, T, C)
     out = tokens + last.attn(seen)
-    logits = vit.classify(out + last.mlp(last.norm2(out)))
+    logits = vit.head(vit.pool(out + last.mlp(last.norm2(out))))
     maps = []
     for i, target in enumerate(targets):
         (gradient,) = torch.autograd.grad(logits[i, target], seen, retain_graph=True)

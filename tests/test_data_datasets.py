@@ -25,8 +25,8 @@ def two_classes(tmp_path):
 
 @pytest.mark.xdist_group("elpv")
 @pytest.mark.parametrize("name", available())
-def test_every_dataset_keeps_the_contract(name, two_classes):
-    data = load_dataset(two_classes if name == "folder:" else name, seed=3)
+def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files):
+    data = load_dataset({"folder:": two_classes, "torchvision:": "torchvision:MNIST"}.get(name, name), seed=3)
     check_samples(data.samples, data.classes)
     assert data.samples["sample_id"].is_monotonic_increasing
     assert len(data.excluded) == 0 and list(data.excluded.columns) == ["sample_id", "source", "reason"]
@@ -41,7 +41,7 @@ def test_every_dataset_keeps_the_contract(name, two_classes):
 
 
 def test_names_and_prefixes_are_listed_and_wrong_ones_answered_with_them():
-    assert {"digits", "elpv", "elpv:grade", "folder:"} <= set(available())
+    assert {"digits", "elpv", "elpv:grade", "folder:", "torchvision:"} <= set(available())
     with pytest.raises(
         ValueError, match=r"unknown dataset 'elvp'\. Did you mean elpv.*Choices: digits, elpv, elpv:grade, folder:"
     ):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from vitlab.data import ImageDataset, build_augmentation, fit_image, normalise, preprocess
 from vitlab.data.reading import map_images
 from vitlab.schema import DataBundle, Transform
+from vitlab.seeds import derive_seed
 
 TRANSFORM = Transform(size=(8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bilinear")
 
@@ -68,17 +69,22 @@ def test_the_data_loader_asks_for_whole_batches(data, monkeypatch):
     assert all(torch.equal(images[i], preprocess(data.read(f"s{i:02d}"), TRANSFORM)) for i in range(12))
 
 
-def test_augmentation_comes_before_normalisation_in_order_and_by_torchs_seed(data):
+def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_epoch_and_sample_alone(data):
     augment = build_augmentation("strong", TRANSFORM.size)
-    dataset = ImageDataset(data, "train", TRANSFORM, augment)
-    pixels = [fit_image(data.read(sample_id), TRANSFORM) for sample_id in ("s07", "s01", "s04")]
-    torch.manual_seed(4)
-    images = [image for image, _, _ in dataset.__getitems__([7, 1, 4])]
-    torch.manual_seed(4)
-    assert all(
-        torch.equal(image, normalise(augment(original), TRANSFORM)) for image, original in zip(images, pixels, strict=True)
-    )
-    assert not torch.allclose(images[0], normalise(pixels[0], TRANSFORM))
+    dataset = ImageDataset(data, "train", TRANSFORM, augment, seed=4)
+    dataset.set_epoch(3)
+    images = {position: image for image, _, position in dataset.__getitems__([7, 1, 4])}
+    state = torch.random.get_rng_state()
+    for position, image in images.items():
+        assert torch.equal(dataset[position][0], image), "in other company, the same"
+        sample_id = dataset.samples["sample_id"][position]
+        pixels = fit_image(data.read(sample_id), TRANSFORM)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(4, 3, sample_id))
+            assert torch.equal(image, normalise(augment(pixels), TRANSFORM))
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
+    dataset.set_epoch(4)
+    assert not torch.equal(dataset[7][0], images[7])
 
 
 def test_in_memory_decodes_once_and_gives_the_same(data, reads):

@@ -1,10 +1,11 @@
+import shlex
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from vitlab.notebook import check_parameters, fit_parameters, notebook_parameters
+from vitlab.notebook import check_parameters, fit_parameters, format_call, notebook_parameters
 
 PARAMETERS = """# parameters
 dataset = "elpv"    # a name; may hold a # in it
@@ -74,6 +75,15 @@ def test_a_value_of_another_type_is_an_error(notebook, name, value):
         ValueError, match=rf"parameter {name} of toy.ipynb is {value!r}; it must be of type \w+, like its default"
     ):
         fit_parameters(notebook, {name: value})
+
+
+def test_a_written_call_means_the_same_values(notebook):
+    values = {"dataset": "folder:/data/my cats", "seed": 3, "rate": 1e-5, "size": 0.00442, "shown": [1, 20], "strict": False}
+    command = format_call("notebooks/my notebook.ipynb", values)
+    program, run, path, *words = shlex.split(command.replace("\\\n", ""))  # as a shell joins the lines
+    assert (program, run, path) == ("vitlab", "run", "notebooks/my notebook.ipynb")
+    assert words[::3] == ["-p"] * len(values)
+    assert fit_parameters(notebook, dict(zip(words[1::3], words[2::3], strict=True)), text=True) == values
 
 
 def test_an_unknown_name_lists_those_there_are(notebook):

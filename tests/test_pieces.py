@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
-from vitlab.models import build_model, pieces
+from vitlab.models import block_positions, build_model, find_piece, pieces
 
 OWN = ["efficientnet_lite0", "hybrid_vit", "vit_scratch"]
 TIMM = [
@@ -56,7 +56,7 @@ def test_composition_gives_the_model_and_holds_every_parameter_once(name):
 
 @pytest.mark.parametrize("name", ["hybrid_vit", "efficientnet_lite0", "vit_scratch"])
 def test_composition_gives_the_model_in_training_too(name):
-    rates = {"drop_rate": 0.3} | ({"drop_path": 0.2} if name != "efficientnet_lite0" else {})
+    rates = {"drop_rate": 0.3} | ({"drop_path_rate": 0.2} if name != "efficientnet_lite0" else {})
     module = build_model(name, ["a", "b"], size=96, **rates).module.train()
     images = torch.randn(2, 3, 96, 96)
     results = []
@@ -70,19 +70,29 @@ def test_names():
     def names(name):
         return [piece for piece, _ in pieces(build_model(name, ["a", "b"], pretrained=False).module)]
 
-    stages = [f"stage{i}" for i in range(7)]
-    assert names("efficientnet_lite0") == ["stem", *stages, "head"]
-    assert names("resnet18") == ["stem", *stages[:4], "head"]
-    stem = ["stem.conv", *(f"stem.stage{i}" for i in range(5))]
-    assert names("hybrid_vit") == [*stem, "embed", "block0", "block1", "block2", "head"]
-    assert names("vit_scratch") == ["embed", *(f"block{i}" for i in range(6)), "head"]
+    def stages(depths):
+        return [f"stage{i}.block{j}" for i, depth in enumerate(depths) for j in range(depth)]
+
+    end, lite0 = ["neck", "head"], (1, 2, 2, 3, 3, 4, 1)
+    assert names("efficientnet_lite0") == ["stem", *stages(lite0), *end]
+    assert names("resnet18") == ["stem", *stages((2, 2, 2, 2)), *end]
+    assert names("convnext_atto") == ["stem", *stages((2, 2, 6, 2)), *end]
+    assert names("swin_tiny_patch4_window7_224") == ["embed", *stages((2, 2, 6, 2)), *end]
+    assert names("vgg16_bn") == [*stages((2, 2, 3, 3, 3)), *end]
+    stem = ["stem.conv", *(f"stem.{name}" for name in stages(lite0[:5]))]
+    assert names("hybrid_vit") == [*stem, "embed", "block0", "block1", "block2", *end]
+    assert names("vit_scratch") == ["embed", *(f"block{i}" for i in range(6)), *end]
+    assert names("mixer_s32_224") == ["embed", *(f"block{i}" for i in range(8)), *end]
+    assert names("ghostnet_050") == ["features", "head"], "no family of ours"
+    assert block_positions(names("hybrid_vit"))[-3:] == [13, 14, 15]
+    assert find_piece(names("hybrid_vit"), "stem.stage4") == names("hybrid_vit").index("stem.stage4.block0")
 
 
 def test_modes_of_parts_stay_as_they_are_and_new_wrappers_follow_the_model():
     module = build_model("resnet18", ["a", "b"], pretrained=False, drop_rate=0.5).module
     module.layer1.train()
     chain = dict(pieces(module))
-    assert chain["stage0"].training and not chain["stem"].training
+    assert chain["stage0.block1"].training and not chain["stem"].training
     assert not any(part.training for part in chain["head"].modules())
 
 
@@ -98,8 +108,18 @@ class Backwards(TimmVisionTransformer):
         return super().forward_features(x.flip(-1), **arguments)
 
 
-@pytest.mark.parametrize("make", [lambda: timm.create_model("convnext_atto"), lambda: nn.Linear(2, 2), lambda: Backwards(**TINY)])
-def test_other_models_are_refused_by_name(make):
-    module = make()
-    with pytest.raises(ValueError, match=rf"cannot cut a {type(module).__name__}.*HybridViT.*timm's EfficientNet, timm's ResNet"):
+def test_a_model_with_another_order_of_steps_is_cut_once_and_right():
+    module, images = Backwards(**TINY).eval(), torch.randn(2, 3, 32, 32)
+    assert [name for name, _ in pieces(module)] == ["features", "head"]
+    torch.testing.assert_close(compose(module, images), module(images))
+
+
+def test_what_cannot_be_cut_is_refused_by_name():
+    with pytest.raises(ValueError, match="cannot cut a Linear into pieces; the project's own models and those of timm"):
+        pieces(nn.Linear(2, 2))
+    module = timm.create_model("resnet18", num_classes=0)
+    module.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="it has parts that none of them would hold"):
         pieces(module)
+    with pytest.raises(ValueError, match=r"unknown piece to train from 'blok0'.*block0"):
+        find_piece(["embed", "block0", "head"], "blok0")

@@ -106,7 +106,7 @@ def test_every_trained_parameter_gets_a_gradient():
 
 
 def test_drop_path_skips_a_branch_in_training_only():
-    block = randomise(Block(8, 2, drop_path=0.999999))
+    block = randomise(Block(8, 2, drop_path_rate=0.999999))
     tokens = torch.randn(4, 5, 8)
     assert not torch.equal(block(tokens), tokens)
     assert torch.equal(block.train()(tokens), tokens)

@@ -68,19 +68,21 @@ def run(
 def batch(
     file: Annotated[Path, typer.Argument(help="A batch file, like notebooks/batches/elpv.yml.")],
     workers: Annotated[int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, why, and at what cost; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run everything, what is up to date too.")] = False,
 ):
     """Execute a chain of notebooks over a grid of parameters. Called again, it does only what is missing or out of date."""
     with clean_errors():
         from vitlab.batch import run_batch
-        from vitlab.batch.summary import print_summary
+        from vitlab.batch.summary import print_plan, print_summary
 
         try:
             content = run_batch(file, workers=workers, dry_run=dry_run, force=force)
         except KeyboardInterrupt:
             typer.echo("Stopped. The same command carries on from here.", err=True)
             raise typer.Exit(130) from None
+    if dry_run:
+        return print_plan(content)
     print_summary(content)
     if any(task["status"] in ("failed", "skipped") for task in content["tasks"]):
         raise typer.Exit(1)

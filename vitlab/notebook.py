@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import shlex
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def fit_parameters(path: Path | str, given: dict[str, Any], *, text: bool = Fals
     return {name: _fit(f"{name} of {Path(path).name}", value, declared[name][0], text) for name, value in given.items()}
 
 
+def format_call(notebook: str, parameters: dict[str, Any]) -> str:
+    """The shell command that runs a notebook with these parameters; `fit_parameters` gets the same values out of its words."""
+    words = [f"-p {name} {shlex.quote(_write(value))}" for name, value in parameters.items()]
+    return " \\\n  ".join([f"vitlab run {shlex.quote(notebook)}", *words])
+
+
 def check_names(given, declared: list[str], notebook: str) -> None:
     for name in given:
         if name not in declared:
@@ -96,6 +103,12 @@ def _assignments(source: str) -> dict[str, ast.expr]:
 def _comments(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def _write(value) -> str:
+    import yaml
+
+    return value if isinstance(value, str) else yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
 
 
 def _fit(name, value, default, text):

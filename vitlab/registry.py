@@ -50,6 +50,7 @@ class Registry:
 
 def unknown(kind: str, name: str, choices: list[str], advice: str = "") -> str:
     """The message for a name that is none of the choices: what was written, what is near, what there is."""
-    near = difflib.get_close_matches(name, choices, n=3)
+    lower = {str(choice).lower(): choice for choice in choices}
+    near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Choices: {', '.join(choices)}.{' ' + advice if advice else ''}"

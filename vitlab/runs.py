@@ -23,18 +23,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitlab.places import project_root, reports_dir
+
 PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "captum")
-
-
-def project_root(start: Path | None = None) -> Path:
-    """The nearest folder upwards that holds _quarto.yml; the starting folder (default: the working one) when there is none."""
-    start = Path(start or Path.cwd()).resolve()
-    return next((folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), start)
-
-
-def reports_dir() -> Path:
-    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, or reports/ in the project."""
-    return Path(os.environ["VITLAB_REPORTS"]) if os.environ.get("VITLAB_REPORTS") else project_root() / "reports"
 
 
 @contextmanager

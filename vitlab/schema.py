@@ -49,13 +49,13 @@ class DataBundle:
 class Transform:
     """What a model expects of an image.
 
-    size: height and width in pixels. mean, std: per RGB channel, for values in 0..1.
+    size: height and width in pixels. mean, std: per RGB channel, or one value for grey images, for values in 0..1.
     fit: `pad` keeps the whole image and fills up to the model's aspect ratio, `crop` fills the frame and cuts.
     """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     fit: str = "pad"
 

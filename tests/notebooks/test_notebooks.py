@@ -23,6 +23,7 @@ CHAIN = {
     "03_finetune": {"parameters": {"size": 48, "epochs": 1, "batch_size": 128, "precision": "fp32"}},
     "04_evaluate": {"parameters": {"replicates": 50, "mistakes_shown": 4}},
     "05_interpret": {"parameters": {"images_per_kind": 1}},
+    "07_tune": {"grid": {}, "parameters": {"size": 24, "epochs": 1, "trials": 2}},
     "08_compare": {"grid": {}},
 }
 pytestmark = pytest.mark.xdist_group("notebooks")
@@ -54,7 +55,7 @@ def test_every_notebook_is_in_the_chain():
 
 def test_all_notebooks_run(finished):
     content, _ = finished
-    assert len(content["tasks"]) == 9
+    assert len(content["tasks"]) == 10
     assert {task["status"] for task in content["tasks"]} == {"done"}, [
         task["error"] for task in content["tasks"] if task["error"]
     ]
@@ -99,7 +100,7 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     paths = render_report()
     home = paths["html"].read_text()
     assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
-    assert len(list(paths["html"].parent.glob("*.html"))) == 9
+    assert len(list(paths["html"].parent.glob("*.html"))) == 10
     text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
     assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
 

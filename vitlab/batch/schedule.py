@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vitlab.batch.estimate import estimate_batch
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import Task, load_batch, plan_tasks
 from vitlab.batch.state import BatchState
@@ -30,7 +31,8 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
     needs runs again, and notebook, parameters, data and the code of vitlab it uses are what they were. A task that fails is
     kept with its error; later notebooks of its point are skipped, everything else goes on.
 
-    workers: notebooks at a time. force: run everything. dry_run: run nothing; `note` says why a task would run.
+    workers: notebooks at a time. force: run everything. dry_run: run nothing and download nothing; `note` says why a task would
+    run, and a further key `estimate` holds what `estimate_batch` gives.
     Mistakes in the file are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
     """
     batch = load_batch(file)
@@ -43,9 +45,10 @@ def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_ru
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         check_names([task.parameters for task in tasks], warm)
         state = BatchState(batch, tasks)
+        measured = state.measured_seconds()
         stale = state.find_stale(prints, force)
         if dry_run:
-            return state.content
+            return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call)}
         state.write()
         if stale:
 

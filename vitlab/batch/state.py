@@ -35,6 +35,10 @@ class BatchState:
             "former": list(known.values()),
         }
 
+    def measured_seconds(self) -> list[float | None]:
+        """What each task took when it ended well; to be asked before `find_stale`, which forgets it where a task runs again."""
+        return [record["seconds"] if record["status"] == "done" else None for record in self.content["tasks"]]
+
     def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
         """The numbers of the tasks to run. Their records are set to pending, with the reason as note."""
         stale: list[int] = []

@@ -1,7 +1,7 @@
 """Datasets: registry, splits, transforms, and what there is to know of the images before a model sees them."""
 
 from vitlab.data.balance import class_weights
-from vitlab.data.datasets import available, check_name, data_version, load_dataset
+from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.loading import ImageDataset
 from vitlab.data.quality import find_unreadable, image_table
@@ -23,6 +23,7 @@ __all__ = [
     "load_dataset",
     "near_duplicate_table",
     "normalise",
+    "outline_dataset",
     "preprocess",
     "to_rgb",
 ]

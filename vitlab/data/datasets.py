@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import pandas as pd
 
-from vitlab.data import digits, elpv, folder  # noqa: F401  (importing them registers them)
+from vitlab.data import digits, elpv, folder, torchvision_sets  # noqa: F401  (importing them registers them)
 from vitlab.data.quality import find_unreadable
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
 from vitlab.data.splits import check_class_sizes, complete_splits
 from vitlab.schema import DataBundle, check_samples
 
@@ -21,11 +21,22 @@ def available() -> list[str]:
 def check_name(name: str) -> None:
     """Raise ValueError, naming the choices, when there is no data set of this name; nothing is read."""
     DATASETS[name]
+    if name in OUTLINES:
+        OUTLINES[name]()
 
 
 def data_version(name: str) -> str:
     """What changes when the data changes: the version of the package it comes in, or a hash of a folder's files."""
-    return DATASETS[name]().version
+    return OUTLINES[name]().version if name in OUTLINES else DATASETS[name]().version
+
+
+def outline_dataset(name: str, seed: int = 0) -> Outline:
+    """Version, number of classes and images in each split, without decoding an image and without downloading anything."""
+    if name in OUTLINES:
+        return OUTLINES[name]()
+    source = DATASETS[name]()
+    splits = complete_splits(source.samples, seed=seed, strata=source.strata)
+    return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
 
 
 def load_dataset(name: str, *, seed: int = 0, samples: pd.DataFrame | None = None) -> DataBundle:

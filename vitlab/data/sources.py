@@ -12,6 +12,7 @@ from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
 DATASETS = Registry("dataset")  # name -> function without arguments (with PATH, for a prefix) that gives a Source
+OUTLINES = Registry("dataset")  # name -> function that gives an Outline, for sets that must first be downloaded
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,12 @@ class Source:
     )
     licence: str = field(compare=False, default="")
     citation: str = field(compare=False, default="")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a dataset before a file of it is there. sizes: images in each split; empty where that is not known."""
+
+    version: str
+    num_classes: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)

@@ -10,9 +10,11 @@ import pandas as pd
 
 from vitlab.schema import SPLITS
 
+TEST_SHARE, VAL_SHARE = 0.2, 0.15  # of all samples, and of those that are then left
+
 
 def draw_splits(
-    samples: pd.DataFrame, *, seed: int, test: float = 0.2, val: float = 0.15, strata: Sequence[str] = ("label",)
+    samples: pd.DataFrame, *, seed: int, test: float = TEST_SHARE, val: float = VAL_SHARE, strata: Sequence[str] = ("label",)
 ) -> pd.Series:
     """The column `split`: `test` of all samples, then `val` of those that are left, each stratum in proportion.
 

@@ -17,12 +17,12 @@ STRENGTHS = ("none", "light", "strong")
 
 
 def preprocess(image: Image.Image, transform: Transform) -> torch.Tensor:
-    """The image as a model takes it: (3, h, w) float, normalised."""
+    """The image as a model takes it: (3, h, w) float, or (1, h, w) for grey, normalised."""
     return normalise(fit_image(image, transform), transform)
 
 
 def fit_image(image: Image.Image, transform: Transform) -> torch.Tensor:
-    """(3, h, w) uint8 in RGB: brought to the model's size with its aspect ratio kept.
+    """(3, h, w) uint8 in RGB, or (1, h, w) in grey where the transform has one mean: at the model's size, its aspect ratio kept.
 
     Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts what stands out, both around the centre.
     Bars and transparent pixels get the mean colour, which normalises to about 0: nothing to see there.
@@ -33,13 +33,13 @@ def fit_image(image: Image.Image, transform: Transform) -> torch.Tensor:
         raise ValueError(unknown("fit", transform.fit, ["pad", "crop"]))
     height, width = transform.size
     method = Image.Resampling[transform.interpolation.upper()]
-    fill = tuple(round(255 * mean) for mean in transform.mean)
+    fill = tuple(round(255 * mean) for mean in transform.mean) * (3 // len(transform.mean))
     image = to_rgb(image, fill)
     if transform.fit == "pad":
         image = ImageOps.pad(image, (width, height), method, color=fill)
     else:
         image = ImageOps.fit(image, (width, height), method)
-    return v2.functional.pil_to_tensor(image)
+    return v2.functional.pil_to_tensor(image if len(transform.mean) == 3 else image.convert("L"))
 
 
 def to_rgb(image: Image.Image, fill: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
@@ -63,9 +63,9 @@ def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
 
 
 def denormalise(batch: torch.Tensor, transform: Transform) -> np.ndarray:
-    """The inverse of `normalise` for figures: (B, 3, h, w) to (B, h, w, 3) float in 0..1."""
+    """The inverse of `normalise` for figures: (B, 3 or 1, h, w) to (B, h, w, 3) float in 0..1."""
     pixels = batch.detach() * _per_channel(transform.std, batch) + _per_channel(transform.mean, batch)
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    return pixels.clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).float().cpu().numpy()
 
 
 def build_augmentation(strength: str, size: tuple[int, int], *, flip: bool = True) -> Callable | None:
@@ -102,5 +102,5 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8))
 
 
-def _per_channel(values: tuple[float, float, float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device).view(3, 1, 1)
+def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device).view(-1, 1, 1)

@@ -44,8 +44,8 @@ class HybridViT(nn.Module):
     """Image classifier: convolutional stem, then a class token and transformer blocks over the stem's feature map.
 
     stem: gives (B, stem_channels, h/16, w/16). size: height and width in pixels for which the positions are made; other sizes
-    resample them. num_heads: by default one for every 64 numbers of embed_dim. patch_dropout: share of the patch tokens left out
-    in training (arXiv 2208.07220), which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes).
+    resample them. num_heads: by default one for every 64 numbers of embed_dim. patch_drop_rate: share of the patch tokens left
+    out in training (arXiv 2208.07220), which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes).
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class HybridViT(nn.Module):
         depth: int = 3,
         num_heads: int | None = None,
         mlp_ratio: float = 4.0,
-        patch_dropout: float = 0.5,
+        patch_drop_rate: float = 0.5,
         drop_rate: float = 0.0,
-        drop_path: float = 0.0,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         self.grid = tuple(-(-side // STEM_STRIDE) for side in size)  # the stem pads, so it rounds up
@@ -69,8 +69,8 @@ class HybridViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        self.patch_drop = PatchDropout(patch_dropout, num_prefix_tokens=1)
-        self.blocks = build_blocks(depth, embed_dim, num_heads or max(1, embed_dim // 64), mlp_ratio, drop_rate, drop_path)
+        self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=1)
+        self.blocks = build_blocks(depth, embed_dim, num_heads or max(1, embed_dim // 64), mlp_ratio, drop_rate, drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -85,12 +85,24 @@ class HybridViT(nn.Module):
         tokens = add_class_token(self.embed(features), self.cls_token) + positions
         return self.patch_drop(self.pos_drop(tokens))
 
-    def classify(self, tokens):
-        """From the class token of the last block to logits: (B, T, C) -> (B, num_classes)."""
-        return self.head(self.head_drop(self.norm(tokens)[:, 0]))
+    def pool(self, tokens):
+        """The class token of the last block, which is all that the head sees: (B, T, C) -> (B, C)."""
+        return self.norm(tokens)[:, 0]
 
     def forward(self, images):
-        return self.classify(self.blocks(self.embed_tokens(self.stem(images))))
+        return self.head(self.head_drop(self.pool(self.blocks(self.embed_tokens(self.stem(images))))))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which parameters are of which layer, from the input on, as timm's layer-wise learning rates want to know."""
+        return {
+            "stem": r"^stem\.(?:conv_stem|bn1)",
+            "stages": [(r"^stem\.stage(\d+)", None)],
+            "embed": r"^(?:cls_token|pos_embed|embed)",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not pull towards zero."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, resample_abs_pos_embed, trunc_normal_
+from timm.layers import DropPath, PatchDropout, resample_abs_pos_embed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
@@ -85,16 +85,18 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block: tokens exchange information (attention), then each one digests it (MLP).
 
-    drop_path: probability, in training, of skipping a branch for a whole image (stochastic depth, arXiv 1603.09382).
+    drop_path_rate: probability, in training, of skipping a branch for a whole image (stochastic depth, arXiv 1603.09382).
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_rate: float = 0.0, drop_path: float = 0.0):
+    def __init__(
+        self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_rate: float = 0.0, drop_path_rate: float = 0.0
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn = Attention(embed_dim, num_heads, drop_rate)
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), drop_rate)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x):
         x = x + self.drop_path(self.attn(self.norm1(x)))  # (B, T, C)
@@ -102,10 +104,10 @@ class Block(nn.Module):
 
 
 def build_blocks(
-    depth: int, embed_dim: int, num_heads: int, mlp_ratio: float, drop_rate: float, drop_path: float
+    depth: int, embed_dim: int, num_heads: int, mlp_ratio: float, drop_rate: float, drop_path_rate: float
 ) -> nn.Sequential:
-    """A stack of blocks; the rate of skipped branches grows from 0 in the first to `drop_path` in the last."""
-    rates = torch.linspace(0, drop_path, depth).tolist()
+    """A stack of blocks; the rate of skipped branches grows from 0 in the first to `drop_path_rate` in the last."""
+    rates = torch.linspace(0, drop_path_rate, depth).tolist()
     return nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, drop_rate, rate) for rate in rates])
 
 
@@ -127,6 +129,7 @@ class VisionTransformer(nn.Module):
     """Image classifier: patches to tokens, a class token in front, positions added, blocks, and a linear head on the class token.
 
     size: height and width in pixels for which the positions are made; other sizes resample them.
+    patch_drop_rate: share of the patch tokens left out in training (arXiv 2208.07220), which regularises and saves time.
     positions: "learned", or "sincos" (fixed, nothing to learn). Input (B, 3, h, w), output logits (B, num_classes).
     """
 
@@ -141,7 +144,8 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         positions: str = "learned",
         drop_rate: float = 0.0,
-        drop_path: float = 0.0,
+        drop_path_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         in_chans: int = 3,
     ):
         super().__init__()
@@ -155,7 +159,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, embed_dim), requires_grad=positions == "learned")
         self.pos_drop = nn.Dropout(drop_rate)
-        self.blocks = build_blocks(depth, embed_dim, num_heads, mlp_ratio, drop_rate, drop_path)
+        self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=1)
+        self.blocks = build_blocks(depth, embed_dim, num_heads, mlp_ratio, drop_rate, drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.apply(init_weights)
@@ -170,14 +175,21 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)  # (B, C, h/p, w/p)
         positions = resample_positions(self.pos_embed, self.grid, patches.shape[-2:])
         tokens = patches.flatten(2).transpose(1, 2)  # (B, h/p * w/p, C), row by row
-        return self.pos_drop(add_class_token(tokens, self.cls_token) + positions)
+        return self.patch_drop(self.pos_drop(add_class_token(tokens, self.cls_token) + positions))
 
-    def classify(self, tokens):
-        """From the class token of the last block to logits: (B, T, C) -> (B, num_classes)."""
-        return self.head(self.norm(tokens)[:, 0])
+    def pool(self, tokens):
+        """The class token of the last block, which is all that the head sees: (B, T, C) -> (B, C)."""
+        return self.norm(tokens)[:, 0]
 
     def forward(self, images):
-        return self.classify(self.blocks(self.embed_tokens(images)))
+        return self.head(self.pool(self.blocks(self.embed_tokens(images))))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which parameters are of which layer, from the input on, as timm's layer-wise learning rates want to know."""
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not pull towards zero."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vitlab.models.anatomy import find_anatomy
+from vitlab.models.heads import set_head
 from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
@@ -35,6 +36,8 @@ def build_model(
     size: int | tuple[int, int] | None = None,
     fit: str = "pad",
     in_chans: int = 3,
+    head_hidden: int = 0,
+    head_dropout: float = 0.0,
     **options,
 ) -> ModelBundle:
     """A classifier for these classes, in evaluation mode, with the transform that feeds it and its anatomy.
@@ -44,7 +47,9 @@ def build_model(
     seed: the only thing that random weights depend on; the global random state is left alone.
     size: pixels of the input, a number or (height, width); by default what the model was made for.
     fit: how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the frame and cuts.
-    options: of the model's constructor, such as embed_dim, depth, patch_size, drop_rate.
+    in_chans: 3 for colour, 1 for grey images; pretrained weights are adapted by timm.
+    head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout (head_dropout), linear.
+    options: of the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
     Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
     """
@@ -53,13 +58,19 @@ def build_model(
     size = _check_size(size)
     if fit not in ("pad", "crop"):
         raise ValueError(unknown("fit", fit, ["pad", "crop"]))
+    if in_chans not in (1, 3):
+        raise ValueError(f"in_chans={in_chans}: images have 3 channels (colour) or 1 (grey)")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         build = models[name] if name in models else _timm_builder(name)
         module, transform = build(len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options)
+        set_head(module, head_hidden, head_dropout)
     module.eval()
+    if in_chans == 1:
+        transform = replace(transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,))
     transform = replace(transform, fit=fit)
-    kept = {"size": list(transform.size), "in_chans": in_chans, **options}
+    head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
+    kept = {"size": list(transform.size), "in_chans": in_chans, **head, **options}
     return ModelBundle(name, module, classes, transform, find_anatomy(module, transform.size), kept)
 
 

@@ -27,15 +27,30 @@ from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_histor
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
+from vitlab.plots.tuning import (
+    iplot_arguments,
+    iplot_importance,
+    iplot_parallel,
+    iplot_trials,
+    plot_arguments,
+    plot_importance,
+    plot_parallel,
+    plot_trials,
+)
 from vitlab.plots.vit import plot_attention_head, plot_patches, plot_position_encodings
 
 __all__ = [
     "Interactive",
     "class_colors",
+    "iplot_arguments",
     "iplot_comparison",
     "iplot_history",
+    "iplot_importance",
     "iplot_intensities",
+    "iplot_parallel",
     "iplot_threshold",
+    "iplot_trials",
+    "plot_arguments",
     "plot_attention_head",
     "plot_attributions",
     "plot_augmentations",
@@ -45,10 +60,12 @@ __all__ = [
     "plot_cost",
     "plot_history",
     "plot_image_sizes",
+    "plot_importance",
     "plot_intensities",
     "plot_learning_curves",
     "plot_mistakes",
     "plot_pairs",
+    "plot_parallel",
     "plot_patches",
     "plot_position_encodings",
     "plot_precision_recall",
@@ -57,6 +74,7 @@ __all__ = [
     "plot_sample_grid",
     "plot_slices",
     "plot_threshold",
+    "plot_trials",
     "present",
     "readable",
     "series_colors",

@@ -110,7 +110,7 @@ def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes:
             figure.add_trace(dots, row=1, col=column)
     figure.update_xaxes(title=BRIGHTNESS, matches="x")
     figure.update_yaxes(title=CONTRAST, col=1)
-    return Interactive(_dress(figure), static)
+    return Interactive(dress(figure), static)
 
 
 def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc") -> Interactive:
@@ -131,7 +131,7 @@ def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], me
             name=label, legendgroup=name, hovertemplate="%{y:.4f}",
         )  # fmt: skip
     figure.update_layout(hovermode="x unified", xaxis_title="epoch", yaxis_title=readable(metric))
-    return Interactive(_dress(figure), static)
+    return Interactive(dress(figure), static)
 
 
 def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None) -> Interactive:
@@ -153,7 +153,7 @@ def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None =
         tickvals=list(range(len(metrics))), ticktext=[readable(name).replace(" ", "<br>") for name in metrics], zeroline=False
     )
     figure.update_yaxes(title="score")
-    return Interactive(_dress(figure), static)
+    return Interactive(dress(figure), static)
 
 
 def iplot_threshold(threshold_table: pd.DataFrame) -> Interactive:
@@ -170,10 +170,10 @@ def iplot_threshold(threshold_table: pd.DataFrame) -> Interactive:
     figure.update_layout(
         hovermode="x unified", xaxis={"title": title, "range": [0, 1]}, yaxis={"title": "score", "range": [0, 1.02]}
     )
-    return Interactive(_dress(figure), static)
+    return Interactive(dress(figure), static)
 
 
-def _dress(figure: go.Figure) -> go.Figure:
+def dress(figure: go.Figure) -> go.Figure:
     """The look all interactive figures share: white, as wide as the page, legend below."""
     return figure.update_layout(
         template="plotly_white",

@@ -1,23 +1,36 @@
 """Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions, and whole runs."""
 
 from vitlab.training.cache import FrozenFeatures, FrozenFront
-from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.config import TrainConfig, recipe, training_arguments
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
+from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
-from vitlab.training.strategy import build_optimizer, find_border, split_model
+from vitlab.training.space import SearchSpace, default_space
+from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
+from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
 
 __all__ = [
     "FrozenFeatures",
     "FrozenFront",
+    "SearchSpace",
     "TrainConfig",
+    "best_recipe",
     "build_optimizer",
+    "default_space",
     "ensure_run",
     "find_border",
     "finetune",
     "fit",
+    "fit_on",
+    "importance_table",
     "measure_inference",
     "predict",
     "recipe",
+    "recipe_changes",
     "save_results",
     "split_model",
+    "strategy_table",
+    "training_arguments",
+    "trials_table",
+    "tune_recipe",
 ]

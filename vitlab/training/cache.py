@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset
 from vitlab.runs import atomic, reports_dir
 from vitlab.schema import DataBundle, ModelBundle
+from vitlab.training.devices import join_processes
 from vitlab.training.precision import autocast, choose_precision
 
 VIEW_SEED = 20_211  # augmented views are the same for every run, so that runs share them
@@ -48,7 +48,7 @@ class FrozenFront:
         """A digest of the weights and of how they are used."""
         digest = hashlib.sha256(repr((self.precision, self.dtype)).encode())
         for name, tensor in self.module.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.digest()
 
 
@@ -128,7 +128,7 @@ class FeatureStore:
         missing = [position for position, row in enumerate(rows.tolist()) if not self.filled[row]]
         if not missing:
             return
-        state, saved = PartialState(), time.monotonic()
+        state, saved = join_processes(), time.monotonic()
         own = missing[state.process_index :: state.num_processes]
         for batch, _, positions in tqdm(DataLoader(images, batch_size=32, sampler=own), desc=task, leave=False, disable=None):
             self.values[rows[positions]] = front(batch).cpu()

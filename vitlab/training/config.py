@@ -53,6 +53,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if not (type(value) is kind or (kind is float and type(value) is int)):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, like {field.default!r}, not {value!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(unknown(name, getattr(self, name), [repr(choice) for choice in choices]))
@@ -86,16 +90,20 @@ RECIPES = {
 }
 
 
+def training_arguments() -> list[str]:
+    """The names of all arguments, as notebook 03 has them for parameters."""
+    return [field.name for field in fields(TrainConfig)]
+
+
 def recipe(model: str, **overrides) -> TrainConfig:
     """The training arguments that suit a model, by name, with `overrides` on top; an override of None changes nothing.
 
     Models that are not registered get the defaults: full fine-tuning at a small learning rate. Another `strategy` than the
     recipe's drops the recipe's `train_from`, and a `train_from` alone means strategy="from_piece".
     """
-    names = [field.name for field in fields(TrainConfig)]
     for name in overrides:
-        if name not in names:
-            raise ValueError(unknown("training argument", name, names))
+        if name not in training_arguments():
+            raise ValueError(unknown("training argument", name, training_arguments()))
     chosen = {name: value for name, value in overrides.items() if value is not None}
     if "strategy" in chosen:
         chosen = {"train_from": ""} | chosen

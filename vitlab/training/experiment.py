@@ -10,7 +10,6 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 
 from vitlab.data import ImageDataset, load_dataset
 from vitlab.models import build_model, pieces, save_model
@@ -18,6 +17,7 @@ from vitlab.runs import Run, find_runs, run_path
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.devices import join_processes
 from vitlab.training.loop import fit
 from vitlab.training.scores import compute_logits
 from vitlab.training.strategy import lowest_border, split_model
@@ -86,7 +86,7 @@ def finetune(
     data = load_dataset(dataset, seed=seed)
     classifier = build_model(model, data.classes, seed=seed, **options)
     parameters = {"dataset": dataset, "model": model, "seed": seed, **options, **overrides}
-    state = PartialState()
+    state = join_processes()
     if state.is_main_process:
         Run.create(name=name, **parameters)
     state.wait_for_everyone()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
@@ -28,8 +28,8 @@ from vitlab.training.average import MovingAverage
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes
 from vitlab.training.loss import LossRecord, build_loss
-from vitlab.training.memory import GpuWatch
 from vitlab.training.order import BatchOrder, warmup_cosine
 from vitlab.training.precision import resolve_precision
 from vitlab.training.scores import arrange, compute_logits, score_columns, score_logits
@@ -87,7 +87,7 @@ class Training:
         self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
         lowest = self._check_arguments()
         set_seed(config.seed)
-        state = PartialState()
+        state = join_processes()
         self.precision = resolve_precision(config.precision, state.device)
         shares = {"accumulation": config.accumulation, "rank": state.process_index, "processes": state.num_processes}
         self.order = BatchOrder(len(data.split("train")), config.batch_size, config.seed, **shares)
@@ -164,7 +164,8 @@ class Training:
         config, progress, device = self.config, self.progress, self.accelerator.device
         self.train_set.set_epoch(progress.epoch)
         self.order.epoch, self.order.first_step = progress.epoch, progress.step
-        loader = DataLoader(self.train_set, batch_sampler=self.order, pin_memory=device.type == "cuda")
+        workers = 0 if self.border and config.cache else count_loader_workers(device)
+        loader = DataLoader(self.train_set, batch_sampler=self.order, num_workers=workers, pin_memory=device.type == "cuda")
         losses, saved = LossRecord(self.data, progress.losses), time.perf_counter()
         self.trained.train()
         self.watch.restart()

@@ -35,7 +35,10 @@ def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
                     f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
                     "use mixup instead, or train the whole model"
                 )
-            inputs, targets = mix(inputs, labels)
+            shape = inputs.shape
+            images = inputs if inputs.ndim == 4 else inputs.flatten(1)[:, :, None, None]  # mixup only asks for four axes
+            images, targets = mix(images, labels)
+            inputs = images.reshape(shape) if inputs.ndim != 4 else images
         logits = module(inputs).float()
         return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from vitlab.models import block_positions, find_piece, pieces
+from vitlab.models import block_positions, count_parameters, find_piece, pieces
 from vitlab.training.config import TrainConfig
 
 TOKENS_AND_POSITIONS = (
@@ -49,6 +50,20 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
 def lowest_border(names: list[str], config: TrainConfig) -> int:
     """The border furthest from the head that the training reaches: what lies before it never moves."""
     return find_border(names, config, epoch=config.epochs)
+
+
+def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
+    """A row for each piece of the model, in order: piece, parameters, trained ("no", "yes", or "from epoch N")."""
+    chain = pieces(module)
+    names = [name for name, _ in chain]
+    borders = [find_border(names, config, epoch) for epoch in range(1, config.epochs + 1)]
+
+    def describe(position):
+        first = next((epoch for epoch, border in enumerate(borders, 1) if border <= position), None)
+        return "no" if first is None else "yes" if first == 1 else f"from epoch {first}"
+
+    rows = [(name, count_parameters(piece), describe(position)) for position, (name, piece) in enumerate(chain)]
+    return pd.DataFrame(rows, columns=["piece", "parameters", "trained"])
 
 
 def split_model(module: nn.Module, border: int) -> tuple[nn.Sequential, nn.Sequential]:

@@ -1,10 +1,24 @@
-"""Memory and utilisation of a CUDA GPU over an epoch, as columns of the history."""
+"""The devices and processes that train together, and what a GPU is used for in an epoch."""
 
 from __future__ import annotations
 
+import os
+
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 GPU_COLUMNS = ("peak_allocated_mb", "peak_reserved_mb", "utilisation_percent")
+
+
+def join_processes() -> PartialState:
+    """This process among those that `accelerate launch` or `torchrun` started (rank, number, device); alone without them."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def count_loader_workers(device: torch.device) -> int:
+    """Processes that prepare batches: none beside a processor that trains, up to eight to keep a GPU fed."""
+    return min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
 
 
 class GpuWatch:

@@ -1,0 +1,70 @@
+"""The batch files that come with the project: they load, their models and datasets exist, their recipes fit together."""
+
+import csv
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+from vitlab.batch import load_batch, plan_tasks
+from vitlab.data import check_name
+from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.cost import estimate_training
+
+ROOT = Path(__file__).parents[1]
+CIFAR = [ROOT / "notebooks" / "batches" / f"{name}-gpu.yml" for name in ("cifar10", "cifar100")]
+
+
+@pytest.fixture(params=CIFAR, ids=lambda file: file.stem)
+def preset(request):
+    return request.param, yaml.safe_load(request.param.read_text())
+
+
+def test_models_have_published_weights(preset):
+    assert set(preset[1]["grid"]["model"]) <= set(timm.list_pretrained())
+
+
+def test_the_recipe_fits_together(preset):
+    given = next(step["parameters"] for step in preset[1]["chain"] if step["notebook"] == "03_finetune")
+    arguments = {name: value for name, value in given.items() if name in {field.name for field in fields(TrainConfig)}}
+    assert set(given) - set(arguments) == {"pretrained", "size"}
+    config = recipe("any", **arguments)
+    assert config.patience >= config.epochs and config.batch_size // config.accumulation == 128
+    check_name(preset[1]["parameters"]["dataset"])
+
+
+def test_both_presets_have_the_same_recipe():
+    first, second = (yaml.safe_load(file.read_text()) for file in CIFAR)
+    assert (first["grid"], first["chain"]) == (second["grid"], second["chain"])
+
+
+def test_the_chain_is_planned(preset):
+    file, content = preset
+    tasks = plan_tasks(load_batch(file))
+    points = len(content["grid"]["model"]) * len(content["grid"]["seed"])
+    assert len(tasks) == 2 + 3 * points
+    assert len({task.run for task in tasks if task.run}) == points
+    train = next(task for task in tasks if task.step.notebook == "03_finetune")
+    assert train.parameters["learning_rate"] == 1e-4 and train.parameters["weight_decay"] == 0.0
+
+
+def test_every_training_is_counted(preset):
+    """Without a file of CIFAR and without weights."""
+    trainings = {}
+    for task in plan_tasks(load_batch(preset[0])):
+        if task.step.notebook == "03_finetune" and task.point["seed"] == 0:
+            trainings[task.point["model"]] = estimate_training(task.step.declared | task.parameters)
+    assert {(found["images"], found["epochs"], found["problem"]) for found in trainings.values()} == {(42_500, 10, "")}
+    gflops = [round(found["flops"] / (42_500 * 10 * 3) / 1e9) for found in trainings.values()]
+    assert gflops == [35, 9, 9, 9, 8, 9]  # of a forward pass, in the order of the file
+
+
+def test_published_numbers_name_their_source_and_dataset():
+    tables = [list(csv.DictReader((ROOT / "reports" / f"published_{name}.csv").open())) for name in ("elpv", "cifar")]
+    assert tables[0][0].keys() == tables[1][0].keys()
+    bibliography = (ROOT / "reports" / "references.bib").read_text()
+    for row in tables[1]:
+        assert f"{{{row['source']}," in bibliography and 0.5 < float(row["accuracy_mean"]) < 1 and row["protocol"]
+        check_name(row["task"])

@@ -1,0 +1,63 @@
+"""Two processes train as one does."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from vitlab.runs import find_runs
+
+ARGUMENTS = (
+    "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128 --precision fp32 --learning_rate 1e-3 "
+    "--flip false --option size=16 --option patch_size=4 --option embed_dim=16 --option depth=2 --option num_heads=2"
+)
+LAUNCH = (
+    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no "
+    "--dynamo_backend no"
+)
+NOTEBOOK = """
+from tests.toys import small_digits, tiny_vit
+from vitlab.runs import Run
+from vitlab.training import fit, fit_on, recipe
+config = recipe("vit_scratch", epochs=2, batch_size=32, precision="fp32", augment="none")
+histories, weights = [], []
+for processes in (1, 2):
+    model, run = tiny_vit(), Run.create(name=f"by{processes}", dataset="digits", model="vit_scratch")
+    histories.append(fit_on(processes, model, small_digits(), run, config))
+    weights.append(model.module.head.weight.detach())
+    assert run.facts["processes"] == processes
+assert abs(histories[0]["train_loss"] - histories[1]["train_loss"]).max() < 1e-3
+assert (weights[0] - weights[1]).abs().max() < 1e-3
+"""
+
+
+def call(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("strategy", ["full", "linear_probe"])
+def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
+    arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
+    for result in (call(*arguments, "one"), call(*shlex.split(LAUNCH), *arguments, "two")):
+        assert result.returncode == 0, result.stderr[-3000:]
+    runs = {run.name: run for run in find_runs("digits")}
+    assert runs["two"].facts["processes"] == 2 and runs["one"].facts["processes"] == 1
+    one, two = (runs[name].read_table("history.csv").drop(columns="seconds") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one[["train_loss", "val_loss"]], two[["train_loss", "val_loss"]], atol=1e-3, rtol=0)
+    assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_from_a_notebook():
+    result = call("-c", NOTEBOOK)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_command_line_says_what_is_wrong():
+    result = call(*shlex.split(f"{ARGUMENTS} --strategy linear"))
+    assert result.returncode == 2 and "unknown strategy 'linear'" in result.stderr and "Traceback" not in result.stderr
