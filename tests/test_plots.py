@@ -24,7 +24,7 @@ from vitlab.evaluation import (
     threshold_table,
 )
 from vitlab.plots import interactive, style
-from vitlab.plots.attribution import relative
+from vitlab.plots.attribution import block_means, relative
 from vitlab.plots.training import best_epoch, mean_curve, short_number
 from vitlab.schema import AttributionMap
 
@@ -343,7 +343,7 @@ def test_mistakes_are_written_under_their_image(images):
 def test_threshold_curves_are_those_of_the_table():
     table = threshold_table(make_predictions())
     ax = plots.plot_threshold(table)
-    assert legend_texts(ax) == ["precision", "recall", "specificity", "F1"]
+    assert legend_texts(ax) == ["precision", "recall", "specificity", "F1", "0.5, the default"]
     np.testing.assert_allclose(ax.lines[1].get_ydata(), table["recall"])
     assert "defective" in ax.get_xlabel()
 
@@ -383,6 +383,24 @@ def test_scale_of_a_map_or_of_its_method():
         plots.plot_attributions(np.zeros((2, 4, 4, 3)), [strong_and_weak], scale="row")
     with pytest.raises(ValueError, match="grad_cam: 2 maps do not go with 3 images"):
         plots.plot_attributions(np.zeros((3, 4, 4, 3)), [strong_and_weak])
+
+
+def test_attributions_of_many_images_stand_side_by_side():
+    images, values = np.full((4, 8, 8, 3), 0.5), np.ones((4, 8, 8))
+    axes = plots.plot_attributions(images, [make_map(values, False)], list("abcd"))
+    assert axes.shape == (4, 2), "an image and its map, whichever way they lie"
+    assert [ax.get_title() for ax in axes[:, 0]] == list("abcd")
+    assert [ax.get_ylabel() for ax in axes[0]] == ["image", "Grad-CAM"]
+    assert len({ax.get_subplotspec().rowspan.start for ax in axes[:, 0]}) == 1
+
+
+def test_maps_of_single_pixels_are_drawn_as_means_over_blocks():
+    values = np.arange(2 * 60 * 50, dtype=float).reshape(2, 60, 50)
+    blocks = block_means(values, cells=20)  # of 3 pixels a side; the last column of blocks has 2
+    assert blocks.shape == (2, 20, 17)
+    assert blocks[1, 4, 5] == pytest.approx(values[1, 12:15, 15:18].mean())
+    assert blocks[0, 0, -1] == pytest.approx(values[0, :3, 48:].mean())
+    np.testing.assert_array_equal(block_means(values, cells=100), values)
 
 
 # Comparison and tables

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from vitlab import report as report_package
 from vitlab.plots import interactive
 from vitlab.report import render_report
-from vitlab.report.blocks import code_block, find_headings, shift_headings
+from vitlab.report.blocks import code_block, find_headings, run_pandoc, shift_headings
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.gather import describe_point, gather_report, order_tasks
@@ -217,7 +217,7 @@ def test_report_text_figures_tables_and_citations_in_pdf(site):
     text = pdf_text(site[2])
     for expected in (
         "A small report",
-        "Dataset: elpv",
+        "Data set: elpv",
         "Contents",
         "2 Explore the data",
         "3 Fine-tune a model · hybrid_vit · seed 0",
@@ -330,6 +330,31 @@ def test_clean_notebook_turns_tables_to_markdown_with_numbers_to_the_right():
     assert [re.sub("-+", "-", cell) for cell in first[1].split("|")[2:-1]] == [":-", "-:", "-:"]
     assert [cell.strip() for cell in second[2].split("|")[1:-1]] == ["0", "text"]
     assert all("text/html" not in output.data for cell in for_web(notebook).cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize("columns", [None, "split"])
+def test_clean_notebook_puts_the_name_of_the_index_over_its_column(columns):
+    table = pd.DataFrame({"train": [1, 2]}, index=pd.Index(["a", "b"], name="label")).rename_axis(columns=columns)
+    output = new_output("display_data", data={"text/html": table.to_html()})
+    lines = clean_notebook(new_notebook(cells=[make_code("t", output)])).cells[0].outputs[0].data["text/markdown"].splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["label", "train"]
+    assert len(lines) == 4, "head, rule and two rows"
+
+
+def test_clean_notebook_puts_no_caption_under_an_excuse():
+    excuse = new_output("display_data", data={"text/markdown": "Nothing to draw."})
+    cells = [make_code("#| label: fig-a\n#| fig-cap: Never made.\nplot()", output) for output in (excuse, make_picture())]
+    excused, drawn = (read_options(cell.source)[0] for cell in clean_notebook(new_notebook(cells=cells)).cells)
+    assert not excused and drawn["label"] == "fig-a" and drawn["fig-cap"] == "Never made."
+
+
+@pytest.mark.parametrize("target", ["html5", "typst"])
+def test_a_number_is_not_torn_from_its_own_spread_or_interval(target):
+    table = "| a | b |\n|:--|--:|\n| x | 0.8 ± 0.1 |\n| y | 0.9 [0.8, 1.0] |\n"
+    filters = str(Path(report_package.__file__).with_name("filters.lua"))
+    text = run_pandoc("--from=markdown", f"--to={target}", "--wrap=none", f"--lua-filter={filters}", text=table)
+    text = text.replace("~", "\u00a0").replace("\\[", "[")
+    assert "0.8 ±\u00a00.1" in text and "0.9 [0.8,\u00a01.0" in text
 
 
 def test_clean_notebook_gives_every_picture_an_alternative_text():

@@ -113,9 +113,7 @@ def test_notebook_is_committed_as_the_design_asks(path):
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
     for cell in code:
         lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
-        assert len(lines) <= 15 or "parameters" in cell.metadata.get("tags", []) or lines[0].startswith(("import", "from")), (
-            cell.source
-        )
+        assert len(lines) <= 15 or "parameters" in cell.metadata.get("tags", []), cell.source
         assert not any(line.startswith(("def ", "class ", "async def ")) for line in lines)
         if "#| label: fig-" in cell.source:
             assert "#| fig-cap: " in cell.source and "#| fig-alt: " in cell.source

@@ -33,7 +33,7 @@ def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = 
         ax.set_yticks(range(len(colors)), list(colors))
         ax.set_ylim(len(colors) - 0.5, -0.5)
         ax.margins(x=0.15)
-        ax.xaxis.set_major_locator(few_ticks(5))
+        ax.xaxis.set_major_locator(few_ticks(4))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
     axes[0].figure.supxlabel("dot: one seed, bar: mean over seeds", fontsize=8)

@@ -13,7 +13,6 @@ from vitlab.plots.style import (
     GREY,
     MARKERS,
     PALETTE,
-    WIDTH,
     class_colors,
     few_ticks,
     legend_below,
@@ -33,7 +32,7 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     classes = list(confusion_table.columns)
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
-    side = min(WIDTH - 1.2, 1.0 + 0.85 * len(classes))
+    side = min(4.4, 1.0 + 0.85 * len(classes))
     ax = new_axes(ax, side, side + 1.2)
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     few = len(classes) <= 5
@@ -67,7 +66,7 @@ def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None 
     """
     x, y = "false_positive_rate", "true_positive_rate"
     lines = _list_curves(tables)
-    ax = new_axes(ax, 4.3 + 0.1 * len(lines), 4.6)
+    ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
     for name, color, curves in lines:
         area = np.mean([np.trapezoid(curve[y], curve[x]) for curve in curves])
         if len(curves) == 1:
@@ -83,7 +82,7 @@ def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None 
 def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
     """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
     lines = _list_curves(tables)
-    ax = new_axes(ax, 4.3 + 0.1 * len(lines), 4.6)
+    ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
     prevalences = []
     for name, color, curves in lines:
         average = np.mean([-(curve["recall"].diff() * curve["precision"].shift()).sum() for curve in curves])
@@ -142,7 +141,7 @@ def plot_reliability(tables: pd.DataFrame | Mapping[str, pd.DataFrame], positive
     tables: one `reliability_table`, or one for each name. positive: the class they were made for, if any.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
-    figure = new_figure(4.4 + 0.2 * len(named), 4.6)
+    figure = new_figure(3.4 + 0.2 * len(named), 4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
     for position, (name, color) in enumerate(series_colors(named).items()):
@@ -175,7 +174,7 @@ def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     ax = new_axes(ax, 3.2)
     for name, color in series_colors(["precision", "recall", "specificity", "f1"]).items():
         ax.plot(threshold_table["threshold"], threshold_table[name], color=color, label=readable(name))
-    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":", label="0.5, the default")
     ax.set(
         xlim=(0, 1),
         ylim=(-0.01, 1.01),
@@ -183,7 +182,7 @@ def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axe
         ylabel="score",
     )
     ax.grid(True)
-    legend_below(ax, 4)
+    legend_below(ax, 5)
     return ax
 
 

@@ -33,6 +33,8 @@ NAMES = {
     "weighted_f1": "weighted F1",
     "grad_cam": "Grad-CAM",
     "rollout": "attention rollout",
+    "support": "images",
+    "pred": "prediction",
     "training_seconds": "training time (s)",
     "inference_ms": "inference time per image (ms)",
 }

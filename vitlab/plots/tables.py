@@ -11,7 +11,7 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
 
     columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number).
-    Empty notes go; the first column becomes the row names where it tells the rows apart.
+    Empty notes go; the first column becomes the row names unless it holds numbers.
     """
     shown = table.copy()
     if "metric" in shown:
@@ -31,7 +31,7 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
         shown = shown.rename_axis(columns=None).reset_index()
     shown = shown.round(digits).rename(columns=readable)
     first = shown.columns[0]
-    if not shown[first].is_unique or pd.api.types.is_numeric_dtype(shown[first]):
+    if pd.api.types.is_numeric_dtype(shown[first]):
         return shown
     return shown.set_index(first).rename_axis(index=None, columns=first)  # its name stands in the row of the headers
 

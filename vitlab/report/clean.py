@@ -18,10 +18,12 @@ TABLES = Path(__file__).with_name("tables.lua")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
+PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
-# pandas gives the name of the index a row of its own under the headers; it belongs into the empty cell above it
+# pandas gives the name of the index a row of its own under the headers; it belongs into the cell above it, which is empty or
+# holds the name that all headers have together
 INDEX_NAME = re.compile(
-    r"<thead>\s*(<tr[^>]*>)\s*<th></th>((?:\s*<th[^>]*>[^<]*</th>)*)\s*</tr>"
+    r"<thead>\s*(<tr[^>]*>)\s*<th>[^<]*</th>((?:\s*<th[^>]*>[^<]*</th>)*)\s*</tr>"
     r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)*\s*</tr>\s*</thead>"
 )
 
@@ -36,9 +38,10 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     cells = _merge_parameters(cells)
     for number, cell in enumerate(cells, start=1):
         if cell.cell_type == "code":
-            if any(output.output_type == "error" for output in cell.outputs):
-                _drop_caption(cell)
+            failed = any(output.output_type == "error" for output in cell.outputs)
             cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
+            if failed or not _shows_captioned(cell):
+                _drop_caption(cell)
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
                 _describe_figure(cell)
@@ -142,8 +145,14 @@ def _describe_figure(cell):
         cell.source = write_options(options, code)
 
 
+def _shows_captioned(cell):
+    """Whether there is something that a caption may stand under; a sentence on why there is no figure is not."""
+    data = [output.data for output in cell.outputs if "data" in output]
+    return any({"text/html", *PICTURES} & set(item) or "|" in item.get("text/markdown", "") for item in data)
+
+
 def _drop_caption(cell):
-    """What was announced was not made: the error must not stand under its caption."""
+    """What was announced was not made: an error or an excuse must not stand under its caption."""
     options, code = read_options(cell.source)
     kept = {key: value for key, value in options.items() if key not in ("label", "fig-cap", "fig-alt", "tbl-cap")}
     cell.source = write_options(kept, code)
@@ -190,7 +199,7 @@ def _pick_for_web(output, cell):
 
 def _pick_for_paper(output, cell):
     data = output.data
-    for kind in ("text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/latex", "text/plain"):
+    for kind in ("text/markdown", *PICTURES, "text/latex", "text/plain"):
         if kind in data:
             return {kind: data[kind]}, {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
     return ({"text/markdown": "*This output is only to be had in the HTML report.*"},)

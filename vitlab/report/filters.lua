@@ -58,6 +58,22 @@ local function split_caption(div)
   return blocks, pandoc.Inlines({})
 end
 
+local LONG = 15 -- rows from which a table may be broken over two pages
+
+local function is_long(blocks)
+  local rows = 0
+  for _, block in ipairs(blocks) do
+    for _, body in ipairs(block.t == "Table" and block.bodies or {}) do rows = rows + #body.body end
+  end
+  return rows > LONG
+end
+
+local function breakable_figure(blocks)
+  blocks:insert(1, raw("#[#show figure: set block(breakable: true)"))
+  blocks:insert(raw("]"))
+  return blocks
+end
+
 local function captioned(label, kind, blocks, caption)
   local number = numbers[label]
   if typst then
@@ -66,7 +82,7 @@ local function captioned(label, kind, blocks, caption)
     out:insert(raw("])["))
     out:extend(blocks)
     out:insert(raw("]" .. (number and (" <%s>"):format(label) or "")))
-    return out
+    return is_long(blocks) and breakable_figure(out) or out
   end
   if number then
     local mark = pandoc.Span({ pandoc.Str(WORDS[kind] .. "\u{a0}" .. number .. (#caption > 0 and ":" or "")) }, { class = "number" })
@@ -86,6 +102,31 @@ local SMALLEST = 0.74
 -- A name in a head may break after an underscore or a slash.
 local function breakable(str)
   return pandoc.Str((str.text:gsub("[_/]", "%0\u{200b}")))
+end
+
+-- A number and its spread or interval may be torn apart between the two, and nowhere else.
+local function keep_together(inlines)
+  for i, inline in ipairs(inlines) do
+    local before = inlines[i - 1]
+    if inline.t == "Space" and before and before.t == "Str" and (before.text == "±" or before.text:match("^%[.*,$")) then
+      inlines[i] = pandoc.Str("\u{a0}")
+    end
+  end
+  return inlines
+end
+
+-- The sum over the columns of their longest texts, heads left out, in characters.
+local function text_width(tbl)
+  local longest, total = {}, 0
+  for _, body in ipairs(tbl.bodies) do
+    for _, row in ipairs(body.body) do
+      for column, cell in ipairs(row.cells) do
+        longest[column] = math.max(longest[column] or 0, pandoc.text.len(pandoc.utils.stringify(cell.contents)))
+      end
+    end
+  end
+  for _, length in pairs(longest) do total = total + length end
+  return total
 end
 
 -- Typst only: a table wider than the page is set smaller, and columns get room by their longest word and their longest text.
@@ -147,6 +188,7 @@ end
 local elements = {}
 
 function elements.Div(div)
+  if div.classes:includes("sticky") then return { raw("#block(sticky: true, spacing: 1.05em)["), div.content[1], raw("]") } end
   for kind in pairs(TITLES) do
     if div.classes:includes("callout-" .. kind) then return callout(div, kind) end
   end
@@ -167,29 +209,32 @@ end
 function elements.Table(tbl)
   local caption, label = tbl.caption.long[1] and tbl.caption.long[1].content, tbl.identifier
   local scale = fit_columns(tbl)
-  local wide = #tbl.colspecs > 7
-  for _, row in ipairs(wide and tbl.head.rows or {}) do
+  local many = #tbl.colspecs > 7 -- of these, a number may stand above its spread; of fewer columns, none is broken
+  local wide = many or text_width(tbl) > 80
+  for _, row in ipairs(many and tbl.head.rows or {}) do
     for _, cell in ipairs(row.cells) do cell.contents = cell.contents:walk({ Str = breakable }) end
   end
+  tbl = tbl:walk({ Inlines = keep_together })
   local out = pandoc.List({ pandoc.Table({ long = {} }, tbl.colspecs, tbl.head, tbl.bodies, tbl.foot) })
   if not typst then
-    out = pandoc.List({ pandoc.Div(out, pandoc.Attr("", { "table-scroll", wide and "wide" or "narrow" }, { tabindex = "0", role = "region", ["aria-label"] = "Table" })) })
+    out = pandoc.List({ pandoc.Div(out, pandoc.Attr("", { "table-scroll", wide and "wide" or "narrow", many and "many" or "few" }, { tabindex = "0", role = "region", ["aria-label"] = "Table" })) })
   elseif scale < 1 then
     out = pandoc.List({ raw(("#scaled(%.2f)["):format(scale)), out[1], raw("]") })
   end
   if caption or label ~= "" then return captioned(label, "tbl", out, caption or pandoc.Inlines({})) end
-  return out
+  return typst and is_long(out) and breakable_figure(out) or out
 end
 
 function elements.CodeBlock(block)
   if block.classes:includes("cell-code") then
     local fold, summary = block.attributes.fold, block.attributes.summary
     local code = pandoc.CodeBlock(block.text, pandoc.Attr("", { block.classes[1] }))
+    if typst and block.classes:includes("alone") then return { raw('#printed("alone")['), code, raw("]") } end
     if typst or fold == "false" then return code end
     local open = ('<details class="code"%s><summary>%s</summary>'):format(fold == "show" and " open" or "", summary:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }))
     return { raw(open), code, raw("</details>") }
   elseif block.classes:includes("output") and typst then
-    return { raw("#output["), pandoc.CodeBlock(block.text), raw("]") }
+    return { raw('#printed("output")['), pandoc.CodeBlock(block.text), raw("]") }
   end
 end
 
@@ -229,7 +274,21 @@ function elements.Cite(cite)
   return out
 end
 
+-- Typst only: one paragraph between a heading and the code or figure that it is about goes to the next page with these, so that
+-- no heading is left behind.
+local function stick_to_figures(blocks)
+  for i = 2, #blocks - 1 do
+    local after = blocks[i + 1]
+    local code = after.t == "CodeBlock" and after.classes:includes("cell-code")
+    local shows = code or after.t == "Table" or (after.t == "Div" and after.classes:includes("captioned"))
+    if blocks[i].t == "Para" and blocks[i - 1].t == "Header" and shows then
+      blocks[i] = pandoc.Div({ blocks[i] }, { class = "sticky" })
+    end
+  end
+end
+
 function Pandoc(doc)
   collect(doc)
+  if typst then stick_to_figures(doc.blocks) end
   return doc:walk(elements)
 end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -33,7 +34,7 @@ class Page:
 
     slug: file name and anchor. stem: the notebook's own name, such as 03_finetune. heading: its first heading.
     group: where it stands in the navigation: batch, model, further grid values; empty strings where there is none.
-    trouble: what went wrong, "" when nothing did.
+    dataset: the one it is about, "" for none. trouble: what went wrong, "" when nothing did.
     """
 
     slug: str
@@ -42,6 +43,7 @@ class Page:
     point: dict
     group: tuple[str, str, str]
     notebook: NotebookNode
+    dataset: str = ""
     trouble: str = ""
 
     @property
@@ -79,12 +81,10 @@ def gather_report(batches: list[str] | None = None) -> Report:
         _resolve_links(page, pages)
         _resolve_sections(page.notebook)
     titles = [batch.get("title", name) for name, batch in chosen.items()]
-    datasets = sorted(
-        {task["parameters"]["dataset"] for batch in chosen.values() for task in batch["tasks"] if "dataset" in task["parameters"]}
-    )
+    datasets = [name for name, _ in Counter(page.dataset for page in pages if page.dataset).most_common()]
     return Report(
         title=" and ".join(titles),
-        subtitle=f"Dataset: {', '.join(datasets)}" if datasets else "",
+        subtitle=describe_datasets(datasets),
         date=max(_day(folder / name / "batch.json") for name in chosen),
         pages=tuple(_with_overview(pages)),
     )
@@ -109,6 +109,10 @@ def describe_point(point: dict) -> list[str]:
     return [value if isinstance(value, str) else f"{key} {value}" for key, value in point.items()]
 
 
+def describe_datasets(names: list[str]) -> str:
+    return f"Data set{'s' * (len(names) > 1)}: {', '.join(names)}" if names else ""
+
+
 def _make_page(task, section):
     stem, copy = task["notebook"], reports_dir() / task["path"]
     trouble = _trouble(task, copy.is_file())
@@ -128,7 +132,7 @@ def _make_page(task, section):
     words = describe_point(task["point"])
     group = (section, words[0] if words else "", " · ".join(words[1:]))
     slug = re.sub(r"[^a-z0-9]+", "-", "-".join([section, stem, *words]).lower()).strip("-")
-    return Page(slug, stem, heading, task["point"], group, notebook, trouble)
+    return Page(slug, stem, heading, task["point"], group, notebook, task["parameters"].get("dataset", ""), trouble)
 
 
 def _trouble(task, copied):

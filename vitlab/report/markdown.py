@@ -45,7 +45,8 @@ def _code_cell(cell, medium, name):
     if options.get("echo", True) and code.strip():
         fold = options.get("code-fold", medium.fold)
         summary = _quote(options.get("code-summary", "Code"))
-        parts.append(code_block(code, f'.python .cell-code fold="{str(fold).lower()}" summary="{summary}"'))
+        alone = "" if cell.outputs else " .alone"
+        parts.append(code_block(code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'))
     if options.get("output", True) is not False:
         parts += _outputs(cell, options, medium, name)
     return "\n\n".join(parts)

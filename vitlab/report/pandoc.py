@@ -18,7 +18,7 @@ import typst
 from vitlab.report.blocks import run_pandoc
 from vitlab.report.clean import for_web, split_plotly
 from vitlab.report.combine import has_citations
-from vitlab.report.gather import Page, Report
+from vitlab.report.gather import Page, Report, describe_datasets
 from vitlab.report.markdown import Medium, notebook_markdown
 from vitlab.report.settings import Settings
 
@@ -61,11 +61,12 @@ def _render_page(page, report, settings, folder):
         "previous": _link(report.pages[position - 1]) if position else None,
         "next": _link(report.pages[position + 1]) if position + 1 < len(report.pages) else None,
     }
+    subtitle = describe_datasets([page.dataset] if page.dataset else [])
     variables = {
         "site-title": escape(settings.title),
         "lang": settings.lang,
         "home": page is report.pages[0],
-        "report-subtitle": escape(report.subtitle),
+        "page-subtitle": escape(subtitle),
         "report-date": report.date,
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
