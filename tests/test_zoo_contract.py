@@ -20,7 +20,7 @@ MODELS = {  # name -> options that make it small, a size, another size
     "convnext_tiny": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, 32, 64),
     "resnet18": ({}, 32, 64),
     "resnet50": ({}, 32, 64),
-    "vgg16_bn": ({"num_features": 32}, 224, 256),
+    "vgg16_bn": ({"mlp_ratio": 1 / 64}, 224, 256),
     "efficientnet_b0": ({}, 32, 64),
     "efficientnet_lite0": ({}, 32, 64),
     "hybrid_vit": ({"embed_dim": 64, "depth": 1}, 32, (32, 64)),
@@ -40,6 +40,8 @@ def test_logits_and_pieces(name, in_chans, gradient_image):
     pixels = fit_image(gradient_image, model.transform)
     assert pixels.shape == (in_chans, *model.transform.size) and pixels.dtype == torch.uint8
     images = torch.randn(2, in_chans, *model.transform.size)
+    for parameter in pieces(model.module)[-1][1].parameters():
+        nn.init.normal_(parameter)  # a Mixer's head begins with zeros
     with torch.inference_mode():
         logits = model.module(images)
         composed, chain = images, pieces(model.module)
@@ -92,7 +94,9 @@ def test_saved_and_loaded_with_its_options(name, tmp_path):
         ("vit_scratch", {"head_dropout": 0.2}, "set head_hidden as well"),
         ("vit_scratch", {"head_hidden": -1}, "head_hidden=-1"),
         ("vit_scratch", {"drop_path": 0.1}, "unknown option of vit_scratch 'drop_path'. Did you mean drop_path_rate"),
-        ("vgg16_bn", {"drop_path_rate": 0.1}, "timm cannot build vgg16_bn.*drop_path_rate"),
+        ("vgg16_bn", {"drop_path_rate": 0.1}, "timm cannot build vgg16_bn with 'drop_path_rate': this model has no such option"),
+        ("vit_tiny_patch16_224", {"size": 40}, "cannot take images of 40x40 pixels; multiples of 16 suit it"),
+        ("swin_tiny_patch4_window7_224", {"size": 10}, "cannot take images of 10x10"),
     ],
 )
 def test_what_cannot_be_built(name, arguments, message):

@@ -103,4 +103,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    if like.shape[-3] != len(values):
+        raise ValueError(f"images with {like.shape[-3]} channels do not fit a transform with {len(values)}")
     return torch.tensor(values, device=like.device).view(-1, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -42,6 +43,10 @@ def create_network(name: str, **arguments) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
     except (AssertionError, TypeError) as error:
+        refused = re.search(r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error))
+        if refused:
+            reason = "has no such option" if refused[1] == "unexpected" else "has this option fixed"
+            raise ValueError(f"timm cannot build {name} with {refused[2]!r}: this model {reason}") from error
         raise ValueError(f"timm cannot build {name} with these options: {error or type(error).__name__}") from error
 
 
@@ -63,6 +68,15 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
     except OSError as error:
         reason, *_ = str(error).split("\n")
         raise RuntimeError(f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}") from error
+    except RuntimeError as error:
+        mismatch = re.search(r"size mismatch for (\S+): .*", str(error))
+        if not mismatch:
+            raise
+        made_for = "x".join(map(str, config.input_size[1:]))
+        raise ValueError(
+            f"the pretrained weights of {name} do not fit these options: {mismatch[1]} has another shape. They take images of "
+            f"{made_for} pixels, in the model as timm builds it; pretrained=False builds any other"
+        ) from error
 
 
 def _find_in_cache(config) -> dict | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from vitlab.models.anatomy import find_anatomy
@@ -17,7 +19,7 @@ from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
 from vitlab.registry import Registry, unknown
-from vitlab.schema import ModelBundle, Transform
+from vitlab.schema import Anatomy, ModelBundle, Transform
 
 models = Registry("model")
 
@@ -71,7 +73,7 @@ def build_model(
     transform = replace(transform, fit=fit)
     head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
     kept = {"size": list(transform.size), "in_chans": in_chans, **head, **options}
-    return ModelBundle(name, module, classes, transform, find_anatomy(module, transform.size), kept)
+    return ModelBundle(name, module, classes, transform, _look_inside(name, module, transform.size), kept)
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
@@ -139,6 +141,19 @@ def _read_transform(network, size) -> Transform:
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
     )
+
+
+def _look_inside(name, module, size) -> Anatomy:
+    """The anatomy, which takes a forward pass; ValueError where the model cannot do one at this size, or would lose pixels."""
+    stride = max((stage["reduction"] for stage in getattr(module, "feature_info", [])), default=1)
+    advice = f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit it"
+    for part in module.modules():
+        if isinstance(part, PatchEmbed) and not part.dynamic_img_pad and any(map(operator.mod, size, part.patch_size)):
+            raise ValueError(f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop the rest)")
+    try:
+        return find_anatomy(module, size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"{advice} ({error})") from error
 
 
 def check_name(name: str) -> None:
