@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from test_report import POINT, make_code, make_interactive, make_picture, make_table, write_batch
 
+from tests.test_report import POINT, make_code, make_interactive, make_picture, make_table, write_batch
 from vitlab.report import render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.options import read_options
