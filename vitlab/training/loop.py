@@ -14,29 +14,26 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vitlab.data import ImageDataset, build_augmentation
 from vitlab.models import count_parameters, pieces
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.average import MovingAverage
-from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes
 from vitlab.training.loss import LossRecord, build_loss
 from vitlab.training.order import BatchOrder, warmup_cosine
 from vitlab.training.precision import resolve_precision
-from vitlab.training.scores import arrange, compute_logits, score_columns, score_logits
+from vitlab.training.scores import compute_logits, score_columns, score_logits
+from vitlab.training.stage import Stage
 from vitlab.training.strategy import build_optimizer, find_border, lowest_border, split_model
 from vitlab.training.tracking import check_tracker, tracking
 
-IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept from epoch to epoch, for each split
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 NOT_PART_OF_IDENTITY = ("checkpoint_minutes", "tracker")
 
@@ -102,13 +99,15 @@ class Training:
         if config.channels_last:
             model.module.to(memory_format=torch.channels_last)
         self.moving = _list_tensors(model.module, lowest_part)
-        self._set_trainable(lowest)
+        model.module.requires_grad_(False)
+        lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(model.module, config))
         self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
         self.best: dict[str, torch.Tensor] = {}
         self.compute_loss = build_loss(data, config, state.device)
-        self.progress, self.border, self.watch = Progress(), None, GpuWatch(state.device)
+        self.progress, self.watch = Progress(), GpuWatch(state.device)
+        self.stage: Stage | None = None
         self.checkpoints = Checkpoints(run.path / "checkpoints", self._identity()) if run else None
         self.columns = ["epoch", "seconds", "learning_rate", "train_loss", *score_columns(data.classes), *self.watch.columns]
 
@@ -137,7 +136,7 @@ class Training:
         with bar, tracking(self.accelerator, config, self.run) as track:
             while not self._finished():
                 epoch = self.progress.epoch
-                self._open_epoch(epoch)
+                self._open_stage()
                 self._train_epoch(start, bar)
                 row = self._score_epoch(start)
                 bar.set_postfix({config.monitor: f"{row[config.monitor]:.3f}"})
@@ -161,14 +160,23 @@ class Training:
             )
         return pd.DataFrame(self.progress.history, columns=self.columns)
 
+    def _open_stage(self) -> None:
+        """Move the border to where this epoch wants it."""
+        border = 0 if self.names == ["model"] else find_border(self.names, self.config, self.progress.epoch)
+        if self.stage is None or self.stage.border != border:
+            began = time.perf_counter()
+            self.stage = Stage(self.model, self.data, self.config, border, self.accelerator)
+            self.progress.frozen_s += time.perf_counter() - began
+
     def _train_epoch(self, start: float, bar: tqdm) -> None:
         config, progress, device = self.config, self.progress, self.accelerator.device
-        self.train_set.set_epoch(progress.epoch)
+        train_set, trained = self.stage.train_set, self.stage.trained
+        train_set.set_epoch(progress.epoch)
         self.order.epoch, self.order.first_step = progress.epoch, progress.step
-        workers = 0 if self.border and config.cache else count_loader_workers(device)
-        loader = DataLoader(self.train_set, batch_sampler=self.order, num_workers=workers, pin_memory=device.type == "cuda")
+        workers = 0 if self.stage.cached else count_loader_workers(device)
+        loader = DataLoader(train_set, batch_sampler=self.order, num_workers=workers, pin_memory=device.type == "cuda")
         losses, saved = LossRecord(self.data, progress.losses), time.perf_counter()
-        self.trained.train()
+        trained.train()
         self.watch.restart()
         parts, total = [], config.epochs * self.order.steps
         for inputs, labels, positions in loader:
@@ -181,14 +189,14 @@ class Training:
                 torch.manual_seed(derive_seed(config.seed, "step", step, self.order.rank))  # what dropout and mixup draw
                 loss_sum = torch.zeros((), device=device)
             last = len(parts) == config.accumulation
-            with nullcontext() if last else self.accelerator.no_sync(self.trained):
-                loss = self.compute_loss(self.trained, self._take(inputs), labels.to(device)) / config.accumulation
+            with nullcontext() if last else self.accelerator.no_sync(trained):
+                loss = self.compute_loss(trained, self.stage.take(inputs), labels.to(device)) / config.accumulation
                 self.accelerator.backward(loss)
             loss_sum += loss.detach()
             if not last:
                 continue
             if config.clip:
-                self.accelerator.clip_grad_norm_(self.trained.parameters(), config.clip)
+                self.accelerator.clip_grad_norm_(trained.parameters(), config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             progress.step += 1
@@ -207,12 +215,9 @@ class Training:
         progress.losses = losses.values
 
     def _score_epoch(self, start: float) -> dict:
-        judged = self.accelerator.unwrap_model(self.trained, keep_torch_compile=False)
-        if self.average:
-            judged = split_model(self.average.module, self.border)[1]
-        judged = nn.Sequential(_OnTheFly(self.front), judged) if self.on_the_fly else judged
+        judged = self.stage.judged(self.average)
         own = {"rank": self.order.rank, "processes": self.order.processes}
-        logits, labels = compute_logits(judged, self.val_set, self.accelerator.device, self.precision, **own)
+        logits, labels = compute_logits(judged, self.stage.val_set, self.accelerator.device, self.precision, **own)
         return {
             "epoch": self.progress.epoch,
             "seconds": round(time.perf_counter() - start, 1),
@@ -254,46 +259,6 @@ class Training:
         if not self.checkpoints.save(step, tensors, {**asdict(self.progress), "groups": groups, "scaler": scaler}):
             tqdm.write(f"no room for a checkpoint in {self.checkpoints.folder}; the training goes on without it")
 
-    def _open_epoch(self, epoch: int) -> None:
-        """Move the border to where this epoch wants it, with data sets that give what the trained part takes."""
-        border = 0 if self.names == ["model"] else find_border(self.names, self.config, epoch)
-        if border == self.border:
-            return
-        began, config = time.perf_counter(), self.config
-        frozen, trained = split_model(self.model.module, border)
-        self.border = border
-        self._set_trainable(border)
-        self.front = FrozenFront(frozen, config.precision, self.accelerator.device) if border else None
-        self.on_the_fly = border > 0 and not config.cache
-        self.train_set, self.val_set = self._open_split("train"), self._open_split("val")
-        if config.gradient_checkpointing:
-            parts = trained if border else [piece for _, piece in pieces(self.model.module)]
-            trained = nn.Sequential(*[Recomputed(part) for part in parts])
-        if config.compile:
-            trained = torch.compile(trained)
-        self.trained = self.accelerator.prepare_model(trained)
-        self.progress.frozen_s += time.perf_counter() - began
-
-    def _open_split(self, split: str) -> Dataset:
-        config, transform, train = self.config, self.model.transform, split == "train"
-        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if train else None
-        if self.border and config.cache:
-            return FrozenFeatures(self.data, split, self.model, self.front, views=config.views if train else 1, augment=augment)
-        pixels = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split))  # bytes
-        return ImageDataset(
-            self.data, split, transform, None if self.border and config.views == 1 else augment,
-            seed=config.seed, in_memory=pixels < IN_MEMORY,
-        )  # fmt: skip
-
-    def _take(self, inputs: torch.Tensor) -> torch.Tensor:
-        inputs = inputs.to(self.accelerator.device, non_blocking=True)
-        return arrange(self.front(inputs) if self.on_the_fly else inputs, self.config.channels_last)
-
-    def _set_trainable(self, border: int) -> None:
-        frozen, trained = split_model(self.model.module, border)
-        trained.requires_grad_(True)
-        frozen.requires_grad_(False)
-
     def _mean_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(loss, reduction="mean") if self.order.processes > 1 else loss
 
@@ -328,29 +293,6 @@ class Training:
             )
         check_tracker(self.config.tracker)
         return 0 if self.names == ["model"] else lowest_border(self.names, self.config)
-
-
-class Recomputed(nn.Module):
-    """A piece whose inner activations are not kept in training but computed again in the backward pass (arXiv 1604.06174)."""
-
-    def __init__(self, piece: nn.Module):
-        super().__init__()
-        self.piece = piece
-
-    def forward(self, x):
-        return checkpoint(self.piece, x, use_reentrant=False) if self.training else self.piece(x)
-
-
-class _OnTheFly(nn.Module):
-    def __init__(self, front: FrozenFront):
-        super().__init__()
-        self.front = front
-
-    def train(self, mode: bool = True):
-        return self  # the front stays in evaluation mode
-
-    def forward(self, images):
-        return arrange(self.front(images))
 
 
 def _list_tensors(module: nn.Module, part: nn.Module) -> set[str]:

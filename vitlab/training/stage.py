@@ -1,0 +1,89 @@
+"""A model cut at one border, ready to be trained behind it: what goes in, what is trained, what is judged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Dataset
+
+from vitlab.data import ImageDataset, build_augmentation
+from vitlab.models import pieces
+from vitlab.schema import DataBundle, ModelBundle
+from vitlab.training.average import MovingAverage
+from vitlab.training.cache import FrozenFeatures, FrozenFront
+from vitlab.training.config import TrainConfig
+from vitlab.training.scores import arrange
+from vitlab.training.strategy import split_model
+
+IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept from epoch to epoch, for each split
+
+
+class Stage:
+    """The frozen front before `border` with its cache, the data sets that feed what is behind it, and that as it is trained.
+
+    trained: the trained pieces, prepared for device, precision and processes. train_set, val_set: features where the front is
+    cached, images elsewhere.
+    """
+
+    def __init__(self, model: ModelBundle, data: DataBundle, config: TrainConfig, border: int, accelerator: Accelerator):
+        self.model, self.data, self.config, self.border, self.accelerator = model, data, config, border, accelerator
+        frozen, trained = split_model(model.module, border)
+        trained.requires_grad_(True)
+        frozen.requires_grad_(False)
+        self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
+        self.cached = border > 0 and config.cache
+        self.train_set, self.val_set = self._open_split("train"), self._open_split("val")
+        if config.gradient_checkpointing:
+            parts = trained if border else [piece for _, piece in pieces(model.module)]
+            trained = nn.Sequential(*[Recomputed(part) for part in parts])
+        if config.compile:
+            trained = torch.compile(trained)
+        self.trained = accelerator.prepare_model(trained)
+
+    def take(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A batch of a data set as the trained part wants it, on the device."""
+        inputs = inputs.to(self.accelerator.device, non_blocking=True)
+        return arrange(inputs if self.cached or not self.front else self.front(inputs), self.config.channels_last)
+
+    def judged(self, average: MovingAverage | None) -> nn.Module:
+        """What is scored on items of `val_set`: the moving average where there is one, else the trained part itself."""
+        module = self.accelerator.unwrap_model(self.trained, keep_torch_compile=False)
+        if average:
+            module = split_model(average.module, self.border)[1]
+        return module if self.cached or not self.front else nn.Sequential(_OnTheFly(self.front), module)
+
+    def _open_split(self, split: str) -> Dataset:
+        config, transform, train = self.config, self.model.transform, split == "train"
+        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if train else None
+        if self.cached:
+            return FrozenFeatures(self.data, split, self.model, self.front, views=config.views if train else 1, augment=augment)
+        if self.front and config.views == 1:
+            augment = None  # one view is the image itself, cached or not
+        in_memory = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split)) < IN_MEMORY
+        return ImageDataset(self.data, split, transform, augment, seed=config.seed, in_memory=in_memory)
+
+
+class Recomputed(nn.Module):
+    """A piece whose inner activations are not kept in training but computed again in the backward pass (arXiv 1604.06174)."""
+
+    def __init__(self, piece: nn.Module):
+        super().__init__()
+        self.piece = piece
+
+    def forward(self, x):
+        return checkpoint(self.piece, x, use_reentrant=False) if self.training else self.piece(x)
+
+
+class _OnTheFly(nn.Module):
+    """The frozen front as a module; it stays in evaluation mode."""
+
+    def __init__(self, front: FrozenFront):
+        super().__init__()
+        self.front = front
+
+    def forward(self, images):
+        return arrange(self.front(images))
