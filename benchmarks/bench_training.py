@@ -71,7 +71,7 @@ def vit_small(data: DataBundle):
 def measure_speed(repeats: int) -> list[dict]:
     """Full fine-tuning of vit_small at 224, one epoch; all that a side does is in its time."""
     records = []
-    for precision, images in (("fp32", 128), ("bf16", 512)):
+    for precision, images in (("fp32", 64), ("bf16", 192)):
         data = elpv(images)
         config = TrainConfig(epochs=1, batch_size=16, precision=precision, **PLAIN)
         print(f"speed, {precision}, {images} images")
