@@ -104,6 +104,23 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
 
 
+def test_finetune_runs_with_every_strategy(tmp_path, monkeypatch, reports_folder):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    small = {"dataset": "digits", "model": "vit_scratch", "size": 24, "epochs": 2, "batch_size": 128, "last_blocks": 2}
+    batch = {
+        "parameters": {**small, "head_hidden": 8, "drop_path_rate": 0.1, "layer_decay": 0.8, "ema": 0.9},
+        "grid": {"strategy": ["full", "linear_probe", "last_blocks", "gradual"], "cache": [True, False]},
+        "chain": [{"notebook": "03_finetune"}],
+    }
+    file = tmp_path / "notebooks" / "batches" / "strategies.yml"
+    file.write_text(yaml.safe_dump(batch))
+    tasks = run_batch(file)["tasks"]
+    assert len(tasks) == 8 and {task["status"] for task in tasks} == {"done"}, [task["error"] for task in tasks]
+    facts = [json.loads((reports_folder / task["run"] / "run.json").read_text())["facts"] for task in tasks]
+    trained = {task["point"]["strategy"]: fact["trained_parameters"] for task, fact in zip(tasks, facts, strict=True)}
+    assert trained["linear_probe"] < trained["gradual"] <= trained["last_blocks"] < trained["full"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_committed_as_the_design_asks(path):
     notebook = nbformat.read(path, as_version=4)

@@ -44,7 +44,7 @@ class Execution:
         self.label, self.position = label or source.stem, position
         self.client: PapermillNotebookClient | None = None
         self.bar: tqdm | None = None
-        self.cell, self.peak_memory_mb, self.stopped = None, None, False
+        self.cell, self.number, self.peak_memory_mb, self.stopped = None, 0, None, False
 
     def run(self) -> dict[str, Any]:
         """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and error (cell, line, name, value).
@@ -113,7 +113,7 @@ class Execution:
     def _cell_starts(self, cell, cell_index):
         self._raise_when_stopped()
         if cell.cell_type == "code":
-            self.cell = cell
+            self.cell, self.number = cell, self.number + 1
             self.bar.update(1)
 
     def _cell_ended(self, cell, cell_index, execute_reply):
@@ -133,7 +133,8 @@ class Execution:
             line = lines[int(raised[1]) - 1]
         else:
             line = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
-        return {"cell": self.cell.execution_count, "line": line.strip(), "name": name, "value": value}
+        number = self.cell.execution_count or self.number  # a kernel that died may not have told
+        return {"cell": number, "line": line.strip(), "name": name, "value": value}
 
 
 class WatchedEngine(NBClientEngine):

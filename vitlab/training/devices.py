@@ -16,6 +16,13 @@ def join_processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed processor and GPU. (torch.manual_seed takes milliseconds to note the seed for kinds of device that are not there.)"""
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def count_loader_workers(device: torch.device) -> int:
     """Processes that prepare batches: none beside a processor that trains, up to eight to keep a GPU fed."""
     return min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0

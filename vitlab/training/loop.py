@@ -25,7 +25,7 @@ from vitlab.seeds import derive_seed
 from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
-from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes
+from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes, seed_device
 from vitlab.training.loss import LossRecord, build_loss
 from vitlab.training.order import BatchOrder, warmup_cosine
 from vitlab.training.precision import resolve_precision
@@ -186,7 +186,7 @@ class Training:
                 rate = warmup_cosine(step, round(config.warmup_epochs * self.order.steps), total)
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
-                torch.manual_seed(derive_seed(config.seed, "step", step, self.order.rank))  # what dropout and mixup draw
+                seed_device(device, derive_seed(config.seed, "step", step, self.order.rank))  # what dropout and mixup draw
                 loss_sum = torch.zeros((), device=device)
             last = len(parts) == config.accumulation
             with nullcontext() if last else self.accelerator.no_sync(trained):
