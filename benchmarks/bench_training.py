@@ -32,6 +32,7 @@ from vitlab.training import TrainConfig, fit, recipe
 
 MODEL = "vit_small_patch16_224"
 PLAIN = {"augment": "none", "class_weights": False, "warmup_epochs": 0.0, "patience": 10_000, "channels_last": False}
+SPEED_CASES = [("fp32", 160), ("bf16", 192)]  # precision, images
 CACHE_CASES = [("linear_probe", 1, ">= 8"), ("last_blocks", 1, ">= 3"), ("last_blocks", 4, ">= 1.4")]
 TARGETS = (0.90, 0.91, 0.92)  # validation ROC AUC of hybrid_vit on ELPV
 
@@ -72,7 +73,7 @@ def vit_small(data: DataBundle):
 def measure_speed(repeats: int) -> list[dict]:
     """Full fine-tuning of vit_small at 224, one epoch; all that a side does is in its time."""
     records = []
-    for precision, images in (("fp32", 160), ("bf16", 192)):
+    for precision, images in SPEED_CASES:
         data = elpv(images)
         config = TrainConfig(epochs=1, batch_size=16, precision=precision, **PLAIN)
         print(f"speed, {precision}, {images} images")

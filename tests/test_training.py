@@ -103,6 +103,21 @@ def test_each_ingredient_changes_the_training(digits, changes):
     assert abs(with_it["val_loss"].iloc[-1] - without["val_loss"].iloc[-1]) > 1e-6
 
 
+def test_bf16_is_another_rounding_of_the_same_training(digits):
+    config = recipe("vit_scratch", epochs=3, batch_size=32, augment="none", precision="fp32")
+    fp32, bf16 = (fit(tiny_vit(), digits, config=replace(config, precision=precision)) for precision in ("fp32", "bf16"))
+    assert not fp32["train_loss"].equals(bf16["train_loss"])
+    np.testing.assert_allclose(bf16["train_loss"], fp32["train_loss"], atol=0.01)
+
+
+def test_compile_reaches_the_trained_part_only(digits, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    fit(tiny_vit(), digits, config=recipe("vit_scratch", epochs=1, compile=True, strategy="last_blocks", precision="fp32"))
+    (trained,) = compiled
+    assert len(trained) == 3, "a block, the neck and the head"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers start slowly")
 def test_loader_workers_change_nothing(digits, monkeypatch):
     config = recipe("vit_scratch", epochs=2, batch_size=32, precision="fp32", augment="strong")
