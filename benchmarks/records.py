@@ -16,7 +16,7 @@ def record(case: str, metric: str, ours: float, peer: float, peer_name: str, rat
     sign, limit = bar.split()
     holds = ratio >= float(limit) if sign == ">=" else ratio <= float(limit)
     values = {"ours": round(ours, 3), "peer": round(peer, 3), "peer_name": peer_name, "ratio": round(ratio, 3)}
-    return {"case": case, "metric": metric, **values, "bar": bar, "holds": holds}
+    return {"case": case, "metric": metric, **values, "bar": bar, "holds": bool(holds)}
 
 
 def write_records(topic: str, records: list[dict], **further) -> None:
