@@ -40,7 +40,9 @@ def stop_after(epochs):
 @pytest.mark.parametrize("arguments", [PLAIN, UNFREEZING], ids=["whole model", "gradual, cached"])
 def test_killed_at_ten_random_moments(arguments):
     arguments = arguments | {"checkpoint_minutes": OFTEN}
+    start = time.perf_counter()
     weights, history, _ = train("uninterrupted", arguments)
+    longest = (time.perf_counter() - start) / 8  # ten such pieces, of half that length on average, do not make up the whole
     torch.set_num_threads(1)
     moments, killed = random.Random(0), 0
     while killed < 10:
@@ -50,7 +52,7 @@ def test_killed_at_ten_random_moments(arguments):
                 train("killed", arguments)
             finally:
                 os._exit(0)
-        time.sleep(moments.uniform(0.02, 0.35))
+        time.sleep(moments.uniform(0.1 * longest, longest))
         ended, _ = os.waitpid(child, os.WNOHANG)
         if ended:
             break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vitlab.models.families import Chain, Piece, find_cutter
+from vitlab.models.families import find_cutter
 from vitlab.registry import unknown
 
 
@@ -41,6 +41,3 @@ def find_piece(names: list[str], name: str) -> int:
 def block_positions(names: list[str]) -> list[int]:
     """Where, among the pieces of these names, the blocks stand."""
     return [position for position, name in enumerate(names) if name.rpartition(".")[2].startswith("block")]
-
-
-__all__ = ["Chain", "Piece", "block_positions", "find_piece", "pieces"]
