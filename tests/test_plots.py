@@ -483,3 +483,17 @@ def test_every_dot_can_be_traced_to_its_sample_or_run(figures):
     assert comparison.name == "hybrid_vit" and list(comparison.customdata) == [0, 0, 1, 1]
     np.testing.assert_allclose(comparison.y, [0.8, 0.8, 0.9, 0.9])
     np.testing.assert_allclose(figures[3].figure.data[0].x, np.linspace(0, 1, 101))
+
+
+def test_published_numbers_are_grey_and_ours_coloured():
+    rows = [
+        ("grade", "mono", "accuracy", "vit", 0.82, 0.02, "this report"),
+        ("grade", "mono", "accuracy", "VGG19", 0.81, np.nan, "Song et al. 2024"),
+        ("grade", "all", "accuracy", "vit", 0.8, 0.02, "this report"),
+    ]
+    table = pd.DataFrame(rows, columns=["task", "cells", "metric", "model", "mean", "spread", "source"])
+    (ax,) = plots.plot_published(table)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["VGG19 (Song)", "vit"]
+    assert ax.get_title() == "grade, mono: accuracy"
+    with pytest.raises(ValueError, match="both our and published"):
+        plots.plot_published(table[table["source"] == "this report"])

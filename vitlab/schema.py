@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class DataBundle:
     read: gives the decoded image, in its own size and mode, of one `sample_id`.
     excluded: images left out, with columns sample_id, source, reason.
     version: changes when the data changes; batches use it to know what is out of date.
+    coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DataBundle:
     licence: str = ""
     citation: str = ""
     version: str = ""
+    coarser: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, in the order of the table."""

@@ -63,6 +63,7 @@ def load_dataset(name: str, *, seed: int = 0, samples: pd.DataFrame | None = Non
         licence=source.licence,
         citation=source.citation,
         version=source.version,
+        coarser=source.coarser,
     )
 
 

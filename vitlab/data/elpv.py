@@ -6,6 +6,7 @@ import importlib.resources
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -26,6 +27,7 @@ Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""
 
 BINARY = ("functional", "defective")
 GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability 0, 1/3, 2/3 and 1
+COARSER = {"elpv": dict(zip(GRADES, ("functional", "functional", "defective", "defective"), strict=True))}
 
 
 @DATASETS.register
@@ -37,10 +39,10 @@ def elpv() -> Source:
 @DATASETS.register(name="elpv:grade")
 def elpv_grade() -> Source:
     """Four classes: how sure the experts were of a defect."""
-    return _load_source(GRADES, labels=lambda probability: (3 * probability).round().astype(int))
+    return _load_source(GRADES, labels=lambda probability: (3 * probability).round().astype(int), coarser=COARSER)
 
 
-def _load_source(classes, labels):
+def _load_source(classes, labels, coarser=MappingProxyType({})):
     root = Path(str(importlib.resources.files("elpv_dataset") / "data"))
     table = pd.read_csv(root / "labels.csv", sep=r"\s+", header=None, names=["source", "defect_probability", "group"])
     samples = pd.DataFrame(
@@ -62,4 +64,5 @@ def _load_source(classes, labels):
         strata=("defect_probability", "group"),
         licence=LICENCE,
         citation=CITATION,
+        coarser=coarser,
     )

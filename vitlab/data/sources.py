@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -35,6 +35,7 @@ class Source:
     )
     licence: str = field(compare=False, default="")
     citation: str = field(compare=False, default="")
+    coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from vitlab.evaluation.calibration import expected_calibration_error, reliability_table
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
+from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
+from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.slices import mistakes_table, slice_table
 
 __all__ = [
@@ -12,9 +14,13 @@ __all__ = [
     "comparison_table",
     "confusion_table",
     "expected_calibration_error",
+    "merge_classes",
     "metrics_table",
     "mistakes_table",
     "precision_recall_table",
+    "protocol_table",
+    "published_gap_table",
+    "published_table",
     "reliability_table",
     "roc_table",
     "slice_table",

@@ -31,6 +31,7 @@ NAMES = {
     "mcc": "MCC",
     "f1": "F1",
     "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
     "grad_cam": "Grad-CAM",
     "rollout": "attention rollout",
     "support": "images",
