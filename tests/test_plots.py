@@ -494,6 +494,6 @@ def test_published_numbers_are_grey_and_ours_coloured():
     table = pd.DataFrame(rows, columns=["task", "cells", "metric", "model", "mean", "spread", "source"])
     (ax,) = plots.plot_published(table)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["VGG19 (Song)", "vit"]
-    assert ax.get_title() == "grade, mono: accuracy"
+    assert ax.get_title() == "grade, mono\naccuracy"
     with pytest.raises(ValueError, match="both our and published"):
         plots.plot_published(table[table["source"] == "this report"])

@@ -26,7 +26,8 @@ def protocol_table(predictions: pd.DataFrame, task: str, coarser: Mapping[str, M
     for name, table in tables.items():
         measures = ["accuracy"] if len(check_predictions(table)) == 2 else ["accuracy", "f1"]
         scores = slice_table(table, metrics=measures, replicates=0).rename(columns={"group": "cells"})
-        rows.append(scores.assign(task=name)[["task", "cells", "metric", "value"]].replace({"metric": {"f1": "macro_f1"}}))
+        scores = scores.assign(task=name).sort_values("metric", kind="stable").replace({"metric": {"f1": "macro_f1"}})
+        rows.append(scores[["task", "cells", "metric", "value"]])
     return pd.concat(rows, ignore_index=True)
 
 
