@@ -44,19 +44,16 @@ def friedman_table(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = N
             smallest = stats.chi2.sf(seeds * (models - 1), models - 1)
             notes += say_smallest_p(seeds, smallest, 1 - confidence)
         differ = "not tested" if np.isnan(p) else "the models differ" if p < 1 - confidence else "no difference shown"
-        numbers = {
-            "statistic": statistic,
-            "p": p,
-            "effect_size": statistic / (seeds * (models - 1)) if statistic >= 0 else np.nan,
-        }
-        rows.append({"metric": metric, "models": models, "seeds": seeds, **numbers, "verdict": differ, "note": "; ".join(notes)})
+        effect_size = statistic / max(seeds * (models - 1), 1)
+        numbers = {"models": models, "seeds": seeds, "statistic": statistic, "p": p, "effect_size": effect_size}
+        rows.append({"metric": metric, **numbers, "verdict": differ, "note": "; ".join(notes)})
     return pd.DataFrame(rows)
 
 
 def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean rank of each model over the seeds, 1 the best: columns metric, model, mean_rank, mean, critical_difference, seeds, note.
+    """Mean rank of each model over the seeds, 1 the best.
 
-    mean: of the metric. critical_difference: mean ranks closer than this are not shown to differ by Nemenyi's test (Demsar, 2006:
+    Columns metric, model, mean_rank, mean (of the metric), critical_difference, seeds, note. critical_difference: mean ranks closer than this are not shown to differ by Nemenyi's test (Demsar, 2006:
     studentized range / sqrt(2) * sqrt(k (k + 1) / (6 N)) for k models and N seeds). The best come first; ties share their rank.
     """
     blocks, notes = read_blocks(runs_metrics, metric)
@@ -87,8 +84,8 @@ def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.9
 def nemenyi_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.95) -> pd.DataFrame:
     """Nemenyi's test of all pairs of models by their mean ranks, for all of them at once.
 
-    Columns model_a, model_b, metric, rank_a, rank_b, effect_size, p, verdict, note. effect_size: mean rank of a less that of b, so
-    that it is positive where b is better. The p-values hold jointly for all pairs (studentized range); see them only where
+    Columns model_a, model_b, metric, rank_a, rank_b, effect_size, p, verdict, note. effect_size: mean rank of a less that
+    of b, so that it is positive where b is better. The p-values hold jointly for all pairs (studentized range); see them only where
     `friedman_table` finds a difference.
     """
     blocks, notes = read_blocks(runs_metrics, metric)
@@ -120,8 +117,8 @@ def critical_difference(models: int, seeds: int, confidence: float) -> float:
 
 
 def rank(blocks: pd.DataFrame) -> pd.DataFrame:
-    """Ranks of the models (columns) within each seed (row), 1 the highest value, the mean rank for ties to 1e-12."""
-    return blocks.round(12).rank(axis=1, ascending=False)
+    """Ranks of the models (columns) within each seed (row), 1 the highest value, the mean rank for ties."""
+    return blocks.rank(axis=1, ascending=False)
 
 
 def read_blocks(runs_metrics: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]:
@@ -133,12 +130,9 @@ def read_blocks(runs_metrics: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, 
     chosen = runs_metrics[runs_metrics["metric"] == metric]
     models = list(chosen["model"].unique())
     wide = chosen.pivot(index="seed", columns="model", values="value")[models]
-    blocks = wide.dropna()
-    left_out = [str(seed) for seed in wide.index.difference(blocks.index)]
-    notes = (
-        [f"left out, for not all models have a value: seed{'s' * (len(left_out) > 1)} {', '.join(left_out)}"] if left_out else []
-    )
-    return blocks, notes
+    blocks = wide.dropna().round(12)  # no rounding error decides a rank
+    left_out = ", ".join(str(seed) for seed in wide.index.difference(blocks.index))
+    return blocks, [f"not every model has a value for seed {left_out}: left out"] if left_out else []
 
 
 def say_few_seeds(seeds: int) -> str:
@@ -147,6 +141,6 @@ def say_few_seeds(seeds: int) -> str:
 
 def say_smallest_p(seeds: int, smallest: float, alpha: float) -> list[str]:
     """A note where not even the clearest result could be below alpha."""
-    return (
-        [f"{seeds} seeds cannot show a difference: the smallest p they can reach is {smallest:.2g}"] if smallest >= alpha else []
-    )
+    if smallest < alpha:
+        return []
+    return [f"{seeds} seeds cannot show a difference: the smallest p they can reach is {smallest:.2g}"]

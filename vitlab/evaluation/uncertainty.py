@@ -26,7 +26,8 @@ def uncertainty_table(
 ) -> pd.DataFrame:
     """Uncertainty of one model's scores by images, by seeds, and by both: predictions is a table for each seed.
 
-    Columns metric, mean, sampling_sd, seed_sd, sampling_low, sampling_high, seed_low, seed_high, total_low, total_high, seeds, note.
+    Columns metric, mean, sampling_sd, seed_sd, sampling_low, sampling_high, seed_low, seed_high, total_low, total_high, seeds,
+    note.
     sampling_sd: how far the score of one run moves with other test images (bootstrap standard deviation, mean over the seeds).
     seed_sd: standard deviation (n - 1) of the scores of the runs. The intervals are those of the mean over the seeds:
     sampling_ draws the images of all seeds and keeps the seeds, seed_ draws the seeds and keeps the images, total_ draws both
@@ -43,9 +44,8 @@ def uncertainty_table(
     first, scores = next(iter(runs.items()))
     for number, other in runs.items():
         if other.classes != scores.classes:
-            raise ValueError(
-                f"seed {number} has the classes {', '.join(other.classes)}, seed {first} {', '.join(scores.classes)}"
-            )
+            one, two = ", ".join(scores.classes), ", ".join(other.classes)
+            raise ValueError(f"seed {first} has the classes {one}, seed {number} {two}: give the predictions of one data set")
     ids = [select_split(table, split)["sample_id"] for table in predictions.values()]
     images = pd.Index(pd.concat(ids).unique())
     places = [images.get_indexer(column) for column in ids]
@@ -58,15 +58,14 @@ def uncertainty_table(
         return np.concatenate([measure(weights[:, place])[:, chosen] for measure, place in pairs], axis=1)
 
     drawn = bootstrap(measure_all, len(images), replicates, seed).reshape(replicates, len(runs), len(chosen))
-    shares = np.random.default_rng([seed, 1]).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=replicates) / len(
-        runs
-    )
+    count = len(runs)
+    shares = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), size=replicates) / count
     intervals = {
         "sampling": percentile_interval(drawn.mean(axis=1), confidence),
         "seed": percentile_interval(shares @ values, confidence),
         "total": percentile_interval(np.einsum("rs,rsm->rm", shares, drawn), confidence),
     }
-    if len(runs) == 1:
+    if count == 1:
         for name in ("seed", "total"):
             for end in intervals[name][:2]:
                 end[:] = np.nan
@@ -74,19 +73,17 @@ def uncertainty_table(
         "metric": list(metrics),
         "mean": values.mean(axis=0),
         "sampling_sd": _spread(drawn).mean(axis=0),
-        "seed_sd": values.std(axis=0, ddof=1) if len(runs) > 1 else np.full(len(chosen), np.nan),
+        "seed_sd": values.std(axis=0, ddof=1) if count > 1 else np.full(len(chosen), np.nan),
     }
     table |= {f"{name}_{end}": interval[i] for name, interval in intervals.items() for i, end in enumerate(("low", "high"))}
     without = [f"seed {number}: {describe_classes(run)}" for number, run in runs.items() if describe_classes(run)]
-    few = (
-        "one seed: the spread over seeds is unknown" if len(runs) == 1 else f"only {len(runs)} seeds: the spread is hardly known"
-    )
-    few = few if len(runs) < FEW_SEEDS else ""
+    few = f"only {count} seeds: their spread is hardly known" if count < FEW_SEEDS else ""
+    few = "one seed: the spread over seeds is unknown" if count == 1 else few
     notes = ["; ".join(without) if np.isnan(mean) else few for mean in table["mean"]]
     for column, undefined in enumerate(intervals["sampling"][2]):
         if replicates and not np.isnan(table["mean"][column]) and describe_undefined(undefined):
             notes[column] = "; ".join(filter(None, [notes[column], describe_undefined(undefined)]))
-    result = pd.DataFrame({**table, "seeds": len(runs), "note": notes})
+    result = pd.DataFrame({**table, "seeds": count, "note": notes})
     ends = [name for name in result.columns if name.endswith(("_low", "_high", "_sd"))]
     result.loc[result["mean"].isna(), ends] = np.nan
     return result
