@@ -1,5 +1,6 @@
 """Tables of predictions in, tables of results out. Never imports torch."""
 
+from vitlab.evaluation.bands import curve_band_table
 from vitlab.evaluation.calibration import expected_calibration_error, reliability_table
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
@@ -16,6 +17,7 @@ __all__ = [
     "comparison_table",
     "confusion_table",
     "corrected_t",
+    "curve_band_table",
     "expected_calibration_error",
     "friedman_table",
     "mcnemar_table",

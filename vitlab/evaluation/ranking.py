@@ -53,8 +53,9 @@ def friedman_table(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = N
 def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.95) -> pd.DataFrame:
     """Mean rank of each model over the seeds, 1 the best.
 
-    Columns metric, model, mean_rank, mean (of the metric), critical_difference, seeds, note. critical_difference: mean ranks closer than this are not shown to differ by Nemenyi's test (Demsar, 2006:
-    studentized range / sqrt(2) * sqrt(k (k + 1) / (6 N)) for k models and N seeds). The best come first; ties share their rank.
+    Columns metric, model, mean_rank, mean (of the metric), critical_difference, seeds, note.
+    critical_difference: mean ranks closer than this are not shown to differ by Nemenyi's test; for k models and N seeds the
+    quantile of the studentized range / sqrt(2) * sqrt(k (k + 1) / (6 N)) (Demsar, 2006). The best come first.
     """
     blocks, notes = read_blocks(runs_metrics, metric)
     seeds, models = blocks.shape
@@ -84,9 +85,9 @@ def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.9
 def nemenyi_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.95) -> pd.DataFrame:
     """Nemenyi's test of all pairs of models by their mean ranks, for all of them at once.
 
-    Columns model_a, model_b, metric, rank_a, rank_b, effect_size, p, verdict, note. effect_size: mean rank of a less that
-    of b, so that it is positive where b is better. The p-values hold jointly for all pairs (studentized range); see them only where
-    `friedman_table` finds a difference.
+    Columns model_a, model_b, metric, rank_a, rank_b, effect_size, p, verdict, note.
+    effect_size: mean rank of a less that of b, so that it is positive where b is better. The p-values hold jointly for all pairs
+    (studentized range); look at them only where `friedman_table` finds a difference.
     """
     blocks, notes = read_blocks(runs_metrics, metric)
     seeds, models = blocks.shape
