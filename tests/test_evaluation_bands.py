@@ -1,4 +1,4 @@
-"""Curves with bands: the curves against scikit-learn's, a replicate against the copied samples, the band against its definition."""
+"""Curves with bands: the curves of replicates against scikit-learn's of the copied samples, bands against their definition."""
 
 import numpy as np
 import pytest
