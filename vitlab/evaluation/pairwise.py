@@ -27,8 +27,9 @@ def pairwise_table(
     every seed, -1 when a does. p_holm: p corrected for the number of pairs (Holm, 1979); the verdict goes by it.
 
     test_share: share of the images that each seed tests, such as 0.2. With it, p and low, high are those of the corrected
-    resampled t-test (`corrected_t`), right for seeds that draw their splits from the same images. Without it, p is that of
+    resampled t-test (`corrected_t`), made for seeds that draw their splits from the same images. Without it, p is that of
     Wilcoxon's signed-rank test (exact for few seeds) and low, high the plain t interval; both count the seeds as independent.
+    Intervals are those of one pair, not widened for the number of pairs: the verdict may be stricter than they look.
     note: too few seeds, or the smallest p that they can reach if that is not below 1 - confidence.
     """
     from statsmodels.stats.multitest import multipletests

@@ -33,10 +33,8 @@ def friedman_table(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = N
         blocks, notes = read_blocks(runs_metrics, metric)
         seeds, models = blocks.shape
         statistic = p = np.nan
-        if models < 3:
-            notes.append(f"{models} model{'s' * (models > 1)}: needs three; for two there is pairwise_table")
-        elif seeds < 2:
-            notes.append(say_few_seeds(seeds))
+        if say_too_few(models, seeds):
+            notes.append(say_too_few(models, seeds))
         elif (blocks.nunique(axis=1) == 1).all():
             notes.append("all models are level on every seed")
         else:
@@ -56,14 +54,13 @@ def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.9
     Columns metric, model, mean_rank, mean (of the metric), critical_difference, seeds, note.
     critical_difference: mean ranks closer than this are not shown to differ by Nemenyi's test; for k models and N seeds the
     quantile of the studentized range / sqrt(2) * sqrt(k (k + 1) / (6 N)) (Demsar, 2006). The best come first.
+    NaN for fewer than three models or two seeds, as in `friedman_table`.
     """
     blocks, notes = read_blocks(runs_metrics, metric)
     seeds, models = blocks.shape
     critical = np.nan
-    if models < 2:
-        notes.append("one model: there is nothing to rank")
-    elif seeds < 2:
-        notes.append(say_few_seeds(seeds))
+    if say_too_few(models, seeds):
+        notes.append(say_too_few(models, seeds))
     else:
         critical = critical_difference(models, seeds, confidence)
         if critical > models - 1:
@@ -91,13 +88,13 @@ def nemenyi_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0
     """
     blocks, notes = read_blocks(runs_metrics, metric)
     seeds, models = blocks.shape
-    enough = models >= 2 and seeds >= 2
+    enough = not say_too_few(models, seeds)
     if enough:
         from scikit_posthocs import posthoc_nemenyi_friedman
 
         p = posthoc_nemenyi_friedman(blocks.to_numpy()).to_numpy()
     else:
-        notes.append(say_few_seeds(seeds))
+        notes.append(say_too_few(models, seeds))
     ranks = rank(blocks).mean()
     rows = []
     for one, other in combinations(range(models), 2):
@@ -134,6 +131,13 @@ def read_blocks(runs_metrics: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, 
     blocks = wide.dropna().round(12)  # no rounding error decides a rank
     left_out = ", ".join(str(seed) for seed in wide.index.difference(blocks.index))
     return blocks, [f"not every model has a value for seed {left_out}: left out"] if left_out else []
+
+
+def say_too_few(models: int, seeds: int) -> str:
+    """Why the models cannot be tested together; empty if they can."""
+    if models < 3:
+        return f"{models} model{'s' * (models > 1)}: needs three; for two there is pairwise_table"
+    return say_few_seeds(seeds) if seeds < 2 else ""
 
 
 def say_few_seeds(seeds: int) -> str:

@@ -8,18 +8,20 @@ from matplotlib.axes import Axes
 
 from vitlab.plots.style import GREY, PALETTE, few_ticks, new_axes, panel_grid, readable, series_colors
 
+MINUS = "\N{MINUS SIGN}"
 SOURCES = {"sampling": "other test images", "seed": "other seeds", "total": "both"}
 
 
 def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Differences with their intervals and a line at zero, from a `paired_table` or `pairwise_table`: a row each.
 
-    Dots are filled where the verdict finds a difference, hollow where it does not.
+    Dots are filled where the verdict finds a difference, hollow where it does not. After Holm's correction that may be so although
+    the interval, which is that of one pair, leaves out zero.
     """
     several = table[["model_a", "model_b"]].drop_duplicates().shape[0] > 1
     metrics = table["metric"].nunique() > 1 or not several
     names = [
-        "\n".join(([f"{row.model_b} - {row.model_a}"] if several else []) + ([readable(row.metric)] if metrics else []))
+        "\n".join(([f"{row.model_b} {MINUS} {row.model_a}"] if several else []) + ([readable(row.metric)] if metrics else []))
         for row in table.itertuples()
     ]
     ax = new_axes(ax, 0.9 + (0.36 if several and metrics else 0.27) * len(names))
@@ -37,9 +39,9 @@ def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(few_ticks(7))
     ax.grid(axis="x")
     second = table["model_b"].iloc[0] if len(table) else "the second"
-    what = readable(table["metric"].iloc[0]) if len(table) and not metrics else "metric"
+    what = "difference" if metrics or not len(table) else f"difference in {readable(table['metric'].iloc[0])}"
     meaning = "right of 0: the first-named is better" if several else f"right of 0: {second} is better"
-    ax.set_xlabel(f"difference in {what} ({meaning})")
+    ax.set_xlabel(f"{what} ({meaning})")
     return ax
 
 
