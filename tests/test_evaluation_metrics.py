@@ -9,8 +9,8 @@ import pytest
 from sklearn import metrics as reference
 
 from vitlab.evaluation import METRICS, class_table, confusion_table, metrics_table
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
-from vitlab.evaluation.metrics import compute_metrics
+from vitlab.evaluation.bootstrap import bootstrap, draw_counts, percentile_interval, read_clusters
+from vitlab.evaluation.metrics import compute_metrics, prepare_metrics
 from vitlab.evaluation.scores import read_scores, target_classes
 
 BINARY = ("functional", "defective")
@@ -33,6 +33,11 @@ def make_predictions(classes=BINARY, num_samples=300, seed=0, round_to=None):
     return table
 
 
+def sklearn_specificity(label, pred, targets, weight):
+    """Recall of not being of the class, mean over the classes."""
+    return np.mean([reference.recall_score(label != k, pred != k, sample_weight=weight) for k in targets])
+
+
 def sklearn_metrics(scores, weight=None):
     """METRICS as scikit-learn gives them."""
     label, pred, prob, binary = scores.label, scores.pred, scores.prob, len(scores.classes) == 2
@@ -45,6 +50,7 @@ def sklearn_metrics(scores, weight=None):
         reference.balanced_accuracy_score(label, pred, **common),
         reference.precision_score(label, pred, average=average, zero_division=0, **common),
         reference.recall_score(label, pred, average=average, **common),
+        sklearn_specificity(label, pred, range(len(scores.classes))[-1:] if binary else range(len(scores.classes)), weight),
         reference.f1_score(label, pred, average=average, **common),
         reference.f1_score(label, pred, average="weighted", **common),
         reference.roc_auc_score(one_hot, score, average="macro", **common),
@@ -80,6 +86,64 @@ def test_replicates_are_draws_with_replacement_in_any_chunks(monkeypatch):
     chunks = list(draw_counts(20, 8, seed=0))
     assert [len(chunk) for chunk in chunks] == [3, 3, 2]
     assert (np.concatenate(chunks).sum(axis=1) == 20).all()
+
+
+def test_replicates_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 900)
+    scores = read_scores(make_predictions(), "test")
+    compute = prepare_metrics(scores, [1])
+    one, four = (bootstrap(compute, 300, 40, seed=2, threads=threads) for threads in (1, 4))
+    np.testing.assert_array_equal(one, four)
+    drawn = np.concatenate(list(draw_counts(300, 40, seed=2)))
+    np.testing.assert_allclose(one, compute(drawn), atol=1e-12)
+    assert len(np.unique(one[:, 0])) > 10  # chunks are not copies of each other
+    assert bootstrap(compute, 300, 0, seed=2).shape == (0, len(METRICS))
+
+
+def test_clusters_are_drawn_as_wholes():
+    cluster = np.array([0, 0, 0, 1, 2, 2])
+    counts = np.concatenate(list(draw_counts(6, 5000, seed=0, cluster=cluster)))
+    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 0] == counts[:, 2]).all() and (counts[:, 4] == counts[:, 5]).all()
+    assert (counts[:, [0, 3, 4]].sum(axis=1) == 3).all()  # three clusters are drawn, of whatever size
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
+
+
+def test_copies_of_samples_leave_the_cluster_interval_as_it_was(monkeypatch):
+    """Each sample four times over teaches nothing new: by cluster the interval stays, by sample it is half as wide."""
+    predictions = make_predictions(num_samples=150)
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**6)  # one chunk, so that the same clusters are drawn
+    ids, images = predictions["sample_id"], predictions.index
+    copies = pd.concat([predictions.assign(sample_id=ids + f"-{i}", image=images) for i in range(4)])
+    once = metrics_table(predictions, seed=3)
+    clustered = metrics_table(copies, seed=3, cluster="image")
+    np.testing.assert_allclose(clustered[["value", "low", "high"]], once[["value", "low", "high"]], atol=1e-9)
+    fooled = metrics_table(copies, seed=3)
+    half = (fooled["high"] - fooled["low"]) / (once["high"] - once["low"])
+    assert ((half > 0.4) & (half < 0.6)).all()
+
+
+def test_clusters_come_as_a_column_a_series_or_a_list():
+    rows = make_predictions(num_samples=5).assign(twin=["a", "b", "a", None, None])
+    expected = [0, 1, 0, 2, 3]
+    by_id = pd.Series(rows["twin"].to_numpy(), index=rows["sample_id"])[::-1]
+    for cluster in ("twin", by_id, rows["twin"], rows["twin"].tolist()):
+        assert len(set(zip(read_clusters(rows, cluster), expected, strict=True))) == 4
+    assert read_clusters(rows, None) is None
+    with pytest.raises(ValueError, match="no column 'twins' to take clusters from"):
+        read_clusters(rows, "twins")
+    with pytest.raises(ValueError, match="2 cluster ids do not go with 5 samples"):
+        read_clusters(rows, [0, 1])
+    with pytest.raises(ValueError, match="name a sample_id twice"):
+        read_clusters(rows, pd.concat([by_id, by_id]))
+
+
+def test_few_clusters_are_said_and_one_has_no_interval():
+    predictions = make_predictions(num_samples=60)
+    table = metrics_table(predictions, cluster=np.arange(60) % 4)
+    assert (table["note"] == "only 4 clusters").all() and table["low"].notna().all()
+    table = metrics_table(predictions, cluster=np.zeros(60))
+    assert table[["low", "high"]].isna().all(axis=None) and (table["note"] == "only 1 cluster").all()
+    assert (metrics_table(predictions, cluster=np.arange(60) % 30)["note"] == "").all()
 
 
 def test_intervals_are_seeded_and_hold_the_normal_approximation():
@@ -118,7 +182,10 @@ def test_a_missing_class_is_nan_and_named():
     undefined = ["balanced_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "mcc"]
     assert table.loc[undefined, ["value", "low", "high"]].isna().all(axis=None)
     assert (table.loc[undefined, "note"] == "only functional").all()
-    assert table.loc["accuracy", "value"] == pytest.approx((predictions["pred"] == "functional").mean())
+    right = (predictions["pred"] == "functional").mean()
+    assert table.loc[["accuracy", "specificity"], "value"].tolist() == pytest.approx([right, right])
+    other = metrics_table(predictions, positive="functional", replicates=0).set_index("metric")
+    assert np.isnan(other.loc["specificity", "value"]) and other.loc["specificity", "note"] == "only functional"
 
 
 def test_the_positive_class_can_be_chosen():

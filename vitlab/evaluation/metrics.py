@@ -6,15 +6,29 @@ a metric that needs a class which the samples lack is NaN, where scikit-learn wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
-from vitlab.evaluation.scores import Scores, read_scores, target_classes
+from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
+from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
 
-METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "weighted_f1", "roc_auc", "average_precision", "mcc")
+METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "specificity",  # recall says how many are missed, this how many are called in vain; precision moves with the prevalence
+    "f1",
+    "weighted_f1",
+    "roc_auc",
+    "average_precision",
+    "mcc",
+)
 REPORTED_SHARE = 0.05  # from this share of undefined replicates on, the table says so
+FEW_CLUSTERS = 20  # with fewer of them, percentile intervals are too narrow and the table says how many there are
 
 
 def metrics_table(
@@ -24,80 +38,124 @@ def metrics_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
     """METRICS with percentile bootstrap intervals: columns metric, value, low, high, note.
 
-    precision, recall, f1, roc_auc and average_precision are those of the class `positive`; without it, of the last one of two
-    classes, or the plain mean over more than two (one against the rest). weighted_f1 is weighted by the size of each class.
-    note: which class is missing, or the share of replicates that lacked a class, from 5 % on; empty otherwise.
+    precision, recall, specificity, f1, roc_auc and average_precision are those of the class `positive`; without it, of the last
+    one of two classes, or the plain mean over more than two (one against the rest). weighted_f1 is weighted by the size of each
+    class. cluster: images that belong together, such as near-duplicates, and are drawn together: name of a column, a Series of
+    cluster ids with sample_ids as index, or one id for each row of the split.
+    note: which class is missing, the share of replicates that lacked a class, from 5 % on, or that there are fewer than 20
+    clusters; empty otherwise.
     """
     scores = read_scores(predictions, split)
-    return measure(scores, target_classes(scores.classes, positive), replicates, seed, confidence)
+    clusters = read_clusters(select_split(predictions, split), cluster)
+    return measure(scores, target_classes(scores.classes, positive), replicates, seed, confidence, clusters)
 
 
-def measure(scores: Scores, targets: list[int], replicates: int, seed: int, confidence: float) -> pd.DataFrame:
-    """The table of `metrics_table` for arrays."""
-    num_samples = len(scores.label)
-    value = compute_metrics(scores, np.ones((1, num_samples)), targets)[0]
-    drawn = [compute_metrics(scores, counts, targets) for counts in draw_counts(num_samples, replicates, seed)]
-    low, high, undefined = percentile_interval(np.concatenate([np.empty((0, len(METRICS))), *drawn]), confidence)
-    low[np.isnan(value)] = high[np.isnan(value)] = np.nan
-    present = np.isin(range(len(scores.classes)), scores.label)
-    few = (
-        "only " + scores.classes[scores.label[0]] if present.sum() == 1 else "no " + ", ".join(np.array(scores.classes)[~present])
-    )
-    notes = np.where(
-        np.isnan(value),
-        few,
-        [f"{share:.0%} of the replicates lack a class" if share >= REPORTED_SHARE and replicates else "" for share in undefined],
-    )
+def measure(
+    scores: Scores, targets: list[int], replicates: int, seed: int, confidence: float, cluster: np.ndarray | None = None
+) -> pd.DataFrame:
+    """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
+    compute = prepare_metrics(scores, targets)
+    value = compute(np.ones((1, len(scores.label))))[0]
+    low, high, undefined = percentile_interval(bootstrap(compute, len(scores.label), replicates, seed, cluster), confidence)
+    clusters = np.inf if cluster is None else len(np.unique(cluster))
+    low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
+    warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < FEW_CLUSTERS and replicates else ""
+    notes = np.where(np.isnan(value), describe_classes(scores), [describe_undefined(share) or warning for share in undefined])
+    notes = notes if replicates else np.where(np.isnan(value), notes, "")
     return pd.DataFrame({"metric": METRICS, "value": value, "low": low, "high": high, "note": notes})
 
 
+def describe_classes(scores: Scores) -> str:
+    """Which classes are missing; empty if all are there."""
+    present = np.isin(range(len(scores.classes)), scores.label)
+    if present.sum() == 1:
+        return "only " + scores.classes[scores.label[0]]
+    return "" if present.all() else "no " + ", ".join(np.array(scores.classes)[~present])
+
+
+def describe_undefined(share: float) -> str:
+    """The share of replicates without a value, if it is large enough to be said."""
+    return f"{share:.0%} of the replicates lack a class" if share >= REPORTED_SHARE else ""
+
+
 def compute_metrics(scores: Scores, weights: np.ndarray, targets: list[int]) -> np.ndarray:
-    """METRICS for each row of weights (R, N): an array (R, 9). NaN where a class that the metric needs has no weight."""
-    num_classes = len(scores.classes)
-    is_label = np.eye(num_classes)[scores.label]  # (N, C)
-    is_pred = np.eye(num_classes)[scores.pred]
-    total = weights.sum(axis=1)  # (R,)
-    labelled, predicted, correct = weights @ is_label, weights @ is_pred, weights @ (is_label * is_pred)  # (R, C)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        recall = correct / labelled  # 0 / 0 = NaN: there is nothing to recall
-        precision = np.where(labelled > 0, correct / np.where(predicted > 0, predicted, np.inf), np.nan)
-        f1 = np.where(labelled > 0, 2 * correct / (labelled + predicted), np.nan)
-        ranked = np.array([_rank(scores.prob[:, k], is_label[:, k], weights) for k in targets])  # (K, 2, R)
-        covariance = correct.sum(axis=1) * total - (labelled * predicted).sum(axis=1)
-        spread = (total**2 - (labelled**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
-        mcc = np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
-    mcc[(labelled > 0).sum(axis=1) < 2] = np.nan
-    columns = (
-        correct.sum(axis=1) / total,
-        recall.mean(axis=1),
-        precision[:, targets].mean(axis=1),
-        recall[:, targets].mean(axis=1),
-        f1[:, targets].mean(axis=1),
-        (np.nan_to_num(f1) * labelled).sum(axis=1) / total,
-        *ranked.mean(axis=0),
-        mcc,
-    )
-    return np.stack(columns, axis=1)
+    """METRICS for each row of weights (R, N): an array (R, 10). NaN where a class that the metric needs has no weight."""
+    return prepare_metrics(scores, targets)(weights)
 
 
-def _rank(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area under the ROC curve and average precision for each row of weights (R, N): the samples are sorted only once."""
+def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from weights (R, N) to METRICS (R, 10); whatever does not depend on the weights is done once, here."""
+    is_label = np.eye(len(scores.classes))[scores.label]  # (N, C)
+    is_pred = np.eye(len(scores.classes))[scores.pred]
+    cells = np.hstack([is_label, is_pred, is_label * is_pred])  # (N, 3C)
+    rankings = [_prepare_ranking(scores.prob[:, k], is_label[:, k]) for k in targets]
+
+    def compute(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1)  # (R,)
+        labelled, predicted, correct = np.split(weights @ cells, 3, axis=1)  # (R, C)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            recall = correct / labelled  # 0 / 0 = NaN: there is nothing to recall
+            precision = np.where(labelled > 0, correct / np.where(predicted > 0, predicted, np.inf), np.nan)
+            specificity = 1 - (predicted - correct) / (total[:, None] - labelled)
+            f1 = np.where(labelled > 0, 2 * correct / (labelled + predicted), np.nan)
+            ranked = np.array([ranking(weights) for ranking in rankings])  # (K, 2, R)
+            covariance = correct.sum(axis=1) * total - (labelled * predicted).sum(axis=1)
+            spread = (total**2 - (labelled**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
+            mcc = np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
+        mcc[(labelled > 0).sum(axis=1) < 2] = np.nan
+        columns = {
+            "accuracy": correct.sum(axis=1) / total,
+            "balanced_accuracy": recall.mean(axis=1),
+            "precision": precision[:, targets].mean(axis=1),
+            "recall": recall[:, targets].mean(axis=1),
+            "specificity": specificity[:, targets].mean(axis=1),
+            "f1": f1[:, targets].mean(axis=1),
+            "weighted_f1": (np.nan_to_num(f1) * labelled).sum(axis=1) / total,
+            "roc_auc": ranked[:, 0].mean(axis=0),
+            "average_precision": ranked[:, 1].mean(axis=0),
+            "mcc": mcc,
+        }
+        return np.stack([columns[name] for name in METRICS], axis=1)
+
+    return compute
+
+
+def _prepare_ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A function from weights (R, N) to the area under the ROC curve and average precision: the samples are sorted only once.
+
+    Both are sums over the positive samples, or over the P groups of equal scores that hold one.
+    """
     order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.diff(score[order], append=-np.inf))  # last sample of each group of equal scores
-    weights = weights[:, order]
-    above = np.cumsum(weights, axis=1)[:, last]  # (R, G) weight at or above each distinct score
-    true_positives = np.cumsum(weights * positive[order], axis=1)[:, last]
-    false_positives = above - true_positives
-    step = np.diff(true_positives, axis=1, prepend=0)
-    positives, negatives = true_positives[:, -1], false_positives[:, -1]
-    height = true_positives - step / 2  # trapezoid
-    area = (np.diff(false_positives, axis=1, prepend=0) * height).sum(axis=1) / (positives * negatives)
-    precision = true_positives / np.where(above > 0, above, np.inf)
-    average_precision = np.where(negatives > 0, (step * precision).sum(axis=1) / positives, np.nan)
-    return area, average_precision
+    found = np.flatnonzero(positive[order])  # ranks of the positive samples
+    falling = -score[order]
+    starts = np.flatnonzero(np.diff(falling[found], prepend=-np.inf))
+    first, last = (np.searchsorted(falling, falling[found[starts]], side=side) for side in ("left", "right"))
+    ties = (last - first > 1).any()
+
+    def rank(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ordered = weights.take(order, axis=1)
+        above = np.cumsum(ordered, axis=1)
+        step = ordered.take(found, axis=1)
+        reached = above.take(last - 1, axis=1)  # (R, P) weight at or above the score of the group
+        if ties:
+            step = np.add.reduceat(step, starts, axis=1)
+        true_positives = np.cumsum(step, axis=1)
+        false_positives = reached - true_positives
+        if ties:
+            tied = reached - above.take(first, axis=1) + ordered.take(first, axis=1)
+            false_positives -= (tied - step) / 2  # trapezoid
+        positives = step.sum(axis=1)
+        negatives = above[:, -1] - positives
+        area = 1 - np.vecdot(step, false_positives) / (positives * negatives)
+        true_positives /= np.maximum(reached, np.finfo(float).tiny)  # now the precision; 0 where nothing is drawn yet
+        average_precision = np.vecdot(step, true_positives) / positives
+        return area, np.where(negatives > 0, average_precision, np.nan)
+
+    return rank
 
 
 def class_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:

@@ -14,6 +14,7 @@ from vitlab.plots.data import (
     plot_pairs,
     plot_sample_grid,
 )
+from vitlab.plots.differences import plot_critical_difference, plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
     plot_mistakes,
@@ -59,6 +60,8 @@ __all__ = [
     "plot_comparison",
     "plot_confusion",
     "plot_cost",
+    "plot_critical_difference",
+    "plot_differences",
     "plot_history",
     "plot_image_sizes",
     "plot_importance",
@@ -77,6 +80,7 @@ __all__ = [
     "plot_slices",
     "plot_threshold",
     "plot_trials",
+    "plot_uncertainty",
     "present",
     "readable",
     "series_colors",

@@ -59,10 +59,15 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     return ax
 
 
-def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+def plot_roc(
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
+    ax: Axes | None = None,
+    bands: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+) -> Axes:
     """ROC curves with their area, and the line of chance. tables: one `roc_table`, or one for each name (model, seed).
 
     One table of several classes gives a curve for each class; several such tables give one curve each, the mean over its classes.
+    bands: a `curve_band_table` of the same kind, or one for each name, drawn around its curve; a mean over classes has none.
     """
     x, y = "false_positive_rate", "true_positive_rate"
     lines = _list_curves(tables)
@@ -74,12 +79,17 @@ def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None 
         else:
             mean = np.mean([np.interp(GRID, curve[x], curve[y]) for curve in curves], axis=0)
             ax.plot([0, *GRID], [0, *mean], color=color, label=_label(name, f"AUC {area:.3f}"))
+    _fill_bands(ax, lines, tables, bands, x)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance (AUC 0.500)")
     ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
     return _finish_square(ax, _subject(tables))
 
 
-def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+def plot_precision_recall(
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
+    ax: Axes | None = None,
+    bands: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+) -> Axes:
     """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
     lines = _list_curves(tables)
     ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
@@ -94,6 +104,7 @@ def plot_precision_recall(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax:
             rising = [curve.iloc[::-1] for curve in curves]
             mean = np.mean([np.interp(GRID, curve["recall"], curve["precision"]) for curve in rising], axis=0)
             ax.plot(GRID, mean, color=color, label=label)
+    _fill_bands(ax, lines, tables, bands, "recall")
     if prevalences:
         level = np.mean(prevalences)
         ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label=f"prevalence ({level:.3f})")
@@ -113,6 +124,23 @@ def _list_curves(tables) -> list[tuple[str, str, list[pd.DataFrame]]]:
     if len(groups) == 1:
         return [(name, series_colors([name])[name], list(groups.values()))]
     return [(label, color, [groups[label]]) for label, color in class_colors(list(groups)).items()]
+
+
+def _fill_bands(ax: Axes, lines, tables, bands, x: str) -> None:
+    """The area between low and high of each line that has a band."""
+    if bands is None:
+        return
+    if isinstance(tables, Mapping) != isinstance(bands, Mapping) or (isinstance(bands, Mapping) and set(bands) != set(tables)):
+        raise ValueError("bands go with the curves: one table for one table, or a mapping of the same names")
+    for name, color, curves in lines:
+        if len(curves) > 1:
+            raise ValueError("a mean over classes has no band: make curves and bands of one class, with positive=")
+        table = bands[name] if isinstance(bands, Mapping) and name in bands else bands
+        table = next(iter(table.values())) if isinstance(table, Mapping) else table
+        if x not in table:
+            raise ValueError(f"the band has no column {x}: it is that of another kind of curve")
+        own = table[table["class"] == curves[0]["class"].iloc[0]]
+        ax.fill_between(own[x], own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
 
 
 def _subject(tables) -> str:

@@ -9,6 +9,7 @@ from vitlab.plots.style import readable
 
 def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
+    `difference` and `odds_ratio` take their interval in too; a p-value too small for the digits is "< 0.001".
 
     columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number).
     Empty notes go; the first column becomes the row names unless it holds numbers.
@@ -16,9 +17,12 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     shown = table.copy()
     if "metric" in shown:
         shown["metric"] = shown["metric"].map(readable)
-    if {"value", "low", "high"} <= set(shown):
-        shown["value"] = [_interval(*row, digits) for row in shown[["value", "low", "high"]].to_numpy(float)]
-        shown = shown.drop(columns=["low", "high"])
+    for name in ("value", "difference", "odds_ratio"):
+        if {name, "low", "high"} <= set(shown):
+            shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
+            shown = shown.drop(columns=["low", "high"])
+    for name in {"p", "p_holm"} & set(shown):
+        shown[name] = [_probability(p, digits) for p in shown[name]]
     if {"mean", "spread"} <= set(shown):
         shown["mean"] = [_spread(*row, digits) for row in shown[["mean", "spread"]].to_numpy(float)]
         shown = shown.drop(columns=["spread", "low", "high"], errors="ignore").rename(columns={"mean": "value"})
@@ -40,6 +44,13 @@ def _interval(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(value):
         return "-"
     return f"{value:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def _probability(p: float, digits: int) -> str:
+    """A p-value, which is never 0."""
+    if pd.isna(p):
+        return "-"
+    return f"{p:.{digits}f}" if p >= 0.5 * 10**-digits else f"< {10**-digits:.{digits}f}"
 
 
 def _spread(mean: float, spread: float, digits: int) -> str:

@@ -1,0 +1,112 @@
+"""Figures of comparisons show the numbers of their tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.test_evaluation_comparison import AUC, C45, improve, make_runs
+from tests.test_evaluation_metrics import DIGITS, make_predictions
+from vitlab import plots
+from vitlab.evaluation import (
+    curve_band_table,
+    mcnemar_table,
+    paired_table,
+    pairwise_table,
+    precision_recall_table,
+    ranks_table,
+    roc_table,
+    uncertainty_table,
+)
+from vitlab.plots.differences import group_ranks
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_differences_of_a_pair_have_a_row_for_each_metric():
+    a = make_predictions(num_samples=100)
+    table = paired_table(a, improve(a, 10), ("old", "new"), metrics=["accuracy", "roc_auc"], replicates=50)
+    ax = plots.plot_differences(table)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["accuracy", "ROC AUC"]
+    assert ax.get_xlabel() == "difference (right of 0: new is better)"
+    zero, interval, dot, *_ = ax.lines
+    assert list(zero.get_xdata()) == [0, 0]
+    assert (
+        list(interval.get_xdata()) == table.loc[0, ["low", "high"]].tolist() and dot.get_xdata()[0] == table.loc[0, "difference"]
+    )
+    assert dot.get_markerfacecolor() != "white"
+    undefined = paired_table(*[a.assign(label="functional")] * 2, metrics=["recall"], replicates=5)
+    assert texts(plots.plot_differences(undefined)) == ["not defined: only functional"]
+
+
+def test_differences_of_many_pairs_are_named_and_hollow_without_a_verdict():
+    ax = plots.plot_differences(pairwise_table(make_runs(AUC, C45), "auc"))
+    assert ax.get_yticklabels()[0].get_text() == "C4.5+m \N{MINUS SIGN} C4.5"
+    assert {line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"} == {"white"}
+    assert ax.get_xlabel() == "difference in auc (right of 0: the first-named is better)"
+    given = ax.figure.add_subplot()
+    assert plots.plot_differences(pairwise_table(make_runs(AUC, C45), "auc"), given) is given
+
+
+def test_bars_join_models_within_the_critical_difference():
+    assert group_ranks(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(1.0, 1.5), (1.5, 2.4)]
+    assert group_ranks(np.array([1.0, 1.5, 2.0]), 1.0) == [(1.0, 2.0)]  # the longest run only
+    assert group_ranks(np.array([1.0, 3.0]), 1.0) == [] == group_ranks(np.array([1.0, 1.1]), np.nan)
+
+
+def test_critical_difference_diagram_names_every_model_with_its_rank():
+    ax = plots.plot_critical_difference(ranks_table(make_runs(AUC, C45), "auc"))
+    assert {"C4.5 (3.14)", "C4.5+m (2.00)", "C4.5+cf (2.89)", "C4.5+m+cf (1.96)", "critical difference 1.25"} <= set(texts(ax))
+    bars = [line for line in ax.lines if line.get_linewidth() == 3]
+    assert len(bars) == 1  # no two are shown to differ
+    few = plots.plot_critical_difference(ranks_table(make_runs(AUC[:2], C45), "auc"))
+    assert "critical difference 3.32, longer than the axis" in texts(few)
+    one = plots.plot_critical_difference(ranks_table(make_runs(AUC[:1], C45), "auc"))
+    assert "1 seed in common: nothing can be tested" in texts(one)
+
+
+def test_uncertainty_has_three_intervals_or_says_unknown():
+    runs = {seed: make_predictions(num_samples=100, seed=seed) for seed in range(3)}
+    table = uncertainty_table(runs, ["accuracy", "mcc"], replicates=50)
+    axes = plots.plot_uncertainty(table)
+    assert [ax.get_title() for ax in axes] == ["accuracy", "MCC"]
+    total = [line for line in axes[1].lines if line.get_marker() == "|"][-1]
+    assert list(total.get_xdata()) == table.loc[1, ["total_low", "total_high"]].tolist()
+    (ax,) = plots.plot_uncertainty(uncertainty_table({0: runs[0]}, ["accuracy"], replicates=50))
+    assert texts(ax) == ["unknown", "unknown"]
+
+
+def test_bands_lie_around_their_curves():
+    predictions = make_predictions(num_samples=150)
+    for plot, curve, kind in (
+        (plots.plot_roc, roc_table, "roc"),
+        (plots.plot_precision_recall, precision_recall_table, "precision_recall"),
+    ):
+        band = curve_band_table(predictions, kind, replicates=30)
+        ax = plot(curve(predictions), bands=band)
+        (area,) = ax.collections
+        corners = area.get_paths()[0].vertices
+        assert corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
+        two = plot({"a": curve(predictions), "b": curve(predictions)}, bands={"a": band, "b": band})
+        assert len(two.collections) == 2
+        with pytest.raises(ValueError, match="a mapping of the same names"):
+            plot({"a": curve(predictions)}, bands=band)
+    with pytest.raises(ValueError, match="no column recall"):
+        plots.plot_precision_recall(precision_recall_table(predictions), bands=curve_band_table(predictions, replicates=5))
+    many = make_predictions(DIGITS)
+    band = curve_band_table(many, replicates=5)
+    assert len(plots.plot_roc(roc_table(many), bands=band).collections) == 10
+    with pytest.raises(ValueError, match="a mean over classes has no band"):
+        plots.plot_roc(dict.fromkeys("ab", roc_table(many)), bands=dict.fromkeys("ab", band))
+
+
+def test_tables_of_differences_are_presented_in_few_digits():
+    a = make_predictions(num_samples=100)
+    shown = plots.present(
+        paired_table(a, improve(a, 10), metrics=["accuracy"], replicates=50).drop(columns=["model_a", "model_b"])
+    )
+    assert "[" in shown["difference (B \N{MINUS SIGN} A)"].iloc[0] and shown["p"].iloc[0] == "0.039"  # 2 / 51
+    assert "[" in plots.present(mcnemar_table(a, improve(a, 10)))["odds ratio"].iloc[0]
+    runs = pd.DataFrame({"metric": ["f1"], "p": [1e-9], "p_holm": [np.nan]})
+    assert plots.present(runs).iloc[0].tolist() == ["< 0.001", "-"]

@@ -1,0 +1,92 @@
+"""Every pair of models over the seeds they share, with intervals, effect sizes and p-values corrected for their number.
+
+Seeds of one data set share images, in training as in testing: they are not independent samples, and the plain tests find
+differences that are none (Dietterich, 1998; Bouckaert and Frank, 2004). `corrected_t` widens the variance for it.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vitlab.evaluation.paired import say_verdict
+from vitlab.evaluation.ranking import read_blocks, say_few_seeds, say_smallest_p
+
+
+def pairwise_table(
+    runs_metrics: pd.DataFrame, metric: str, test_share: float | None = None, confidence: float = 0.95
+) -> pd.DataFrame:
+    """All pairs of models on one metric: a row for each pair.
+
+    runs_metrics: a row for each run and metric, with columns model, seed, metric, value; more is better.
+    Columns model_a, model_b, metric, seeds, difference, low, high, effect_size, p, p_holm, test, verdict, note.
+    difference: mean over the seeds of b - a. effect_size: matched-pairs rank-biserial correlation (Kerby, 2014), 1 when b wins on
+    every seed, -1 when a does. p_holm: p corrected for the number of pairs (Holm, 1979); the verdict goes by it.
+
+    test_share: share of the images that each seed tests, such as 0.2. With it, p and low, high are those of the corrected
+    resampled t-test (`corrected_t`), made for seeds that draw their splits from the same images. Without it, p is that of
+    Wilcoxon's signed-rank test (exact for few seeds) and low, high the plain t interval; both count the seeds as independent.
+    Intervals are those of one pair, not widened for the number of pairs: the verdict may be stricter than they look.
+    note: too few seeds, or the smallest p that they can reach if that is not below 1 - confidence.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    blocks, notes = read_blocks(runs_metrics, metric)
+    seeds = len(blocks)
+    pairs = list(combinations(blocks.columns, 2))
+    if seeds < 2:
+        notes.append(say_few_seeds(seeds))
+    elif test_share is None:
+        notes += say_smallest_p(seeds, min(1.0, 2.0 ** (1 - seeds) * len(pairs)), 1 - confidence)
+    rows = []
+    for one, other in pairs:
+        gaps = (blocks[other] - blocks[one]).round(12).to_numpy()
+        mean, low, high, p = corrected_t(gaps, test_share or 0.0, confidence)
+        if test_share is None and seeds >= 2:
+            p = float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
+        row = {"model_a": one, "model_b": other, "metric": metric, "seeds": seeds, "difference": mean, "low": low, "high": high}
+        rows.append({**row, "effect_size": rank_biserial(gaps), "p": p})
+    columns = ["model_a", "model_b", "metric", "seeds", "difference", "low", "high", "effect_size", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    tested = table["p"].notna()
+    table["p_holm"] = np.nan
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    table["test"] = "Wilcoxon" if test_share is None else "corrected t"
+    table["verdict"] = [
+        say_verdict((row.model_a, row.model_b), row.difference, row.p_holm, 1 - confidence) for row in table.itertuples()
+    ]
+    return table.assign(note="; ".join(notes))
+
+
+def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 0.95) -> tuple[float, float, float, float]:
+    """Mean, low, high and p of the corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003).
+
+    differences: one for each of k seeds whose splits were drawn from the same images. The variance of their mean is taken as
+    (1 / k + test / train) s^2 instead of s^2 / k; with test_share 0 this is the ordinary paired t-test. NaN for one seed.
+    """
+    if not 0 <= test_share < 1:
+        raise ValueError(f"test_share is the share of the images that a seed tests, such as 0.2; got {test_share}")
+    seeds = len(differences)
+    if seeds < 2:
+        return (float(np.mean(differences)) if seeds else np.nan, np.nan, np.nan, np.nan)
+    mean = float(np.mean(differences))
+    error = np.std(differences, ddof=1) * np.sqrt(1 / seeds + test_share / (1 - test_share))
+    half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * error
+    if error > 0:
+        p = float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
+    else:  # the same difference on every seed: no spread to judge it by, unless it is none
+        p, half = (1.0, 0.0) if mean == 0 else (np.nan, np.nan)
+    return mean, mean - half, mean + half, p
+
+
+def rank_biserial(differences: np.ndarray) -> float:
+    """(sum of the ranks of the positive differences - of the negative ones) / sum of both; NaN when all are 0."""
+    moved = differences[differences != 0]
+    if not len(moved):
+        return np.nan
+    ranks = stats.rankdata(np.abs(moved))
+    return float((ranks * np.sign(moved)).sum() / ranks.sum())
