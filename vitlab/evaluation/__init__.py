@@ -5,9 +5,12 @@ from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.slices import mistakes_table, slice_table
+from vitlab.evaluation.thresholds import apply_threshold, choose_threshold, threshold_choice_table
 
 __all__ = [
     "METRICS",
+    "apply_threshold",
+    "choose_threshold",
     "class_table",
     "comparison_table",
     "confusion_table",
@@ -18,5 +21,6 @@ __all__ = [
     "reliability_table",
     "roc_table",
     "slice_table",
+    "threshold_choice_table",
     "threshold_table",
 ]
