@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("classes", [BINARY, DIGITS], ids=["binary", "mult
 
 
 def make_predictions(classes=BINARY, num_samples=600, seed=0, temperature=1.0, bias=0.0):
-    """Predictions whose labels are drawn from their probabilities; then the logits are sharpened and the last class is favoured."""
+    """Labels drawn from the probabilities; then the logits are sharpened and the last class is favoured."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=2, size=(num_samples, len(classes)))
     label = (generator.random((num_samples, 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(axis=1)
@@ -62,7 +62,7 @@ def test_expected_calibration_error_agrees_with_torchmetrics(classes, bins):
     predictions = make_predictions(classes)
     label, prob = arrays(predictions)
     theirs = multiclass_calibration_error(torch.tensor(prob), torch.tensor(label), len(classes), n_bins=bins)
-    assert expected_calibration_error(predictions, bins) == pytest.approx(float(theirs), abs=1e-9)
+    assert expected_calibration_error(predictions, bins) == pytest.approx(float(theirs), abs=1e-7)  # theirs counts in float32
 
 
 @pytest.mark.parametrize(("strategy", "theirs"), [("width", "uniform"), ("mass", "quantile")])

@@ -80,7 +80,7 @@ def predict_value(
     split: str = "test",
     positive: str | None = None,
 ) -> pd.DataFrame:
-    """The model's answer on the scale of the annotators, a row for each sample of a split: sample_id, label, annotators, predicted.
+    """The model's answer on the annotators' scale, a row for each sample of a split: sample_id, label, annotators, predicted.
 
     Arguments as in `annotator_table`. ValueError for a sample without a value, a value outside 0..1, or classes without one.
     """
@@ -111,8 +111,8 @@ def _class_values(samples: pd.DataFrame, column: str, classes: tuple[str, ...]) 
     vague = ~np.isclose(found["min"], found["max"])
     if vague.any():
         raise ValueError(
-            f"{', '.join(found.index[vague])}: these classes do not stand for one value of {column} each, so no expected value can "
-            f"be formed; write positive= with one of {', '.join(classes)}"
+            f"{', '.join(found.index[vague])}: these classes do not stand for one value of {column} each, so there is no "
+            f"expected value; write positive= with one of {', '.join(classes)}"
         )
     return found["min"].to_numpy()
 

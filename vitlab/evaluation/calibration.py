@@ -48,7 +48,8 @@ def classwise_calibration_error(
 ) -> pd.DataFrame:
     """The calibration error of the probability of each class, one against the rest (Kull et al., arXiv 1910.12656).
 
-    Columns class, n (samples of it), confidence (mean probability), share (of the class), error. Their mean is the class-wise ECE.
+    Columns class, n (samples of it), confidence (mean probability), share (of the class), error. The mean of the errors is
+    the class-wise ECE.
     """
     scores = read_scores(predictions, split)
     rows = []
@@ -61,7 +62,7 @@ def classwise_calibration_error(
 
 
 def confidence_of(scores: Scores, positive: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Probability (N,) of the predicted class and whether it is right (N,); with `positive`, of that class and whether it is it."""
+    """Probability (N,) of the predicted class and whether it is right (N,); or of `positive`, and whether the sample is of it."""
     if positive is None:
         return np.take_along_axis(scores.prob, scores.pred[:, None], axis=1)[:, 0], scores.pred == scores.label
     target = target_classes(scores.classes, positive)[0]

@@ -48,17 +48,10 @@ def conformal_table(predictions: pd.DataFrame, alphas: Sequence[float] = (0.05, 
         shares = {name: covered[test.label == k].mean() for k, name in enumerate(test.classes) if k in test.label}
         worst = min(shares, key=shares.get)
         single = size == 1
-        rows.append(
-            {
-                **{"promise": 1 - alpha, "coverage": covered.mean(), "coverage_low": low, "coverage_high": high},
-                **{
-                    "size": size.mean(),
-                    "single": single.mean(),
-                    "single_accuracy": covered[single].mean() if single.any() else np.nan,
-                },
-                **{"empty": (size == 0).mean(), "worst_class": worst, "worst_coverage": shares[worst], "note": note},
-            }
-        )
+        row = {"promise": 1 - alpha, "coverage": covered.mean(), "coverage_low": low, "coverage_high": high}
+        row |= {"size": size.mean(), "single": single.mean()}
+        row |= {"single_accuracy": covered[single].mean() if single.any() else np.nan, "empty": (size == 0).mean()}
+        rows.append({**row, "worst_class": worst, "worst_coverage": shares[worst], "note": note})
     return pd.DataFrame(rows)
 
 
@@ -76,16 +69,10 @@ def conformal_class_table(predictions: pd.DataFrame, alpha: float = 0.1, by_clas
         of_class = test.label == k
         n = int(of_class.sum())
         low, high = binomial_interval(covered[of_class].sum(), n)
-        rows.append(
-            {
-                **{"class": name, "calibration": calibration[k], "limit": max(1 - limits[k], 0.0), "n": n},
-                **{"coverage": covered[of_class].mean() if n else np.nan, "coverage_low": low, "coverage_high": high},
-                **{
-                    "size": size[of_class].mean() if n else np.nan,
-                    "note": "in every set: too few to promise" if np.isinf(limits[k]) else "",
-                },
-            }
-        )
+        row = {"class": name, "calibration": calibration[k], "limit": max(1 - limits[k], 0.0), "n": n}
+        row |= {"coverage": covered[of_class].mean() if n else np.nan, "coverage_low": low, "coverage_high": high}
+        row["size"] = size[of_class].mean() if n else np.nan
+        rows.append({**row, "note": "in every set: too few in validation" if np.isinf(limits[k]) else ""})
     return pd.DataFrame(rows)
 
 

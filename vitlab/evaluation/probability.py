@@ -23,11 +23,11 @@ def calibration_table(
 ) -> pd.DataFrame:
     """CALIBRATION_METRICS with bootstrap intervals: columns metric, value, low, high, calibrated, note.
 
-    ece, ece_mass: of the predicted class, in bins of equal width and equal mass; classwise_ece: mean over the classes, equal width.
+    ece, ece_mass: of the predicted class, in bins of equal width and equal mass; classwise_ece: mean over classes, equal width.
     brier: sum of squared distances of all class probabilities from the label (Brier, 1950: 0 to 2, for two classes twice the
     binary score); its parts as in `brier_table`, summed over classes. nll: mean negative log-likelihood in nats.
     calibrated: the mean value if the labels were drawn from these very probabilities. It is not 0 for an ECE of few samples, and
-    an ECE near it shows no fault. For the same reason replicates of an ECE lie higher than the ECE itself, and so may its interval.
+    an ECE near it shows no fault. For the same reason the replicates of an ECE lie higher than itself, and so may its interval.
     A label whose probability is 0 makes nll infinite; it has no interval then.
     """
     scores = read_scores(predictions, split)
@@ -36,13 +36,11 @@ def calibration_table(
     measured = np.concatenate([measure_calibration(scores, part, bins) for part in weights])
     low, high, _ = percentile_interval(np.where(np.isfinite(measured[0]), measured[1:], np.nan), confidence)
     impossible = int((_label_probability(scores) == 0).sum())
-    note = np.where(
-        np.array(CALIBRATION_METRICS) == "nll", f"{impossible} with a label of probability 0" if impossible else "", ""
-    )
+    notes = dict.fromkeys(CALIBRATION_METRICS, "") | {"nll": f"{impossible} with a label of probability 0" * bool(impossible)}
     drawn = [measure_calibration(one, weights[0], bins) for one in _draw_labels(scores, min(replicates, 200), seed)]
     calibrated = np.mean(drawn, axis=0)[0] if drawn else np.nan
     table = {"metric": CALIBRATION_METRICS, "value": measured[0], "low": low, "high": high}
-    return pd.DataFrame({**table, "calibrated": calibrated, "note": note})
+    return pd.DataFrame({**table, "calibrated": calibrated, "note": list(notes.values())})
 
 
 def brier_table(predictions: pd.DataFrame, split: str = "test", bins: int = 10) -> pd.DataFrame:

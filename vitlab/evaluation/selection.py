@@ -11,6 +11,11 @@ from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.calibration import confidence_of, wilson_interval
 from vitlab.evaluation.scores import read_scores
 
+SELECTIVE_COLUMNS = [
+    *("promised", "promise", "threshold", "val_coverage", "val_accuracy", "n"),
+    *(f"{name}{end}" for name in ("coverage", "accuracy") for end in ("", "_low", "_high")),
+]
+
 
 def risk_coverage_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Risk of the answers that are kept when only those from a confidence on are given: a row for each distinct confidence.
@@ -54,13 +59,13 @@ def risk_area_table(
 def selective_table(
     predictions: pd.DataFrame, coverages: Sequence[float] = (1.0, 0.9, 0.8, 0.6), least_accuracies: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Confidence thresholds chosen on validation for a promise, and what they keep of it on the test split: a row for each promise.
+    """Confidence thresholds chosen on validation for a promise, and what the test split keeps of it: a row for each promise.
 
-    coverages: the highest threshold that answers at least this share of validation; least_accuracies: the lowest one from which on
-    the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
+    coverages: the highest threshold that answers at least this share of validation; least_accuracies: the lowest one from which
+    on the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
     val_coverage, val_accuracy, n (test answers), coverage, accuracy, both followed by their 95 % Wilson interval (coverage_low,
-    ...), note. An accuracy that validation never reaches has NaN and a note. The choice took the best of what validation showed, so
-    on average the test split keeps a little less than an accuracy promised.
+    ...), note. An accuracy that validation never reaches has NaN and a note. The choice took the best of what validation showed,
+    so on average the test split keeps a little less than an accuracy promised.
     """
     for value in (*coverages, *least_accuracies):
         if not 0 < value <= 1:
@@ -83,13 +88,10 @@ def selective_table(
         row |= {"val_coverage": coverage[at], "val_accuracy": accuracy[at], "n": answered.sum(), "coverage": answered.mean()}
         row |= {"accuracy": right[answered].mean()} if answered.any() else {"note": "answers nothing in test"}
         rows.append(row)
-    table = pd.DataFrame(rows).reindex(columns=["promised", "promise", "threshold", "val_coverage", "val_accuracy", "n"] + BOTH)
+    table = pd.DataFrame(rows).reindex(columns=SELECTIVE_COLUMNS)
     for name, count in (("coverage", len(right)), ("accuracy", table["n"])):
         table[f"{name}_low"], table[f"{name}_high"] = wilson_interval(table[name].to_numpy(float), count)
     return table.assign(note=[row["note"] for row in rows])
-
-
-BOTH = [f"{name}{end}" for name in ("coverage", "accuracy") for end in ("", "_low", "_high")]
 
 
 def _accumulate(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
