@@ -41,8 +41,8 @@ def test_a_row_for_each_value_of_the_annotators(binary):
     np.testing.assert_allclose(table["mean"], groups.mean(), atol=1e-9)
     for name, share in (("quarter", 0.25), ("median", 0.5), ("three_quarters", 0.75)):
         np.testing.assert_allclose(table[name], groups.quantile(share), atol=1e-9)
-    assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
-    assert annotator_table(predictions, samples, replicates=0)[["low", "high"]].isna().all(axis=None)
+    assert ((table["mean_low"] < table["mean"]) & (table["mean"] < table["mean_high"])).all()
+    assert annotator_table(predictions, samples, replicates=0)[["mean_low", "mean_high"]].isna().all(axis=None)
 
 
 def test_agreement_is_that_of_the_libraries(binary):

@@ -26,7 +26,7 @@ def annotator_table(
     samples: a table with sample_id and the `column` of values in 0..1 (a run's splits.csv). The model's answer is the probability
     of `positive`, or of the last one of two classes; with more classes each of which stands for one value (the grades of
     elpv:grade), it is the expected value under the predicted probabilities.
-    Columns: annotators (their value), n, mean, low, high (bootstrap interval of the mean), quarter, median, three_quarters.
+    Columns: annotators (their value), n, mean, mean_low, mean_high (bootstrap interval), quarter, median, three_quarters.
     """
     said = predict_value(predictions, samples, column, split, positive)
     rows = []
@@ -35,7 +35,7 @@ def annotator_table(
         drawn = [counts @ predicted / len(predicted) for counts in draw_counts(len(predicted), replicates, seed)]
         low, high, _ = percentile_interval(np.concatenate([[], *drawn])[:, None], confidence)
         quartiles = dict(zip(("quarter", "median", "three_quarters"), np.quantile(predicted, [0.25, 0.5, 0.75]), strict=True))
-        mean = {"mean": predicted.mean(), "low": low[0], "high": high[0]}
+        mean = {"mean": predicted.mean(), "mean_low": low[0], "mean_high": high[0]}
         rows.append({"annotators": value, "n": len(predicted), **mean, **quartiles})
     return pd.DataFrame(rows)
 

@@ -27,14 +27,18 @@ def calibration_table(
     brier: sum of squared distances of all class probabilities from the label (Brier, 1950: 0 to 2, for two classes twice the
     binary score); its parts as in `brier_table`, summed over classes. nll: mean negative log-likelihood in nats.
     calibrated: the mean value if the labels were drawn from these very probabilities. It is not 0 for an ECE of few samples, and
-    an ECE near it shows no fault. For the same reason the replicates of an ECE lie higher than itself, and so may its interval.
+    an ECE near it shows no fault. Replicates of an ECE overshoot it as it overshoots the truth; low and high are therefore the
+    reversed percentiles (2 value - percentile; Davison and Hinkley, 1997, section 5.2), and may both lie below the value.
     A label whose probability is 0 makes nll infinite; it has no interval then.
     """
     scores = read_scores(predictions, split)
     num_samples = len(scores.label)
     weights = [np.ones((1, num_samples)), *draw_counts(num_samples, replicates, seed)]
     measured = np.concatenate([measure_calibration(scores, part, bins) for part in weights])
-    low, high, _ = percentile_interval(np.where(np.isfinite(measured[0]), measured[1:], np.nan), confidence)
+    value = np.where(np.isfinite(measured[0]), measured[0], np.nan)
+    lowest, highest, _ = percentile_interval(measured[1:] + 0 * value, confidence)
+    least = np.where(np.array(CALIBRATION_METRICS) == "within_bins", -np.inf, 0)
+    low, high = np.maximum(2 * value - highest, least), np.maximum(2 * value - lowest, least)
     impossible = int((_label_probability(scores) == 0).sum())
     notes = dict.fromkeys(CALIBRATION_METRICS, "") | {"nll": f"{impossible} with a label of probability 0" * bool(impossible)}
     drawn = [measure_calibration(one, weights[0], bins) for one in _draw_labels(scores, min(replicates, 200), seed)]

@@ -164,4 +164,7 @@ def _measure(predictions: pd.DataFrame, bins: int, split: str) -> dict[str, floa
 
 
 def _join(values: np.ndarray) -> str:
+    """The values, or from where to where they lie when they are many."""
+    if len(values) > 4:
+        return f"{values.min():.2f} to {values.max():.2f}"
     return ", ".join(f"{value:.2f}" for value in values)

@@ -10,6 +10,7 @@ from vitlab.plots.style import readable
 def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
 
+    So do `recall, recall_low, recall_high`, for any name.
     columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number).
     Empty notes go; the first column becomes the row names unless it holds numbers.
     """
@@ -19,6 +20,9 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     if {"value", "low", "high"} <= set(shown):
         shown["value"] = [_interval(*row, digits) for row in shown[["value", "low", "high"]].to_numpy(float)]
         shown = shown.drop(columns=["low", "high"])
+    for name in [name for name in shown.columns if {f"{name}_low", f"{name}_high"} <= set(shown)]:
+        shown[name] = [_interval(*row, digits) for row in shown[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
+        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
     if {"mean", "spread"} <= set(shown):
         shown["mean"] = [_spread(*row, digits) for row in shown[["mean", "spread"]].to_numpy(float)]
         shown = shown.drop(columns=["spread", "low", "high"], errors="ignore").rename(columns={"mean": "value"})
