@@ -1,22 +1,40 @@
 """Tables of predictions in, tables of results out. Never imports torch."""
 
+from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table, predict_value
 from vitlab.evaluation.bands import curve_band_table
-from vitlab.evaluation.calibration import expected_calibration_error, reliability_table
+from vitlab.evaluation.calibration import classwise_calibration_error, expected_calibration_error, reliability_table
 from vitlab.evaluation.comparison import comparison_table
+from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
 from vitlab.evaluation.pairwise import corrected_t, pairwise_table
+from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
+from vitlab.evaluation.recalibration import calibrate, recalibration_table
+from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
 from vitlab.evaluation.slices import mistakes_table, slice_table
+from vitlab.evaluation.thresholds import apply_threshold, choose_threshold, threshold_choice_table
 from vitlab.evaluation.uncertainty import uncertainty_table
 
 __all__ = [
+    "CALIBRATION_METRICS",
     "METRICS",
+    "annotator_agreement_table",
+    "annotator_table",
+    "apply_threshold",
+    "brier_table",
+    "calibrate",
+    "calibration_table",
+    "choose_threshold",
     "class_table",
+    "classwise_calibration_error",
     "comparison_table",
+    "conformal_class_table",
+    "conformal_sets",
+    "conformal_table",
     "confusion_table",
     "corrected_t",
     "curve_band_table",
@@ -30,13 +48,19 @@ __all__ = [
     "paired_table",
     "pairwise_table",
     "precision_recall_table",
+    "predict_value",
     "protocol_table",
     "published_gap_table",
     "published_table",
     "ranks_table",
+    "recalibration_table",
     "reliability_table",
+    "risk_area_table",
+    "risk_coverage_table",
     "roc_table",
+    "selective_table",
     "slice_table",
+    "threshold_choice_table",
     "threshold_table",
     "uncertainty_table",
 ]

@@ -5,31 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vitlab.evaluation.scores import read_scores, target_classes
+from vitlab.evaluation.scores import Scores, read_scores, target_classes
+from vitlab.registry import unknown
 
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+STRATEGIES = ("width", "mass")
 
 
 def reliability_table(
-    predictions: pd.DataFrame, bins: int = 10, split: str = "test", positive: str | None = None
+    predictions: pd.DataFrame, bins: int = 10, split: str = "test", positive: str | None = None, strategy: str = "width"
 ) -> pd.DataFrame:
-    """Confidence against accuracy in equal-width bins: columns bin, start, end, n, confidence, accuracy, low, high.
+    """Confidence against accuracy in bins: columns bin, start, end, n, confidence, accuracy, low, high.
 
     confidence: mean probability of the predicted class; accuracy: share of right answers; low, high: its 95 % Wilson interval.
     With `positive`, confidence is the mean probability of that class and accuracy the share of samples that are of it.
-    A bin holds start < p <= end (the first one p = 0 too); an empty bin has n = 0 and NaN.
+    strategy: bins of equal `width` on 0..1, or of equal `mass` (as many samples in each; equal probabilities stay together, so
+    there may be fewer bins). A bin holds start < p <= end (the first one p = start too); an empty bin has n = 0 and NaN.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    scores = read_scores(predictions, split)
-    if positive is None:
-        probability = np.take_along_axis(scores.prob, scores.pred[:, None], axis=1)[:, 0]
-        hit = scores.pred == scores.label
-    else:
-        target = target_classes(scores.classes, positive)[0]
-        probability, hit = scores.prob[:, target], scores.label == target
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, bins - 1)
+    probability, hit = confidence_of(read_scores(predictions, split), positive)
+    edges, place = assign_bins(probability, bins, strategy)
+    bins = len(edges) - 1
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, probability, minlength=bins) / count
@@ -40,17 +35,63 @@ def reliability_table(
 
 
 def expected_calibration_error(
-    predictions: pd.DataFrame, bins: int = 10, split: str = "test", positive: str | None = None
+    predictions: pd.DataFrame, bins: int = 10, split: str = "test", positive: str | None = None, strategy: str = "width"
 ) -> float:
     """Mean distance of confidence and accuracy over the bins of `reliability_table`, weighted by their size: 0 is best."""
-    table = reliability_table(predictions, bins, split, positive)
+    table = reliability_table(predictions, bins, split, positive, strategy)
     distance = (table["accuracy"] - table["confidence"]).abs()
     return float((distance * table["n"]).sum() / table["n"].sum())
 
 
+def classwise_calibration_error(
+    predictions: pd.DataFrame, bins: int = 10, split: str = "test", strategy: str = "width"
+) -> pd.DataFrame:
+    """The calibration error of the probability of each class, one against the rest (Kull et al., arXiv 1910.12656).
+
+    Columns class, n (samples of it), confidence (mean probability), share (of the class), error. The mean of the errors is
+    the class-wise ECE.
+    """
+    scores = read_scores(predictions, split)
+    rows = []
+    for target, name in enumerate(scores.classes):
+        probability, hit = scores.prob[:, target], scores.label == target
+        _, place = assign_bins(probability, bins, strategy)
+        error = binned_error(probability, hit, place, np.ones((1, len(hit))))[0]
+        rows.append({"class": name, "n": hit.sum(), "confidence": probability.mean(), "share": hit.mean(), "error": error})
+    return pd.DataFrame(rows)
+
+
+def confidence_of(scores: Scores, positive: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Probability (N,) of the predicted class and whether it is right (N,); or of `positive`, and whether the sample is of it."""
+    if positive is None:
+        return np.take_along_axis(scores.prob, scores.pred[:, None], axis=1)[:, 0], scores.pred == scores.label
+    target = target_classes(scores.classes, positive)[0]
+    return scores.prob[:, target], scores.label == target
+
+
+def assign_bins(probability: np.ndarray, bins: int, strategy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (B + 1,) and the bin of each probability (N,); B is at most `bins`."""
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if strategy not in STRATEGIES:
+        raise ValueError(unknown("strategy", strategy, list(STRATEGIES)))
+    edges = np.linspace(0, 1, bins + 1)
+    if strategy == "mass":
+        edges = np.unique(np.quantile(probability, edges))
+        edges = edges if len(edges) > 1 else np.repeat(edges, 2)  # one value only: one bin without width
+    return edges, np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, len(edges) - 2)
+
+
+def binned_error(probability: np.ndarray, hit: np.ndarray, place: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error for each row of weights (R, N): an array (R,)."""
+    in_bin = np.eye(place.max() + 1)[place]  # (N, B)
+    gap = weights @ (in_bin * (probability - hit)[:, None])  # (R, B) size times distance
+    return np.abs(gap).sum(axis=1) / weights.sum(axis=1)
+
+
 def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % score interval of a share of `count` (Wilson, 1927): within 0..1, fair for small counts, NaN for none."""
-    count = np.where(count > 0, count, np.nan)
+    count = np.where(np.asarray(count) > 0, count, np.nan)
     middle = share + Z95**2 / (2 * count)
     half = Z95 * np.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     scale = 1 + Z95**2 / count

@@ -45,8 +45,8 @@ def threshold_table(
         raise ValueError(f"a threshold needs one class: write positive= with one of {', '.join(scores.classes)}")
     score, is_positive = scores.prob[:, targets[0]], scores.label == targets[0]
     thresholds = np.linspace(0, 1, steps)
-    true_positives = _count_reaching(score[is_positive], thresholds)
-    false_positives = _count_reaching(score[~is_positive], thresholds)
+    true_positives = count_reaching(score[is_positive], thresholds)
+    false_positives = count_reaching(score[~is_positive], thresholds)
     positives, negatives = is_positive.sum(), (~is_positive).sum()
     with np.errstate(invalid="ignore"):
         return pd.DataFrame(
@@ -61,7 +61,8 @@ def threshold_table(
         )
 
 
-def _count_reaching(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def count_reaching(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many scores are at or above each threshold."""
     return len(score) - np.searchsorted(np.sort(score), thresholds, side="left")
 
 

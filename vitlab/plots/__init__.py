@@ -5,6 +5,7 @@
 """
 
 from vitlab.plots.attribution import plot_attributions
+from vitlab.plots.calibration import plot_annotators, plot_recalibration, plot_reliability
 from vitlab.plots.comparison import plot_comparison
 from vitlab.plots.data import (
     plot_augmentations,
@@ -26,6 +27,7 @@ from vitlab.plots.evaluation import (
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.published import plot_published
+from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
@@ -52,12 +54,15 @@ __all__ = [
     "iplot_parallel",
     "iplot_threshold",
     "iplot_trials",
+    "plot_annotators",
     "plot_arguments",
     "plot_attention_head",
     "plot_attributions",
     "plot_augmentations",
     "plot_class_balance",
+    "plot_class_coverage",
     "plot_comparison",
+    "plot_conformal",
     "plot_confusion",
     "plot_cost",
     "plot_critical_difference",
@@ -74,7 +79,9 @@ __all__ = [
     "plot_position_encodings",
     "plot_precision_recall",
     "plot_published",
+    "plot_recalibration",
     "plot_reliability",
+    "plot_risk_coverage",
     "plot_roc",
     "plot_sample_grid",
     "plot_slices",

@@ -11,13 +11,11 @@ from matplotlib.axes import Axes
 from vitlab.plots.data import plot_sample_grid
 from vitlab.plots.style import (
     GREY,
-    MARKERS,
     PALETTE,
     class_colors,
     few_ticks,
     legend_below,
     new_axes,
-    new_figure,
     panel_grid,
     readable,
     series_colors,
@@ -163,46 +161,18 @@ def _finish_square(ax: Axes, title: str) -> Axes:
     return ax
 
 
-def plot_reliability(tables: pd.DataFrame | Mapping[str, pd.DataFrame], positive: str | None = None) -> np.ndarray:
-    """Accuracy against confidence with 95 % intervals, and below how many samples have which confidence.
+def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None, chosen: pd.DataFrame | None = None) -> Axes:
+    """Precision, recall, specificity and F1 against the threshold on the probability of a class.
 
-    tables: one `reliability_table`, or one for each name. positive: the class they were made for, if any.
+    chosen: a table of rule and threshold (`threshold_choice_table`); each threshold is marked with the names of its rules.
     """
-    named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
-    figure = new_figure(3.4 + 0.2 * len(named), 4.6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
-    for position, (name, color) in enumerate(series_colors(named).items()):
-        table = named[name]
-        filled = table[table["n"] > 0]
-        shift = 0.008 * (position - (len(named) - 1) / 2)  # so that intervals of several models stand side by side
-        reach = np.abs(filled[["low", "high"]].to_numpy().T - filled["accuracy"].to_numpy())
-        error = (table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum()
-        label = _label(name, f"ECE {error:.3f}, n = {table['n'].sum():,}")
-        look = {"color": color, "marker": MARKERS[position % len(MARKERS)], "markersize": 4}
-        upper.errorbar(
-            filled["confidence"] + shift, filled["accuracy"], reach, label=label, linewidth=1.2, elinewidth=0.9, capsize=2, **look
-        )
-        step = (table["end"] - table["start"]) / len(named)
-        lower.bar(table["start"] + (position + 0.5) * step, table["n"], 0.92 * step, color=color)
-    what = f"share of {positive}" if positive else "accuracy"
-    lowest = min(table["start"][table["n"] > 0].min() for table in named.values())
-    upper.set(xlim=(lowest - 0.01, 1.01), ylim=(0, 1.02), ylabel=f"{what} in the bin")
-    upper.grid(True)
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(named) == 1 else 1)
-    lower.set(
-        xlabel=f"probability of {positive}" if positive else "confidence (probability of the predicted class)", ylabel="samples"
-    )
-    figure.align_ylabels()
-    return np.array([upper, lower])
-
-
-def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Precision, recall, specificity and F1 against the threshold on the probability of a class."""
-    ax = new_axes(ax, 3.2)
+    ax = new_axes(ax, 3.2 if chosen is None else 3.6)
     for name, color in series_colors(["precision", "recall", "specificity", "f1"]).items():
         ax.plot(threshold_table["threshold"], threshold_table[name], color=color, label=readable(name))
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":", label="0.5, the default")
+    for threshold, names in list_marks(chosen).items():
+        ax.axvline(threshold, color="black", linewidth=0.8, zorder=0)
+        ax.text(threshold, 1.02, names, rotation=40, fontsize=7, ha="left", va="bottom", rotation_mode="anchor")
     ax.set(
         xlim=(0, 1),
         ylim=(-0.01, 1.01),
@@ -212,6 +182,14 @@ def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     ax.grid(True)
     legend_below(ax, 5)
     return ax
+
+
+def list_marks(chosen: pd.DataFrame | None) -> dict[float, str]:
+    """The rules that chose each threshold within 0..1, from the lowest; the reference 0.5 has a line of its own."""
+    if chosen is None:
+        return {}
+    rules = chosen[(chosen["rule"] != "0.5") & chosen["threshold"].between(0, 1)]
+    return {threshold: ", ".join(readable(name) for name in part["rule"]) for threshold, part in rules.groupby("threshold")}
 
 
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:

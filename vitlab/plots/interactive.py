@@ -22,7 +22,7 @@ from plotly.subplots import make_subplots
 
 from vitlab.plots.comparison import plot_comparison
 from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities
-from vitlab.plots.evaluation import plot_threshold
+from vitlab.plots.evaluation import list_marks, plot_threshold
 from vitlab.plots.style import DPI, class_colors, readable, series_colors
 from vitlab.plots.training import list_histories, mean_curve, plot_learning_curves
 
@@ -156,9 +156,9 @@ def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None =
     return Interactive(dress(figure), static)
 
 
-def iplot_threshold(threshold_table: pd.DataFrame) -> Interactive:
-    """What a threshold buys and costs; point at it to read all four scores. Takes a `threshold_table`."""
-    static = plot_threshold(threshold_table).figure
+def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame | None = None) -> Interactive:
+    """What a threshold buys and costs; point at it to read all four scores. Arguments as in `plot_threshold`."""
+    static = plot_threshold(threshold_table, chosen=chosen).figure
     figure = go.Figure()
     for name, color in series_colors(["precision", "recall", "specificity", "f1"]).items():
         figure.add_scatter(
@@ -166,11 +166,19 @@ def iplot_threshold(threshold_table: pd.DataFrame) -> Interactive:
             line={"color": color, "width": 2.5}, hovertemplate="%{y:.3f}",
         )  # fmt: skip
     figure.add_vline(x=0.5, line={"color": "grey", "width": 1, "dash": "dot"})
+    for threshold, names in list_marks(chosen).items():
+        figure.add_vline(x=threshold, line={"color": "black", "width": 1})
+        figure.add_annotation(
+            x=threshold, y=1, yref="paper", text=names, textangle=-40, showarrow=False, xanchor="left", yanchor="bottom"
+        )
     title = f"threshold on the probability of {threshold_table['class'].iloc[0]}"
     figure.update_layout(
         hovermode="x unified", xaxis={"title": title, "range": [0, 1]}, yaxis={"title": "score", "range": [0, 1.02]}
     )
-    return Interactive(dress(figure), static)
+    dress(figure)
+    if chosen is not None:
+        figure.update_layout(margin_t=80, height=440)  # room for the names of the rules
+    return Interactive(figure, static)
 
 
 def dress(figure: go.Figure) -> go.Figure:

@@ -9,10 +9,11 @@ from vitlab.plots.style import readable
 
 def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
-    `difference` and `odds_ratio` take their interval in too; a p-value too small for the digits is "< 0.001".
 
-    columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number).
-    Empty notes go; the first column becomes the row names unless it holds numbers.
+    `difference` and `odds_ratio` take in low and high as well, and any column `x` takes in `x_low` and `x_high`; a p-value too
+    small for the digits is "< 0.001".
+    columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number); what is
+    not there is "-". Empty notes go; the first column becomes the row names unless it holds numbers.
     """
     shown = table.copy()
     if "metric" in shown:
@@ -21,6 +22,9 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
         if {name, "low", "high"} <= set(shown):
             shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
             shown = shown.drop(columns=["low", "high"])
+    for name in [name for name in shown.columns if {f"{name}_low", f"{name}_high"} <= set(shown)]:
+        shown[name] = [_interval(*row, digits) for row in shown[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
+        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
     for name in {"p", "p_holm"} & set(shown):
         shown[name] = [_probability(p, digits) for p in shown[name]]
     if {"mean", "spread"} <= set(shown):
@@ -31,7 +35,7 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     if columns is not None:
         order = shown[columns].unique()
         rows = [name for name in shown.columns if name not in (columns, "value", "note")]
-        shown = shown.pivot_table(index=rows, columns=columns, values="value", aggfunc="first", sort=False)[order]
+        shown = shown.pivot_table(index=rows, columns=columns, values="value", aggfunc="first", sort=False)[order].fillna("-")
         shown = shown.rename_axis(columns=None).reset_index()
     shown = shown.round(digits).rename(columns=readable)
     first = shown.columns[0]

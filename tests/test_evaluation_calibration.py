@@ -1,0 +1,269 @@
+"""Calibration errors and proper scores against torchmetrics and scikit-learn; recalibration against scikit-learn."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import softmax
+from sklearn import metrics as reference
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+
+from vitlab.evaluation import (
+    CALIBRATION_METRICS,
+    brier_table,
+    calibrate,
+    calibration_table,
+    classwise_calibration_error,
+    expected_calibration_error,
+    recalibration_table,
+    reliability_table,
+)
+from vitlab.evaluation.probability import measure_calibration
+from vitlab.evaluation.scores import read_scores
+from vitlab.schema import check_predictions
+
+BINARY = ("functional", "defective")
+DIGITS = tuple("0123456789")
+BOTH = pytest.mark.parametrize("classes", [BINARY, DIGITS], ids=["binary", "multi-class"])
+
+
+def make_predictions(classes=BINARY, num_samples=600, seed=0, temperature=1.0, bias=0.0):
+    """Labels drawn from the probabilities; then the logits are sharpened and the last class is favoured."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(scale=2, size=(num_samples, len(classes)))
+    label = (generator.random((num_samples, 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(axis=1)
+    logits = logits / temperature
+    logits[:, -1] += bias
+    return fill_table(classes, label, logits)
+
+
+def fill_table(classes, label, logits):
+    prob = softmax(logits, axis=1)
+    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(label))], "split": ["val", "test"] * (len(label) // 2)})
+    table["group"], table["label"], table["pred"] = "all", np.array(classes)[label], np.array(classes)[prob.argmax(axis=1)]
+    table[[f"logit_{name}" for name in classes]] = logits
+    table[[f"prob_{name}" for name in classes]] = prob
+    return table
+
+
+def arrays(predictions, split="test"):
+    scores = read_scores(predictions, split)
+    return scores.label, scores.prob
+
+
+@BOTH
+@pytest.mark.parametrize("bins", [5, 15])
+def test_expected_calibration_error_agrees_with_torchmetrics(classes, bins):
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    predictions = make_predictions(classes)
+    label, prob = arrays(predictions)
+    theirs = multiclass_calibration_error(torch.tensor(prob), torch.tensor(label), len(classes), n_bins=bins)
+    assert expected_calibration_error(predictions, bins) == pytest.approx(float(theirs), abs=1e-7)  # theirs counts in float32
+
+
+@pytest.mark.parametrize(("strategy", "theirs"), [("width", "uniform"), ("mass", "quantile")])
+@pytest.mark.parametrize("digits", [1, 8], ids=["ties", "distinct"])
+def test_reliability_agrees_with_scikit_learn(strategy, theirs, digits):
+    predictions = make_predictions()
+    predictions["prob_defective"] = predictions["prob_defective"].round(digits)
+    predictions["prob_functional"] = 1 - predictions["prob_defective"]
+    label, prob = arrays(predictions)
+    table = reliability_table(predictions, bins=7, positive="defective", strategy=strategy)
+    filled = table[table["n"] > 0]
+    accuracy, confidence = calibration_curve(label, prob[:, 1], n_bins=7, strategy=theirs)
+    np.testing.assert_allclose(filled["accuracy"], accuracy, atol=1e-9)
+    np.testing.assert_allclose(filled["confidence"], confidence, atol=1e-9)
+    assert table["n"].sum() == 300
+
+
+def test_bins_of_equal_mass_hold_as_many_samples_each():
+    table = reliability_table(make_predictions(), bins=10, strategy="mass")
+    assert table["n"].tolist() == [30] * 10 and (table["end"].iloc[:-1].array == table["start"].iloc[1:].array).all()
+    same = make_predictions().assign(prob_defective=0.25, prob_functional=0.75, pred="functional")
+    assert reliability_table(same, strategy="mass")["n"].tolist() == [300]
+    share = (same.loc[same["split"] == "test", "label"] == "functional").mean()
+    assert expected_calibration_error(same, strategy="mass") == pytest.approx(abs(share - 0.75))
+
+
+def test_classwise_error_is_that_of_each_class_against_the_rest():
+    predictions = make_predictions(DIGITS)
+    table = classwise_calibration_error(predictions, bins=8)
+    assert table["error"].tolist() == pytest.approx(
+        [expected_calibration_error(predictions, 8, positive=name) for name in DIGITS]
+    )
+    label, prob = arrays(predictions)
+    assert table["n"].tolist() == np.bincount(label).tolist()
+    np.testing.assert_allclose(table["confidence"], prob.mean(axis=0))
+    summary = calibration_table(predictions, bins=8, replicates=0).set_index("metric")["value"]
+    assert summary["classwise_ece"] == pytest.approx(table["error"].mean())
+
+
+@BOTH
+def test_scores_agree_with_scikit_learn(classes):
+    predictions = make_predictions(classes)
+    label, prob = arrays(predictions)
+    value = calibration_table(predictions, replicates=0).set_index("metric")["value"]
+    assert tuple(value.index) == CALIBRATION_METRICS
+    theirs = reference.brier_score_loss(label, prob, labels=range(len(classes)), scale_by_half=False)
+    assert value["brier"] == pytest.approx(theirs, abs=1e-9)
+    assert value["nll"] == pytest.approx(reference.log_loss(label, prob, labels=range(len(classes))), abs=1e-9)
+    table = brier_table(predictions).set_index("class")
+    for k, name in enumerate(classes):
+        assert table.loc[name, "brier"] == pytest.approx(reference.brier_score_loss(label == k, prob[:, k]), abs=1e-9)
+    assert table.loc["sum", "brier"] == pytest.approx(theirs, abs=1e-9)
+
+
+def test_parts_of_the_brier_score_by_hand():
+    # bins 0..0.5 and 0.5..1: p = 0.2, 0.4 with shares 0, 1; p = 0.8, 0.8 with shares 1, 1
+    table = fill_table(("no", "yes"), np.array([0, 0, 0, 1, 0, 1, 0, 1]), np.zeros((8, 2)))
+    test = table["split"] == "test"
+    table.loc[test, "label"] = ["no", "yes", "yes", "yes"]
+    table.loc[test, "prob_yes"] = [0.2, 0.4, 0.8, 0.8]
+    table["prob_no"] = 1 - table["prob_yes"]
+    row = brier_table(table, bins=2).set_index("class").loc["yes"]
+    assert row["brier"] == pytest.approx((0.04 + 0.36 + 0.04 + 0.04) / 4)
+    assert row["reliability"] == pytest.approx((2 * (0.3 - 0.5) ** 2 + 2 * 0.2**2) / 4)
+    assert row["resolution"] == pytest.approx((2 * 0.25**2 + 2 * 0.25**2) / 4)
+    assert row["uncertainty"] == pytest.approx(0.75 * 0.25)
+    assert row["within_bins"] == pytest.approx((2 * 0.01 - 2 * 2 * 0.1 * 0.5) / 4)  # variance - 2 covariance of the first bin
+    assert row["brier"] == pytest.approx(row["reliability"] - row["resolution"] + row["uncertainty"] + row["within_bins"])
+
+
+@BOTH
+def test_every_replicate_is_the_measure_of_the_drawn_samples(classes):
+    scores = read_scores(make_predictions(classes), "test")
+    rows = np.random.default_rng(1).integers(300, size=300)
+    counts = np.bincount(rows, minlength=300)[None].astype(float)
+    drawn, weighted = scores.take(rows), measure_calibration(scores, counts, 10)[0]
+    direct = measure_calibration(drawn, np.ones((1, 300)), 10)[0]
+    keep = [place for place, name in enumerate(CALIBRATION_METRICS) if name != "ece_mass"]  # its bins move with the samples
+    np.testing.assert_allclose(weighted[keep], direct[keep], atol=1e-9)
+
+
+def test_honest_probabilities_lie_at_the_level_of_honest_ones():
+    honest = calibration_table(make_predictions(DIGITS, 2000), replicates=100).set_index("metric")
+    assert honest.loc["ece", "value"] < 2 * honest.loc["ece", "calibrated"]
+    proud = calibration_table(make_predictions(DIGITS, 2000, temperature=0.4), replicates=100).set_index("metric")
+    assert proud.loc["ece", "value"] > 5 * proud.loc["ece", "calibrated"] > 0
+    assert (honest["low"] < honest["high"]).all() and (honest["note"] == "").all()
+    assert calibration_table(make_predictions(), replicates=0)[["low", "high", "calibrated"]].isna().all(axis=None)
+
+
+def test_an_impossible_label_makes_the_likelihood_infinite():
+    predictions = make_predictions()
+    first = predictions.index[predictions["split"] == "test"][0]
+    right = predictions.loc[first, "label"] == "defective"
+    predictions.loc[first, ["prob_functional", "prob_defective"]] = [float(right), float(not right)]
+    row = calibration_table(predictions, replicates=20).set_index("metric").loc["nll"]
+    assert row["value"] == np.inf and np.isnan(row["low"]) and row["note"] == "1 with a label of probability 0"
+
+
+class Memory(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier that was "trained" long ago: row i of its input is the number of a sample."""
+
+    def __init__(self, prob):
+        self.prob = prob
+        self.classes_ = np.arange(prob.shape[1])
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return self.predict_proba(X).argmax(axis=1)
+
+    def predict_proba(self, X):
+        return self.prob[np.asarray(X, int)[:, 0]]
+
+
+@BOTH
+@pytest.mark.parametrize(("method", "tolerance"), [("temperature", 1e-6), ("isotonic", 1e-9)])
+def test_recalibration_agrees_with_scikit_learn(classes, method, tolerance):
+    predictions = make_predictions(classes, temperature=0.5)
+    (val, val_prob), (_, prob) = arrays(predictions, "val"), arrays(predictions)
+    number = np.arange(len(val_prob) + len(prob))[:, None]
+    memory = FrozenEstimator(Memory(np.concatenate([val_prob, prob])))
+    theirs = CalibratedClassifierCV(memory, method=method).fit(number[: len(val)], val).predict_proba(number[len(val) :])
+    _, ours = arrays(calibrate(predictions, method))
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)  # temperature: that of the optimiser, and theirs adds 2e-16 to p
+
+
+def test_vector_scaling_of_two_classes_is_logistic_regression():
+    predictions = make_predictions(temperature=0.6, bias=1.0)
+    difference = (predictions["logit_defective"] - predictions["logit_functional"]).to_numpy()[:, None]
+    val = (predictions["split"] == "val").to_numpy()
+    platt = LogisticRegression(C=np.inf, tol=1e-10).fit(difference[val], predictions["label"][val] == "defective")
+    ours = calibrate(predictions, "vector")["prob_defective"]
+    np.testing.assert_allclose(ours, platt.predict_proba(difference)[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
+@BOTH
+def test_recalibrated_predictions_are_predictions(classes, method):
+    predictions = make_predictions(classes, temperature=0.3).assign(shade=1.0)
+    new = calibrate(predictions, method)
+    assert check_predictions(new) == classes
+    assert list(new.columns) == list(predictions.columns) and (new["sample_id"] == predictions["sample_id"]).all()
+    prob = new[[f"prob_{name}" for name in classes]].to_numpy()
+    mine = prob[np.arange(len(prob)), pd.Index(classes).get_indexer(new["pred"])]
+    assert (mine == prob.max(axis=1)).all()
+    if method == "temperature":
+        assert (new["pred"] == predictions["pred"]).all()
+    before, after = (calibration_table(table, replicates=0).set_index("metric")["value"] for table in (predictions, new))
+    assert after["ece"] < before["ece"] / 2 and after["brier"] < before["brier"]
+
+
+def test_known_temperature_and_bias_are_found():
+    table = recalibration_table(make_predictions(DIGITS, 6000, temperature=0.5)).set_index("method")
+    assert float(table.loc["temperature", "note"].removeprefix("T = ")) == pytest.approx(2, rel=0.05)
+    assert list(table.index) == ["none", "temperature", "vector", "isotonic"]
+    assert table.loc["temperature", "accuracy"] == table.loc["none", "accuracy"]
+    biased = recalibration_table(make_predictions(DIGITS, 6000, bias=2.0)).set_index("method")
+    assert biased.loc["vector", "classwise_ece"] < biased.loc["temperature", "classwise_ece"] / 2
+    assert biased.loc["vector", "accuracy"] > biased.loc["none", "accuracy"]
+
+
+def test_the_test_split_has_no_say_in_the_fit():
+    predictions = make_predictions(DIGITS)
+    turned = predictions.copy()
+    turned.loc[turned["split"] == "test", "label"] = "0"
+    for method in ("temperature", "vector", "isotonic"):
+        first, second = calibrate(predictions, method), calibrate(turned, method)
+        pd.testing.assert_frame_equal(first.drop(columns="label"), second.drop(columns="label"))
+
+
+def test_without_mistakes_the_temperature_stops_at_its_limit():
+    predictions = make_predictions()
+    predictions["label"] = predictions["pred"]
+    table = recalibration_table(predictions, ["temperature"]).set_index("method")
+    assert table.loc["temperature", "note"] == "T = 0.050, the limit"
+    assert (calibrate(predictions)["pred"] == predictions["pred"]).all()
+
+
+def test_a_class_that_validation_lacks_is_named():
+    predictions = make_predictions(DIGITS)
+    predictions.loc[(predictions["split"] == "val") & (predictions["label"] == "3"), "label"] = "4"
+    with pytest.raises(ValueError, match="vector needs images of every class in validation, which has none of 3"):
+        calibrate(predictions, "vector")
+    table = recalibration_table(predictions).set_index("method")
+    assert table.loc[["vector", "isotonic"], "ece"].isna().all() and "none of 3" in table.loc["isotonic", "note"]
+    assert table.loc["temperature", "ece"] > 0
+
+
+def test_bad_input_is_named():
+    predictions = make_predictions()
+    with pytest.raises(ValueError, match="unknown method 'platt'"):
+        calibrate(predictions, "platt")
+    with pytest.raises(ValueError, match="unknown strategy 'equal'"):
+        reliability_table(predictions, strategy="equal")
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        calibration_table(predictions, bins=0)
+    with pytest.raises(ValueError, match="no sample of split 'val'"):
+        recalibration_table(predictions[predictions["split"] == "test"])
+    with pytest.raises(ValueError, match="not the softmax of its logits"):
+        calibrate(predictions.assign(logit_defective=0.0))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        calibration_table(predictions.assign(logit_defective=np.nan))

@@ -1,0 +1,111 @@
+"""Answer or leave it to a person: what is gained by keeping silent where the model is unsure (El-Yaniv; arXiv 1705.08500)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
+from vitlab.evaluation.calibration import confidence_of, wilson_interval
+from vitlab.evaluation.scores import read_scores
+
+SELECTIVE_COLUMNS = [
+    *("promised", "promise", "threshold", "val_coverage", "val_accuracy", "n"),
+    *(f"{name}{end}" for name in ("coverage", "accuracy") for end in ("", "_low", "_high")),
+]
+
+
+def risk_coverage_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Risk of the answers that are kept when only those from a confidence on are given: a row for each distinct confidence.
+
+    Columns threshold (least confidence that is answered), n (answers), coverage (share of all samples), risk (share of wrong
+    answers among them), low, high (95 % Wilson interval of the risk, for that coverage alone), oracle (the risk of an order that
+    puts every right answer before every wrong one). Confidence is the probability of the predicted class.
+    """
+    confidence, right = confidence_of(read_scores(predictions, split))
+    threshold, n, wrong = _accumulate(confidence, right)
+    risk = wrong / n
+    low, high = wilson_interval(risk, n)
+    oracle = np.maximum(n - right.sum(), 0) / n
+    coverage = n / len(right)
+    return pd.DataFrame(
+        {"threshold": threshold, "n": n, "coverage": coverage, "risk": risk, "low": low, "high": high, "oracle": oracle}
+    )
+
+
+def risk_area_table(
+    predictions: pd.DataFrame, split: str = "test", replicates: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Areas under the risk-coverage curve with bootstrap intervals: columns metric, value, low, high.
+
+    error_rate: the risk at full coverage, and the area of an order that knows nothing. aurc: the area, the mean risk over all
+    numbers of answers; oracle_aurc: of the best order for the same mistakes; excess_aurc: their distance (arXiv 1805.08206).
+    Samples of equal confidence count as if in random order. 0 is best for all four.
+    """
+    sure, right = confidence_of(read_scores(predictions, split))
+    every = np.arange(len(right))
+    drawn = [_areas(sure[every], right[every])]
+    for counts in draw_counts(len(right), replicates, seed):
+        rows = (np.repeat(every, row.astype(int)) for row in counts)
+        drawn += [_areas(sure[chosen], right[chosen]) for chosen in rows]
+    drawn = np.array(drawn)
+    low, high, _ = percentile_interval(drawn[1:], confidence)
+    names = ("error_rate", "aurc", "oracle_aurc", "excess_aurc")
+    return pd.DataFrame({"metric": names, "value": drawn[0], "low": low, "high": high})
+
+
+def selective_table(
+    predictions: pd.DataFrame, coverages: Sequence[float] = (1.0, 0.9, 0.8, 0.6), least_accuracies: Sequence[float] = ()
+) -> pd.DataFrame:
+    """Confidence thresholds chosen on validation for a promise, and what the test split keeps of it: a row for each promise.
+
+    coverages: the highest threshold that answers at least this share of validation; least_accuracies: the lowest one from which
+    on the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
+    val_coverage, val_accuracy, n (test answers), coverage, accuracy, both followed by their 95 % Wilson interval (coverage_low,
+    ...), note. An accuracy that validation never reaches has NaN and a note. The choice took the best of what validation showed,
+    so on average the test split keeps a little less than an accuracy promised.
+    """
+    for value in (*coverages, *least_accuracies):
+        if not 0 < value <= 1:
+            raise ValueError(f"coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got {value}")
+    val, val_right = confidence_of(read_scores(predictions, "val"))
+    sure, right = confidence_of(read_scores(predictions, "test"))
+    threshold, n, wrong = _accumulate(val, val_right)
+    coverage, accuracy = n / len(val), 1 - wrong / n
+    rows = []
+    for promised, promise in [("coverage", value) for value in coverages] + [("accuracy", value) for value in least_accuracies]:
+        kept = np.flatnonzero((coverage if promised == "coverage" else accuracy) >= promise - 1e-12)
+        row = {"promised": promised, "promise": promise, "threshold": np.nan, "n": 0, "note": ""}
+        if not len(kept):
+            rows.append({**row, "note": f"at most {accuracy.max():.1%} on validation"})
+            continue
+        at = kept[0] if promised == "coverage" else kept[-1]
+        # A coverage of 1 means every sample, also one less sure than all of validation
+        row["threshold"] = 0.0 if promised == "coverage" and promise == 1 else threshold[at]
+        answered = sure >= row["threshold"]
+        row |= {"val_coverage": coverage[at], "val_accuracy": accuracy[at], "n": answered.sum(), "coverage": answered.mean()}
+        row |= {"accuracy": right[answered].mean()} if answered.any() else {"note": "answers nothing in test"}
+        rows.append(row)
+    table = pd.DataFrame(rows).reindex(columns=SELECTIVE_COLUMNS)
+    for name, count in (("coverage", len(right)), ("accuracy", table["n"])):
+        table[f"{name}_low"], table[f"{name}_high"] = wilson_interval(table[name].to_numpy(float), count)
+    return table.assign(note=[row["note"] for row in rows])
+
+
+def _accumulate(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct confidences from the highest down (G,), and how many samples, and mistakes, reach each of them."""
+    order = np.argsort(-confidence, kind="stable")
+    last = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
+    return confidence[order][last], last + 1, np.cumsum(~right[order])[last]
+
+
+def _areas(confidence: np.ndarray, right: np.ndarray) -> list[float]:
+    """error rate, area, area of the oracle, excess."""
+    total = len(right)
+    _, n, wrong = _accumulate(confidence, right)
+    answers = np.arange(1, total + 1)
+    mistakes = np.interp(answers, np.append(0, n), np.append(0, wrong))  # within a tie: their expected number
+    area, best = (mistakes / answers).mean(), (np.maximum(answers - right.sum(), 0) / answers).mean()
+    return [wrong[-1] / total, area, best, area - best]
