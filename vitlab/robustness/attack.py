@@ -136,7 +136,7 @@ def _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed) -> t
     shape = (1 if grey else pixels.shape[1], *pixels.shape[2:])
     draws = [np.random.default_rng(derive_seed(seed, attack, sample_id)).uniform(-1, 1, shape) for sample_id in ids]
     noise = torch.tensor(np.array(draws), dtype=torch.float32, device=device)
-    gradient = loss_gradient(model, torch.as_tensor(labels, device=device), grey)
+    gradient = loss_gradient(model, torch.tensor(labels, device=device), grey)
     return ATTACKS[attack](gradient, pixels.to(device), noise, epsilon / 255, steps).cpu()
 
 
@@ -162,5 +162,5 @@ def _check(attack: str, epsilons: Sequence[float], steps: int) -> None:
     ATTACKS[attack]
     if steps < 1:
         raise ValueError(f"an attack takes at least one step, got steps={steps}")
-    if len(epsilons) == 0 or min(epsilons) < 0 or max(epsilons) >= 255:
+    if len(epsilons) == 0 or not all(0 <= epsilon < 255 for epsilon in epsilons):
         raise ValueError(f"epsilon counts grey levels of 0..255, such as 0.5, 1 or 2; got {list(epsilons)}")
