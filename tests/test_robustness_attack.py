@@ -129,12 +129,14 @@ def test_accuracy_falls_with_epsilon():
 
 
 def test_the_table_agrees_with_the_images():
-    """At one epsilon, the share of images whose prediction survives."""
+    """At one epsilon, the share of images that the model is right about before and after."""
     data = small_digits()
     ids = data.split("test")["sample_id"].tolist()
-    _, _, after = attack_images(linear_digits(), data, ids, 6, steps=4)
-    table = attack_table(linear_digits(), data, [6], steps=4, images=10_000)
-    assert table["value"].iloc[0] == pytest.approx((after["changed_pred"] == after["label"]).mean())
+    _, _, after = attack_images(linear_digits(), data, ids, 6, steps=2)
+    table = attack_table(linear_digits(), data, [6], steps=2, images=10_000)
+    survived = (after["pred"] == after["label"]) & (after["changed_pred"] == after["label"])
+    assert 0 < survived.mean() < 1
+    assert table["value"].iloc[0] == pytest.approx(survived.mean())
 
 
 def test_the_model_is_left_as_it_was(trained, ids):

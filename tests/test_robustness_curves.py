@@ -113,17 +113,12 @@ def test_the_subset_is_stratified_and_seeded():
 
 
 def test_mean_drop_by_hand():
-    rows = [("clean", 0, "accuracy", 0.8), ("clean", 0, "calibration_error", 0.1)]
-    rows += [
-        ("blur", 1, "accuracy", 0.6),
-        ("blur", 3, "accuracy", 0.4),
-        ("jpeg", 1, "accuracy", 0.8),
-        ("jpeg", 3, "accuracy", 0.7),
-    ]
-    rows += [("blur", 1, "calibration_error", 0.2), ("blur", 3, "calibration_error", 0.4)]
-    table = drop_table(pd.DataFrame(rows, columns=["corruption", "severity", "metric", "value"])).set_index(
-        ["metric", "corruption"]
-    )
+    accuracy = [("clean", 0, 0.8), ("blur", 1, 0.6), ("blur", 3, 0.4), ("jpeg", 1, 0.8), ("jpeg", 3, 0.7)]
+    error = [("clean", 0, 0.1), ("blur", 1, 0.2), ("blur", 3, 0.4)]
+    columns = ["corruption", "severity", "value"]
+    parts = [pd.DataFrame(accuracy, columns=columns), pd.DataFrame(error, columns=columns)]
+    rows = pd.concat(part.assign(metric=name) for name, part in zip(["accuracy", "calibration_error"], parts, strict=True))
+    table = drop_table(rows).set_index(["metric", "corruption"])
     assert table.loc[("accuracy", "blur"), "worse"] == pytest.approx(0.5)
     assert table.loc[("accuracy", "blur"), "relative"] == pytest.approx(-0.375)
     assert table.loc[("accuracy", "all"), "worse"] == pytest.approx(0.625)

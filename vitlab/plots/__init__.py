@@ -24,6 +24,7 @@ from vitlab.plots.evaluation import (
     plot_threshold,
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
+from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
@@ -51,12 +52,15 @@ __all__ = [
     "iplot_threshold",
     "iplot_trials",
     "plot_arguments",
+    "plot_attack",
+    "plot_attack_images",
     "plot_attention_head",
     "plot_attributions",
     "plot_augmentations",
     "plot_class_balance",
     "plot_comparison",
     "plot_confusion",
+    "plot_corruptions",
     "plot_cost",
     "plot_history",
     "plot_image_sizes",
@@ -70,6 +74,7 @@ __all__ = [
     "plot_position_encodings",
     "plot_precision_recall",
     "plot_reliability",
+    "plot_robustness",
     "plot_roc",
     "plot_sample_grid",
     "plot_slices",
