@@ -3,11 +3,14 @@
 from vitlab.evaluation.calibration import expected_calibration_error, reliability_table
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
+from vitlab.evaluation.gaps import worst_slice_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
-from vitlab.evaluation.slices import mistakes_table, slice_table
+from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
 
 __all__ = [
     "METRICS",
+    "add_columns",
+    "bin_column",
     "class_table",
     "comparison_table",
     "confusion_table",
@@ -19,4 +22,5 @@ __all__ = [
     "roc_table",
     "slice_table",
     "threshold_table",
+    "worst_slice_table",
 ]

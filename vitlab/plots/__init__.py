@@ -16,6 +16,7 @@ from vitlab.plots.data import (
 )
 from vitlab.plots.evaluation import (
     plot_confusion,
+    plot_gaps,
     plot_mistakes,
     plot_precision_recall,
     plot_reliability,
@@ -62,6 +63,7 @@ __all__ = [
     "plot_confusion",
     "plot_corruptions",
     "plot_cost",
+    "plot_gaps",
     "plot_history",
     "plot_image_sizes",
     "plot_importance",

@@ -88,7 +88,7 @@ def plot_robustness(
 
 
 def plot_attack(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """Accuracy against how far an attack may change a pixel, with intervals. tables: one `attack_table`, or one for each model."""
+    """Accuracy, with its interval, against how far a pixel may change. tables: one `attack_table`, or one for each model."""
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     ax = new_axes(ax, 2.9, 4.4)
     for position, (name, color) in enumerate(series_colors(named).items()):
