@@ -6,6 +6,7 @@ from vitlab.evaluation.calibration import classwise_calibration_error, expected_
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
+from vitlab.evaluation.gaps import worst_slice_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
@@ -15,16 +16,18 @@ from vitlab.evaluation.published import protocol_table, published_gap_table, pub
 from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
 from vitlab.evaluation.recalibration import calibrate, recalibration_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
-from vitlab.evaluation.slices import mistakes_table, slice_table
+from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
 from vitlab.evaluation.thresholds import apply_threshold, choose_threshold, threshold_choice_table
 from vitlab.evaluation.uncertainty import uncertainty_table
 
 __all__ = [
     "CALIBRATION_METRICS",
     "METRICS",
+    "add_columns",
     "annotator_agreement_table",
     "annotator_table",
     "apply_threshold",
+    "bin_column",
     "brier_table",
     "calibrate",
     "calibration_table",
@@ -63,4 +66,5 @@ __all__ = [
     "threshold_choice_table",
     "threshold_table",
     "uncertainty_table",
+    "worst_slice_table",
 ]

@@ -18,6 +18,7 @@ from vitlab.plots.data import (
 from vitlab.plots.differences import plot_critical_difference, plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
+    plot_gaps,
     plot_mistakes,
     plot_precision_recall,
     plot_reliability,
@@ -27,6 +28,7 @@ from vitlab.plots.evaluation import (
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.published import plot_published
+from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
 from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
@@ -56,6 +58,8 @@ __all__ = [
     "iplot_trials",
     "plot_annotators",
     "plot_arguments",
+    "plot_attack",
+    "plot_attack_images",
     "plot_attention_head",
     "plot_attributions",
     "plot_augmentations",
@@ -64,9 +68,11 @@ __all__ = [
     "plot_comparison",
     "plot_conformal",
     "plot_confusion",
+    "plot_corruptions",
     "plot_cost",
     "plot_critical_difference",
     "plot_differences",
+    "plot_gaps",
     "plot_history",
     "plot_image_sizes",
     "plot_importance",
@@ -82,6 +88,7 @@ __all__ = [
     "plot_recalibration",
     "plot_reliability",
     "plot_risk_coverage",
+    "plot_robustness",
     "plot_roc",
     "plot_sample_grid",
     "plot_slices",

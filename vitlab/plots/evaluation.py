@@ -193,31 +193,77 @@ def list_marks(chosen: pd.DataFrame | None) -> dict[float, str]:
 
 
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
-    """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples."""
-    by = slice_table.columns[0]
-    slices = slice_table.drop_duplicates(by)
-    names = [f"{name}\n(n = {count:,})" for name, count in zip(slices[by], slices["n"], strict=True)]
-    metrics = list(slice_table["metric"].unique())
-    axes = panel_grid(len(metrics), columns, 0.75 + 0.36 * len(names), sharey=True)
+    """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples.
+
+    Of a table of several columns, slices of one column stand together under its name.
+    """
+    several = {"column", "slice"} <= set(slice_table.columns)
+    keys = ["column", "slice"] if several else [slice_table.columns[0]]
+    table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
+    slices = table.drop_duplicates("key")
+    columns_of = slices["column"] if several else [""] * len(slices)
+    places, names, heads = _stack_rows(columns_of, slices[keys[-1]], slices["n"], " " if several else "\n")
+    metrics = list(table["metric"].unique())
+    height = 0.75 + (0.2 if several else 0.36) * (places[-1] + 1)
+    axes = panel_grid(len(metrics), columns, height, sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
-        table = slice_table[slice_table["metric"] == metric].set_index(by).loc[slices[by]]
-        for place, row in enumerate(table.itertuples()):
-            color = GREY if row.Index == "all" else PALETTE[2]
-            ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
-            ax.plot(row.value, place, color=color, marker="o", markersize=5)
-            if np.isnan(row.value):
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-                middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
-                ax.text(0.5, place, row.note, color=GREY, fontsize=7, bbox=box, **middle)
-        if "all" in table.index:
-            ax.axvline(table.loc["all", "value"], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        rows = table[table["metric"] == metric].set_index("key").loc[slices["key"]]
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            _draw_interval(ax, place, row, GREY if row.Index.endswith("all") and place == 0 else PALETTE[2])
+        overall = rows["value"].iloc[0] if rows[keys[-1]].iloc[0] == "all" else np.nan
+        ax.axvline(overall, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         ax.set_title(readable(metric))
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.tick_params(axis="y", length=0)
-        ax.xaxis.set_major_locator(few_ticks(5))
-        ax.grid(axis="x")
+        _finish_rows(ax, places, names, heads)
     return axes
+
+
+def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How far each slice is above or below the rest, with its interval; filled where the test shows a difference."""
+    order = {name: position for position, name in enumerate(worst_slice_table["column"].unique())}
+    table = worst_slice_table.sort_values("column", key=lambda column: column.map(order), kind="stable")
+    places, names, heads = _stack_rows(table["column"], table["slice"], table["n"])
+    ax = new_axes(ax, 0.75 + 0.2 * (places[-1] + 1), 5.2)
+    for place, row in zip(places, table.rename(columns={"gap": "value", "value": "own"}).itertuples(), strict=True):
+        shown = str(row.verdict).endswith("than the rest")
+        _draw_interval(ax, place, row, PALETTE[2] if shown else GREY, filled=shown)
+    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    ax.set_xlabel(f"{readable(table['metric'].iloc[0])}: slice minus rest")
+    _finish_rows(ax, places, names, heads)
+    return ax
+
+
+def _stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[float], list[str], dict[float, str]]:
+    """Where each row stands, what it is called, and the headings: a column's name on a line of its own above its slices."""
+    places, texts, heads, place, before = [], [], {}, -1.0, ""
+    for column, name, count in zip(columns, names, counts, strict=True):
+        if column and column != before:
+            place += 1.1
+            heads[place] = readable(column)
+        place, before = place + 1, column
+        places.append(place)
+        texts.append(f"{name}{separator}(n = {count:,})")
+    return places, texts, heads
+
+
+def _draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True) -> None:
+    """A dot with its interval; the note in place of a value that is missing."""
+    if np.isnan(row.value):
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(0.5, place, row.note, color=GREY, fontsize=7, bbox=box, **middle)
+        return
+    ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
+    ax.plot(row.value, place, color=color, marker="o", markersize=5, markerfacecolor=color if filled else "white")
+
+
+def _finish_rows(ax: Axes, places: list[float], names: list[str], heads: dict[float, str]) -> None:
+    ax.set_yticks([*heads, *places], [*heads.values(), *names])
+    for text in ax.get_yticklabels()[: len(heads)]:
+        text.set_fontweight("bold")
+    ax.set_ylim(places[-1] + 0.6, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(few_ticks(5))
+    ax.grid(axis="x")
 
 
 def plot_mistakes(images: Sequence, mistakes: pd.DataFrame, columns: int = 4) -> np.ndarray:

@@ -1,0 +1,192 @@
+"""Slices of any column and the gaps between them: hand-counted cases, scipy's and statsmodels' tests, bad input."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import permutation_test
+from statsmodels.stats.multitest import multipletests
+
+from tests.test_evaluation_metrics import make_predictions
+from vitlab.evaluation import METRICS, add_columns, bin_column, metrics_table, slice_table, worst_slice_table
+from vitlab.evaluation.gaps import permutation_p
+from vitlab.evaluation.scores import read_scores
+
+
+def answers(label, pred, **columns):
+    """Predictions of two classes, sure of every answer."""
+    label, pred = np.array(label), np.array(pred)
+    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(label))], "split": "test", "group": "all"})
+    table["label"], table["pred"] = np.array(["no", "yes"])[label], np.array(["no", "yes"])[pred]
+    for kind in ("logit", "prob"):
+        table[f"{kind}_no"], table[f"{kind}_yes"] = 1.0 - pred, 1.0 * pred
+    return table.assign(**columns)
+
+
+class TestBins:
+    def test_numbers_are_cut_at_quantiles_and_named_by_the_ends(self):
+        bins = bin_column([0, 1, 2, 3, 4, 5, 6, 7, 8], 4)
+        assert bins.cat.categories.tolist() == ["0 to 2", "2 to 4", "4 to 6", "6 to 8"]
+        assert bins.tolist() == ["0 to 2"] * 3 + ["2 to 4"] * 2 + ["4 to 6"] * 2 + ["6 to 8"] * 2
+
+    def test_as_pandas_cuts(self):
+        values = np.random.default_rng(0).normal(size=203)
+        assert (bin_column(values, 5).cat.codes == pd.qcut(values, 5, labels=False)).all()
+
+    def test_digits_enough_to_tell_the_ends_apart(self):
+        def names(values):
+            return bin_column(values, 2).cat.categories.tolist()
+
+        assert names([0.2101, 0.2102, 0.2103, 0.2104, 0.2105]) == ["0.2101 to 0.2103", "0.2103 to 0.2105"]
+        assert names([0.123456, 0.2, 0.5, 0.7, 0.9]) == ["0.123 to 0.5", "0.5 to 0.9"]
+        assert names([1000.0, 2000, 3000]) == ["1,000 to 2,000", "2,000 to 3,000"]
+
+    def test_order_is_that_of_the_numbers_not_of_their_names(self):
+        assert bin_column([2, 9, 10, 100, 1000], 4).cat.categories[0].startswith("2 to")
+
+    def test_few_numbers_stay_themselves(self):
+        assert bin_column([300, 300, 1000], 4).cat.categories.tolist() == ["300", "1000"]
+        assert bin_column([0.5, 1.0], 4).tolist() == ["0.5", "1"]
+        assert bin_column([True, False]).cat.categories.tolist() == ["False", "True"]
+
+    def test_words_and_what_is_missing(self):
+        assert bin_column(["b", None, "a", ""]).tolist() == ["b", "(none)", "a", "(none)"]
+        assert bin_column(["b", None, "a"]).cat.categories.tolist() == ["a", "b", "(none)"]
+        ordered = pd.Categorical(["small", "large"], categories=["small", "large"])
+        assert bin_column(pd.Series(ordered)).cat.categories.tolist() == ["small", "large"]
+        numbers = bin_column([1, 2, 3, 4, np.nan, np.inf], 2)
+        assert numbers.tolist() == ["1 to 2.5", "1 to 2.5", "2.5 to 4", "2.5 to 4", "(none)", "(none)"]
+
+    def test_many_equal_numbers_give_fewer_bins(self):
+        assert len(bin_column([0] * 50 + [1, 2, 3, 4, 5, 6], 4).cat.categories) == 1
+        with pytest.raises(ValueError, match="at least 2"):
+            bin_column([1, 2], 1)
+
+
+class TestJoin:
+    def test_columns_come_by_sample(self):
+        predictions = make_predictions(num_samples=5)
+        table = pd.DataFrame({"sample_id": [f"s{i}" for i in (4, 2, 0, 1, 3, 9)], "mean": [4, 2, 0, 1, 3, 9], "std": 0})
+        joined = add_columns(predictions, table, ["mean"])
+        assert joined["mean"].tolist() == [0, 1, 2, 3, 4]
+        assert "std" not in joined
+        pd.testing.assert_frame_equal(joined.drop(columns="mean"), predictions)
+
+    def test_bad_tables(self):
+        predictions = make_predictions(num_samples=3)
+        table = pd.DataFrame({"sample_id": ["s0", "s1", "s2"], "mean": 0.5})
+        with pytest.raises(ValueError, match=r"unknown column 'maen'. Did you mean mean"):
+            add_columns(predictions, table, ["maen"])
+        with pytest.raises(ValueError, match="several rows for sample_id 's0'"):
+            add_columns(predictions, pd.concat([table, table[:1]]), ["mean"])
+        with pytest.raises(ValueError, match="no row for 2 of 3 samples, the first is 's1'"):
+            add_columns(predictions, table[:1], ["mean"])
+        with pytest.raises(ValueError, match="'group' already"):
+            add_columns(predictions, table.assign(group="a"), ["group"])
+
+
+class TestSlices:
+    def test_several_columns_and_numbers(self):
+        predictions = make_predictions(num_samples=200).assign(size=np.arange(200.0), kind=["a", "b"] * 100)
+        table = slice_table(predictions, ["kind", "size"], metrics=["f1"], replicates=20, bins=2)
+        assert table[["column", "slice", "n"]].values.tolist() == [
+            ["", "all", 200],
+            ["kind", "a", 100],
+            ["kind", "b", 100],
+            ["size", "0 to 99.5", 100],
+            ["size", "99.5 to 199", 100],
+        ]
+        alone = metrics_table(predictions[predictions["size"] >= 100], replicates=20).set_index("metric").loc["f1"]
+        assert table.iloc[4][["value", "low", "high"]].tolist() == alone[["value", "low", "high"]].tolist()
+
+    def test_a_small_slice_has_no_number(self):
+        predictions = make_predictions(num_samples=100).assign(group=["a"] * 95 + ["b"] * 5)
+        table = slice_table(predictions, metrics=["accuracy", "f1"], replicates=5)
+        small = table[table["group"] == "b"]
+        assert small[["value", "low", "high"]].isna().all(axis=None)
+        assert small["note"].tolist() == ["5 images only"] * 2
+        assert table[table["group"] == "a"]["value"].notna().all()
+
+
+class TestGaps:
+    def test_the_gap_by_hand(self):
+        """Group a: 8 of 10 right; b: 4 of 12; c: all of 10."""
+        pred = [1] * 8 + [0] * 2 + [1] * 4 + [0] * 8 + [1] * 10
+        predictions = answers([1] * 32, pred, group=["a"] * 10 + ["b"] * 12 + ["c"] * 10)
+        table = worst_slice_table(predictions, metric="accuracy", replicates=500).set_index("slice")
+        assert table.index.tolist() == ["b", "a", "c"]
+        assert table.loc["b", ["n", "value", "rest", "gap"]].tolist() == pytest.approx([12, 4 / 12, 18 / 20, 4 / 12 - 18 / 20])
+        assert table.loc["a", "gap"] == pytest.approx(8 / 10 - 14 / 22)
+        assert table.loc["b", "low"] < table.loc["b", "gap"] < table.loc["b", "high"] < 0
+        assert table["verdict"].tolist() == ["worse than the rest", "no difference shown", "better than the rest"]
+
+    def test_p_holm_is_that_of_statsmodels(self):
+        predictions = make_predictions(num_samples=200).assign(size=np.arange(200.0) % 37, group=["a", "b", "c", "d"] * 50)
+        table = worst_slice_table(predictions, ["group", "size"], "accuracy", replicates=300)
+        assert np.allclose(table["p_holm"], multipletests(table["p"], method="holm")[1])
+        assert (table["p_holm"] >= table["p"]).all()
+
+    def test_p_against_every_membership_there_is(self):
+        predictions = answers([1] * 9, [1, 1, 1, 1, 0, 0, 1, 0, 0])
+        scores, inside = read_scores(predictions, "test"), np.arange(9) < 4
+        right = (scores.label == scores.pred).astype(float)
+        gaps = [right[list(chosen)].mean() - np.delete(right, chosen).mean() for chosen in map(list, combinations(range(9), 4))]
+        exact = np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12)
+        drawn = permutation_p(scores, inside, [1], METRICS.index("accuracy"), 20_000, seed=0)
+        assert drawn == pytest.approx(exact, abs=0.01)
+
+    def test_p_against_scipy(self):
+        generator = np.random.default_rng(1)
+        pred = np.r_[generator.random(30) < 0.9, generator.random(40) < 0.7].astype(int)
+        scores = read_scores(answers([1] * 70, pred), "test")
+        result = permutation_test(
+            (pred[:30], pred[30:]), lambda x, y, axis: abs(x.mean(axis) - y.mean(axis)),
+            vectorized=True, n_resamples=20_000, alternative="greater", rng=np.random.default_rng(0),
+        )  # fmt: skip
+        drawn = permutation_p(scores, np.arange(70) < 30, [1], METRICS.index("accuracy"), 20_000, seed=0)
+        assert drawn == pytest.approx(result.pvalue, abs=0.015)
+
+    def test_under_the_null_p_is_small_as_often_as_it_says(self):
+        inside, place, ps = np.arange(80) < 30, METRICS.index("balanced_accuracy"), []
+        for seed in range(200):
+            scores = read_scores(make_predictions(num_samples=80, seed=seed), "test")
+            ps.append(permutation_p(scores, inside, [1], place, 99, seed=1000 + seed))
+        assert np.mean(np.array(ps) <= 0.2) == pytest.approx(0.2, abs=0.085)  # three standard deviations
+        assert np.mean(np.array(ps) <= 0.5) == pytest.approx(0.5, abs=0.11)
+
+    def test_two_values_are_one_comparison(self):
+        predictions = make_predictions(num_samples=100).assign(group=["a"] * 50 + ["b"] * 50, kind=["x", "y"] * 50)
+        table = worst_slice_table(predictions, ["group", "kind"], replicates=20)
+        assert sorted(table["column"]) == ["group", "kind"]
+        assert (table["gap"] <= 0).all()
+
+    def test_small_slices_and_missing_classes_are_marked(self):
+        label = np.array([0, 1] * 50)
+        group = np.array(["a", "b"] * 30 + ["c"] * 36 + ["d"] * 4, dtype=object)  # a has no yes, b no no
+        table = worst_slice_table(answers(label, label, group=group), replicates=20).set_index("slice")
+        assert table.loc[["a", "b", "d"], "note"].tolist() == ["no yes", "no no", "4 images only"]
+        gaps = ["gap", "low", "high", "p", "p_holm"]
+        assert table.loc[["a", "b", "d"], gaps].isna().all(axis=None)
+        assert (table.loc[["a", "b", "d"], "verdict"] == "").all()
+        assert table.loc["c", gaps].notna().all()
+        accuracy = worst_slice_table(answers(label, label, group=group), metric="accuracy", replicates=20).set_index("slice")
+        assert accuracy.loc[["a", "b", "c"], "gap"].tolist() == [0, 0, 0]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"by": ["grup"]}, "unknown column 'grup'. Did you mean group"),
+            ({"by": "group"}, r"by=\['group'\]"),
+            ({"by": ["group"]}, "nothing to compare: group has one value"),
+            ({"by": []}, "nothing to compare"),
+            ({"metric": "auc"}, "unknown metric"),
+            ({"replicates": 0}, "at least 1"),
+            ({"split": "val"}, "no sample of split 'val'"),
+            ({"positive": "maybe"}, "unknown class"),
+        ],
+    )
+    def test_bad_input(self, arguments, message):
+        by = {"by": ["kind"], **arguments}
+        with pytest.raises(ValueError, match=message):
+            worst_slice_table(make_predictions(num_samples=40).assign(kind=["a", "b"] * 20), **{"replicates": 5, **by})
