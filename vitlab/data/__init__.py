@@ -1,8 +1,10 @@
 """Datasets: registry, splits, transforms, and what there is to know of the images before a model sees them."""
 
 from vitlab.data.balance import class_weights
-from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset
+from vitlab.data.clusters import clean_test_ids, cluster_table
+from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset, replace_splits
 from vitlab.data.duplicates import near_duplicate_table
+from vitlab.data.folds import draw_folds, split_fold
 from vitlab.data.loading import ImageDataset
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
@@ -14,8 +16,11 @@ __all__ = [
     "build_augmentation",
     "check_name",
     "class_weights",
+    "clean_test_ids",
+    "cluster_table",
     "data_version",
     "denormalise",
+    "draw_folds",
     "draw_splits",
     "find_unreadable",
     "fit_image",
@@ -25,5 +30,7 @@ __all__ = [
     "normalise",
     "outline_dataset",
     "preprocess",
+    "replace_splits",
+    "split_fold",
     "to_rgb",
 ]
