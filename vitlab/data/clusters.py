@@ -14,7 +14,7 @@ from vitlab.schema import SPLITS
 
 
 def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Which images hang together through near-duplicate pairs: columns sample_id, cluster, size, splits; a row a sample, in order.
+    """Which images hang together through near-duplicate pairs: columns sample_id, cluster, size, splits; a row a sample.
 
     cluster: the first sample_id, in alphabetical order, of those in it; an image without a near-duplicate is its own cluster.
     splits: the splits that the cluster's images lie in, such as "test train". Images that are linked by a chain of pairs

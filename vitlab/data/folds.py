@@ -70,4 +70,4 @@ def _check_folds(samples, folds, groups):
     sizes = pd.Series(units).groupby(label).nunique().sort_values(kind="stable")
     if len(sizes) and sizes.iloc[0] < folds:
         what = "samples" if groups is None else "groups"
-        raise ValueError(f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class {sizes.index[0]!r}; write fewer folds")
+        raise ValueError(f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class {sizes.index[0]!r}; write fewer")
