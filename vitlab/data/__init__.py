@@ -1,6 +1,7 @@
 """Datasets: registry, splits, transforms, and what there is to know of the images before a model sees them."""
 
 from vitlab.data.balance import class_weights
+from vitlab.data.card import data_card, hash_splits
 from vitlab.data.clusters import clean_test_ids, cluster_table
 from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset, replace_splits
 from vitlab.data.duplicates import near_duplicate_table
@@ -20,12 +21,14 @@ __all__ = [
     "class_weights",
     "clean_test_ids",
     "cluster_table",
+    "data_card",
     "data_version",
     "denormalise",
     "draw_folds",
     "draw_splits",
     "find_unreadable",
     "fit_image",
+    "hash_splits",
     "image_table",
     "load_dataset",
     "near_duplicate_table",

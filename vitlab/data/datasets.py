@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pandas as pd
 
-from vitlab.data import digits, elpv, folder, torchvision_sets  # noqa: F401  (importing them registers them)
+from vitlab.data import digits, elpv, folder, hub_sets, torchvision_sets  # noqa: F401  (importing them registers them)
 from vitlab.data.clusters import cluster_table
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import split_fold

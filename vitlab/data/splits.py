@@ -100,16 +100,36 @@ def _choose(samples, share, salt, strata):
 
 
 def _choose_groups(samples, share, salt, strata, groups):
-    """Boolean array: in the order of their hash, groups are taken whole as long as that brings the strata nearer to `share`."""
+    """Boolean array: in the order of their hash, groups are taken whole as long as that brings the strata nearer to `share`.
+
+    A stratum that would go empty takes the group that brings it least too many, of groups up to twice the whole share.
+    """
     names, group = np.unique(groups, return_inverse=True)
     stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()
-    lacking = _count_wanted(share, np.bincount(stratum))  # still wanted of each stratum; below 0 where there are too many
+    wanted = _count_wanted(share, np.bincount(stratum))
+    lacking = wanted.copy()  # still wanted of each stratum; below 0 where there are too many
     members = pd.Series(np.arange(len(samples))).groupby(group).indices
+    counts = {number: np.unique(stratum[rows], return_counts=True) for number, rows in members.items()}
+    order = sorted(range(len(names)), key=lambda number: hash_number(salt, names[number]))
     taken = np.zeros(len(names), dtype=bool)
-    for number in sorted(range(len(names)), key=lambda number: hash_number(salt, names[number])):
-        held, counts = np.unique(stratum[members[number]], return_counts=True)
-        taken[number] = np.abs(lacking[held] - counts).sum() < np.abs(lacking[held]).sum()
-        lacking[held] -= counts * taken[number]
+
+    def gain(number):
+        held, count = counts[number]
+        return np.abs(lacking[held]).sum() - np.abs(lacking[held] - count).sum()
+
+    def take(number):
+        held, count = counts[number]
+        taken[number] = True
+        lacking[held] -= count
+
+    for number in order:
+        if gain(number) > 0:
+            take(number)
+    for empty in np.flatnonzero(wanted > 0):
+        if lacking[empty] == wanted[empty]:
+            fitting = [n for n in order if empty in counts[n][0] and len(members[n]) <= 2 * wanted.sum()]
+            if fitting:
+                take(max(fitting, key=gain))
     return taken[group]
 
 
