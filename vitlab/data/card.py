@@ -36,11 +36,11 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
         "",
         "## Images of each class and split",
         "",
-        *_write_table(counts),
+        *_write_table(counts, "class"),
         "",
         "## Groups",
         "",
-        *(_write_table(groups) if len(groups) > 2 else ["The images have no groups."]),
+        *(_write_table(groups, "group") if len(groups) > 1 else ["The images have no groups."]),
         "",
         "## Excluded images",
         "",
@@ -60,21 +60,19 @@ def hash_splits(samples: pd.DataFrame) -> str:
 
 
 def _count(samples: pd.DataFrame, column: str, values: Sequence[str]) -> pd.DataFrame:
-    """Images by value of the column and by split, with sums in the last row and column, both called `all`."""
+    """Images by value of the column (rows) and by split."""
     table = pd.crosstab(samples[column].astype(str), samples["split"])
-    table = table.reindex(index=list(values), columns=list(SPLITS), fill_value=0)
-    table["all"] = table.sum(axis=1)
-    table.loc["all"] = table.sum()
-    return table.rename_axis(index={"label": "class"})
+    return table.reindex(index=list(values), columns=list(SPLITS), fill_value=0)
 
 
-def _write_table(counts: pd.DataFrame) -> list[str]:
-    rows = counts if len(counts) <= MOST_LISTED + 1 else pd.concat([counts.head(MOST_LISTED), counts.tail(1)])
-    lines = ["| " + " | ".join([counts.index.name, *counts.columns]) + " |", "|---" + "|--:" * len(counts.columns) + "|"]
-    for name, *row in rows.itertuples():
-        lines.append("| " + " | ".join([_escape(name), *(f"{count:,}" for count in row)]) + " |")
-    hidden = len(counts) - len(rows)
-    return [*lines, "", f"{hidden} more are left out here; `all` counts them."] if hidden else lines
+def _write_table(counts: pd.DataFrame, title: str) -> list[str]:
+    lines = [f"| {title} | " + " | ".join([*counts.columns, "all"]) + " |", "|---" + "|--:" * (counts.shape[1] + 1) + "|"]
+    rows = [(_escape(name), row) for name, *row in counts.head(MOST_LISTED).itertuples()]
+    if len(counts) > MOST_LISTED:
+        rows.append((f"{len(counts) - MOST_LISTED} more", counts.iloc[MOST_LISTED:].sum().tolist()))
+    for name, row in [*rows, ("**all**", counts.sum().tolist())]:
+        lines.append("| " + " | ".join([name, *(f"{count:,}" for count in [*row, sum(row)])]) + " |")
+    return lines
 
 
 def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
@@ -88,17 +86,15 @@ def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
 
 def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame | None, samples: pd.DataFrame) -> list[str]:
     limits = []
-    sizes = counts["all"].drop("all").sort_values(kind="stable")
+    sizes = counts.sum(axis=1).sort_values(kind="stable")
     if sizes.iloc[-1] >= IMBALANCED * sizes.iloc[0]:
-        ratio = (
-            f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times as many images as" if sizes.iloc[0] else "images, and there are none of"
-        )
+        ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
         limits.append(
-            f"Imbalance: the class {sizes.index[-1]} has {ratio} {sizes.index[0]}. A model that always names it has an "
-            f"accuracy of {sizes.iloc[-1] / sizes.sum():.1%}."
+            f"Imbalance: there are {ratio} as many images of the class {sizes.index[-1]} as of {sizes.index[0]}. A model that "
+            f"always names the first has an accuracy of {sizes.iloc[-1] / sizes.sum():.1%}."
         )
     for split in SPLITS:
-        part = counts[split].drop("all")
+        part = counts[split]
         if not part.sum():
             limits.append(f"The split {split} is empty.")
             continue
@@ -108,7 +104,7 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
         if len(rare):
             named = _name_some([f"{name} ({count})" for name, count in rare.items()])
             limits.append(f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are rough.")
-        absent = list(groups.index[(groups[split] == 0) & (groups["all"] > 0)].drop("all", errors="ignore"))
+        absent = list(groups.index[groups[split] == 0])
         if absent:
             limits.append(f"No image in {split} of the group {_name_some(absent)}.")
     limits.append(_describe_pairs(pairs, samples))
