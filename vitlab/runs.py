@@ -144,6 +144,10 @@ class Run:
     def write_json(self, file: str, content: dict) -> None:
         write_json(self.path / file, content)
 
+    def write_text(self, file: str, content: str) -> None:
+        with atomic(self.path / file) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
     def read_json(self, file: str) -> dict:
         return json.loads((self.path / file).read_text(encoding="utf-8"))
 

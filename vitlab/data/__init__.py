@@ -1,29 +1,45 @@
 """Datasets: registry, splits, transforms, and what there is to know of the images before a model sees them."""
 
 from vitlab.data.balance import class_weights
-from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset
+from vitlab.data.card import data_card, hash_splits
+from vitlab.data.clusters import clean_test_ids, cluster_table
+from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset, replace_splits
 from vitlab.data.duplicates import near_duplicate_table
+from vitlab.data.folds import draw_folds, split_fold
+from vitlab.data.issues import ISSUES, predict_out_of_fold, quality_summary, quality_table, worst_images
 from vitlab.data.loading import ImageDataset
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
 from vitlab.data.transforms import build_augmentation, denormalise, fit_image, normalise, preprocess, to_rgb
 
 __all__ = [
+    "ISSUES",
     "ImageDataset",
     "available",
     "build_augmentation",
     "check_name",
     "class_weights",
+    "clean_test_ids",
+    "cluster_table",
+    "data_card",
     "data_version",
     "denormalise",
+    "draw_folds",
     "draw_splits",
     "find_unreadable",
     "fit_image",
+    "hash_splits",
     "image_table",
     "load_dataset",
     "near_duplicate_table",
     "normalise",
     "outline_dataset",
+    "predict_out_of_fold",
     "preprocess",
+    "quality_summary",
+    "quality_table",
+    "replace_splits",
+    "split_fold",
     "to_rgb",
+    "worst_images",
 ]

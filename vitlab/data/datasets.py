@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pandas as pd
 
-from vitlab.data import digits, elpv, folder, torchvision_sets  # noqa: F401  (importing them registers them)
+from vitlab.data import digits, elpv, folder, hub_sets, torchvision_sets  # noqa: F401  (importing them registers them)
+from vitlab.data.clusters import cluster_table
+from vitlab.data.duplicates import near_duplicate_table
+from vitlab.data.folds import split_fold
 from vitlab.data.quality import find_unreadable
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source
 from vitlab.data.splits import check_class_sizes, complete_splits
-from vitlab.schema import DataBundle, check_samples
+from vitlab.registry import unknown
+from vitlab.schema import SPLITS, DataBundle, check_samples
 
 
 def available() -> list[str]:
@@ -39,18 +44,33 @@ def outline_dataset(name: str, seed: int = 0) -> Outline:
     return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
 
 
-def load_dataset(name: str, *, seed: int = 0, samples: pd.DataFrame | None = None) -> DataBundle:
+def load_dataset(
+    name: str,
+    *,
+    seed: int = 0,
+    samples: pd.DataFrame | None = None,
+    split_by: str = "",
+    folds: int = 0,
+    fold: int = 0,
+) -> DataBundle:
     """The image set of this name, with every image decoded once to see that it can be, and with splits drawn from `seed`.
 
+    split_by: what must not be torn apart by the splits: "cluster" keeps near-duplicates (by perceptual hash, as found by
+        `near_duplicate_table`) together, a column such as "group" all images of one value. Empty draws image by image.
+        "cluster" adds a column `cluster` to the samples.
+    folds, fold: instead of random splits, those of fold number `fold` (from 0) of a cross-validation of `folds` parts.
     samples: the table of an earlier run instead (columns sample_id and split; other columns are taken from the data itself).
         Its rows and splits are used as they are, without checking images; what is not in it is listed in `excluded`.
 
     Raises ValueError for an unknown name, a folder without images, fewer than two classes, a class with fewer images than
-    splits, and `samples` that do not fit the data. In a process, images that did not change are checked once.
+    splits, groups or folds that leave a class out of a split, and `samples` that do not fit the data. In a process, images that
+    did not change are checked once.
     """
     source = DATASETS[name]()
     if samples is None:
-        table, left_out = _check_and_split(source, name, seed)
+        table, left_out = _check_and_split(source, name, seed, split_by, folds, fold)
+    elif split_by or folds:
+        raise ValueError(f"samples= for {name} has its splits already; leave out split_by= and folds=")
     else:
         table, left_out = _adopt_splits(source, name, samples)
     further = [column for column in table.columns if column not in ("sample_id", "label", "split", "group", "source")]
@@ -67,13 +87,49 @@ def load_dataset(name: str, *, seed: int = 0, samples: pd.DataFrame | None = Non
     )
 
 
-def _check_and_split(source: Source, name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def replace_splits(data: DataBundle, split: pd.Series) -> DataBundle:
+    """The same images with another column `split`, in the order of `data.samples`: drawn by clusters, by hand, by fold."""
+    samples = data.samples.assign(split=split.to_numpy())
+    return replace(data, samples=check_samples(samples, data.classes))
+
+
+def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.DataFrame, pd.DataFrame]:
     check_class_sizes(source.samples, source.classes, name)  # before the images are decoded, and again without the unreadable
     unreadable = _find_unreadable_once(source)
     table = source.samples[~source.samples["sample_id"].isin(unreadable["sample_id"])]
     table = table.sort_values("sample_id", ignore_index=True)
     check_class_sizes(table, source.classes, f"{name} without {len(unreadable)} unreadable images" if len(unreadable) else name)
-    return table.assign(split=complete_splits(table, seed=seed, strata=source.strata)), unreadable
+    table, groups = _find_groups(table, source, name, split_by)
+    if not folds:
+        table = table.assign(split=complete_splits(table, seed=seed, strata=source.strata, groups=groups))
+    elif "split" in table:
+        raise ValueError(f"{name} comes with its own test split, which folds would mix with the rest; write folds=0")
+    else:
+        table = table.assign(split=split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups))
+    _check_every_split(table, source.classes, f"{name}, seed={seed}, split_by={split_by!r}, folds={folds}")
+    return table, unreadable
+
+
+def _find_groups(table, source, name, split_by) -> tuple[pd.DataFrame, pd.Series | None]:
+    if not split_by:
+        return table, None
+    if split_by == "cluster":
+        table = table.assign(cluster=table["sample_id"].map(_cluster_once(source)))
+    if split_by not in table or split_by in ("sample_id", "label", "split"):
+        choices = [column for column in table if column not in ("sample_id", "label", "split", "cluster")]
+        raise ValueError(unknown(f"column of {name} to split by", split_by, ["cluster", *choices]))
+    return table, table[split_by]
+
+
+def _check_every_split(table, classes, what) -> None:
+    counts = pd.crosstab(table["label"], table["split"]).reindex(index=list(classes), columns=list(SPLITS), fill_value=0)
+    for split in SPLITS:
+        empty = counts.index[counts[split] == 0]
+        if len(empty):
+            raise ValueError(
+                f"{what}: the split {split} gets no image of the class {', '.join(map(repr, empty))}; "
+                "try another seed, smaller groups or fewer folds"
+            )
 
 
 def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -90,10 +146,20 @@ def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.
             "was it made from other data, or did files move?"
         )
     table = samples[["sample_id", "split"]].merge(own, on="sample_id", how="left")
-    rest = own[~own["sample_id"].isin(table["sample_id"])].assign(reason="not in the table given as samples=")
+    rest = own[~own["sample_id"].isin(table["sample_id"])].assign(reason=NOT_CHOSEN)
     return table, rest[list(EXCLUDED_COLUMNS)]
 
 
 @lru_cache(maxsize=8)
 def _find_unreadable_once(source: Source) -> pd.DataFrame:
     return find_unreadable(source.read, source.samples)
+
+
+@lru_cache(maxsize=8)
+def _cluster_once(source: Source) -> dict[str, str]:
+    """sample_id -> cluster of all readable images of a source."""
+    unreadable = _find_unreadable_once(source)["sample_id"]
+    table = source.samples[~source.samples["sample_id"].isin(unreadable)].sort_values("sample_id", ignore_index=True)
+    images = DataBundle("", source.classes, table.assign(split="train"), source.read, source.excluded)
+    clusters = cluster_table(images.samples, near_duplicate_table(images))
+    return dict(zip(clusters["sample_id"], clusters["cluster"], strict=True))

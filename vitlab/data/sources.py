@@ -11,6 +11,7 @@ from PIL import Image
 from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
+NOT_CHOSEN = "not in the table given as samples="  # the reason of images that an earlier run's table does not hold
 DATASETS = Registry("dataset")  # name -> function without arguments (with PATH, for a prefix) that gives a Source
 OUTLINES = Registry("dataset")  # name -> function that gives an Outline, for sets that must first be downloaded
 

@@ -2,6 +2,7 @@
 
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe, training_arguments
+from vitlab.training.embedding import embed_images
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
@@ -17,6 +18,7 @@ __all__ = [
     "best_recipe",
     "build_optimizer",
     "default_space",
+    "embed_images",
     "ensure_run",
     "find_border",
     "finetune",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vitlab.data import ImageDataset, load_dataset
+from vitlab.data import ImageDataset, data_card, load_dataset
 from vitlab.models import build_model, pieces, save_model
 from vitlab.runs import Run, find_runs, run_path
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
@@ -58,8 +58,9 @@ def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
 
 
 def save_results(run: Run, model: ModelBundle, data: DataBundle, config: TrainConfig) -> pd.DataFrame:
-    """Keep splits, weights and predictions in the run, mark it as done, and return the predictions."""
+    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions."""
     run.write_table("splits.csv", data.samples)
+    run.write_text("data_card.md", data_card(data))
     save_model(model, run.path)
     predictions = predict(model, data, config=config)
     run.write_table("predictions.parquet", predictions)

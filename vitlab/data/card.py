@@ -1,0 +1,134 @@
+"""The data card: where the images come from, how they were split, and what limits a result on them has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pandas as pd
+
+from vitlab.schema import SPLITS, DataBundle
+
+RARE = 10  # images of a class in a split, below which its share found moves by more than 10 % with one image
+IMBALANCED = 3  # times as many images in the largest class as in the smallest
+MOST_LISTED = 20  # classes, groups and excluded images that are named; more are counted
+
+
+def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
+    """A data set as Markdown: source, licence, version, counts, hash of the splits, groups, excluded images and known limits.
+
+    pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not looked for.
+    """
+    samples = data.samples
+    counts = _count(samples, "label", data.classes)
+    groups = _count(samples, "group", sorted(samples["group"].astype(str).unique()))
+    lines = [
+        f"# Data card: {data.name}",
+        "",
+        f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,} excluded",
+        f"- Version: {data.version or 'not stated'}",
+        f"- Licence: {data.licence or 'not stated'}",
+        f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines `sample_id split`)",
+        "",
+        "## Source",
+        "",
+        *(f"- {line}" for line in (data.citation or "not stated").splitlines()),
+        "",
+        "## Images of each class and split",
+        "",
+        *_write_table(counts, "class"),
+        "",
+        "## Groups",
+        "",
+        *(_write_table(groups, "group") if len(groups) > 1 else ["The images have no groups."]),
+        "",
+        "## Excluded images",
+        "",
+        *_describe_excluded(data.excluded),
+        "",
+        "## Known limits",
+        "",
+        *(f"- {limit}" for limit in _find_limits(counts, groups, pairs, samples)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def hash_splits(samples: pd.DataFrame) -> str:
+    """SHA-256 of the sorted lines `sample_id split`: equal where the same images are in the same splits, in whatever order."""
+    lines = sorted(f"{sample_id} {split}\n" for sample_id, split in zip(samples["sample_id"], samples["split"], strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _count(samples: pd.DataFrame, column: str, values: Sequence[str]) -> pd.DataFrame:
+    """Images by value of the column (rows) and by split."""
+    table = pd.crosstab(samples[column].astype(str), samples["split"])
+    return table.reindex(index=list(values), columns=list(SPLITS), fill_value=0)
+
+
+def _write_table(counts: pd.DataFrame, title: str) -> list[str]:
+    lines = [f"| {title} | " + " | ".join([*counts.columns, "all"]) + " |", "|---" + "|--:" * (counts.shape[1] + 1) + "|"]
+    rows = [(_escape(name), row) for name, *row in counts.head(MOST_LISTED).itertuples()]
+    if len(counts) > MOST_LISTED:
+        rows.append((f"{len(counts) - MOST_LISTED} more", counts.iloc[MOST_LISTED:].sum().tolist()))
+    for name, row in [*rows, ("**all**", counts.sum().tolist())]:
+        lines.append("| " + " | ".join([name, *(f"{count:,}" for count in [*row, sum(row)])]) + " |")
+    return lines
+
+
+def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
+    if not len(excluded):
+        return ["None."]
+    lines = [f"- {count:,} because: {_escape(reason)}" for reason, count in excluded["reason"].value_counts().items()]
+    if len(excluded) <= MOST_LISTED:
+        lines += ["", "They are " + ", ".join(f"`{sample_id}`" for sample_id in excluded["sample_id"]) + "."]
+    return lines
+
+
+def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame | None, samples: pd.DataFrame) -> list[str]:
+    limits = []
+    sizes = counts.sum(axis=1).sort_values(kind="stable")
+    if sizes.iloc[-1] >= IMBALANCED * sizes.iloc[0]:
+        ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
+        limits.append(
+            f"Imbalance: there are {ratio} as many images of the class {sizes.index[-1]} as of {sizes.index[0]}. A model that "
+            f"always names the first has an accuracy of {sizes.iloc[-1] / sizes.sum():.1%}."
+        )
+    for split in SPLITS:
+        part = counts[split]
+        if not part.sum():
+            limits.append(f"The split {split} is empty.")
+            continue
+        missing, rare = list(part.index[part == 0]), part[(part > 0) & (part < RARE)]
+        if missing:
+            limits.append(f"No image in {split} of the class {_name_some(missing)}: nothing can be said of it there.")
+        if len(rare):
+            named = _name_some([f"{name} ({count})" for name, count in rare.items()])
+            limits.append(f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are rough.")
+        absent = list(groups.index[groups[split] == 0])
+        if absent:
+            limits.append(f"No image in {split} of the group {_name_some(absent)}.")
+    limits.append(_describe_pairs(pairs, samples))
+    return limits
+
+
+def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:
+    if pairs is None:
+        return "Near-duplicates between the splits were not looked for; notebook 01 does."
+    split = samples.set_index("sample_id")["split"]
+    one, other = pairs["sample_id_a"].map(split), pairs["sample_id_b"].map(split)
+    crossing = pairs[(one != other) & one.notna() & other.notna()]
+    ends = set(crossing["sample_id_a"]) | set(crossing["sample_id_b"])
+    touched = sum(split[sample_id] == "test" for sample_id in ends)
+    return (
+        f"Of {len(pairs):,} pairs of near-duplicates, {len(crossing):,} lie in different splits; {touched:,} of "
+        f"{(split == 'test').sum():,} test images have a near-duplicate in training or validation."
+    )
+
+
+def _name_some(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_LISTED])
+    return shown if len(names) <= MOST_LISTED else f"{shown} and {len(names) - MOST_LISTED} more"
+
+
+def _escape(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
