@@ -88,7 +88,7 @@ def test_same_seed_same_history(digits):
         {"cutmix": 1.0},
         {"ema": 0.9},
         {"label_smoothing": 0.1},
-        {"class_weights": False},
+        {"class_weights": "none"},
         {"clip": 0.1},
         {"weight_decay": 0.5},
         {"augment": "light"},

@@ -10,6 +10,7 @@ from vitlab.data import digits, elpv, folder, torchvision_sets  # noqa: F401  (i
 from vitlab.data.quality import find_unreadable
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
 from vitlab.data.splits import check_class_sizes, complete_splits
+from vitlab.data.synthetic import drop_synthetic
 from vitlab.schema import DataBundle, check_samples
 
 
@@ -43,7 +44,8 @@ def load_dataset(name: str, *, seed: int = 0, samples: pd.DataFrame | None = Non
     """The image set of this name, with every image decoded once to see that it can be, and with splits drawn from `seed`.
 
     samples: the table of an earlier run instead (columns sample_id and split; other columns are taken from the data itself).
-        Its rows and splits are used as they are, without checking images; what is not in it is listed in `excluded`.
+        Its rows and splits are used as they are, without checking images; what is not in it is listed in `excluded`. Rows of
+        synthetic images are passed over: what comes after a training judges real ones.
 
     Raises ValueError for an unknown name, a folder without images, fewer than two classes, a class with fewer images than
     splits, and `samples` that do not fit the data. In a process, images that did not change are checked once.
@@ -81,6 +83,7 @@ def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.
         raise ValueError(
             f"samples= for {name} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, samples.columns))}"
         )
+    samples = drop_synthetic(samples)
     own = source.samples.drop(columns="split", errors="ignore")
     strange = samples["sample_id"][~samples["sample_id"].isin(own["sample_id"])]
     if len(strange):
