@@ -223,7 +223,8 @@ def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
         if isinstance(values, dict) and values and cases:
             continue
         if not isinstance(values, list) or not values or len(_unique(values)) < len(values):
-            raise ValueError(f"{axis} in the {where} must be a list of different values, like [a, b]; it is {values!r}")
+            choices = "like [a, b]" + (", or cases, like {a: {seed: 1}}" if cases else "")
+            raise ValueError(f"{axis} in the {where} must be a list of different values, {choices}; it is {values!r}")
 
 
 def _read_cases(axis: str, cases: dict, file: Path) -> dict[str, dict[str, Any]]:

@@ -27,9 +27,10 @@ def add_synthetic(data: DataBundle, kind: str, share: float = 0.5, seed: int = 0
 
     fourier: an image of the class whose lowest frequencies get the amplitude of another one of any class (FDA, arXiv
         2004.05498): other lighting, the same structure, since the phase stays. The label is that of the first.
-    paste: a soft-edged patch, a quarter of the area, from another image of the *same class*, at the same place, and brought to
-        the same mean brightness, so that another exposure does not look like a defect. Where in the image the reason for its label is, nobody has noted, so a patch put into another class might leave it behind; between
-        two images of a class the label is as right as it can be, unless the patch covers the one defect that there was.
+    paste: a soft-edged patch, a quarter of the area, from another image of the *same class*, at the same place, brought to the
+        same mean brightness, so that another exposure does not look like a defect. Where in an image the reason for its label
+        is, nobody has noted, so a patch put into another class might leave it behind; between two images of a class the label
+        is as right as it can be, unless the patch covers the one defect that there was.
     none: the data as it is.
 
     Further columns of `samples`: synthetic (bool), made_from and made_with (sample_ids; empty for real images). A synthetic row
