@@ -4,10 +4,12 @@ from vitlab.evaluation.calibration import expected_calibration_error, reliabilit
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
+from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.slices import mistakes_table, slice_table
 
 __all__ = [
     "METRICS",
+    "class_scores_table",
     "class_table",
     "comparison_table",
     "confusion_table",
@@ -16,6 +18,7 @@ __all__ = [
     "mistakes_table",
     "precision_recall_table",
     "reliability_table",
+    "remedy_table",
     "roc_table",
     "slice_table",
     "threshold_table",

@@ -24,6 +24,7 @@ from vitlab.plots.evaluation import (
     plot_threshold,
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
+from vitlab.plots.remedies import plot_remedies
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
@@ -70,6 +71,7 @@ __all__ = [
     "plot_position_encodings",
     "plot_precision_recall",
     "plot_reliability",
+    "plot_remedies",
     "plot_roc",
     "plot_sample_grid",
     "plot_slices",
