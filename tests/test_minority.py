@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tests.toys import small_digits, tiny_vit
 from vitlab.data import add_synthetic
 from vitlab.runs import Run
-from vitlab.training import FrozenFeatures, FrozenFront, fit, recipe, split_model
+from vitlab.training import FrozenFeatures, FrozenFront, fit, imbalance_table, recipe, split_model
 from vitlab.training.minority import RareMixup, SmoteFeatures
 
 PROBE = {"epochs": 3, "batch_size": 16, "precision": "fp32", "strategy": "linear_probe", "views": 2, "learning_rate": 1e-2}
@@ -136,6 +136,20 @@ def test_remedies_on_images_are_those_on_features(changes):
         assert abs(cached["train_loss"] - without["train_loss"]).max() > 1e-6
     else:
         np.testing.assert_allclose(cached["train_loss"], without["train_loss"], atol=1e-4)
+
+
+def test_the_table_says_what_is_done_for_each_class():
+    data = add_synthetic(uneven_digits(), "paste", 1.0)
+    largest = uneven_digits().split("train")["label"].value_counts().max()
+    table = imbalance_table(data, recipe("vit_scratch", **PROBE)).set_index("class")
+    assert table.loc["3", "images"] == 8 and table.loc["3", "synthetic"] == largest - 8
+    assert set(table["per_epoch"]) == {largest} and not table["rare"].any() and np.allclose(table["weight"], 1)
+    table = imbalance_table(uneven_digits(), recipe("vit_scratch", **PROBE, resample="smote")).set_index("class")
+    assert table.loc["3", "rare"] and set(table["per_epoch"]) == {largest} and (table["weight"] == 1).all()
+    table = imbalance_table(uneven_digits(), recipe("vit_scratch", **PROBE, resample="undersample")).set_index("class")
+    assert set(table["per_epoch"]) == {8}
+    table = imbalance_table(uneven_digits(), recipe("vit_scratch", **PROBE)).set_index("class")
+    assert table["per_epoch"].equals(table["images"]) and table.loc["3", "weight"] == table["weight"].max() > 1.5
 
 
 def test_what_cannot_be_remedied_is_refused_before_anything_is_computed(reports_folder):

@@ -1,15 +1,39 @@
-"""Training items that help the rare classes: mixtures within a class, in the features of a linear probe or wherever it is cut."""
+"""What is done for rare classes, as a table; and training items that help them: mixtures within a class."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from vitlab.data import class_weights, find_synthetic, rare_classes
+from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.cache import FrozenFeatures
+from vitlab.training.config import TrainConfig
 
 NEIGHBOURS = 5  # of SMOTE, as in arXiv 1106.1813; fewer where the smallest class is smaller
+
+
+def imbalance_table(data: DataBundle, config: TrainConfig) -> pd.DataFrame:
+    """A row a class: class, images (real ones in train), synthetic, rare (fewer than an equal share of both), weight, per_epoch.
+
+    weight: of an image in the loss, 1 on average over the training images. per_epoch: how many items of the class an epoch shows,
+    what SMOTE makes among them, before what is left at its end and makes no full batch.
+    """
+    train = data.split("train")
+    made = find_synthetic(train)
+    counts = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
+    rare = rare_classes(train["label"], data.classes)
+    size = {"none": counts, "undersample": counts.min()}.get(config.resample, counts.max())
+    table = pd.DataFrame({"class": data.classes})
+    table["images"] = train["label"][~made].value_counts().reindex(list(data.classes), fill_value=0).to_numpy()
+    table["synthetic"] = counts.to_numpy() - table["images"]
+    table["rare"] = table["class"].isin(rare)
+    table["weight"] = class_weights(train["label"], data.classes, config.class_weights, config.class_weights_beta)
+    table["per_epoch"] = np.broadcast_to(size, len(table))
+    return table
 
 
 class RareMixup(Dataset):
