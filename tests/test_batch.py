@@ -55,7 +55,7 @@ CHAIN = [{"notebook": "look", "grid": {}}, {"notebook": "train"}, {"notebook": "
 def write_batch(project, **content):
     content = {"parameters": {"dataset": "digits"}, "grid": {"color": ["red", "blue"]}, "chain": CHAIN} | content
     file = project / "notebooks" / "batches" / "toy.yml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
 
@@ -137,6 +137,40 @@ def test_parameters_of_a_step_are_its_own_and_part_of_the_runs_name(project):
     assert tasks[1].run == tasks[2].run != plain[1].run
 
 
+VARIED = 'dataset = "digits"\ncolor = "red"\nseed = 0\nvariant = ""\nrun_name = ""'
+CASES = {"plain": None, "late": {"seed": 7}, "late blue": {"seed": 7, "color": "blue"}}
+
+
+def test_a_case_stands_for_its_parameters(project):
+    write_notebook(project / "notebooks" / "train.ipynb", VARIED, *TRAIN)
+    chain = [{"notebook": "train"}, {"notebook": "judge", "grid": {"variant": ["late"]}}]
+    tasks = plan_tasks(load_batch(write_batch(project, grid={"variant": CASES}, chain=chain)))
+    names = [
+        run_name({"dataset": "digits", "variant": variant} | parameters)
+        for variant, parameters in (("plain", {}), ("late", {"seed": 7}), ("late blue", {"seed": 7, "color": "blue"}))
+    ]
+    assert [task.label for task in tasks] == [
+        "train variant=plain",
+        "train variant=late",
+        "judge variant=late",
+        "train variant=late blue",
+    ]
+    assert tasks[0].parameters == {"dataset": "digits", "variant": "plain", "run_name": names[0]}
+    late = {"variant": "late blue", "seed": 7, "color": "blue"}
+    assert tasks[3].parameters == {"dataset": "digits", **late, "run_name": names[2]}
+    assert tasks[1].run == tasks[2].run == f"runs/digits/{names[1]}" and names[1].startswith("run-late-seed7-")
+    assert tasks[2].needs == (1,)
+
+
+def test_cases_and_values_make_a_grid(project):
+    write_notebook(project / "notebooks" / "train.ipynb", VARIED, *TRAIN)
+    cases = {"plain": {}, "blue": {"color": "blue"}}
+    tasks = plan_tasks(load_batch(write_batch(project, grid={"variant": cases, "seed": [0, 1]}, chain=[{"notebook": "train"}])))
+    given = [(task.parameters["variant"], task.parameters["seed"], task.parameters.get("color")) for task in tasks]
+    assert given == [("plain", 0, None), ("plain", 1, None), ("blue", 0, "blue"), ("blue", 1, "blue")]
+    assert len({task.run for task in tasks}) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -161,6 +195,17 @@ def test_parameters_of_a_step_are_its_own_and_part_of_the_runs_name(project):
         ({"grid": {"color": "red"}}, r"color in the grid of toy.yml must be a list of different values"),
         ({"grid": {"color": ["red", "red"]}}, r"must be a list of different values"),
         ({"parameters": {"dataset": "digitz"}}, r"'digitz'. Did you mean digits"),
+        ({"grid": {"seed": {}}}, r"seed in the grid of toy.yml must be a list of different values, .* or cases"),
+        ({"grid": {"seed": {"one": [1]}}}, r"case one of seed in toy.yml must be written as name: value"),
+        ({"grid": {"seed": {1: {"color": "red"}}}}, r"a case of seed in toy.yml is called 1; put quotes around it"),
+        ({"grid": {"seed": {"a": {"colour": "red"}}}}, r"unknown parameter 'colour'. Did you mean color"),
+        ({"grid": {"seed": {"a": {"color": "red"}}, "color": ["red"]}}, r"color of toy.yml is varied by two axes"),
+        ({"grid": {"seed": {"a": {"run_name": "red"}}}}, r"run_name is given by the batch itself"),
+        ({"grid": {"seed": {"a": {"pause": 1}}}, "parameters": {"pause": 2}}, r"pause of toy.yml stands under parameters and"),
+        (
+            {"chain": [{"notebook": "train", "grid": {"color": {"red": {}}}}]},
+            r"color in the grid of train in toy.yml must be a list",
+        ),
     ],
 )
 def test_mistakes_are_errors_before_anything_runs(project, change, message):

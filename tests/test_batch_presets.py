@@ -68,3 +68,15 @@ def test_published_numbers_name_their_source_and_dataset():
     for row in tables[1]:
         assert f"{{{row['source']}," in bibliography and 0.5 < float(row["accuracy_mean"]) < 1 and row["protocol"]
         check_name(row["task"])
+
+
+def test_remedies_for_imbalance_fit_together_and_differ():
+    tasks = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "imbalance.yml"))
+    names = {field.name for field in fields(TrainConfig)}
+    recipes = {}
+    for task in tasks:
+        assert f"-{task.point['variant'].replace(' ', '_')}-seed{task.point['seed']}-" in task.run
+        given = {name: value for name, value in task.parameters.items() if name in names and name != "seed"}
+        recipes[task.point["variant"]] = recipe(task.parameters["model"], **given)
+    assert len({task.run for task in tasks}) == len(tasks) == 3 * len(recipes)
+    assert len(set(recipes.values())) == len(recipes)

@@ -67,7 +67,7 @@ def test_against_a_loop_without_vitlab():
     model, data = tiny_vit(), small_digits()
     config = recipe(
         "vit_scratch", epochs=1, batch_size=39, augment="none", precision="fp32", warmup_epochs=0, strategy="last_blocks",
-        learning_rate=1e-3, clip=0, weight_decay=0, class_weights=False,
+        learning_rate=1e-3, clip=0, weight_decay=0, class_weights="none",
     )  # fmt: skip
     images = ImageDataset(data, "train", model.transform)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_order_seed())).tolist()

@@ -39,7 +39,7 @@ def call(*command):
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe"])
+@pytest.mark.parametrize("strategy", ["full", "linear_probe", "linear_probe --resample smote"])
 def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
     arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
     for result in (call(*arguments, "one"), call(*shlex.split(LAUNCH), *arguments, "two")):

@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from vitlab.runs import Run, atomic, dataset_folder, find_runs, project_root, run_name
+from vitlab.runs import Run, atomic, dataset_folder, find_runs, latest_runs, project_root, run_name
 
 
 def test_name_is_readable_and_depends_on_every_parameter():
@@ -77,3 +77,15 @@ def test_project_root(tmp_path):
 def test_run_json_is_plain_json():
     run = Run.create(dataset="digits", model="m", seed=2)
     assert json.loads((run.path / "run.json").read_text())["parameters"] == {"dataset": "digits", "model": "m", "seed": 2}
+
+
+def test_variants_are_told_apart_and_kept_from_the_usual_runs():
+    for variant, seed in (("", 0), ("smote", 0), ("focal", 1), ("focal", 0), ("smote", 0)):
+        run = Run.create(name=f"run{len(find_runs('digits'))}", dataset="digits", model="m", seed=seed, variant=variant)
+        run.finish()
+    Run.create(name="old", dataset="digits", model="m", seed=1).finish()  # of before there were variants
+    assert [(run.title, run.parameters["seed"]) for run in latest_runs("digits")] == [("m", 0), ("m", 1)]
+    found = latest_runs("digits", variants=True)
+    assert [(run.title, run.parameters["seed"]) for run in found] == [("m, smote", 0), ("m, focal", 0), ("m, focal", 1)]
+    assert found[0].name == "run4", "the newest"
+    assert run_name({"model": "m", "variant": "two words", "seed": 0}).startswith("m-two_words-seed0-")

@@ -88,7 +88,7 @@ def test_same_seed_same_history(digits):
         {"cutmix": 1.0},
         {"ema": 0.9},
         {"label_smoothing": 0.1},
-        {"class_weights": False},
+        {"class_weights": "none"},
         {"clip": 0.1},
         {"weight_decay": 0.5},
         {"augment": "light"},
@@ -213,3 +213,11 @@ def test_run_is_whole_or_no_result(digits, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finetune("digits", "vit_scratch", seed=1)
     assert find_runs("digits", seed=1) == [] and len(find_runs("digits", status="failed", seed=1)) == 1
+
+
+def test_a_run_with_a_variant_is_not_the_usual_one(monkeypatch):
+    monkeypatch.setattr("vitlab.training.experiment.finetune", lambda *_: "trained")
+    Run.create(dataset="digits", model="vit_scratch", seed=0, variant="smote").finish()
+    assert ensure_run("digits", "vit_scratch") == "trained"
+    (run,) = find_runs("digits")
+    assert ensure_run("digits", "vit_scratch", name=run.name).variant == "smote", "by its name it is found"

@@ -47,10 +47,11 @@ def write_json(path: Path, content: dict | list) -> None:
 
 
 def run_name(parameters: dict) -> str:
-    """Readable parameters and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
+    """Readable parameters (model, variant, seed) and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    model = re.sub(r"[^A-Za-z0-9_.]+", "_", str(parameters.get("model", "run")))
-    return f"{model}-seed{parameters.get('seed', 0)}-{digest}"
+    names = [str(parameters.get("model", "run")), str(parameters.get("variant") or "")]
+    readable = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in names if name)
+    return f"{readable}-seed{parameters.get('seed', 0)}-{digest}"
 
 
 def dataset_folder(dataset: str) -> str:
@@ -106,6 +107,16 @@ class Run:
     @property
     def parameters(self) -> dict:
         return self.info["parameters"]
+
+    @property
+    def variant(self) -> str:
+        """What sets this run apart from others of its model, where a batch compares several ways to train it; mostly empty."""
+        return str(self.parameters.get("variant") or "")
+
+    @property
+    def title(self) -> str:
+        """The model, and the variant where there is one."""
+        return ", ".join(filter(None, (str(self.parameters.get("model", "")), self.variant)))
 
     @property
     def status(self) -> str:
@@ -166,10 +177,18 @@ def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
     return sorted(fitting, key=lambda run: run.info["start_s"])
 
 
-def latest_runs(dataset: str) -> list[Run]:
-    """The newest finished run of each model and seed, ordered by model and seed."""
-    newest = {(str(run.parameters.get("model")), run.parameters.get("seed", 0)): run for run in find_runs(dataset)}
-    return [newest[key] for key in sorted(newest)]
+def latest_runs(dataset: str, *, variants: bool = False) -> list[Run]:
+    """The newest finished run of each model and seed, ordered by model and seed.
+
+    variants: the runs that have a variant, instead of those that have none: the newest of each model, variant and seed, the
+    variants in the order in which they were first trained.
+    """
+    newest: dict[tuple, Run] = {}
+    for run in find_runs(dataset):
+        if bool(run.variant) == variants:
+            newest[str(run.parameters.get("model")), run.variant, run.parameters.get("seed", 0)] = run
+    order = list(dict.fromkeys(variant for _, variant, _ in newest))
+    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), key[2]))]
 
 
 def peak_memory_mb() -> int:

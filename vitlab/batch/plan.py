@@ -12,6 +12,17 @@ chain:
     grid: {model: [hybrid_vit], seed: [0]}  # at some points of it
     parameters: {samples: 8}                # for this notebook only
 ```
+
+An axis may have cases instead of values: names, each with the parameters that it stands for. Several parameters then change
+together, and one thing at a time can be tried. The notebooks get these parameters, and the name as that of the axis:
+
+```yaml
+grid:
+  variant:
+    plain: {class_weights: none}
+    oversampled: {class_weights: none, resample: oversample}
+  seed: [0, 1]
+```
 """
 
 from __future__ import annotations
@@ -50,8 +61,14 @@ class Batch:
     title: str
     file: Path
     parameters: dict[str, Any]
-    grid: dict[str, list]
+    grid: dict[str, list]  # of an axis with cases, their names
+    cases: dict[str, dict[str, dict[str, Any]]]  # axis -> case -> parameters
     chain: list[Step]
+
+    def spell_out(self, point: dict[str, Any]) -> dict[str, Any]:
+        """A point of the grid with the parameters that its cases stand for."""
+        cases = [self.cases[axis][value] for axis, value in point.items() if axis in self.cases]
+        return {**point, **{name: value for case in cases for name, value in case.items()}}
 
 
 @dataclass(frozen=True)
@@ -87,17 +104,25 @@ def load_batch(file: Path | str) -> Batch:
     _check_keys(content, BATCH_KEYS, f"{file.name}")
     parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
     _check_mapping(parameters, f"parameters of {file.name}")
-    _check_grid(grid, f"grid of {file.name}")
+    _check_grid(grid, f"grid of {file.name}", cases=True)
     if not isinstance(chain, list) or not chain:
         raise ValueError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
-    for name in parameters.keys() & grid.keys():
+    cases = {axis: _read_cases(axis, values, file) for axis, values in grid.items() if isinstance(values, dict)}
+    grid = {axis: list(values) for axis, values in grid.items()}
+    varied = [*grid]
+    for axis in cases.values():
+        varied += dict.fromkeys(name for case in axis.values() for name in case)
+    for name in parameters.keys() & set(varied):
         raise ValueError(f"{name} of {file.name} stands under parameters and under grid; keep one")
+    for name in varied:
+        if varied.count(name) > 1:
+            raise ValueError(f"{name} of {file.name} is varied by two axes of the grid; keep one")
     steps = [_load_step(entry, grid, file) for entry in chain]
     names = [step.notebook for step in steps]
     for name in {name for name in names if names.count(name) > 1}:
         raise ValueError(f"notebook {name} stands twice in the chain of {file.name}")
-    _check_declared([*parameters, *grid], steps, file)
-    return Batch(file.stem, content.get("title") or file.stem, file, parameters, grid, steps)
+    _check_declared([*parameters, *varied], steps, file)
+    return Batch(file.stem, content.get("title") or file.stem, file, parameters, grid, cases, steps)
 
 
 def plan_tasks(batch: Batch) -> list[Task]:
@@ -113,13 +138,13 @@ def plan_tasks(batch: Batch) -> list[Task]:
         for point in _unique(point for step in steps for point in _points(step.grid)):
             for step in steps:
                 if point in _points(step.grid):
-                    name = run_name({**shared, **point})
+                    name = run_name({**shared, **batch.spell_out(point)})
                     tasks.append(_plan_task(batch, step, point, name, tasks))
     return tasks
 
 
 def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[Task]) -> Task:
-    given = {**batch.parameters, **step.parameters, **point}
+    given = {**batch.parameters, **step.parameters, **batch.spell_out(point)}
     given = {key: value for key, value in given.items() if key in step.declared}
     if step.once:
         run, folder = None, f"runs/batches/{batch.name}"
@@ -138,7 +163,7 @@ def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[T
 def _dataset(batch: Batch, point: dict) -> str:
     """The dataset of a run: what the batch gives, or the default of the first notebook that has one."""
     defaults = [step.declared["dataset"] for step in batch.chain if not step.once and "dataset" in step.declared]
-    return str({**batch.parameters, **point}.get("dataset", defaults[0] if defaults else "any"))
+    return str({**batch.parameters, **batch.spell_out(point)}.get("dataset", defaults[0] if defaults else "any"))
 
 
 def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
@@ -192,11 +217,23 @@ def _check_mapping(parameters: Any, where: str) -> None:
         raise ValueError(f"{where}: run_name is given by the batch itself, one for each point of the grid; leave it out")
 
 
-def _check_grid(grid: Any, where: str) -> None:
+def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
     _check_mapping(grid, where)
     for axis, values in grid.items():
+        if isinstance(values, dict) and values and cases:
+            continue
         if not isinstance(values, list) or not values or len(_unique(values)) < len(values):
-            raise ValueError(f"{axis} in the {where} must be a list of different values, like [a, b]; it is {values!r}")
+            choices = "like [a, b]" + (", or cases, like {a: {seed: 1}}" if cases else "")
+            raise ValueError(f"{axis} in the {where} must be a list of different values, {choices}; it is {values!r}")
+
+
+def _read_cases(axis: str, cases: dict, file: Path) -> dict[str, dict[str, Any]]:
+    """The cases of an axis, `name: {parameter: value}`; one without parameters changes nothing."""
+    for name, parameters in cases.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a case of {axis} in {file.name} is called {name!r}; put quotes around it")
+        _check_mapping(parameters or {}, f"case {name} of {axis} in {file.name}")
+    return {name: parameters or {} for name, parameters in cases.items()}
 
 
 def _check_declared(names: Iterable[str], steps: list[Step], file: Path) -> None:

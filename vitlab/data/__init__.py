@@ -1,6 +1,6 @@
 """Datasets: registry, splits, transforms, and what there is to know of the images before a model sees them."""
 
-from vitlab.data.balance import class_weights
+from vitlab.data.balance import class_weights, rare_classes
 from vitlab.data.card import data_card, hash_splits
 from vitlab.data.clusters import clean_test_ids, cluster_table
 from vitlab.data.datasets import available, check_name, data_version, load_dataset, outline_dataset, replace_splits
@@ -10,11 +10,13 @@ from vitlab.data.issues import ISSUES, predict_out_of_fold, quality_summary, qua
 from vitlab.data.loading import ImageDataset
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
+from vitlab.data.synthetic import add_synthetic, drop_synthetic, find_synthetic
 from vitlab.data.transforms import build_augmentation, denormalise, fit_image, normalise, preprocess, to_rgb
 
 __all__ = [
     "ISSUES",
     "ImageDataset",
+    "add_synthetic",
     "available",
     "build_augmentation",
     "check_name",
@@ -26,6 +28,8 @@ __all__ = [
     "denormalise",
     "draw_folds",
     "draw_splits",
+    "drop_synthetic",
+    "find_synthetic",
     "find_unreadable",
     "fit_image",
     "hash_splits",
@@ -38,6 +42,7 @@ __all__ = [
     "preprocess",
     "quality_summary",
     "quality_table",
+    "rare_classes",
     "replace_splits",
     "split_fold",
     "to_rgb",

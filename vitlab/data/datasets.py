@@ -14,6 +14,7 @@ from vitlab.data.folds import split_fold
 from vitlab.data.quality import find_unreadable
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source
 from vitlab.data.splits import check_class_sizes, complete_splits
+from vitlab.data.synthetic import drop_synthetic
 from vitlab.registry import unknown
 from vitlab.schema import SPLITS, DataBundle, check_samples
 
@@ -60,7 +61,8 @@ def load_dataset(
         "cluster" adds a column `cluster` to the samples.
     folds, fold: instead of random splits, those of fold number `fold` (from 0) of a cross-validation of `folds` parts.
     samples: the table of an earlier run instead (columns sample_id and split; other columns are taken from the data itself).
-        Its rows and splits are used as they are, without checking images; what is not in it is listed in `excluded`.
+        Its rows and splits are used as they are, without checking images; what is not in it is listed in `excluded`. Rows of
+        synthetic images are passed over: what comes after a training judges real ones.
 
     Raises ValueError for an unknown name, a folder without images, fewer than two classes, a class with fewer images than
     splits, groups or folds that leave a class out of a split, and `samples` that do not fit the data. In a process, images that
@@ -138,6 +140,7 @@ def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.
         raise ValueError(
             f"samples= for {name} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, samples.columns))}"
         )
+    samples = drop_synthetic(samples)
     own = source.samples.drop(columns="split", errors="ignore")
     strange = samples["sample_id"][~samples["sample_id"].isin(own["sample_id"])]
     if len(strange):

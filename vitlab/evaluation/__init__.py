@@ -15,6 +15,7 @@ from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, cali
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
 from vitlab.evaluation.recalibration import calibrate, recalibration_table
+from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
 from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
 from vitlab.evaluation.thresholds import apply_threshold, choose_threshold, threshold_choice_table
@@ -32,6 +33,7 @@ __all__ = [
     "calibrate",
     "calibration_table",
     "choose_threshold",
+    "class_scores_table",
     "class_table",
     "classwise_calibration_error",
     "comparison_table",
@@ -58,6 +60,7 @@ __all__ = [
     "ranks_table",
     "recalibration_table",
     "reliability_table",
+    "remedy_table",
     "risk_area_table",
     "risk_coverage_table",
     "roc_table",

@@ -21,13 +21,13 @@ from vitlab.plots.evaluation import (
     plot_gaps,
     plot_mistakes,
     plot_precision_recall,
-    plot_reliability,
     plot_roc,
     plot_slices,
     plot_threshold,
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.published import plot_published
+from vitlab.plots.remedies import plot_remedies
 from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
 from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
@@ -87,6 +87,7 @@ __all__ = [
     "plot_published",
     "plot_recalibration",
     "plot_reliability",
+    "plot_remedies",
     "plot_risk_coverage",
     "plot_robustness",
     "plot_roc",

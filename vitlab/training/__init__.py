@@ -6,6 +6,7 @@ from vitlab.training.embedding import embed_images
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
+from vitlab.training.minority import imbalance_table
 from vitlab.training.space import SearchSpace, default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
 from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
@@ -24,6 +25,7 @@ __all__ = [
     "finetune",
     "fit",
     "fit_on",
+    "imbalance_table",
     "importance_table",
     "measure_inference",
     "predict",

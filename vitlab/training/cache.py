@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from vitlab.data import ImageDataset
+from vitlab.data import ImageDataset, find_synthetic
 from vitlab.runs import atomic, reports_dir
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.devices import join_processes
@@ -57,29 +57,50 @@ class FrozenFeatures(Dataset):
 
     views: versions of each image, the image itself and views - 1 that `augment` made. An image's views take turns from epoch to
     epoch (`set_epoch`). The outputs lie in reports/cache, one file a view, filled where rows are missing. Their key is made of
-    the frozen weights, the transform, the data and the augmentation, so runs and seeds share what is the same.
+    the frozen weights, the transform, the data and the augmentation, so runs and seeds share what is the same. Synthetic images
+    have files of their own, so that runs with and without them share the real ones.
     """
 
     def __init__(self, data: DataBundle, split: str, model: ModelBundle, front: FrozenFront, *, views: int = 1, augment=None):
-        images = ImageDataset(data, split, model.transform, seed=VIEW_SEED)
-        self.labels = images.labels
-        ids = data.samples["sample_id"].sort_values(ignore_index=True)
-        self.rows = torch.as_tensor(ids.searchsorted(images.samples["sample_id"]))
-        self.epoch = 1
+        self.labels, self.epoch = ImageDataset(data, split, model.transform).labels, 1
+        self.made = torch.as_tensor(find_synthetic(data.split(split)).to_numpy(copy=True))
+        self.rows = torch.zeros(len(self.labels), dtype=torch.long)  # each in its own file
+        self.stores = self._open_stores(data, split, False, model, front, views if augment else 1, augment)
+        if self.made.any():
+            self.made_stores = self._open_stores(data, split, True, model, front, views if augment else 1, augment)
+
+    def _open_stores(self, data, split, made, model, front, views, augment) -> list[FeatureStore]:
+        """A store for each view of the real images or of the synthetic ones, filled with those of this split."""
+        samples = data.samples[find_synthetic(data.samples) == made].sort_values("sample_id", ignore_index=True)
+        ids = samples["sample_id"]
+        chosen = data.split(split)["sample_id"][self.made.numpy() == made].tolist()
+        rows = self.rows[self.made == made] = torch.as_tensor(ids.searchsorted(chosen))
+        images = ImageDataset(data, chosen, model.transform, seed=VIEW_SEED)
         blank = torch.zeros(1, len(model.transform.mean), *model.transform.size)
         shape = (len(ids), *front(blank).shape[1:])
-        key = hashlib.sha256(repr((data.version, ids.tolist(), model.transform, shape)).encode() + front.key()).hexdigest()
-        self.stores = []
-        for view in range(views if augment else 1):
+        origin = (data.version, ids.tolist(), *([samples["made_with"].tolist()] if made else []))
+        key = hashlib.sha256(repr((*origin, model.transform, shape)).encode() + front.key()).hexdigest()
+        stores = []
+        for view in range(views):
             view_key = hashlib.sha256(f"{key} {view} {augment if view else None}".encode()).hexdigest()
             store = FeatureStore(reports_dir() / "cache" / f"{view_key[:16]}.features", shape, front.dtype)
             images.augment = augment if view else None
             images.set_epoch(view)
-            store.fill(front, images, self.rows, f"frozen part, view {view + 1}")
-            self.stores.append(store)
+            store.fill(front, images, rows, f"frozen part, view {view + 1}")
+            stores.append(store)
+        return stores
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def read_view(self, view: int, positions: list[int]) -> torch.Tensor:
+        """The features (len(positions), ...) of these images in one view."""
+        made, rows = self.made[positions], self.rows[positions]
+        if not made.any():
+            return self.stores[view].read(rows)
+        values = self.stores[view].values.new_empty(len(rows), *self.stores[view].values.shape[1:])
+        values[~made], values[made] = self.stores[view].read(rows[~made]), self.made_stores[view].read(rows[made])
+        return values
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,7 +110,7 @@ class FrozenFeatures(Dataset):
         turns = [(position + self.epoch) % len(self.stores) for position in positions]
         for view in sorted(set(turns)):
             chosen = [i for i, turn in enumerate(turns) if turn == view]
-            for i, row in zip(chosen, self.stores[view].read(self.rows[[positions[i] for i in chosen]]), strict=True):
+            for i, row in zip(chosen, self.read_view(view, [positions[i] for i in chosen]), strict=True):
                 features[i] = row
         return [(feature, int(self.labels[i]), i) for feature, i in zip(features, positions, strict=True)]
 

@@ -11,10 +11,13 @@ CHOICES = {
     "augment": ("none", "light", "strong"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "trackio", "wandb"),
+    "class_weights": ("none", "balanced", "effective"),
+    "resample": ("none", "oversample", "undersample", "smote"),
+    "synthetic": ("none", "fourier", "paste"),
 }
 AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "views": 1, "patience": 1, "last_blocks": 0, "unfreeze_every": 1}
-SHARES = ("layer_decay", "label_smoothing", "ema")  # within 0..1
-NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "clip", "checkpoint_minutes")
+SHARES = ("layer_decay", "label_smoothing", "ema", "class_weights_beta", "synthetic_share")  # within 0..1
+NOT_NEGATIVE = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "mixup_rare", "focal_gamma", "clip", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class TrainConfig:
     mixup: float = 0.0  # alpha of mixup (arXiv 1710.09412); 0 means none
     cutmix: float = 0.0  # alpha of CutMix (arXiv 1905.04899); 0 means none; with mixup, each step takes one of the two
     label_smoothing: float = 0.0
-    class_weights: bool = True  # a rare class weighs more in the loss, so that both count alike
+    class_weights: str = "balanced"  # weights in the loss from the classes' sizes: none, balanced (all count alike) or effective
+    class_weights_beta: float = 0.999  # of effective (arXiv 1901.05555): 0 is no weights, towards 1 is balanced
+    focal_gamma: float = 0.0  # focal loss (arXiv 1708.02002): what is recognised well counts less; 0 is cross-entropy
+    resample: str = "none"  # equal classes in each epoch: none, oversample, undersample, or smote (linear probe)
+    mixup_rare: float = 0.0  # alpha of mixup between two images of the same rare class, whose label stays; 0 means none
+    synthetic: str = "none"  # images made of training images of rare classes (vitlab.data.add_synthetic): none, fourier or paste
+    synthetic_share: float = 0.5  # size that synthetic images bring a rare class to, as a share of the largest class
     ema: float = 0.0  # decay of an exponential moving average of the weights, which is then what counts; 0 means none
     precision: str = "auto"  # fp32, bf16, fp16 (GPU), or auto: bf16 where this device trains faster in it
     gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
@@ -75,11 +84,30 @@ class TrainConfig:
             raise ValueError("layer_decay must be above 0, and ema below 1: else nothing is learnt")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts (accumulation)")
+        self._check_imbalance()
         if bool(self.train_from) != (self.strategy == "from_piece"):
             raise ValueError(
                 f"train_from={self.train_from!r} does not go with strategy={self.strategy!r}; "
                 "write strategy='from_piece' with the name of a piece, or leave train_from empty"
             )
+
+    def _check_imbalance(self):
+        if self.class_weights_beta == 1:
+            raise ValueError("class_weights_beta must be below 1, such as 0.999; at 1, write class_weights='balanced' instead")
+        if self.resample != "none" and self.class_weights != "none":
+            raise ValueError(
+                f"resample={self.resample!r} makes the classes equal already, and class_weights={self.class_weights!r} would do "
+                "it a second time: write class_weights='none' with it, or resample='none'"
+            )
+        if self.resample == "smote" and not (self.strategy == "linear_probe" and self.cache):
+            raise ValueError(
+                f"resample='smote' mixes features that never change, so it needs strategy='linear_probe' and cache=True, not "
+                f"strategy={self.strategy!r} and cache={self.cache}; write these, or resample='oversample'"
+            )
+        if self.resample == "smote" and self.mixup_rare:
+            raise ValueError("resample='smote' mixes within the rare classes already; write mixup_rare=0 with it")
+        if self.synthetic != "none" and self.synthetic_share == 0:
+            raise ValueError(f"synthetic={self.synthetic!r} with synthetic_share=0 makes no image; write a share such as 0.5")
 
 
 PARTLY_FROZEN = {"strategy": "from_piece", "mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
@@ -99,7 +127,8 @@ def recipe(model: str, **overrides) -> TrainConfig:
     """The training arguments that suit a model, by name, with `overrides` on top; an override of None changes nothing.
 
     Models that are not registered get the defaults: full fine-tuning at a small learning rate. Another `strategy` than the
-    recipe's drops the recipe's `train_from`, and a `train_from` alone means strategy="from_piece".
+    recipe's drops the recipe's `train_from`, a `train_from` alone means strategy="from_piece", and a `resample` alone means
+    class_weights="none".
     """
     for name in overrides:
         if name not in training_arguments():
@@ -109,4 +138,6 @@ def recipe(model: str, **overrides) -> TrainConfig:
         chosen = {"train_from": ""} | chosen
     elif chosen.get("train_from"):
         chosen["strategy"] = "from_piece"
+    if chosen.get("resample", "none") != "none":
+        chosen = {"class_weights": "none"} | chosen
     return replace(TrainConfig(**RECIPES.get(model, {})), **chosen)

@@ -30,8 +30,9 @@ PRODUCT_SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of the square matrices who
 def estimate_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Training images, epochs and FLOPs of a fine-tuning with these parameters, those of notebook 03.
 
-    Nothing is downloaded and no weights are loaded. Validation, early stopping, and what lies in the cache of the frozen part
-    already are left out of account. Where images or model cannot be had, `problem` says why and `flops` is None.
+    Nothing is downloaded and no weights are loaded. Validation, early stopping, resampling, synthetic images, and what lies in
+    the cache of the frozen part already are left out of account. Where images or model cannot be had, `problem` says why and
+    `flops` is None.
     ValueError for training arguments that do not fit together.
     """
     names = {field.name for field in fields(TrainConfig)}

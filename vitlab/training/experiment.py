@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import torch
 
-from vitlab.data import ImageDataset, data_card, load_dataset
+from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, load_dataset
 from vitlab.models import build_model, pieces, save_model
 from vitlab.runs import Run, find_runs, run_path
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
@@ -24,7 +25,8 @@ from vitlab.training.strategy import lowest_border, split_model
 
 
 def predict(model: ModelBundle, data: DataBundle, splits=("val", "test"), config: TrainConfig | None = None) -> pd.DataFrame:
-    """The predictions table of these splits. With the config of the training, the frozen part comes from its cache."""
+    """The predictions table of the real images of these splits. With the config of the training, the frozen part is cached."""
+    data = replace(data, samples=drop_synthetic(data.samples))
     border, device = 0, next(model.module.parameters()).device
     if config and config.cache and config.strategy != "full":
         border = lowest_border([name for name, _ in pieces(model.module)], config)
@@ -70,9 +72,9 @@ def save_results(run: Run, model: ModelBundle, data: DataBundle, config: TrainCo
 
 
 def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
-    """The newest finished run of this data set, model and seed (or the one of this name); trained now when there is none."""
+    """The newest finished run of this data set, model and seed without a variant (or the one of this name); else trained now."""
     runs = find_runs(dataset, model=model, seed=seed)
-    runs = [run for run in runs if run.name == name] if name else runs
+    runs = [run for run in runs if (run.name == name if name else not run.variant)]
     return runs[-1] if runs else finetune(dataset, model, seed, name)
 
 
@@ -84,7 +86,7 @@ def finetune(
     options: of `build_model`. Called in each process of `accelerate launch`, all of them train; the first one writes.
     """
     config = recipe(model, seed=seed, **overrides)
-    data = load_dataset(dataset, seed=seed)
+    data = add_synthetic(load_dataset(dataset, seed=seed), config.synthetic, config.synthetic_share, seed)
     classifier = build_model(model, data.classes, seed=seed, **options)
     parameters = {"dataset": dataset, "model": model, "seed": seed, **options, **overrides}
     state = join_processes()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_o
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes, seed_device
 from vitlab.training.loss import LossRecord, build_loss
-from vitlab.training.order import BatchOrder, warmup_cosine
+from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
 from vitlab.training.precision import resolve_precision
 from vitlab.training.scores import compute_logits, score_columns, score_logits
 from vitlab.training.stage import Stage
@@ -86,7 +87,8 @@ class Training:
         set_seed(config.seed)
         state = join_processes()
         shares = {"accumulation": config.accumulation, "rank": state.process_index, "processes": state.num_processes}
-        self.order = BatchOrder(len(data.split("train")), config.batch_size, config.seed, **shares)
+        length, draw = plan_epoch(self._train_labels(), config.resample)
+        self.order = BatchOrder(length, config.batch_size, config.seed, **shares, draw=draw)
         lowest_part = split_model(model.module, lowest)[1]
         self.precision = resolve_precision(config.precision, state.device, lowest_part)
         AcceleratorState._reset_state()  # a process may train several models, each in its own precision
@@ -292,7 +294,25 @@ class Training:
                 f"{', '.join(self.data.classes)}; build the model with data.classes"
             )
         check_tracker(self.config.tracker)
+        self._check_imbalance()
         return 0 if self.names == ["model"] else lowest_border(self.names, self.config)
+
+    def _check_imbalance(self) -> None:
+        config, counts = self.config, np.bincount(self._train_labels(), minlength=len(self.data.classes))
+        if config.synthetic != "none" and "synthetic" not in self.data.samples:
+            raise ValueError(
+                f"synthetic={config.synthetic!r}, but {self.data.name} was loaded without synthetic images: write "
+                f"data = add_synthetic(data, {config.synthetic!r}, {config.synthetic_share}, seed) of vitlab.data before"
+            )
+        if (config.resample == "smote" and counts.min() < 2) or (config.resample != "none" and counts.min() < 1):
+            name, count = self.data.classes[counts.argmin()], counts.min()
+            raise ValueError(
+                f"resample={config.resample!r} needs {2 if config.resample == 'smote' else 1} training images of each class, and "
+                f"{name!r} has {count}; write resample='none'"
+            )
+
+    def _train_labels(self) -> np.ndarray:
+        return self.data.split("train")["label"].map(self.data.classes.index).to_numpy()
 
 
 def _list_tensors(module: nn.Module, part: nn.Module) -> set[str]:

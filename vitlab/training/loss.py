@@ -14,15 +14,17 @@ from vitlab.training.config import TrainConfig
 
 
 def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
-    """A function (module, inputs, labels) -> mean cross entropy, with class weights, label smoothing, mixup and CutMix.
+    """A function (module, inputs, labels) -> mean cross entropy or focal loss; with class weights, smoothing, mixup, CutMix.
 
     The weights average to 1 over the training set and the sum is divided by the number of images: the loss of a batch is the
     mean of the losses of its parts, on however many devices they are computed.
     """
     num_classes = len(data.classes)
     weight = None
-    if config.class_weights:
-        weight = torch.tensor(class_weights(data.split("train")["label"], data.classes), dtype=torch.float32, device=device)
+    if config.class_weights != "none":
+        labels = data.split("train")["label"]
+        values = class_weights(labels, data.classes, config.class_weights, config.class_weights_beta)
+        weight = torch.tensor(values, dtype=torch.float32, device=device)
     mixers = [v2.MixUp(alpha=config.mixup, num_classes=num_classes)] if config.mixup else []
     mixers += [v2.CutMix(alpha=config.cutmix, num_classes=num_classes)] if config.cutmix else []
     mix = v2.RandomChoice(mixers) if mixers else None
@@ -40,9 +42,22 @@ def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
             images, targets = mix(images, labels)
             inputs = images.reshape(shape) if inputs.ndim != 4 else images
         logits = module(inputs).float()
+        if config.focal_gamma:
+            targets = targets * (1 - config.label_smoothing) + config.label_smoothing / num_classes
+            return focal_loss(logits, targets, config.focal_gamma, weight)
         return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
 
     return compute_loss
+
+
+def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the batch of the sum over classes of target x weight x (1 - p)^gamma x -log p (arXiv 1708.02002).
+
+    logits, targets: (B, num_classes), the targets being shares of each class, as mixup makes them. gamma 0 is cross-entropy.
+    """
+    log_p = logits.log_softmax(dim=1)
+    losses = targets * (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma * -log_p
+    return (losses if weight is None else losses * weight).sum(dim=1).mean()
 
 
 class LossRecord:
@@ -70,7 +85,8 @@ class LossRecord:
             loss, positions, epoch, learning_rate = self._pending.pop(0)
             value = loss.item()
             if not -torch.inf < value < torch.inf:
-                names = self.sample_ids[positions.cpu().numpy()]
+                known = positions[positions < len(self.sample_ids)]  # rows that SMOTE made come after the images
+                names = self.sample_ids[known.cpu().numpy()]
                 raise FloatingPointError(
                     f"the loss became {value} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten "
                     "times smaller, clip=1.0, or precision='fp32'; the weights of the last checkpoint are kept. "

@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
-from vitlab.data import ImageDataset, build_augmentation
+from vitlab.data import ImageDataset, build_augmentation, rare_classes
 from vitlab.models import pieces
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.average import MovingAverage
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig
+from vitlab.training.minority import RareMixup, SmoteFeatures
 from vitlab.training.scores import arrange
 from vitlab.training.strategy import split_model
 
@@ -26,7 +27,7 @@ class Stage:
     """The frozen front before `border` with its cache, the data sets that feed what is behind it, and that as it is trained.
 
     trained: the trained pieces, prepared for device, precision and processes. train_set, val_set: features where the front is
-    cached, images elsewhere.
+    cached, images elsewhere; in train_set, with what the config does for rare classes.
     """
 
     def __init__(self, model: ModelBundle, data: DataBundle, config: TrainConfig, border: int, accelerator: Accelerator):
@@ -36,7 +37,7 @@ class Stage:
         frozen.requires_grad_(False)
         self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
         self.cached = border > 0 and config.cache
-        self.train_set, self.val_set = self._open_split("train"), self._open_split("val")
+        self.train_set, self.val_set = self._help_rare(self._open_split("train")), self._open_split("val")
         if config.gradient_checkpointing:
             parts = trained if border else [piece for _, piece in pieces(model.module)]
             trained = nn.Sequential(*[Recomputed(part) for part in parts])
@@ -65,6 +66,16 @@ class Stage:
             augment = None  # one view is the image itself, cached or not
         in_memory = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split)) < IN_MEMORY
         return ImageDataset(self.data, split, transform, augment, seed=config.seed, in_memory=in_memory)
+
+    def _help_rare(self, train_set: Dataset) -> Dataset:
+        """The training items, with mixtures of the rare classes where the config asks for them."""
+        config, labels = self.config, self.data.split("train")["label"]
+        if config.resample == "smote":
+            return SmoteFeatures(train_set, config.seed)
+        if config.mixup_rare:
+            rare = [self.data.classes.index(name) for name in rare_classes(labels, self.data.classes)]
+            return RareMixup(train_set, rare, config.mixup_rare, config.seed)
+        return train_set
 
 
 class Recomputed(nn.Module):

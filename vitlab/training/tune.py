@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
-from vitlab.data import load_dataset
+from vitlab.data import add_synthetic, load_dataset
 from vitlab.models import block_positions, build_model, pieces
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, reports_dir, run_name
@@ -81,6 +81,7 @@ def tune_recipe(
     if pruner not in PRUNERS:
         raise ValueError(unknown("pruner", pruner, list(PRUNERS)))
     data = without_test(load_dataset(dataset, seed=config.seed))
+    data = add_synthetic(data, config.synthetic, config.synthetic_share, config.seed)
     space = space or default_space(config)
     if space.trained_blocks:
         module = build_model(model, data.classes, seed=config.seed, **options).module
