@@ -84,18 +84,14 @@ def selective_table(
     coverage, accuracy = n / len(val), 1 - wrong / n
     rows = []
     for promised, promise in [("coverage", value) for value in coverages] + [("accuracy", value) for value in least_accuracies]:
-        if promised == "accuracy" and certainty is not None:
-            kept = _find_certain(n, wrong, promise, certainty)
-        else:
-            kept = np.flatnonzero((coverage if promised == "coverage" else accuracy) >= promise - 1e-12)
         row = {"promised": promised, "promise": promise, "threshold": np.nan, "n": 0, "note": ""}
-        if not len(kept):
+        at = _keep_promise(promised, promise, n, wrong, certainty)
+        if at is None:
             reached = f"at most {accuracy.max():.1%} on validation"
             rows.append({**row, "note": reached if accuracy.max() < promise else "too few validation images to be so certain"})
             continue
-        at = kept[0] if promised == "coverage" else kept[-1]
-        # A coverage of 1 means every sample, also one less sure than all of validation
-        row["threshold"] = 0.0 if promised == "coverage" and promise == 1 else threshold[at]
+        everything = promised == "coverage" and promise == 1  # also an image that is less sure than all of validation
+        row["threshold"] = 0.0 if everything else threshold[at]
         answered = sure >= row["threshold"]
         row |= {"val_coverage": coverage[at], "val_accuracy": accuracy[at], "n": answered.sum(), "coverage": answered.mean()}
         row |= {"accuracy": right[answered].mean()} if answered.any() else {"note": "answers nothing in test"}
@@ -113,15 +109,25 @@ def _accumulate(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, 
     return confidence[order][last], last + 1, np.cumsum(~right[order])[last]
 
 
-def _find_certain(n: np.ndarray, wrong: np.ndarray, promise: float, certainty: float) -> list[int]:
-    """The last threshold for which a halving search showed the accuracy (none, or one); its steps share the chance to err."""
+def _keep_promise(promised: str, promise: float, n: np.ndarray, wrong: np.ndarray, certainty: float | None) -> int | None:
+    """Which of the thresholds, counted from the highest, keeps the promise on validation; None when none does."""
+    if promised == "coverage":
+        return int(np.argmax(n / n[-1] >= promise - 1e-12))
+    if certainty is not None:
+        return _find_certain(n, wrong, promise, certainty)
+    kept = np.flatnonzero(1 - wrong / n >= promise - 1e-12)
+    return int(kept[-1]) if len(kept) else None
+
+
+def _find_certain(n: np.ndarray, wrong: np.ndarray, promise: float, certainty: float) -> int | None:
+    """The last threshold for which a halving search showed the accuracy; its steps share the chance to err."""
     steps = max(1, int(np.ceil(np.log2(len(n)))))
     least = beta.ppf((1 - certainty) / steps, n - wrong, wrong + 1)  # one-sided Clopper-Pearson; NaN where none is right
-    first, last, kept = 0, len(n), []
+    first, last, kept = 0, len(n), None
     for _ in range(steps):
         middle = (first + last) // 2
         if least[middle] >= promise:
-            first, kept = middle, [middle]
+            first = kept = middle
         else:
             last = middle
     return kept

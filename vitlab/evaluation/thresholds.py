@@ -65,9 +65,8 @@ def threshold_choice_table(
 
     Columns: rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged (share of all images), each
     followed by its bootstrap interval (recall_low, recall_high, ...); saved (cost at 0.5 less cost, from the same replicates: a
-    paired comparison) with its interval; note. Intervals are those of the test images at the
-    threshold as it stands: they do not hold the spread of the choice itself. More than two classes need `positive`.
-    A rule that finds no threshold has NaN and a note.
+    paired comparison) with its interval; note. Intervals are those of the test images at the threshold as it stands, without
+    the spread of the choice itself. More than two classes need `positive`. A rule that finds no threshold has NaN and a note.
     """
     options = {"cost_miss": cost_miss, "cost_false_alarm": cost_false_alarm, "least_recall": least_recall}
     thresholds = {"0.5": 0.5} | {rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES}
