@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.evaluation import risk_area_table, risk_coverage_table, selective_table
 from vitlab.evaluation.calibration import wilson_interval
@@ -118,7 +119,25 @@ def test_a_promise_that_validation_never_keeps_has_no_threshold():
     assert nothing["coverage"].tolist() == [0] and nothing[["accuracy", "accuracy_low"]].isna().all(axis=None)
 
 
+def test_with_certainty_the_accuracy_is_kept_by_new_images():
+    kept = []
+    for seed in range(60):
+        table = make_both(300, seed)
+        row = selective_table(table, coverages=(), least_accuracies=(0.8,), certainty=0.9).iloc[0]
+        kept.append(np.isnan(row["threshold"]) or (1 + row["threshold"]) / 2 >= 0.8)  # confidence is uniform and honest
+    assert np.mean(kept) >= 0.9
+    plain, certain = (selective_table(make_both(2000), (), (0.8,), value).iloc[0] for value in (None, 0.95))
+    assert certain["threshold"] > plain["threshold"] and certain["val_accuracy"] > 0.8
+    n, right = round(certain["val_coverage"] * 2000), round(certain["val_coverage"] * 2000 * certain["val_accuracy"])
+    low, _ = proportion_confint(right, n, alpha=2 * 0.05 / 11, method="beta")  # 2,000 thresholds: 11 halvings
+    assert low >= 0.8
+    few = selective_table(make_both(20), (), (0.9,), 0.99).iloc[0]
+    assert np.isnan(few["threshold"]) and few["note"] == "too few validation images to be so certain"
+
+
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="certainty is a probability between 0 and 1"):
+        selective_table(make_both(20), least_accuracies=(0.9,), certainty=95)
     with pytest.raises(ValueError, match="no sample of split 'val'"):
         selective_table(FIVE)
     for value in (0, 1.5, np.nan):

@@ -115,6 +115,20 @@ def test_intervals_are_those_of_the_bootstrap():
     assert [row["recall_low"], row["recall_high"]] == pytest.approx(np.quantile(recalls, [0.025, 0.975]).tolist(), abs=1e-9)
 
 
+def test_the_saving_is_a_paired_difference():
+    table = make_mediocre(seed=1)
+    choice = threshold_choice_table(table, cost_miss=5, replicates=300, seed=4).set_index("rule")
+    assert np.isnan(choice.loc["0.5", ["saved", "saved_low"]].astype(float)).all()
+    row = choice.loc["cost"]
+    assert row["saved"] == pytest.approx(choice.loc["0.5", "cost"] - row["cost"])
+    test = table[table["split"] == "test"]
+    yes, score = (test["label"] == "yes").to_numpy(), test["prob_yes"].to_numpy()
+    paid = [np.where(yes, 5 * (score < t), score >= t) for t in (0.5, row["threshold"])]
+    rows = np.random.default_rng(4).integers(len(test), size=(300, len(test)))
+    saved = (paid[0] - paid[1])[rows].mean(axis=1)
+    assert [row["saved_low"], row["saved_high"]] == pytest.approx(np.quantile(saved, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
 def test_several_classes_need_a_named_one():
     generator = np.random.default_rng(0)
     prob = generator.dirichlet(np.ones(3), 90)

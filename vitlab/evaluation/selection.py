@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.calibration import confidence_of, wilson_interval
@@ -57,7 +58,10 @@ def risk_area_table(
 
 
 def selective_table(
-    predictions: pd.DataFrame, coverages: Sequence[float] = (1.0, 0.9, 0.8, 0.6), least_accuracies: Sequence[float] = ()
+    predictions: pd.DataFrame,
+    coverages: Sequence[float] = (1.0, 0.9, 0.8, 0.6),
+    least_accuracies: Sequence[float] = (),
+    certainty: float | None = None,
 ) -> pd.DataFrame:
     """Confidence thresholds chosen on validation for a promise, and what the test split keeps of it: a row for each promise.
 
@@ -65,25 +69,29 @@ def selective_table(
     on the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
     val_coverage, val_accuracy, n (test answers), coverage, accuracy, both followed by their 95 % Wilson interval (coverage_low,
     ...), note. An accuracy that validation never reaches has NaN and a note. The choice took the best of what validation showed,
-    so on average the test split keeps a little less than an accuracy promised.
+    so on average the test split keeps a little less than an accuracy promised; with a `certainty` such as 0.95 the accuracy is
+    promised for new images of the same kind with that probability (the bound of arXiv 1705.08500), and fewer answers are given.
+    Validation has also chosen the epoch, so even that holds only approximately.
     """
     for value in (*coverages, *least_accuracies):
         if not 0 < value <= 1:
             raise ValueError(f"coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got {value}")
+    if certainty is not None and not 0 < certainty < 1:
+        raise ValueError(f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}")
     val, val_right = confidence_of(read_scores(predictions, "val"))
     sure, right = confidence_of(read_scores(predictions, "test"))
     threshold, n, wrong = _accumulate(val, val_right)
     coverage, accuracy = n / len(val), 1 - wrong / n
     rows = []
     for promised, promise in [("coverage", value) for value in coverages] + [("accuracy", value) for value in least_accuracies]:
-        kept = np.flatnonzero((coverage if promised == "coverage" else accuracy) >= promise - 1e-12)
         row = {"promised": promised, "promise": promise, "threshold": np.nan, "n": 0, "note": ""}
-        if not len(kept):
-            rows.append({**row, "note": f"at most {accuracy.max():.1%} on validation"})
+        at = _keep_promise(promised, promise, n, wrong, certainty)
+        if at is None:
+            reached = f"at most {accuracy.max():.1%} on validation"
+            rows.append({**row, "note": reached if accuracy.max() < promise else "too few validation images to be so certain"})
             continue
-        at = kept[0] if promised == "coverage" else kept[-1]
-        # A coverage of 1 means every sample, also one less sure than all of validation
-        row["threshold"] = 0.0 if promised == "coverage" and promise == 1 else threshold[at]
+        everything = promised == "coverage" and promise == 1  # also an image that is less sure than all of validation
+        row["threshold"] = 0.0 if everything else threshold[at]
         answered = sure >= row["threshold"]
         row |= {"val_coverage": coverage[at], "val_accuracy": accuracy[at], "n": answered.sum(), "coverage": answered.mean()}
         row |= {"accuracy": right[answered].mean()} if answered.any() else {"note": "answers nothing in test"}
@@ -99,6 +107,30 @@ def _accumulate(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, 
     order = np.argsort(-confidence, kind="stable")
     last = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
     return confidence[order][last], last + 1, np.cumsum(~right[order])[last]
+
+
+def _keep_promise(promised: str, promise: float, n: np.ndarray, wrong: np.ndarray, certainty: float | None) -> int | None:
+    """Which of the thresholds, counted from the highest, keeps the promise on validation; None when none does."""
+    if promised == "coverage":
+        return int(np.argmax(n / n[-1] >= promise - 1e-12))
+    if certainty is not None:
+        return _find_certain(n, wrong, promise, certainty)
+    kept = np.flatnonzero(1 - wrong / n >= promise - 1e-12)
+    return int(kept[-1]) if len(kept) else None
+
+
+def _find_certain(n: np.ndarray, wrong: np.ndarray, promise: float, certainty: float) -> int | None:
+    """The last threshold for which a halving search showed the accuracy; its steps share the chance to err."""
+    steps = max(1, int(np.ceil(np.log2(len(n)))))
+    least = beta.ppf((1 - certainty) / steps, n - wrong, wrong + 1)  # one-sided Clopper-Pearson; NaN where none is right
+    first, last, kept = 0, len(n), None
+    for _ in range(steps):
+        middle = (first + last) // 2
+        if least[middle] >= promise:
+            first = kept = middle
+        else:
+            last = middle
+    return kept
 
 
 def _areas(confidence: np.ndarray, right: np.ndarray) -> list[float]:

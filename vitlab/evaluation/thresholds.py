@@ -64,9 +64,9 @@ def threshold_choice_table(
     """What each rule's threshold, chosen on validation, does on the test split: a row for 0.5 (the reference) and for each rule.
 
     Columns: rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged (share of all images), each
-    followed by its bootstrap interval (recall_low, recall_high, ...); note. Intervals are those of the test images at the
-    threshold as it stands: they do not hold the spread of the choice itself. More than two classes need `positive`.
-    A rule that finds no threshold has NaN and a note.
+    followed by its bootstrap interval (recall_low, recall_high, ...); saved (cost at 0.5 less cost, from the same replicates: a
+    paired comparison) with its interval; note. Intervals are those of the test images at the threshold as it stands, without
+    the spread of the choice itself. More than two classes need `positive`. A rule that finds no threshold has NaN and a note.
     """
     options = {"cost_miss": cost_miss, "cost_false_alarm": cost_false_alarm, "least_recall": least_recall}
     thresholds = {"0.5": 0.5} | {rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES}
@@ -75,13 +75,15 @@ def threshold_choice_table(
     reach = score[:, None] >= at  # (N, T); nothing reaches NaN
     weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, seed)]
     read = np.concatenate([_read(*_count(reach, is_positive, part), cost_miss, cost_false_alarm) for part in weights])
-    value, replicate = read[0], read[1:]  # (T, 6), (R, T, 6)
+    cost = read[:, :, [READINGS.index("cost")]]
+    read = np.concatenate([read, cost[:, :1] - cost], axis=2)  # (1 + R, T, 7)
+    value, replicate = read[0], read[1:]
     low, high, _ = percentile_interval(replicate.reshape(len(replicate), value.size), confidence)
     low, high = low.reshape(value.shape), high.reshape(value.shape)
-    value[np.isnan(at)] = np.nan
+    value[np.isnan(at)] = value[0, -1] = np.nan
     low[np.isnan(value)] = high[np.isnan(value)] = np.nan
     table = {"rule": list(thresholds), "threshold": at}
-    for place, reading in enumerate(READINGS):
+    for place, reading in enumerate((*READINGS, "saved")):
         table |= {reading: value[:, place], f"{reading}_low": low[:, place], f"{reading}_high": high[:, place]}
     return pd.DataFrame({**table, "note": [_explain(t, reach[:, i], is_positive, name) for i, t in enumerate(at)]})
 
