@@ -185,3 +185,10 @@ def fail_on_gradient(module, inputs):
 def test_bad_input(trained, arguments, message):
     with pytest.raises(ValueError, match=message):
         attack_table(trained, small_digits(), **arguments)
+
+
+def test_no_image_and_unknown_images(trained):
+    with pytest.raises(ValueError, match="no image to attack"):
+        attack_images(trained, small_digits(), [])
+    with pytest.raises(ValueError, match="sample_ids are not in"):
+        attack_images(trained, small_digits(), ["nothing"])

@@ -52,7 +52,7 @@ def plot_robustness(
 ) -> np.ndarray:
     """Metrics (rows) against the severity of each corruption (columns) with their intervals: an array of axes (rows, columns).
 
-    tables: one `robustness_table`, or one for each model, with the same corruptions.
+    Severity 0 is the clean image. tables: one `robustness_table`, or one for each model, with the same corruptions.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     first = next(iter(named.values()))
@@ -81,7 +81,8 @@ def plot_robustness(
         ax.set_title(readable(corruption), fontsize=8)
     severities = sorted(set(first["severity"]))
     axes[0, 0].set_xticks(severities)
-    figure.supxlabel("severity (0: clean)", fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel("severity", fontsize=8)
     if len(named) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return axes

@@ -103,6 +103,8 @@ def attack_images(
     """
     _check(attack, [epsilon], steps)
     ids = list(sample_ids)
+    if not ids:
+        raise ValueError("there is no image to attack: give at least one sample_id")
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
     changed = _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed)
