@@ -157,7 +157,7 @@ def _label(name: str, score: str) -> str:
 def _finish_square(ax: Axes, title: str) -> Axes:
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
     ax.grid(True)
-    legend_below(ax, 1 if len(ax.lines) <= 3 else 2, title=title)
+    legend_below(ax, 1 if len(ax.lines) <= 6 else 2, title=title, columnspacing=0.8, handlelength=1.3)
     return ax
 
 
