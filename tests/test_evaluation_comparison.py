@@ -12,6 +12,7 @@ from tests.test_evaluation_metrics import DIGITS, make_predictions
 from vitlab.evaluation import (
     METRICS,
     corrected_t,
+    curve_band_table,
     friedman_table,
     mcnemar_table,
     metrics_table,
@@ -334,3 +335,28 @@ def test_few_seeds_are_said():
         uncertainty_table({})
     with pytest.raises(ValueError, match="seed 1 0, 1, 2"):
         uncertainty_table({0: run, 1: make_predictions(DIGITS)})
+
+
+BAD = {
+    "NaN or infinite scores": {"prob_defective": np.nan},
+    "sum to": {"prob_defective": 0.9, "prob_functional": 0.9},
+    "more than once": {"sample_id": "s1"},
+    "unknown label 'broken'": {"label": "broken"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_predictions_are_refused_by_every_table(message):
+    good = make_predictions(num_samples=10)
+    bad = good.copy()
+    for column, value in BAD[message].items():
+        bad.loc[0, column] = value
+    for make in (
+        metrics_table,
+        curve_band_table,
+        lambda table: paired_table(good, table),
+        lambda table: mcnemar_table(table, good),
+        lambda table: uncertainty_table({0: good, 1: table}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(bad)
