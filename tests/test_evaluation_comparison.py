@@ -230,6 +230,7 @@ def test_few_seeds_or_models_are_said_not_tested(demsar):
     for table in (friedman_table(one), nemenyi_table(one, "auc"), pairwise_table(one, "auc")):
         assert table["p"].isna().all() and (table["note"] == "1 seed in common: nothing can be tested").all()
         assert (table["verdict"] == "not tested").all()
+    assert pairwise_table(one, "auc")["effect_size"].isna().all()
     pair = demsar[demsar["model"].isin(C45[:2])]
     assert friedman_table(pair)["note"].iloc[0] == "2 models: needs three; for two there is pairwise_table"
     assert ranks_table(pair, "auc")["critical_difference"].isna().all() and nemenyi_table(pair, "auc")["p"].isna().all()
@@ -243,6 +244,8 @@ def test_a_seed_that_a_model_lacks_is_left_out_and_named(demsar):
     rest = np.delete(np.array(AUC), 3, axis=0)
     assert row["seeds"] == 13 and row["note"] == "not every model has a value for seed 3: left out"
     assert row["p"] == pytest.approx(stats.friedmanchisquare(*rest.T).pvalue, abs=1e-9)
+    pairs = pairwise_table(part, "auc").set_index(["model_a", "model_b"])["seeds"]
+    assert pairs["C4.5", "C4.5+m"] == 13 and pairs["C4.5+m", "C4.5+cf"] == 14  # of a pair, those that both have
     with pytest.raises(ValueError, match="unknown metric 'acc'"):
         ranks_table(demsar, "acc")
 
@@ -283,9 +286,11 @@ def test_corrected_t_by_hand():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 4) * error)
     assert corrected_t(gaps, 0)[3] == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue, abs=1e-12)
     assert corrected_t(np.zeros(3), 0.2) == (0, 0, 0, 1)
-    assert np.isnan(corrected_t(np.ones(3), 0.2)[1:]).all() and np.isnan(corrected_t(np.ones(1), 0.2)[1:]).all()
+    assert np.isnan(corrected_t(np.full(3, 0.1), 0.2)[1:]).all() and np.isnan(corrected_t(np.ones(1), 0.2)[1:]).all()
     with pytest.raises(ValueError, match="share of the images"):
         corrected_t(gaps, 20)
+    level = pairwise_table(make_runs([[0.5, 0.6]] * 3, "ab"), "auc", test_share=0.2).iloc[0]
+    assert level["verdict"] == "not tested" and level["note"].startswith("the same difference on every seed")
     runs = make_runs([[0, gap] for gap in gaps], "ab")
     row = pairwise_table(runs, "auc", test_share=0.2).iloc[0]
     assert row["p"] == pytest.approx(p) and row["test"] == "corrected t"
