@@ -13,6 +13,7 @@ from vitlab.evaluation import (
     METRICS,
     corrected_t,
     curve_band_table,
+    describe_pairs,
     friedman_table,
     mcnemar_table,
     metrics_table,
@@ -294,6 +295,21 @@ def test_corrected_t_by_hand():
     runs = make_runs([[0, gap] for gap in gaps], "ab")
     row = pairwise_table(runs, "auc", test_share=0.2).iloc[0]
     assert row["p"] == pytest.approx(p) and row["test"] == "corrected t"
+
+
+def test_verdicts_in_sentences():
+    gaps = [0.02, 0.04, 0.03, 0.05, 0.01, 0.03, 0.04]
+    runs = make_runs([[0.5, 0.5 + gap, 0.5 + gap * (-1) ** seed] for seed, gap in enumerate(gaps)], "abc")
+    table = pairwise_table(runs, "auc")
+    text = describe_pairs(table)
+    low, high = table.loc[0, ["low", "high"]]
+    assert text.startswith(
+        f"b against a: +0.031 [{low:+.3f}, {high:+.3f}], b better. c against a: no difference shown; it may lie"
+    )
+    assert "not tested (1 seed in common" in describe_pairs(pairwise_table(runs[runs["seed"] == 0], "auc"))
+    alone = pairwise_table(runs[runs["model"] == "a"], "auc")
+    assert alone.empty and describe_pairs(alone).startswith("There is one model")
+    assert friedman_table(runs[runs["model"] == "a"])["verdict"].tolist() == ["not tested"]
 
 
 def test_uncertainty_apart():

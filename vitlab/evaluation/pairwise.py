@@ -93,3 +93,17 @@ def rank_biserial(differences: np.ndarray) -> float:
         return np.nan
     ranks = stats.rankdata(np.abs(moved))
     return float((ranks * np.sign(moved)).sum() / ranks.sum())
+
+
+def describe_pairs(table: pd.DataFrame, digits: int = 3) -> str:
+    """The verdicts of a `pairwise_table` in sentences, each with the interval that the difference may lie in."""
+    texts = []
+    for row in table.itertuples():
+        span = f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        if row.verdict == "no difference shown":
+            texts.append(f"{row.model_b} against {row.model_a}: no difference shown; it may lie anywhere in {span}.")
+        elif row.verdict == "not tested":
+            texts.append(f"{row.model_b} against {row.model_a}: not tested ({row.note}).")
+        else:
+            texts.append(f"{row.model_b} against {row.model_a}: {row.difference:+.{digits}f} {span}, {row.verdict}.")
+    return " ".join(texts) or "There is one model, and nothing to compare it with."
