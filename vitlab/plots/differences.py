@@ -34,7 +34,7 @@ def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if np.isnan(row.difference):
             ax.text(0.5, place, row.verdict, color=GREY, fontsize=7, ha="center", va="center", transform=ax.get_yaxis_transform())
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(few_ticks(7))
     ax.grid(axis="x")
