@@ -10,7 +10,7 @@ from vitlab.evaluation.gaps import worst_slice_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
-from vitlab.evaluation.pairwise import corrected_t, pairwise_table
+from vitlab.evaluation.pairwise import corrected_t, describe_pairs, pairwise_table
 from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
@@ -43,6 +43,7 @@ __all__ = [
     "confusion_table",
     "corrected_t",
     "curve_band_table",
+    "describe_pairs",
     "expected_calibration_error",
     "friedman_table",
     "mcnemar_table",

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-CELLS = 100_000  # counts held at once: 800 kB stay in the cache of a core
+CELLS = 30_000  # counts held at once: 240 kB stay in the cache of a core, and in memory that a thread keeps between chunks
 
 
 def bootstrap(

@@ -18,8 +18,6 @@ from vitlab.evaluation.metrics import METRICS, describe_classes, prepare_metrics
 from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
 from vitlab.registry import unknown
 
-FEW_DISCORDANT = 25  # below, McNemar's test is the exact one
-
 
 def paired_table(
     a: pd.DataFrame,
@@ -102,9 +100,9 @@ def mcnemar_table(
 ) -> pd.DataFrame:
     """McNemar's test (1947) of the answers, right or wrong: one row. Samples on which both are right, or both wrong, say nothing.
 
-    Columns model_a, model_b, both_right, only_a_right, only_b_right, both_wrong, odds_ratio, low, high, effect_size, p, test,
-    verdict. test: exact (binomial) for fewer than 25 discordant samples, else chi-squared with continuity correction, as
-    statsmodels has them. odds_ratio: only_b_right / only_a_right with its exact interval (Clopper and Pearson); infinite when b
+    Columns model_a, model_b, both_right, only_a_right, only_b_right, both_wrong, odds_ratio, low, high, effect_size, p, verdict.
+    p: of the exact test (binomial), for many discordant samples as for few; the chi-squared approximation is not needed.
+    odds_ratio: only_b_right / only_a_right with its exact interval (Clopper and Pearson); infinite when b
     never loses. effect_size: Cohen's g, the share of the discordant samples that b has right, less one half: .05 is small,
     .15 medium, .25 large (Cohen, 1988).
     """
@@ -117,16 +115,15 @@ def mcnemar_table(
     counts = np.array([[(x & y).sum() for y in (right_b, ~right_b)] for x in (right_a, ~right_a)])
     only_a, only_b = int(counts[0, 1]), int(counts[1, 0])
     discordant = only_a + only_b
-    exact = discordant < FEW_DISCORDANT
-    row = {"odds_ratio": np.nan, "low": np.nan, "high": np.nan, "effect_size": np.nan, "p": np.nan, "test": "none"}
+    row = {"odds_ratio": np.nan, "low": np.nan, "high": np.nan, "effect_size": np.nan, "p": np.nan}
     verdict = "no difference shown: no sample on which only one of them is right"
     if discordant:
         low, high = proportion_confint(only_b, discordant, 1 - confidence, method="beta")
         odds = [share / (1 - share) if share < 1 else np.inf for share in (only_b / discordant, low, high)]
-        p = float(mcnemar(counts, exact=exact, correction=True).pvalue)
+        p = float(mcnemar(counts, exact=True).pvalue)
         verdict = say_verdict(names, only_b - only_a, p, 1 - confidence)
         row = dict(zip(("odds_ratio", "low", "high"), odds, strict=True))
-        row |= {"effect_size": only_b / discordant - 0.5, "p": p, "test": "exact" if exact else "chi-squared"}
+        row |= {"effect_size": only_b / discordant - 0.5, "p": p}
     table = {"model_a": names[0], "model_b": names[1], "both_right": int(counts[0, 0])}
     table |= {"only_a_right": only_a, "only_b_right": only_b, "both_wrong": int(counts[1, 1])}
     return pd.DataFrame([{**table, **row, "verdict": verdict}])

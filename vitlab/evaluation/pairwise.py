@@ -13,13 +13,13 @@ import pandas as pd
 from scipy import stats
 
 from vitlab.evaluation.paired import say_verdict
-from vitlab.evaluation.ranking import read_blocks, say_few_seeds, say_smallest_p
+from vitlab.evaluation.ranking import read_seeds, say_few_seeds, say_smallest_p
 
 
 def pairwise_table(
     runs_metrics: pd.DataFrame, metric: str, test_share: float | None = None, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """All pairs of models on one metric: a row for each pair.
+    """All pairs of models on one metric, each on the seeds that both have: a row for each pair.
 
     runs_metrics: a row for each run and metric, with columns model, seed, metric, value; more is better.
     Columns model_a, model_b, metric, seeds, difference, low, high, effect_size, p, p_holm, test, verdict, note.
@@ -34,22 +34,24 @@ def pairwise_table(
     """
     from statsmodels.stats.multitest import multipletests
 
-    blocks, notes = read_blocks(runs_metrics, metric)
-    seeds = len(blocks)
-    pairs = list(combinations(blocks.columns, 2))
-    if seeds < 2:
-        notes.append(say_few_seeds(seeds))
-    elif test_share is None:
-        notes += say_smallest_p(seeds, min(1.0, 2.0 ** (1 - seeds) * len(pairs)), 1 - confidence)
+    wide = read_seeds(runs_metrics, metric)
+    pairs = {
+        (one, other): (wide[other] - wide[one]).dropna().round(12).to_numpy() for one, other in combinations(wide.columns, 2)
+    }
+    tests = sum(len(gaps) > 1 for gaps in pairs.values())
     rows = []
-    for one, other in pairs:
-        gaps = (blocks[other] - blocks[one]).round(12).to_numpy()
+    for (one, other), gaps in pairs.items():
+        seeds = len(gaps)
         mean, low, high, p = corrected_t(gaps, test_share or 0.0, confidence)
+        note = say_few_seeds(seeds) if seeds < 2 else ""
         if test_share is None and seeds >= 2:
             p = float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
+            note = "".join(say_smallest_p(seeds, min(1.0, 2.0 ** (1 - seeds) * tests), 1 - confidence))
+        elif seeds >= 2 and np.isnan(p):
+            note = "the same difference on every seed: no spread to judge it by"
         row = {"model_a": one, "model_b": other, "metric": metric, "seeds": seeds, "difference": mean, "low": low, "high": high}
-        rows.append({**row, "effect_size": rank_biserial(gaps), "p": p})
-    columns = ["model_a", "model_b", "metric", "seeds", "difference", "low", "high", "effect_size", "p"]
+        rows.append({**row, "effect_size": rank_biserial(gaps) if seeds > 1 else np.nan, "p": p, "note": note})
+    columns = ["model_a", "model_b", "metric", "seeds", "difference", "low", "high", "effect_size", "p", "note"]
     table = pd.DataFrame(rows, columns=columns)
     tested = table["p"].notna()
     table["p_holm"] = np.nan
@@ -59,7 +61,7 @@ def pairwise_table(
     table["verdict"] = [
         say_verdict((row.model_a, row.model_b), row.difference, row.p_holm, 1 - confidence) for row in table.itertuples()
     ]
-    return table.assign(note="; ".join(notes))
+    return table[[*(name for name in table.columns if name != "note"), "note"]]
 
 
 def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 0.95) -> tuple[float, float, float, float]:
@@ -74,7 +76,8 @@ def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 
     if seeds < 2:
         return (float(np.mean(differences)) if seeds else np.nan, np.nan, np.nan, np.nan)
     mean = float(np.mean(differences))
-    error = np.std(differences, ddof=1) * np.sqrt(1 / seeds + test_share / (1 - test_share))
+    spread = np.std(differences, ddof=1) if np.ptp(differences) > 0 else 0.0
+    error = spread * np.sqrt(1 / seeds + test_share / (1 - test_share))
     half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * error
     if error > 0:
         p = float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
@@ -90,3 +93,17 @@ def rank_biserial(differences: np.ndarray) -> float:
         return np.nan
     ranks = stats.rankdata(np.abs(moved))
     return float((ranks * np.sign(moved)).sum() / ranks.sum())
+
+
+def describe_pairs(table: pd.DataFrame, digits: int = 3) -> str:
+    """The verdicts of a `pairwise_table` in sentences, each with the interval that the difference may lie in."""
+    texts = []
+    for row in table.itertuples():
+        span = f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        if row.verdict == "no difference shown":
+            texts.append(f"{row.model_b} against {row.model_a}: no difference shown; it may lie anywhere in {span}.")
+        elif row.verdict == "not tested":
+            texts.append(f"{row.model_b} against {row.model_a}: not tested ({row.note}).")
+        else:
+            texts.append(f"{row.model_b} against {row.model_a}: {row.difference:+.{digits}f} {span}, {row.verdict}.")
+    return " ".join(texts) or "There is one model, and nothing to compare it with."

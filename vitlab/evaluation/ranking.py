@@ -34,7 +34,7 @@ def friedman_table(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = N
         seeds, models = blocks.shape
         statistic = p = np.nan
         if say_too_few(models, seeds):
-            notes.append(say_too_few(models, seeds))
+            notes.insert(0, say_too_few(models, seeds))
         elif (blocks.nunique(axis=1) == 1).all():
             notes.append("all models are level on every seed")
         else:
@@ -60,7 +60,7 @@ def ranks_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0.9
     seeds, models = blocks.shape
     critical = np.nan
     if say_too_few(models, seeds):
-        notes.append(say_too_few(models, seeds))
+        notes.insert(0, say_too_few(models, seeds))
     else:
         critical = critical_difference(models, seeds, confidence)
         if critical > models - 1:
@@ -94,7 +94,7 @@ def nemenyi_table(runs_metrics: pd.DataFrame, metric: str, confidence: float = 0
 
         p = posthoc_nemenyi_friedman(blocks.to_numpy()).to_numpy()
     else:
-        notes.append(say_too_few(models, seeds))
+        notes.insert(0, say_too_few(models, seeds))
     ranks = rank(blocks).mean()
     rows = []
     for one, other in combinations(range(models), 2):
@@ -121,6 +121,14 @@ def rank(blocks: pd.DataFrame) -> pd.DataFrame:
 
 def read_blocks(runs_metrics: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]:
     """The metric with a row for each seed that all models have and a column for each model, and a note on seeds left out."""
+    wide = read_seeds(runs_metrics, metric)
+    blocks = wide.dropna()
+    left_out = ", ".join(str(seed) for seed in wide.index.difference(blocks.index))
+    return blocks, [f"not every model has a value for seed {left_out}: left out"] if left_out else []
+
+
+def read_seeds(runs_metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The metric with a row for each seed and a column for each model, NaN where a model has no run of the seed."""
     check_runs_metrics(runs_metrics)
     there = list(runs_metrics["metric"].unique())
     if metric not in there:
@@ -128,9 +136,7 @@ def read_blocks(runs_metrics: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, 
     chosen = runs_metrics[runs_metrics["metric"] == metric]
     models = list(chosen["model"].unique())
     wide = chosen.pivot(index="seed", columns="model", values="value")[models]
-    blocks = wide.dropna().round(12)  # no rounding error decides a rank
-    left_out = ", ".join(str(seed) for seed in wide.index.difference(blocks.index))
-    return blocks, [f"not every model has a value for seed {left_out}: left out"] if left_out else []
+    return wide.round(12)  # no rounding error decides a rank
 
 
 def say_too_few(models: int, seeds: int) -> str:

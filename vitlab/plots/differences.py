@@ -15,8 +15,8 @@ SOURCES = {"sampling": "other test images", "seed": "other seeds", "total": "bot
 def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Differences with their intervals and a line at zero, from a `paired_table` or `pairwise_table`: a row each.
 
-    Dots are filled where the verdict finds a difference, hollow where it does not. After Holm's correction that may be so although
-    the interval, which is that of one pair, leaves out zero.
+    Dots are filled where the verdict finds a difference, hollow where it does not. After Holm's correction a dot may be hollow
+    although the interval, which is that of one pair, leaves out zero.
     """
     several = table[["model_a", "model_b"]].drop_duplicates().shape[0] > 1
     metrics = table["metric"].nunique() > 1 or not several
@@ -34,7 +34,7 @@ def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if np.isnan(row.difference):
             ax.text(0.5, place, row.verdict, color=GREY, fontsize=7, ha="center", va="center", transform=ax.get_yaxis_transform())
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(few_ticks(7))
     ax.grid(axis="x")

@@ -157,7 +157,8 @@ def _label(name: str, score: str) -> str:
 def _finish_square(ax: Axes, title: str) -> Axes:
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
     ax.grid(True)
-    legend_below(ax, 1 if len(ax.lines) <= 6 else 2, title=title, columnspacing=0.8, handlelength=1.3)
+    width = ax.get_position().width * ax.get_figure().get_size_inches()[0]
+    legend_below(ax, 1 if len(ax.lines) <= 3 or width < 2.6 else 2, title=title)  # two columns run into a neighbour's
     return ax
 
 

@@ -49,7 +49,6 @@ NAMES = {
     "value_b": "B",
     "only_a_right": "only A right",
     "only_b_right": "only B right",
-    "difference": "difference (B \N{MINUS SIGN} A)",
     "sampling_sd": "s.d. by test images",
     "seed_sd": "s.d. by seeds",
     "pred": "prediction",
