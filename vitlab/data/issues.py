@@ -179,7 +179,6 @@ def _ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.Da
 def _list_unreadable(data: DataBundle) -> pd.DataFrame:
     tried = data.excluded[data.excluded["reason"] != NOT_CHOSEN]
     broken = find_unreadable(data.read, tried)
-    broken = broken[
-        ~broken["reason"].astype("str").str.contains("unknown sample_id")
-    ]  # files that are no images of the set at all
+    no_image = broken["reason"].astype("str").str.contains("unknown sample_id")  # other files of a folder
+    broken = broken[~no_image]
     return broken[["sample_id"]].assign(label="", split="", unreadable_score=0.0, is_unreadable=True, suggested="")
