@@ -3,6 +3,7 @@
 from vitlab.evaluation.calibration import expected_calibration_error, reliability_table
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
+from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.slices import mistakes_table, slice_table
 
@@ -12,6 +13,7 @@ __all__ = [
     "comparison_table",
     "confusion_table",
     "expected_calibration_error",
+    "leakage_table",
     "metrics_table",
     "mistakes_table",
     "precision_recall_table",

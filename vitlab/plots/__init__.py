@@ -24,6 +24,7 @@ from vitlab.plots.evaluation import (
     plot_threshold,
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
+from vitlab.plots.quality import plot_clusters, plot_worst
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
@@ -55,6 +56,7 @@ __all__ = [
     "plot_attributions",
     "plot_augmentations",
     "plot_class_balance",
+    "plot_clusters",
     "plot_comparison",
     "plot_confusion",
     "plot_cost",
@@ -75,6 +77,7 @@ __all__ = [
     "plot_slices",
     "plot_threshold",
     "plot_trials",
+    "plot_worst",
     "present",
     "readable",
     "series_colors",
