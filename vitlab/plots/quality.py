@@ -8,21 +8,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
 
-from vitlab.plots.style import PALETTE, WIDTH, class_colors, frame, new_figure, readable, show_image
+from vitlab.plots.style import PALETTE, WIDTH, frame, new_figure, readable, series_colors, show_image
 from vitlab.schema import SPLITS
 
-LABEL_WIDTH = 0.95  # inches, for the name of a row
+LABEL_WIDTH = 0.8  # inches, for the name of a row
 FLAGGED = PALETTE[3]
 
 
 def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
     """A row of images for each issue, the worst first, with their scores; a frame marks those that the issue's rule flags.
 
-    worst: issue, sample_id, score, flagged, as of `vitlab.data.worst_images`; images: sample_id to image. One that cannot be drawn
-    (it is unreadable, or not given) is a blank with its name. Array of axes (issues, most images); None where a row is shorter.
+    worst: issue, sample_id, score, flagged, as of `vitlab.data.worst_images`; images: sample_id to image. One that is not given
+    (it is unreadable) is a blank with its name. Array of axes (issues, most images); None where a row is shorter.
     """
     rows = [(readable(issue), part) for issue, part in worst.groupby("issue", sort=False)]
-    axes = _image_rows([(f"{name}\n{part['flagged'].sum()} flagged", part["sample_id"].tolist()) for name, part in rows], images)
+    axes = _image_rows([(name.replace(" ", "\n"), part["sample_id"].tolist()) for name, part in rows], images)
     for (_, part), row in zip(rows, axes, strict=True):
         for ax, score, flagged in zip(row, part["score"], part["flagged"], strict=False):
             ax.set_title(_write_score(score), fontsize=6.5, pad=2)
@@ -34,11 +34,12 @@ def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
 def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples: pd.DataFrame, columns: int = 8) -> np.ndarray:
     """A row of images for each cluster of near-duplicates, at most `columns` of them, framed in the colour of their split.
 
-    clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order wanted; samples: for label and
-    split. A cluster whose frames differ in colour crosses a split. Array of axes (clusters, columns); None where a row is shorter.
+    clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order wanted; samples: sample_id,
+    label, split. Where frames differ in colour, a cluster crosses a split. Array of axes (clusters, columns); None where a row
+    is shorter.
     """
     named = samples.set_index("sample_id")
-    colors = class_colors(SPLITS)
+    colors = series_colors(SPLITS)
     parts = [part.head(columns) for _, part in clusters.groupby("cluster", sort=False)]
     rows = [(f"{part['size'].iloc[0]} images", part["sample_id"].tolist()) for part in parts]
     axes = _image_rows(rows, images, legend=True)
