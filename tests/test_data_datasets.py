@@ -29,8 +29,8 @@ def saved_set(tmp_path):
     hugging_face = pytest.importorskip("datasets")
     columns = {"image": [Image.new("L", (6, 4), number) for number in range(20)], "label": [0, 1] * 10}
     features = hugging_face.Features({"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["cat", "dog"])})
-    hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
-    return f"hub:{tmp_path / 'saved'}"
+    hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path.with_name(f"{tmp_path.name}-saved"))
+    return f"hub:{tmp_path}-saved"
 
 
 @pytest.mark.parametrize("name", available())

@@ -29,7 +29,8 @@ def test_an_image_that_cannot_be_drawn_is_a_blank_with_its_name():
 
 def test_clusters_are_framed_in_the_colour_of_their_split():
     samples = pd.DataFrame({"sample_id": list(IMAGES), "label": ["a", "b"] * 5, "split": ["train", "test"] * 5})
-    clusters = pd.DataFrame(
+    rows = [("s4", "s4", 2), ("s5", "s4", 2), ("s0", "s0", 3), ("s1", "s0", 3), ("s2", "s0", 3)]
+    clusters = pd.DataFrame(rows, columns=["sample_id", "cluster", "size"])
         {"sample_id": ["s4", "s5", "s0", "s1", "s2"], "cluster": ["s4"] * 2 + ["s0"] * 3, "size": [2] * 2 + [3] * 3}
     )
     axes = plot_clusters(IMAGES, clusters, samples, columns=2)
