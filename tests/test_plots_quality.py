@@ -31,8 +31,6 @@ def test_clusters_are_framed_in_the_colour_of_their_split():
     samples = pd.DataFrame({"sample_id": list(IMAGES), "label": ["a", "b"] * 5, "split": ["train", "test"] * 5})
     rows = [("s4", "s4", 2), ("s5", "s4", 2), ("s0", "s0", 3), ("s1", "s0", 3), ("s2", "s0", 3)]
     clusters = pd.DataFrame(rows, columns=["sample_id", "cluster", "size"])
-        {"sample_id": ["s4", "s5", "s0", "s1", "s2"], "cluster": ["s4"] * 2 + ["s0"] * 3, "size": [2] * 2 + [3] * 3}
-    )
     axes = plot_clusters(IMAGES, clusters, samples, columns=2)
     assert axes.shape == (2, 2) and axes[1, 0].get_title() == "s0\na"
     wanted = series_colors(["train", "val", "test"])
