@@ -23,9 +23,20 @@ def two_classes(tmp_path):
     return f"folder:{tmp_path}"
 
 
+@pytest.fixture
+def saved_set(tmp_path):
+    """20 images of two classes, written by Hugging Face's datasets."""
+    hugging_face = pytest.importorskip("datasets")
+    columns = {"image": [Image.new("L", (6, 4), number) for number in range(20)], "label": [0, 1] * 10}
+    features = hugging_face.Features({"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["cat", "dog"])})
+    hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path.with_name(f"{tmp_path.name}-saved"))
+    return f"hub:{tmp_path}-saved"
+
+
 @pytest.mark.parametrize("name", available())
-def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files):
-    data = load_dataset({"folder:": two_classes, "torchvision:": "torchvision:MNIST"}.get(name, name), seed=3)
+def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files, saved_set):
+    named = {"folder:": two_classes, "torchvision:": "torchvision:MNIST", "hub:": saved_set}
+    data = load_dataset(named.get(name, name), seed=3)
     check_samples(data.samples, data.classes)
     assert data.samples["sample_id"].is_monotonic_increasing
     assert len(data.excluded) == 0 and list(data.excluded.columns) == ["sample_id", "source", "reason"]

@@ -28,6 +28,7 @@ PIXEL_ISSUES = ("dark", "light", "blurry", "low_information", "odd_size", "odd_a
 ISSUES = ("unreadable", *PIXEL_ISSUES, "near_duplicate", "outlier", "wrong_label")
 UNRELATED_BITS = 128  # of 255, in which the hashes of unrelated images differ
 FOLDS = 5
+NEIGHBOURS = 10  # to whom the distance tells an outlier
 REGULARISATION = 0.01  # C of the logistic regression; of 1e-4, 1e-3 and 1e-2 the most accurate out of fold on ELPV
 
 
@@ -147,8 +148,10 @@ def _judge_vectors(samples: pd.DataFrame, vectors: np.ndarray | None, pairs: pd.
     judged = pd.DataFrame(dict(zip(names, (np.nan, False, np.nan, False, ""), strict=True)), index=samples.index)
     if vectors is None:
         return judged
-    outlier = _ask_cleanlab("outlier", samples["label"], features=vectors)
-    judged["outlier_score"], judged["is_outlier"] = outlier["outlier_score"].to_numpy(), outlier["is_outlier_issue"].to_numpy()
+    if len(samples) > NEIGHBOURS:
+        outlier = _ask_cleanlab({"outlier": {"k": NEIGHBOURS}}, samples["label"], features=vectors)
+        judged["outlier_score"] = outlier["outlier_score"].to_numpy()
+        judged["is_outlier"] = outlier["is_outlier_issue"].to_numpy()
     cluster = cluster_table(samples, pairs)["cluster"]
     sizes = cluster.groupby(samples["label"]).nunique()
     common = samples["label"].isin(sizes.index[sizes >= FOLDS])
@@ -156,24 +159,26 @@ def _judge_vectors(samples: pd.DataFrame, vectors: np.ndarray | None, pairs: pd.
     if samples.loc[rows, "label"].nunique() < 2:
         return judged
     prob = predict_out_of_fold(vectors[rows], samples.loc[rows], seed=seed, groups=cluster[rows])
-    wrong = _ask_cleanlab("label", samples.loc[rows, "label"], pred_probs=prob.to_numpy())
+    wrong = _ask_cleanlab({"label": {}}, samples.loc[rows, "label"], pred_probs=prob.to_numpy())
     judged.loc[rows, "wrong_label_score"] = wrong["label_score"].to_numpy()
     judged.loc[rows, "is_wrong_label"] = wrong["is_label_issue"].to_numpy()
     judged.loc[rows, "suggested"] = wrong["predicted_label"].where(wrong["is_label_issue"], "").to_numpy()
     return judged
 
 
-def _ask_cleanlab(issue: str, labels: pd.Series, **inputs: np.ndarray) -> pd.DataFrame:
+def _ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.DataFrame:
     from cleanlab import Datalab  # takes seconds to import
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         lab = Datalab({"label": labels.tolist()}, label_name="label", verbosity=0)
-        lab.find_issues(**inputs, issue_types={issue: {}})
-    return lab.get_issues(issue)
+        lab.find_issues(**inputs, issue_types=issue)
+    return lab.get_issues(*issue)
 
 
 def _list_unreadable(data: DataBundle) -> pd.DataFrame:
-    tried = data.excluded[data.excluded["reason"] != NOT_CHOSEN] if len(data.excluded) else data.excluded
-    broken = find_unreadable(data.read, tried)[["sample_id"]] if len(tried) else tried[["sample_id"]]
-    return broken.assign(label="", split="", unreadable_score=0.0, is_unreadable=True, suggested="")
+    tried = data.excluded[data.excluded["reason"] != NOT_CHOSEN]
+    broken = find_unreadable(data.read, tried)
+    no_image = broken["reason"].astype("str").str.contains("unknown sample_id")  # other files of a folder
+    broken = broken[~no_image]
+    return broken[["sample_id"]].assign(label="", split="", unreadable_score=0.0, is_unreadable=True, suggested="")

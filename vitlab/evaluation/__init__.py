@@ -7,6 +7,7 @@ from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.gaps import worst_slice_table
+from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
@@ -46,6 +47,7 @@ __all__ = [
     "describe_pairs",
     "expected_calibration_error",
     "friedman_table",
+    "leakage_table",
     "mcnemar_table",
     "merge_classes",
     "metrics_table",

@@ -27,6 +27,7 @@ from vitlab.plots.evaluation import (
 )
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.published import plot_published
+from vitlab.plots.quality import plot_clusters, plot_worst
 from vitlab.plots.remedies import plot_remedies
 from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
 from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
@@ -65,6 +66,7 @@ __all__ = [
     "plot_augmentations",
     "plot_class_balance",
     "plot_class_coverage",
+    "plot_clusters",
     "plot_comparison",
     "plot_conformal",
     "plot_confusion",
@@ -96,6 +98,7 @@ __all__ = [
     "plot_threshold",
     "plot_trials",
     "plot_uncertainty",
+    "plot_worst",
     "present",
     "readable",
     "series_colors",

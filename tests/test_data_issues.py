@@ -1,0 +1,243 @@
+"""The quality table on hand-made faults, and on label noise planted in digits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from cleanvision import Imagelab
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from tests import test_data_quality
+from vitlab.data import ISSUES, load_dataset, predict_out_of_fold, quality_summary, quality_table, worst_images
+from vitlab.data.issues import PIXEL_ISSUES
+from vitlab.schema import DataBundle
+
+
+def photo(seed, size=(256, 256)):
+    """Sharp blocks of grey on a full range of values."""
+    values = np.random.default_rng(seed).integers(0, 256, (24, 24), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+
+
+def make_bundle(images, labels=None):
+    excluded = pd.DataFrame(columns=["sample_id", "source", "reason"], dtype=str)
+    return replace(test_data_quality.make_bundle(images, labels), excluded=excluded)
+
+
+GOOD = {f"good{i:02d}": photo(i) for i in range(16)}
+STEPS = np.linspace(-1, 1, 256) ** 2  # a bright spot that fades away: no edge anywhere
+FAULTY = {
+    "black": Image.new("L", (256, 256), 3),
+    "white": Image.new("L", (256, 256), 253),
+    "smooth": Image.fromarray((255 * np.clip(1 - np.add.outer(STEPS, STEPS) / 1.9, 0, 1)).astype(np.uint8)),
+    "strip": photo(101, (600, 60)),
+    "huge": photo(102, (2560, 2560)),
+    "copy": ImageEnhance.Brightness(GOOD["good03"]).enhance(0.9),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    return make_bundle(GOOD | FAULTY)
+
+
+@pytest.fixture(scope="module")
+def table(faulty):
+    return quality_table(faulty)
+
+
+def flagged(table, issue):
+    return set(table.loc[table[f"is_{issue}"], "sample_id"])
+
+
+@pytest.mark.parametrize(
+    ("issue", "wanted"),
+    [
+        ("unreadable", set()),
+        ("dark", {"black"}),
+        ("light", {"white"}),
+        ("blurry", {"smooth"}),
+        ("low_information", {"black", "white"}),
+        ("odd_aspect_ratio", {"strip"}),
+        ("outlier", set()),
+        ("wrong_label", set()),
+    ],
+)
+def test_each_fault_is_flagged_by_its_issue_alone(table, issue, wanted):
+    assert flagged(table, issue) == wanted
+
+
+def test_copies_are_near_duplicates(table):
+    assert flagged(table, "near_duplicate") - {"black", "white", "smooth"} == {"good03", "copy"}  # blank images look alike
+
+
+def test_odd_sizes_are_found(table):
+    assert "huge" in flagged(table, "odd_size") and not flagged(table, "odd_size") & set(GOOD)
+
+
+def test_scores_run_from_bad_to_good(table):
+    rows = table.set_index("sample_id")
+    assert rows.loc["copy", "near_duplicate_score"] == rows.loc["good03", "near_duplicate_score"] < 0.1
+    assert rows.loc["good05", "near_duplicate_score"] == 1
+    for issue in ISSUES:
+        score = table[f"{issue}_score"].dropna()
+        assert score.between(0, 1).all()
+        bad = table[f"is_{issue}"]
+        if bad.any():
+            assert score[bad].max() < score[~bad].min()
+    assert table[["outlier_score", "wrong_label_score"]].isna().all(axis=None), "there were no embeddings"
+
+
+def test_the_pixels_are_judged_as_cleanvision_judges_files(table, tmp_path):
+    for name, image in (GOOD | FAULTY).items():
+        image.save(tmp_path / f"{name}.png")
+    lab = Imagelab(data_path=str(tmp_path), verbose=False)
+    lab.find_issues({issue: {} for issue in PIXEL_ISSUES}, 1, False)
+    wanted = lab.issues.set_index(lab.issues.index.map(lambda path: path.rsplit("/", 1)[-1].removesuffix(".png")))
+    rows = table.set_index("sample_id").loc[wanted.index]
+    for issue in PIXEL_ISSUES:
+        assert np.allclose(rows[f"{issue}_score"], wanted[f"{issue}_score"], atol=1e-9)
+        assert (rows[f"is_{issue}"] == wanted[f"is_{issue}_issue"]).all()
+
+
+def test_a_limit_leaves_gaps_in_what_was_not_looked_at(faulty):
+    part = quality_table(faulty, limit=5)
+    assert part["dark_score"].notna().sum() == 5 and not part.loc[part["dark_score"].isna(), "is_dark"].any()
+    assert len(part) == 22 and part["near_duplicate_score"].notna().all()
+    assert quality_summary(part).set_index("issue").loc["dark", "images"] == 5
+
+
+def test_unreadable_images_have_a_row_and_other_files_do_not():
+    def read(sample_id):
+        if sample_id == "broken":
+            raise OSError("truncated")
+        if sample_id == "notes.txt":
+            raise ValueError("unknown sample_id 'notes.txt'")
+        return GOOD[sample_id]
+
+    samples = make_bundle(GOOD).samples
+    reasons = [
+        ("broken", "b", "truncated"),
+        ("notes.txt", "n", "no image"),
+        ("good99", "g", "not in the table given as samples="),
+    ]
+    excluded = pd.DataFrame(reasons, columns=["sample_id", "source", "reason"])
+    table = quality_table(DataBundle("toy", ("a", "b"), samples, read, excluded))
+    assert flagged(table, "unreadable") == {"broken"} and len(table) == 17
+    row = table.iloc[-1]
+    assert row["unreadable_score"] == 0 and np.isnan(row["dark_score"]) and not row["is_dark"]
+
+
+def test_modes_of_all_kinds_are_judged():
+    grey = np.linspace(0, 65535, 96 * 96).reshape(96, 96)
+    images = {
+        "deep": Image.fromarray(grey.astype(np.uint16)),
+        "palette": photo(1).convert("P"),
+        "alpha": photo(2).convert("RGBA"),
+    }
+    table = quality_table(make_bundle(images))
+    assert table["dark_score"].notna().all() and not table["is_dark"].any()
+
+
+# what needs embeddings
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits"), load_digits().data
+
+
+def relabel(data, wrong):
+    samples = data.samples.copy()
+    samples.loc[wrong, "label"] = [str((int(label) + 1) % 10) for label in samples.loc[wrong, "label"]]
+    return DataBundle(data.name, data.classes, samples, data.read, data.excluded)
+
+
+@pytest.fixture(scope="module")
+def noisy(digits):
+    data, vectors = digits
+    wrong = np.sort(np.random.default_rng(0).choice(len(vectors), 50, replace=False))
+    no_pairs = pd.DataFrame(columns=["sample_id_a", "sample_id_b", "distance"])
+    return wrong, quality_table(relabel(data, wrong), vectors, pairs=no_pairs, limit=1)
+
+
+def test_planted_label_noise_is_found(digits, noisy):
+    data, _ = digits
+    wrong, table = noisy
+    found = np.flatnonzero(table["is_wrong_label"])
+    recall, precision = np.isin(wrong, found).mean(), np.isin(found, wrong).mean()
+    assert recall > 0.7 and precision > 0.7
+    hits = np.intersect1d(wrong, found)
+    assert (table["suggested"].iloc[hits] == data.samples["label"].iloc[hits]).mean() > 0.9
+    assert set(table.loc[~table["is_wrong_label"], "suggested"]) == {""}
+    assert np.isin(worst_images(table, "wrong_label", n=20)["sample_id"], data.samples["sample_id"].iloc[wrong]).mean() > 0.9
+
+
+def test_the_table_is_the_same_again(digits, noisy):
+    data, vectors = digits
+    wrong, table = noisy
+    no_pairs = pd.DataFrame(columns=["sample_id_a", "sample_id_b", "distance"])
+    pd.testing.assert_frame_equal(quality_table(relabel(data, wrong), vectors, pairs=no_pairs, limit=1), table)
+
+
+def test_an_outlier_in_the_space_of_embeddings_is_found(digits):
+    data, vectors = digits
+    odd = vectors.copy()
+    odd[7] = np.random.default_rng(0).integers(0, 16, 64)[::-1] * np.tile([0, 1], 32)
+    no_pairs = pd.DataFrame(columns=["sample_id_a", "sample_id_b", "distance"])
+    table = quality_table(data, odd, pairs=no_pairs, limit=1)
+    assert worst_images(table, "outlier", n=1)["sample_id"].item() == "digit0007" and table["is_outlier"][7]
+
+
+def test_predictions_are_of_models_that_have_not_seen_the_sample_or_its_copy():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 200))  # noise: whoever has seen a sample knows its label, others guess
+    vectors = np.concatenate([vectors, vectors])
+    labels = np.tile(rng.choice(["a", "b"], 60), 2)
+    samples = pd.DataFrame({"sample_id": [f"s{row}" for row in range(120)], "label": labels})
+    assert LogisticRegression().fit(vectors, labels).score(vectors, labels) == 1
+    seen = predict_out_of_fold(vectors, samples)
+    apart = predict_out_of_fold(vectors, samples, groups=np.tile(np.arange(60), 2))
+    assert list(seen) == ["a", "b"] and np.allclose(seen.sum(axis=1), 1)
+    assert (seen.idxmax(axis=1) == labels).mean() > 0.8
+    assert (apart.idxmax(axis=1) == labels).mean() < 0.7
+
+
+def test_classes_too_small_to_be_judged_have_gaps():
+    rng = np.random.default_rng(0)
+    images = {f"s{row:02d}": photo(row) for row in range(23)}
+    labels = ["a"] * 10 + ["b"] * 10 + ["c"] * 3
+    table = quality_table(
+        make_bundle(images, labels=labels), rng.normal(size=(23, 4)) + np.repeat([0, 3, 9], [10, 10, 3])[:, None]
+    )
+    assert table["wrong_label_score"].isna().tolist() == [False] * 20 + [True] * 3
+    assert table["outlier_score"].notna().all()
+    few = quality_table(make_bundle({name: images[name] for name in list(images)[:6]}, labels=list("aaabbb")), np.eye(6))
+    assert few[["outlier_score", "wrong_label_score"]].isna().all(axis=None)
+
+
+# summary and worst
+
+
+def test_the_summary_counts_and_names_the_worst(table):
+    summary = quality_summary(table).set_index("issue")
+    assert list(summary.index) == list(ISSUES)
+    assert summary.loc["dark", ["images", "flagged", "worst"]].tolist() == [22, 1, "black"]
+    assert summary.loc["dark", "share"] == pytest.approx(1 / 22) and summary.loc["dark", "score"] == pytest.approx(3 / 255)
+    assert summary.loc["outlier", ["images", "flagged", "worst"]].tolist() == [0, 0, ""] and np.isnan(
+        summary.loc["outlier", "share"]
+    )
+    assert summary.loc["unreadable", ["flagged", "worst"]].tolist() == [0, ""]
+
+
+def test_the_worst_come_first_and_the_faultless_not_at_all(table):
+    worst = worst_images(table, "odd_aspect_ratio", n=3)
+    assert worst["sample_id"].tolist() == ["strip"] and worst["score"].item() == pytest.approx(0.1) and worst["flagged"].item()
+    every = worst_images(table, n=2)
+    assert every.groupby("issue").size().max() == 2 and "outlier" not in set(every["issue"])
+    assert all(part["score"].is_monotonic_increasing for _, part in every.groupby("issue"))
+    with pytest.raises(ValueError, match=r"unknown issue 'blury'. Did you mean blurry"):
+        worst_images(table, "blury")
