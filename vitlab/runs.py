@@ -109,6 +109,17 @@ class Run:
         return self.info["parameters"]
 
     @property
+    def draw(self) -> str:
+        """What a run shares with those of other models: the seed, and how its images were split where that was not at random."""
+        split_by, folds, fold = (self.parameters.get(name) for name in ("split_by", "folds", "fold"))
+        parts = [
+            str(self.parameters.get("seed", 0)),
+            f"fold {fold or 0} of {folds}" if folds else "",
+            f"by {split_by}" if split_by else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+    @property
     def variant(self) -> str:
         """What sets this run apart from others of its model, where a batch compares several ways to train it; mostly empty."""
         return str(self.parameters.get("variant") or "")
@@ -178,17 +189,18 @@ def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
 
 
 def latest_runs(dataset: str, *, variants: bool = False) -> list[Run]:
-    """The newest finished run of each model and seed, ordered by model and seed.
+    """The newest finished run of each model and draw (seed, fold), ordered by them.
 
-    variants: the runs that have a variant, instead of those that have none: the newest of each model, variant and seed, the
+    variants: the runs that have a variant, instead of those that have none: the newest of each model, variant and draw, the
     variants in the order in which they were first trained.
     """
     newest: dict[tuple, Run] = {}
     for run in find_runs(dataset):
         if bool(run.variant) == variants:
-            newest[str(run.parameters.get("model")), run.variant, run.parameters.get("seed", 0)] = run
+            newest[str(run.parameters.get("model")), run.variant, run.draw] = run
     order = list(dict.fromkeys(variant for _, variant, _ in newest))
-    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), key[2]))]
+    place = {key: (key[0], order.index(key[1]), run.parameters.get("seed", 0), run.draw) for key, run in newest.items()}
+    return [newest[key] for key in sorted(newest, key=place.__getitem__)]
 
 
 def peak_memory_mb() -> int:

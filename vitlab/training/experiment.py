@@ -79,16 +79,23 @@ def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
 
 
 def finetune(
-    dataset: str, model: str, seed: int = 0, name: str = "", *, options: Mapping = MappingProxyType({}), **overrides
+    dataset: str,
+    model: str,
+    seed: int = 0,
+    name: str = "",
+    *,
+    options: Mapping = MappingProxyType({}),
+    splits: Mapping = MappingProxyType({}),
+    **overrides,
 ) -> Run:
     """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run.
 
-    options: of `build_model`. Called in each process of `accelerate launch`, all of them train; the first one writes.
+    options: of `build_model`; splits: of `load_dataset` (split_by, folds, fold). Called in each process of `accelerate launch`, all of them train; the first one writes.
     """
     config = recipe(model, seed=seed, **overrides)
-    data = add_synthetic(load_dataset(dataset, seed=seed), config.synthetic, config.synthetic_share, seed)
+    data = add_synthetic(load_dataset(dataset, seed=seed, **splits), config.synthetic, config.synthetic_share, seed)
     classifier = build_model(model, data.classes, seed=seed, **options)
-    parameters = {"dataset": dataset, "model": model, "seed": seed, **options, **overrides}
+    parameters = {"dataset": dataset, "model": model, "seed": seed, **splits, **options, **overrides}
     state = join_processes()
     if state.is_main_process:
         Run.create(name=name, **parameters)
