@@ -30,8 +30,8 @@ def remedy_table(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     scores: a row for each run and metric, with columns model, seed, metric, value. mean, spread: as in `comparison_table`.
     difference: the mean over the seeds that both have of value minus the baseline's value; lowest, highest: the least and the
-    greatest of these differences; rose: seeds in which it is above 0; seeds: how many there are. Of a few seeds that share test
-    images this is a description, not a test. ValueError for a baseline that is not among the models.
+    greatest of these differences; rose: seeds in which it is above 0; seeds: how many there are. Of a few seeds whose images
+    overlap this is a description, not a test. ValueError for a baseline that is not among the models.
     """
     summary = comparison_table(scores).drop(columns=["low", "high", "seeds"])
     if baseline not in set(scores["model"]):
