@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from vitlab.data.synthetic import drop_synthetic
 from vitlab.schema import SPLITS, DataBundle
 
 RARE = 10  # images of a class in a split, below which its share found moves by more than 10 % with one image
@@ -19,13 +20,15 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
 
     pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not looked for.
     """
-    samples = data.samples
+    samples = drop_synthetic(data.samples)
+    synthetic = len(data.samples) - len(samples)
     counts = _count(samples, "label", data.classes)
     groups = _count(samples, "group", sorted(samples["group"].astype(str).unique()))
     lines = [
         f"# Data card: {data.name}",
         "",
         f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,} excluded",
+        *([f"- Synthetic images, for training only and not counted below: {synthetic:,}"] if synthetic else []),
         f"- Version: {data.version or 'not stated'}",
         f"- Licence: {data.licence or 'not stated'}",
         f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines `sample_id split`)",
