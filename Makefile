@@ -26,6 +26,7 @@ lint: $(READY)              ## ruff over package, tests and notebooks
 bench: $(READY)             ## the benchmarks, one after the other
 	$(BIN)/python benchmarks/bench_batch.py
 	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_evaluation.py
 
 clean:                      ## what runs and reports made; the environment stays
 	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'tuning', 'cache', '_build', '_site')]"
