@@ -231,7 +231,7 @@ def test_few_seeds_or_models_are_said_not_tested(demsar):
         assert (table["verdict"] == "not tested").all()
     assert pairwise_table(one, "auc")["effect_size"].isna().all()
     pair = demsar[demsar["model"].isin(C45[:2])]
-    assert friedman_table(pair)["note"].iloc[0] == "2 models: needs three; for two there is pairwise_table"
+    assert friedman_table(pair)["note"].iloc[0] == "2 models, and the test needs three"
     assert ranks_table(pair, "auc")["critical_difference"].isna().all() and nemenyi_table(pair, "auc")["p"].isna().all()
     level = friedman_table(make_runs([[0.5] * 3, [0.6] * 3], "abc"))
     assert np.isnan(level["p"].iloc[0]) and level["note"].iloc[0] == "all models are level on every seed"

@@ -142,7 +142,7 @@ def read_seeds(runs_metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
 def say_too_few(models: int, seeds: int) -> str:
     """Why the models cannot be tested together; empty if they can."""
     if models < 3:
-        return f"{models} model{'s' * (models > 1)}: needs three; for two there is pairwise_table"
+        return f"{models} model{'s' * (models > 1)}, and the test needs three"
     return say_few_seeds(seeds) if seeds < 2 else ""
 
 

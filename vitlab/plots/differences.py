@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -80,7 +82,7 @@ def plot_critical_difference(ranks_table: pd.DataFrame, ax: Axes | None = None) 
         label = f"critical difference {critical:.2f}" + (", longer than the axis" if shown < critical else "")
         ax.text(low, 0.6, label, ha="left", va="bottom", fontsize=8)
     else:
-        ax.text(low, 0.6, table["note"].iloc[0], ha="left", va="bottom", fontsize=8, color=GREY)
+        ax.text(low, 0.6, textwrap.fill(table["note"].iloc[0], 80), ha="left", va="bottom", fontsize=8, color=GREY)
     ax.set_axis_off()
     return ax
 
