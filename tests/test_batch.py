@@ -414,7 +414,7 @@ def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, re
     wait_for(project / "pids")
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     batch.send_signal(number)
-    _, errors = batch.communicate(timeout=20)
+    _, errors = batch.communicate(timeout=60)
     assert batch.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
         assert errors == "Stopped. The same command carries on from here.\n"

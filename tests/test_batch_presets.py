@@ -71,7 +71,8 @@ def test_published_numbers_name_their_source_and_dataset():
 
 
 def test_remedies_for_imbalance_fit_together_and_differ():
-    tasks = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "imbalance.yml"))
+    planned = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "imbalance.yml"))
+    tasks = [task for task in planned if task.step.notebook == "03_finetune"]
     names = {field.name for field in fields(TrainConfig)}
     recipes = {}
     for task in tasks:
@@ -80,3 +81,11 @@ def test_remedies_for_imbalance_fit_together_and_differ():
         recipes[task.point["variant"]] = recipe(task.parameters["model"], **given)
     assert len({task.run for task in tasks}) == len(tasks) == 3 * len(recipes)
     assert len(set(recipes.values())) == len(recipes)
+
+
+def test_the_published_protocol_is_planned():
+    tasks = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "elpv-published.yml"))
+    trained = [task for task in tasks if task.step.notebook == "03_finetune"]
+    assert len({task.run for task in trained}) == len(trained) == 30
+    assert {task.parameters["class_weights"] for task in trained} == {"none"}
+    recipe("hybrid_vit", class_weights="none")

@@ -6,7 +6,6 @@ import importlib.resources
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
@@ -42,7 +41,7 @@ def elpv_grade() -> Source:
     return _load_source(GRADES, labels=lambda probability: (3 * probability).round().astype(int), coarser=COARSER)
 
 
-def _load_source(classes, labels, coarser=MappingProxyType({})):
+def _load_source(classes, labels, coarser=None):
     root = Path(str(importlib.resources.files("elpv_dataset") / "data"))
     table = pd.read_csv(root / "labels.csv", sep=r"\s+", header=None, names=["source", "defect_probability", "group"])
     samples = pd.DataFrame(
@@ -64,5 +63,5 @@ def _load_source(classes, labels, coarser=MappingProxyType({})):
         strata=("defect_probability", "group"),
         licence=LICENCE,
         citation=CITATION,
-        coarser=coarser,
+        coarser=coarser or {},
     )
