@@ -101,6 +101,49 @@ def test_chosen_layers_in_the_order_asked_for(vit, anatomy):
     assert len(chosen) == 2 and torch.equal(chosen[0], every[2]) and torch.equal(chosen[1], every[0])
 
 
+def test_chosen_heads(vit, anatomy):
+    images = torch.randn(2, 3, *SIZE)
+    with record_attention(vit, anatomy) as every:
+        run(vit, images)
+    with record_attention(vit, anatomy, layers=[1], heads=[-1]) as chosen:
+        run(vit, images)
+    assert chosen[0].shape == (2, 1, 7, 7) and torch.equal(chosen[0][:, 0], every[1][:, 1])
+    for heads, message in (([2], "no attention head 2: the layer has 2"), ([], "heads is empty")):
+        with pytest.raises(ValueError, match=message), record_attention(vit, anatomy, heads=heads):
+            run(vit, images)
+
+
+@pytest.mark.parametrize("heads", [None, [1]])
+def test_gradients_are_those_of_finite_differences(vit, anatomy, heads):
+    """The last block's attention moved by hand, block by block from the weights, against autograd through the recording."""
+    images = torch.randn(2, 3, *SIZE)
+    with record_attention(vit, anatomy, heads=heads, gradients=True) as attention, torch.enable_grad():
+        logits = vit(images)
+        score = logits[:, 1].sum()
+        gradients = torch.autograd.grad(score, attention)
+    torch.testing.assert_close(logits.detach(), run(vit, images), atol=1e-4, rtol=1e-4)
+    with record_attention(vit, anatomy) as every:
+        run(vit, images)
+    full, matrix = every[2].double(), attention[2].detach().double()
+    vit = vit.double()
+    last, tokens = vit.blocks[2], vit.blocks[1](vit.blocks[0](vit.embed_tokens(images.double())))
+
+    def score_with(moved):
+        used = full.clone()
+        used[:, [0, 1] if heads is None else heads] = moved
+        value = last.attn.qkv(last.norm1(tokens))[..., 48:].unflatten(2, (2, 12)).transpose(1, 2)  # (B, H, T, 12)
+        out = tokens + last.attn.proj((used @ value).transpose(1, 2).flatten(2))
+        out = out + last.mlp(last.norm2(out))
+        return vit.head(vit.pool(out))[:, 1].sum().item()
+
+    for place in ((0, 0, 0, 3), (1, 0, 0, 0)):
+        step = torch.zeros_like(matrix)
+        step[place] = 1e-4
+        slope = (score_with(matrix + step) - score_with(matrix - step)) / 2e-4
+        assert slope == pytest.approx(gradients[2][place].item(), rel=1e-2, abs=1e-4)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
 def test_holds_the_latest_forward_pass(vit, anatomy):
     first, second = torch.randn(1, 3, *SIZE), torch.randn(4, 3, *SIZE)
     with record_attention(vit, anatomy) as alone:

@@ -131,6 +131,15 @@ def test_the_target_is_the_predicted_class_unless_named():
     np.testing.assert_allclose(found.values, explain(model, images, "saliency", predicted).values, rtol=1e-3, atol=1e-6)
 
 
+def test_the_difference_of_two_logits():
+    model = cached_model("resnet18")
+    images = make_images(model)
+    found = explain(model, images, "integrated_gradients", "a", versus=["b", "c", "b"], steps=2)
+    assert (found.target, found.versus) == (("a",) * 3, ("b", "c", "b"))
+    a, b, c = (explain(model, images, "integrated_gradients", name, steps=2).values for name in CLASSES)
+    np.testing.assert_allclose(found.values, a - np.stack([b[0], c[1], b[2]]), atol=1e-6)
+
+
 def test_which_methods_suit_which_model():
     assert available() == ["grad_cam", "integrated_gradients", "rollout", "saliency"]
     assert suitable_methods(cached_model("hybrid_vit"), among=("saliency", "rollout", "grad_cam")) == [
@@ -183,7 +192,9 @@ def test_images_of_another_size_where_the_model_cannot(name, size):
         ),
         ({"target": "d"}, "unknown target 'd'.*Choices: a, b, c"),
         ({"target": ["a", "b", 1]}, "unknown target '1'"),
-        ({"target": ["a", "b"]}, "2 targets for 3 images"),
+        ({"target": ["a", "b"]}, "2 names in target for 3 images"),
+        ({"versus": "e"}, "unknown versus 'e'"),
+        ({"target": ["a", "b", "c"], "versus": "b"}, "target and versus of sample 1 are both 'b'"),
         ({"sample_ids": ["x"]}, "1 sample_ids for 3 images"),
         ({"images": torch.zeros(3, 64, 64)}, r"not torch.float32 \(3, 64, 64\)"),
         ({"images": torch.zeros(0, 3, 64, 64)}, "at least one image"),

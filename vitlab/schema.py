@@ -97,6 +97,7 @@ class AttributionMap:
     """One map an image: how much each pixel (or token, enlarged to pixels) spoke for the target.
 
     values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean evidence against.
+    versus: where differences of two logits are explained, the class name of the one subtracted, for each map; else empty.
     """
 
     values: np.ndarray = field(repr=False)
@@ -104,6 +105,7 @@ class AttributionMap:
     target: tuple[str, ...]
     sample_ids: tuple[str, ...]
     signed: bool
+    versus: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.values.ndim != 3 or len(self.values) != len(self.sample_ids) or len(self.target) != len(self.sample_ids):

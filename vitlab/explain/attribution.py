@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from captum.attr import IntegratedGradients, Saliency
 
-from vitlab.explain.inspection import check_gradient
+from vitlab.explain.inspection import check_gradient, score_targets
 from vitlab.explain.methods import explanation
 
 BATCH = 8  # interpolated images in memory at once
@@ -25,9 +25,9 @@ def integrated_gradients(model, images, targets, steps=8, baseline=0.0):
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
-    method = IntegratedGradients(model.module)
+    method = IntegratedGradients(score_targets(model.module))
     points = [baseline + share * (images - baseline) for share in BREAKS]
-    options = {"target": targets, "n_steps": steps, "internal_batch_size": max(BATCH, len(images))}
+    options = {"additional_forward_args": targets, "n_steps": steps, "internal_batch_size": max(BATCH, len(images))}
     found = sum(method.attribute(end, start, **options) for start, end in pairwise(points))  # (B, 3, h, w)
     if (images != baseline).any():
         check_gradient(found, "the pixels")
@@ -40,6 +40,8 @@ def saliency(model, images, targets):
 
     Source: Simonyan et al. 2013, arXiv 1312.6034.
     """
-    found = Saliency(model.module).attribute(images.requires_grad_(), target=targets)  # (B, 3, h, w)
+    found = Saliency(score_targets(model.module)).attribute(
+        images.requires_grad_(), additional_forward_args=targets
+    )  # (B, 3, h, w)
     check_gradient(found, "the pixels")
     return found.amax(dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,13 +25,18 @@ def inspecting(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def select_logits(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
-    """The logit of each image's target class: (B, num_classes) -> (B,)."""
-    return logits[torch.arange(len(targets)), list(targets)]
+def select_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What is to be explained: each image's sum of logits (B, num_classes), weighted by its row of `targets`: (B,)."""
+    return (logits * targets).sum(dim=1)
+
+
+def score_targets(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A function (images, targets) -> (B,), as Captum wants it: `targets` goes into additional_forward_args."""
+    return lambda images, targets: select_logits(module(images), targets)
 
 
 def differentiate_at(
-    layer: str, module: nn.Module, images: torch.Tensor, targets: Sequence[int], *, before: bool = False
+    layer: str, module: nn.Module, images: torch.Tensor, targets: torch.Tensor, *, before: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a layer gives out (with `before`: takes in), and the gradient of the target logits with respect to it.
 

@@ -22,7 +22,8 @@ methods = Registry("explanation method")
 class Method:
     """A way to explain, with what is to be known about it.
 
-    compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and B class indices to maps
+    compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and the weights (B, num_classes)
+        of the logits whose sum is to be explained (1 for the target class, -1 for one it is held against), to maps
         (B, rows, columns), as coarse as the method sees them. It is called with the model in evaluation mode, its parameters
         frozen and gradients on, and must treat every image by itself.
     signed: whether negative values mean evidence against the target.
@@ -64,14 +65,17 @@ def explain(
     target: str | Sequence[str] | None = None,
     sample_ids: Sequence[str] | None = None,
     *,
+    versus: str | Sequence[str] | None = None,
     batch_size: int = 8,
     **options,
 ) -> AttributionMap:
     """One map an image: how much each pixel spoke for the target class, enlarged to the images' size where it is coarser.
 
     images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name for all images, one for each,
-    or None for the class that the model predicts. batch_size: images worked on at once, which bounds the memory. options: of the
-    method. An image's map does not depend on the others, and the model is left as it was.
+    or None for the class that the model predicts; hand over the labels to explain the true class. versus: a class (for all, or
+    one for each) whose logit is subtracted: what speaks for the target *rather than* for this one? batch_size: images worked on
+    at once, which bounds the memory. options: of the method. An image's map does not depend on the others, and the model is left
+    as it was.
 
     Raises ValueError for an unknown method, option or target, for a method that this model has no parts for, for images of a size
     that it cannot take, and where no gradient reaches what a method looks at.
@@ -88,7 +92,8 @@ def explain(
     sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
     if len(sample_ids) != len(images):
         raise ValueError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
-    targets = _read_targets(model, target, len(images))
+    targets = _read_classes(model, target, len(images), "target")
+    against = _read_classes(model, versus, len(images), "versus")
     weight = next(model.module.parameters())
     maps = []
     with inspecting(model.module):
@@ -96,15 +101,30 @@ def explain(
             batch = images[start : start + batch_size].to(weight.device, weight.dtype).detach().clone()
             if target is None:
                 targets += _predict(model, batch)
-            found = chosen.compute(model, batch, targets[start : start + batch_size], **options)  # (B, rows, columns)
-            maps.append(_enlarge(found, images.shape[-2:]))
-    names = tuple(model.classes[index] for index in targets)
-    return AttributionMap(np.concatenate(maps), method, names, sample_ids, chosen.signed)
+            part = slice(start, start + batch_size)
+            weights = _weigh_logits(model, targets[part], against[part], sample_ids[part]).to(batch)  # (B, num_classes)
+            maps.append(_enlarge(chosen.compute(model, batch, weights, **options), images.shape[-2:]))
+    names, others = (tuple(model.classes[index] for index in indices) for indices in (targets, against))
+    return AttributionMap(np.concatenate(maps), method, names, sample_ids, chosen.signed, others)
 
 
 @torch.no_grad()
 def _predict(model, images) -> list[int]:
     return model.module(images).argmax(dim=1).tolist()
+
+
+def _weigh_logits(model, targets, against, sample_ids) -> torch.Tensor:
+    """(B, num_classes): 1 for the target, -1 for the class it is held against, 0 for the others."""
+    weights = F.one_hot(torch.tensor(targets), len(model.classes))
+    if not against:
+        return weights
+    for sample_id, index, other in zip(sample_ids, targets, against, strict=True):
+        if index == other:
+            raise ValueError(
+                f"target and versus of sample {sample_id} are both {model.classes[index]!r}, and the difference of a logit and "
+                "itself is always 0; leave versus out, or name another class for this image"
+            )
+    return weights - F.one_hot(torch.tensor(against), len(model.classes))
 
 
 def _enlarge(maps: torch.Tensor, size) -> np.ndarray:
@@ -146,14 +166,14 @@ def _fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
         ) from error
 
 
-def _read_targets(model, target, count) -> list[int]:
-    """Class indices of the targets; none yet where the model's prediction decides."""
-    if target is None:
+def _read_classes(model, given, count, what) -> list[int]:
+    """Class indices, one for each image; none where nothing is given."""
+    if given is None:
         return []
-    names = [target] * count if isinstance(target, str) else list(target)
+    names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
-        raise ValueError(f"{len(names)} targets for {count} images; give one class name for all, or one for each image")
+        raise ValueError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
     for name in names:
         if name not in model.classes:
-            raise ValueError(unknown("target", str(name), list(model.classes)))
+            raise ValueError(unknown(what, str(name), list(model.classes)))
     return [model.classes.index(name) for name in names]
