@@ -4,16 +4,18 @@ from vitlab.explain.attention import record_attention
 from vitlab.explain.attribution import integrated_gradients, saliency
 from vitlab.explain.cam import grad_cam
 from vitlab.explain.methods import available, explain, suitable_methods
-from vitlab.explain.rollout import compute_rollout, rollout
+from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, transformer_attribution
 
 __all__ = [
     "available",
     "compute_rollout",
     "explain",
     "grad_cam",
+    "gradient_rollout",
     "integrated_gradients",
     "record_attention",
     "rollout",
     "saliency",
     "suitable_methods",
+    "transformer_attribution",
 ]
