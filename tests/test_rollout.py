@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from vitlab.explain import compute_rollout, explain, record_attention
-from vitlab.explain.interception import AttentionCall, intercept_attention
+from vitlab.explain.interception import intercept_attention
 from vitlab.models import build_model
+from vitlab.schema import Anatomy
 
 TIMM_VIT = {"pretrained": False, "depth": 3, "embed_dim": 24, "num_heads": 2, "size": (32, 48)}
 
@@ -113,7 +114,7 @@ def test_a_classifier_that_reads_nothing_is_an_error():
 
 
 def reference_rollout(attention, head_fusion, discard):
-    """rollout of github.com/jacobgil/vit-explain (vit_rollout.py) for one image, (L, H, T, T) -> (T, T); rows by their own sums."""
+    """rollout of github.com/jacobgil/vit-explain for one image, (L, H, T, T) -> (T, T); rows by their own sums."""
     result = np.eye(attention.shape[-1])
     for layer in attention:
         fused = {"mean": layer.mean(axis=0), "max": layer.max(axis=0), "min": layer.min(axis=0)}[head_fusion]
@@ -196,7 +197,7 @@ def reference_gradient_rollout(pairs, discard):
 
 
 def reference_attribution(pairs):
-    """generate_relevance of github.com/hila-chefer/Transformer-MM-Explainability (Transformer_MM_explainability_ViT), one image."""
+    """generate_relevance of github.com/hila-chefer/Transformer-MM-Explainability , one image."""
     R = torch.eye(pairs[0][0].shape[-1])
     for cam, grad in pairs:
         cam = (grad * cam).clamp(min=0).mean(dim=0)  # avg_heads
@@ -256,9 +257,9 @@ def test_an_error_inside_leaves_no_hook_behind():
         model.module(torch.randn(1, 3, 16, 16))
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
     assert [block.attn.fused_attn for block in model.module.blocks] == [True, False]
-    with pytest.raises(RuntimeError, match="no attention was computed in blocks.0.attn"):
-        with intercept_attention(model.module, model.anatomy, lambda call: call.compute_output()):
-            pass
+    nothing = intercept_attention(model.module, model.anatomy, lambda call: call.compute_output())
+    with pytest.raises(RuntimeError, match=r"no attention was computed in blocks\.0\.attn"), nothing:
+        pass
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": "float"}, {"attn_mask": "bool"}])
@@ -266,5 +267,18 @@ def test_intercepted_matrices_give_the_output_of_the_kernel(options):
     if "attn_mask" in options:
         mask = torch.randn(5, 5)
         options = {"attn_mask": mask if options["attn_mask"] == "float" else mask > -1}
-    call = AttentionCall(0, torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), (), options)
-    torch.testing.assert_close(call.compute_matrix() @ call.value, call.compute_output(), atol=1e-6, rtol=1e-5)
+
+    class Kernel(torch.nn.Module):
+        def forward(self, query):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    def answer(call):
+        calls.append((call.compute_matrix() @ call.value, call.compute_output()))
+        return 2 * calls[-1][1]
+
+    key, value, calls, module = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), [], torch.nn.Sequential(Kernel())
+    with intercept_attention(module, Anatomy("vit", ("0",), ("0",), 0, (1, 5), ()), answer):
+        output = module(torch.randn(2, 3, 5, 4))
+    ((own, kernel),) = calls
+    torch.testing.assert_close(own, kernel, atol=1e-6, rtol=1e-5)
+    assert torch.equal(output, 2 * kernel)

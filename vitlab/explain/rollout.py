@@ -53,7 +53,6 @@ def rollout(model, images, targets, head_fusion="mean", discard=0.0):
         mixed[call.layer] = _mix_with_residual(_fuse_heads(matrix, head_fusion), discard, anatomy.num_prefix_tokens)
         return matrix @ call.value
 
-    _check_blocks(anatomy)
     with intercept_attention(model.module, anatomy, keep_mixed):
         _, gradient = differentiate_at(anatomy.blocks[-1], model.module, images, targets)  # (B, T, C)
     return _follow_back(share_read_tokens(gradient), [mixed[layer].detach() for layer in sorted(mixed)], anatomy)
@@ -99,7 +98,6 @@ def share_read_tokens(gradient: torch.Tensor) -> torch.Tensor:
 
 def _record_gradients(model, images, targets) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Attention of all blocks, its gradients, each (B, H, T, T), and the share (B, T) of the tokens that are read."""
-    _check_blocks(model.anatomy)
     outputs = []
     last = model.module.get_submodule(model.anatomy.blocks[-1])
     hook = last.register_forward_hook(lambda _, __, output: outputs.append(output))
@@ -145,11 +143,3 @@ def _check_options(head_fusion, discard) -> None:
         raise ValueError(unknown("head_fusion", head_fusion, list(FUSIONS)))
     if not 0 <= discard < 1:
         raise ValueError(f"discard is a share of the attention and must be at least 0 and below 1, not {discard!r}")
-
-
-def _check_blocks(anatomy: Anatomy) -> None:
-    if not anatomy.blocks:
-        raise ValueError(
-            f"this model ({anatomy.kind}) has no blocks that see one and the same sequence of tokens, so attention cannot be followed "
-            "from last to first; use the methods attention or grad_cam"
-        )
