@@ -35,6 +35,14 @@ def score_targets(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], t
     return lambda images, targets: select_logits(module(images), targets)
 
 
+def find_layer(name: str, module: nn.Module) -> nn.Module:
+    """The submodule of this name, or ValueError."""
+    parts = dict(module.named_modules())
+    if name not in parts:
+        raise ValueError(f"the model has no layer {name!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+    return parts[name]
+
+
 def differentiate_at(
     layer: str, module: nn.Module, images: torch.Tensor, targets: torch.Tensor, *, before: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +50,7 @@ def differentiate_at(
 
     Both have the layer's own shape, (B, ...). The gradient is computed from the logits back to the layer and no further.
     """
-    parts = dict(module.named_modules())
-    if layer not in parts:
-        raise ValueError(f"the model has no layer {layer!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+    part = find_layer(layer, module)
     leaf = None
 
     def start_graph(tensor):
@@ -55,9 +61,9 @@ def differentiate_at(
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
     if before:
-        hook = parts[layer].register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
+        hook = part.register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
     else:
-        hook = parts[layer].register_forward_hook(lambda _, __, output: start_graph(output))
+        hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
     try:
         logits = module(images)
     finally:

@@ -63,7 +63,8 @@ def gradient_rollout(model, images, targets, discard=0.0):
     """Rollout of attention that is weighted by its gradient: heads and places that do not raise the target logit drop out.
 
     In each block A becomes the mean over heads of A times the gradient of the target logit with respect to A, negative values
-    cut off; then as in rollout. Source: github.com/jacobgil/vit-explain (VITAttentionGradRollout), rows divided by their own sums.
+    cut off; then as in rollout. Source: VITAttentionGradRollout of github.com/jacobgil/vit-explain, but rows are divided by
+    their own sums.
     """
     _check_options("mean", discard)
     attention, gradients, share = _record_gradients(model, images, targets)
