@@ -1,7 +1,7 @@
 """Why a model decides as it does: attention made visible, and maps of what each pixel contributed."""
 
+from vitlab.explain import attention_maps
 from vitlab.explain.attention import record_attention
-from vitlab.explain.attention_maps import attention
 from vitlab.explain.attribution import integrated_gradients, saliency
 from vitlab.explain.cam import eigen_cam, grad_cam, grad_cam_plus_plus, layer_cam, score_cam
 from vitlab.explain.heads import attention_change_table, attention_table, head_ablation_table
@@ -10,6 +10,7 @@ from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, t
 
 __all__ = [
     "attention_change_table",
+    "attention_maps",
     "attention_table",
     "available",
     "compute_rollout",

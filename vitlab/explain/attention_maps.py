@@ -16,9 +16,9 @@ def attention(model, images, targets, layer=-1, head=None):
     """Where the tokens that the classifier reads look in one layer: their attention to each patch.
 
     They are the class token, class and distillation token, or all patches where these are averaged, as in rollout. What they keep
-    for prefix tokens is not shown, so a map may sum to less than 1. It does not depend on the class, and early layers say little
-    about the decision (Jain and Wallace 2019, arXiv 1902.10186). layer: number of the block, negative from the end. head: number of
-    the head; None takes the mean over all.
+    for prefix tokens is not shown, so a map may sum to less than 1. It does not depend on the class, and where a model looks is
+    not yet why it decides (Jain and Wallace 2019, arXiv 1902.10186).
+    layer: number of the block, negative from the end. head: number of the head; None takes the mean over all.
     """
     anatomy = model.anatomy
     (index,) = choose_indices([layer], len(list_attention(anatomy)), "layer")

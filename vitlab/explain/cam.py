@@ -122,7 +122,7 @@ def _score_masks(module, image, maps, target) -> torch.Tensor:
 
 
 def _project_on_first(centred: torch.Tensor) -> torch.Tensor:
-    """Projection (B, N) of the rows of (B, N, C) on the first right singular vector, from the smaller of the two Gram matrices."""
+    """Projection (B, N) of the rows of (B, N, C) on the first right singular vector, by the smaller Gram matrix."""
     rows, columns = centred.shape[1:]
     if rows <= columns:
         values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""What each attention head does: how far it looks, how widely, what the decision loses without it, what fine-tuning made of it."""
+"""What each attention head does: how far and widely it looks, what the decision loses without it, what fine-tuning made of it."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def head_ablation_table(
 ) -> pd.DataFrame:
     """What happens when one head's output is taken away: a row for each head, at a forward pass of all images each.
 
-    target: a class name for all images or one for each, such as their labels; by default the class predicted for each. replacement:
-    zero, or mean, the head's own mean over the tokens of the image, which takes away where it looked and leaves its level.
-    Columns: layer, head, change (of the target's probability, mean over images; below 0 the head spoke for the target), low, high (95%
-    bootstrap interval over images), accuracy (share of images whose top class is the target, without the head), accuracy_change.
+    target: a class name for all images or one for each, such as their labels; by default the class predicted for each.
+    replacement: zero, or mean, the head's own mean over the tokens of the image, which takes away where it looked and leaves its
+    level. Columns: layer, head, change (of the target's probability, mean over images; below 0 the head spoke for the target),
+    low, high (95% bootstrap interval over images), accuracy (share of images whose top class is the target, without the head),
+    accuracy_change.
     Source: Michel et al. 2019, arXiv 1905.10650.
     """
     if replacement not in REPLACEMENTS:
@@ -76,10 +77,12 @@ def head_ablation_table(
         tuple[int, int], list[np.ndarray]
     ] = {}  # the head -> for each batch, change and whether the target is on top, twice
     with inspecting(model.module), torch.no_grad():
-        for start, batch in zip(range(0, len(images), batch_size), _split(images, batch_size), strict=True):
+        for number, batch in enumerate(_split(images, batch_size)):
             counts, probs = _count_heads(model, anatomy, batch, layers)
             chosen = (
-                probs.argmax(dim=1) if named is None else torch.tensor(named[start : start + batch_size], device=probs.device)
+                probs.argmax(dim=1)
+                if named is None
+                else torch.tensor(named[number * batch_size :][:batch_size], device=probs.device)
             )
             for layer in layers:
                 for head in range(counts[layer]):
