@@ -12,15 +12,21 @@ from torch.overrides import TorchFunctionMode
 
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
-SAME = {F.dropout, torch.dropout, torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.contiguous}  # the same weights, in eval mode
+SAME = {
+    F.dropout,
+    torch.dropout,
+    torch.Tensor.to,
+    torch.Tensor.type_as,
+    torch.Tensor.contiguous,
+}  # the same weights, in eval mode
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """One computation of attention.
 
-    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the weights, (B, H, T, T), float32.
-    A model that folds or leaves out the heads has one axis less in each.
+    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the weights, (B, H, T, T),
+    float32. A model that folds or leaves out the heads has one axis less in each.
     """
 
     output: torch.Tensor
@@ -74,7 +80,7 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def form_weights(query, key, value, attn_mask=None, *args, **kwargs) -> torch.Tensor:
-    """The matrix (B, H, T, T), float32, behind one call of the fused kernel with these arguments: softmax(...) @ 1, mask and all."""
+    """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments: softmax(...) @ 1, masked as well."""
     query, key = query.float(), key.float()
     mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
