@@ -124,11 +124,9 @@ class _Watch(AttentionWatch):
             self.attention[name] = _Attention(batch, queries, keys, window)
         return call.output
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        output = super().__torch_function__(function, types, args, kwargs)
-        if self.weights is not None and self.weights.shape[-1] == self.weights.shape[-2]:
+    def see_weights(self, weights: torch.Tensor) -> None:
+        if weights.shape[-1] == weights.shape[-2]:
             self.attending.add(self.running[-1][0])
-        return output
 
     def _enter(self, name):
         def enter(part, inputs):

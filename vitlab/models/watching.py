@@ -49,6 +49,9 @@ class AttentionWatch(TorchFunctionMode):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         raise NotImplementedError
 
+    def see_weights(self, weights: torch.Tensor) -> None:
+        """Called with every softmax over the last axis, (..., T, T) or of another shape, whatever becomes of it."""
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
@@ -58,6 +61,7 @@ class AttentionWatch(TorchFunctionMode):
         output = function(*args, **kwargs)
         if function in SOFTMAX and output.ndim > 2 and _is_last(args, kwargs, output.ndim):
             self.weights = output
+            self.see_weights(output)
         elif self.weights is not None and args and args[0] is self.weights:
             if function in SAME:
                 self.weights = output
@@ -80,7 +84,7 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def form_weights(query, key, value, attn_mask=None, *args, **kwargs) -> torch.Tensor:
-    """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments: softmax(...) @ 1, masked as well."""
+    """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments: softmax(...) @ 1, and masks."""
     query, key = query.float(), key.float()
     mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
