@@ -52,6 +52,7 @@ def record_attention(
     parts = [module.get_submodule(name) for name in names]
     with ExitStack() as stack:
         stack.enter_context(evaluating(module))
+        stack.callback(module.register_forward_pre_hook(recorder.start, with_kwargs=True).remove)
         for position, part in enumerate(parts):
             stack.callback(part.register_forward_pre_hook(recorder.enter(position)).remove)
             stack.callback(part.register_forward_hook(recorder.leave, always_call=True).remove)
@@ -74,6 +75,10 @@ class _Recorder(AttentionWatch):
         self.names, self.windows, self.heads, self.gradients = names, windows, heads, gradients
         self.found: list[torch.Tensor | None] = [None] * len(names)
         self.running: int | None = None
+        self.batch = 0
+
+    def start(self, module, inputs, options):
+        self.batch = next((len(value) for value in (*inputs, *options.values()) if isinstance(value, torch.Tensor)), 0)
 
     def enter(self, position: int):
         def hook(module, inputs):
@@ -91,11 +96,11 @@ class _Recorder(AttentionWatch):
         if self.found[self.running] is not None:
             raise RuntimeError(f"{name} combines several attention matrices; no single one says where its tokens look")
         with torch.set_grad_enabled(self.gradients):
-            self.found[self.running], own = _recompute_attention(name, call, self.heads, window)
+            self.found[self.running], own = _recompute_attention(name, call, self.heads, window, self.batch)
         return own if self.gradients else call.output
 
 
-def _recompute_attention(name, call, heads, window) -> tuple[torch.Tensor, torch.Tensor]:
+def _recompute_attention(name, call, heads, window, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The matrices (B, heads, T, T) behind one computation of attention, proven, and the output computed with them."""
     with torch.autocast(call.output.device.type, enabled=False):
         attention, value = call.form(), call.value.float()
@@ -104,7 +109,7 @@ def _recompute_attention(name, call, heads, window) -> tuple[torch.Tensor, torch
             attention, value = attention[:, None], value[:, None]
         heads = _choose_heads(heads, attention.shape[-3])
         chosen = attention if heads is None else attention[:, heads]
-        kept = _spread_windows(name, chosen, window) if window else chosen
+        kept = _spread_windows(name, chosen, window, batch) if window else chosen
         if torch.is_grad_enabled():
             kept = kept if kept.requires_grad else kept.detach().requires_grad_()
             chosen = _gather_windows(kept, chosen, window) if window else kept
@@ -118,17 +123,17 @@ def _recompute_attention(name, call, heads, window) -> tuple[torch.Tensor, torch
     return kept, own.to(call.output.dtype)
 
 
-def _spread_windows(name, attention: torch.Tensor, window: Window) -> torch.Tensor:
+def _spread_windows(name, attention: torch.Tensor, window: Window, batch: int) -> torch.Tensor:
     """Attention within windows, (B * windows, H, t, t), on the whole map: (B, H, T, T), tokens row by row, 0 across windows."""
     places = place_tokens(window)  # (windows, t)
-    if len(attention) % len(places) or attention.shape[-1] != places.shape[1]:
+    if len(attention) != batch * len(places) or attention.shape[-1] != places.shape[1]:
         raise RuntimeError(
-            f"{name} cut {len(attention)} windows of {attention.shape[-1]} tokens from its maps, not {len(places)} of "
-            f"{places.shape[1]} from each; find_anatomy(module, size) tells for images of another size"
+            f"{name} cut {len(attention)} windows of {attention.shape[-1]} tokens from its maps, not {batch * len(places)} of "
+            f"{places.shape[1]}; find_anatomy(module, size) tells for images of another size"
         )
     num_tokens = window.grid[0] * window.grid[1]
     inside, cells = _pair_tokens(places, num_tokens, attention.device)
-    attention = attention.unflatten(0, (-1, len(places))).transpose(1, 2)  # (B, H, windows, t, t)
+    attention = attention.unflatten(0, (batch, -1)).transpose(1, 2)  # (B, H, windows, t, t)
     spread = attention.new_zeros(*attention.shape[:2], num_tokens**2)
     return spread.index_copy(2, cells, attention[..., inside]).unflatten(2, (num_tokens, num_tokens))
 
