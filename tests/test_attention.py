@@ -15,6 +15,7 @@ from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 from vitlab.explain import record_attention
 from vitlab.models import find_anatomy
 from vitlab.models.vit import VisionTransformer
+from vitlab.models.watching import form_weights
 from vitlab.schema import Anatomy
 
 SIZE = (16, 24)
@@ -306,6 +307,26 @@ def test_only_the_layers_asked_for_are_in_memory(fused):
     with record_attention(module, anatomy, layers=[1], heads=[0]) as attention:
         run(module, images)
     assert attention[0].untyped_storage().nbytes() == 2 * 37 * 37 * 4  # nor does a view hold the other heads
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": 0.7},
+        {"is_causal": True},
+        {"attn_mask": torch.randn(5, 5)},
+        {"attn_mask": torch.eye(5).roll(1, 0) + torch.eye(5) > 0},
+        {"enable_gqa": True},
+    ],
+)
+def test_weights_are_those_that_the_kernel_used(options):
+    query = torch.randn(2, 4, 5, 8)
+    key, value = torch.randn(2, 2, 2 if "enable_gqa" in options else 4, 5, 8)
+    weights = form_weights(query, key, value, **options)
+    output = weights @ value.repeat_interleave(4 // value.shape[1], dim=1)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(query, key, value, **options))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 5))
 
 
 def test_the_output_is_the_same_with_and_without(vit, anatomy):
