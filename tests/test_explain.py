@@ -7,10 +7,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
+from torch import nn
+from torchvision.models import VisionTransformer
 
 from vitlab.explain import available, explain, suitable_methods
 from vitlab.explain.methods import explanation, methods
-from vitlab.models import build_model
+from vitlab.models import build_model, wrap_model
 
 CLASSES = ("a", "b", "c")
 MODELS = {
@@ -19,12 +22,28 @@ MODELS = {
     "vit_tiny_patch16_224": {"size": 48, "pretrained": False, "depth": 2, "reg_tokens": 2},
     "resnet18": {"size": 48, "pretrained": False},
     "tf_efficientnet_lite0": {"size": 48, "pretrained": False},
+    "deit_tiny_distilled_patch16_224": {"size": (48, 64), "pretrained": False, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "vit_medium_patch16_gap_240": {"size": 48, "pretrained": False, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {
+        **{"size": (48, 64), "pretrained": False, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+    },
+    "hugging_face": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
+    "torchvision": {"num_layers": 2, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48},
 }
 OPTIONS = {"integrated_gradients": {"steps": 2}}
 
 
 @functools.cache
 def cached_model(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "hugging_face":
+            config = transformers.ViTConfig(image_size=48, patch_size=16, num_labels=len(CLASSES), **MODELS[name])
+            return wrap_model(transformers.ViTForImageClassification(config), CLASSES, 48)
+        if name == "torchvision":
+            module = VisionTransformer(48, 16, num_classes=len(CLASSES), **MODELS[name])
+            nn.init.normal_(module.heads.head.weight)  # which torchvision sets to zero
+            return wrap_model(module, CLASSES, 48)
     return build_model(name, CLASSES, **MODELS[name])
 
 

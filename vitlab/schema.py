@@ -80,8 +80,8 @@ class Window:
 class Anatomy:
     """Where things are inside a model, for one input size. Names are those of `module.named_modules()`.
 
-    kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (attention within windows,
-        Swin), "cnn" (feature maps, no attention) or "other": no blocks, no grid then.
+    kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (attention within
+        windows, Swin), "cnn" (feature maps, no attention) or "other": no blocks, no grid then.
     blocks: transformer blocks in order; attention: the attention module of each, where it sees all tokens. Both empty for a CNN.
     num_prefix_tokens: tokens before the patch tokens (class, distillation, registers). Row 0 is not always a class token.
     grid: height and width in tokens of the last block, or of the last feature map of a CNN.

@@ -56,11 +56,11 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     steps = watch.steps
     found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}  # pooling is a kind of head
     blocks = {name: _find_block(name, steps) for name in found}
-    inside = (*watch.attention, *blocks.values())
+    inside = (*watch.attending, *blocks.values())
     maps = _find_maps(steps, size, inside)
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
-    if not watch.attends and stages:
+    if not watch.attending and stages:
         return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages)
     before = [name for name in maps if not steps[name].follows_attention]
     grid = steps[before[-1]].output[2:] if before else (0, 0)
@@ -90,14 +90,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class _Watch(AttentionWatch):
     """Notes every submodule that maps a tensor to a tensor, and every module that computes attention itself.
 
-    steps: in the order in which they finish, containers after their parts. attends: whether there was anything like attention.
+    steps: in the order in which they finish, containers after their parts. attending: names of all modules in which T tokens
+    weigh T others, also those that go on with the weights in a way of their own.
     """
 
     def __init__(self):
         super().__init__()
         self.steps: dict[str, _Step] = {}
         self.attention: dict[str, _Attention] = {}
-        self.attends = False
+        self.attending: set[str] = set()
         self.running: list[tuple[str, torch.Tensor | None, torch.Tensor | None]] = []  # name, input, latest map before it
         self.map: torch.Tensor | None = None
 
@@ -116,18 +117,16 @@ class _Watch(AttentionWatch):
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         name, tokens, source = self.running[-1]
-        self.attends = True
+        self.attending.add(name)
         batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
         if name not in self.attention:
             window = find_window(name, tokens, source) if tokens is not None and source is not None else None
             self.attention[name] = _Attention(batch, queries, keys, window)
         return call.output
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        output = super().__torch_function__(function, types, args, kwargs)
-        if self.weights is not None and self.weights.shape[-1] == self.weights.shape[-2]:
-            self.attends = True  # each of T by each of T: attention, even if what follows is not a plain product with values
-        return output
+    def see_weights(self, weights: torch.Tensor) -> None:
+        if weights.shape[-1] == weights.shape[-2]:
+            self.attending.add(self.running[-1][0])
 
     def _enter(self, name):
         def enter(part, inputs):
@@ -143,7 +142,7 @@ class _Watch(AttentionWatch):
             if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor) and name:
                 self.steps.pop(name, None)  # a module used twice stands where it was used last
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
-                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, self.attends)
+                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending))
             self._keep_map(output)
 
         return leave
@@ -154,7 +153,7 @@ class _Watch(AttentionWatch):
 
 
 def _find_block(name, steps) -> str:
-    """The nearest module around an attention module that gives as many tokens as it takes; the module itself where there is none."""
+    """The nearest module around attention that gives as many tokens as it takes; the attention module where there is none."""
     path = name.split(".")
     around = [steps.get(".".join(path[:length])) for length in range(len(path) - 1, 0, -1)]
     fitting = [step.name for step in around if step and not step.transparent and step.input == step.output]

@@ -12,15 +12,21 @@ from torch.overrides import TorchFunctionMode
 
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
-SAME = {F.dropout, torch.dropout, torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.contiguous}  # the same weights, in eval mode
+SAME = {
+    F.dropout,
+    torch.dropout,
+    torch.Tensor.to,
+    torch.Tensor.type_as,
+    torch.Tensor.contiguous,
+}  # the same weights, in eval mode
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """One computation of attention.
 
-    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the weights, (B, H, T, T), float32.
-    A model that folds or leaves out the heads has one axis less in each.
+    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the weights, (B, H, T, T),
+    float32. A model that folds or leaves out the heads has one axis less in each.
     """
 
     output: torch.Tensor
@@ -43,6 +49,9 @@ class AttentionWatch(TorchFunctionMode):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         raise NotImplementedError
 
+    def see_weights(self, weights: torch.Tensor) -> None:
+        """Called with every softmax over the last axis, (..., T, T) or of another shape, whatever becomes of it."""
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
@@ -52,6 +61,7 @@ class AttentionWatch(TorchFunctionMode):
         output = function(*args, **kwargs)
         if function in SOFTMAX and output.ndim > 2 and _is_last(args, kwargs, output.ndim):
             self.weights = output
+            self.see_weights(output)
         elif self.weights is not None and args and args[0] is self.weights:
             if function in SAME:
                 self.weights = output
@@ -73,12 +83,21 @@ class AttentionWatch(TorchFunctionMode):
         return output, original(*args, **kwargs)[1] if kwargs.get("need_weights", True) else None
 
 
-def form_weights(query, key, value, attn_mask=None, *args, **kwargs) -> torch.Tensor:
-    """The matrix (B, H, T, T), float32, behind one call of the fused kernel with these arguments: softmax(...) @ 1, mask and all."""
+def form_weights(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> torch.Tensor:
+    """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments.
+
+    By the formula, softmax(q k^T * scale + mask); where something unusual is asked of it, by the kernel itself, applied to
+    an identity matrix in place of the values, which takes three times as long.
+    """
     query, key = query.float(), key.float()
     mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
-    return F.scaled_dot_product_attention(query, key, identity, mask, *args, **kwargs)
+    if dropout_p or is_causal or enable_gqa or (mask is not None and mask.dtype == torch.bool):
+        identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
+        return F.scaled_dot_product_attention(
+            query, key, identity, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)  # (B, H, T, T)
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
 def _is_last(args, kwargs, ndim) -> bool:
