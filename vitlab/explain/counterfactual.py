@@ -92,6 +92,8 @@ def find_counterfactual(
     _check_order(order, images)
     if (kind == "swap") != (donors is not None):
         raise ValueError("kind='swap' takes cells from donors, images (M, 3, h, w) of several classes; give both or neither")
+    if donors is not None and donor_ids is not None and len(donor_ids) != len(donors):
+        raise ValueError(f"{len(donor_ids)} donor_ids for {len(donors)} donors; give one for each, in their order")
     size = tuple(images.shape[-2:])
     model = fit_anatomy(model, size)
     grid = coarsen_grid(choose_grid(model.anatomy, size)) if grid is None else tuple(grid)
@@ -214,9 +216,8 @@ def _put_back(search, removed: torch.Tensor) -> torch.Tensor:
 def _choose_donors(model, images, decided, features, donors, batch_size, nearest):
     """For each image its donor's index and the donor itself, (1, 3, h, w); None and None where all are of the image's class."""
     if donors.shape[1:] != images.shape[1:] or not len(donors):
-        raise ValueError(
-            f"donors must be images of the same size, {tuple(images.shape[1:])}, at least one, not {tuple(donors.shape)}"
-        )
+        expected = ", ".join(map(str, images.shape[1:]))
+        raise ValueError(f"donors must be images (M, {expected}), at least one, not {tuple(donors.shape)}")
     donors = donors.detach().to(images)
     classes, theirs = _run(model.module, donors, batch_size, nearest)
     distance = torch.cdist(features, theirs)  # (N, M)

@@ -95,6 +95,10 @@ def lime(model, images, targets, segments=40, samples=150, compactness=10.0, bas
     for i in range(len(images)):
         cells = _cut_superpixels(images[i], model.transform, segments, compactness)
         count = int(cells.max()) + 1
+        if count < 2:
+            raise ValueError(
+                f"SLIC cuts image {i} of the batch into a single superpixel; a compactness above {compactness} makes more of them"
+            )
         with seeded(seed, images.device), torch.no_grad():
             method = Lime(
                 _score_kept(model, images, blank, targets, cells, i),
