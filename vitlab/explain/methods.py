@@ -249,10 +249,12 @@ def _read_classes(model, given, count, what) -> list[int]:
     """Class indices, one for each image; none where nothing is given."""
     if given is None:
         return []
+    if isinstance(given, int | np.integer):
+        raise ValueError(f"{what} takes the names of classes, not the index {given}; write {what}=model.classes[{given}]")
     names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
         raise ValueError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
     for name in names:
         if name not in model.classes:
-            raise ValueError(unknown(what, str(name), list(model.classes)))
+            raise ValueError(unknown(what, str(name), list(model.classes), "model.classes[i] is the name of class i."))
     return [model.classes.index(name) for name in names]

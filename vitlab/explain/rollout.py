@@ -28,7 +28,7 @@ def compute_rollout(attention: Sequence[torch.Tensor]) -> torch.Tensor:
     return flow
 
 
-@explanation(signed=False, needs=("attention",))
+@explanation(signed=False, needs=("attention",), class_specific=False)
 def rollout(model, images, targets):
     """How much of each patch reaches the tokens that the classifier reads; it does not depend on the class asked for.
 
