@@ -169,7 +169,7 @@ FAMILIES = {  # options of build_model, and the layer whose output the peer is t
 
 
 def loud_model(name, std):
-    """Logits so large that the constant by which the peer avoids a division by zero (1e-6 beside squared gradients) counts not."""
+    """Logits so large that the constant by which the peer avoids a division by zero (1e-6 beside squared gradients) is lost."""
     options, layer = FAMILIES[name]
     model = build_model(name, ["a", "b", "c"], pretrained=False, **options)
     *_, head = (part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == 3)

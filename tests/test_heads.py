@@ -177,7 +177,7 @@ def test_a_head_of_a_swin_is_its_columns_too():
         ({"target": "d"}, "unknown target 'd'"),
         ({"target": ["a"]}, "1 names in target for 5 images"),
         ({"layers": [7]}, "no attention layer 7"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )
 def test_ablation_of_what_does_not_exist(model, images, options, message):

@@ -11,14 +11,15 @@ from vitlab.explain.methods import explanation
 from vitlab.explain.rollout import share_read_tokens
 
 
-@explanation(signed=False, needs=("attention", "windows"))
+@explanation(signed=False, needs=("attention", "windows"), class_specific=False)
 def attention(model, images, targets, layer=-1, head=None):
     """Where the tokens that the classifier reads look in one layer: their attention to each patch.
 
     They are the class token, class and distillation token, or all patches where these are averaged, as in rollout. What they keep
     for prefix tokens is not shown, so a map may sum to less than 1. It does not depend on the class, and where a model looks is
-    not yet why it decides (Jain and Wallace 2019, arXiv 1902.10186).
+    not yet why it decides.
     layer: number of the block, negative from the end. head: number of the head; None takes the mean over all.
+    Source: for what attention does and does not explain, Jain and Wallace 2019, arXiv 1902.10186.
     """
     anatomy = model.anatomy
     (index,) = choose_indices([layer], len(list_attention(anatomy)), "layer")

@@ -72,7 +72,7 @@ def score_cam(model, images, targets, layer=None, channels=32):
         return _combine(torch.stack(weights).softmax(dim=1), activation)
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(signed=False, needs=NEEDS, class_specific=False)
 def eigen_cam(model, images, targets, layer=None):
     """The strongest pattern in a layer's features: their projection on the first principal component over the map.
 

@@ -14,8 +14,8 @@ from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.explain.inspection import differentiate_at, inspecting
 from vitlab.explain.interception import choose_indices, intercept_attention, list_attention
 from vitlab.explain.layout import Layout, list_layouts, map_received, measure_distance_and_entropy
+from vitlab.explain.methods import check_images, fit_anatomy
 from vitlab.explain.rollout import share_read_tokens
-from vitlab.models import find_anatomy
 from vitlab.registry import unknown
 from vitlab.schema import Anatomy, ModelBundle
 
@@ -73,17 +73,14 @@ def head_ablation_table(
     anatomy = _fit_anatomy(model, images)
     layers = choose_indices(layers, len(list_attention(anatomy)), "layer")
     named = None if target is None else _read_classes(model, target, len(images))
-    found: dict[
-        tuple[int, int], list[np.ndarray]
-    ] = {}  # the head -> for each batch, change and whether the target is on top, twice
+    found: dict[tuple[int, int], list[np.ndarray]] = {}  # of each batch: change, and is the target on top, without and with
     with inspecting(model.module), torch.no_grad():
         for number, batch in enumerate(_split(images, batch_size)):
             counts, probs = _count_heads(model, anatomy, batch, layers)
-            chosen = (
-                probs.argmax(dim=1)
-                if named is None
-                else torch.tensor(named[number * batch_size :][:batch_size], device=probs.device)
-            )
+            if named is None:
+                chosen = probs.argmax(dim=1)
+            else:
+                chosen = torch.tensor(named[number * batch_size :][:batch_size], device=probs.device)
             for layer in layers:
                 for head in range(counts[layer]):
                     with intercept_attention(model.module, anatomy, _drop_head(head, replacement, len(batch)), [layer]):
@@ -109,8 +106,8 @@ def attention_change_table(
 ) -> pd.DataFrame:
     """What became of each head, from one set of weights to another of the same model: fine-tuning, above all.
 
-    Columns: layer, head, measure, before, after, change, low, high; change = after - before with its 95% bootstrap interval over images.
-    measure: distance (pixels) and entropy (nats) as in attention_table; similarity, the rank correlation between the two models'
+    Columns: layer, head, measure, before, after, change, low, high; change = after - before, with its 95% bootstrap interval over
+    images. measure: distance (pixels) and entropy (nats) as in attention_table; similarity, the rank correlation between the two models'
     attention from the tokens that the classifier reads to the patches, mean over images (before: a model and itself, 1).
     """
     anatomy = _fit_anatomy(after, images)
@@ -118,9 +115,9 @@ def attention_change_table(
         raise ValueError(f"{before.name} and {after.name} are not built alike, so their heads cannot be compared one by one")
     found: dict[int, list[np.ndarray]] = {}
     for batch in _split(images, batch_size):
-        share = _share_read_tokens(after, anatomy, batch)
+        share, measure = _share_read_tokens(after, anatomy, batch), _measure(batch)
 
-        def summarise(matrix, layout, share=share, measure=_measure(batch)):
+        def summarise(matrix, layout, share=share, measure=measure):
             return measure(matrix, layout), map_received(matrix, layout, share).flatten(2)
 
         both = [_summarise(model, batch, summarise, layers) for model in (before, after)]
@@ -207,16 +204,12 @@ def _move(model, images) -> torch.Tensor:
 
 
 def _split(images, batch_size) -> Iterator[torch.Tensor]:
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not len(images):
-        raise ValueError("images must be a tensor (N, 3, h, w) with at least one image")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_images(images, None, batch_size)
     return iter(images.split(batch_size))
 
 
 def _fit_anatomy(model, images) -> Anatomy:
-    size = tuple(images.shape[-2:])
-    return model.anatomy if size == tuple(model.transform.size) else find_anatomy(model.module, size)
+    return fit_anatomy(model, tuple(images.shape[-2:])).anatomy
 
 
 def _read_classes(model, target, count) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from vitlab.models.anatomy import evaluating
+from vitlab.seeds import derive_seed
 
 
 @contextmanager
@@ -23,6 +25,20 @@ def inspecting(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in wanted.items():
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Start the global random generators of torch and NumPy, which Captum draws from, at this seed; leave them as they were."""
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(seed))
+            np.random.seed(derive_seed(seed) % 2**32)
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 def select_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -84,3 +100,9 @@ def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
             f"no target logit reacts to {what}, so there is nothing to show; "
             + (advice or "train the classifier first, its weights may all be zero")
         )
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError for an option that is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -20,16 +20,22 @@ from vitlab.schema import Anatomy
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What block number `layer` is about to compute from values (B, H, T, d); windows, where there are any, lie in the batch axis.
+    """What block number `layer` is about to compute from values (B, H, T, d); windows, if there are any, lie in the batch axis.
 
-    compute_output: gives what the model would go on with, (B, H, T, d). compute_matrix: gives the weights (B, H, T, T), row i being
-    how token i divides its attention; `matrix @ value` is the output too.
+    compute_output: gives what the model would go on with, (B, H, T, d). compute_matrix: gives the weights (B, H, T, T), float32,
+    row i being how token i divides its attention.
     """
 
     layer: int
     value: torch.Tensor
     compute_output: Callable[[], torch.Tensor] = field(repr=False)
     compute_matrix: Callable[[], torch.Tensor] = field(repr=False)
+
+    def apply(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The output computed with this matrix: all that is needed where the matrix is formed anyway."""
+        groups = matrix.shape[-3] // self.value.shape[-3] if matrix.ndim == 4 else 1  # query heads that share a head of values
+        value = self.value.repeat_interleave(groups, dim=-3) if groups > 1 else self.value
+        return matrix.to(value.dtype) @ value
 
 
 @contextmanager
@@ -72,7 +78,7 @@ def list_attention(anatomy: Anatomy) -> tuple[str, ...]:
 
 
 def choose_indices(given: Sequence[int] | int | None, count: int, what: str) -> list[int]:
-    """Indices from 0, of those given (negative ones from the end), all of them for None; ValueError for one that does not exist."""
+    """Indices from 0, of those given (negative ones from the end), all for None; ValueError for one that does not exist."""
     if given is None:
         return list(range(count))
     given = [given] if isinstance(given, int) else list(given)
@@ -110,7 +116,7 @@ class _Interception(AttentionWatch):
         def compute_output():
             return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
-        return self._answer(value, compute_output, lambda: _compute_matrix(query, key, value, *args, **kwargs))
+        return self._answer(value, compute_output, lambda: form_weights(query, key, value, *args, **kwargs))
 
     def _answer(self, value, compute_output, compute_matrix):
         if self.running is None:
@@ -120,11 +126,3 @@ class _Interception(AttentionWatch):
             raise RuntimeError(f"{name} combines several attention matrices; no single one says where its tokens look")
         self.answered.add(self.running)
         return self.answer(AttentionCall(self.running, value, compute_output, compute_matrix))
-
-
-def _compute_matrix(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest) -> torch.Tensor:
-    """By the formula, three times as fast as by the kernel, where nothing unusual is asked of the kernel."""
-    if is_causal or dropout_p or any(rest.values()) or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        return form_weights(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **rest).to(value.dtype)
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)  # (B, H, T, T)
-    return (scores if attn_mask is None else scores + attn_mask).softmax(dim=-1)

@@ -38,7 +38,7 @@ def measure_distance_and_entropy(attention: torch.Tensor, layout: Layout, size: 
     """How far and how widely patches look, (B * windows, H, T, T) to (B, H, 2), means over all patches of an image.
 
     Attention to what is no patch is left out and the rest divided by its sum. The distance is the mean of those between the
-    patches' centres, in pixels of an image of this size (height, width); the entropy is in nats, log(N) for an even look at N patches.
+    patches' centres, in pixels of an image of this size (height, width); the entropy is in nats, log(N) for an even look at N.
     """
     attention = layout.split(attention.float())  # (B, windows, H, T, T)
     places = layout.places.to(attention.device)
@@ -61,10 +61,7 @@ def map_received(attention: torch.Tensor, layout: Layout, share: torch.Tensor | 
     """
     attention = layout.split(attention.float())  # (B, windows, H, T, T)
     known = layout.places.to(attention.device) >= 0  # (windows, T)
-    if share is None:
-        looking = (known / known.sum())[None]  # (1, windows, T)
-    else:
-        looking = share[:, None]  # (B, 1, T)
+    looking = (known / known.sum())[None] if share is None else share[:, None]  # (1 or B, windows, T)
     got = torch.einsum("bwq,bwhqk->bhwk", looking.expand(len(attention), -1, -1), attention)
     order = layout.places.to(attention.device)[known].argsort()  # every patch stands at one place
     return got[:, :, known][..., order].unflatten(-1, layout.grid)

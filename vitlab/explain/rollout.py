@@ -37,7 +37,7 @@ def compute_rollout(
     return flow
 
 
-@explanation(signed=False, needs=("attention",))
+@explanation(signed=False, needs=("attention",), class_specific=False)
 def rollout(model, images, targets, head_fusion="mean", discard=0.0):
     """How much of each patch reaches the tokens that the classifier reads; it does not depend on the class asked for.
 
@@ -51,7 +51,7 @@ def rollout(model, images, targets, head_fusion="mean", discard=0.0):
     def keep_mixed(call):
         matrix = call.compute_matrix()  # (B, H, T, T)
         mixed[call.layer] = _mix_with_residual(_fuse_heads(matrix, head_fusion), discard, anatomy.num_prefix_tokens)
-        return matrix @ call.value
+        return call.apply(matrix)
 
     with intercept_attention(model.module, anatomy, keep_mixed):
         _, gradient = differentiate_at(anatomy.blocks[-1], model.module, images, targets)  # (B, T, C)
@@ -78,8 +78,9 @@ def transformer_attribution(model, images, targets):
     """Relevance of each patch for the target logit, gathered block by block: R <- R + mean over heads of (A dA)+ R, from R = I.
 
     dA is the gradient of the target logit with respect to the attention A, and ( )+ leaves out negative products. This is the
-    authors' later rule (Chefer et al. 2021b, arXiv 2103.15679, equations 5 and 6), which needs gradients only; that of
-    arXiv 2012.09838 propagates relevance by rules written for each kind of layer and is not what is computed here.
+    authors' later rule, which needs gradients only; their first (arXiv 2012.09838) propagates relevance by rules written for each
+    kind of layer, and is not what is computed here.
+    Source: Chefer et al. 2021, arXiv 2103.15679, equations 5 and 6.
     """
     attention, gradients, share = _record_gradients(model, images, targets)
     identity = torch.eye(attention[0].shape[-1], device=share.device)
