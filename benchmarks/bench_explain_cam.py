@@ -2,9 +2,9 @@
 
 Grad-CAM and Eigen-CAM against pytorch-grad-cam (PyPI `grad-cam`) on the same layer, images and targets: nothing before the layer
 needs a gradient, nothing behind it a forward pass where no gradient is asked for, and the first component comes from the smaller
-Gram matrix in the place of a full decomposition. Rollout against a plain forward pass of timm with unfused attention, the least that
-any code must do which forms the matrices. Sides take turns; a ratio is the median of those of all turns. The first turn is thrown
-away.
+Gram matrix in the place of a full decomposition. Rollout against a plain forward pass of timm with unfused attention, the least
+that any code must do which forms the matrices. Sides take turns; a ratio is the median of those of all turns. The first turn is
+thrown away.
 
     taskset -c 0,1 python benchmarks/bench_explain_cam.py [--images N] [--batch N] [--repeats N]
 """
@@ -73,7 +73,7 @@ def normalise(maps: np.ndarray) -> np.ndarray:
 
 
 def compare_maps(model, method: str, images: torch.Tensor, batch: int) -> float:
-    """Largest difference between the normalised maps of both sides. A component has no sign, so of Eigen-CAM the nearer counts."""
+    """Largest difference between the normalised maps of both sides. A component has no sign: of Eigen-CAM the nearer counts."""
     found = normalise(explain(model, images, method, model.classes[TARGET], batch_size=batch).values)
     sides = [apply_peer(model, method, images, batch)]
     if method == "eigen_cam":
