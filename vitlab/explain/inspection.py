@@ -76,8 +76,12 @@ def differentiate_at(
         leaf = tensor.detach().requires_grad_()
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
+    def start_all(part, inputs):  # torchvision hands one tensor over as query, key and value
+        started = start_graph(inputs[0])
+        return tuple(started if other is inputs[0] else other for other in inputs)
+
     if before:
-        hook = part.register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
+        hook = part.register_forward_pre_hook(start_all)
     else:
         hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
     try:
