@@ -4,8 +4,8 @@ Grad-CAM and Eigen-CAM against pytorch-grad-cam (PyPI `grad-cam`) on the same la
 needs a gradient, nothing behind it a forward pass where no gradient is asked for, and the first component comes from the smaller
 Gram matrix in the place of a full decomposition. Rollout against a plain forward pass of timm with unfused attention, the least
 that any code must do which forms the matrices. pytorch-grad-cam has no batch size: it gets all images in one call, as its
-documentation has it, and in a second record the same batches as ours. Sides take turns; a ratio is the median of those of all turns. The first turn is
-thrown away.
+documentation has it, and in a second record the same batches as ours. Sides take turns; a ratio is the median of those of all
+turns. The first turn is thrown away.
 
     taskset -c 0,1 python benchmarks/bench_explain_cam.py [--images N] [--batch N] [--repeats N]
 """
