@@ -3,9 +3,16 @@
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import window_partition
 from torch import nn
+from torch.nn import functional as F
+from torchvision import models as torchvision_models
 
 from vitlab.models import build_model, find_anatomy
+from vitlab.models.windows import place_tokens
+from vitlab.schema import Window
+
+SWIN = {"img_size": (64, 96), "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 3}
 
 
 def anatomy_of(name, size=None, **options):
@@ -63,10 +70,125 @@ def test_convolutional_networks(name, size, grid, stages):
     assert (anatomy.grid, anatomy.stages) == (grid, stages)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s", "cait_xxs24_224", "mixer_s32_224"])
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "levit_128s", "cait_xxs24_224", "mixer_s32_224"])
 def test_what_is_no_single_sequence_of_tokens_is_not_taken_for_one(name):
     anatomy = anatomy_of(name)
     assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.grid) == ("other", (), (), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "window_size", "size", "shift"),
+    [
+        ("swin_tiny_patch4_window7_224", 4, (4, 4), (2, 2)),
+        ("swin_tiny_patch4_window7_224", (2, 6), (2, 6), (1, 3)),
+        ("swin_tiny_patch4_window7_224", 5, (5, 5), (2, 2)),  # 16x24 tokens filled up to 20x25
+        ("swinv2_tiny_window8_256", 4, (4, 4), (2, 2)),  # cut before the norm, and attention written out
+    ],
+)
+def test_attention_within_windows(name, window_size, size, shift):
+    module = timm.create_model(name, window_size=window_size, **SWIN)
+    anatomy = find_anatomy(module, (64, 96))
+    blocks = ("layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0", "layers.1.blocks.1")
+    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.num_prefix_tokens) == ("windowed", blocks, (), 0)
+    assert (anatomy.grid, anatomy.stages) == ((8, 12), ("layers.0", "norm"))
+    assert anatomy.windows == tuple(
+        Window(f"{block}.attn", grid, size, moved)
+        for block, grid, moved in zip(blocks, [(16, 24)] * 2 + [(8, 12)] * 2, [(0, 0), shift] * 2, strict=True)
+    )
+    outputs = {}
+    for part in anatomy.stages:
+        module.get_submodule(part).register_forward_hook(lambda _, __, out, part=part: outputs.update({part: out.shape}))
+    module(torch.randn(3, 3, 64, 96))
+    assert list(outputs.values()) == [(3, 16, 24, 16), (3, 8, 12, 32)]  # channels last
+
+
+def test_windows_as_large_as_the_map_are_not_moved():
+    anatomy = find_anatomy(timm.create_model("swin_tiny_patch4_window7_224", **{**SWIN, "img_size": 32}), (32, 32))
+    assert [(window.grid, window.size, window.shift) for window in anatomy.windows[1:3]] == [
+        ((8, 8), (7, 7), (3, 3)),
+        ((4, 4), (4, 4), (0, 0)),
+    ]
+
+
+def test_where_the_tokens_of_a_window_lie():
+    window = Window("", grid=(2, 3), size=(2, 2), shift=(1, 0))
+    #     0 1 2     moved up by one   3 4 5 .   the dot fills up
+    #     3 4 5                       0 1 2 .
+    assert place_tokens(window).tolist() == [[3, 4, 0, 1], [5, -1, 2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "shift"), [((8, 12), (4, 4), (2, 2)), ((7, 9), (3, 5), (1, 2)), ((4, 4), (4, 4), (0, 0))]
+)
+def test_places_are_those_of_timm(grid, size, shift):
+    numbers = torch.arange(1, grid[0] * grid[1] + 1).view(1, *grid, 1)
+    moved = torch.roll(numbers, (-shift[0], -shift[1]), (1, 2))
+    filled = F.pad(moved, (0, 0, 0, -grid[1] % size[1], 0, -grid[0] % size[0]))
+    assert torch.equal(place_tokens(Window("", grid, size, shift)) + 1, window_partition(filled, size).flatten(1))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_hugging_face(kernel):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=(48, 64), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        attn_implementation=kernel,
+    )  # fmt: skip
+    anatomy = find_anatomy(transformers.ViTForImageClassification(config), (48, 64))
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, anatomy.stages) == ("vit", 1, (3, 4), ())
+    assert anatomy.blocks == ("vit.layers.0", "vit.layers.1")
+    assert anatomy.attention == ("vit.layers.0.attention", "vit.layers.1.attention")
+
+
+def test_torchvision():
+    module = torchvision_models.VisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
+    anatomy = find_anatomy(module, (48, 48))
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid) == ("vit", 1, (3, 3))
+    assert anatomy.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(2))
+    assert anatomy.attention == tuple(f"encoder.layers.encoder_layer_{i}.self_attention" for i in range(2))
+    assert find_anatomy(torchvision_models.resnet18(), (64, 96)).stages == ("relu", "layer1", "layer2", "layer3", "layer4")
+
+
+def test_attention_that_cuts_its_own_windows_is_not_taken_for_what_it_is_not():
+    module = torchvision_models.swin_transformer.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3)
+    assert find_anatomy(module, (64, 64)).kind == "other"
+
+
+class Exchange(nn.Module):
+    """Attention of one head whose parts have no usual name."""
+
+    def __init__(self, width, tokens_weigh_channels=False):
+        super().__init__()
+        self.asks, self.offers, self.gives = (nn.Linear(width, width) for _ in range(3))
+        self.channels = tokens_weigh_channels
+
+    def forward(self, x):
+        asks, offers, gives = self.asks(x), self.offers(x), self.gives(x)
+        if self.channels:
+            return gives @ (asks.transpose(1, 2) @ offers).softmax(dim=-1)
+        return (asks @ offers.transpose(1, 2)).softmax(dim=-1) @ gives
+
+
+class Story(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.cut, self.first = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(2, 8))
+        self.chapters = nn.ModuleList(nn.ModuleDict({"a": Exchange(8, **options), "b": nn.Linear(8, 8)}) for _ in range(2))
+        self.end = nn.Linear(8, 3)
+
+    def forward(self, images):
+        x = self.cut(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
+        for chapter in self.chapters:
+            x = x + chapter["b"](chapter["a"](x))
+        return self.end(x.mean(dim=1))
+
+
+def test_no_name_is_needed():
+    anatomy = find_anatomy(Story(), (12, 20))
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid) == ("vit", 2, (3, 5))
+    assert anatomy.attention == anatomy.blocks == ("chapters.0.a", "chapters.1.a")
+    assert find_anatomy(Story(tokens_weigh_channels=True), (12, 20)).kind == "other"
 
 
 def test_a_sequence_classified_by_attention_pooling_is_still_a_vit():

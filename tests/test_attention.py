@@ -1,16 +1,21 @@
-"""Recorded attention against softmax(q k^T) worked out from the weights, and against timm's own unfused path."""
+"""Recorded attention against softmax(q k^T) worked out from the weights, and against what other libraries form themselves."""
+
+import gc
 
 import pytest
 import timm
 import torch
 from timm.layers import DiffAttention
+from timm.models.swin_transformer import window_partition
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
 from vitlab.explain import record_attention
 from vitlab.models import find_anatomy
 from vitlab.models.vit import VisionTransformer
+from vitlab.models.watching import form_weights
 from vitlab.schema import Anatomy
 
 SIZE = (16, 24)
@@ -83,6 +88,245 @@ def test_equals_what_the_unfused_path_of_timm_forms(name, options):
     run(module, images)
     for found, expected in zip(attention, formed, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def build_swin(name="swin_tiny_patch4_window7_224", **options):
+    options = {"window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 3, **options}
+    return randomise(timm.create_model(name, img_size=(32, 64), **options))  # maps of 8x16 and 4x8 tokens
+
+
+def catch_inputs(module, names, way=lambda tensor: tensor):
+    caught = {}
+    for name in names:
+        part = module.get_submodule(name)
+        part.register_forward_pre_hook(lambda _, inputs, name=name: caught.update({name: way(inputs[0])}))
+    return caught
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_within_windows_is_put_back_on_the_map(fused):
+    """From the weights, window by window: rolled, cut, softmax(q k^T + position bias + mask), each pair to its place."""
+    module, images = build_swin(), torch.randn(2, 3, 32, 64)
+    anatomy = find_anatomy(module, (32, 64))
+    for window in anatomy.windows:
+        module.get_submodule(window.attention).fused_attn = fused
+    seen = catch_inputs(module, anatomy.blocks)
+    with record_attention(module, anatomy) as attention:
+        run(module, images)
+    assert [window.shift for window in anatomy.windows] == [(0, 0), (2, 2), (0, 0), (0, 2)]  # 4 rows need no shift
+    for found, name in zip(attention, anatomy.blocks, strict=True):
+        block, x = module.get_submodule(name), seen[name]
+        B, h, w, C = x.shape
+        H, shift = block.attn.num_heads, block.shift_size
+        expected = torch.zeros(B, H, h * w, h * w)
+        normed = torch.roll(block.norm1(x), (-shift[0], -shift[1]), (1, 2))
+        numbers = torch.roll(torch.arange(h * w).view(1, h, w, 1), (-shift[0], -shift[1]), (1, 2))
+        numbers = window_partition(numbers, (4, 4)).flatten(1)  # (windows, 16)
+        for image in range(B):
+            windows = window_partition(normed[image : image + 1], (4, 4)).flatten(1, 2)  # (windows, 16, C)
+            for index, tokens in enumerate(windows):
+                q, k, _ = block.attn.qkv(tokens).view(16, 3, H, C // H).permute(1, 2, 0, 3)  # each (H, 16, C/H)
+                scores = q @ k.transpose(1, 2) / (C // H) ** 0.5 + block.attn._get_rel_pos_bias()[0]
+                scores = scores if block.attn_mask is None else scores + block.attn_mask[index]
+                for head, matrix in enumerate(scores.softmax(dim=-1)):
+                    expected[image, head, numbers[index][:, None], numbers[index][None]] = matrix
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.sum(dim=-1), torch.ones(B, H, h * w), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("swin_tiny_patch4_window7_224", {}),
+        ("swinv2_tiny_window8_256", {}),
+        ("swin_tiny_patch4_window7_224", {"window_size": (2, 8)}),
+    ],
+)
+def test_attention_on_the_map_gives_what_the_windows_gave(name, options):
+    """Applied to the values of all tokens in their order on the map, it gives the output of roll, cut, attend, join, roll."""
+    module, images = build_swin(name, **options), torch.randn(2, 3, 32, 64)
+    anatomy = find_anatomy(module, (32, 64))
+    seen = catch_inputs(module, anatomy.blocks)
+    with record_attention(module, anatomy) as attention:
+        run(module, images)
+    for found, part in zip(attention, anatomy.blocks, strict=True):
+        block, x = module.get_submodule(part), seen[part]
+        x = x if "v2" in name else block.norm1(x)  # (B, h, w, C)
+        C = x.shape[-1]
+        value = x.flatten(1, 2) @ block.attn.qkv.weight[2 * C :].T
+        value = value + (block.attn.v_bias if "v2" in name else block.attn.qkv.bias[2 * C :])
+        value = value.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)  # (B, H, T, C/H)
+        output = block.attn.proj((found @ value).transpose(1, 2).flatten(2)).view_as(x)
+        torch.testing.assert_close(output, block._attn(x), atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_crosses_from_one_window_to_another():
+    module = build_swin()
+    anatomy = find_anatomy(module, (32, 64))
+    with record_attention(module, anatomy, layers=[1], heads=[0]) as attention:
+        run(module, torch.randn(1, 3, 32, 64))
+    seen = attention[0][0, 0].view(8, 16, 8, 16)  # 4x4 tokens, moved by 2: borders at rows 2, 6 and columns 2, 6, 10, 14
+    inside = torch.zeros(8, 16, dtype=torch.bool)
+    inside[2:6, 6:10] = True
+    assert seen[3, 7][inside].min() > 0 and seen[3, 7][~inside].abs().max() == 0
+    corner = torch.zeros(8, 16, dtype=torch.bool)
+    corner[:2, :2] = True  # joined to the other three corners by the roll, and masked
+    assert seen[0, 1][corner].sum() == pytest.approx(1, abs=1e-5) and seen[0, 1][~corner].max() < 1e-30
+
+
+@pytest.mark.parametrize("heads", [None, [1]])
+def test_gradients_within_windows_are_those_of_timm(heads):
+    module, images = build_swin(), torch.randn(2, 3, 32, 64)
+    anatomy = find_anatomy(module, (32, 64))
+    with record_attention(module, anatomy, heads=heads, gradients=True) as attention, torch.enable_grad():
+        logits = module(images)
+        gradients = torch.autograd.grad(logits[:, 1].sum(), attention)
+    torch.testing.assert_close(logits.detach(), run(module, images), atol=1e-4, rtol=1e-4)
+    names = [window.attention for window in anatomy.windows]
+    formed = catch_inputs(module, [f"{name}.attn_drop" for name in names])
+    expected = torch.autograd.grad(module(images)[:, 1].sum(), list(formed.values()))
+    for found, windows, window in zip(gradients, expected, anatomy.windows, strict=True):
+        T = window.grid[0] * window.grid[1]
+        numbers = torch.roll(torch.arange(T).view(1, *window.grid, 1), tuple(-by for by in window.shift), (1, 2))
+        numbers = window_partition(numbers, (4, 4)).flatten(1)
+        windows = windows.unflatten(0, (2, -1))  # (B, windows, H, 16, 16)
+        for index, tokens in enumerate(numbers):
+            part = found[:, :, tokens][..., tokens]
+            torch.testing.assert_close(part, windows[:, index] if heads is None else windows[:, index][:, heads])
+        assert found.abs().max() > 0
+
+
+def test_what_goes_to_the_filling_of_a_window_is_left_out():
+    module, images = build_swin(window_size=5), torch.randn(1, 3, 32, 64)  # 8x16 tokens in windows of 5x5
+    with record_attention(module, find_anatomy(module, (32, 64)), layers=[0]) as attention:
+        run(module, images)
+    formed = catch_inputs(module, ["layers.0.blocks.0.attn.attn_drop"])
+    run(module, images)
+    (formed,) = formed.values()  # (8, H, 25, 25)
+    sums = attention[0].sum(dim=-1).view(2, 8, 16)
+    torch.testing.assert_close(sums[:, :5, :15], torch.ones(2, 5, 15))
+    kept = formed[7].view(2, 5, 5, 5, 5)[..., :3, :1].sum(dim=(-2, -1))  # the window at the lower right has 3x1 tokens
+    torch.testing.assert_close(sums[:, 5:, 15:], kept[:, :3, :1])
+    assert sums[:, 5:, 15:].max() < 1
+
+
+def test_windows_of_another_size_are_named():
+    module = build_swin(strict_img_size=False)
+    anatomy = find_anatomy(module, (32, 64))
+    with (
+        pytest.raises(RuntimeError, match=r"layers\.0\.blocks\.0\.attn cut 16 windows of 16 tokens.*, not 8 of 16.*find_anatomy"),
+        record_attention(module, anatomy),
+    ):
+        run(module, torch.randn(1, 3, 64, 64))
+
+
+def build_hugging_face(kernel):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=(48, 64), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        attn_implementation=kernel,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_equals_what_hugging_face_gives_out(kernel):
+    reference = randomise(build_hugging_face("eager"))
+    module, images = build_hugging_face(kernel).eval(), torch.randn(2, 3, 48, 64)
+    module.load_state_dict(reference.state_dict())
+    with record_attention(module, find_anatomy(module, (48, 64))) as attention:
+        run(module, images)
+    with torch.no_grad():
+        expected = reference(images, output_attentions=True).attentions
+    for found, matrix in zip(attention, expected, strict=True):
+        torch.testing.assert_close(found, matrix, atol=1e-5, rtol=0)
+    with record_attention(module, find_anatomy(module, (48, 64)), gradients=True) as attention, torch.enable_grad():
+        gradients = torch.autograd.grad(module(images).logits[:, 1].sum(), attention)
+    expected = reference(images, output_attentions=True)
+    expected = torch.autograd.grad(expected.logits[:, 1].sum(), expected.attentions)
+    for found, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_equals_what_torch_gives_out_for_torchvision(training):
+    module = randomise(TorchvisionVisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64))
+    module.train(training)
+    images, anatomy = torch.randn(2, 3, 48, 48), find_anatomy(module, (48, 48))
+    with record_attention(module, anatomy) as attention:
+        recorded = run(module, images)
+    assert module.training == training
+    torch.testing.assert_close(recorded, run(module.eval(), images), atol=1e-4, rtol=1e-4)  # which takes the fast path
+    seen = catch_inputs(module, anatomy.attention)
+    run(module, images)
+    for name, found in zip(anatomy.attention, attention, strict=True):
+        part, x = module.get_submodule(name), seen[name]
+        _, expected = part(x, x, x, need_weights=True, average_attn_weights=False)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_multi_head_attention_that_is_asked_for_its_weights():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    tokens = torch.randn(2, 5, 8)
+    module = nn.Sequential(nn.Identity(), Ask(attention)).eval()
+    with record_attention(module, Anatomy("vit", ("1",), ("1.attention",), 1, (2, 2), ())) as found:
+        output = run(module, tokens)
+    expected, weights = attention(tokens, tokens, tokens, average_attn_weights=False)
+    torch.testing.assert_close(found[0], weights)
+    torch.testing.assert_close(output, expected + weights.mean())  # the model gets its weights, averaged over heads or not
+
+
+class Ask(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        output, weights = self.attention(x, x, x)
+        return output + weights.mean()
+
+
+def count_matrices():
+    """Tensors of 37x37 anywhere in memory: 36 patches and the class token."""
+    return sum(type(item) is torch.Tensor and item.shape[-2:] == (37, 37) for item in gc.get_objects())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_only_the_layers_asked_for_are_in_memory(fused):
+    module = randomise(VisionTransformer(3, (48, 48), patch_size=8, embed_dim=24, depth=5, num_heads=2))
+    images, anatomy = torch.randn(2, 3, 48, 48), find_anatomy(module, (48, 48))
+    for block in module.blocks:
+        block.attn.fused_attn = fused
+    alive = []
+    for block in module.blocks[::4]:
+        block.register_forward_hook(lambda *_: alive.append(count_matrices()))
+    with record_attention(module, anatomy, layers=[1]) as attention:
+        run(module, images)
+    assert alive == [0, 1]
+    assert attention[0].untyped_storage().nbytes() == 2 * 2 * 37 * 37 * 4
+    with record_attention(module, anatomy, layers=[1], heads=[0]) as attention:
+        run(module, images)
+    assert attention[0].untyped_storage().nbytes() == 2 * 37 * 37 * 4  # nor does a view hold the other heads
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": 0.7},
+        {"is_causal": True},
+        {"attn_mask": torch.randn(5, 5)},
+        {"attn_mask": torch.eye(5).roll(1, 0) + torch.eye(5) > 0},
+        {"enable_gqa": True},
+    ],
+)
+def test_weights_are_those_that_the_kernel_used(options):
+    query = torch.randn(2, 4, 5, 8)
+    key, value = torch.randn(2, 2, 2 if "enable_gqa" in options else 4, 5, 8)
+    weights = form_weights(query, key, value, **options)
+    output = weights @ value.repeat_interleave(4 // value.shape[1], dim=1)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(query, key, value, **options))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 5))
 
 
 def test_the_output_is_the_same_with_and_without(vit, anatomy):
@@ -213,13 +457,13 @@ class OddAttention(nn.Module):
 
     def forward(self, x):
         heads = x[:, None]  # (B, 1, T, C)
-        if self.way == "by hand":
-            return (x @ x.transpose(1, 2)).softmax(dim=-1) @ x
+        if self.way == "halved":
+            return (0.5 * (x @ x.transpose(1, 2)).softmax(dim=-1)) @ x
         return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.5)[:, 0]
 
 
 @pytest.mark.parametrize(
-    ("way", "message"), [("by hand", "OddAttention does not use"), ("with dropout", "is not what the model used: outputs differ")]
+    ("way", "message"), [("halved", "OddAttention neither uses"), ("with dropout", "is not what the model used: outputs differ")]
 )
 def test_a_matrix_that_is_not_the_models_is_refused(way, message):
     module, anatomy = nn.Sequential(OddAttention(way)), Anatomy("vit", ("",), ("0",), 0, (2, 3), ())

@@ -1,4 +1,4 @@
-"""Grad-CAM against numbers worked out by hand, and against the chain rule followed block by block."""
+"""Class activation maps against numbers worked out by hand, the chain rule followed block by block, and pytorch-grad-cam."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vitlab.explain import explain
+from vitlab.explain.cam import _project_on_first
 from vitlab.models import build_model
 from vitlab.schema import Anatomy, ModelBundle, Transform
 
@@ -81,7 +82,7 @@ def test_tokens_of_a_vit_by_the_chain_rule():
 
 def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
     model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
-    with pytest.raises(ValueError, match=r"patches at layer 'blocks\.1'.*leave layer out"):
+    with pytest.raises(ValueError, match=r"patches at layer 'blocks\.1'.*use layer='blocks\.0', or leave layer out"):
         explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.1")
     assert explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.0").values.shape == (1, 16, 16)
 
@@ -150,3 +151,154 @@ def test_no_gradient_is_computed_before_the_layer(small_cnn):
     small_cnn.module[0].register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
     explain(small_cnn, IMAGE, "grad_cam", layer="1")
     assert seen and not any(seen)
+
+
+PEERS = {
+    "grad_cam": "GradCAM",
+    "grad_cam_plus_plus": "GradCAMPlusPlus",
+    "layer_cam": "LayerCAM",
+    "score_cam": "ScoreCAM",
+    "eigen_cam": "EigenCAM",
+}
+FAMILIES = {  # options of build_model, and the layer whose output the peer is to be given
+    "resnet18": ({"size": (64, 96)}, "layer4"),
+    "vit_tiny_patch16_224": ({"size": (48, 64), "depth": 3, "embed_dim": 24, "num_heads": 2}, "blocks.2.norm1"),
+    "hybrid_vit": ({"size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}, "stem"),
+    "swin_tiny_patch4_window7_224": ({"size": 64, "embed_dim": 24, "depths": (1, 1, 2), "num_heads": (1, 2, 4)}, "norm"),
+}
+
+
+def loud_model(name, std):
+    """Logits so large that the constant by which the peer avoids a division by zero (1e-6 beside squared gradients) is lost."""
+    options, layer = FAMILIES[name]
+    model = build_model(name, ["a", "b", "c"], pretrained=False, **options)
+    *_, head = (part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == 3)
+    nn.init.normal_(head.weight, std=std)
+    return model, layer
+
+
+def apply_peer(method, model, layer, images, targets):
+    """pytorch-grad-cam on this layer: maps (N, h, w) in 0..1."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def reshape(tensor):
+        if tensor.ndim == 3:
+            tokens = tensor[:, model.anatomy.num_prefix_tokens :]
+            return tokens.transpose(1, 2).reshape(len(tensor), -1, *model.anatomy.grid)
+        return tensor.permute(0, 3, 1, 2) if "swin" in model.name else tensor
+
+    with getattr(pytorch_grad_cam, PEERS[method])(model.module, [model.module.get_submodule(layer)], reshape) as cam:
+        return cam(images, [ClassifierOutputTarget(target) for target in targets])
+
+
+def normalise(maps):
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    return (maps - low) / np.maximum(high - low, 1e-30)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", PEERS)
+def test_equals_pytorch_grad_cam_on_the_default_layer(method, name, monkeypatch):
+    get_2d_projection = pytest.importorskip("pytorch_grad_cam").eigen_cam.get_2d_projection
+    model, layer = loud_model(name, std=1 if method == "score_cam" else 1e5)
+    images, targets = torch.randn(2, 3, *model.transform.size), [2, 0]
+    options = {"channels": None} if method == "score_cam" else {}
+    if method == "score_cam" and name == "resnet18":  # 64 channels in the place of 512
+        layer = options["layer"] = "layer1"
+    found = explain(model, images, method, [model.classes[target] for target in targets], **options).values
+    expected = apply_peer(method, model, layer, images, targets)
+    if method == "eigen_cam":  # a component has no sign: the peer shows one half of the map or the other, as it happens
+        monkeypatch.setattr("pytorch_grad_cam.eigen_cam.get_2d_projection", lambda found: -get_2d_projection(found))
+        opposite = apply_peer(method, model, layer, images, targets)
+        near = [np.abs(normalise(found) - other).max(axis=(1, 2), keepdims=True) for other in (expected, opposite)]
+        expected = np.where(near[0] < near[1], expected, opposite)
+    np.testing.assert_allclose(normalise(found), expected, atol=1e-4)
+    assert max(found[i].std() for i in range(2)) > 0
+
+
+def test_plus_plus_by_hand(small_cnn):
+    # class a, behind ReLU: gradients 0.5 and -0.25 everywhere; f1 = [[2, 0], [1, 4]], sum 7: 4 cells of 0.5 / (2 + 7 * 0.5)
+    found = explain(small_cnn, IMAGE, "grad_cam_plus_plus", "a", layer="1").values[0]
+    np.testing.assert_allclose(found, 4 * 0.5 / 5.5 * np.array([[2, 0], [1, 4]]), rtol=1e-5)
+
+
+def test_layer_cam_by_hand(small_cnn):
+    found = explain(small_cnn, IMAGE, "layer_cam", "a", layer="0").values[0]  # 0.5 where f1 > 0; f2 speaks against a
+    np.testing.assert_allclose(found, 0.5 * np.array([[2, 0], [1, 4]]), atol=1e-6)
+
+
+def test_score_cam_by_hand(small_cnn):
+    """Masks are f1 and f2 behind ReLU over their maximum; the logit of the masked image is computed anew for each."""
+    maps = np.array([[[2.0, 0], [1, 4]], [[0, 4], [1, 2]]])
+    red, green, blue = IMAGE[0].double().numpy()
+    scores = []
+    for mask in maps / 4:
+        f1, f2 = np.maximum((red - green) * mask, 0).mean(), np.maximum(blue * mask, 0).mean()
+        scores.append(2 * f1 - f2)
+    weights = np.exp(scores) / np.exp(scores).sum()
+    found = explain(small_cnn, IMAGE, "score_cam", "a", layer="1", channels=None).values[0]
+    np.testing.assert_allclose(found, np.tensordot(weights, maps, 1), rtol=1e-5)
+
+
+def test_score_cam_tries_the_channels_of_largest_variance(small_cnn):
+    # variances of f1 and f2 behind ReLU: 2.19 and 2.19 are equal here, so blue is made brighter; one channel has weight 1
+    images = IMAGE * torch.tensor([1.0, 1.0, 2.0])[:, None, None]
+    found = explain(small_cnn, images, "score_cam", "a", layer="1", channels=1).values[0]
+    np.testing.assert_allclose(found, [[0, 8], [2, 4]], atol=1e-6)
+    for channels in (0, 1.5):
+        with pytest.raises(ValueError, match="channels must be a whole number"):
+            explain(small_cnn, images, "score_cam", "a", channels=channels)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 5), (2, 5, 12), (2, 6, 6)])
+def test_the_first_component_from_either_gram_matrix(shape):
+    centred = torch.randn(shape)
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    found = _project_on_first(centred)
+    left, values, _ = np.linalg.svd(centred.double().numpy(), full_matrices=False)
+    expected = left[..., 0] * values[:, :1]
+    signs = np.sign((found.numpy() * expected).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found, signs * expected, atol=1e-4)
+
+
+def test_the_component_is_positive_where_features_are_strong():
+    """A bright blob in the dark, whatever the sign of the channels."""
+    images = torch.zeros(2, 3, 4, 4)
+    images[:, :, 1:3, 2:] = torch.tensor([1.0, -1.0])[:, None, None, None]
+    module = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    model = bundle(module.eval(), Anatomy("cnn", (), (), 0, (4, 4), ("0",)), (4, 4))
+    found = explain(model, images, "eigen_cam").values
+    np.testing.assert_array_equal(found > 0, (images[:, 0] != 0).numpy())
+
+
+@pytest.mark.parametrize("method", ["eigen_cam", "score_cam"])
+def test_what_lies_behind_the_layer_is_not_computed_for_the_features(method, small_cnn):
+    def fail(*inputs):
+        raise AssertionError("the forward pass went on")
+
+    if method == "eigen_cam":
+        small_cnn.module[-1].register_forward_pre_hook(fail)
+        explain(small_cnn, IMAGE, method, "a")
+    seen = []
+    small_cnn.module[-1]._forward_pre_hooks.clear()
+    small_cnn.module[0].register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
+    explain(small_cnn, IMAGE, method, "a")
+    assert seen and not any(seen)
+    for layer, message in (("nowhere", "no layer 'nowhere'"), ("unused", "takes no part"), ("pair", "a tuple, not one tensor")):
+        forked = bundle(Forked(), Anatomy("cnn", (), (), 0, (4, 4), ("features",)), (4, 4))
+        with pytest.raises(ValueError, match=message):
+            explain(forked, torch.randn(1, 3, 4, 4), method, "a", layer=layer)
+        assert not any(part._forward_hooks for part in forked.module.modules())
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "grad_cam_plus_plus", "layer_cam"])
+def test_the_error_behind_the_last_attention_names_a_layer_that_works(method):
+    model = build_model("vit_tiny_patch16_224", ["a", "b"], pretrained=False, size=32, depth=3, embed_dim=24, num_heads=2)
+    images = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"no target logit reacts to the patches at layer 'norm'.*layer='blocks\.1'"):
+        explain(model, images, method, layer="norm")
+    assert explain(model, images, method, layer="blocks.1").values.shape == (1, 32, 32)
+    nn.init.zeros_(model.module.head.weight)
+    with pytest.raises(ValueError, match="train the classifier first"):  # no other layer would help
+        explain(model, images, method, layer="norm")

@@ -7,10 +7,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
+from torch import nn
+from torchvision.models import VisionTransformer
 
-from vitlab.explain import available, explain, suitable_methods
+from vitlab.explain import available, describe_methods, explain, suitable_methods
 from vitlab.explain.methods import explanation, methods
-from vitlab.models import build_model
+from vitlab.models import build_model, wrap_model
 
 CLASSES = ("a", "b", "c")
 MODELS = {
@@ -19,12 +22,36 @@ MODELS = {
     "vit_tiny_patch16_224": {"size": 48, "pretrained": False, "depth": 2, "reg_tokens": 2},
     "resnet18": {"size": 48, "pretrained": False},
     "tf_efficientnet_lite0": {"size": 48, "pretrained": False},
+    "deit_tiny_distilled_patch16_224": {"size": (48, 64), "pretrained": False, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "vit_medium_patch16_gap_240": {"size": 48, "pretrained": False, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {
+        **{"size": (48, 64), "pretrained": False, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+    },
+    "hugging_face": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
+    "torchvision": {"num_layers": 2, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48},
 }
-OPTIONS = {"integrated_gradients": {"steps": 2}}
+OPTIONS = {  # as little work as shows the same
+    "integrated_gradients": {"steps": 2, "parts": 2},
+    "smooth_grad": {"samples": 2},
+    "gradient_shap": {"samples": 2},
+    "occlusion": {"grid": (2, 3)},
+    "feature_ablation": {"grid": (2, 3)},
+    "kernel_shap": {"grid": (2, 2), "samples": 7},
+    "lime": {"segments": 6, "samples": 8, "compactness": 100.0},
+}
 
 
 @functools.cache
 def cached_model(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "hugging_face":
+            config = transformers.ViTConfig(image_size=48, patch_size=16, num_labels=len(CLASSES), **MODELS[name])
+            return wrap_model(transformers.ViTForImageClassification(config), CLASSES, 48)
+        if name == "torchvision":
+            module = VisionTransformer(48, 16, num_classes=len(CLASSES), **MODELS[name])
+            nn.init.normal_(module.heads.head.weight)  # which torchvision sets to zero
+            return wrap_model(module, CLASSES, 48)
     return build_model(name, CLASSES, **MODELS[name])
 
 
@@ -117,7 +144,7 @@ def test_the_model_is_left_as_it_was_after_an_error(method, name, monkeypatch):
 
     monkeypatch.setattr(last, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
-        explain(model, make_images(model), method, "a")
+        explain(model, make_images(model), method, "a", **OPTIONS.get(method, {}))
     assert_same_state(module, before)
 
 
@@ -140,8 +167,67 @@ def test_the_difference_of_two_logits():
     np.testing.assert_allclose(found.values, a - np.stack([b[0], c[1], b[2]]), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vit_scratch", "resnet18"])
+def test_what_depends_on_the_class_is_said_to(name):
+    model = cached_model(name)
+    images = make_images(model)
+    for method in suitable_methods(model):
+        a, b = (explain(model, images, method, target, **OPTIONS.get(method, {})).values for target in "ab")
+        assert np.allclose(a, b, atol=1e-6 * np.abs(a).max()) != methods[method].class_specific, method
+
+
+def test_a_model_in_training_is_explained_in_evaluation_mode_and_trains_on():
+    model = copy.deepcopy(cached_model("resnet18"))
+    images = make_images(model)
+    expected = explain(model, images, "saliency", "a").values
+    model.module.train()
+    np.testing.assert_array_equal(explain(model, images, "saliency", "a").values, expected)
+    assert model.module.training
+
+
+def test_methods_in_a_table():
+    table = describe_methods().set_index("method")
+    assert list(table.index.sort_values()) == available() and set(table["family"]) == {
+        "attention",
+        "cam",
+        "gradients",
+        "perturbation",
+    }
+    assert (
+        table.loc["integrated_gradients", ["family", "signed", "class_specific", "complete"]].tolist()
+        == ["gradients"] + [True] * 3
+    )
+    assert "steps=8, parts=4, baseline=mean" in table.loc["integrated_gradients", "options"]
+    assert table.loc["integrated_gradients", "source"] == "Sundararajan et al. 2017, arXiv 1703.01365"
+    assert (table.loc["rollout", "needs"], table.loc["rollout", "family"]) == ("attention", "attention")
+    assert "2005.00928" in table.loc["rollout", "source"] and not table.loc["rollout", "class_specific"]
+    assert table["what"].str.endswith(".").all() and table["what"].str.len().max() < 200
+    model = cached_model("resnet18")
+    assert sorted(describe_methods(model)["method"]) == suitable_methods(model)
+
+
+def test_a_weight_that_is_not_a_number_is_named():
+    model = copy.deepcopy(cached_model("resnet18"))
+    model.module.layer2[0].conv1.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"layer2.0.conv1.weight of resnet18 holds NaN.*load a checkpoint from before"):
+        explain(model, make_images(model), "saliency")
+
+
+def test_a_map_that_is_not_a_number_is_named(monkeypatch):
+    monkeypatch.setattr(methods, "_functions", dict(methods._functions))
+
+    @explanation(signed=True)
+    def overflow(model, images, targets):
+        maps = images.mean(dim=1)
+        maps[-1] *= torch.inf
+        return maps
+
+    model = cached_model("resnet18")
+    with pytest.raises(ValueError, match=r"overflow map of sample y holds NaN or infinite values, though image and weights"):
+        explain(model, make_images(model), "overflow", "a", ["x", "y", "z"], batch_size=2)
+
+
 def test_which_methods_suit_which_model():
-    assert available() == ["grad_cam", "integrated_gradients", "rollout", "saliency"]
     assert suitable_methods(cached_model("hybrid_vit"), among=("saliency", "rollout", "grad_cam")) == [
         "saliency",
         "rollout",
@@ -149,7 +235,8 @@ def test_which_methods_suit_which_model():
     ]
     assert suitable_methods(cached_model("resnet18"), among=("rollout", "grad_cam")) == ["grad_cam"]
     mixer = build_model("gmlp_ti16_224", CLASSES, pretrained=False)
-    assert suitable_methods(mixer) == ["integrated_gradients", "saliency"]
+    assert suitable_methods(mixer) == [name for name in available() if not methods[name].needs]
+    assert {"saliency", "occlusion", "lime"} < set(suitable_methods(mixer)) < set(available())
     with pytest.raises(ValueError, match=r"unknown explanation method 'grad-cam'.* Did you mean grad_cam"):
         suitable_methods(mixer, among=["grad-cam"])
 
@@ -188,10 +275,11 @@ def test_images_of_another_size_where_the_model_cannot(name, size):
         ({"method": "gradcam"}, "unknown explanation method 'gradcam'. Did you mean grad_cam"),
         (
             {"method": "rollout"},
-            r"rollout needs attention, and resnet18 \(cnn\) has none.*grad_cam, integrated_gradients, saliency",
+            r"rollout needs attention, and resnet18 \(cnn\) has none; methods that can.*grad_cam,.*saliency",
         ),
         ({"target": "d"}, "unknown target 'd'.*Choices: a, b, c"),
-        ({"target": ["a", "b", 1]}, "unknown target '1'"),
+        ({"target": ["a", "b", 1]}, r"unknown target '1'.*Choices: a, b, c. model.classes\[i\] is the name of class i"),
+        ({"target": 1}, r"target takes the names of classes, not the index 1; write target=model.classes\[1\]"),
         ({"target": ["a", "b"]}, "2 names in target for 3 images"),
         ({"versus": "e"}, "unknown versus 'e'"),
         ({"target": ["a", "b", "c"], "versus": "b"}, "target and versus of sample 1 are both 'b'"),
@@ -200,8 +288,9 @@ def test_images_of_another_size_where_the_model_cannot(name, size):
         ({"images": torch.zeros(0, 3, 64, 64)}, "at least one image"),
         ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "float tensor"),
         ({"images": np.zeros((1, 3, 64, 64))}, "not ndarray"),
-        ({"images": torch.full((3, 3, 64, 64), torch.nan)}, "NaN"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"images": torch.full((3, 3, 64, 64), torch.nan)}, "the image of sample 0 holds NaN or infinite values .3 of 3"),
+        ({"layer": "layer9"}, "no layer 'layer9'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"layers": "layer4"}, "unknown option of grad_cam 'layers'. Did you mean layer"),
         ({"method": "saliency", "steps": 3}, "saliency has no options; leave steps out"),
     ],

@@ -1,11 +1,13 @@
-"""Rollout against the algorithm its authors published, and the rows it starts from in each kind of ViT."""
+"""Rollout and its relatives against the algorithms their authors published, and the rows they start from in each kind of ViT."""
 
 import numpy as np
 import pytest
 import torch
 
 from vitlab.explain import compute_rollout, explain, record_attention
+from vitlab.explain.interception import intercept_attention
 from vitlab.models import build_model
+from vitlab.schema import Anatomy
 
 TIMM_VIT = {"pretrained": False, "depth": 3, "embed_dim": 24, "num_heads": 2, "size": (32, 48)}
 
@@ -109,3 +111,174 @@ def test_a_classifier_that_reads_nothing_is_an_error():
     torch.nn.init.zeros_(model.module.head.weight)
     with pytest.raises(ValueError, match=r"no target logit reacts to the tokens of the last block.*train the classifier first"):
         explain(model, torch.randn(2, 3, 32, 32), "rollout")
+
+
+def reference_rollout(attention, head_fusion, discard):
+    """rollout of github.com/jacobgil/vit-explain for one image, (L, H, T, T) -> (T, T); rows by their own sums."""
+    result = np.eye(attention.shape[-1])
+    for layer in attention:
+        fused = {"mean": layer.mean(axis=0), "max": layer.max(axis=0), "min": layer.min(axis=0)}[head_fusion]
+        flat = fused.reshape(-1)
+        indices = np.argsort(flat)[: int(flat.size * discard)]
+        flat[indices[indices != 0]] = 0  # "drop the lowest attentions, but don't drop the class token"
+        mixed = (fused + np.eye(len(fused))) / 2
+        result = (mixed / mixed.sum(axis=-1, keepdims=True)) @ result
+    return result
+
+
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard", [0.0, 0.5, 0.9])
+def test_fusion_and_discarding_as_published(head_fusion, discard):
+    attention = torch.randn(4, 2, 3, 5, 5).mul(3).softmax(dim=-1)  # (L, B, H, T, T)
+    attention[0, 0, :, 0, 0] = 1e-4  # among the lowest, but the class token's own
+    kept = attention.clone()
+    flow = compute_rollout(list(attention), head_fusion, discard)
+    for i in range(2):
+        expected = reference_rollout(attention[:, i].double().numpy().copy(), head_fusion, discard)
+        np.testing.assert_allclose(flow[i], expected, atol=1e-6)
+    np.testing.assert_allclose(flow.sum(dim=-1), 1, atol=1e-6)
+    assert torch.equal(attention, kept)
+
+
+@pytest.mark.parametrize("options", [{"head_fusion": "max"}, {"discard": 0.6}, {"head_fusion": "min", "discard": 0.9}])
+def test_options_reach_the_map(options):
+    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=3, num_heads=2))
+    images = torch.randn(2, 3, 18, 27)
+    attention = torch.stack(record(model, images)).transpose(0, 1).double().numpy()  # (B, L, H, T, T)
+    expected = [reference_rollout(one, **{"head_fusion": "mean", "discard": 0, **options})[0, 1:] for one in attention]
+    found = explain(model, images, "rollout", **options).values
+    np.testing.assert_allclose(read_cells(found, (2, 3)), np.reshape(expected, (2, 2, 3)), atol=1e-6)
+    assert np.abs(found - explain(model, images, "rollout").values).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"head_fusion": "median"}, "unknown head_fusion 'median'.*mean, max, min"), ({"discard": 1.0}, "below 1, not 1.0")],
+)
+def test_options_that_do_not_exist(options, message):
+    model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match=message):
+        explain(model, torch.randn(1, 3, 16, 16), "rollout", **options)
+
+
+class Observed:
+    """A ViT run block by block from its own weights, with its attention matrices in the graph, as both repositories hook them."""
+
+    def __init__(self, model, images, target):
+        vit = model.module
+        tokens, self.attention = vit.embed_tokens(images), []
+        for block in vit.blocks:
+            q, k, v = block.attn.qkv(block.norm1(tokens)).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)  # (B, H, T, 12)
+            matrix = (q @ k.transpose(-2, -1) / 12**0.5).softmax(dim=-1)
+            self.attention.append(matrix)
+            tokens = tokens + block.attn.proj((matrix @ v).transpose(1, 2).flatten(2))
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        score = vit.head(vit.pool(tokens))[:, target].sum()
+        self.gradients = [gradient.detach() for gradient in torch.autograd.grad(score, self.attention)]
+        self.attention = [matrix.detach() for matrix in self.attention]
+
+    def pairs(self, i):
+        return [(matrix[i], gradient[i]) for matrix, gradient in zip(self.attention, self.gradients, strict=True)]
+
+
+def reference_gradient_rollout(pairs, discard):
+    """grad_rollout of github.com/jacobgil/vit-explain (vit_grad_rollout.py) for one image; rows by their own sums."""
+    result = torch.eye(pairs[0][0].size(-1))
+    for attention, grad in pairs:
+        fused = (attention * grad).mean(axis=0)
+        fused[fused < 0] = 0
+        flat = fused.view(-1)
+        _, indices = flat.topk(int(flat.size(-1) * discard), -1, False)
+        indices = indices[indices != 0]
+        flat[indices] = 0
+        a = (fused + torch.eye(fused.size(-1))) / 2
+        result = torch.matmul(a / a.sum(dim=-1, keepdim=True), result)
+    return result[0, 1:]
+
+
+def reference_attribution(pairs):
+    """generate_relevance of github.com/hila-chefer/Transformer-MM-Explainability , one image."""
+    R = torch.eye(pairs[0][0].shape[-1])
+    for cam, grad in pairs:
+        cam = (grad * cam).clamp(min=0).mean(dim=0)  # avg_heads
+        R = R + torch.matmul(cam, R)  # apply_self_attention_rules
+    return R[0, 1:]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "reference"),
+    [
+        ("gradient_rollout", {}, lambda pairs: reference_gradient_rollout(pairs, 0)),
+        ("gradient_rollout", {"discard": 0.7}, lambda pairs: reference_gradient_rollout(pairs, 0.7)),
+        ("transformer_attribution", {}, reference_attribution),
+    ],
+)
+def test_gradient_weighted_relevance_as_published(method, options, reference):
+    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=3, num_heads=2))
+    torch.nn.init.normal_(model.module.head.weight, std=3)  # gradients so large that products of several blocks count
+    images = torch.randn(2, 3, 18, 27)
+    maps = {}
+    for index, target in enumerate(model.classes):
+        observed = Observed(model, images, index)
+        expected = torch.stack([reference(observed.pairs(i)) for i in range(2)]).reshape(2, 2, 3)
+        maps[target] = read_cells(explain(model, images, method, target, **options).values, (2, 3))
+        np.testing.assert_allclose(maps[target], expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert np.abs(maps["a"] - maps["b"]).max() > 0.1 * maps["a"].max()  # unlike rollout, they depend on the class
+
+
+@pytest.mark.parametrize("method", ["gradient_rollout", "transformer_attribution"])
+def test_the_gradient_of_a_difference(method):
+    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=2, num_heads=2))
+    images = torch.randn(1, 3, 18, 27)
+    single, against = explain(model, images, method, "a"), explain(model, images, method, "a", versus="b")
+    assert np.abs(single.values - against.values).max() > 1e-3 * single.values.max()
+
+
+def test_averaged_patches_are_all_started_from():
+    """With one block of average pooling the relevance of a patch is its own, 1/T, and what all patches took from it."""
+    options = {**TIMM_VIT, "depth": 1}
+    model = sharpen(build_model("vit_medium_patch16_gap_240", ["a", "b"], **options))
+    images = torch.randn(2, 3, 32, 48)
+    with record_attention(model.module, model.anatomy, gradients=True) as attention:
+        (gradient,) = torch.autograd.grad(model.module(images)[:, 1].sum(), attention)
+    share = 1 / 6 + (attention[0] * gradient).relu().mean(dim=1).mean(dim=1).detach()  # (B, T)
+    expected = torch.nn.functional.interpolate(share.reshape(2, 1, 2, 3), size=(32, 48), mode="bilinear")[:, 0]
+    np.testing.assert_allclose(explain(model, images, "transformer_attribution", "b").values, expected, rtol=1e-4)
+
+
+def test_an_error_inside_leaves_no_hook_behind():
+    model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model.module.blocks[1].attn.fused_attn = False
+
+    def fail(call):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), intercept_attention(model.module, model.anatomy, fail):
+        model.module(torch.randn(1, 3, 16, 16))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
+    assert [block.attn.fused_attn for block in model.module.blocks] == [True, False]
+    nothing = intercept_attention(model.module, model.anatomy, lambda call: call.compute_output())
+    with pytest.raises(RuntimeError, match=r"no attention was computed in blocks\.0\.attn"), nothing:
+        pass
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": "float"}, {"attn_mask": "bool"}])
+def test_intercepted_matrices_give_the_output_of_the_kernel(options):
+    if "attn_mask" in options:
+        mask = torch.randn(5, 5)
+        options = {"attn_mask": mask if options["attn_mask"] == "float" else mask > -1}
+
+    class Kernel(torch.nn.Module):
+        def forward(self, query):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    def answer(call):
+        calls.append((call.compute_matrix() @ call.value, call.compute_output()))
+        return 2 * calls[-1][1]
+
+    key, value, calls, module = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), [], torch.nn.Sequential(Kernel())
+    with intercept_attention(module, Anatomy("vit", ("0",), ("0",), 0, (1, 5), ()), answer):
+        output = module(torch.randn(2, 3, 5, 4))
+    ((own, kernel),) = calls
+    torch.testing.assert_close(own, kernel, atol=1e-6, rtol=1e-5)
+    assert torch.equal(output, 2 * kernel)

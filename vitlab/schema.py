@@ -63,21 +63,40 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Window:
+    """How an attention layer cuts its map of tokens: every token sees only those of its own window.
+
+    attention: name of the attention module. grid: height and width of the map in tokens. size: of a window. shift: by how many
+    tokens the windows are moved down and to the right; what they lose at the lower right is joined to the upper left, masked.
+    """
+
+    attention: str
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    shift: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Where things are inside a model, for one input size. Names are those of `module.named_modules()`.
 
-    blocks: transformer blocks in order; attention: the attention module of each. Both empty for a plain CNN.
+    kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (attention within
+        windows, Swin), "cnn" (feature maps, no attention) or "other": no blocks, no grid then.
+    blocks: transformer blocks in order; attention: the attention module of each, where it sees all tokens. Both empty for a CNN.
     num_prefix_tokens: tokens before the patch tokens (class, distillation, registers). Row 0 is not always a class token.
     grid: height and width in tokens of the last block, or of the last feature map of a CNN.
-    stages: modules with a (B, C, h, w) output, one for each resolution, the last one being the usual Grad-CAM layer.
+    stages: modules that give feature maps, one for each resolution, the last one being the usual Grad-CAM layer. A map is
+        (B, C, h, w), and (B, h, w, C) for "windowed".
+    windows: for "windowed", how the attention of each block is cut; `attention` is empty then.
     """
 
-    kind: str  # "vit", "hybrid" or "cnn"; "other" where attention sees no fixed sequence of tokens: no blocks, no grid then
+    kind: str
     blocks: tuple[str, ...]
     attention: tuple[str, ...]
     num_prefix_tokens: int
     grid: tuple[int, int]
     stages: tuple[str, ...]
+    windows: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True)

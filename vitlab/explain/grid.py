@@ -17,6 +17,12 @@ def choose_grid(anatomy: Anatomy, size: tuple[int, int]) -> tuple[int, int]:
     return min(rows, size[0]), min(columns, size[1])
 
 
+def coarsen_grid(grid: tuple[int, int], most: int = 8) -> tuple[int, int]:
+    """The grid with neighbours merged, the same number along both sides, until neither side has more than `most` cells."""
+    merged = -(-max(grid) // most)
+    return -(-grid[0] // merged), -(-grid[1] // merged)
+
+
 def number_cells(grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """The cell of each pixel, (h, w) int64, numbered row by row from 0; cells differ by a pixel where sides do not divide evenly.
 

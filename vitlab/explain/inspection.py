@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from vitlab.models.anatomy import evaluating
+from vitlab.seeds import derive_seed
 
 
 @contextmanager
@@ -25,6 +27,20 @@ def inspecting(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Start the global random generators of torch and NumPy, which Captum draws from, at this seed; leave them as they were."""
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(seed))
+            np.random.seed(derive_seed(seed) % 2**32)
+            yield
+    finally:
+        np.random.set_state(state)
+
+
 def select_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """What is to be explained: each image's sum of logits (B, num_classes), weighted by its row of `targets`: (B,)."""
     return (logits * targets).sum(dim=1)
@@ -35,6 +51,14 @@ def score_targets(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], t
     return lambda images, targets: select_logits(module(images), targets)
 
 
+def find_layer(name: str, module: nn.Module) -> nn.Module:
+    """The submodule of this name, or ValueError."""
+    parts = dict(module.named_modules())
+    if name not in parts:
+        raise ValueError(f"the model has no layer {name!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+    return parts[name]
+
+
 def differentiate_at(
     layer: str, module: nn.Module, images: torch.Tensor, targets: torch.Tensor, *, before: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +66,7 @@ def differentiate_at(
 
     Both have the layer's own shape, (B, ...). The gradient is computed from the logits back to the layer and no further.
     """
-    parts = dict(module.named_modules())
-    if layer not in parts:
-        raise ValueError(f"the model has no layer {layer!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+    part = find_layer(layer, module)
     leaf = None
 
     def start_graph(tensor):
@@ -55,9 +77,9 @@ def differentiate_at(
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
     if before:
-        hook = parts[layer].register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
+        hook = part.register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
     else:
-        hook = parts[layer].register_forward_hook(lambda _, __, output: start_graph(output))
+        hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
     try:
         logits = module(images)
     finally:
@@ -78,3 +100,9 @@ def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
             f"no target logit reacts to {what}, so there is nothing to show; "
             + (advice or "train the classifier first, its weights may all be zero")
         )
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError for an option that is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from vitlab.explain.inspection import inspecting
+from vitlab.explain.inspection import check_count, inspecting
 from vitlab.models import find_anatomy
 from vitlab.registry import Registry, unknown
 from vitlab.schema import Anatomy, AttributionMap, ModelBundle
@@ -28,21 +31,25 @@ class Method:
         frozen and gradients on, and must treat every image by itself.
     signed: whether negative values mean evidence against the target.
     needs: fields of Anatomy of which one at least must not be empty.
+    class_specific: whether the map depends on the class asked for.
+    complete: whether the map's values claim to add up to the difference between the score of the image and that of a baseline.
     """
 
     compute: Callable[..., torch.Tensor]
     signed: bool
     needs: tuple[str, ...]
+    class_specific: bool = True
+    complete: bool = False
 
     def suits(self, anatomy: Anatomy) -> bool:
         return not self.needs or any(getattr(anatomy, part) for part in self.needs)
 
 
-def explanation(*, signed: bool, needs: tuple[str, ...] = ()):
+def explanation(*, signed: bool, needs: tuple[str, ...] = (), class_specific: bool = True, complete: bool = False):
     """Decorator: make a function available as an explanation method under its own name (see Method)."""
 
     def register(function):
-        methods.register(Method(function, signed, needs), name=function.__name__)
+        methods.register(Method(function, signed, needs, class_specific, complete), name=function.__name__)
         return function
 
     return register
@@ -58,6 +65,42 @@ def suitable_methods(model: ModelBundle, among: Sequence[str] | None = None) -> 
     return [name for name in (available() if among is None else among) if methods[name].suits(model.anatomy)]
 
 
+def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
+    """What is to be known of each method: method, family, signed, class_specific, complete, needs, options, what, source.
+
+    Given a model, only methods that can explain it. family: attention, cam, gradients or perturbation, after the module that
+    holds the method. needs: parts that a model must have. options: with their defaults.
+    """
+    rows = []
+    for name in available() if model is None else suitable_methods(model):
+        method = methods[name]
+        what, *rest = inspect.getdoc(method.compute).split("\n\n")
+        rows.append(
+            {
+                "method": name,
+                "family": _name_family(method.compute.__module__.rpartition(".")[2]),
+                "signed": method.signed,
+                "class_specific": method.class_specific,
+                "complete": method.complete,
+                "needs": " or ".join(method.needs),
+                "options": ", ".join(f"{option.name}={option.default}" for option in _list_options(method)),
+                "what": what.replace("\n", " "),
+                "source": _find_source(" ".join([what, *rest]).replace("\n", " ")),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["family", "method"], ignore_index=True)
+
+
+def _name_family(module: str) -> str:
+    return "attention" if module in ("rollout", "attention_maps", "heads") else module
+
+
+def _find_source(text: str) -> str:
+    """What follows "Source:" in a docstring, else its arXiv numbers."""
+    _, marked, source = text.partition("Source:")
+    return source.strip().rstrip(".") if marked else ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", text))
+
+
 def explain(
     model: ModelBundle,
     images: torch.Tensor,
@@ -67,43 +110,46 @@ def explain(
     *,
     versus: str | Sequence[str] | None = None,
     batch_size: int = 8,
+    progress: bool = False,
     **options,
 ) -> AttributionMap:
     """One map an image: how much each pixel spoke for the target class, enlarged to the images' size where it is coarser.
 
     images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name for all images, one for each,
-    or None for the class that the model predicts; hand over the labels to explain the true class. versus: a class (for all, or
+    or None for the class that the model predicts; hand over the labels to explain the true class, and model.classes[i] for the
+    class of index i. versus: a class (for all, or
     one for each) whose logit is subtracted: what speaks for the target *rather than* for this one? batch_size: images worked on
-    at once, which bounds the memory. options: of the method. An image's map does not depend on the others, and the model is left
-    as it was.
+    at once, which bounds the memory. progress: show a bar. options: of the method. An image's map does not depend on the others,
+    and the model is left as it was: one in training mode is explained in evaluation mode, and trains on afterwards.
 
     Raises ValueError for an unknown method, option or target, for a method that this model has no parts for, for images of a size
-    that it cannot take, and where no gradient reaches what a method looks at.
+    that it cannot take, where no gradient reaches what a method looks at, and for NaN in images, weights or maps.
     """
     chosen = methods[method]
     _check_options(method, chosen, options)
-    _check_images(images, batch_size)
-    model = _fit_anatomy(model, tuple(images.shape[-2:]))
+    sample_ids = check_images(images, sample_ids, batch_size)
+    model = fit_anatomy(model, tuple(images.shape[-2:]))
     if not chosen.suits(model.anatomy):
         raise ValueError(
             f"{method} needs {' or '.join(chosen.needs)}, and {model.name} ({model.anatomy.kind}) has none; "
             f"methods that can explain it: {', '.join(suitable_methods(model))}"
         )
-    sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
-    if len(sample_ids) != len(images):
-        raise ValueError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
     targets = _read_classes(model, target, len(images), "target")
     against = _read_classes(model, versus, len(images), "versus")
+    _check_weights(model)
     weight = next(model.module.parameters())
     maps = []
+    starts = tqdm(range(0, len(images), batch_size), desc=method, leave=False, unit="batch", disable=not progress)
     with inspecting(model.module):
-        for start in range(0, len(images), batch_size):
+        for start in starts:
             batch = images[start : start + batch_size].to(weight.device, weight.dtype).detach().clone()
             if target is None:
                 targets += _predict(model, batch)
             part = slice(start, start + batch_size)
             weights = _weigh_logits(model, targets[part], against[part], sample_ids[part]).to(batch)  # (B, num_classes)
-            maps.append(_enlarge(chosen.compute(model, batch, weights, **options), images.shape[-2:]))
+            found = _enlarge(chosen.compute(model, batch, weights, **options), images.shape[-2:])
+            _check_maps(method, found, sample_ids[part])
+            maps.append(found)
     names, others = (tuple(model.classes[index] for index in indices) for indices in (targets, against))
     return AttributionMap(np.concatenate(maps), method, names, sample_ids, chosen.signed, others)
 
@@ -135,8 +181,12 @@ def _enlarge(maps: torch.Tensor, size) -> np.ndarray:
     return maps[:, 0].cpu().numpy()
 
 
+def _list_options(method) -> list[inspect.Parameter]:
+    return list(inspect.signature(method.compute).parameters.values())[3:]  # after model, images, targets
+
+
 def _check_options(name, method, options) -> None:
-    known = list(inspect.signature(method.compute).parameters)[3:]  # after model, images, targets
+    known = [option.name for option in _list_options(method)]
     for option in options:
         if option not in known:
             raise ValueError(
@@ -144,15 +194,44 @@ def _check_options(name, method, options) -> None:
             )
 
 
-def _check_images(images, batch_size) -> None:
+def check_images(images: torch.Tensor, sample_ids: Sequence[str] | None, batch_size: int) -> tuple[str, ...]:
+    """The images' sample_ids, by default their numbers; ValueError for anything but finite float images (N, 3, h, w)."""
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not len(images) or not images.is_floating_point():
         what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_count("batch_size", batch_size)
+    sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
+    if len(sample_ids) != len(images):
+        raise ValueError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
+    bad = ~images.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        raise ValueError(
+            f"the image of sample {sample_ids[int(bad.int().argmax())]} holds NaN or infinite values ({int(bad.sum())} of "
+            f"{len(images)} images do); vitlab.data.preprocess(image, model.transform) gives finite ones"
+        )
+    return sample_ids
 
 
-def _fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
+def _check_weights(model) -> None:
+    """Maps of NaN would not say where they come from."""
+    for name, tensor in model.module.state_dict().items():
+        if tensor.isnan().any():
+            raise ValueError(
+                f"{name} of {model.name} holds NaN, as after a training that diverged; load a checkpoint from "
+                "before, or train again with a lower learning rate"
+            )
+
+
+def _check_maps(method, maps, sample_ids) -> None:
+    bad = ~np.isfinite(maps).all(axis=(1, 2))
+    if bad.any():
+        raise ValueError(
+            f"the {method} map of sample {sample_ids[int(bad.argmax())]} holds NaN or infinite values, though image and weights "
+            "do not: a number overflows on the way; model.module.float() computes in full precision"
+        )
+
+
+def fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
     """The bundle with its anatomy for images of this size; ValueError where the model cannot take them."""
     if size == tuple(model.transform.size):
         return model
@@ -170,10 +249,12 @@ def _read_classes(model, given, count, what) -> list[int]:
     """Class indices, one for each image; none where nothing is given."""
     if given is None:
         return []
+    if isinstance(given, int | np.integer):
+        raise ValueError(f"{what} takes the names of classes, not the index {given}; write {what}=model.classes[{given}]")
     names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
         raise ValueError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
     for name in names:
         if name not in model.classes:
-            raise ValueError(unknown(what, str(name), list(model.classes)))
+            raise ValueError(unknown(what, str(name), list(model.classes), "model.classes[i] is the name of class i."))
     return [model.classes.index(name) for name in names]

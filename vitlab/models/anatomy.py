@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from vitlab.schema import Anatomy
+from vitlab.models.watching import AttentionCall, AttentionWatch
+from vitlab.models.windows import find_window
+from vitlab.schema import Anatomy, Window
 
-PROJECTIONS = ({"qkv"}, {"q", "k", "v"}, {"q_proj", "k_proj", "v_proj"}, {"q", "kv"})
 BATCH = 2  # images in the probe: two, so that a module which moves windows into the batch axis gives itself away
 
 
@@ -23,36 +24,55 @@ class _Step:
     transparent: bool  # a plain nn.Sequential: its parts count as parts of what holds it
     input: tuple[int, ...]
     output: tuple[int, ...]
+    follows_attention: bool
 
     def is_within(self, others) -> bool:
         return any(self.name == other or self.name.startswith(f"{other}.") for other in others)
 
 
-def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
-    """Send blank images of `size` (height, width) through the model and read off its structure; the model is left as it was.
+@dataclass(frozen=True)
+class _Attention:
+    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch of so many."""
 
-    kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "cnn" (feature maps, no attention)
-    or "other": attention that does not see one and the same sequence of all tokens from first to last (Swin's windows, PVT's
-    shrinking maps), or no attention and no feature maps either (MLP-Mixer). For "other" blocks, attention and grid stay empty.
+    batch: int
+    queries: int
+    keys: int
+    window: Window | None
+
+
+def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
+    """Send images of noise of `size` (height, width) through the model and read off its structure; the model is left as it was.
+
+    Nothing is known of the names of its parts. An attention module is one that runs while attention is computed, its block the
+    nearest module around it that maps tokens to as many tokens, and windows show in the order in which tokens arrive.
+
+    kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (Swin), "cnn" (feature
+    maps, no attention) or "other": attention that neither sees one and the same sequence of all tokens from first to last nor
+    windows of a map (PVT's shrinking maps, LeViT), or no attention and no feature maps either (MLP-Mixer). For "other" blocks,
+    attention and grid stay empty.
     """
-    steps = _watch(module, size)
-    parts = dict(module.named_modules())
-    seeking = [name for name in steps if _projects_tokens(parts[name])]
-    attention = [name for name in seeking if len(steps[name].output) != 2]  # attention pooling, a kind of head, gives (B, C)
-    blocks = [name.rpartition(".")[0] for name in attention]
-    maps = _find_maps(steps, size, inside=(*seeking, *blocks))
+    watch = _Watch()
+    watch.run(module, size)
+    steps = watch.steps
+    found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}  # pooling is a kind of head
+    blocks = {name: _find_block(name, steps) for name in found}
+    inside = (*watch.attending, *blocks.values())
+    maps = _find_maps(steps, size, inside)
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
-    if not attention and stages:
+    if not watch.attending and stages:
         return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages)
-    order = list(steps)
-    before = [name for name in maps if attention and order.index(name) < order.index(attention[0])]
+    before = [name for name in maps if not steps[name].follows_attention]
     grid = steps[before[-1]].output[2:] if before else (0, 0)
-    lengths = {_count_tokens(steps.get(name)) for name in (*attention, *blocks)}
-    num_tokens = lengths.pop() if len(lengths) == 1 else 0
-    if not 0 < grid[0] * grid[1] <= num_tokens:
-        return Anatomy("other", (), (), 0, (0, 0), stages)
-    return Anatomy("hybrid" if stages else "vit", tuple(blocks), tuple(attention), num_tokens - grid[0] * grid[1], grid, stages)
+    num_tokens = _count_tokens([steps.get(name) for name in blocks.values()], found.values())
+    if 0 < grid[0] * grid[1] <= num_tokens:
+        kind, num_prefix_tokens = "hybrid" if stages else "vit", num_tokens - grid[0] * grid[1]
+        return Anatomy(kind, tuple(blocks.values()), tuple(found), num_prefix_tokens, grid, stages)
+    windows = tuple(seen.window for seen in found.values())
+    if windows and all(windows):
+        stages = _find_windowed_stages(steps, windows, inside)
+        return Anatomy("windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows)
+    return Anatomy("other", (), (), 0, (0, 0), stages)
 
 
 @contextmanager
@@ -67,41 +87,96 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _watch(module, size) -> dict[str, _Step]:
-    """Every submodule that maps a tensor to a tensor, in the order in which they finish: containers after their parts."""
-    steps, hooks = {}, []
+class _Watch(AttentionWatch):
+    """Notes every submodule that maps a tensor to a tensor, and every module that computes attention itself.
 
-    def record_as(name):
-        def record(part, inputs, output):
-            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor):
-                steps.pop(name, None)  # a module used twice stands where it was used last
-                steps[name] = _Step(name, isinstance(part, nn.Sequential), tuple(inputs[0].shape), tuple(output.shape))
+    steps: in the order in which they finish, containers after their parts. attending: names of all modules in which T tokens
+    weigh T others, also those that go on with the weights in a way of their own.
+    """
 
-        return record
+    def __init__(self):
+        super().__init__()
+        self.steps: dict[str, _Step] = {}
+        self.attention: dict[str, _Attention] = {}
+        self.attending: set[str] = set()
+        self.running: list[tuple[str, torch.Tensor | None, torch.Tensor | None]] = []  # name, input, latest map before it
+        self.map: torch.Tensor | None = None
 
-    entry = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    weight = next(module.parameters())
-    images = torch.zeros(BATCH, entry.in_channels if entry else 3, *size, device=weight.device, dtype=weight.dtype)
-    try:
-        for name, part in module.named_modules():
-            if name:
-                hooks.append(part.register_forward_hook(record_as(name)))
-        with evaluating(module), torch.no_grad():
-            module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return steps
+    def run(self, module, size) -> None:
+        entry = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+        weight = next(module.parameters())
+        images = torch.randn(BATCH, entry.in_channels if entry else 3, *size, generator=torch.Generator().manual_seed(0))
+        with ExitStack() as stack:
+            for name, part in module.named_modules():
+                stack.callback(part.register_forward_pre_hook(self._enter(name)).remove)
+                stack.callback(part.register_forward_hook(self._leave(name)).remove)
+            stack.enter_context(evaluating(module))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self)
+            module(images.to(weight.device, weight.dtype))
+
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        name, tokens, source = self.running[-1]
+        self.attending.add(name)
+        batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
+        if name not in self.attention:
+            window = find_window(name, tokens, source) if tokens is not None and source is not None else None
+            self.attention[name] = _Attention(batch, queries, keys, window)
+        return call.output
+
+    def see_weights(self, weights: torch.Tensor) -> None:
+        if weights.shape[-1] == weights.shape[-2]:
+            self.attending.add(self.running[-1][0])
+
+    def _enter(self, name):
+        def enter(part, inputs):
+            first = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
+            self.running.append((name, first, self.map))
+            self._keep_map(first)
+
+        return enter
+
+    def _leave(self, name):
+        def leave(part, inputs, output):
+            self.running.pop()
+            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor) and name:
+                self.steps.pop(name, None)  # a module used twice stands where it was used last
+                shapes = tuple(inputs[0].shape), tuple(output.shape)
+                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending))
+            self._keep_map(output)
+
+        return leave
+
+    def _keep_map(self, tensor) -> None:
+        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and len(tensor) == BATCH:
+            self.map = tensor
 
 
-def _projects_tokens(part) -> bool:
-    children = {name for name, _ in part.named_children()}
-    return any(names <= children for names in PROJECTIONS)
+def _find_block(name, steps) -> str:
+    """The nearest module around attention that gives as many tokens as it takes; the attention module where there is none."""
+    path = name.split(".")
+    around = [steps.get(".".join(path[:length])) for length in range(len(path) - 1, 0, -1)]
+    fitting = [step.name for step in around if step and not step.transparent and step.input == step.output]
+    return fitting[0] if fitting else name
 
 
-def _count_tokens(step) -> int:
-    """T of a module that maps (B, T, C) to (B, T, C); 0 for any other."""
-    return step.output[1] if step and step.input == step.output and len(step.output) == 3 and step.output[0] == BATCH else 0
+def _count_tokens(blocks, attention) -> int:
+    """T, where every block maps (B, T, C) to (B, T, C) and its attention sees all T; else 0."""
+    lengths = {size for seen in attention for size in (seen.queries, seen.keys)}
+    fit = all(step and step.input == step.output and len(step.output) == 3 and step.output[0] == BATCH for step in blocks)
+    lengths |= {step.output[1] for step in blocks if step}
+    return lengths.pop() if fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention) else 0
+
+
+def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:
+    """The last module outside the blocks that gives a map (B, h, w, C), for each of the grids that windows are cut from."""
+    grids = {window.grid for window in windows}
+    last = {
+        step.output[1:3]: name
+        for name, step in steps.items()
+        if len(step.output) == 4 and step.output[0] == BATCH and step.output[1:3] in grids and not step.is_within(inside)
+    }
+    return tuple(last.values())
 
 
 def _find_maps(steps, size, inside) -> list[str]:

@@ -25,6 +25,10 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
 
     Each file appears whole or not at all, and two files that do not belong together do not load.
     """
+    if model.options.get("wrapped"):
+        raise ValueError(
+            f"{model.name} was wrapped, not built by name, and cannot be built again from a folder; save it by its own code"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS

@@ -56,8 +56,8 @@ def build_model(
     Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
     """
     check_name(name)
-    classes = _check_classes(classes)
-    size = _check_size(size)
+    classes = check_classes(classes)
+    size = check_size(size)
     if fit not in ("pad", "crop"):
         raise ValueError(unknown("fit", fit, ["pad", "crop"]))
     if in_chans not in (1, 3):
@@ -164,13 +164,13 @@ def check_name(name: str) -> None:
     raise ValueError(unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too."))
 
 
-def _check_classes(classes) -> tuple[str, ...]:
+def check_classes(classes) -> tuple[str, ...]:
     if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"a classifier needs a list of at least two different class names, not {classes!r}")
     return tuple(classes)
 
 
-def _check_size(size) -> tuple[int, int] | None:
+def check_size(size) -> tuple[int, int] | None:
     if size is None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
