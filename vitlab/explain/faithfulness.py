@@ -47,7 +47,7 @@ def curve_table(
 
 
 def area_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Scores table of the areas under perturbation curves (trapezoids): metrics deletion, better low, and insertion, better high."""
+    """Scores table of the areas under perturbation curves (trapezoids). Metrics: deletion, better low; insertion, better high."""
     rows = [
         (method, kind, sample_id, float(np.trapezoid(curve["score"], curve["share"])))
         for (method, kind, sample_id), curve in curves.sort_values("share").groupby(["method", "kind", "sample_id"], sort=False)

@@ -43,7 +43,7 @@ class CellScorer:
         score: str = "probability",
         batch_size: int = 32,
     ):
-        first, *others = [maps] if isinstance(maps, AttributionMap) else check_maps(maps)
+        first = maps if isinstance(maps, AttributionMap) else check_maps(maps)[0]
         if first.values.shape != (len(images), *images.shape[-2:]):
             raise ValueError(f"maps {first.values.shape} do not fit images {tuple(images.shape)}; hand over those explained")
         if score not in SCORES:
@@ -87,21 +87,18 @@ class CellScorer:
             for number, row in zip(np.asarray(index, np.int32), np.packbits(removed, axis=1), strict=True)
         ]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
-        places = list(new.values())
 
         def make(part):
-            at = torch.from_numpy(np.asarray(index)[part])
-            return replace_cells(self.images[at], self.baseline[at], torch.from_numpy(removed[part]).to(self.images.device), self.cells)
+            where = np.asarray(index)[part]
+            without = torch.from_numpy(removed[part]).to(self.images.device)
+            return replace_cells(self.images[where], self.baseline[where], without, self.cells)
 
-        scores = self._compute([places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size)], make, index)
-        self._known.update(zip(new, scores, strict=True))
+        self._known.update(zip(new, self._compute(list(new.values()), make, index), strict=True))
         return np.array([self._known[key] for key in keys])
 
     def score_images(self, index: np.ndarray, images: torch.Tensor) -> np.ndarray:
         """Scores (M,) of changed images (M, 3, h, w), for the targets of the images index (M,)."""
-        places = list(range(len(images)))
-        parts = [places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size)]
-        return self._compute(parts, lambda part: images[part], index)
+        return self._compute(list(range(len(images))), lambda part: images[part], index)
 
     def score_clean(self) -> np.ndarray:
         """Scores (N,) of the images as they are."""
@@ -112,11 +109,14 @@ class CellScorer:
         return pd.DataFrame({"method": method, "metric": metric, "sample_id": list(self.sample_ids), "value": values})
 
     @torch.inference_mode()
-    def _compute(self, parts, make, index) -> np.ndarray:
+    def _compute(self, places, make, index) -> np.ndarray:
+        """Scores of the images that `make` makes of a batch of places in `index`."""
         weight = next(self.model.module.parameters())
         scores = [np.zeros(0)]
+        starts = range(0, len(places), self.batch_size)
         with evaluating(self.model.module):
-            for part in tqdm(parts, desc="masked images", unit="batch", leave=False, disable=len(parts) < 20):
+            for start in tqdm(starts, desc="changed images", unit="batch", leave=False, disable=len(starts) < 20):
+                part = places[start : start + self.batch_size]
                 logits = self.model.module(make(part).to(weight.device, weight.dtype)).double().cpu()
                 scores.append(self._select(logits, np.asarray(index)[part]).numpy())
         return np.concatenate(scores)
@@ -147,7 +147,7 @@ def check_maps(maps: Sequence[AttributionMap], like: CellScorer | None = None) -
     versus = tuple(classes[place] for place in like.versus) if like else first.versus
     for found in maps:
         if found.sample_ids != ids or found.values.shape[1:] != size:
-            raise ValueError(f"the maps of {found.method} are not of the images that are judged: other sample_ids, or another size")
+            raise ValueError(f"the maps of {found.method} are not of the images judged: other sample_ids, or another size")
         if (found.target, found.versus) != (target, versus):
             raise ValueError(f"the maps of {found.method} explain other classes; name the target in explain()")
     return maps
