@@ -31,7 +31,7 @@ def road(
     detail: int = DETAIL,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Half of: score without the lowest cells less that without the highest; mean over several shares. Better high. A scores table.
+    """Half of: score without the lowest cells less that without the highest; mean over shares. Better high. A scores table.
 
     What was removed is filled by noisy linear imputation, on `detail` x `detail` points a cell (the authors: on every pixel,
     which takes minutes); the scorer's baseline has no part in it.

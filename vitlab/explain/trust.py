@@ -24,8 +24,11 @@ BETTER, UNKNOWN, WORSE = VERDICTS = ("better than all controls", "not shown", "w
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of maps. compute: from scorer and maps to a scores table, None where it needs more than these. better: "high", "low",
-    or "" for one that only describes, of which the controls say nothing. meaning: what it asks."""
+    """A measure of maps.
+
+    compute: from scorer and maps to a scores table; None where it needs more than these. better: "high", "low", or "" for one
+    that only describes, and that a map which knows nothing of the model can have as well. meaning: what it asks.
+    """
 
     compute: Callable[..., pd.DataFrame] | None
     better: str
@@ -44,7 +47,7 @@ METRICS: Mapping[str, Metric] = {
     "sensitivity_n": Metric(sensitivity_n, "high", "correlation of a random set's values with the fall of the score without it"),
     "infidelity": Metric(infidelity, "low", "squared error when the map forecasts the fall of the score without a square"),
     "road": Metric(
-        road, "high", "score without the lowest cells less that without the highest, holes filled from around, halved"
+        road, "high", "half of: score without the lowest cells less that without the highest, holes filled from around"
     ),
     "sparseness": Metric(sparseness, "", "Gini index of the cells: near 1 when few have it all"),
     "max_sensitivity": Metric(None, "", "largest change of the map, as a share of its size, under noise too small to be seen"),
@@ -52,10 +55,9 @@ METRICS: Mapping[str, Metric] = {
 
 
 def legend_table() -> pd.DataFrame:
-    """What each metric asks, and where it is better: columns metric, better ("high", "low" or "" for one that only describes), meaning."""
-    return pd.DataFrame(
-        [(name, metric.better, metric.meaning) for name, metric in METRICS.items()], columns=["metric", "better", "meaning"]
-    )
+    """What each metric asks: columns metric, better ("high", "low", or "" for one that only describes), meaning."""
+    rows = [(name, metric.better, metric.meaning) for name, metric in METRICS.items()]
+    return pd.DataFrame(rows, columns=["metric", "better", "meaning"])
 
 
 def score_maps(
@@ -103,17 +105,16 @@ def trust_table(
 
     Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p, verdict, n.
     control: the one of the best mean. difference: method less that control, turned so that positive is better, on the images that
-    have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left out;
-    with fewer than two images left there is no interval.
+    have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left
+    out; with fewer than two images left there is no interval.
 
     verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
-    which is not "equal". p: share of the draws in which the least of the differences to the controls is not above 0, after Holm
-    for the methods of a metric. So for each metric the chance that *any* worthless method of it is called better is held;
-    over several metrics it is not, and "worse", of which the control is chosen by the same images, is a hint. The percentile
-    bootstrap of a few images is somewhat bold (24: .035 for .025): be slow to believe what hangs on one verdict.
-    All of it speaks of this one trained model and of more images of this kind.
+    which is not "equal". p: the share of the draws in which the method is not above a control, the largest of all controls, after
+    Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless method is called better is
+    held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
+    bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
 
-    Metrics that only describe (sparseness, max_sensitivity) are left out: `describe_table` has them. ValueError without any control.
+    Metrics that only describe (sparseness, max_sensitivity) are left out: see `describe_table`. ValueError without any control.
     """
     _check_scores(scores)
     there = list(scores["method"].unique())
@@ -136,7 +137,7 @@ def trust_table(
 
 
 def describe_table(scores: pd.DataFrame, replicates: int = 2000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Mean of each method and control on each metric, with bootstrap interval over images: method, metric, value, low, high, n."""
+    """Mean of each method and control, with bootstrap interval over images. Columns method, metric, value, low, high, n."""
     _check_scores(scores)
     tables = []
     for name in scores["metric"].unique():
@@ -240,9 +241,8 @@ def _widen(scores, metric) -> pd.DataFrame:
 def _check_scores(scores: pd.DataFrame) -> None:
     missing = [name for name in SCORE_COLUMNS if name not in scores.columns]
     if missing or scores.empty:
-        raise ValueError(
-            f"scores need rows with {', '.join(SCORE_COLUMNS)}" + (f"; {', '.join(missing)} is missing" if missing else "")
-        )
+        problem = f"lack the columns {', '.join(missing)}" if missing else "have no row"
+        raise ValueError(f"the scores {problem}; score_maps makes them, with {', '.join(SCORE_COLUMNS)}")
     for name in scores["metric"].unique():
         if name not in METRICS:
             raise ValueError(unknown("metric", name, list(METRICS)))
@@ -250,5 +250,5 @@ def _check_scores(scores: pd.DataFrame) -> None:
     if len(twice):
         first = twice.iloc[0]
         raise ValueError(
-            f"{first['method']} has two scores of {first['metric']} for sample {first['sample_id']!r}; keep one model's scores apart"
+            f"{first['method']} has two scores of {first['metric']} for sample {first['sample_id']!r}; keep models apart"
         )
