@@ -149,7 +149,7 @@ def test_the_baseline_is_what_is_seen_instead():
 def flip_with_quantus(scorer, order):
     """Quantus' curve (N, 3 n + 1) while the cells of lowest `order` are flipped: a third of a cell's values at a time.
 
-    It flips values, not pixels, and takes steps only if they divide the number of pixels: a cell of three channels is three steps.
+    It flips values, not pixels, and only takes steps that divide the number of pixels: a cell of three channels is three steps.
     """
     quantus = pytest.importorskip("quantus")
     values = -np.take_along_axis(order[:, None], scorer.cells.numpy().reshape(1, 1, -1), axis=2).astype(float)

@@ -81,5 +81,5 @@ def test_points_between_are_interpolated_and_noise_is_the_same_again():
 def test_shares_are_checked():
     model, images = make_additive()
     found = make_map(images.sum(dim=1))
-    with pytest.raises(ValueError, match="between 0 and 1, such as 0.2; got 1"):
+    with pytest.raises(ValueError, match="shares of the cells lie between 0 and 1"):
         road(CellScorer(model, images, found, grid=(2, 2)), [found], shares=[1])

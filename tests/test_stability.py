@@ -79,7 +79,7 @@ def test_max_sensitivity_is_that_of_captum(monkeypatch):
     def attribute(inputs):
         pixels = inputs[0] if isinstance(inputs, tuple) else inputs
         target = found.target * (len(pixels) // 3) if len(pixels) == 3 else [name for name in found.target for _ in range(4)]
-        return torch.from_numpy(explain(model, pixels, "saliency", target).values)
+        return (torch.from_numpy(explain(model, pixels, "saliency", target).values),)
 
     noisy = torch.stack(moved, dim=1).flatten(0, 1)  # in the order of Captum: the samples of one image together
     expected = captum_metrics.sensitivity_max(attribute, images, lambda inputs, radius: (noisy,), n_perturb_samples=4)
