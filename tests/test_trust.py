@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from skimage.filters import scharr
+from statsmodels.stats.multitest import multipletests
 
 from tests.test_faithfulness import make_additive, make_map
 from tests.toys import tiny_vit
@@ -12,7 +13,7 @@ from vitlab.evaluation.bootstrap import draw_counts
 from vitlab.explain import explain
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.removal import CellScorer
-from vitlab.explain.trust import METRICS, describe_table, legend_table, rank_table, score_maps, trust_table
+from vitlab.explain.trust import METRICS, correct_holm, describe_table, legend_table, rank_table, score_maps, trust_table
 
 
 def make_scores(**values):
@@ -87,7 +88,7 @@ def test_the_interval_is_that_of_the_paired_bootstrap():
     drawn = np.concatenate(list(draw_counts(24, 500, seed=3))) @ gaps / 24
     assert row["control"] == "random" and row["difference"] == pytest.approx(gaps.mean())
     np.testing.assert_allclose(row[["difference_low", "difference_high"]].astype(float), np.quantile(drawn, [0.025, 0.975]))
-    assert row["p"] == pytest.approx(((drawn <= 0).sum() + 1) / 501) and row["n"] == 24
+    assert row["p_holm"] == pytest.approx(((drawn <= 0).sum() + 1) / 501) and row["n"] == 24
 
 
 def test_every_control_counts_not_the_best_alone():
@@ -106,7 +107,13 @@ def test_many_methods_need_clearer_differences():
     alone = trust_table(make_scores(good=base + gap, random=base))
     among = trust_table(make_scores(good=base + gap, random=base, **{f"idle{i}": base + draw(seed=20 + i) for i in range(10)}))
     assert alone["verdict"].iloc[0] == "better than all controls"
-    assert among["verdict"].iloc[0] == "not shown" and among["p"].iloc[0] > alone["p"].iloc[0]
+    assert among["verdict"].iloc[0] == "not shown" and among["p_holm"].iloc[0] > alone["p_holm"].iloc[0]
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    p = np.array([0.01, 0.2, 0.01, 0.03, 0.6])
+    np.testing.assert_allclose(correct_holm(p), multipletests(p, method="holm")[1])
+    assert correct_holm(np.empty(0)).shape == (0,)
 
 
 def test_worthless_methods_are_seldom_called_better():
@@ -123,7 +130,7 @@ def test_gaps_and_single_images():
     table = trust_table(scores).set_index("method")
     assert table["n"].to_dict() == {"good": 24, "half": 21, "never": 0}
     assert table.loc["half", "difference"] == pytest.approx((draw(3) - draw(seed=1))[3:].mean())
-    assert table.loc["never", ["value", "low", "high", "difference", "difference_low", "p"]].isna().all()
+    assert table.loc["never", ["value", "low", "high", "difference", "difference_low", "p_holm"]].isna().all()
     assert table.loc["never", "verdict"] == "not shown" and table.loc["good", "verdict"] == "better than all controls"
     assert rank_table(table.reset_index()).set_index("method").loc["never", "verdict"] == "not measured"
     one = trust_table(make_scores(good=[2.0], random=[1.0])).iloc[0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.explain.controls import CONTROLS, control_maps
@@ -103,13 +102,13 @@ def trust_table(
 ) -> pd.DataFrame:
     """What each method's mean score is, and whether it is better than every control's: one row per method and metric.
 
-    Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p, verdict, n.
+    Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm, verdict, n.
     control: the one of the best mean. difference: method less that control, turned so that positive is better, on the images that
     have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left
     out; with fewer than two images left there is no interval.
 
     verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
-    which is not "equal". p: the share of the draws in which the method is not above a control, the largest of all controls, after
+    which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls, after
     Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless method is called better is
     held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
     bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
@@ -132,7 +131,7 @@ def trust_table(
     if not tables:
         raise ValueError("none of the metrics can be compared with controls; see vitlab.explain.legend_table()")
     columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
-    columns += ["difference", "difference_low", "difference_high", "p", "verdict", "n"]
+    columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict", "n"]
     return pd.concat(tables, ignore_index=True)[columns]
 
 
@@ -178,6 +177,13 @@ def _say_overall(better: int, worse: int, count: int) -> str:
     return f"not shown: better than all controls in {better} of {count}" if better else "not shown in any"
 
 
+def correct_holm(p: np.ndarray) -> np.ndarray:
+    """Holm's correction (1979) of p-values (M,): below a, the chance that any of them is so small by accident is below a."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(steps, 1)[order.argsort()]
+
+
 def _judge(wide, methods, controls, sign, replicates, confidence, seed) -> pd.DataFrame:
     """The rows of one metric. wide: images x methods."""
     values = wide.to_numpy()
@@ -197,8 +203,7 @@ def _judge(wide, methods, controls, sign, replicates, confidence, seed) -> pd.Da
     at = controls.index(best)
     usable = (count >= 2).all(axis=1) & (replicates > 0)
     p = np.where(usable, ((moved <= 0).sum(axis=0).max(axis=-1) + 1) / (replicates + 1), np.nan)
-    if usable.any():
-        p[usable] = multipletests(p[usable], method="holm")[1]
+    p[usable] = correct_holm(p[usable])
     worse = ((moved[:, :, at] >= 0).sum(axis=0) + 1) / (replicates + 1)
     verdict = np.select([usable & (p <= tail), usable & (worse <= tail)], [BETTER, WORSE], UNKNOWN)
     return (
@@ -210,7 +215,7 @@ def _judge(wide, methods, controls, sign, replicates, confidence, seed) -> pd.Da
             difference=value[:, at],
             difference_low=low[:, at],
             difference_high=high[:, at],
-            p=p,
+            p_holm=p,
             verdict=verdict,
             n=count[:, at],
         )
