@@ -130,7 +130,7 @@ def replace_stamps(data: DataBundle, kind: str) -> DataBundle:
 def stamp_masks(data: DataBundle, sample_ids: Sequence[str], transform: Transform, *, decoys: bool = False) -> np.ndarray:
     """Where the stamp of each image lies in what the model sees: (N, h, w) bool, resized, padded and cropped as images are.
 
-    decoys: where the patches lie that say nothing, instead. ValueError for data without planted stamps and for images without one.
+    decoys: where the patches lie that say nothing, instead. ValueError for data that is not planted and images without a stamp.
     """
     reader = _find_reader(data)
     nearest = replace(transform, mean=(0.0,), std=(1.0,), interpolation="nearest")
