@@ -36,9 +36,7 @@ def pointing_table(maps: AttributionMap, masks: np.ndarray, *, tolerance: float 
     rows = []
     for values, mask, sample_id in zip(maps.values.astype(float), masks, maps.sample_ids, strict=True):
         if not mask.any():
-            raise ValueError(
-                f"{sample_id}: there is no stamp in its mask; with fit='crop' it may be cut off, leave such images out"
-            )
+            raise ValueError(f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave the image out")
         near = distance_transform_edt(~mask) <= tolerance
         positive = values.clip(min=0)
         rows.append(

@@ -158,10 +158,11 @@ def randomise(model: ModelBundle, images: torch.Tensor, *, steps: int = 5, seed:
     """Copies of the model with ever more of its weights drawn anew, from the head down: (what was drawn last, the model).
 
     First the head alone, then the pieces before it (`vitlab.models.pieces`; the children of a module that cannot be cut) in
-    `steps` - 1 parts of about equally many pieces; after the last step none is left. Each layer draws its weights as it did when it
-    was made (`reset_parameters`); parameters of a module without that (positions, tokens, scales) have their values permuted,
+    `steps` - 1 parts of about equally many pieces; after the last step none is left. Each layer draws its weights as it did when
+    it was made (`reset_parameters`); parameters of a module without that (positions, tokens, scales) have their values permuted,
     which keeps their distribution. Batch statistics of such parts are then measured on `images`, since signals would fade or
-    explode with those of other weights. What is drawn depends on `seed` and on the names of the pieces alone.
+    explode with those of other weights. What is drawn depends on `seed` and on the names of the pieces alone. Each model is the
+    same module, changed further when the next one is asked for.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
