@@ -249,9 +249,9 @@ def _rank_cells(values: np.ndarray, cells: torch.Tensor) -> np.ndarray:
 
 def _correlate(ranks: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Correlation of centred ranks along the last axis; where one map is blank 0, where both are 1."""
-    norms = [np.sqrt((part**2).sum(axis=-1)) for part in (ranks, others)]
-    both = norms[0] * norms[1]
-    blank = (norms[0] == 0) & (norms[1] == 0)
+    own, other = ((part**2).sum(axis=-1) for part in (ranks, others))
+    blank = (own == 0) & (other == 0)
+    both = np.sqrt(own * other)
     return np.where(blank, 1.0, (ranks * others).sum(axis=-1) / np.where(both == 0, 1, both))
 
 
