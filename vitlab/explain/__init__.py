@@ -12,6 +12,15 @@ from vitlab.explain.gradients import gradient_shap, input_x_gradient, integrated
 from vitlab.explain.heads import attention_change_table, attention_table, head_ablation_table
 from vitlab.explain.methods import available, describe_methods, explain, suitable_methods
 from vitlab.explain.perturbation import feature_ablation, kernel_shap, lime, occlusion
+from vitlab.explain.pointing import pointing_scores, pointing_table, stamp_effect_table
+from vitlab.explain.randomisation import (
+    class_sensitivity_table,
+    class_verdicts,
+    compare_models_table,
+    randomisation_table,
+    randomise,
+    sanity_verdicts,
+)
 from vitlab.explain.removal import CellScorer
 from vitlab.explain.road import road
 from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, transformer_attribution
@@ -29,6 +38,9 @@ __all__ = [
     "attention_maps",
     "attention_table",
     "available",
+    "class_sensitivity_table",
+    "class_verdicts",
+    "compare_models_table",
     "comprehensiveness",
     "compute_rollout",
     "control_maps",
@@ -54,16 +66,22 @@ __all__ = [
     "lime",
     "max_sensitivity",
     "occlusion",
+    "pointing_scores",
+    "pointing_table",
+    "randomisation_table",
+    "randomise",
     "rank_table",
     "record_attention",
     "road",
     "rollout",
     "saliency",
+    "sanity_verdicts",
     "score_cam",
     "score_maps",
     "sensitivity_n",
     "smooth_grad",
     "sparseness",
+    "stamp_effect_table",
     "sufficiency",
     "suitable_methods",
     "transformer_attribution",
