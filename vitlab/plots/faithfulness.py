@@ -136,8 +136,8 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
         ax.fill_between(curve.index, curve["low"], curve["high"], color=PALETTE[0], alpha=BAND, linewidth=0)
         ax.plot(curve["mean"], color=PALETTE[0], marker="o", markersize=3, label="method")
         last = curve["mean"].iloc[-1]
-        ax.annotate(f"{last:.2f}", (curve.index[-1], curve["high"].iloc[-1]), (3, 2), textcoords="offset points",
-                    ha="right", fontsize=7)  # fmt: skip
+        ax.annotate(f"{last:.2f}", (curve.index[-1], last), (4, 0), textcoords="offset points",
+                    va="center", fontsize=7, bbox={"color": "white", "pad": 0})  # fmt: skip
         ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
         ax.yaxis.set_major_locator(few_ticks(3))
         ax.grid(axis="y")
@@ -145,6 +145,7 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
     steps = table.drop_duplicates("step").sort_values("step")
     names = ["trained", *(readable(str(name)) for name in steps["layer"].iloc[1:])]
     shown = range(len(names)) if len(names) <= 4 else sorted({0, len(names) // 2, len(names) - 1})
+    axes[0].set_xlim(-0.06 * steps["step"].max(), 1.22 * steps["step"].max())  # room for the last value
     axes[0].set_xticks(steps["step"].to_numpy()[list(shown)], [names[i] for i in shown])
     for ax in axes[-columns:]:  # the last of each column, also where a panel below it is missing
         ax.tick_params(axis="x", labelbottom=True, rotation=35, labelsize=7)

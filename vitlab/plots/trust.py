@@ -43,7 +43,9 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
     metrics = list(trust_table["metric"].unique())
     rows = trust_table.set_index(["method", "metric"])
     longest = max(len(readable(metric)) for metric in metrics)
-    figure = new_figure(0.95 + 0.035 * longest + ROW * len(methods))
+    above = 0.1 + 0.038 * longest  # inches: slanting titles, which the layout would push apart
+    figure = new_figure(0.95 + above + ROW * len(methods))
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / figure.get_figheight()))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         for place, method in enumerate(methods):
@@ -55,7 +57,7 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
         _band_rows(ax, len(methods))
         ax.axvline(0, color="0.2", linewidth=0.8, zorder=1)
         ax.annotate(readable(metric), (0.2, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", rotation=32,
-                    rotation_mode="anchor", ha="left", va="bottom", fontsize=7.5)  # fmt: skip
+                    rotation_mode="anchor", va="bottom", fontsize=7.5).set_in_layout(False)  # fmt: skip
         ax.margins(x=0.12)
         ax.set_xlim(*_include_zero(*ax.get_xlim()))
         ax.set_xticks(*_two_ticks(*ax.get_xlim()))
@@ -128,7 +130,7 @@ def plot_trust_by_model(tables: Mapping[str, pd.DataFrame], ax: Axes | None = No
     ax.set(xlabel="in brackets: on how many metrics better than all controls", ylabel="")
     ax.set_yticks(np.arange(len(ranks)) + 0.5, [readable(name) for name in ranks.index], rotation=0)
     ax.set_xticks(
-        np.arange(len(found)) + 0.5, [textwrap.fill(name, 14) for name in found], rotation=0
+        np.arange(len(found)) + 0.5, [textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_") for name in found], rotation=0
     )
     ax.tick_params(length=0)
     return ax
@@ -147,7 +149,7 @@ def plot_agreement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     size = len(values)
     ax = new_axes(ax, 1.35 + 0.33 * size, min(6.3, 2.6 + 0.46 * size))
     sns.heatmap(
-        values, mask=hidden, annot=True, fmt=".2f", cmap="RdBu_r", vmin=-1, vmax=1, square=True, linewidths=1, ax=ax,
+        values, mask=hidden, annot=True, fmt=".2f", cmap="RdBu_r", vmin=-1, vmax=1, linewidths=1, ax=ax,
         annot_kws={"fontsize": 7}, cbar_kws={"label": "rank correlation of two maps", "shrink": 0.7},
     )  # fmt: skip
     for row, column in np.argwhere(np.isnan(values) & ~hidden):
@@ -207,7 +209,7 @@ def _two_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Zero and one round value on the longer side, with their labels: panels this narrow have room for no more."""
     side = high if high >= -low else low
     size = 10.0 ** np.floor(np.log10(0.9 * abs(side)))
-    step = max(factor for factor in (1, 2, 5) if factor * size <= 0.9 * abs(side)) * size
+    step = max(factor for factor in (1, 2, 4, 5) if factor * size <= 0.9 * abs(side)) * size
     return [0, float(np.copysign(step, side))], ["0", f"{np.copysign(step, side):g}".replace("-", MINUS)]
 
 
