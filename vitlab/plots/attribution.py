@@ -25,6 +25,7 @@ ACROSS = 6  # images that find room side by side beside few maps
 BLOCK = 8  # images side by side where there are many maps; the others come below them
 BAR = 0.62  # inches for a colour bar with its label
 STRONG = 0.75  # opacity of full strength
+PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
 
 
 def plot_attributions(
@@ -53,7 +54,7 @@ def plot_attributions(
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
         bar.get_figure().colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
-        bar.set_facecolor("0.5")  # the grey of an image, which shows through where a map says little
+        bar.set_facecolor("0.7" if signed else "0.5")  # the grey of an image, which shows through where a map says little
     return axes
 
 
@@ -66,8 +67,8 @@ def title_images(table: pd.DataFrame) -> list[str]:
     titles = []
     for row in table.to_dict("records"):
         lines = [str(row[name]) for name in ("kind", "group") if name in row]
-        sure = f" ({row['confidence']:.2f})" if "confidence" in row else ""
-        titles.append("\n".join([*lines, f"{row['label']}", f"→ {row['pred']}{sure}"]))
+        sure = [f"({row['confidence']:.2f})"] if "confidence" in row else []
+        titles.append("\n".join([*lines, str(row["label"]), f"→ {row['pred']}", *sure]))
     return titles
 
 
@@ -152,6 +153,6 @@ def overlay_colors(signed: bool) -> ListedColormap:
 
 def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> None:
     height, width = image.shape[:2]
-    show_image(ax, image.mean(axis=-1))
+    show_image(ax, image.mean(axis=-1) * (1 - PALE * signed) + PALE * signed)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(values, overlay_colors(signed), vmin=-1 if signed else 0, vmax=1, extent=extent, interpolation="bilinear")

@@ -38,8 +38,8 @@ def plot_counterfactuals(
             "give as many of each, and at least one"
         )
     height, width = images.shape[1:3]
-    columns = min(ACROSS, len(images))
-    blocks = -(-len(images) // columns)
+    blocks = -(-len(images) // ACROSS)
+    columns = -(-len(images) // blocks)
     panel = 0.96 * WIDTH / max(columns, 3) * height / width
     figure = new_figure(blocks * (2 * panel + 0.62))
     grid = figure.subplots(2 * blocks, columns, squeeze=False)  # image above, changed image below
@@ -53,7 +53,9 @@ def plot_counterfactuals(
         if removed[i].any():
             _outline(second, np.asarray(removed[i], bool), height, width)
         first.set_title(f"{before[i]}", fontsize=8)
-        second.set_xlabel(_caption(before[i], after[i], found[i], removed[i], kind), fontsize=7.5, color="black" if found[i] else GREY)
+        second.set_xlabel(
+            _caption(before[i], after[i], found[i], removed[i], kind), fontsize=7, color="black" if found[i] else GREY
+        )
     for block in range(0, len(images), columns):
         axes[block, 0].set_ylabel("image", fontsize=8)
         axes[block, 1].set_ylabel("changed", fontsize=8)

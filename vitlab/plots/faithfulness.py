@@ -21,7 +21,11 @@ KINDS = {"insertion": ("most important patches put in first", PALETTE[0]), "dele
 TOGETHER = 5  # methods whose curves can be told apart in one panel
 DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of the controls
 BAND = 0.16  # opacity
-POINTING = {"hit": "pointing game:\nhit rate", "mass": "relevance mass\nin the stamp", "rank": "relevance rank:\nshare of the top pixels"}
+POINTING = {
+    "hit": "pointing game:\nhit rate",
+    "mass": "relevance mass\nin the stamp",
+    "rank": "relevance rank:\nshare of the top pixels",
+}
 
 
 def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
@@ -131,7 +135,9 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
     for ax, method in zip(axes, methods, strict=True):
         ax.axhline(0, color=GREY, linestyle=":", linewidth=1)
         for control, dashes in zip(controls, DASHES, strict=False):
-            ax.plot(curves.loc[control, "mean"], color=GREY, linestyle=dashes, linewidth=1.1, label=f"{readable(control)} (control)")
+            ax.plot(
+                curves.loc[control, "mean"], color=GREY, linestyle=dashes, linewidth=1.1, label=f"{readable(control)} (control)"
+            )
         curve = curves.loc[method]
         ax.fill_between(curve.index, curve["low"], curve["high"], color=PALETTE[0], alpha=BAND, linewidth=0)
         ax.plot(curve["mean"], color=PALETTE[0], marker="o", markersize=3, label="method")

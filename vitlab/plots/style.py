@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
@@ -172,6 +173,13 @@ def frame(ax: Axes, color: str) -> None:
     """A coloured frame around an image."""
     for spine in ax.spines.values():
         spine.set(visible=True, color=color, linewidth=2)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
 
 
 def image_shape(image) -> tuple[int, int]:
