@@ -39,8 +39,8 @@ def plot_heads(
 ) -> np.ndarray:
     """What one token looks at in every head of a layer: the image, then a small map a head, all on one scale: axes (1 + H,).
 
-    attention: (H, T, T), a row for each query. query: as in `plot_attention_head`. With each head stands how much of the attention
-    goes to the prefix tokens, which the map does not show.
+    attention: (H, T, T), a row for each query. query: as in `plot_attention_head`. With each head stands how much of its
+    attention goes to the prefix tokens, which the map does not show.
     """
     attention = np.asarray(attention, float)
     if attention.ndim != 3 or not len(attention):
@@ -139,9 +139,9 @@ def plot_head_ablation(table: pd.DataFrame, label: str = "change of the score wi
 def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
     """What fine-tuning changed in the attention of each head, a panel for each measure: an array of axes (measures,).
 
-    A hollow dot is a head before, the filled one it is joined to the same head after; blocks from left to right, the heads of a block
-    in the order of their value before. Where a measure has
-    no "before" (NaN, as for the similarity to the first weights), there are only filled dots.
+    A hollow dot is a head before, the filled one it is joined to the same head after; blocks from left to right, the
+    heads of a block in the order of their value before. Where a measure has no "before" (NaN, as for the similarity to the first
+    weights), there are only filled dots.
     table: columns layer, head, measure ("distance", "entropy", "similarity"), before, after.
     """
     check_table(table, ("layer", "head", "measure", "before", "after"), "table of attention before and after")

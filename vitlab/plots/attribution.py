@@ -20,6 +20,7 @@ from vitlab.schema import AttributionMap
 CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
 UNSIGNED = "inferno"
 CELLS = 28  # blocks a side, about, of which a map is drawn
+COARSE = 16  # the same, on small panels
 BROAD = 8.0  # inches: the text width of an HTML page, so that eight panels side by side can still be read
 ACROSS = 6  # images that find room side by side beside few maps
 BLOCK = 8  # images side by side where there are many maps; the others come below them
@@ -33,16 +34,17 @@ def plot_attributions(
 ) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
-    A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or more
-    than six maps (then in blocks of at most eight images).
-    images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with zero
-    in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
+    A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
+    more than six maps (then in blocks of at most eight images).
+    images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
+    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
     scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
     ("map") or of those of all maps of its method ("method": strengths compare from image to image).
     """
     _check(images, maps, titles, scale)
-    maps = [replace(attribution, values=block_means(attribution.values)) for attribution in maps]
-    across = 1 + len(maps) < len(images) <= ACROSS or 1 + len(maps) > 1 + ACROSS
+    across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
+    cells = COARSE if across and len(images) > ACROSS else CELLS
+    maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
     axes, bars = (_lay_out_across if across else _lay_out_down)(images, maps, titles, len(kinds))
     for row, image in enumerate(images):

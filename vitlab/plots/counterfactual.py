@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.collections import LineCollection
 from vitlab.plots.style import GREY, PALETTE, WIDTH, new_figure, show_image
 
 MARK = PALETTE[3]
-ACROSS = 4  # images side by side
+ACROSS = 6  # images side by side
 
 
 def plot_counterfactuals(
@@ -26,9 +25,9 @@ def plot_counterfactuals(
 ) -> np.ndarray:
     """Each image, and below it the changed one with its changed cells outlined: an array of axes (N, 2).
 
-    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that were changed. before, after: the
-    class predicted for each image and for the changed one. found: whether the decision changed; else where after differs from
-    before. kind: what was done to the cells, a word for the caption ("removed", "exchanged").
+    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that were changed. before, after:
+    the class predicted for each image and for the changed one. found: whether the decision changed; by default, where after
+    differs from before. kind: what was done to the cells, a word for the label of the row ("removed", "exchanged").
     """
     found = np.asarray(before) != np.asarray(after) if found is None else np.asarray(found, bool)
     counts = [len(part) for part in (images, changed, removed, before, after, found)]
@@ -41,7 +40,7 @@ def plot_counterfactuals(
     blocks = -(-len(images) // ACROSS)
     columns = -(-len(images) // blocks)
     panel = 0.96 * WIDTH / max(columns, 3) * height / width
-    figure = new_figure(blocks * (2 * panel + 0.62))
+    figure = new_figure(blocks * (2 * panel + 0.72))
     grid = figure.subplots(2 * blocks, columns, squeeze=False)  # image above, changed image below
     axes = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
     for ax in axes[len(images) :].ravel():
@@ -53,20 +52,18 @@ def plot_counterfactuals(
         if removed[i].any():
             _outline(second, np.asarray(removed[i], bool), height, width)
         first.set_title(f"{before[i]}", fontsize=8)
-        second.set_xlabel(
-            _caption(before[i], after[i], found[i], removed[i], kind), fontsize=7, color="black" if found[i] else GREY
-        )
+        caption = _caption(before[i], after[i], found[i], removed[i])
+        second.set_xlabel(caption, fontsize=7, color="black" if found[i] else GREY)
     for block in range(0, len(images), columns):
         axes[block, 0].set_ylabel("image", fontsize=8)
-        axes[block, 1].set_ylabel("changed", fontsize=8)
+        axes[block, 1].set_ylabel(f"patches {kind}", fontsize=8)
     return axes
 
 
-def _caption(before: str, after: str, found: bool, removed: np.ndarray, kind: str) -> str:
+def _caption(before: str, after: str, found: bool, removed: np.ndarray) -> str:
     if not found:
-        return textwrap.fill(f"stays {before}: no change was found", 26)
-    count = int(np.sum(removed))
-    return f"{before} → {after}\n{count} of {removed.size} patches {kind}"
+        return f"{before}\nno change found\nthat turns it"
+    return f"{before}\n→ {after} after\n{np.sum(removed)} of {removed.size} patches"
 
 
 def _outline(ax: Axes, cells: np.ndarray, height: int, width: int) -> None:

@@ -32,8 +32,8 @@ def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
     """The target's probability while patches are put in or taken away, mean over images with its 95 % interval.
 
     curves: columns method, kind ("insertion" or "deletion"), sample_id, share (of cells changed, 0..1), score. Controls (random,
-    centre, edges) are grey and dashed. Up to five methods share a panel for each kind; of more, each gets a panel of its own, with both
-    kinds in it. An array of axes.
+    centre, edges) are grey and dashed. Up to five methods share a panel for each kind; of more, each gets a panel of its own, with
+    both kinds in it. An array of axes.
     """
     check_table(curves, ("method", "kind", "sample_id", "share", "score"), "perturbation curves")
     for kind in curves["kind"].unique():
@@ -123,7 +123,8 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
 
     The line is the mean over images, the band holds the middle 80 % of them. 1 is the map of the trained model, 0 a map that has
     nothing in common with it: what stays near 1 does not depend on what the model learned. Controls are grey and dashed.
-    table: columns method, step (0 = trained), layer (what was made random last), sample_id, similarity (rank correlation with step 0).
+    table: columns method, step (0 = trained), layer (what was made random last), sample_id, similarity (rank correlation with the
+    map of step 0).
     """
     check_table(table, ("method", "step", "layer", "sample_id", "similarity"), "randomisation table")
     methods, controls = split_controls(table["method"])
@@ -167,8 +168,8 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
 def plot_pointing(table: pd.DataFrame) -> np.ndarray:
     """How well each method (rows, best first) finds the planted stamp: hit rate, mass and rank, an array of axes (3,).
 
-    Dots are means over images; the interval of the hit rate is Wilson's, the others are bootstrapped (95 %). The dashed line is what a map
-    without any knowledge of the stamp reaches on average: the stamp's share of the area. Controls are grey and hollow.
+    Dots are means over images; the interval of the hit rate is Wilson's, the others are bootstrapped (95 %). The dashed line is
+    what a map without any knowledge of the stamp reaches on average: the stamp's share of the area. Controls are grey and hollow.
     table: columns method, sample_id, hit (bool), mass, rank, chance (all 0..1).
     """
     check_table(table, ("method", "sample_id", "hit", "mass", "rank", "chance"), "pointing table")

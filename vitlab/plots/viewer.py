@@ -65,10 +65,10 @@ def iplot_patch_attention(
     """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the block from a list.
 
     On paper stands the last block, for the query and three more: the patches where it attends most.
-    image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or one
-    head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
-    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query: row and
-    column of the patch shown first; None is the class token, or the patch in the middle where there is none.
+    image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or
+    one head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
+    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query: row
+    and column of the patch shown first; None is the class token, or the patch in the middle where there is none.
 
     Raises ValueError where shapes do not fit or the figure would be larger than 1.5 MB.
     """
@@ -115,7 +115,8 @@ def _check_attention(attention, grid, num_prefix_tokens) -> tuple[np.ndarray, in
     prefix = tokens - patches if num_prefix_tokens is None else int(num_prefix_tokens)
     if prefix < 0 or patches < 1 or prefix + patches != tokens:
         raise ValueError(
-            f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches and {max(prefix, 0)} prefix tokens"
+            f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches "
+            f"and {max(prefix, 0)} prefix tokens"
         )
     if not np.isfinite(attention).all() or attention.min() < 0:
         raise ValueError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
