@@ -32,18 +32,20 @@ def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
     """The target's probability while patches are put in or taken away, mean over images with its 95 % interval.
 
     curves: columns method, kind ("insertion" or "deletion"), sample_id, share (of cells changed, 0..1), score. Controls (random,
-    centre, edges) are grey and dashed. Up to five methods share a panel for each kind; of more, each gets a panel of its own, with
-    both kinds in it. An array of axes.
+    centre, edges) are grey and dashed. Up to five methods share a panel for each kind; of more, each gets a panel of its own,
+    with both kinds in it. An array of axes.
     """
-    check_table(curves, ("method", "kind", "sample_id", "share", "score"), "perturbation curves")
+    check_table(curves, ("method", "kind", "sample_id", "share", "score"), "table of perturbation curves")
     for kind in curves["kind"].unique():
         if kind not in KINDS:
-            raise ValueError("perturbation curves: " + unknown("kind", str(kind), list(KINDS)))
+            raise ValueError("table of perturbation curves: " + unknown("kind", str(kind), list(KINDS)))
     means = _mean_over_images(curves, ["method", "kind", "share"], "score")
     kinds = [kind for kind in KINDS if kind in set(curves["kind"])]
     methods, controls = split_controls(curves["method"])
     if not methods:
-        raise ValueError(f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method")
+        raise ValueError(
+            f"table of perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method"
+        )
     return (_draw_together if len(methods) <= TOGETHER else _draw_apart)(means, kinds, methods, controls)
 
 

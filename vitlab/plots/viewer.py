@@ -67,8 +67,8 @@ def iplot_patch_attention(
     On paper stands the last block, for the query and three more: the patches where it attends most.
     image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or
     one head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
-    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query: row
-    and column of the patch shown first; None is the class token, or the patch in the middle where there is none.
+    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query:
+    row and column of the patch shown first; None is the class token, or the patch in the middle where there is none.
 
     Raises ValueError where shapes do not fit or the figure would be larger than 1.5 MB.
     """
