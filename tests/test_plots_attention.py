@@ -56,6 +56,11 @@ def test_distance_and_entropy_by_depth():
     np.testing.assert_allclose(lines["mean of the heads"].get_xydata(), [[1, 0.5], [2, 10.5], [3, 20.5]])
     assert lines["even attention"].get_ydata()[0] == 50 and "even attention" not in by_label(axes[1])
     assert len(plots.plot_attention_distance(make_heads().drop(columns="entropy"))) == 1
+    bounded = make_heads().assign(
+        distance_low=lambda table: table["distance"] - 1, distance_high=lambda table: table["distance"] + 2
+    )
+    segments = plots.plot_attention_distance(bounded)[0].collections[0].get_segments()
+    np.testing.assert_allclose([segment[:, 1] for segment in segments][:2], [[-1, 2], [0, 3]])
 
 
 def test_layers_are_counted_or_named():
@@ -87,7 +92,7 @@ def test_change_by_fine_tuning_joins_before_and_after():
     heads = make_heads(2, 2)
     parts = [
         heads[["layer", "head"]].assign(measure="distance", before=heads["distance"], after=heads["distance"] + 3),
-        heads[["layer", "head"]].assign(measure="similarity", before=np.nan, after=[0.9, 0.8, 0.7, 0.6]),
+        heads[["layer", "head"]].assign(measure="similarity", before=1.0, after=[0.9, 0.8, 0.7, 0.6]),
     ]
     axes = plots.plot_attention_change(pd.concat(parts))  # index values occur twice
     assert [ax.get_title() for ax in axes] == ["attention distance (pixels)", "similarity to before"]
@@ -96,8 +101,11 @@ def test_change_by_fine_tuning_joins_before_and_after():
     np.testing.assert_allclose(lines["after"].get_xdata(), lines["before fine-tuning"].get_xdata())
     joined = axes[0].collections[0].get_segments()
     np.testing.assert_allclose([segment[:, 1] for segment in joined], [[0, 3], [1, 4], [10, 13], [11, 14]])
+    assert "before fine-tuning" not in by_label(axes[1]) and not axes[1].collections
     places = by_label(axes[1])["after"].get_xdata()
     assert places[0] > places[1], "heads of a block stand in the order of their values"
+    sure = plots.plot_attention_change(parts[0].assign(low=[1, -1, 1, -5], high=[5, 5, 5, -1]))[0].collections[0]
+    assert [round(float(color[0]), 2) for color in sure.get_colors()] == [0.3, 0.8, 0.3, 0.3], "light where no change is shown"
 
 
 @pytest.mark.parametrize(

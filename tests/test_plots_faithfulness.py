@@ -83,6 +83,12 @@ def test_randomisation_draws_mean_band_and_control():
     np.testing.assert_allclose(sorted(set(band[band[:, 0] == 2, 1].round(9))), [0.12, 0.28])  # 10 % and 90 % of 0.1, 0.2, 0.3
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["trained", "head", "blocks.0"]
     assert axes[0].get_ylim()[0] < 0 < 1 < axes[0].get_ylim()[1]
+    full = make_randomisation().assign(absolute=lambda table: table["similarity"] + 0.1, other_image=0.3)
+    lines = by_label(plots.plot_randomisation(full)[0])
+    np.testing.assert_allclose(lines["absolute values"].get_ydata(), [1.1, 0.7, 0.3])
+    assert lines["maps of other images"].get_ydata()[0] == pytest.approx(0.3)
+    several = make_randomisation().replace({"layer": {"blocks.0": "blocks.2 to blocks.0"}})
+    assert plots.plot_randomisation(several)[0].get_xticklabels()[-1].get_text() == "blocks.0"
     alone = plots.plot_randomisation(make_randomisation().query("method == 'edges'"))
     assert len(alone) == 1
 
@@ -96,6 +102,8 @@ def test_pointing_ranks_methods_and_shows_chance():
     assert [line.get_markerfacecolor() == "white" for line in dots] == [False, False, True]
     for ax in axes:
         assert by_label(ax)["chance"].get_xdata()[0] == pytest.approx(0.04)
+    near = plots.plot_pointing(table.assign(hit_chance=0.2))
+    assert [by_label(ax)["chance"].get_xdata()[0] for ax in near] == pytest.approx([0.2, 0.04, 0.04])
 
 
 def test_intervals_of_means_over_images():
@@ -103,6 +111,7 @@ def test_intervals_of_means_over_images():
     z, n, p = norm.ppf(0.975), 10, 0.8  # Wilson 1927
     middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(_interval(hits, "hit"), [middle - half, middle + half])
+    assert _interval(np.array([0.5, 0.5, 1.0]), "hit") == _interval(np.array([0.0, 1.0, 1.0]), "hit"), "halves count as halves"
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
     low, high = _interval(values, "mass")
     half = norm.ppf(0.975) * values.std() / 20

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from vitlab import plots
 from vitlab.plots.style import PALETTE
-from vitlab.plots.trust import VERDICTS, _two_ticks
+from vitlab.plots.trust import VERDICTS, _two_ticks, rank_methods
 
 COLUMNS = ["method", "metric", "value", "low", "high", "control", "difference", "difference_low", "difference_high", "verdict"]
 
@@ -75,7 +75,7 @@ def test_trust_in_an_order_of_ones_own_with_gaps():
 
 
 def test_mean_ranks_and_counts():
-    ranks = plots.rank_methods(TRUST).set_index("method")
+    ranks = rank_methods(TRUST).set_index("method")
     assert ranks["mean_rank"].to_dict() == {"grad_cam": 1.5, "rollout": 1.5, "saliency": 3.0}
     assert ranks["better"].to_dict() == {"grad_cam": 2, "rollout": 2, "saliency": 0}
     assert ranks["worse"].tolist() == [0, 0, 1] and ranks["metrics"].tolist() == [2, 2, 2]

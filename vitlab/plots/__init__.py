@@ -37,7 +37,7 @@ from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_ris
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
-from vitlab.plots.trust import plot_agreement, plot_trust, plot_trust_by_model, rank_methods
+from vitlab.plots.trust import plot_agreement, plot_trust, plot_trust_by_model
 from vitlab.plots.tuning import (
     iplot_arguments,
     iplot_importance,
@@ -118,7 +118,6 @@ __all__ = [
     "plot_uncertainty",
     "plot_worst",
     "present",
-    "rank_methods",
     "readable",
     "series_colors",
     "set_style",

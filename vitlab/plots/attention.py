@@ -81,7 +81,8 @@ def plot_attention_distance(table: pd.DataFrame, uniform: dict[str, float] | Non
     """How far heads look, and how widely they spread their attention, by depth: an array of axes, distance and entropy.
 
     A dot for each head, a line through the means of the blocks.
-    table: columns layer, head, distance (pixels), entropy (nats; this panel is left out without the column), means over images.
+    table: columns layer, head, distance (pixels), entropy (nats; this panel is left out without the column), means over images;
+    intervals where there are distance_low, distance_high and so on.
     uniform: distance and entropy of attention spread evenly over all patches, a dotted line.
     """
     check_table(table, ("layer", "head", "distance"), "attention table")
@@ -91,6 +92,9 @@ def plot_attention_distance(table: pd.DataFrame, uniform: dict[str, float] | Non
     for ax, measure in zip(axes, measures, strict=True):
         ax.plot(place + _offsets(table, "head"), table[measure], "o", color=PALETTE[0], alpha=0.6, markersize=4, label="a head",
                 markeredgewidth=0)  # fmt: skip
+        if {f"{measure}_low", f"{measure}_high"} <= set(table):
+            ends = table[f"{measure}_low"], table[f"{measure}_high"]
+            ax.vlines(place + _offsets(table, "head"), *ends, color=PALETTE[0], alpha=0.5, linewidth=0.8)
         means = table[measure].groupby(place).mean()
         ax.plot(means, color=PALETTE[1], marker="_", markersize=10, markeredgewidth=2, label="mean of the heads")
         if uniform and measure in uniform:
@@ -140,9 +144,9 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
     """What fine-tuning changed in the attention of each head, a panel for each measure: an array of axes (measures,).
 
     A hollow dot is a head before, the filled one it is joined to the same head after; blocks from left to right, the
-    heads of a block in the order of their value before. Where a measure has no "before" (NaN, as for the similarity to the first
-    weights), there are only filled dots.
-    table: columns layer, head, measure ("distance", "entropy", "similarity"), before, after.
+    heads of a block in the order of their value before. The similarity to the weights before has only filled dots.
+    table: columns layer, head, measure ("distance", "entropy", "similarity"), before, after; with low and high, the interval of
+    the change, the line that joins two dots is dark where it leaves out 0 and light where no change is shown.
     """
     check_table(table, ("layer", "head", "measure", "before", "after"), "table of attention before and after")
     table = table.assign(place=number_layers(table))
@@ -150,9 +154,12 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
     axes = panel_grid(len(measures), 3, 2.5)
     for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure]
-        x = part["place"] + _offsets(part, "before" if part["before"].notna().all() else "after")
-        ax.vlines(x, part["before"], part["after"], color="0.7", linewidth=1, zorder=1)
-        ax.plot(x, part["before"], "o", color=PALETTE[1], markerfacecolor="white", markersize=3.5, label="before fine-tuning")
+        alone = measure == "similarity" or part["before"].isna().any()
+        x = part["place"] + _offsets(part, "after" if alone else "before")
+        if not alone:
+            sure = (part["low"] > 0) | (part["high"] < 0) if {"low", "high"} <= set(part) else np.full(len(part), True)
+            ax.vlines(x, part["before"], part["after"], color=np.where(sure, "0.3", "0.8"), linewidth=1, zorder=1)
+            ax.plot(x, part["before"], "o", color=PALETTE[1], markerfacecolor="white", markersize=3.5, label="before fine-tuning")
         ax.plot(x, part["after"], "o", color=PALETTE[0], markersize=3.5, label="after")
         ax.set(title=UNITS.get(measure, readable(measure)), xlabel="block")
         ax.title.set_fontsize(8)

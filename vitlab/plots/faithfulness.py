@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from scipy.stats import binomtest, bootstrap, norm
+from scipy.stats import bootstrap, norm
+from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.plots.checking import check_table
 from vitlab.plots.style import GREY, MARKERS, PALETTE, few_ticks, new_figure, panel_grid, readable, series_colors
@@ -43,9 +44,7 @@ def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
     kinds = [kind for kind in KINDS if kind in set(curves["kind"])]
     methods, controls = split_controls(curves["method"])
     if not methods:
-        raise ValueError(
-            f"table of perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method"
-        )
+        raise ValueError(f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method")
     return (_draw_together if len(methods) <= TOGETHER else _draw_apart)(means, kinds, methods, controls)
 
 
@@ -125,6 +124,8 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
 
     The line is the mean over images, the band holds the middle 80 % of them. 1 is the map of the trained model, 0 a map that has
     nothing in common with it: what stays near 1 does not depend on what the model learned. Controls are grey and dashed.
+    Further lines where the table has the columns: absolute, the similarity of absolute values, and other_image, what the trained
+    model's maps of different images have in common anyway, below which a curve cannot be expected to fall.
     table: columns method, step (0 = trained), layer (what was made random last), sample_id, similarity (rank correlation with the
     map of step 0).
     """
@@ -144,6 +145,12 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
         curve = curves.loc[method]
         ax.fill_between(curve.index, curve["low"], curve["high"], color=PALETTE[0], alpha=BAND, linewidth=0)
         ax.plot(curve["mean"], color=PALETTE[0], marker="o", markersize=3, label="method")
+        part = table[table["method"] == method].groupby("step")
+        if "absolute" in table and not np.allclose(part["absolute"].mean(), curve["mean"]):
+            ax.plot(part["absolute"].mean(), color=PALETTE[1], marker="s", markersize=2.5, linewidth=1.1, label="absolute values")
+        if "other_image" in table:
+            ax.axhline(table.loc[table["method"] == method, "other_image"].mean(), color=PALETTE[3], linestyle=(0, (1, 1.2)),
+                       linewidth=1.2, label="maps of other images")  # fmt: skip
         last = curve["mean"].iloc[-1]
         ax.annotate(f"{last:.2f}", (curve.index[-1], last), (4, 0), textcoords="offset points",
                     va="center", fontsize=7, bbox={"color": "white", "pad": 0})  # fmt: skip
@@ -152,7 +159,7 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
         ax.grid(axis="y")
     axes[0].set_ylim(min(0.0, curves["low"].min()) - 0.05, 1.12)
     steps = table.drop_duplicates("step").sort_values("step")
-    names = ["trained", *(readable(str(name)) for name in steps["layer"].iloc[1:])]
+    names = ["trained", *(str(name).rpartition(" to ")[2] for name in steps["layer"].iloc[1:])]  # of several, the last
     shown = range(len(names)) if len(names) <= 4 else sorted({0, len(names) // 2, len(names) - 1})
     axes[0].set_xlim(-0.06 * steps["step"].max(), 1.22 * steps["step"].max())  # room for the last value
     axes[0].set_xticks(steps["step"].to_numpy()[list(shown)], [names[i] for i in shown])
@@ -163,7 +170,10 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
     figure.set_figheight(figure.get_figheight() + 0.7 + 0.35 * bool(len(methods) % columns))
     figure.supylabel("similarity to the map of the trained model", fontsize=8)
     title = "weights made random, from the head down to …"
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, title=title)
+    named = {}
+    for ax in axes:
+        named |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, title=title)
     return axes
 
 
@@ -172,7 +182,8 @@ def plot_pointing(table: pd.DataFrame) -> np.ndarray:
 
     Dots are means over images; the interval of the hit rate is Wilson's, the others are bootstrapped (95 %). The dashed line is
     what a map without any knowledge of the stamp reaches on average: the stamp's share of the area. Controls are grey and hollow.
-    table: columns method, sample_id, hit (bool), mass, rank, chance (all 0..1).
+    table: columns method, sample_id, hit (bool, or the share of equal maxima that hit), mass, rank, chance (all 0..1);
+    hit_chance where the hit rate has a chance of its own.
     """
     check_table(table, ("method", "sample_id", "hit", "mass", "rank", "chance"), "pointing table")
     means = table.groupby("method", sort=False)[["hit", "mass", "rank"]].mean().mean(axis=1)
@@ -187,7 +198,8 @@ def plot_pointing(table: pd.DataFrame) -> np.ndarray:
             color = GREY if control else PALETTE[0]
             ax.plot([low, high], [place, place], color=color, marker="|", markersize=5, linewidth=1.2)
             ax.plot(values.mean(), place, "o", color=color, markersize=4.5, markerfacecolor="white" if control else color)
-        ax.axvline(table["chance"].mean(), color=PALETTE[3], linestyle=(0, (4, 2)), linewidth=1.1, zorder=0, label="chance")
+        chance = "hit_chance" if column == "hit" and "hit_chance" in table else "chance"
+        ax.axvline(table[chance].mean(), color=PALETTE[3], linestyle=(0, (4, 2)), linewidth=1.1, zorder=0, label="chance")
         ax.set_title(title, fontsize=8)
         ax.set_xlim(-0.03, 1.03)
         ax.xaxis.set_major_locator(few_ticks(3))
@@ -202,10 +214,10 @@ def plot_pointing(table: pd.DataFrame) -> np.ndarray:
 def _interval(values: np.ndarray, column: str) -> tuple[float, float]:
     """95 % interval of the mean over images."""
     if column == "hit":
-        found = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
-    elif len(values) < 2 or np.ptp(values) == 0:
+        low, high = proportion_confint(values.sum(), len(values), method="wilson")  # takes shares of a hit too
+        return float(low), float(high)
+    if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
-    else:
-        options = {"n_resamples": 1000, "method": "percentile", "rng": np.random.default_rng(0)}
-        found = bootstrap((values,), np.mean, **options).confidence_interval
+    options = {"n_resamples": 1000, "method": "percentile", "rng": np.random.default_rng(0)}
+    found = bootstrap((values,), np.mean, **options).confidence_interval
     return float(found.low), float(found.high)
