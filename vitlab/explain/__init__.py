@@ -1,8 +1,7 @@
 """Why a model decides as it does: attention made visible, and maps of what each pixel contributed."""
 
-from vitlab.explain import attention_maps
+from vitlab.explain import attention_maps  # noqa: F401  (importing it registers its method, "attention")
 from vitlab.explain.attention import record_attention
-from vitlab.explain.attribution import integrated_gradients, saliency
 from vitlab.explain.cam import eigen_cam, grad_cam, grad_cam_plus_plus, layer_cam, score_cam
 from vitlab.explain.completeness import convergence_delta
 from vitlab.explain.controls import CONTROLS, control_maps
@@ -35,7 +34,6 @@ __all__ = [
     "agreement_table",
     "area_table",
     "attention_change_table",
-    "attention_maps",
     "attention_table",
     "available",
     "class_sensitivity_table",
