@@ -77,7 +77,7 @@ def differentiate_at(
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
     if before:
-        hook = part.register_forward_pre_hook(lambda _, inputs: (start_graph(inputs[0]), *inputs[1:]))
+        hook = part.register_forward_pre_hook(lambda _, inputs: _replace_first(inputs, start_graph))
     else:
         hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
     try:
@@ -106,3 +106,9 @@ def check_count(name: str, value: int) -> None:
     """Raise ValueError for an option that is no whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _replace_first(inputs, change):
+    """The inputs with the first one changed wherever it stands: nn.MultiheadAttention gets it as query, key and value."""
+    changed = change(inputs[0])
+    return tuple(changed if value is inputs[0] else value for value in inputs)
