@@ -107,8 +107,8 @@ def attention_change_table(
     """What became of each head, from one set of weights to another of the same model: fine-tuning, above all.
 
     Columns: layer, head, measure, before, after, change, low, high; change = after - before, with its 95% bootstrap interval over
-    images. measure: distance (pixels) and entropy (nats) as in attention_table; similarity, the rank correlation between the two models'
-    attention from the tokens that the classifier reads to the patches, mean over images (before: a model and itself, 1).
+    images. measure: distance (pixels) and entropy (nats) as in attention_table; similarity, the rank correlation between the two
+    models' attention from the tokens that the classifier reads to the patches, mean over images (before: with itself, 1).
     """
     anatomy = _fit_anatomy(after, images)
     if anatomy != _fit_anatomy(before, images):

@@ -76,8 +76,12 @@ def differentiate_at(
         leaf = tensor.detach().requires_grad_()
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
+    def start_all(part, inputs):  # torchvision hands one tensor over as query, key and value
+        started = start_graph(inputs[0])
+        return tuple(started if other is inputs[0] else other for other in inputs)
+
     if before:
-        hook = part.register_forward_pre_hook(lambda _, inputs: _replace_first(inputs, start_graph))
+        hook = part.register_forward_pre_hook(start_all)
     else:
         hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
     try:
@@ -106,9 +110,3 @@ def check_count(name: str, value: int) -> None:
     """Raise ValueError for an option that is no whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def _replace_first(inputs, change):
-    """The inputs with the first one changed wherever it stands: nn.MultiheadAttention gets it as query, key and value."""
-    changed = change(inputs[0])
-    return tuple(changed if value is inputs[0] else value for value in inputs)
