@@ -101,7 +101,8 @@ def gradient_shap(model, images, targets, samples=16, baseline="mean", reference
     """Expected gradients: integrated gradients at `samples` random points on the ways from random references (channels summed).
 
     references: normalised images (M, 3, h, w) to draw from, say some of the training set: the map then divides the difference to
-    their mean logit. Without them the baseline is the only reference. The draws are the same for every image.
+    their mean logit. Without them the baseline is the only reference. The draws are the same for every image. 16 are few where
+    logits leap close to the baseline: convergence_delta says how few, and integrated_gradients come closer with 32 gradients.
     internal_batch_size: points in memory at once. Source: Lundberg and Lee 2017, arXiv 1705.07874; Erion et al. 2019, 1906.10670.
     """
     for name, value in {"samples": samples, "internal_batch_size": internal_batch_size}.items():
