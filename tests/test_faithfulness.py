@@ -51,7 +51,12 @@ def test_curves_by_hand(additive):
     np.testing.assert_allclose(first["score"] - 0.25, [10, 6, 3, 1, 0], atol=1e-5)
     np.testing.assert_allclose(read(curves, "insertion", "s0")["score"] - 0.25, [0, 4, 7, 9, 10], atol=1e-5)
     np.testing.assert_allclose(read(curves, "deletion", "s1")["score"] - 0.25, [2.5, -0.5, -1.5, -2, 0], atol=1e-5)
-    areas = area_table(curves).set_index(["metric", "sample_id"])["value"]
+    table = area_table(curves)
+    assert table["metric"].tolist() == ["deletion"] * 2 + ["insertion"] * 2 and table["sample_id"].tolist() == ["s0", "s1"] * 2
+    assert area_table(curves[::-1]).set_index(["metric", "sample_id"])["value"].to_dict() == pytest.approx(
+        table.set_index(["metric", "sample_id"])["value"].to_dict()
+    )
+    areas = table.set_index(["metric", "sample_id"])["value"]
     assert areas["deletion", "s0"] == pytest.approx((5 + 6 + 3 + 1) / 4 + 0.25, abs=1e-5)
     assert areas["insertion", "s0"] == pytest.approx((4 + 7 + 9 + 5) / 4 + 0.25, abs=1e-5)
 

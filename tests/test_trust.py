@@ -118,10 +118,10 @@ def test_holms_correction_is_that_of_statsmodels():
 
 def test_worthless_methods_are_seldom_called_better():
     called = 0
-    for seed in range(200):
+    for seed in range(80):
         rows = {name: draw(seed=1000 * seed + place) for place, name in enumerate(["a", "b", "c", *CONTROLS])}
         called += (trust_table(make_scores(**rows), replicates=200)["verdict"] == "better than all controls").any()
-    assert called <= 8  # below .025 in each; a binomial of 200 and .025 leaves this range twice in 100
+    assert called <= 5  # below .025 in each; a binomial of 80 and .025 leaves this range twice in 100
 
 
 def test_gaps_and_single_images():
@@ -135,7 +135,7 @@ def test_gaps_and_single_images():
     assert rank_table(table.reset_index()).set_index("method").loc["never", "verdict"] == "not measured"
     one = trust_table(make_scores(good=[2.0], random=[1.0])).iloc[0]
     assert one["difference"] == 1 and one["verdict"] == "not shown"
-    assert np.isnan([one["low"], one["high"], one["difference_low"], one["difference_high"], one["p"]]).all()
+    assert np.isnan([one["low"], one["high"], one["difference_low"], one["difference_high"], one["p_holm"]]).all()
     assert (trust_table(make_scores(good=draw(3), random=draw()), replicates=0)["verdict"] == "not shown").all()
 
 

@@ -50,7 +50,9 @@ def area_table(curves: pd.DataFrame) -> pd.DataFrame:
     """Scores table of the areas under perturbation curves (trapezoids). Metrics: deletion, better low; insertion, better high."""
     rows = [
         (method, kind, sample_id, float(np.trapezoid(curve["score"], curve["share"])))
-        for (method, kind, sample_id), curve in curves.sort_values("share").groupby(["method", "kind", "sample_id"], sort=False)
+        for (method, kind, sample_id), curve in curves.sort_values("share", kind="stable").groupby(
+            ["method", "kind", "sample_id"], sort=False
+        )
     ]
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 

@@ -102,14 +102,15 @@ def trust_table(
 ) -> pd.DataFrame:
     """What each method's mean score is, and whether it is better than every control's: one row per method and metric.
 
-    Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm, verdict, n.
+    Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm,
+    verdict, n. value, low, high: mean over images and its bootstrap interval.
     control: the one of the best mean. difference: method less that control, turned so that positive is better, on the images that
     have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left
     out; with fewer than two images left there is no interval.
 
     verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
-    which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls, after
-    Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless method is called better is
+    which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls,
+    after Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless one is called better is
     held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
     bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
 
