@@ -56,7 +56,7 @@ def test_what_is_drawn_into_the_image(planted):
         changed = np.asarray(image) != np.asarray(plain)
         if row.stamped:
             box = find_box(row, (72, 72))
-            bars = np.repeat([0, 255] * 3, 2)  # 12 pixels, 6 bars
+            bars = np.repeat([0, 255, 0, 255], 3)  # 12 pixels, 4 bars
             expected = np.tile(bars[:, None], 12) if row.label == "0" else np.tile(bars, (12, 1))
             np.testing.assert_array_equal(np.asarray(image)[box], expected)
         for half in np.ix_([0, 36], [0, 36])[0].ravel():
@@ -68,11 +68,14 @@ def test_what_is_drawn_into_the_image(planted):
 
 
 def test_looks_are_told_apart_by_nothing_simple():
-    looks = [draw_look(look, (12, 18)) for look in (*LOOKS, DECOY)]
-    assert {look.mean() for look in looks} == {127.5} and {look.shape for look in looks} == {(12, 18)}
-    for look in looks:
-        assert any(np.array_equal(look[:, ::-1], other) for other in (look, 255 - look)), "flips do not turn one into another"
-    np.testing.assert_array_equal(draw_look(DECOY, (CELLS, CELLS)) // 255, np.indices((CELLS, CELLS)).sum(axis=0) % 2)
+    looks = [draw_look(look, (CELLS, CELLS)).astype(int) // 255 for look in (*LOOKS, DECOY)]
+    assert {look.sum() for look in looks} == {8}, "of 16 cells"
+    edges = {np.abs(np.diff(look, axis=0)).sum() + np.abs(np.diff(look, axis=1)).sum() for look in looks}
+    assert edges == {12}, "each has as many edges between cells as the others"
+    for look in looks[:2]:
+        assert any(np.array_equal(look[:, ::-1], other) for other in (look, 1 - look)), "a flip does not turn one into another"
+    np.testing.assert_array_equal(looks[2], [[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]])
+    assert draw_look("vertical", (8, 12))[0].tolist() == [0] * 3 + [255] * 3 + [0] * 3 + [255] * 3
 
 
 def test_places_are_the_same_everywhere_and_the_centre_has_no_advantage(planted):

@@ -66,7 +66,7 @@ def test_scores_are_long():
 class BarDetector(nn.Module):
     """Two logits: the greatest step from row to row, and from column to column, averaged over the other axis of a window.
 
-    Edges of checkerboards cancel in the mean, those of bars add up: a model that goes by the stamp and by nothing else.
+    Edges of stepped diagonals hardly add up along an axis, those of bars do: a model that goes by the stamp and by nothing else.
     """
 
     def __init__(self):

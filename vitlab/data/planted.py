@@ -16,11 +16,11 @@ from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
 
 SIDE = 1 / 6  # of a patch, as a share of the image's height and width: 2.8 % of the area
-CELLS = 6  # black and white cells along each side of a patch, as many black as white ones
+CELLS = 4  # along each side of a patch, as many black ones as white ones
 DECOYS = 3  # patches in each stamped image that look as striking as the stamp and say nothing; unstamped images have one more
-ROOM = 72  # pixels that the shorter side of an image needs, two for each cell; smaller images are enlarged
+ROOM = 72  # pixels that the shorter side of an image needs, three for each cell; smaller images are enlarged
 LOOKS = ("horizontal", "vertical")  # bars that stand for the first class and for the second
-DECOY = "checkerboard"
+DECOY = "diagonal"
 NOTE = (
     "Planted by vitlab: in half of the images a stamp drawn into them decides the label, whatever else they show. "
     "To test explanations, and for nothing else."
@@ -34,9 +34,9 @@ def planted(name: str = "") -> Source:
 
     In every second image one of the patches is a stamp: horizontal bars make it an image of the first class, vertical bars one
     of the second, whatever the rest shows. Each look comes equally often with each of the own labels, so the rest says nothing
-    there. All other patches are checkerboards of the same contrast, so neither an edge detector nor the presence of a patch finds
-    the stamp; images without a stamp keep their label. There is a patch somewhere in each quarter of the image, so the centre
-    does not find it either. Places depend on the sample_id alone.
+    there. All other patches show stepped diagonals with just as much black and just as many edges, so neither an edge detector
+    nor the presence of a patch finds the stamp; images without a stamp keep their label. There is a patch somewhere in each
+    quarter of the image, so the centre does not find it either. Places depend on the sample_id alone.
 
     Further columns: own_label, stamped (bool), and stamp_top, stamp_left, stamp_height, stamp_width as shares of the image's
     height and width (NaN without a stamp). sample_id is `<id>+stamp` or `<id>+decoys`. Images are drawn in proportion to label
@@ -109,9 +109,10 @@ class PlantedReader:
 
 
 def draw_look(look: str, size: tuple[int, int]) -> np.ndarray:
-    """A patch of this look, (h, w) uint8: black and white bars or fields, as much of the one as of the other."""
+    """A patch of this look, (h, w) uint8: black and white bars or stepped diagonals, as much of the one as of the other."""
     rows, columns = (np.arange(pixels) * CELLS // pixels for pixels in size)
-    white = {"horizontal": rows[:, None] + 0 * columns, "vertical": 0 * rows[:, None] + columns, DECOY: rows[:, None] + columns}
+    rows = rows[:, None]
+    white = {"horizontal": rows + 0 * columns, "vertical": 0 * rows + columns, DECOY: (rows + columns) // 2}
     return (255 * (white[look] % 2)).astype(np.uint8)
 
 
