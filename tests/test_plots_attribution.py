@@ -39,6 +39,13 @@ def test_more_than_eight_images_come_in_blocks():
     assert sum(len(ax.images) for ax in figure.findobj(type(axes[0, 0]))) == 10 * (1 + 2 * 7), "and no panel is left empty"
 
 
+def test_few_images_with_many_methods_get_several_rows_each():
+    axes = plots.plot_attributions(np.full((2, 8, 8, 3), 0.5), make_maps(9, 2), ["a", "b"])
+    assert axes.shape == (2, 10)
+    assert [row_of(ax) for ax in axes[0]] == [0] * 5 + [1] * 5 and row_of(axes[1, 0]) == 2
+    assert [axes[1, 0].get_title(), axes[1, 9].get_title(), axes[1, 0].get_ylabel()] == ["image", "method 8", "b"]
+
+
 def test_few_methods_stay_columns():
     axes = plots.plot_attributions(np.full((8, 8, 8, 3), 0.5), make_maps(5, 8), list("abcdefgh"))
     assert [row_of(ax) for ax in axes[:, 0]] == list(range(8))

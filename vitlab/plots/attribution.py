@@ -23,7 +23,9 @@ CELLS = 28  # blocks a side, about, of which a map is drawn
 COARSE = 16  # the same, on small panels
 BROAD = 8.0  # inches: the text width of an HTML page, so that eight panels side by side can still be read
 ACROSS = 6  # images that find room side by side beside few maps
+FEW = 3  # images that get several rows of many maps
 BLOCK = 8  # images side by side where there are many maps; the others come below them
+NAME = 1.05  # inches for the names of the rows
 BAR = 0.62  # inches for a colour bar with its label
 STRONG = 0.75  # opacity of full strength
 PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
@@ -35,7 +37,7 @@ def plot_attributions(
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
     A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
-    more than six maps (then in blocks of at most eight images).
+    more than six maps (then in blocks of at most eight images). Up to three images with so many maps get several rows each.
     images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
     zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
     scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
@@ -46,7 +48,10 @@ def plot_attributions(
     cells = COARSE if across and len(images) > ACROSS else CELLS
     maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
-    axes, bars = (_lay_out_across if across else _lay_out_down)(images, maps, titles, len(kinds))
+    lay_out = _lay_out_across if across else _lay_out_down
+    if len(maps) > ACROSS and len(images) <= FEW:
+        lay_out = _lay_out_wrapped
+    axes, bars = lay_out(images, maps, titles, len(kinds))
     for row, image in enumerate(images):
         show_image(axes[row, 0], image)
         for ax, attribution in zip(axes[row, 1:], maps, strict=True):
@@ -106,7 +111,7 @@ def _lay_out_across(images, maps, titles, bars):
     columns, rows = min(BLOCK, len(images)), 1 + len(maps)
     blocks = -(-len(images) // columns)
     lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
-    panel = (BROAD - 1.05) / max(columns, 3) * height / width
+    panel = (BROAD - NAME) / columns * height / width
     above, below = _split_page(blocks * (rows * panel + 0.13 * lines + 0.1), BROAD)
     grid = np.array([part.subplots(rows, columns, squeeze=False) for part in np.ravel(above.subfigures(blocks, 1))])
     names = [textwrap.fill(name, 14) for name in _name_maps(maps)]
@@ -119,6 +124,24 @@ def _lay_out_across(images, maps, titles, bars):
     for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
         ax.set_title(title, fontsize=8.5 if columns <= ACROSS else 7.5)
     return axes[: len(images)], below.subplots(1, bars, squeeze=False)[0]
+
+
+def _lay_out_wrapped(images, maps, titles, bars):
+    """Each image with all of its maps in as many rows as they need, the names over the panels."""
+    height, width = images.shape[1:3]
+    rows = -(-(1 + len(maps)) // (1 + ACROSS))
+    columns = -(-(1 + len(maps)) // rows)
+    above, below = _split_page(len(images) * rows * (0.95 * WIDTH / columns * height / width + 0.32) + 0.1, WIDTH)
+    grid = above.subplots(len(images) * rows, columns, squeeze=False).reshape(len(images), rows * columns)
+    for ax in grid[:, 1 + len(maps) :].ravel():
+        ax.remove()
+    axes = grid[:, : 1 + len(maps)]
+    for panels in axes:
+        for ax, name in zip(panels, _name_maps(maps), strict=True):
+            ax.set_title(textwrap.fill(name, 16), fontsize=7.5, pad=3)
+    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
+        ax.set_ylabel(title, fontsize=6.5)
+    return axes, below.subplots(1, bars, squeeze=False)[0]
 
 
 def _split_page(height: float, width: float):
