@@ -36,6 +36,7 @@ def saved_set(tmp_path):
 @pytest.mark.parametrize("name", available())
 def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files, saved_set):
     named = {"folder:": two_classes, "torchvision:": "torchvision:MNIST", "hub:": saved_set}
+    named |= {"planted:": "planted:digits", "shuffled:": "shuffled:digits"}
     data = load_dataset(named.get(name, name), seed=3)
     check_samples(data.samples, data.classes)
     assert data.samples["sample_id"].is_monotonic_increasing

@@ -188,6 +188,14 @@ def test_a_model_in_training_is_explained_in_evaluation_mode_and_trains_on():
     assert model.module.training
 
 
+def test_a_bar_on_request(capsys):
+    model = cached_model("resnet18")
+    explain(model, make_images(model), "saliency", "a", batch_size=2)
+    assert not capsys.readouterr().err
+    explain(model, make_images(model), "saliency", "a", batch_size=2, progress=True)
+    assert "saliency" in (bar := capsys.readouterr().err) and "2/2" in bar
+
+
 def test_methods_in_a_table():
     table = describe_methods().set_index("method")
     assert list(table.index.sort_values()) == available() and set(table["family"]) == {

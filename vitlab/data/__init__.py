@@ -8,6 +8,7 @@ from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import draw_folds, split_fold
 from vitlab.data.issues import ISSUES, predict_out_of_fold, quality_summary, quality_table, worst_images
 from vitlab.data.loading import ImageDataset
+from vitlab.data.planted import replace_stamps, stamp_masks
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
 from vitlab.data.synthetic import add_synthetic, drop_synthetic, find_synthetic
@@ -44,7 +45,9 @@ __all__ = [
     "quality_table",
     "rare_classes",
     "replace_splits",
+    "replace_stamps",
     "split_fold",
+    "stamp_masks",
     "to_rgb",
     "worst_images",
 ]

@@ -7,12 +7,12 @@ from functools import lru_cache
 
 import pandas as pd
 
-from vitlab.data import digits, elpv, folder, hub_sets, torchvision_sets  # noqa: F401  (importing them registers them)
+from vitlab.data import digits, elpv, folder, hub_sets, planted, shuffled, torchvision_sets  # noqa: F401  (this registers them)
 from vitlab.data.clusters import cluster_table
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import split_fold
 from vitlab.data.quality import find_unreadable
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source
+from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source, split_derived
 from vitlab.data.splits import check_class_sizes, complete_splits
 from vitlab.data.synthetic import drop_synthetic
 from vitlab.registry import unknown
@@ -27,12 +27,18 @@ def available() -> list[str]:
 def check_name(name: str) -> None:
     """Raise ValueError, naming the choices, when there is no data set of this name; nothing is read."""
     DATASETS[name]
-    if name in OUTLINES:
+    prefix, base = split_derived(name)
+    if prefix and base:
+        check_name(base)
+    elif name in OUTLINES:
         OUTLINES[name]()
 
 
 def data_version(name: str) -> str:
     """What changes when the data changes: the version of the package it comes in, or a hash of a folder's files."""
+    prefix, base = split_derived(name)
+    if prefix and base:
+        return f"{data_version(base)}, {DERIVED[prefix]}"
     return OUTLINES[name]().version if name in OUTLINES else DATASETS[name]().version
 
 
@@ -40,6 +46,8 @@ def outline_dataset(name: str, seed: int = 0) -> Outline:
     """Version, number of classes and images in each split, without decoding an image and without downloading anything."""
     if name in OUTLINES:
         return OUTLINES[name]()
+    if split_derived(name)[1] in OUTLINES:  # and this name is not: a set made of one that may not be there yet
+        return Outline(data_version(name), OUTLINES[split_derived(name)[1]]().num_classes)
     source = DATASETS[name]()
     splits = complete_splits(source.samples, seed=seed, strata=source.strata)
     return Outline(source.version, len(source.classes), splits.value_counts().to_dict())

@@ -11,6 +11,8 @@ import pandas as pd
 from vitlab.schema import SPLITS
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.15  # of all samples, and of those that are then left
+LIMIT = 1000  # images of a subset that is drawn to keep a training short
+RARE = 6  # images of a stratum that a subset keeps, where there are as many
 
 
 def draw_splits(
@@ -64,6 +66,26 @@ def complete_splits(
         samples[own], seed=seed, strata=strata, groups=None if groups is None else np.asarray(groups)[own], **missing
     )
     return drawn.reindex(samples.index).fillna(samples["split"])
+
+
+def draw_subset(samples: pd.DataFrame, *, limit: int = LIMIT, strata: Sequence[str] = ("label",)) -> pd.DataFrame:
+    """About `limit` of the samples in their order, or all where there are no more: strata and the groups in them in proportion.
+
+    Which ones, a hash of the sample_id decides. A small stratum keeps six samples, or all it has.
+    """
+    share = limit / max(limit, len(samples))
+    chosen = []
+    for _, part in samples.groupby(list(strata), dropna=False):
+        count = max(min(RARE, len(part)), int(share * len(part)))
+        mixed = part.index[order_by_hash(part, "subset", ["group"])]
+        chosen += mixed[np.arange(count) * len(part) // count].tolist()
+    return samples.loc[sorted(chosen)].reset_index(drop=True)
+
+
+def order_by_hash(samples: pd.DataFrame, salt: str, within: Sequence[str] = ()) -> np.ndarray:
+    """Positions that bring the samples into a random order within each combination of values in the columns `within`."""
+    number = [hash_number(salt, sample_id) for sample_id in samples["sample_id"]]
+    return np.lexsort((number, *(samples[column].astype(str) for column in reversed(within))))
 
 
 def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:

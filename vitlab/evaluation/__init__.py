@@ -6,6 +6,7 @@ from vitlab.evaluation.calibration import classwise_calibration_error, expected_
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
+from vitlab.evaluation.examples import choose_examples
 from vitlab.evaluation.gaps import worst_slice_table
 from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
@@ -33,6 +34,7 @@ __all__ = [
     "brier_table",
     "calibrate",
     "calibration_table",
+    "choose_examples",
     "choose_threshold",
     "class_scores_table",
     "class_table",

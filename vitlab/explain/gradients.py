@@ -11,7 +11,7 @@ from vitlab.explain.baselines import make_baseline
 from vitlab.explain.inspection import check_count, check_gradient, score_targets, seeded
 from vitlab.explain.methods import explanation
 
-BATCH = 8  # images in memory at once, with all that a backward pass keeps of them
+BATCH = 16  # images in memory at once, with all that a backward pass keeps of them
 SHORTER = 4  # each part of the way is so many times shorter than the next: with the first trace of contrast, logits leap
 
 
@@ -58,7 +58,7 @@ def integrated_gradients(model, images, targets, steps=8, parts=4, baseline="mea
     shares = [0.0, *(SHORTER**-part for part in reversed(range(parts)))]  # 0, 1/64, 1/16, 1/4, 1
     found = []
     for start, end, weights in zip(*(each.split(internal_batch_size) for each in (blank, images, targets)), strict=True):
-        points = [torch.lerp(start, end, share) for share in shares]
+        points = [start, *(torch.lerp(start, end, share) for share in shares[1:-1]), end]
         options = {"additional_forward_args": weights, "n_steps": steps, "internal_batch_size": internal_batch_size}
         found.append(sum(method.attribute(far, near, **options) for near, far in pairwise(points)))  # (b, 3, h, w)
     found = torch.cat(found)
@@ -101,7 +101,8 @@ def gradient_shap(model, images, targets, samples=16, baseline="mean", reference
     """Expected gradients: integrated gradients at `samples` random points on the ways from random references (channels summed).
 
     references: normalised images (M, 3, h, w) to draw from, say some of the training set: the map then divides the difference to
-    their mean logit. Without them the baseline is the only reference. The draws are the same for every image.
+    their mean logit. Without them the baseline is the only reference. The draws are the same for every image. 16 are few where
+    logits leap close to the baseline: convergence_delta says how few, and integrated_gradients come closer with 32 gradients.
     internal_batch_size: points in memory at once. Source: Lundberg and Lee 2017, arXiv 1705.07874; Erion et al. 2019, 1906.10670.
     """
     for name, value in {"samples": samples, "internal_batch_size": internal_batch_size}.items():

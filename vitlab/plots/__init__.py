@@ -1,12 +1,14 @@
 """Every figure, from tables, arrays and maps; never from models. Never imports torch.
 
 `plot_` functions draw with matplotlib on the axes given or on a new figure and return the axes; they never call `show`.
-`iplot_` functions give an `Interactive`: Plotly in HTML, the matplotlib twin elsewhere.
+`iplot_` functions give an `Interactive` (Plotly) or a `Viewer` (plain HTML), and the matplotlib twin where HTML cannot go.
 """
 
-from vitlab.plots.attribution import plot_attributions
+from vitlab.plots.attention import plot_attention_change, plot_attention_distance, plot_head_ablation, plot_heads
+from vitlab.plots.attribution import plot_attributions, title_images
 from vitlab.plots.calibration import plot_annotators, plot_recalibration, plot_reliability
 from vitlab.plots.comparison import plot_comparison
+from vitlab.plots.counterfactual import plot_counterfactuals
 from vitlab.plots.data import (
     plot_augmentations,
     plot_class_balance,
@@ -25,6 +27,7 @@ from vitlab.plots.evaluation import (
     plot_slices,
     plot_threshold,
 )
+from vitlab.plots.faithfulness import plot_perturbation_curves, plot_pointing, plot_randomisation
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.published import plot_published
 from vitlab.plots.quality import plot_clusters, plot_worst
@@ -34,6 +37,7 @@ from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_ris
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
 from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
+from vitlab.plots.trust import plot_agreement, plot_trust, plot_trust_by_model
 from vitlab.plots.tuning import (
     iplot_arguments,
     iplot_importance,
@@ -44,10 +48,12 @@ from vitlab.plots.tuning import (
     plot_parallel,
     plot_trials,
 )
+from vitlab.plots.viewer import Viewer, iplot_patch_attention
 from vitlab.plots.vit import plot_attention_head, plot_patches, plot_position_encodings
 
 __all__ = [
     "Interactive",
+    "Viewer",
     "class_colors",
     "iplot_arguments",
     "iplot_comparison",
@@ -55,12 +61,16 @@ __all__ = [
     "iplot_importance",
     "iplot_intensities",
     "iplot_parallel",
+    "iplot_patch_attention",
     "iplot_threshold",
     "iplot_trials",
+    "plot_agreement",
     "plot_annotators",
     "plot_arguments",
     "plot_attack",
     "plot_attack_images",
+    "plot_attention_change",
+    "plot_attention_distance",
     "plot_attention_head",
     "plot_attributions",
     "plot_augmentations",
@@ -72,9 +82,12 @@ __all__ = [
     "plot_confusion",
     "plot_corruptions",
     "plot_cost",
+    "plot_counterfactuals",
     "plot_critical_difference",
     "plot_differences",
     "plot_gaps",
+    "plot_head_ablation",
+    "plot_heads",
     "plot_history",
     "plot_image_sizes",
     "plot_importance",
@@ -84,9 +97,12 @@ __all__ = [
     "plot_pairs",
     "plot_parallel",
     "plot_patches",
+    "plot_perturbation_curves",
+    "plot_pointing",
     "plot_position_encodings",
     "plot_precision_recall",
     "plot_published",
+    "plot_randomisation",
     "plot_recalibration",
     "plot_reliability",
     "plot_remedies",
@@ -97,10 +113,13 @@ __all__ = [
     "plot_slices",
     "plot_threshold",
     "plot_trials",
+    "plot_trust",
+    "plot_trust_by_model",
     "plot_uncertainty",
     "plot_worst",
     "present",
     "readable",
     "series_colors",
     "set_style",
+    "title_images",
 ]

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 
+from vitlab.plots.checking import check_table
 from vitlab.plots.style import DIVERGING, WIDTH, few_ticks, new_figure, readable, show_image
 from vitlab.schema import AttributionMap
 
 CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
 UNSIGNED = "inferno"
 CELLS = 28  # blocks a side, about, of which a map is drawn
-BROAD = 8.0  # inches: the text width of an HTML page, so that six panels side by side can still be read
-ACROSS = 6  # images that find room side by side
+COARSE = 16  # the same, on small panels
+BROAD = 8.0  # inches: the text width of an HTML page, so that eight panels side by side can still be read
+ACROSS = 6  # images that find room side by side beside few maps
+FEW = 3  # images that get several rows of many maps
+BLOCK = 8  # images side by side where there are many maps; the others come below them
+NAME = 1.05  # inches for the names of the rows
 BAR = 0.62  # inches for a colour bar with its label
+STRONG = 0.75  # opacity of full strength
+PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
 
 
 def plot_attributions(
@@ -26,43 +36,121 @@ def plot_attributions(
 ) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
-    A row for each image; where there are more images than maps, up to six, a column for each, which takes less of the page.
-    images: (N, h, w, 3) floats in 0..1. titles: one for each image. Signed maps get a two-sided scale with zero in the middle.
-    Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
+    A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
+    more than six maps (then in blocks of at most eight images). Up to three images with so many maps get several rows each.
+    images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
+    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
     scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
-    ("map") or of those of all maps of its method ("method": strengths compare down a column).
+    ("map") or of those of all maps of its method ("method": strengths compare from image to image).
     """
-    if scale not in ("map", "method"):
-        raise ValueError(f"unknown scale {scale!r}; choose map or method")
-    for attribution in maps:
-        if len(attribution.values) != len(images):
-            raise ValueError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
-    across = 1 + len(maps) < len(images) <= ACROSS
-    maps = [replace(attribution, values=block_means(attribution.values)) for attribution in maps]
-    rows, columns = (1 + len(maps), len(images)) if across else (len(images), 1 + len(maps))
-    height, width = images.shape[1:3]
-    lines = max(title.count("\n") + 1 for title in titles) if titles is not None and across else 1
+    _check(images, maps, titles, scale)
+    across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
+    cells = COARSE if across and len(images) > ACROSS else CELLS
+    maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
-    page = BROAD if across else WIDTH
-    figure = new_figure(rows * 0.97 * page / max(columns, 3) * height / width + BAR + 0.14 * lines + 0.1, page)
-    above, below = figure.subfigures(2, 1, height_ratios=[figure.get_figheight() - BAR, BAR])
-    axes = above.subplots(rows, columns, squeeze=False)
-    axes = axes.T if across else axes
+    lay_out = _lay_out_across if across else _lay_out_down
+    if len(maps) > ACROSS and len(images) <= FEW:
+        lay_out = _lay_out_wrapped
+    axes, bars = lay_out(images, maps, titles, len(kinds))
     for row, image in enumerate(images):
         show_image(axes[row, 0], image)
         for ax, attribution in zip(axes[row, 1:], maps, strict=True):
             _overlay(ax, image, relative(attribution, row, scale), attribution.signed)
-        if titles is not None:
-            _write_beside(axes[row, 0], titles[row], above=across, fontsize=8.5 if across else 7.5)
-    for ax, name in zip(axes[0], ["image", *(readable(attribution.method) for attribution in maps)], strict=True):
-        _write_beside(ax, name.replace(" ", "\n") if across else name, above=not across)
-    bars = below.subplots(1, len(kinds), squeeze=False)[0]
     for bar, signed in zip(bars, kinds, strict=True):
         unit = f"99th percentile of the {scale}"
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
-        shades = ScalarMappable(Normalize(-1 if signed else 0, 1), DIVERGING if signed else UNSIGNED)
-        below.colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
+        shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
+        bar.get_figure().colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
+        bar.set_facecolor("0.7" if signed else "0.5")  # the grey of an image, which shows through where a map says little
     return axes
+
+
+def title_images(table: pd.DataFrame) -> list[str]:
+    """For each row of a table of predictions: its kind and group (where there are such columns), label → prediction, confidence.
+
+    table: columns label and pred; kind, group and confidence (of the prediction, 0..1) are written where they are there.
+    """
+    check_table(table, ("label", "pred"), "table of chosen images")
+    titles = []
+    for row in table.to_dict("records"):
+        lines = [str(row[name]) for name in ("kind", "group") if name in row]
+        sure = [f"({row['confidence']:.2f})"] if "confidence" in row else []
+        titles.append("\n".join([*lines, str(row["label"]), f"→ {row['pred']}", *sure]))
+    return titles
+
+
+def _check(images, maps, titles, scale) -> None:
+    if scale not in ("map", "method"):
+        raise ValueError(f"unknown scale {scale!r}; choose map or method")
+    if not len(images) or not len(maps):
+        raise ValueError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
+    for attribution in maps:
+        if len(attribution.values) != len(images):
+            raise ValueError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles do not go with {len(images)} images")
+
+
+def _lay_out_down(images, maps, titles, bars):
+    """Images from top to bottom, methods from left to right."""
+    height, width = images.shape[1:3]
+    columns = 1 + len(maps)
+    panel = 0.97 * WIDTH / max(columns, 3) * height / width
+    above, below = _split_page(len(images) * panel + 0.24, WIDTH)
+    axes = above.subplots(len(images), columns, squeeze=False)
+    for ax, name in zip(axes[0], _name_maps(maps), strict=True):
+        ax.set_title(textwrap.fill(name, 16) if columns > 5 else name, fontsize=8 if columns > 5 else None)
+    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
+        ax.set_ylabel(title, fontsize=7.5 if panel > 1 else 6.5)
+    return axes, below.subplots(1, bars, squeeze=False)[0]
+
+
+def _lay_out_across(images, maps, titles, bars):
+    """Images from left to right, in blocks, methods from top to bottom with their names on the left."""
+    height, width = images.shape[1:3]
+    columns, rows = min(BLOCK, len(images)), 1 + len(maps)
+    blocks = -(-len(images) // columns)
+    lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
+    panel = (BROAD - NAME) / columns * height / width
+    above, below = _split_page(blocks * (rows * panel + 0.13 * lines + 0.1), BROAD)
+    grid = np.array([part.subplots(rows, columns, squeeze=False) for part in np.ravel(above.subfigures(blocks, 1))])
+    names = [textwrap.fill(name, 14) for name in _name_maps(maps)]
+    for block in grid:
+        for ax, name in zip(block[:, 0], names, strict=True):
+            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    axes = grid.swapaxes(1, 2).reshape(blocks * columns, rows)
+    for ax in axes[len(images) :].ravel():
+        ax.remove()
+    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
+        ax.set_title(title, fontsize=8.5 if columns <= ACROSS else 7.5)
+    return axes[: len(images)], below.subplots(1, bars, squeeze=False)[0]
+
+
+def _lay_out_wrapped(images, maps, titles, bars):
+    """Each image with all of its maps in as many rows as they need, the names over the panels."""
+    height, width = images.shape[1:3]
+    rows = -(-(1 + len(maps)) // (1 + ACROSS))
+    columns = -(-(1 + len(maps)) // rows)
+    above, below = _split_page(len(images) * rows * (0.95 * WIDTH / columns * height / width + 0.32) + 0.1, WIDTH)
+    grid = above.subplots(len(images) * rows, columns, squeeze=False).reshape(len(images), rows * columns)
+    for ax in grid[:, 1 + len(maps) :].ravel():
+        ax.remove()
+    axes = grid[:, : 1 + len(maps)]
+    for panels in axes:
+        for ax, name in zip(panels, _name_maps(maps), strict=True):
+            ax.set_title(textwrap.fill(name, 16), fontsize=7.5, pad=3)
+    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
+        ax.set_ylabel(title, fontsize=6.5)
+    return axes, below.subplots(1, bars, squeeze=False)[0]
+
+
+def _split_page(height: float, width: float):
+    """Two parts of a new figure: `height` inches for the pictures, and what the colour bars need below them."""
+    return new_figure(height + BAR, width).subfigures(2, 1, height_ratios=[height, BAR])
+
+
+def _name_maps(maps) -> list[str]:
+    return ["image", *(readable(attribution.method) for attribution in maps)]
 
 
 def block_means(values: np.ndarray, cells: int = CELLS) -> np.ndarray:
@@ -81,14 +169,15 @@ def relative(attribution: AttributionMap, row: int, scale: str) -> np.ndarray:
     return np.clip(values / full, -1, 1) if full > 0 else np.zeros_like(values)
 
 
-def _write_beside(ax: Axes, text: str, *, above: bool, **options) -> None:
-    (ax.set_title if above else ax.set_ylabel)(text, **options)
+def overlay_colors(signed: bool) -> ListedColormap:
+    """The colours of a map over an image: the less a value says, the more of the image shows through."""
+    colors = colormaps[DIVERGING if signed else UNSIGNED](np.linspace(0, 1, 256))  # (256, RGBA)
+    colors[:, 3] = STRONG * np.abs(np.linspace(-1 if signed else 0, 1, 256))
+    return ListedColormap(colors)
 
 
 def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> None:
-    """The map in colour over the image in grey; the less it says about a pixel, the more of the image shows through."""
     height, width = image.shape[:2]
-    show_image(ax, image.mean(axis=-1))
-    options = {"cmap": DIVERGING if signed else UNSIGNED, "vmin": -1 if signed else 0, "vmax": 1}
+    show_image(ax, image.mean(axis=-1) * (1 - PALE * signed) + PALE * signed)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    ax.imshow(values, alpha=0.75 * np.abs(values), extent=extent, interpolation="bilinear", **options)
+    ax.imshow(values, overlay_colors(signed), vmin=-1 if signed else 0, vmax=1, extent=extent, interpolation="bilinear")

@@ -8,7 +8,6 @@ of a kernel, so a saved page works without a network. Reports find figures by th
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -23,7 +22,7 @@ from plotly.subplots import make_subplots
 from vitlab.plots.comparison import plot_comparison
 from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities
 from vitlab.plots.evaluation import list_marks, plot_threshold
-from vitlab.plots.style import DPI, class_colors, readable, series_colors
+from vitlab.plots.style import class_colors, png_bytes, readable, series_colors
 from vitlab.plots.training import list_histories, mean_curve, plot_learning_curves
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "triangle-left", "triangle-right")
@@ -69,9 +68,7 @@ class Interactive:
         return FIGURE.format(figure=figure, name=name, height=self.figure.layout.height or 400)
 
     def to_png(self) -> bytes:
-        with io.BytesIO() as buffer:
-            self.static.savefig(buffer, format="png", dpi=DPI)
-            return buffer.getvalue()
+        return png_bytes(self.static)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         global _library_sent

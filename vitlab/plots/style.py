@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
@@ -33,7 +34,23 @@ NAMES = {
     "weighted_f1": "weighted F1",
     "macro_f1": "macro F1",
     "grad_cam": "Grad-CAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "layer_cam": "LayerCAM",
+    "score_cam": "Score-CAM",
+    "eigen_cam": "Eigen-CAM",
     "rollout": "attention rollout",
+    "gradient_rollout": "gradient-weighted rollout",
+    "input_x_gradient": "input \N{MULTIPLICATION SIGN} gradient",
+    "smooth_grad": "SmoothGrad",
+    "gradient_shap": "GradientSHAP",
+    "kernel_shap": "KernelSHAP",
+    "lime": "LIME",
+    "road": "ROAD",
+    "sensitivity_n": "sensitivity-n",
+    "max_sensitivity": "max-sensitivity",
+    "centre": "centred Gaussian",
+    "random": "random map",
+    "edges": "edge detector",
     "gaussian_noise": "Gaussian noise",
     "jpeg": "JPEG",
     "ece": "ECE",
@@ -154,6 +171,13 @@ def frame(ax: Axes, color: str) -> None:
     """A coloured frame around an image."""
     for spine in ax.spines.values():
         spine.set(visible=True, color=color, linewidth=2)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
 
 
 def image_shape(image) -> tuple[int, int]:

@@ -85,6 +85,33 @@ def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], que
     attention: (T, T), a row for each query. query: row and column of a patch; None is the first prefix token (the class token),
     or the middle patch of a model without one.
     """
+    weights, prefix, query = read_attention(attention, grid, query)
+    rows, columns = grid
+    figure = new_figure(2.9)
+    left, right = figure.subplots(1, 2)
+    show_image(left, image)
+    height, width = image_shape(image)
+    shown = right.imshow(
+        weights[prefix:].reshape(grid), cmap=SEQUENTIAL, vmin=0, interpolation="nearest", aspect=height / rows * columns / width
+    )
+    hide_ticks(right)
+    left.set_title(f"query: {name_query(query)}")
+    if query is not None:
+        outline_cell(left, query, height / rows, width / columns)
+        outline_cell(right, query, 1, 1)
+    to_prefix = f"; on the {'class token' if prefix == 1 else 'prefix tokens'}: {weights[:prefix].sum():.0%}" if prefix else ""
+    right.set_title(f"attention to each patch{to_prefix}")
+    figure.colorbar(shown, ax=right, label="attention weight")
+    return np.array([left, right])
+
+
+def read_attention(
+    attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None
+) -> tuple[np.ndarray, int, tuple[int, int] | None]:
+    """A query's row of (T, T), the number of prefix tokens, and the query: None for the class token, else row and column.
+
+    Without a prefix token and a query, the patch in the middle is asked.
+    """
     attention = np.asarray(attention, float)
     tokens = attention.shape[0]
     if attention.shape != (tokens, tokens):
@@ -97,30 +124,20 @@ def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], que
         query = (rows // 2, columns // 2)
     if query is not None and not (0 <= query[0] < rows and 0 <= query[1] < columns):
         raise ValueError(f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count from 0")
-    weights = attention[0 if query is None else prefix + query[0] * columns + query[1]]  # (T,)
-    figure = new_figure(2.9)
-    left, right = figure.subplots(1, 2)
-    show_image(left, image)
-    height, width = image_shape(image)
-    shown = right.imshow(
-        weights[prefix:].reshape(grid), cmap=SEQUENTIAL, vmin=0, interpolation="nearest", aspect=height / rows * columns / width
-    )
-    hide_ticks(right)
-    if query is None:
-        left.set_title("query: the class token")
-    else:
-        left.set_title(f"query: patch in row {query[0] + 1}, column {query[1] + 1}")
-        _outline(left, query, height / rows, width / columns)
-        _outline(right, query, 1, 1)
-    to_prefix = f"; on the {'class token' if prefix == 1 else 'prefix tokens'}: {weights[:prefix].sum():.0%}" if prefix else ""
-    right.set_title(f"attention to each patch{to_prefix}")
-    figure.colorbar(shown, ax=right, label="attention weight")
-    return np.array([left, right])
+    return attention[0 if query is None else prefix + query[0] * columns + query[1]], prefix, query
 
 
-def _outline(ax: Axes, cell: tuple[int, int], height: float, width: float) -> None:
-    corner = (cell[1] * width - 0.5, cell[0] * height - 0.5)  # imshow's first pixel is centred on 0
-    ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=MARK, linewidth=2))
+def name_query(query: tuple[int, int] | None) -> str:
+    return "the class token" if query is None else f"patch in row {query[0] + 1}, column {query[1] + 1}"
+
+
+def outline_cell(
+    ax: Axes, cell: tuple[float, float], height: float, width: float, color: str = MARK, linewidth: float = 2, inside: float = 0
+) -> None:
+    """A frame around a cell (row, column) of a grid whose cells have this height and width; `inside` moves it in by as much."""
+    corner = (cell[1] * width - 0.5 + inside, cell[0] * height - 0.5 + inside)  # imshow's first pixel is centred on 0
+    size = (width - 2 * inside, height - 2 * inside)
+    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=linewidth))
 
 
 def _patch_rows(tokens: np.ndarray, grid: tuple[int, int], what: str) -> np.ndarray:

@@ -52,7 +52,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
 
 
 def for_web(notebook: NotebookNode) -> NotebookNode:
-    """The copy for HTML: Plotly figures stay alive.
+    """The copy for HTML: Plotly figures and viewers stay alive.
 
     They travel as raw blocks in Markdown: for outputs of the type text/html, Quarto loads libraries from the network.
     """
@@ -161,7 +161,7 @@ def _drop_caption(cell):
 def _convert_tables(cells):
     """Turn all HTML tables of a notebook into Markdown tables, in one call of pandoc."""
     data = [output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output]
-    found = [item for item in data if "<table" in item.get("text/html", "") and "vitlab-plotly" not in item["text/html"]]
+    found = [item for item in data if "<table" in item.get("text/html", "") and not _is_live(item["text/html"])]
     if not found:
         return
     text = run_pandoc(
@@ -179,6 +179,11 @@ def _convert_tables(cells):
         item["text/markdown"] = table.strip() + "\n"
 
 
+def _is_live(html):
+    """Whether it is a figure of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
+    return "vitlab-plotly" in html or "vitlab-viewer" in html
+
+
 def _with_outputs(notebook, pick):
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
@@ -191,7 +196,7 @@ def _with_outputs(notebook, pick):
 def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
-    if "text/markdown" not in data and ("plotly" in html.lower() or (html and "image/png" not in data)):
+    if "text/markdown" not in data and ("plotly" in html.lower() or _is_live(html) or (html and "image/png" not in data)):
         label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
         return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>')},)
     return _pick_for_paper(output, cell)

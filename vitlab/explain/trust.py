@@ -1,0 +1,260 @@
+"""Every score of every method beside that of maps that know nothing of the model, and what may be concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.explain.controls import CONTROLS, control_maps
+from vitlab.explain.faithfulness import STEPS, area_table, comprehensiveness, curve_table, sensitivity_n, sufficiency
+from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
+from vitlab.explain.road import road
+from vitlab.explain.similarity import sparseness, weigh_means
+from vitlab.explain.stability import infidelity
+from vitlab.registry import unknown
+from vitlab.schema import AttributionMap
+
+BETTER, UNKNOWN, WORSE = VERDICTS = ("better than all controls", "not shown", "worse")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of maps.
+
+    compute: from scorer and maps to a scores table; None where it needs more than these. better: "high", "low", or "" for one
+    that only describes, and that a map which knows nothing of the model can have as well. meaning: what it asks.
+    """
+
+    compute: Callable[..., pd.DataFrame] | None
+    better: str
+    meaning: str
+
+
+def _area(kind):
+    return lambda scorer, maps, steps=STEPS, seed=0: area_table(curve_table(scorer, maps, [kind], steps, seed))
+
+
+METRICS: Mapping[str, Metric] = {
+    "deletion": Metric(_area("deletion"), "low", "mean score while the map's highest cells are taken away one after the other"),
+    "insertion": Metric(_area("insertion"), "high", "mean score while the highest cells are put back into the empty image"),
+    "comprehensiveness": Metric(comprehensiveness, "high", "fall of the score without the highest cells"),
+    "sufficiency": Metric(sufficiency, "low", "fall of the score with nothing but the highest cells"),
+    "sensitivity_n": Metric(sensitivity_n, "high", "correlation of a random set's values with the fall of the score without it"),
+    "infidelity": Metric(infidelity, "low", "squared error when the map forecasts the fall of the score without a square"),
+    "road": Metric(
+        road, "high", "half of: score without the lowest cells less that without the highest, holes filled from around"
+    ),
+    "sparseness": Metric(sparseness, "", "Gini index of the cells: near 1 when few have it all"),
+    "max_sensitivity": Metric(None, "", "largest change of the map, as a share of its size, under noise too small to be seen"),
+}
+
+
+def legend_table() -> pd.DataFrame:
+    """What each metric asks: columns metric, better ("high", "low", or "" for one that only describes), meaning."""
+    rows = [(name, metric.better, metric.meaning) for name, metric in METRICS.items()]
+    return pd.DataFrame(rows, columns=["metric", "better", "meaning"])
+
+
+def score_maps(
+    scorer: CellScorer,
+    maps: Sequence[AttributionMap],
+    metrics: Sequence[str] | None = None,
+    options: Mapping[str, Mapping] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Scores of the maps and of the controls, which are added: columns method, metric, sample_id, value.
+
+    metrics: names of METRICS; by default all that need no new explanations. options: of the metrics, by name, such as
+    {"road": {"shares": [0.2, 0.5]}}. The scorer computes each changed image once, whatever asks for it.
+    Raises ValueError for an unknown metric, and for maps that are not of the scorer's images or that are named like a control.
+    """
+    names = [name for name, metric in METRICS.items() if metric.compute] if metrics is None else list(metrics)
+    for name in [*names, *(options or {})]:
+        if name not in METRICS:
+            raise ValueError(unknown("metric", name, list(METRICS)))
+        if METRICS[name].compute is None:
+            raise ValueError(f"{name} explains the images anew; call vitlab.explain.{name} and append its table to the scores")
+    maps = add_controls(scorer, maps, seed)
+    tables = []
+    for name in names:
+        further = {} if name == "sparseness" else {"seed": seed}
+        tables.append(METRICS[name].compute(scorer, maps, **further, **(options or {}).get(name, {})))
+    return pd.concat(tables, ignore_index=True)
+
+
+def add_controls(scorer: CellScorer, maps: Sequence[AttributionMap], seed: int = 0) -> list[AttributionMap]:
+    """The maps, and behind them those of the controls that are not among them."""
+    maps = check_maps(maps, scorer)
+    there = {found.method for found in maps}
+    return maps + [found for found in control_maps(scorer.model, scorer.images, maps[0], seed) if found.method not in there]
+
+
+def trust_table(
+    scores: pd.DataFrame,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    controls: Sequence[str] = CONTROLS,
+) -> pd.DataFrame:
+    """What each method's mean score is, and whether it is better than every control's: one row per method and metric.
+
+    Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm,
+    verdict, n. value, low, high: mean over images and its bootstrap interval.
+    control: the one of the best mean. difference: method less that control, turned so that positive is better, on the images that
+    have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left
+    out; with fewer than two images left there is no interval.
+
+    verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
+    which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls,
+    after Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless one is called better is
+    held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
+    bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
+
+    Metrics that only describe (sparseness, max_sensitivity) are left out: see `describe_table`. ValueError without any control.
+    """
+    _check_scores(scores)
+    there = list(scores["method"].unique())
+    controls = [name for name in controls if name in there]
+    methods = [name for name in there if name not in controls]
+    if not controls or not methods:
+        what = "control" if not controls else "method beside the controls"
+        raise ValueError(f"the scores have no {what}; score_maps adds the controls ({', '.join(CONTROLS)}) to the methods")
+    tables = []
+    for name in scores["metric"].unique():
+        sign = {"high": 1, "low": -1, "": 0}[METRICS[name].better]
+        if sign:
+            wide = _widen(scores, name)
+            tables.append(_judge(wide, methods, controls, sign, replicates, confidence, seed).assign(metric=name))
+    if not tables:
+        raise ValueError("none of the metrics can be compared with controls; see vitlab.explain.legend_table()")
+    columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
+    columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict", "n"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def describe_table(scores: pd.DataFrame, replicates: int = 2000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Mean of each method and control, with bootstrap interval over images. Columns method, metric, value, low, high, n."""
+    _check_scores(scores)
+    tables = []
+    for name in scores["metric"].unique():
+        wide = _widen(scores, name)
+        drawn = _resample(wide.to_numpy(), replicates, seed)
+        tables.append(_summarise(wide, drawn, confidence).assign(metric=name))
+    return pd.concat(tables, ignore_index=True)[["method", "metric", "value", "low", "high", "n"]]
+
+
+def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
+    """One row a method, best first: method, mean_rank, better, not_shown, worse, metrics, verdict.
+
+    mean_rank: of the difference to the control, 1 the best, mean over the metrics that have one. better, not_shown, worse: in how
+    many of them each verdict stands. The metrics are relatives (deletion and comprehensiveness see the same images), so
+    the counts are no independent votes. verdict: in words.
+    """
+    known = trust.dropna(subset=["difference"])
+    ranks = known.groupby("metric")["difference"].rank(ascending=False)
+    rows = []
+    for method in trust["method"].unique():
+        mine = known[known["method"] == method]
+        better, unknown_, worse = (int((mine["verdict"] == verdict).sum()) for verdict in VERDICTS)
+        rank = ranks[mine.index].mean() if len(mine) else np.nan
+        rows.append((method, rank, better, unknown_, worse, len(mine), _say_overall(better, worse, len(mine))))
+    table = pd.DataFrame(rows, columns=["method", "mean_rank", "better", "not_shown", "worse", "metrics", "verdict"])
+    return table.sort_values("mean_rank", kind="stable", ignore_index=True)
+
+
+def _say_overall(better: int, worse: int, count: int) -> str:
+    if not count:
+        return "not measured"
+    if worse and better:
+        return f"mixed: better than all controls in {better} of {count}, worse in {worse}"
+    if worse:
+        return f"not to be trusted: worse than a control in {worse} of {count}"
+    if better > count / 2:
+        return f"follows the model: better than all controls in {better} of {count}"
+    return f"not shown: better than all controls in {better} of {count}" if better else "not shown in any"
+
+
+def correct_holm(p: np.ndarray) -> np.ndarray:
+    """Holm's correction (1979) of p-values (M,): below a, the chance that any of them is so small by accident is below a."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(steps, 1)[order.argsort()]
+
+
+def _judge(wide, methods, controls, sign, replicates, confidence, seed) -> pd.DataFrame:
+    """The rows of one metric. wide: images x methods."""
+    values = wide.to_numpy()
+    drawn = _resample(values, replicates, seed)
+    table = _summarise(wide, drawn, confidence).set_index("method")
+    means = sign * table.loc[controls, "value"]
+    best = means.idxmax() if means.notna().any() else controls[0]
+    gaps = sign * np.stack([wide[[name]].to_numpy() - wide[controls].to_numpy() for name in methods], axis=1)
+    gaps = gaps.reshape(len(wide), -1)  # (N, methods * controls), NaN where one of the two is
+    value = weigh_means(gaps, np.ones((1, len(gaps)))).reshape(len(methods), len(controls))
+    moved = _resample(gaps, replicates, seed)  # (R, methods * controls)
+    low, high, _ = percentile_interval(moved, confidence)
+    count = (~np.isnan(gaps)).sum(axis=0).reshape(value.shape)
+    low, high = (np.where(count < 2, np.nan, ends.reshape(value.shape)) for ends in (low, high))
+    moved = np.round(moved.reshape(-1, *value.shape), 12)  # no rounding error decides on which side of 0
+    tail = (1 - confidence) / 2
+    at = controls.index(best)
+    usable = (count >= 2).all(axis=1) & (replicates > 0)
+    p = np.where(usable, ((moved <= 0).sum(axis=0).max(axis=-1) + 1) / (replicates + 1), np.nan)
+    p[usable] = correct_holm(p[usable])
+    worse = ((moved[:, :, at] >= 0).sum(axis=0) + 1) / (replicates + 1)
+    verdict = np.select([usable & (p <= tail), usable & (worse <= tail)], [BETTER, WORSE], UNKNOWN)
+    return (
+        table.loc[methods, ["value", "low", "high"]]
+        .reset_index()
+        .assign(
+            control=best,
+            control_value=table.loc[best, "value"],
+            difference=value[:, at],
+            difference_low=low[:, at],
+            difference_high=high[:, at],
+            p_holm=p,
+            verdict=verdict,
+            n=count[:, at],
+        )
+    )
+
+
+def _summarise(wide, drawn, confidence) -> pd.DataFrame:
+    values = wide.to_numpy()
+    low, high, _ = percentile_interval(drawn, confidence)
+    count = (~np.isnan(values)).sum(axis=0)
+    mean = weigh_means(values, np.ones((1, len(values))))[0]
+    low[count < 2] = high[count < 2] = np.nan
+    return pd.DataFrame({"method": wide.columns, "value": mean, "low": low, "high": high, "n": count})
+
+
+def _resample(values, replicates, seed) -> np.ndarray:
+    """Bootstrap means (R, M) of the columns of (N, M); the same seed draws the same images."""
+    return bootstrap(lambda weights: weigh_means(values, weights), len(values), replicates, seed)
+
+
+def _widen(scores, metric) -> pd.DataFrame:
+    """Images x methods, NaN where there is no score."""
+    part = scores[scores["metric"] == metric]
+    wide = part.pivot(index="sample_id", columns="method", values="value")
+    return wide.reindex(index=part["sample_id"].unique(), columns=scores["method"].unique()).astype(float)
+
+
+def _check_scores(scores: pd.DataFrame) -> None:
+    missing = [name for name in SCORE_COLUMNS if name not in scores.columns]
+    if missing or scores.empty:
+        problem = f"lack the columns {', '.join(missing)}" if missing else "have no row"
+        raise ValueError(f"the scores {problem}; score_maps makes them, with {', '.join(SCORE_COLUMNS)}")
+    for name in scores["metric"].unique():
+        if name not in METRICS:
+            raise ValueError(unknown("metric", name, list(METRICS)))
+    twice = scores[scores.duplicated(["method", "metric", "sample_id"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise ValueError(
+            f"{first['method']} has two scores of {first['metric']} for sample {first['sample_id']!r}; keep models apart"
+        )

@@ -1,0 +1,202 @@
+"""Attention to explore without a kernel: point at a patch and see where it looks. Plain HTML and a canvas, all data inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from uuid import uuid4
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vitlab.plots.style import SEQUENTIAL, WIDTH, hide_ticks, image_shape, new_figure, png_bytes, show_image
+from vitlab.plots.vit import MARK, outline_cell
+
+FRAGMENT = Path(__file__).with_name("viewer.html")
+LIMIT = 1_500_000  # bytes of HTML: a page has several figures
+OTHERS = 330_000  # bytes kept for image, code and colours
+PIXELS = 448  # of the longer side on the canvas
+SHOWN = 4  # queries of the static twin
+QUALITY = 88
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """An interactive fragment of HTML that needs nothing from outside, and a matplotlib twin for paper, closed here.
+
+    Reports find such figures by the class `vitlab-viewer`.
+    """
+
+    html: str = field(repr=False)
+    static: Figure = field(repr=False)
+
+    def __post_init__(self):
+        plt.close(self.static)
+
+    def to_html(self) -> str:
+        return self.html
+
+    def to_png(self) -> bytes:
+        return png_bytes(self.static)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        png = base64.b64encode(self.to_png()).decode()
+        return {"text/html": self.html, "image/png": png, "text/plain": repr(self)}
+
+
+def iplot_patch_attention(
+    image: np.ndarray,
+    attention: np.ndarray,
+    grid: tuple[int, int],
+    num_prefix_tokens: int | None = None,
+    layers: Sequence[str] | None = None,
+    query: tuple[int, int] | None = None,
+    alt: str = "An image; pointing at one of its patches shows beside it where this patch attends.",
+) -> Viewer:
+    """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the block from a list.
+
+    On paper stands the last block, for the query and three more: the patches where it attends most.
+    image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or
+    one head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
+    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query:
+    row and column of the patch shown first; None is the class token, or the patch in the middle where there is none.
+
+    Raises ValueError where shapes do not fit or the figure would be larger than 1.5 MB.
+    """
+    attention, prefix = _check_attention(attention, grid, num_prefix_tokens)
+    names = [str(name) for name in (layers if layers is not None else range(1, len(attention) + 1))]
+    if len(names) != len(attention):
+        raise ValueError(f"{len(names)} names in layers for the attention of {len(attention)} blocks; give one for each")
+    _check_size(attention, prefix)
+    start = _find_token(query, grid, prefix)
+    patches = attention[:, :, prefix:]  # (L, T, rows * columns)
+    highest = patches.max(axis=2)  # (L, T)
+    levels = np.rint(255 * patches / np.maximum(highest, 1e-12)[:, :, None]).astype(np.uint8)
+    pixels = _as_uint8(image)
+    scale = PIXELS / max(pixels.shape[:2])
+    colors = (255 * colormaps[SEQUENTIAL](np.linspace(0, 1, 256))[:, :3]).round().astype(np.uint8)
+    data = {
+        "grid": list(map(int, grid)),
+        "prefix": prefix,
+        "size": [round(scale * pixels.shape[1]), round(scale * pixels.shape[0])],
+        "query": start,
+        "layer": len(names) - 1,
+        "layers": names,
+        "mark": MARK,
+        "highest": [[float(f"{value:.4g}") for value in row] for row in highest],
+        "toPrefix": [[float(f"{value:.4g}") for value in row] for row in attention[:, :, :prefix].sum(axis=2)],
+        "weights": [_encode(level.tobytes()) for level in levels],
+        "colors": _encode(colors.tobytes()),
+        "image": _encode(_as_jpeg(pixels)),
+    }
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no name can end the script
+    template = Template(FRAGMENT.read_text(encoding="utf-8"))
+    html = template.substitute(name=f"vitlab-{uuid4()}", alt=escape(alt), data=text)
+    return Viewer(html, _draw_static(pixels, attention[-1], grid, prefix, start, names))
+
+
+def _check_attention(attention, grid, num_prefix_tokens) -> tuple[np.ndarray, int]:
+    attention = np.asarray(attention, np.float32)
+    attention = attention[None] if attention.ndim == 2 else attention
+    if attention.ndim != 3 or attention.shape[1] != attention.shape[2] or not attention.size:
+        raise ValueError(
+            f"attention must be (T, T), or (L, T, T) for several blocks, got {attention.shape}; average the heads or choose one"
+        )
+    tokens, patches = attention.shape[1], grid[0] * grid[1]
+    prefix = tokens - patches if num_prefix_tokens is None else int(num_prefix_tokens)
+    if prefix < 0 or patches < 1 or prefix + patches != tokens:
+        raise ValueError(
+            f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches "
+            f"and {max(prefix, 0)} prefix tokens"
+        )
+    if not np.isfinite(attention).all() or attention.min() < 0:
+        raise ValueError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
+    return attention, prefix
+
+
+def _check_size(attention: np.ndarray, prefix: int) -> None:
+    count, tokens = attention.shape[:2]
+    each = tokens * (tokens - prefix) * 4 // 3 + 16 * tokens  # base64 of the levels, and two numbers a row
+    room = (LIMIT - OTHERS) // each
+    if count > room:
+        advice = f"give at most {room} of the {count} blocks" if room else "give a smaller image, which has fewer patches"
+        raise ValueError(
+            f"the attention of {count} blocks over {tokens} tokens takes {count * each / 1e6:.1f} MB of a page, the limit is "
+            f"{LIMIT / 1e6:.1f}: {advice}"
+        )
+
+
+def _find_token(query, grid, prefix) -> int:
+    if query is None:
+        return 0 if prefix else grid[0] // 2 * grid[1] + grid[1] // 2
+    if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
+        raise ValueError(f"the query {query} lies outside the grid of {grid[0]} x {grid[1]}; rows and columns count from 0")
+    return prefix + query[0] * grid[1] + query[1]
+
+
+def _as_uint8(image) -> np.ndarray:
+    pixels = np.asarray(image)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"image must be (h, w, 3) or (h, w), got {pixels.shape}")
+    return pixels if pixels.dtype == np.uint8 else np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+
+
+def _as_jpeg(pixels: np.ndarray) -> bytes:
+    picture = Image.fromarray(pixels).convert("RGB")
+    picture.thumbnail((PIXELS, PIXELS))
+    with io.BytesIO() as buffer:
+        picture.save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _draw_static(pixels, attention, grid, prefix, start, names) -> Figure:
+    """The image with numbered queries, and the attention of each in the last block, relative to its strongest patch."""
+    height, width = image_shape(pixels)
+    order = np.argsort(-attention[start, prefix:], kind="stable")
+    queries = [start, *(prefix + cell for cell in _keep_apart(order, grid) if prefix + cell != start)][:SHOWN]
+    figure = new_figure(0.84 * WIDTH / (SHOWN + 1) * height / width + 0.5)
+    axes = figure.subplots(1, len(queries) + 1)
+    show_image(axes[0], pixels)
+    axes[0].set_title("queries" + (f"\n(block {names[-1]})" if len(names) > 1 else ""), fontsize=7.5)
+    for number, (ax, token) in enumerate(zip(axes[1:], queries, strict=True), 1):
+        weights = attention[token, prefix:].reshape(grid)
+        shown = ax.imshow(
+            weights / max(weights.max(), 1e-12), cmap=SEQUENTIAL, vmin=0, vmax=1, aspect=height / grid[0] * grid[1] / width
+        )
+        hide_ticks(ax)
+        name = "class token" if token == 0 and prefix else f"patch {number}"
+        ax.set_title(f"{name}\n(strongest {weights.max():.1%})", fontsize=7.5)
+        if token >= prefix:
+            row, column = divmod(token - prefix, grid[1])
+            outline_cell(ax, (row, column), 1, 1)
+            outline_cell(axes[0], (row, column), height / grid[0], width / grid[1], linewidth=1.5)
+            beside = (1.3, "left") if column < grid[1] / 2 else (-0.3, "right")
+            corner = ((column + beside[0]) * width / grid[1], (row + 0.5) * height / grid[0])
+            axes[0].text(*corner, str(number), color="white", fontsize=7, va="center", ha=beside[1],
+                         bbox={"color": MARK, "pad": 0.8, "linewidth": 0})  # fmt: skip
+    bar = figure.colorbar(shown, ax=list(axes), ticks=[0, 0.5, 1], shrink=0.9, aspect=12)
+    bar.set_label("weight, relative\nto the strongest", fontsize=7.5)
+    return figure
+
+
+def _keep_apart(order: np.ndarray, grid: tuple[int, int]) -> list[int]:
+    """Cells in this order, without those closer than a quarter of the grid to one that stands before them."""
+    chosen: list[int] = []
+    for cell in order:
+        place = np.array(divmod(int(cell), grid[1]))
+        if all(np.abs(place - divmod(other, grid[1])).max() > max(grid) / 4 for other in chosen):
+            chosen.append(int(cell))
+    return chosen
