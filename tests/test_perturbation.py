@@ -63,10 +63,10 @@ def test_windows_that_overlap(linear):
     """A cell has the mean of the windows that cover it; each window has the sum of its cells."""
     images = make_images()
     single = worths(linear, images, 0, "mean", GRID)
-    found = cell_values(explain(linear, images, "occlusion", "a", grid=GRID, window=2), GRID)
+    found = cell_values(explain(linear, images, "occlusion", "a", grid=GRID, baseline="mean", window=2), GRID)
     left, right = (single[:, list(cells)].sum(dim=1) for cells in ((0, 1, 3, 4), (1, 2, 4, 5)))
     np.testing.assert_allclose(found, torch.stack([left, (left + right) / 2, right] * 2, dim=1), atol=1e-3)
-    wide = cell_values(explain(linear, images, "occlusion", "a", grid=GRID, window=(1, 9), stride=(1, 3)), GRID)
+    wide = cell_values(explain(linear, images, "occlusion", "a", grid=GRID, baseline="mean", window=(1, 9), stride=(1, 3)), GRID)
     rows = [single[:, :3].sum(dim=1)] * 3 + [single[:, 3:].sum(dim=1)] * 3
     np.testing.assert_allclose(wide, torch.stack(rows, dim=1), atol=1e-3)
 
@@ -98,13 +98,15 @@ def test_kernel_shap_comes_to_the_shapley_values(linear):
                 after = both.module(shown)[:, 0]
                 expected[:, cell] += (after - before) / len(orders)
                 before = after
-    found = explain(both, images, "kernel_shap", "a", grid=grid, samples=60)
+    found = explain(both, images, "kernel_shap", "a", grid=grid, baseline="mean", samples=60)
     np.testing.assert_allclose(cell_values(found, grid, "sum"), expected, atol=0.25 * expected.abs().max())
-    many = explain(both, images, "kernel_shap", "a", grid=grid, samples=1500)
+    many = explain(both, images, "kernel_shap", "a", grid=grid, baseline="mean", samples=1500)
     np.testing.assert_allclose(cell_values(many, grid, "sum"), expected, atol=0.05 * expected.abs().max())
     for one in (found, many):  # the two empty sets weigh so much that the sum is right whatever the samples
-        np.testing.assert_allclose(convergence_delta(both, images, one)["delta"], 0, atol=1e-3)
-    ablated = explain(both, images, "feature_ablation", "a", grid=grid)
+        np.testing.assert_allclose(convergence_delta(both, images, one, baseline="mean")["delta"], 0, atol=1e-3)
+    own = explain(both, images, "kernel_shap", "a", grid=grid, samples=60)  # against its own baseline, the blurred image
+    np.testing.assert_allclose(convergence_delta(both, images, own)["delta"], 0, atol=1e-3)
+    ablated = explain(both, images, "feature_ablation", "a", grid=grid, baseline="mean")
     assert np.abs(cell_values(ablated, grid) - expected.numpy()).max() > 0.2  # what two cells say together counts twice
 
 
@@ -114,13 +116,15 @@ def test_the_same_as_captum_on_pixels(linear):
     both = dataclasses.replace(linear, module=Both())
     score = lambda batch: both.module(batch)[:, 0]  # noqa: E731
     expected = FeatureAblation(score).attribute(images, 0.0, feature_mask=cells[None, None])[:, 0]
-    np.testing.assert_allclose(explain(both, images, "feature_ablation", "a", grid=GRID).values, expected.detach(), atol=1e-6)
+    np.testing.assert_allclose(
+        explain(both, images, "feature_ablation", "a", grid=GRID, baseline="mean").values, expected.detach(), atol=1e-6
+    )
     window = {"sliding_window_shapes": (3, 12, 8), "strides": (3, 6, 4)}
     expected = Occlusion(score).attribute(images, baselines=0.0, **window)[:, 0]
-    found = explain(both, images, "occlusion", "a", grid=GRID, window=2).values
+    found = explain(both, images, "occlusion", "a", grid=GRID, baseline="mean", window=2).values
     np.testing.assert_allclose(found, expected.detach(), atol=1e-6)
     expected = KernelShap(score).attribute(images[:1], 0.0, feature_mask=cells[None, None], n_samples=500)[0, 0]
-    found = explain(both, images[:1], "kernel_shap", "a", grid=GRID, samples=500).values[0] * SIZE**2 / 6
+    found = explain(both, images[:1], "kernel_shap", "a", grid=GRID, samples=500, baseline="mean").values[0] * SIZE**2 / 6
     np.testing.assert_allclose(found, expected, atol=0.1 * expected.abs().max())
 
 
@@ -134,7 +138,7 @@ def test_lime_of_a_linear_model(linear):
     """Ridge regression shrinks the worths of the segments a little."""
     images = make_patchwork()
     expected = worths(linear, images, 1, "mean", (2, 2))
-    found = explain(linear, images, "lime", "b", segments=4, samples=400, compactness=0.1)
+    found = explain(linear, images, "lime", "b", segments=4, samples=400, compactness=0.1, baseline="mean")
     np.testing.assert_allclose(cell_values(found, (2, 2)), expected, atol=0.05 * expected.abs().max())
     assert len(np.unique(found.values)) == 4 and found.signed
 
@@ -145,7 +149,7 @@ def test_segments_follow_the_image(linear):
     assert (found == found[:1]).all() and 2 <= len(np.unique(found)) <= 6
     with pytest.raises(ValueError, match=r"SLIC cuts image 0 of the batch into a single superpixel; a compactness above 10.0"):
         explain(linear, make_images(1), "lime", "b", segments=9)  # noise
-    flat = explain(linear, torch.full((1, 3, SIZE, SIZE), 0.7), "lime", "b", segments=4, samples=40).values[0]
+    flat = explain(linear, torch.full((1, 3, SIZE, SIZE), 0.7), "lime", "b", segments=4, samples=40, baseline="mean").values[0]
     assert len(np.unique(flat)) == 4
 
 

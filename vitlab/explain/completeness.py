@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pandas as pd
 import torch
 
@@ -12,13 +14,14 @@ from vitlab.schema import AttributionMap, ModelBundle
 
 
 def convergence_delta(
-    model: ModelBundle, images: torch.Tensor, found: AttributionMap, *, baseline: str = "mean", batch_size: int = 8
+    model: ModelBundle, images: torch.Tensor, found: AttributionMap, *, baseline: str | None = None, batch_size: int = 8
 ) -> pd.DataFrame:
     """Hold each map against the axiom of completeness: one row an image, sample_id, difference, total, delta.
 
     difference: the target logit of the image minus that of the baseline (with `versus`, of the difference of the two logits).
     total: the sum of the map. delta: total minus difference, 0 where the division is exact, and Captum's convergence delta.
-    images (N, 3, h, w), normalised, in the order of the maps; baseline: the one that the maps were made with.
+    images (N, 3, h, w), normalised, in the order of the maps; baseline: the one that the maps were made with, by
+    default that of the method.
 
     Raises ValueError for a map of a method that does not claim to add up. Source: Sundararajan et al. 2017, arXiv 1703.01365.
     """
@@ -27,6 +30,8 @@ def convergence_delta(
         raise ValueError(f"the values of a {found.method} map do not claim to add up to a difference; those that do: {claims}")
     if len(images) != len(found.sample_ids):
         raise ValueError(f"{len(images)} images for {len(found.sample_ids)} maps; give those explained, in the same order")
+    if baseline is None:
+        baseline = inspect.signature(methods[found.method].compute).parameters["baseline"].default
     logits = {"image": [], "baseline": []}
     weight = next(model.module.parameters())
     with inspecting(model.module), torch.no_grad():

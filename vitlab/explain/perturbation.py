@@ -2,8 +2,9 @@
 
 Captum is given the cells as its input, all ones, and zero stands for the baseline in a cell. Every map has a cell's value at
 all of its pixels. `grid` is (rows, columns); by default the model's token grid, or a grid of about its kind for a CNN, with
-neighbours merged until no side has more than 8: each cell costs a forward pass or more. internal_batch_size: changed images in
-memory at once.
+neighbours merged until no side has more than 8: each cell costs a forward pass or more. `baseline` is the blurred image by
+default, which looks least unlike what a model has seen; cells of one colour have edges of their own. internal_batch_size: changed
+images in memory at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ KERNEL_WIDTH = 0.25  # of LIME's weights: copies with few segments removed count
 
 
 @explanation(signed=True)
-def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="mean", internal_batch_size=BATCH):
+def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="blur", internal_batch_size=BATCH):
     """How far the target logit falls when a window of cells is covered, averaged over the windows that cover a cell.
 
     window, stride: in cells, for both sides or (rows, columns); no window is larger than the grid. Source: Zeiler and Fergus
@@ -42,7 +43,7 @@ def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="m
 
 
 @explanation(signed=True)
-def feature_ablation(model, images, targets, grid=None, baseline="mean", internal_batch_size=BATCH):
+def feature_ablation(model, images, targets, grid=None, baseline="blur", internal_batch_size=BATCH):
     """How far the target logit falls when one cell alone is taken away.
 
     What two cells say together is not seen: where either suffices, taking one away changes nothing.
@@ -52,7 +53,7 @@ def feature_ablation(model, images, targets, grid=None, baseline="mean", interna
 
 
 @explanation(signed=True, complete=True)
-def kernel_shap(model, images, targets, grid=None, samples=None, baseline="mean", seed=0, internal_batch_size=BATCH):
+def kernel_shap(model, images, targets, grid=None, samples=None, baseline="blur", seed=0, internal_batch_size=BATCH):
     """Shapley values of the cells: what each adds to the target logit, averaged over all orders in which cells could be added.
 
     Estimated by a weighted regression on `samples` random sets of cells (three for each cell by default, which gives a rough
@@ -81,7 +82,7 @@ def kernel_shap(model, images, targets, grid=None, samples=None, baseline="mean"
 
 
 @explanation(signed=True)
-def lime(model, images, targets, segments=40, samples=150, compactness=10.0, baseline="mean", seed=0, internal_batch_size=BATCH):
+def lime(model, images, targets, segments=40, samples=150, compactness=10.0, baseline="blur", seed=0, internal_batch_size=BATCH):
     """Weights of a linear model of the target logit, fitted to copies of the image that lack random superpixels.
 
     segments: about so many, cut out by SLIC along the image's edges; compactness: the more, the squarer. Copies lacking few of
