@@ -110,8 +110,8 @@ def trust_table(
 
     verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
     which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls,
-    after Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless one is called better is
-    held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
+    after Holm's correction for the methods of a metric. So for a metric the chance that *any* worthless one is called better
+    is held; over several metrics it is not. "worse", whose control is chosen by the same images, is a hint. The percentile
     bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
 
     Metrics that only describe (sparseness, max_sensitivity) are left out: see `describe_table`. ValueError without any control.
