@@ -169,10 +169,12 @@ def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
 def _say_overall(better: int, worse: int, count: int) -> str:
     if not count:
         return "not measured"
+    if worse > count / 2:
+        return f"misleads: worse than a control in {worse} of {count}" + (f", better than all in {better}" if better else "")
     if worse and better:
         return f"mixed: better than all controls in {better} of {count}, worse in {worse}"
     if worse:
-        return f"not to be trusted: worse than a control in {worse} of {count}"
+        return f"not shown: worse than a control in {worse} of {count}"
     if better > count / 2:
         return f"follows the model: better than all controls in {better} of {count}"
     return f"not shown: better than all controls in {better} of {count}" if better else "not shown in any"
