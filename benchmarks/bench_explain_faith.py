@@ -30,8 +30,8 @@ LOGITS = 2.0  # spread of the logits over classes and images
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT of 16-pixel patches (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=16, help="images (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=49, help="steps of our curve (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=4, help="images (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=98, help="steps of our curve (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="how often both are timed (default: %(default)s)")
     options = parser.parse_args()
     model, images, found = make_case(options.model, options.images)

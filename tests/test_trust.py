@@ -77,7 +77,7 @@ def test_the_truth_is_better_than_all_controls():
     assert ranks["method"].tolist() == ["exact", "turned"] and ranks["better"].tolist() == [7, 1]
     assert ranks["verdict"].tolist() == [
         "follows the model: better than all controls in 7 of 7",
-        "mixed: better than all controls in 1 of 7, worse in 6",
+        "misleads: worse than a control in 6 of 7, better than all in 1",
     ]
 
 
@@ -137,6 +137,25 @@ def test_gaps_and_single_images():
     assert one["difference"] == 1 and one["verdict"] == "not shown"
     assert np.isnan([one["low"], one["high"], one["difference_low"], one["difference_high"], one["p_holm"]]).all()
     assert (trust_table(make_scores(good=draw(3), random=draw()), replicates=0)["verdict"] == "not shown").all()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ("bbbs", "follows the model: better than all controls in 3 of 4"),
+        ("bbss", "not shown: better than all controls in 2 of 4"),
+        ("ssss", "not shown in any"),
+        ("bsws", "mixed: better than all controls in 1 of 4, worse in 1"),
+        ("ssws", "not shown: worse than a control in 1 of 4"),
+        ("wwws", "misleads: worse than a control in 3 of 4"),
+    ],
+)
+def test_the_verdict_on_a_method_in_words(verdicts, expected):
+    words = {"b": "better than all controls", "s": "not shown", "w": "worse"}
+    trust = pd.DataFrame(
+        {"method": "m", "metric": list(range(4)), "difference": 1.0, "verdict": [words[one] for one in verdicts]}
+    )
+    assert rank_table(trust)["verdict"].tolist() == [expected]
 
 
 def test_a_legend_for_every_metric():

@@ -48,11 +48,10 @@ def curve_table(
 
 def area_table(curves: pd.DataFrame) -> pd.DataFrame:
     """Scores table of the areas under perturbation curves (trapezoids). Metrics: deletion, better low; insertion, better high."""
+    curves = curves.sort_values("share", kind="stable")
     rows = [
         (method, kind, sample_id, float(np.trapezoid(curve["score"], curve["share"])))
-        for (method, kind, sample_id), curve in curves.sort_values("share", kind="stable").groupby(
-            ["method", "kind", "sample_id"], sort=False
-        )
+        for (method, kind, sample_id), curve in curves.groupby(["method", "kind", "sample_id"], sort=False)
     ]
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 

@@ -41,7 +41,7 @@ class CellScorer:
         grid: tuple[int, int] | None = None,
         baseline: str = "mean",
         score: str = "probability",
-        batch_size: int = 16,
+        batch_size: int = 8,
     ):
         first = maps if isinstance(maps, AttributionMap) else check_maps(maps)[0]
         if first.values.shape != (len(images), *images.shape[-2:]):

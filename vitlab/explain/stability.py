@@ -23,7 +23,8 @@ def infidelity(scorer: CellScorer, maps: Sequence[AttributionMap], squares: int 
     """Mean squared error of a map as a forecast: the sum of its values in a square, for the fall of the score without it.
 
     Better low. A map has no unit, so it is first multiplied by the factor that serves it best, one for each image; a blank map
-    forecasts no fall anywhere. Squares of cells, with sides up to half of the grid, are the same for all maps. A scores table.
+    forecasts no fall anywhere. Squares of cells, with sides up to half of the grid, are the same for all maps. Large squares cost
+    more than small ones whatever is in them, so an even map does well here, and a fine signed one badly. A scores table.
     Source: Yeh et al. 2019, arXiv 1901.09392; as captum.metrics.infidelity with normalize=True.
     """
     if squares < 2:

@@ -110,8 +110,8 @@ def trust_table(
 
     verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
     which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls,
-    after Holm's correction for the methods of a metric. So for each metric the chance that *any* worthless one is called better is
-    held; over several metrics it is not, and "worse", whose control is chosen by the same images, is a hint. The percentile
+    after Holm's correction for the methods of a metric. So for a metric the chance that *any* worthless one is called better
+    is held; over several metrics it is not. "worse", whose control is chosen by the same images, is a hint. The percentile
     bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
 
     Metrics that only describe (sparseness, max_sensitivity) are left out: see `describe_table`. ValueError without any control.
@@ -169,10 +169,12 @@ def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
 def _say_overall(better: int, worse: int, count: int) -> str:
     if not count:
         return "not measured"
+    if worse > count / 2:
+        return f"misleads: worse than a control in {worse} of {count}" + (f", better than all in {better}" if better else "")
     if worse and better:
         return f"mixed: better than all controls in {better} of {count}, worse in {worse}"
     if worse:
-        return f"not to be trusted: worse than a control in {worse} of {count}"
+        return f"not shown: worse than a control in {worse} of {count}"
     if better > count / 2:
         return f"follows the model: better than all controls in {better} of {count}"
     return f"not shown: better than all controls in {better} of {count}" if better else "not shown in any"
