@@ -34,9 +34,10 @@ def planted(name: str = "") -> Source:
 
     In every second image one of the patches is a stamp: horizontal bars make it an image of the first class, vertical bars one
     of the second, whatever the rest shows. Each look comes equally often with each of the own labels, so the rest says nothing
-    there. All other patches show stepped diagonals with just as much black and just as many edges, so neither an edge detector
-    nor the presence of a patch finds the stamp; images without a stamp keep their label. There is a patch somewhere in each
-    quarter of the image, so the centre does not find it either. Places depend on the sample_id alone.
+    there. All other patches show stepped diagonals with just as much black and as many edges, so the presence of a patch does not
+    tell the stamp; an edge detector finds it or not as it weighs corners against lines, so hold explanations against one. Images
+    without a stamp keep their label. There is a patch somewhere in each quarter of the image, so the centre does not find the
+    stamp either. Places depend on the sample_id alone.
 
     Further columns: own_label, stamped (bool), and stamp_top, stamp_left, stamp_height, stamp_width as shares of the image's
     height and width (NaN without a stamp). sample_id is `<id>+stamp` or `<id>+decoys`. Images are drawn in proportion to label

@@ -75,6 +75,8 @@ def compare_models_table(
     """Maps of two models of one kind for the same images and classes, those that the first predicts: learnt from other labels.
 
     other: a model trained on shuffled labels (data set shuffled:NAME). Columns as in `randomisation_table`, with step 1 only.
+    Models fine-tuned from the same weights share what was learnt elsewhere (a frozen stem, say), and their maps may be alike for
+    that reason: a high similarity then says that a map shows little of what these labels taught.
     """
     if tuple(model.classes) != tuple(other.classes) or model.transform != other.transform:
         raise ValueError(f"{model.name} and {other.name} differ in classes or in what images they take; compare two of one kind")
