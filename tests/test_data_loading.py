@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vitlab.data import ImageDataset, build_augmentation, fit_image, normalise, preprocess
+from vitlab.data import ImageDataset, build_augmentation, fit_image, load_images, normalise, preprocess
 from vitlab.data.reading import map_images
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
@@ -101,3 +101,11 @@ def test_images_are_mapped_in_order_and_an_error_comes_through():
     assert map_images(int, ids, "counting") == list(range(1000))
     with pytest.raises(ValueError, match="invalid literal"):
         map_images(int, [*ids, "x"], "counting")
+
+
+def test_load_images_is_the_dataset_in_one_tensor(data):
+    ids = ["s03", "s01", "s02"]
+    images = load_images(data, ids, TRANSFORM)
+    assert images.shape == (3, 3, 8, 8)
+    for image, (expected, _, _) in zip(images, ImageDataset(data, ids, TRANSFORM), strict=True):
+        assert torch.equal(image, expected)

@@ -58,8 +58,8 @@ def test_scores_are_long():
     table = pointing_table(make_maps(MASK[0], ~MASK[0], method="rollout"), np.repeat(MASK, 2, axis=0))
     scores = pointing_scores(table)
     assert list(scores.columns) == ["method", "metric", "sample_id", "value"] and len(scores) == 6
-    expected = {("pointing hit", "s0"): 1, ("pointing mass", "s0"): 1, ("pointing rank", "s0"): 1}
-    expected |= {("pointing hit", "s1"): 0, ("pointing mass", "s1"): 0, ("pointing rank", "s1"): 0}
+    expected = {("pointing_hit", "s0"): 1, ("pointing_mass", "s0"): 1, ("pointing_rank", "s0"): 1}
+    expected |= {("pointing_hit", "s1"): 0, ("pointing_mass", "s1"): 0, ("pointing_rank", "s1"): 0}
     assert scores.set_index(["metric", "sample_id"])["value"].to_dict() == expected and set(scores["method"]) == {"rollout"}
 
 

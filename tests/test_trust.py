@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.filters import scharr
 from statsmodels.stats.multitest import multipletests
 
@@ -40,9 +41,9 @@ def test_controls():
     top = np.unravel_index(centre[0].argmax(), (16, 16))
     assert set(top) <= {7, 8} and centre[0, 0, 8] == pytest.approx(np.exp(-0.5 * (7.5**2 + 0.5**2) / 4**2))
     grey = (images * torch.tensor(model.transform.std)[:, None, None]).mean(dim=1).numpy()
-    inside = np.s_[1:-1, 1:-1]
+    inside = np.s_[4:-4, 4:-4]  # scikit-image treats the border otherwise
     for image, found in zip(grey, edges, strict=True):
-        expected = scharr(image)[inside]
+        expected = gaussian_filter(scharr(image), 16 / 28)[inside]
         np.testing.assert_allclose(found[inside] / found[inside].max(), expected / expected.max(), atol=1e-4)
     alone = control_maps(model, images[1:], explain(model, images[1:], "saliency", sample_ids=["y"]))
     for one, other in zip(alone, maps, strict=True):
@@ -57,7 +58,7 @@ def test_the_truth_is_better_than_all_controls():
     scorer = CellScorer(model, images, exact, grid=(6, 6), score="logit")
     scores = score_maps(scorer, [exact, turned])
     assert set(scores["method"]) == {"exact", "turned", *CONTROLS}
-    assert set(scores["metric"]) == set(METRICS) - {"max_sensitivity"}
+    assert set(scores["metric"]) == {name for name, metric in METRICS.items() if metric.compute}
     assert not scores.duplicated(["method", "metric", "sample_id"]).any() and len(scores) == 5 * 8 * 16
     trust = trust_table(scores)
     table = trust.set_index(["method", "metric"])

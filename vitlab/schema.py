@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,6 +134,20 @@ class AttributionMap:
             )
         if not np.isfinite(self.values).all():
             raise ValueError(f"{self.method}: the maps hold NaN or infinite values")
+
+    def take(self, places: Sequence[int]) -> AttributionMap:
+        """The maps at these places, in this order."""
+
+        def pick(names):
+            return tuple(names[place] for place in places)
+
+        return replace(
+            self,
+            values=self.values[list(places)],
+            target=pick(self.target),
+            sample_ids=pick(self.sample_ids),
+            versus=pick(self.versus) if self.versus else (),
+        )
 
 
 def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

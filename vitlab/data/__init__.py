@@ -7,7 +7,7 @@ from vitlab.data.datasets import available, check_name, data_version, load_datas
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import draw_folds, split_fold
 from vitlab.data.issues import ISSUES, predict_out_of_fold, quality_summary, quality_table, worst_images
-from vitlab.data.loading import ImageDataset
+from vitlab.data.loading import ImageDataset, load_images
 from vitlab.data.planted import replace_stamps, stamp_masks
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
@@ -36,6 +36,7 @@ __all__ = [
     "hash_splits",
     "image_table",
     "load_dataset",
+    "load_images",
     "near_duplicate_table",
     "normalise",
     "outline_dataset",

@@ -81,6 +81,12 @@ class ImageDataset(Dataset):
         return pixels
 
 
+def load_images(data: DataBundle, sample_ids: Sequence[str], transform: Transform) -> torch.Tensor:
+    """These images as a model takes them: (N, 3, h, w), in the order of the sample_ids."""
+    dataset = ImageDataset(data, sample_ids, transform)
+    return torch.stack([image for image, _, _ in dataset.__getitems__(range(len(dataset)))])
+
+
 def _select(data: DataBundle, sample_ids: Sequence[str]):
     samples = data.samples.set_index("sample_id", drop=False)
     missing = [sample_id for sample_id in sample_ids if sample_id not in samples.index]

@@ -25,12 +25,14 @@ from vitlab.explain.road import road
 from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, transformer_attribution
 from vitlab.explain.similarity import agreement_table, sparseness
 from vitlab.explain.stability import infidelity, max_sensitivity
-from vitlab.explain.trust import describe_table, legend_table, rank_table, score_maps, trust_table
+from vitlab.explain.summary import summary_table
+from vitlab.explain.trust import add_controls, describe_table, legend_table, rank_table, score_maps, trust_table
 
 __all__ = [
     "CONTROLS",
     "CellScorer",
     "Counterfactual",
+    "add_controls",
     "agreement_table",
     "area_table",
     "attention_change_table",
@@ -82,6 +84,7 @@ __all__ = [
     "stamp_effect_table",
     "sufficiency",
     "suitable_methods",
+    "summary_table",
     "transformer_attribution",
     "trust_table",
 ]

@@ -12,6 +12,7 @@ from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
 CONTROLS = ("random", "centre", "edges")
+SMOOTH = 1 / 28  # standard deviation of the blur of the edges, as a share of the longer side: half a patch of a usual ViT
 WIDTH = 0.25  # standard deviation of the centred Gaussian, as a share of each side
 
 
@@ -19,7 +20,8 @@ def control_maps(model: ModelBundle, images: torch.Tensor, like: AttributionMap,
     """Three maps of each image, for the same targets as `like`: random, centre, edges. None is signed.
 
     random: independent uniform values. centre: a Gaussian in the middle, where photographers put things. edges: the
-    gradient of the grey image (Scharr's filter), which looks like many an explanation (Adebayo et al. 2018, arXiv 1810.03292).
+    gradient of the grey image (Scharr's filter), which looks like many an explanation (Adebayo et al. 2018, arXiv 1810.03292),
+    blurred by half a patch: single pixels would point at nothing, and a control must be as good as it can be without the model.
     images: those of `like`, (N, 3, h, w), normalised.
     """
     height, width = images.shape[-2:]
@@ -39,4 +41,4 @@ def _find_edges(images: torch.Tensor, std) -> np.ndarray:
     grey = (images * images.new_tensor(std)[:, None, None]).mean(dim=1).numpy()
     smooth, slope = np.array([3, 10, 3]) / 16, np.array([1, 0, -1]) / 2
     down, across = (ndimage.correlate1d(ndimage.correlate1d(grey, slope, axis=axis), smooth, axis=3 - axis) for axis in (1, 2))
-    return np.hypot(down, across)
+    return ndimage.gaussian_filter(np.hypot(down, across), SMOOTH * max(grey.shape[1:]), axes=(1, 2))

@@ -56,7 +56,7 @@ def pointing_table(maps: AttributionMap, masks: np.ndarray, *, tolerance: float 
 def pointing_scores(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `pointing_table` in long form, as scores of faithfulness are: method, metric, sample_id, value."""
     long = table.melt(["method", "sample_id"], ["hit", "mass", "rank"], var_name="metric")
-    return long.assign(metric="pointing " + long["metric"])[["method", "metric", "sample_id", "value"]]
+    return long.assign(metric="pointing_" + long["metric"])[["method", "metric", "sample_id", "value"]]
 
 
 def stamp_effect_table(

@@ -28,6 +28,8 @@ from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
 NO_OPTIONS: Mapping[str, Mapping] = MappingProxyType({})
+UNCHANGED = "does not change: explains nothing of the model"
+SAME_CLASS = "the same for every class"
 THRESHOLD = 0.5  # rank correlation at which the one map's ranks explain a quarter of the variance of the other's
 SAME = 1 - 1e-4  # from here on two maps are the same but for rounding
 REPLICATES = 2000  # of the bootstrap over images
@@ -134,7 +136,7 @@ def sanity_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     for method, part in last.groupby("method", sort=False):
         measure = max(("similarity", "absolute"), key=lambda name: part[name].mean())
         mean, low, high = _estimate(part[measure].to_numpy())
-        verdict = "does not change: explains nothing of the model" if low >= THRESHOLD else "not shown"
+        verdict = UNCHANGED if low >= THRESHOLD else "not shown"
         verdict = "changes with the model" if high < THRESHOLD else verdict
         found = {"method": method, "similarity": mean, "low": low, "high": high}
         rows.append(found | {"other_image": part["other_image"].mean(), "verdict": verdict})
@@ -151,7 +153,7 @@ def class_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     for method, part in table.groupby("method", sort=False):
         mean, low, high = _estimate(part["similarity"].to_numpy())
         same = (part["similarity"] >= SAME).all()
-        verdict = "the same for every class" if same else "differs" if high < THRESHOLD else "hardly differs"
+        verdict = SAME_CLASS if same else "differs" if high < THRESHOLD else "hardly differs"
         rows.append({"method": method, "similarity": mean, "low": low, "high": high, "verdict": verdict})
     return pd.DataFrame(rows)
 

@@ -48,6 +48,9 @@ METRICS: Mapping[str, Metric] = {
     "road": Metric(
         road, "high", "half of: score without the lowest cells less that without the highest, holes filled from around"
     ),
+    "pointing_hit": Metric(None, "high", "whether the highest point lies in the planted stamp"),
+    "pointing_mass": Metric(None, "high", "share of the positive values that lie in the stamp"),
+    "pointing_rank": Metric(None, "high", "share of the stamp's pixels among as many highest ones"),
     "sparseness": Metric(sparseness, "", "Gini index of the cells: near 1 when few have it all"),
     "max_sensitivity": Metric(None, "", "largest change of the map, as a share of its size, under noise too small to be seen"),
 }
@@ -77,7 +80,8 @@ def score_maps(
         if name not in METRICS:
             raise ValueError(unknown("metric", name, list(METRICS)))
         if METRICS[name].compute is None:
-            raise ValueError(f"{name} explains the images anew; call vitlab.explain.{name} and append its table to the scores")
+            source = f"vitlab.explain.{name}" if name == "max_sensitivity" else "vitlab.explain.pointing_scores"
+            raise ValueError(f"{name} needs more than these maps; call {source} and append its table to the scores")
     maps = add_controls(scorer, maps, seed)
     tables = []
     for name in names:

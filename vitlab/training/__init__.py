@@ -4,6 +4,7 @@ from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe, training_arguments
 from vitlab.training.embedding import embed_images
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
+from vitlab.training.known_truth import ensure_planted_run, ensure_shuffled_run
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.minority import imbalance_table
@@ -20,7 +21,9 @@ __all__ = [
     "build_optimizer",
     "default_space",
     "embed_images",
+    "ensure_planted_run",
     "ensure_run",
+    "ensure_shuffled_run",
     "find_border",
     "finetune",
     "fit",
