@@ -27,6 +27,8 @@ bench: $(READY)             ## the benchmarks, one after the other
 	$(BIN)/python benchmarks/bench_batch.py
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/bench_evaluation.py
+	$(BIN)/python benchmarks/bench_explain.py
+	$(BIN)/python benchmarks/bench_faithfulness.py
 
 clean:                      ## what runs and reports made; the environment stays
 	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'tuning', 'cache', '_build', '_site')]"

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.evaluation import choose_examples
+from vitlab.evaluation import choose_examples, draw_findings
 
 
 def make_predictions(prob, label, group=None, split="test"):
@@ -52,3 +52,15 @@ def test_what_does_not_fit():
         choose_examples(predictions)
     with pytest.raises(ValueError, match="threshold=2 is no probability"):
         choose_examples(predictions, threshold=2)
+
+
+def test_findings_are_right_and_of_the_last_class():
+    last = np.array([0.9, 0.8, 0.1, 0.7, 0.2])
+    predictions = make_predictions(np.stack([1 - last, last], axis=1), ["c1", "c0", "c0", "c1", "c1"])
+    assert sorted(draw_findings(predictions, 5)["sample_id"]) == ["s0", "s3"]
+    assert len(draw_findings(predictions, 1)) == 1
+    assert draw_findings(predictions, 1, seed=0)["sample_id"].item() == draw_findings(predictions, 1, seed=0)["sample_id"].item()
+    never = make_predictions(np.stack([1 - last, last], axis=1), ["c0", "c0", "c1", "c0", "c1"])
+    assert len(draw_findings(never, 9)) == 5
+    three = make_predictions([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]], ["c0", "c0"])
+    assert draw_findings(three, 5)["sample_id"].tolist() == ["s0"]

@@ -6,7 +6,7 @@ from vitlab.evaluation.calibration import classwise_calibration_error, expected_
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
-from vitlab.evaluation.examples import choose_examples
+from vitlab.evaluation.examples import choose_examples, draw_findings
 from vitlab.evaluation.gaps import worst_slice_table
 from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
@@ -47,6 +47,7 @@ __all__ = [
     "corrected_t",
     "curve_band_table",
     "describe_pairs",
+    "draw_findings",
     "expected_calibration_error",
     "friedman_table",
     "leakage_table",

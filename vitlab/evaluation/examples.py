@@ -38,3 +38,18 @@ def choose_examples(predictions: pd.DataFrame, each: int = 2, threshold: float =
         middle = (part["confidence"] - part["confidence"].median()).abs().nsmallest(1).index
         kinds.append(part.loc[middle].assign(kind=f"typical {group}"))
     return pd.concat(kinds).drop_duplicates("sample_id").reset_index(drop=True)
+
+
+def draw_findings(predictions: pd.DataFrame, count: int, seed: int = 0, split: str = "test") -> pd.DataFrame:
+    """Up to `count` rightly predicted images drawn by `seed`, to test explanations on; with two classes, of the last one only.
+
+    Of two classes the first is often the absence of what marks the last (no defect, no disease). Absence lies at no place, so no
+    map can mark it. Where the model is never right, images are drawn from all of the split.
+    """
+    classes = check_predictions(predictions)
+    rows = predictions[predictions["split"] == split]
+    wanted = rows["label"] == rows["pred"]
+    if len(classes) == 2:
+        wanted &= rows["label"] == classes[-1]
+    pool = rows[wanted] if wanted.any() else rows
+    return pool.sample(min(count, len(pool)), random_state=seed)

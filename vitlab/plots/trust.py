@@ -25,6 +25,7 @@ VERDICTS = {  # colour and marker: the shapes say it once more, for those who do
 BETTER = next(iter(VERDICTS))
 TRUST_COLUMNS = ("method", "metric", "difference", "difference_low", "difference_high", "verdict")
 ROW = 0.25  # inches a method
+WIDE = 7  # metrics beside each other that leave room for two numbers below each; of more, zero is the line alone
 
 
 def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) -> np.ndarray:
@@ -46,6 +47,7 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
     above = 0.1 + 0.038 * longest  # inches: slanting titles, which the layout would push apart
     figure = new_figure(0.95 + above + ROW * len(methods))
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / figure.get_figheight()))
+    figure.add_artist(Line2D([0, 1], [1, 1], alpha=0))  # else a notebook, which trims its figures, would cut the titles off
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         for place, method in enumerate(methods):
@@ -60,7 +62,11 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
                     rotation_mode="anchor", va="bottom", fontsize=7.5).set_in_layout(False)  # fmt: skip
         ax.margins(x=0.12)
         ax.set_xlim(*_include_zero(*ax.get_xlim()))
-        ax.set_xticks(*_two_ticks(*ax.get_xlim()))
+        ticks, labels = _two_ticks(*ax.get_xlim())
+        ax.set_xticks(
+            ticks,
+            labels if len(metrics) <= WIDE else ["" if tick == 0 else label for tick, label in zip(ticks, labels, strict=True)],
+        )
         ax.tick_params(axis="x", labelsize=7)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)

@@ -5,7 +5,7 @@ takes it three steps; after each third one both have the same image. We take `--
 regions (RegionPerturbation) takes one step a cell, and is timed beside ours with just as many. The last layer is enlarged until
 the probabilities move, or any area would be the same. Sides are interleaved; ratios are medians.
 
-    taskset -c 0,1 python benchmarks/bench_explain_faith.py [--model NAME] [--images N] [--steps N] [--repeats N]
+    taskset -c 0,1 python benchmarks/bench_faithfulness.py [--model NAME] [--images N] [--steps N] [--repeats N]
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     name = "Quantus PixelFlipping"
     difference, difference_all = np.abs(ours - peer).max(), np.abs(whole - regions).max()
     write_records(
-        "explain_faith",
+        "explain",
         [
             record(f"{case}, {options.steps} steps", "times as fast", one, flipping, name, compare("ours", "flipping"), ">= 5"),
             record(f"{case}, {options.steps} steps", "largest difference of an area", 0, 0, name, difference, "<= 0.001"),

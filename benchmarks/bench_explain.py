@@ -1,13 +1,14 @@
-"""Class activation maps and rollout of a ViT-S/16 at 224 pixels: how fast, and are they those of others?
+"""Explanations of a ViT-S/16 at 224 pixels: how fast, and are they those of others?
 
 Grad-CAM and Eigen-CAM against pytorch-grad-cam (PyPI `grad-cam`) on the same layer, images and targets: nothing before the layer
 needs a gradient, nothing behind it a forward pass where no gradient is asked for, and the first component comes from the smaller
 Gram matrix in the place of a full decomposition. Rollout against a plain forward pass of timm with unfused attention, the least
-that any code must do which forms the matrices. pytorch-grad-cam has no batch size: it gets all images in one call, as its
+that any code must do which forms the matrices. Integrated gradients against Captum's own class, with the same number of steps on one
+straight way, both with no more interpolated images in memory than `--batch`. pytorch-grad-cam has no batch size: it gets all images in one call, as its
 documentation has it, and in a second record the same batches as ours. Sides take turns; a ratio is the median of those of all
 turns. The first turn is thrown away.
 
-    taskset -c 0,1 python benchmarks/bench_explain_cam.py [--images N] [--batch N] [--repeats N]
+    taskset -c 0,1 python benchmarks/bench_explain.py [--images N] [--batch N] [--repeats N]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import pytorch_grad_cam
 import torch
+from captum.attr import IntegratedGradients
 from pytorch_grad_cam import eigen_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from records import record, write_records
@@ -30,6 +32,7 @@ from vitlab.models import build_model
 MODEL, LAYER, TARGET = "vit_small_patch16_224", "blocks.11.norm1", 1
 BARS = {"grad_cam": ("GradCAM", ">= 3"), "eigen_cam": ("EigenCAM", ">= 1.5")}
 ROLLOUT, DIFFERENCE = ">= 0.9", "<= 1e-4"
+STEPS, GRADIENTS, EXACT = 16, ">= 1", "<= 1e-5"  # of integrated gradients
 
 
 def apply_peer(model, method: str, images: torch.Tensor, batch: int) -> np.ndarray:
@@ -129,7 +132,33 @@ def main() -> None:
             ROLLOUT,
         )
     )
-    write_records("explain_cam", records)
+    few = images[: options.batch // 2]
+    records += measure_integrated_gradients(model, few, options)
+    write_records("explain", records)
+
+
+def measure_integrated_gradients(model, images: torch.Tensor, options) -> list[dict]:
+    """Speed against Captum's class, and the largest difference as a share of the largest value."""
+    captum = IntegratedGradients(model.module)
+
+    def ours():
+        settings = {"steps": STEPS, "parts": 1, "internal_batch_size": options.batch, "batch_size": len(images)}
+        return explain(model, images, "integrated_gradients", model.classes[TARGET], **settings).values
+
+    def peer():
+        return (
+            captum.attribute(images, target=TARGET, n_steps=STEPS, internal_batch_size=options.batch).sum(dim=1).detach().numpy()
+        )
+
+    seconds, others, ratio = take_turns(ours, peer, options.repeats)
+    expected = peer()
+    difference = float(np.abs(ours() - expected).max() / np.abs(expected).max())
+    case, name = f"integrated_gradients, {MODEL}, {len(images)} images, {STEPS} steps", "captum IntegratedGradients"
+    rates = len(images) / seconds, len(images) / others
+    return [
+        record(case, "images a second", *rates, name, ratio, GRADIENTS),
+        record(case, "largest relative difference", 0, 0, name, difference, EXACT),
+    ]
 
 
 if __name__ == "__main__":
