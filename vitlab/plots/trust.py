@@ -63,10 +63,7 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
         ax.margins(x=0.12)
         ax.set_xlim(*_include_zero(*ax.get_xlim()))
         ticks, labels = _two_ticks(*ax.get_xlim())
-        ax.set_xticks(
-            ticks,
-            labels if len(metrics) <= WIDE else ["" if tick == 0 else label for tick, label in zip(ticks, labels, strict=True)],
-        )
+        ax.set_xticks(ticks, labels if len(metrics) <= WIDE else ["", labels[1]])
         ax.tick_params(axis="x", labelsize=7)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
