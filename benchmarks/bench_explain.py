@@ -4,8 +4,8 @@ Grad-CAM and Eigen-CAM against pytorch-grad-cam (PyPI `grad-cam`) on the same la
 needs a gradient, nothing behind it a forward pass where no gradient is asked for, and the first component comes from the smaller
 Gram matrix in the place of a full decomposition. pytorch-grad-cam has no batch size: it gets all images in one call, as its
 documentation has it, and in a second record the same batches as ours. Rollout against a plain forward pass of timm with unfused
-attention, the least that any code must do which forms the matrices. Integrated gradients against Captum's own class, with the same
-number of steps on one straight way, neither with more than `--batch` images in memory. Sides take turns; a ratio is the median of
+attention, the least that any code must do which forms the matrices. Integrated gradients against Captum's own class, with as many
+steps on one straight way, neither with more than `--batch` images in memory. Sides take turns; a ratio is the median of
 those of all turns. The first turn is thrown away.
 
     taskset -c 0,1 python benchmarks/bench_explain.py [--images N] [--batch N] [--repeats N]
