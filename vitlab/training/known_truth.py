@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitlab.runs import Run, find_runs
+from vitlab.schema import ModelBundle
 from vitlab.training.experiment import finetune
 
 TRAINED_FROM = {"hybrid_vit": "embed", "efficientnet_lite0": "stage6"}  # later than the recipes: a stamp is easy to learn
@@ -11,27 +12,29 @@ STAMP = {"epochs": 4}
 MEMORY = {"epochs": 4, "ema": 0.0, "monitor": "train_loss"}
 
 
-def ensure_planted_run(dataset: str, model: str, seed: int = 0) -> Run:
-    """The newest finished run on `planted:dataset` (`vitlab.data.planted`) of this model and seed; else one trained now.
+def ensure_planted_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
+    """The newest finished run on `planted:dataset` (`vitlab.data.planted`) of a model like this one; else one trained now.
 
-    Four epochs of the model's recipe on at most 1,000 images, without mixup; of models with a recipe only the last pieces.
-    Whether the model has learnt to go by the stamp is for `vitlab.explain.stamp_effect_table` to say.
+    Like: the same name and options (size, depth, ...), not the same weights. Four epochs of the model's recipe on at most 1,000
+    images, without mixup; of models with a recipe only the last pieces. Whether the model has learnt to go by the stamp is for
+    `vitlab.explain.stamp_effect_table` to say.
     """
-    return _ensure(f"planted:{dataset}", model, seed, STAMP)
+    return _ensure(f"planted:{dataset}", like, seed, STAMP)
 
 
-def ensure_shuffled_run(dataset: str, model: str, seed: int = 0) -> Run:
-    """The newest finished run on `shuffled:dataset` (`vitlab.data.shuffled`) of this model and seed; else one trained now.
+def ensure_shuffled_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
+    """The newest finished run on `shuffled:dataset` (`vitlab.data.shuffled`) of a model like this one; else one trained now.
 
     Four epochs, judged by the training loss, since nothing but the images themselves can be learnt. A small CNN learns them by
     heart in that time, a transformer does not; either way it has learnt nothing true.
     """
-    return _ensure(f"shuffled:{dataset}", model, seed, MEMORY)
+    return _ensure(f"shuffled:{dataset}", like, seed, MEMORY)
 
 
-def _ensure(dataset: str, model: str, seed: int, overrides: dict) -> Run:
-    runs = find_runs(dataset, model=model, seed=seed)
+def _ensure(dataset: str, like: ModelBundle, seed: int, overrides: dict) -> Run:
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in like.options.items()}
+    runs = find_runs(dataset, model=like.name, seed=seed, **options)
     if runs:
         return runs[-1]
-    part = {"train_from": TRAINED_FROM[model]} if model in TRAINED_FROM else {}
-    return finetune(dataset, model, seed, **overrides, **PLAIN, **part)
+    part = {"train_from": TRAINED_FROM[like.name]} if like.name in TRAINED_FROM else {}
+    return finetune(dataset, like.name, seed, options=options, **overrides, **PLAIN, **part)
