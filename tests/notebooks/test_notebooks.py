@@ -22,7 +22,14 @@ CHAIN = {
     "02_vit_from_scratch": {"grid": {}, "parameters": {"epochs": 1, "depth": 2}},
     "03_finetune": {"parameters": {"size": 48, "epochs": 1, "batch_size": 128, "precision": "fp32"}},
     "04_evaluate": {"parameters": {"replicates": 50, "mistakes_shown": 4}},
-    "05_interpret": {"parameters": {"images_per_kind": 1}},
+    "05_interpret": {
+        "parameters": {
+            "shown": "attention rollout grad_cam integrated_gradients occlusion",
+            "tested": "rollout transformer_attribution grad_cam saliency occlusion",
+            "test_images": 3,
+            "replicates": 50,
+        }
+    },
     "07_tune": {"grid": {}, "parameters": {"size": 24, "epochs": 1, "trials": 2}},
     "08_compare": {"grid": {}},
 }
