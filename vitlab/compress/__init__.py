@@ -1,0 +1,1 @@
+"""Small and fast, and proved so: pruning, token merging, distillation, export and quantisation."""
