@@ -37,7 +37,7 @@ def draw_images(model, count=3):
 
 
 def mask_weights(module, spec):
-    """What shrinking is to equal: output weights of the heads and neurons that go set to zero, blocks that go made the identity."""
+    """What shrinking is to equal: output weights of heads and neurons that go set to zero, blocks that go made the identity."""
     for block, entry in zip(module.blocks, spec, strict=True):
         if entry is None:
             block.attn.proj = block.mlp.fc2 = Zero()

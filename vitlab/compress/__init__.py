@@ -1,1 +1,1 @@
-"""Small and fast, and proved so: pruning, token merging, distillation, export and quantisation."""
+"""Smaller and faster models, and what that costs: measured, never promised. Imports nothing: deployed code has no torch."""

@@ -47,8 +47,8 @@ def shrink(module: nn.Module, spec: Spec) -> None:
     """Rewrite the blocks of a ViT or DeiT of timm, of hybrid_vit or vit_scratch in place; the logits are those of the same model
     with all outputs of the heads and neurons that went set to zero.
 
-    Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C, neurons) columns. Raises ValueError,
-    and changes nothing, for a model without such blocks and for a spec that names what does not exist or leaves nothing.
+    Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C, neurons) columns. ValueError, and
+    nothing changed, for a model without such blocks and for a spec that names what does not exist or leaves nothing.
     """
     spec = check_spec(module, spec)
     for block, entry in zip(module.blocks, spec, strict=True):
@@ -68,7 +68,7 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
     blocks = find_blocks(module)
     if isinstance(spec, str | dict) or len(spec) != len(blocks):
         raise ValueError(
-            f"a spec is a list with one entry for each of the {len(blocks)} blocks, each None or {{'heads': ..., 'neurons': ...}}; "
+            f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads': ..., 'neurons': ...}}; "
             f"this one is {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
         )
     if all(entry is None for entry in spec):
@@ -97,7 +97,7 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     blocks = getattr(module, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or not len(blocks) or not all(hasattr(block, "attn") for block in blocks):
         raise ValueError(
-            f"a {type(module).__name__} has no transformer blocks to shrink; take a ViT or DeiT of timm, hybrid_vit or vit_scratch"
+            f"a {type(module).__name__} has no transformer blocks to prune; take a ViT or DeiT of timm, hybrid_vit or vit_scratch"
         )
     for i, block in enumerate(blocks):
         _check_block(block, i)
