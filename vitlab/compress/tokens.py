@@ -35,12 +35,17 @@ def count_tokens(model: ModelBundle) -> list[int]:
     """How many tokens each block of the model takes in, prefix tokens among them."""
     found: list[int] = []
     hooks = [block.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape[1])) for block in model.module.blocks]
-    weight = next(model.module.parameters())
-    image = torch.zeros(1, len(model.transform.mean), *model.transform.size, device=weight.device, dtype=weight.dtype)
     try:
         with evaluating(model.module), torch.no_grad():
-            model.module(image)
+            model.module(make_image(model))
     finally:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def make_image(model: ModelBundle) -> torch.Tensor:
+    """One image of noise, (1, 3, h, w), as the model takes it."""
+    weight = next(model.module.parameters())
+    noise = torch.randn(1, len(model.transform.mean), *model.transform.size, generator=torch.Generator().manual_seed(0))
+    return noise.to(weight.device, weight.dtype)
