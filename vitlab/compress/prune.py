@@ -58,7 +58,7 @@ def plan_pruning(
     between 0 and 1. by: parameters, multiply_adds (one image), or latency: the time of one image on this machine, now; there
     the multiply-adds are halved in on until the measured median ratio (over `repeats` pairs of passes) meets the target.
     of: model, or blocks for a share of the transformer blocks alone (not of latency). drop_blocks: whole blocks may go too, all
-    but one. min_heads, min_neurons: what every block that stays keeps. neurons_at_once: neurons of a block go in groups
+    but one, where that does not overshoot the target, or nothing else is left to go. min_heads, min_neurons: what every block that stays keeps. neurons_at_once: neurons of a block go in groups
     of so many, since widths that are multiples of 8 compute faster.
 
     Raises ValueError for a target out of reach, saying what is reachable, and for a table of another model.
@@ -180,9 +180,8 @@ class _Greedy:
             while place < len(self.queue) and self.queue[place][2] not in left:
                 place += 1
             part = self.queue[place] if place < len(self.queue) else None
-            drop = min(self.blocks.keys() & left, key=lambda block: self.blocks[block] / left[block], default=None)
-            if len(left) == 1:
-                drop = None
+            fitting = [block for block in self.blocks.keys() & left if part is None or cost - left[block] >= goal]
+            drop = min(fitting, key=lambda block: self.blocks[block] / left[block], default=None) if len(left) > 1 else None
             if part is None and drop is None:
                 break
             if drop is not None and (part is None or self.blocks[drop] / left[drop] < part[0]):
