@@ -1,7 +1,7 @@
 import copy
 import io
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -127,20 +127,14 @@ def test_pieces_gradients_copies_and_threads():
             x = piece(x)
         assert torch.equal(x, expected)
         assert torch.equal(copy.deepcopy(model.module)(images), expected)
-        found = [None] * 8
 
-        def run(i):
-            with torch.no_grad():
-                for _ in range(20):
-                    found[i] = model.module(images[: 1 + i % 3])
+    @torch.no_grad()
+    def run(i):
+        passes = [model.module(images[: 1 + i % 3]) for _ in range(20)]
+        return all(torch.allclose(logits, expected[: 1 + i % 3], atol=1e-6) for logits in passes)
 
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for i, logits in enumerate(found):
-        assert torch.allclose(logits, expected[: 1 + i % 3], atol=1e-6)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(8)))
     assert np.ptp(explain(model, images, "saliency").values) > 0
     with pytest.raises(ValueError, match="rollout needs"):
         explain(model, images, "rollout")
