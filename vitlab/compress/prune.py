@@ -58,8 +58,8 @@ def plan_pruning(
     between 0 and 1. by: parameters, multiply_adds (one image), or latency: the time of one image on this machine, now; there
     the multiply-adds are halved in on until the measured median ratio (over `repeats` pairs of passes) meets the target.
     of: model, or blocks for a share of the transformer blocks alone (not of latency). drop_blocks: whole blocks may go too, all
-    but one, where that does not overshoot the target, or nothing else is left to go. min_heads, min_neurons: what every block that stays keeps. neurons_at_once: neurons of a block go in groups
-    of so many, since widths that are multiples of 8 compute faster.
+    but one, where that does not overshoot the target or nothing else is left to go. min_heads, min_neurons: what every block that
+    stays keeps. neurons_at_once: neurons of a block go in groups of so many, since widths that are multiples of 8 compute faster.
 
     Raises ValueError for a target out of reach, saying what is reachable, and for a table of another model.
     """
