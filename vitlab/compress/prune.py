@@ -113,7 +113,7 @@ def prune_iteratively(
     target: float,
     steps: int = 3,
     *,
-    recover: Callable[[ModelBundle], ModelBundle] | None = None,
+    recover: Callable[[ModelBundle], object] | None = None,
     by: str = "parameters",
     of: str = "model",
     measure: str = "taylor",
@@ -122,8 +122,8 @@ def prune_iteratively(
 ) -> ModelBundle:
     """Prune to the target in steps, importance measured anew before each and the model recovered after each.
 
-    images, labels: as for `importance_table`. The share left falls by the same factor in every step. recover: takes the pruned
-    bundle and gives it back trained on, such as functools.partial(recover, data=data); without it only the measuring is repeated.
+    images, labels: as for `importance_table`. The share left falls by the same factor in every step. recover: trains the pruned
+    bundle on, in place, or gives back one of the same sizes; without it only the measuring is repeated.
     options: of `plan_pruning`. A target out of reach is refused before any step.
     """
     if type(steps) is not int or steps < 1:
@@ -144,10 +144,11 @@ def prune_iteratively(
         importance = importance if current is model else weigh(current)
         current = prune(current, plan_pruning(current, importance, share, by, of=of, **options))
         if recover is not None:
-            sizes = current.options["shrunk"]
-            current = recover(current)
-            if not isinstance(current, ModelBundle) or current.options.get("shrunk") != sizes:
-                raise ValueError("recover must give back the bundle that it was handed, trained on, with the same options")
+            trained = recover(current)
+            if isinstance(trained, ModelBundle):
+                if trained.options.get("shrunk") != current.options["shrunk"]:
+                    raise ValueError("recover gave back a model of other sizes than it was handed; let it train that very bundle")
+                current = trained
     return current
 
 
