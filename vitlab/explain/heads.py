@@ -123,6 +123,11 @@ def attention_change_table(
         both = [_summarise(model, batch, summarise, layers) for model in (before, after)]
         for layer, (measured, looked) in both[0].items():
             measured_after, looked_after = both[1][layer]
+            if looked.shape != looked_after.shape:
+                raise ValueError(
+                    f"layer {layer} has {looked.shape[1]} heads in {before.name} and {looked_after.shape[1]} in {after.name}: "
+                    "one of them was pruned, so their heads cannot be compared one by one"
+                )
             similarity = _correlate_ranks(looked.cpu().numpy(), looked_after.cpu().numpy())  # (B, H)
             pair = [(measured.cpu().numpy(), np.ones_like(similarity)), (measured_after.cpu().numpy(), similarity)]
             values = np.stack([np.concatenate([one, other[..., None]], axis=2) for one, other in pair], axis=-1)  # (B, H, 3, 2)

@@ -3,6 +3,7 @@
 from vitlab.models.anatomy import find_anatomy
 from vitlab.models.chain import block_positions, find_piece, pieces
 from vitlab.models.saving import load_model, save_model
+from vitlab.models.shrinking import shrink, shrink_model
 from vitlab.models.wrapping import wrap_model
 from vitlab.models.zoo import available, build_model, check_name, count_parameters
 
@@ -17,5 +18,7 @@ __all__ = [
     "load_model",
     "pieces",
     "save_model",
+    "shrink",
+    "shrink_model",
     "wrap_model",
 ]

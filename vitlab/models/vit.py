@@ -55,16 +55,16 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         qkv = self.qkv(x).reshape(B, T, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
             scores = q @ k.transpose(-2, -1) * self.scale  # (B, H, T, T): row = the token that looks, column = what it looks at
             attention = scores.softmax(dim=-1)
-            x = self.attn_drop(attention) @ v  # (B, H, T, C/H)
-        x = x.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+            x = self.attn_drop(attention) @ v  # (B, H, T, d)
+        x = x.transpose(1, 2).reshape(B, T, -1)  # heads side by side again, H*d wide: C, unless heads were pruned
         return self.proj_drop(self.proj(x))
 
 

@@ -16,6 +16,8 @@ from torch import nn
 from vitlab.models.anatomy import find_anatomy
 from vitlab.models.heads import set_head
 from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
+from vitlab.models.merging import merge_blocks
+from vitlab.models.shrinking import Spec, check_spec, count_sizes, shrink
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
 from vitlab.registry import Registry, unknown
@@ -40,6 +42,8 @@ def build_model(
     in_chans: int = 3,
     head_hidden: int = 0,
     head_dropout: float = 0.0,
+    shrunk: Spec | None = None,
+    merged: int | Sequence[int] = 0,
     **options,
 ) -> ModelBundle:
     """A classifier for these classes, in evaluation mode, with the transform that feeds it and its anatomy.
@@ -51,6 +55,9 @@ def build_model(
     fit: how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the frame and cuts.
     in_chans: 3 for colour, 1 for grey images; pretrained weights are adapted by timm.
     head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout (head_dropout), linear.
+    shrunk: for a transformer, what each block keeps of its heads and MLP neurons, as in `shrinking`; what pruned models are
+        built again from.
+    merged: tokens that each block merges (`merging`): a number, or one for each block.
     options: of the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
     Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
@@ -67,12 +74,18 @@ def build_model(
         build = models[name] if name in models else _timm_builder(name)
         module, transform = build(len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options)
         set_head(module, head_hidden, head_dropout)
+    if shrunk is not None:
+        shrunk = count_sizes(check_spec(module, shrunk))
+        shrink(module, shrunk)
+    if merged:
+        merge_blocks(module, merged)
     module.eval()
     if in_chans == 1:
         transform = replace(transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,))
     transform = replace(transform, fit=fit)
     head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
-    kept = {"size": list(transform.size), "in_chans": in_chans, **head, **options}
+    cut = {name: value for name, value in (("shrunk", shrunk), ("merged", merged)) if value}
+    kept = {"size": list(transform.size), "in_chans": in_chans, **head, **cut, **options}
     return ModelBundle(name, module, classes, transform, _look_inside(name, module, transform.size), kept)
 
 

@@ -1,0 +1,92 @@
+"""What a transformer's parts cost: parameters, multiply-adds and time, of the whole model and of each head, neuron and block."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.compress.tokens import count_tokens, make_image
+from vitlab.models import count_parameters
+from vitlab.models.anatomy import evaluating
+from vitlab.models.shrinking import find_blocks
+from vitlab.registry import unknown
+from vitlab.schema import ModelBundle
+
+COUNTS = ("parameters", "multiply_adds")
+
+
+def count_multiply_adds(model: ModelBundle) -> int:
+    """Multiply-adds of one image's forward pass at the model's size: convolutions, matrix products and attention.
+
+    Additions, norms and activations are not counted.
+    """
+    with evaluating(model.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.module(make_image(model))
+    return counter.get_total_flops() // 2
+
+
+def count_cost(model: ModelBundle, by: str, of: str = "model") -> int:
+    """Parameters or multiply-adds (by), of the whole model or of its transformer blocks alone (of)."""
+    if by not in COUNTS:
+        raise ValueError(unknown("by", by, list(COUNTS)))
+    if of == "blocks":
+        return sum(sum(part.values()) for part in cost_blocks(model, by))
+    return count_parameters(model.module) if by == "parameters" else count_multiply_adds(model)
+
+
+def cost_blocks(model: ModelBundle, by: str) -> list[dict[str, int]]:
+    """What each block costs: all its heads ("heads"), all its MLP neurons ("neurons"), and the "rest", norms and biases."""
+    blocks, costs = find_blocks(model.module), cost_parts(model, by)
+    rows = []
+    for block, cost in zip(blocks, costs, strict=True):
+        heads, neurons = block.attn.num_heads * cost["head"], block.mlp.fc1.out_features * cost["neuron"]
+        rest = count_parameters(block) - heads - neurons if by == "parameters" else 0
+        rows.append({"heads": heads, "neurons": neurons, "rest": rest})
+    return rows
+
+
+def cost_parts(model: ModelBundle, by: str) -> list[dict[str, int]]:
+    """What one head and one neuron of each block cost, for one image where multiply-adds are counted."""
+    blocks = find_blocks(model.module)
+    tokens = count_tokens(model) if by == "multiply_adds" else [0] * len(blocks)
+    rows = []
+    for block, T in zip(blocks, tokens, strict=True):
+        attn, mlp = block.attn, block.mlp
+        d = attn.head_dim
+        if by == "parameters":
+            head = 3 * d * _per_row(attn.qkv) + d * attn.proj.out_features
+            neuron = _per_row(mlp.fc1) + mlp.fc2.out_features
+        else:
+            head = T * d * (3 * attn.qkv.in_features + attn.proj.out_features) + 2 * T * T * d  # q k^T, and weights times values
+            neuron = T * (mlp.fc1.in_features + mlp.fc2.out_features)
+        rows.append({"head": head, "neuron": neuron})
+    return rows
+
+
+def measure_ratio(model: ModelBundle, original: ModelBundle, *, batch_size: int = 1, repeats: int = 15) -> float:
+    """How long the model takes against the original: the median ratio over pairs of passes in turn, on torch's threads as set.
+
+    Random pixels at the model's size, both sides warm.
+    """
+    images = [make_image(side).expand(batch_size, -1, -1, -1) for side in (model, original)]
+    ratios = []
+    with evaluating(model.module), evaluating(original.module), torch.inference_mode():
+        for turn in range(repeats + 2):
+            times = [_time(side.module, batch) for side, batch in zip((model, original), images, strict=True)]
+            if turn >= 2:
+                ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
+def _time(module: nn.Module, images: torch.Tensor) -> float:
+    start = time.perf_counter()
+    module(images).sum().item()  # waits for a GPU
+    return time.perf_counter() - start
+
+
+def _per_row(linear: nn.Linear) -> int:
+    return linear.in_features + (linear.bias is not None)

@@ -1,0 +1,202 @@
+"""What each head, MLP neuron and block of a transformer is worth, measured on images: the ground that pruning stands on.
+
+A mask of ones is laid over the outputs of heads, over neurons and over what blocks add to their tokens; to prune a part is to set
+its mask to 0, and its importance says what that would cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vitlab.explain.heads import attention_table
+from vitlab.explain.inspection import inspecting
+from vitlab.explain.methods import check_images
+from vitlab.models.chain import pieces
+from vitlab.models.shrinking import find_blocks
+from vitlab.registry import unknown
+from vitlab.schema import ModelBundle
+
+KINDS = ("head", "neuron", "block")
+MEASURES = {"taylor": KINDS, "ablation": KINDS, "magnitude": KINDS, "entropy": ("head",)}
+Masks = Mapping[tuple[str, int], torch.Tensor]
+
+
+def importance_table(
+    model: ModelBundle,
+    images: torch.Tensor | None = None,
+    labels: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    measure: str = "taylor",
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """How important each part is; columns kind (head, neuron, block), block, index (within the block), importance, measure.
+
+    images: (N, 3, h, w), normalised, of the validation split rather than the test split; labels: the class name of each.
+    kinds: all that the measure knows by default. Values of one measure can be compared across kinds, those of two cannot.
+    measure: taylor, the mean over images of |d cross-entropy / d mask|, what the loss changes by to first order without the part;
+    one backward pass gives all of them. ablation, by how much the mean cross-entropy really rises without the part (below 0: it
+    falls); one pass of the images, from the part's block on, for each part, so choose heads and blocks unless the model is small.
+    entropy, by how many nats a head's attention over the patches is less spread out than even attention; needs no labels.
+    magnitude, the Euclidean norm of the weights that would go; needs no images.
+
+    Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on what was shrunk of them. ValueError for anything else.
+    Source: Michel et al. 2019, arXiv 1905.10650 (heads, by gradient and ablation); Molchanov et al. 2019, arXiv 1906.10771.
+    """
+    if measure not in MEASURES:
+        raise ValueError(unknown("measure", measure, list(MEASURES)))
+    kinds = MEASURES[measure] if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    for kind in kinds:
+        if kind not in MEASURES[measure]:
+            raise ValueError(unknown(f"kind for {measure}", kind, list(MEASURES[measure])))
+    sizes = count_parts(model.module)
+    wanted = {(kind, block): size for kind in kinds for block, size in enumerate(sizes[kind])}
+    if measure == "magnitude":
+        found = {part: _measure_weights(model.module.blocks[part[1]], part[0], size) for part, size in wanted.items()}
+        return _tabulate(found, measure)
+    if images is None:
+        raise ValueError(f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the validation split")
+    check_images(images, None, batch_size)
+    if measure == "entropy":
+        return _tabulate(_measure_focus(model, images, batch_size), measure)
+    targets = _read_labels(model, labels, len(images))
+    compute = _differentiate if measure == "taylor" else _ablate
+    weight = next(model.module.parameters())
+    total = {part: torch.zeros(size, dtype=torch.float64) for part, size in wanted.items()}
+    starts = tqdm(range(0, len(images), batch_size), desc=measure, leave=False, unit="batch", disable=not progress)
+    with inspecting(model.module):
+        for start in starts:
+            batch = images[start : start + batch_size].to(weight.device, weight.dtype)
+            for part, values in compute(
+                model.module, batch, targets[start : start + batch_size].to(batch.device), wanted
+            ).items():
+                total[part] += values.double().cpu()
+    return _tabulate({part: values / len(images) for part, values in total.items()}, measure)
+
+
+def count_parts(module: nn.Module) -> dict[str, list[int]]:
+    """How many heads and neurons each block has (and one block); ValueError for a model that cannot be pruned."""
+    blocks = find_blocks(module)
+    return {
+        "head": [block.attn.num_heads for block in blocks],
+        "neuron": [block.mlp.fc1.out_features for block in blocks],
+        "block": [1] * len(blocks),
+    }
+
+
+@contextmanager
+def masking(module: nn.Module, masks: Masks) -> Iterator[None]:
+    """While the model runs, multiply parts by masks: (kind, block) -> (parts,) for all images, or (B, parts), one for each image.
+
+    A head's mask scales its output before `proj`, a neuron's its value before `fc2`, a block's (one part) all that it adds.
+    """
+    with ExitStack() as stack:
+        for (kind, number), mask in masks.items():
+            block = module.blocks[number]
+            mask = mask if mask.ndim == 2 else mask[None]
+            if kind == "block":
+                hook = block.register_forward_hook(_scale_block(mask))
+            else:
+                linear, width = (block.attn.proj, block.attn.head_dim) if kind == "head" else (block.mlp.fc2, 1)
+                hook = linear.register_forward_pre_hook(_scale_input(mask, width))
+            stack.callback(hook.remove)
+        yield
+
+
+def _scale_block(mask):
+    return lambda _, inputs, output: inputs[0] + mask[:, :, None] * (output - inputs[0])  # (B, T, C)
+
+
+def _scale_input(mask, width):
+    return lambda _, inputs: (inputs[0] * mask.repeat_interleave(width, dim=1)[:, None],)  # (B, T, parts * width)
+
+
+def _differentiate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tensor]:
+    """Sums over the images of |d loss / d mask|, (parts,); every image has masks of its own, so that signs do not cancel."""
+    masks = {part: torch.ones(len(images), size, device=images.device, requires_grad=True) for part, size in wanted.items()}
+    with masking(module, masks):
+        loss = F.cross_entropy(module(images).float(), targets, reduction="sum")
+    gradients = torch.autograd.grad(loss, list(masks.values()))
+    return {part: gradient.abs().sum(dim=0) for part, gradient in zip(masks, gradients, strict=True)}
+
+
+@torch.no_grad()
+def _ablate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tensor]:
+    """Sums over the images of the rise of the loss without each part; a block's input is computed once for all its parts."""
+    steps = pieces(module)
+    names = [name for name, _ in steps]
+    values, inputs = images, {}
+    for name, step in steps:
+        inputs[name] = values
+        values = step(values)
+    before = F.cross_entropy(values.float(), targets, reduction="sum")
+    found = {}
+    for (kind, block), size in wanted.items():
+        first = names.index(f"block{block}")
+        rises = []
+        for index in range(size):
+            mask = torch.ones(size, device=images.device)
+            mask[index] = 0
+            values = inputs[f"block{block}"]
+            with masking(module, {(kind, block): mask}):
+                for _, step in steps[first:]:
+                    values = step(values)
+            rises.append(F.cross_entropy(values.float(), targets, reduction="sum") - before)
+        found[kind, block] = torch.stack(rises)
+    return found
+
+
+def _measure_weights(block, kind, size) -> torch.Tensor:
+    """Euclidean norms of what goes with each part: a head's rows of qkv and columns of proj, a neuron's of fc1 and fc2."""
+    with torch.no_grad():
+        if kind == "block":
+            return torch.stack([parameter.float().square().sum() for parameter in block.parameters()]).sum().sqrt()[None].cpu()
+        into, out = (block.attn.qkv, block.attn.proj) if kind == "head" else (block.mlp.fc1, block.mlp.fc2)
+        rows = into.weight.float().square().sum(dim=1)
+        if into.bias is not None:
+            rows = rows + into.bias.float().square()
+        columns = out.weight.float().square().sum(dim=0)
+        rows = rows.reshape(-1, size, len(columns) // size).sum(dim=(0, 2))  # q, k and v; heads; numbers of a head
+        return (rows + columns.reshape(size, -1).sum(dim=1)).sqrt().cpu()
+
+
+def _measure_focus(model, images, batch_size) -> dict[tuple[str, int], torch.Tensor]:
+    table = attention_table(model, images, batch_size=batch_size)
+    patches = np.prod(model.anatomy.grid) if images.shape[-2:] == tuple(model.transform.size) else None
+    if patches is None:
+        raise ValueError(
+            f"entropy is measured at the model's own size, {model.transform.size}; preprocess images by its transform"
+        )
+    return {
+        ("head", int(layer)): torch.tensor((np.log(patches) - rows["entropy"]).to_numpy())
+        for layer, rows in table.groupby("layer")
+    }
+
+
+def _tabulate(found: Mapping[tuple[str, int], torch.Tensor], measure: str) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame({"kind": kind, "block": block, "index": range(len(values)), "importance": values.double().numpy()})
+        for (kind, block), values in found.items()
+    ]
+    table = pd.concat(parts, ignore_index=True).assign(measure=measure)
+    if not np.isfinite(table["importance"]).all():
+        raise ValueError(f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so train it again")
+    return table
+
+
+def _read_labels(model, labels, count) -> torch.Tensor:
+    if labels is None or isinstance(labels, str) or len(labels) != count:
+        raise ValueError(f"labels must be {count} class names, one for each image, to say what the loss is")
+    for label in labels:
+        if label not in model.classes:
+            raise ValueError(unknown("label", str(label), list(model.classes)))
+    return torch.tensor([model.classes.index(label) for label in labels])

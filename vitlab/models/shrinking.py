@@ -1,0 +1,165 @@
+"""Transformer blocks made physically smaller: heads, MLP neurons and whole blocks cut out of the weight matrices.
+
+A spec is a list with one entry for each block: None (the block goes), or a dictionary of what stays, {"heads": ..., "neurons":
+...}, each a list of indices or a number (the first so many); what is left out of it stays whole. Heads may differ from block to
+block; their width stays. A spec of numbers alone is plain JSON and all that is needed to build the architecture again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.layers import Mlp as TimmMlp
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import nn
+
+from vitlab.models.anatomy import find_anatomy
+from vitlab.models.merging import MergingBlock
+from vitlab.models.vit import Attention, Block, Mlp
+from vitlab.schema import ModelBundle
+
+Spec = Sequence[dict[str, Any] | None]
+KINDS = ("heads", "neurons")
+
+
+def shrink_model(model: ModelBundle, spec: Spec) -> ModelBundle:
+    """A smaller copy of the model that `save_model` and `load_model` know how to keep; the model given stays as it is.
+
+    Blocks, heads and neurons are counted as the model has them now, also where it was shrunk before. Its options hold the sizes
+    under "shrunk", counted as the model was built. ValueError for a spec that does not fit (see `shrink`).
+    """
+    spec = check_spec(model.module, spec)
+    module = copy.deepcopy(model.module)
+    shrink(module, spec)
+    earlier = model.options.get("shrunk") or [{}] * len(spec)
+    new = iter(count_sizes(spec))
+    sizes = [None if entry is None else next(new) for entry in earlier]
+    options = {**model.options, "shrunk": sizes}
+    return replace(model, module=module, options=options, anatomy=find_anatomy(module, tuple(model.transform.size)))
+
+
+def shrink(module: nn.Module, spec: Spec) -> None:
+    """Rewrite the blocks of a ViT or DeiT of timm, of hybrid_vit or vit_scratch in place; the logits are those of the same model
+    with all outputs of the heads and neurons that went set to zero.
+
+    Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C, neurons) columns. ValueError, and
+    nothing changed, for a model without such blocks and for a spec that names what does not exist or leaves nothing.
+    """
+    spec = check_spec(module, spec)
+    for block, entry in zip(module.blocks, spec, strict=True):
+        if entry is not None:
+            _keep_heads(block.attn, entry["heads"])
+            _keep_neurons(block.mlp, entry["neurons"])
+    kept = [block for block, entry in zip(module.blocks, spec, strict=True) if entry is not None]
+    if len(kept) < len(module.blocks):
+        module.blocks = nn.Sequential(*kept)
+        info = getattr(module, "feature_info", None)
+        if isinstance(info, list) and len(info) == len(spec):  # timm notes where each block's features come from
+            module.feature_info = [{**info[i], "module": f"blocks.{i}"} for i in range(len(kept))]
+
+
+def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | None]:
+    """The spec with indices written out, for this module; ValueError where the two do not fit."""
+    blocks = find_blocks(module)
+    if isinstance(spec, str | dict) or len(spec) != len(blocks):
+        raise ValueError(
+            f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads': ..., 'neurons': ...}}; "
+            f"this one is {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
+        )
+    if all(entry is None for entry in spec):
+        raise ValueError(
+            f"the spec drops all {len(blocks)} blocks, and nothing would be left of the transformer; keep at least one"
+        )
+    checked: list[dict[str, list[int]] | None] = []
+    for i, (block, entry) in enumerate(zip(blocks, spec, strict=True)):
+        if entry is None:
+            checked.append(None)
+            continue
+        if not isinstance(entry, dict) or entry.keys() - set(KINDS):
+            raise ValueError(f"block {i} of the spec is {entry!r}; write None or a dictionary with {' and '.join(KINDS)}")
+        there = {"heads": block.attn.num_heads, "neurons": block.mlp.fc1.out_features}
+        checked.append({kind: _list_kept(entry.get(kind), there[kind], kind, i) for kind in KINDS})
+    return checked
+
+
+def count_sizes(spec: Iterable[dict[str, list[int]] | None]) -> list[dict[str, int] | None]:
+    """A checked spec as numbers alone."""
+    return [None if entry is None else {kind: len(entry[kind]) for kind in KINDS} for entry in spec]
+
+
+def find_blocks(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks that can be shrunk; ValueError where there are none, or they are built in another way."""
+    blocks = getattr(module, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or not len(blocks) or not all(hasattr(block, "attn") for block in blocks):
+        raise ValueError(
+            f"a {type(module).__name__} has no transformer blocks to prune; take a ViT or DeiT of timm, hybrid_vit or vit_scratch"
+        )
+    for i, block in enumerate(blocks):
+        _check_block(block, i)
+    return list(blocks)
+
+
+def _check_block(block, i) -> None:
+    if isinstance(block, MergingBlock):
+        raise ValueError("this model merges tokens; shrink it first and merge its tokens afterwards")
+    if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
+        raise ValueError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be shrunk")
+    if type(block.mlp) not in (Mlp, TimmMlp):
+        raise ValueError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be shrunk")
+    extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]  # they mix or weigh heads and neurons
+    for part, name in extra:
+        if not isinstance(getattr(part, name, None), nn.Identity | None):
+            raise ValueError(
+                f"block {i} has a {name} over all its {'heads' if part is block.attn else 'neurons'}; it cannot be shrunk"
+            )
+
+
+def _list_kept(kept, there, kind, i) -> list[int]:
+    if kept is None:
+        return list(range(there))
+    if isinstance(kept, bool) or not isinstance(kept, int | Sequence) or isinstance(kept, str):
+        raise ValueError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
+    indices = list(range(kept)) if isinstance(kept, int) else sorted(set(kept))
+    if not indices:
+        raise ValueError(f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)")
+    if indices[0] < 0 or indices[-1] >= there or not all(type(index) is int for index in indices):
+        raise ValueError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
+    return indices
+
+
+def _keep_heads(attn, heads) -> None:
+    size = attn.head_dim
+    columns = [head * size + j for head in heads for j in range(size)]
+    width = attn.num_heads * size
+    _keep_rows(attn.qkv, [part * width + column for part in range(3) for column in columns])
+    _keep_columns(attn.proj, columns)
+    attn.num_heads = len(heads)
+    if hasattr(attn, "attn_dim"):  # timm's word for heads * head_dim
+        attn.attn_dim = len(columns)
+
+
+def _keep_neurons(mlp, neurons) -> None:
+    _keep_rows(mlp.fc1, neurons)
+    _keep_columns(mlp.fc2, neurons)
+
+
+def _keep_rows(linear: nn.Linear, rows: list[int]) -> None:
+    linear.weight = _select(linear.weight, 0, rows)
+    if linear.bias is not None:
+        linear.bias = _select(linear.bias, 0, rows)
+    linear.out_features = len(rows)
+
+
+def _keep_columns(linear: nn.Linear, columns: list[int]) -> None:
+    linear.weight = _select(linear.weight, 1, columns)
+    linear.in_features = len(columns)
+
+
+def _select(parameter: nn.Parameter, axis: int, indices: list[int]) -> nn.Parameter:
+    chosen = parameter.detach().index_select(axis, torch.tensor(indices, device=parameter.device))
+    return nn.Parameter(chosen.contiguous(), requires_grad=parameter.requires_grad)
