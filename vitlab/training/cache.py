@@ -117,7 +117,7 @@ class FrozenFeatures(Dataset):
 
 
 class FixedViews(Dataset):
-    """The images of a split in the views that FrozenFeatures has of them, which take turns in the same order; nothing is frozen."""
+    """The images of a split, in the views that FrozenFeatures would have of them, which take turns in the same order."""
 
     def __init__(self, data: DataBundle, split: str, transform: Transform, augment, views: int, *, in_memory: bool = False):
         self.images = ImageDataset(data, split, transform, seed=VIEW_SEED, in_memory=in_memory)

@@ -293,8 +293,7 @@ class Training:
             "classes": list(self.data.classes),
             "options": self.model.options,
             "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
-            "arguments": arguments,
-            "objective": self.objective.describe(),
+            "arguments": arguments | self.objective.describe(),
         }
 
     def _build_optimizer(self) -> torch.optim.Optimizer:

@@ -38,7 +38,7 @@ class Objective:
         """
 
     def build(self, data: DataBundle, config: TrainConfig, device: torch.device) -> Callable[..., torch.Tensor]:
-        """The function (module, inputs, labels, *more) -> loss of a batch. module: what `wrap` gave; more: what `extend` added."""
+        """The function (module, inputs, labels, *more) -> loss of a batch. module: from `wrap`; more: from `extend`."""
         return build_loss(data, config, device)
 
     def wrap(self, trained: nn.Module) -> nn.Module:
