@@ -63,7 +63,7 @@ def distill(
     objective = Distillation(teacher, **arguments, views=views)
     history = fit(student, data, run, config, loss=objective, on_epoch=on_epoch)
     if run and join_processes().is_main_process:
-        run.record(distillation=objective.describe())
+        run.record(**objective.describe())
     return history
 
 
@@ -134,7 +134,7 @@ class Distillation(Objective):
         for tensor in self.teacher.module.state_dict().values():
             weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         own = {name: getattr(self, name) for name in names}
-        return {"teacher": self.teacher.name, "teacher_weights": weights.hexdigest()[:16], **own}
+        return {"distillation": {"teacher": self.teacher.name, "teacher_weights": weights.hexdigest()[:16], **own}}
 
     def prepare(self, model: ModelBundle, data: DataBundle, config: TrainConfig, border: int) -> None:
         check_teacher(self.teacher, model)

@@ -66,7 +66,7 @@ def recover(
     history = pd.concat([pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True)
     if run and join_processes().is_main_process:
         run.write_table("history.csv", history)
-        run.record(recovered=bool(better), **({"distillation": objective.describe()} if objective else {}))
+        run.record(recovered=bool(better), **(objective.describe() if objective else {}))
     return history
 
 
