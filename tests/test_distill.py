@@ -1,5 +1,8 @@
 """What a student learns from a teacher, against formulas written out, and from the very same views."""
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -23,6 +26,19 @@ from vitlab.training.cache import FixedViews
 from vitlab.training.stage import Stage
 
 CPU = torch.device("cpu")
+TWO_PROCESSES = """
+from tests.test_distill import quick, small_digits, tiny_vit
+from vitlab.compress.distill import Distillation
+from vitlab.runs import Run
+from vitlab.training import fit_on
+histories = []
+for processes in (1, 2):
+    student, run = tiny_vit(), Run.create(name=f"by{processes}", dataset="digits", model="vit_scratch")
+    loss = Distillation(tiny_vit(seed=1, embed_dim=32), features=1.0, attention=1.0)
+    histories.append(fit_on(processes, student, small_digits(), run, quick(augment="none"), loss=loss)["train_loss"])
+    assert run.facts["processes"] == processes
+assert abs(histories[0] - histories[1]).max() < 1e-3 and histories[0][0] > histories[0][1], histories
+"""
 QUICK = {"epochs": 2, "batch_size": 32, "precision": "fp32", "flip": False}
 DEIT = {"size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32}
 
@@ -295,3 +311,11 @@ def test_a_student_of_a_run():
     ours, theirs = (one.read_table("splits.csv").set_index("sample_id")["split"] for one in (run, teacher))
     assert ours.equals(theirs), "no test image was shown to either"
     assert set(run.read_table("predictions.parquet")["split"]) == {"val", "test"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_distil_as_one_does():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    arguments = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    result = subprocess.run([sys.executable, "-c", TWO_PROCESSES], **arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
