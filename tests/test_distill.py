@@ -1,5 +1,6 @@
 """What a student learns from a teacher, against formulas written out, and from the very same views."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -215,6 +216,15 @@ def test_attention_is_where_the_read_tokens_look():
     with record_attention(averaging.module, averaging.anatomy, layers=[-1]) as matrices:
         averaging.module(images)
     torch.testing.assert_close(found.flatten(1), matrices[0].mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("side", [16, 15], ids=["runs", "raises"])
+def test_no_hook_is_left(side):
+    model = tiny_vit()
+    reader = Reader(model.module, model, features=True, attention=True)
+    with contextlib.suppress(ValueError):  # 15 pixels cannot be cut into patches
+        assert set(reader(torch.zeros(1, 3, side, side))) == {"logits", "features", "attention"}
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
 
 
 @pytest.mark.parametrize("strategy", ["full", "last_blocks"])
