@@ -68,10 +68,14 @@ def denormalise(batch: torch.Tensor, transform: Transform) -> np.ndarray:
     return pixels.clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).float().cpu().numpy()
 
 
-def build_augmentation(strength: str, size: tuple[int, int], *, flip: bool = True) -> Callable | None:
+def build_augmentation(
+    strength: str, size: tuple[int, int], *, flip: bool = True, drawn_for: tuple[int, int] | None = None
+) -> Callable | None:
     """Random variants of (3, h, w) uint8 pixels, still that size: flips, small rotation, crop, colour jitter; None for "none".
 
     flip: False for what must not be mirrored, such as digits. torch's global generator rules.
+    drawn_for: another size of the same proportions; from the same state of the generator, the variant is the one that images of
+        that size get, its crop included: the same view for two models.
     """
     if strength not in STRENGTHS:
         raise ValueError(unknown("strength of augmentation", strength, list(STRENGTHS)))
@@ -80,16 +84,32 @@ def build_augmentation(strength: str, size: tuple[int, int], *, flip: bool = Tru
     degrees, smallest, jitter = {"light": (5, 0.85, 0.1), "strong": (15, 0.6, 0.3)}[strength]
     height, width = size
     flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()] if flip else []
+    cut = {"scale": (smallest, 1.0), "ratio": (0.9 * width / height, 1.1 * width / height), "antialias": True}
+    same = drawn_for is None or tuple(drawn_for) == tuple(size)
     return v2.Compose(
         [
             *flips,
             v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.RandomResizedCrop(
-                (height, width), scale=(smallest, 1.0), ratio=(0.9 * width / height, 1.1 * width / height), antialias=True
-            ),
+            v2.RandomResizedCrop((height, width), **cut) if same else _SameCrop((height, width), tuple(drawn_for), **cut),
             v2.ColorJitter(brightness=jitter, contrast=jitter),
         ]
     )
+
+
+class _SameCrop(v2.RandomResizedCrop):
+    """Cuts the part of an image that RandomResizedCrop draws for images of another size."""
+
+    def __init__(self, size: tuple[int, int], drawn_for: tuple[int, int], **arguments):
+        super().__init__(size, **arguments)
+        self.drawn_for = drawn_for
+
+    def make_params(self, flat_inputs):
+        height, width = flat_inputs[0].shape[-2:]
+        drawn = super().make_params([torch.empty(1, *self.drawn_for)])
+        rows, columns = height / self.drawn_for[0], width / self.drawn_for[1]
+        top, left = round(drawn["top"] * rows), round(drawn["left"] * columns)
+        bottom, right = round((drawn["top"] + drawn["height"]) * rows), round((drawn["left"] + drawn["width"]) * columns)
+        return {"top": top, "left": left, "height": max(1, bottom - top), "width": max(1, right - left)}
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from vitlab.training.known_truth import ensure_planted_run, ensure_shuffled_run
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.minority import imbalance_table
+from vitlab.training.objective import Objective
 from vitlab.training.space import SearchSpace, default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
 from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
@@ -15,6 +16,7 @@ from vitlab.training.tune import best_recipe, importance_table, recipe_changes, 
 __all__ = [
     "FrozenFeatures",
     "FrozenFront",
+    "Objective",
     "SearchSpace",
     "TrainConfig",
     "best_recipe",

@@ -27,7 +27,8 @@ from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes, seed_device
-from vitlab.training.loss import LossRecord, build_loss
+from vitlab.training.loss import LossRecord
+from vitlab.training.objective import Objective
 from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
 from vitlab.training.precision import resolve_precision
 from vitlab.training.scores import compute_logits, score_columns, score_logits
@@ -45,6 +46,7 @@ def fit(
     run: Run | None = None,
     config: TrainConfig | None = None,
     *,
+    loss: Objective | None = None,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> pd.DataFrame:
     """Train the model in place and return its history, a row an epoch; the weights of the best epoch are what it ends with.
@@ -53,11 +55,12 @@ def fit(
     val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
     utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept there, and a training that was
     broken off carries on from the newest checkpoint. on_epoch: called with each row; what it raises ends the training.
+    loss: what is minimised, where that is not the config's loss against the labels.
 
     Raises ValueError for a config that does not suit model, data or device, before anything is computed, and
     FloatingPointError, with the sample_ids of the batch, when the loss is no longer a number.
     """
-    training = Training(model, data, run, config or recipe(model.name))
+    training = Training(model, data, run, config or recipe(model.name), loss)
     training.resume()
     return training.complete(on_epoch)
 
@@ -79,8 +82,15 @@ class Progress:
 class Training:
     """A training under way. Its state is the moving tensors, the optimizer and `progress`; all else follows from the config."""
 
-    def __init__(self, model: ModelBundle, data: DataBundle, run: Run | None, config: TrainConfig):
-        self.model, self.data, self.run, self.config = model, data, run, config
+    def __init__(
+        self,
+        model: ModelBundle,
+        data: DataBundle,
+        run: Run | None,
+        config: TrainConfig,
+        objective: Objective | None = None,
+    ):
+        self.model, self.data, self.run, self.config, self.objective = model, data, run, config, objective or Objective()
         whole = config.strategy == "full" and not config.gradient_checkpointing
         self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
         lowest = self._check_arguments()
@@ -104,10 +114,10 @@ class Training:
         model.module.requires_grad_(False)
         lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(model.module, config))
+        self.compute_loss = self.objective.build(data, config, state.device)
+        self.optimizer = self.accelerator.prepare_optimizer(self._build_optimizer())
         self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
         self.best: dict[str, torch.Tensor] = {}
-        self.compute_loss = build_loss(data, config, state.device)
         self.progress, self.watch = Progress(), GpuWatch(state.device)
         self.stage: Stage | None = None
         self.checkpoints = Checkpoints(run.path / "checkpoints", self._identity()) if run else None
@@ -122,6 +132,8 @@ class Training:
         self._load(self.model.module, tensors, "model.")
         if self.average:
             self._load(self.average.module, tensors, "average.")
+        if self.objective.module:
+            self._load(self.objective.module, tensors, "objective.")
         self.best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
         restore_optimizer(self.optimizer.optimizer, tensors, progress.pop("groups"))
         scaler = progress.pop("scaler")
@@ -167,7 +179,7 @@ class Training:
         border = 0 if self.names == ["model"] else find_border(self.names, self.config, self.progress.epoch)
         if self.stage is None or self.stage.border != border:
             began = time.perf_counter()
-            self.stage = Stage(self.model, self.data, self.config, border, self.accelerator)
+            self.stage = Stage(self.model, self.data, self.config, border, self.accelerator, self.objective)
             self.progress.frozen_s += time.perf_counter() - began
 
     def _train_epoch(self, start: float, bar: tqdm) -> None:
@@ -181,7 +193,7 @@ class Training:
         trained.train()
         self.watch.restart()
         parts, total = [], config.epochs * self.order.steps
-        for inputs, labels, positions in loader:
+        for inputs, labels, positions, *more in loader:
             parts.append(positions)
             if len(parts) == 1:
                 step = (progress.epoch - 1) * self.order.steps + progress.step
@@ -192,7 +204,7 @@ class Training:
                 loss_sum = torch.zeros((), device=device)
             last = len(parts) == config.accumulation
             with nullcontext() if last else self.accelerator.no_sync(trained):
-                loss = self.compute_loss(trained, self.stage.take(inputs), labels.to(device)) / config.accumulation
+                loss = self.compute_loss(trained, self.stage.take(inputs), labels.to(device), *more) / config.accumulation
                 self.accelerator.backward(loss)
             loss_sum += loss.detach()
             if not last:
@@ -254,6 +266,7 @@ class Training:
             ("model", self._tensors(self.model.module)),
             ("average", self._tensors(self.average.module) if self.average else {}),
             ("best", self.best),
+            ("objective", self.objective.module.state_dict() if self.objective.module else {}),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -280,8 +293,15 @@ class Training:
             "classes": list(self.data.classes),
             "options": self.model.options,
             "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
-            "arguments": arguments,
+            "arguments": arguments | self.objective.describe(),
         }
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        optimizer, config = build_optimizer(self.model.module, self.config), self.config
+        if self.objective.module:
+            rate = {"lr": config.learning_rate, "initial_lr": config.learning_rate, "weight_decay": config.weight_decay}
+            optimizer.add_param_group({"params": list(self.objective.module.parameters()), **rate})
+        return optimizer
 
     def _check_arguments(self) -> int:
         """The lowest border; ValueError for what cannot be trained so."""
@@ -295,7 +315,12 @@ class Training:
             )
         check_tracker(self.config.tracker)
         self._check_imbalance()
-        return 0 if self.names == ["model"] else lowest_border(self.names, self.config)
+        if self.names == ["model"]:
+            first = lowest = 0
+        else:
+            first, lowest = find_border(self.names, self.config), lowest_border(self.names, self.config)
+        self.objective.prepare(self.model, self.data, self.config, first)
+        return lowest
 
     def _check_imbalance(self) -> None:
         config, counts = self.config, np.bincount(self._train_labels(), minlength=len(self.data.classes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -13,41 +11,58 @@ from vitlab.schema import DataBundle
 from vitlab.training.config import TrainConfig
 
 
-def build_loss(data: DataBundle, config: TrainConfig, device) -> Callable:
-    """A function (module, inputs, labels) -> mean cross entropy or focal loss; with class weights, smoothing, mixup, CutMix.
-
-    The weights average to 1 over the training set and the sum is divided by the number of images: the loss of a batch is the
-    mean of the losses of its parts, on however many devices they are computed.
-    """
-    num_classes = len(data.classes)
+def build_loss(data: DataBundle, config: TrainConfig, device) -> LabelLoss:
+    """The loss that a config asks for; its class weights average to 1 over the training set."""
     weight = None
     if config.class_weights != "none":
         labels = data.split("train")["label"]
         values = class_weights(labels, data.classes, config.class_weights, config.class_weights_beta)
         weight = torch.tensor(values, dtype=torch.float32, device=device)
-    mixers = [v2.MixUp(alpha=config.mixup, num_classes=num_classes)] if config.mixup else []
-    mixers += [v2.CutMix(alpha=config.cutmix, num_classes=num_classes)] if config.cutmix else []
-    mix = v2.RandomChoice(mixers) if mixers else None
+    return LabelLoss(len(data.classes), config, weight)
 
-    def compute_loss(module, inputs, labels):
-        targets = F.one_hot(labels, num_classes).float()  # (B, num_classes)
-        if mix:
-            if config.cutmix and inputs.ndim != 4:
-                raise ValueError(
-                    f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
-                    "use mixup instead, or train the whole model"
-                )
-            shape = inputs.shape
-            images = inputs if inputs.ndim == 4 else inputs.flatten(1)[:, :, None, None]  # mixup only asks for four axes
-            images, targets = mix(images, labels)
-            inputs = images.reshape(shape) if inputs.ndim != 4 else images
-        logits = module(inputs).float()
-        if config.focal_gamma:
-            targets = targets * (1 - config.label_smoothing) + config.label_smoothing / num_classes
-            return focal_loss(logits, targets, config.focal_gamma, weight)
-        return F.cross_entropy(logits, targets, weight=weight, label_smoothing=config.label_smoothing)
 
-    return compute_loss
+class LabelLoss:
+    """Mean cross entropy or focal loss of a batch against its labels; with class weights, smoothing, mixup, CutMix.
+
+    Called with (module, inputs, labels). The sum is divided by the number of images: the loss of a batch is the mean of the
+    losses of its parts, on however many devices they are computed.
+    """
+
+    def __init__(self, num_classes: int, config: TrainConfig, weight: torch.Tensor | None = None):
+        self.num_classes, self.config, self.weight = num_classes, config, weight
+        mixers = [v2.MixUp(alpha=config.mixup)] if config.mixup else []
+        mixers += [v2.CutMix(alpha=config.cutmix)] if config.cutmix else []
+        self.mixer = v2.RandomChoice(mixers) if mixers else None
+
+    def __call__(self, module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        inputs, shares = self.mix(inputs)
+        return self.score(module(inputs), self.spread(labels, shares))
+
+    def mix(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Inputs as mixup or CutMix mix them, and how much of image j is in mixture i: (B, B), rows sum to 1; else None."""
+        if not self.mixer:
+            return inputs, None
+        if self.config.cutmix and inputs.ndim != 4:
+            raise ValueError(
+                f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
+                "use mixup instead, or train the whole model"
+            )
+        images = inputs if inputs.ndim == 4 else inputs.flatten(1)[:, :, None, None]  # mixup only asks for four axes
+        mixed, shares = self.mixer(images, torch.eye(len(inputs), device=inputs.device))
+        return mixed if inputs.ndim == 4 else mixed.reshape(inputs.shape), shares
+
+    def spread(self, labels: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+        """Targets (B, num_classes) of labels (B,), mixed as the inputs were."""
+        targets = F.one_hot(labels, self.num_classes).float()
+        return targets if shares is None else shares @ targets
+
+    def score(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of logits against targets, both (B, num_classes)."""
+        logits, smoothing = logits.float(), self.config.label_smoothing
+        if self.config.focal_gamma:
+            targets = targets * (1 - smoothing) + smoothing / self.num_classes
+            return focal_loss(logits, targets, self.config.focal_gamma, self.weight)
+        return F.cross_entropy(logits, targets, weight=self.weight, label_smoothing=smoothing)
 
 
 def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, weight: torch.Tensor | None = None) -> torch.Tensor:

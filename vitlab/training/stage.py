@@ -14,9 +14,10 @@ from vitlab.data import ImageDataset, build_augmentation, rare_classes
 from vitlab.models import pieces
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.average import MovingAverage
-from vitlab.training.cache import FrozenFeatures, FrozenFront
+from vitlab.training.cache import FixedViews, FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig
 from vitlab.training.minority import RareMixup, SmoteFeatures
+from vitlab.training.objective import Objective
 from vitlab.training.scores import arrange
 from vitlab.training.strategy import split_model
 
@@ -27,23 +28,34 @@ class Stage:
     """The frozen front before `border` with its cache, the data sets that feed what is behind it, and that as it is trained.
 
     trained: the trained pieces, prepared for device, precision and processes. train_set, val_set: features where the front is
-    cached, images elsewhere; in train_set, with what the config does for rare classes.
+    cached, images elsewhere; in train_set, with what the config does for rare classes and what the objective adds.
+    views: how many fixed versions of a training image take turns; 0 where each epoch brings a new one.
     """
 
-    def __init__(self, model: ModelBundle, data: DataBundle, config: TrainConfig, border: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        model: ModelBundle,
+        data: DataBundle,
+        config: TrainConfig,
+        border: int,
+        accelerator: Accelerator,
+        objective: Objective,
+    ):
         self.model, self.data, self.config, self.border, self.accelerator = model, data, config, border, accelerator
         frozen, trained = split_model(model.module, border)
         trained.requires_grad_(True)
         frozen.requires_grad_(False)
         self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
         self.cached = border > 0 and config.cache
-        self.train_set, self.val_set = self._help_rare(self._open_split("train")), self._open_split("val")
+        self.views = self._count_views(objective)
+        self.train_set = objective.extend(self._help_rare(self._open_split("train")), self)
+        self.val_set = self._open_split("val")
         if config.gradient_checkpointing:
             parts = trained if border else [piece for _, piece in pieces(model.module)]
             trained = nn.Sequential(*[Recomputed(part) for part in parts])
         if config.compile:
             trained = torch.compile(trained)
-        self.trained = accelerator.prepare_model(trained)
+        self.trained = accelerator.prepare_model(objective.wrap(trained))
 
     def take(self, inputs: torch.Tensor) -> torch.Tensor:
         """A batch of a data set as the trained part wants it, on the device."""
@@ -52,19 +64,22 @@ class Stage:
 
     def judged(self, average: MovingAverage | None) -> nn.Module:
         """What is scored on items of `val_set`: the moving average where there is one, else the trained part itself."""
-        module = self.accelerator.unwrap_model(self.trained, keep_torch_compile=False)
-        if average:
-            module = split_model(average.module, self.border)[1]
+        module = split_model(average.module if average else self.model.module, self.border)[1]
         return module if self.cached or not self.front else nn.Sequential(_OnTheFly(self.front), module)
 
+    def _count_views(self, objective: Objective) -> int:
+        if self.config.augment == "none" or (self.front and self.config.views == 1):
+            return 1  # one view is the image itself, cached or not
+        return self.config.views if self.cached else objective.views
+
     def _open_split(self, split: str) -> Dataset:
-        config, transform, train = self.config, self.model.transform, split == "train"
-        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if train else None
+        config, transform, views = self.config, self.model.transform, self.views if split == "train" else 1
+        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if views != 1 else None
         if self.cached:
-            return FrozenFeatures(self.data, split, self.model, self.front, views=config.views if train else 1, augment=augment)
-        if self.front and config.views == 1:
-            augment = None  # one view is the image itself, cached or not
+            return FrozenFeatures(self.data, split, self.model, self.front, views=views, augment=augment)
         in_memory = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split)) < IN_MEMORY
+        if views > 1:
+            return FixedViews(self.data, split, transform, augment, views, in_memory=in_memory)
         return ImageDataset(self.data, split, transform, augment, seed=config.seed, in_memory=in_memory)
 
     def _help_rare(self, train_set: Dataset) -> Dataset:

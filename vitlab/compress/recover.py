@@ -1,0 +1,78 @@
+"""Recovery: the short training after which a pruned model is as good as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from vitlab.compress.distill import Distillation
+from vitlab.data import ImageDataset
+from vitlab.runs import Run
+from vitlab.schema import DataBundle, ModelBundle
+from vitlab.training import TrainConfig, recipe
+from vitlab.training.devices import join_processes
+from vitlab.training.loop import Training
+from vitlab.training.scores import compute_logits, score_logits
+
+SHARE_OF_EPOCHS, SHARE_OF_RATE = 0.25, 0.2  # of the model's own recipe
+
+
+def recovery_recipe(model: str, **overrides) -> TrainConfig:
+    """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a short warm-up; with overrides.
+
+    The cosine from there to zero brings back more than the last, smallest rate would (Renda et al. 2020, arXiv 2003.02389).
+    """
+    usual = recipe(model)
+    short = {
+        "epochs": max(2, round(SHARE_OF_EPOCHS * usual.epochs)),
+        "learning_rate": SHARE_OF_RATE * usual.learning_rate,
+        "warmup_epochs": 0.25,
+    }
+    return recipe(model, **(short | {name: value for name, value in overrides.items() if value is not None}))
+
+
+def recover(
+    model: ModelBundle,
+    data: DataBundle,
+    run: Run | None = None,
+    config: TrainConfig | None = None,
+    teacher: ModelBundle | None = None,
+    *,
+    on_epoch: Callable[[dict], None] | None = None,
+    **arguments,
+) -> pd.DataFrame:
+    """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its history, as of `fit`.
+
+    The history begins with a row of epoch 0: the model as it came, before any step. Where no epoch is better than that by
+    config.monitor, the model keeps the weights it came with, so recovery never makes it worse on the validation images.
+    teacher: the model before it was pruned, or any other of the same classes, from which it learns as well. arguments: of
+    `distill`, such as temperature and alpha. A run's `best_epoch` is that of the trained epochs, `recovered` says whether they
+    are kept.
+    """
+    if arguments and teacher is None:
+        raise ValueError(f"{', '.join(arguments)}: these are of a training with a teacher; pass teacher=, the unpruned model")
+    config = config or recovery_recipe(model.name)
+    objective = Distillation(teacher, **arguments) if teacher else None
+    before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}
+    training = Training(model, data, run, config, objective)  # checks all arguments
+    row = _score(model, data)
+    training.resume()
+    history = training.complete(on_epoch)
+    sign = -1 if config.monitor.endswith("loss") else 1
+    better = config.monitor not in row or (sign * history[config.monitor]).max() > sign * row[config.monitor]
+    if not better:
+        model.module.load_state_dict(before)
+    history = pd.concat([pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True)
+    if run and join_processes().is_main_process:
+        run.write_table("history.csv", history)
+        run.record(recovered=bool(better), **(objective.describe() if objective else {}))
+    return history
+
+
+def _score(model: ModelBundle, data: DataBundle) -> dict:
+    """The row of the history before any training."""
+    state = join_processes()
+    images = ImageDataset(data, "val", model.transform)
+    logits, labels = compute_logits(model.module, images, state.device, rank=state.process_index, processes=state.num_processes)
+    return {"epoch": 0, "seconds": 0.0, "learning_rate": 0.0, **score_logits(logits, labels, data.classes)}

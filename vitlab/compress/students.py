@@ -1,0 +1,47 @@
+"""From a teacher's finished run to a student's, as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from vitlab.compress.distill import distill
+from vitlab.data import load_dataset
+from vitlab.models import build_model, load_model
+from vitlab.runs import Run, run_path
+from vitlab.training import recipe, save_results
+from vitlab.training.devices import join_processes
+
+NOTHING: Mapping = MappingProxyType({})
+
+
+def finetune_student(
+    teacher: Run, model: str, seed: int = 0, name: str = "", *, options: Mapping = NOTHING, how: Mapping = NOTHING, **overrides
+) -> Run:
+    """Distil the model of a finished run into a new one, and keep everything in a run with variant "distilled from <teacher>".
+
+    The student is trained, validated and tested on the images that the teacher was, so neither has seen a test image.
+    options: of `build_model`; how: of `distill`, such as temperature and alpha; overrides: of the student's recipe.
+    """
+    config = recipe(model, seed=seed, **overrides)
+    dataset = teacher.parameters["dataset"]
+    data = load_dataset(dataset, samples=teacher.read_table("splits.csv"))
+    big, student = load_model(teacher.path, data.classes), build_model(model, data.classes, seed=seed, **options)
+    split = {
+        key: value for key, value in teacher.parameters.items() if key in ("split_by", "folds", "fold") and value is not None
+    }
+    parameters = {"dataset": dataset, "model": model, "seed": seed, "variant": f"distilled from {teacher.title}", **split}
+    parameters |= {"teacher": teacher.name, **options, **how, **overrides}
+    state = join_processes()
+    if state.is_main_process:
+        Run.create(name=name, **parameters)
+    state.wait_for_everyone()
+    run = Run(run_path(name=name, **parameters))
+    try:
+        distill(big, student, data, run, config, **how)
+        if state.is_main_process:
+            save_results(run, student, data, config)
+    except BaseException as error:
+        run.fail(error)
+        raise
+    return run
