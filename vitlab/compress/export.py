@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
+import io
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,10 +133,9 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
     if size > LARGEST:
         raise ValueError(f"{name} holds {size / 1e9:.1f} GB; one ONNX file takes 2 GB at most: export a smaller model")
     example = torch.zeros(2, len(transform.mean), *transform.size)  # two images: a batch of one would be taken for a constant
-    quiet = logging.root.manager.disable
     try:
-        logging.disable(logging.ERROR)  # of the failed attempts the exporter prints whole graphs
-        with warnings.catch_warnings(), torch.no_grad():
+        # the exporter prints the whole graph of every failed attempt, past the logging module
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -149,14 +149,12 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
             )
     except Exception as error:  # the exporter raises its own kinds, and whatever the traced code raises
         raise ValueError(f"{name} cannot be exported: {_find_cause(error)}") from error
-    finally:
-        logging.disable(quiet)
     proto = program.model_proto
     del proto.graph.value_info[:]  # shapes that the quantiser of onnxruntime trips over
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ValueError(
-            f"{name} cannot be exported for any number of images: its code fixes the batch, as len(images) or int(images.shape[0]) "
-            "do; write images.shape[0]"
+            f"{name} cannot be exported for any number of images: its code fixes the batch, as len(images) or "
+            "int(images.shape[0]) do; write images.shape[0]"
         )
     return proto
 
