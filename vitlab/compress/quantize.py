@@ -278,7 +278,7 @@ def _measure(
 
 
 def _spare_nodes(converter: _Converter, result: Export, testing, reference, transform, classes, gate) -> tuple[Export, list[str]]:
-    """The most sensitive 1, 2, 4, ... nodes left in float until the gate is passed; the best try when half of them do not help."""
+    """The most sensitive 1, 2, 4, ... nodes left in float until the gate is passed; the best try where half do not help."""
     few = np.arange(min(RANKING, len(testing)))
     ranking = _rank_nodes(converter, testing.take(few), reference[few], transform)["node"].tolist()
     best, spared, count = result, [], 1
