@@ -316,7 +316,7 @@ def _draw_both(data, transform, split, method, calibration_images, gate_images, 
         images = draw_pixels(data, transform, split, gate_images, seed)
         return images.take(np.arange(0)), images
     images = draw_pixels(data, transform, split, wanted + gate_images, seed)
-    count = min(wanted, len(images) // 2)
+    count = min(wanted, max(len(images) - gate_images, len(images) // 2))
     calibrating, testing = images.take(np.arange(count)), images.take(np.arange(count, len(images)))
     found = sorted({data.classes[k] for k in calibrating.label})
     if len(found) < 2:
