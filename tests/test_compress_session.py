@@ -97,7 +97,7 @@ def test_a_damaged_file_whose_checksum_fits(copied):
     description = json.loads(sidecar_path(copied).read_text())
     description["sha256"] = hashlib.sha256(copied.read_bytes()).hexdigest()
     sidecar_path(copied).write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="onnxruntime .* cannot run"):
+    with pytest.raises(ValueError, match=r"onnxruntime .* cannot run"):
         OnnxClassifier(copied)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -356,10 +357,11 @@ def _check_choices(description, method, calibration, on_failure, source: Path, p
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """onnxruntime's quantiser advises a pre-processing, through the root logger, that changes nothing here."""
+    """onnxruntime's quantiser advises a pre-processing that changes nothing here, and prints its progress."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
