@@ -87,6 +87,8 @@ def test_maps_of_convolutions_are_told_from_tokens(folder):
     assert [node.op_type for node in weighted_nodes(proto).values()] == ["Conv", "Conv", "MatMul", "Gemm"]
     between = [by_name[name] for name in map_nodes(proto)]
     assert between.count("Add") == 1 and "Clip" in between
+    first = next(iter(weighted_nodes(proto)))
+    assert [by_name[name] for name in map_nodes(proto, {first})] == ["Add"]  # the activation of a spared convolution is spared
     assert sum(kind == "Add" for kind in by_name.values()) > 1  # the tokens' sum and a bias stay float
 
 

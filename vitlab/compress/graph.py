@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import numpy_helper
 
@@ -29,19 +31,23 @@ def weighted_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def map_nodes(proto: onnx.ModelProto) -> set[str]:
+def map_nodes(proto: onnx.ModelProto, float_nodes: Collection[str] = ()) -> set[str]:
     """Names of the nodes that join feature maps of convolutions (residuals, activations, pooling), which can stay 8-bit between.
+
+    Those that take the map of one of `float_nodes` are left out: an 8-bit map right behind it would undo the sparing.
 
     Sums in transformer blocks are none of them: residuals of tokens have outliers that 8 bits do not hold.
     """
-    maps, names = set(), set()
+    maps, names, spared = set(), set(), set()
     constants = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         inputs = [name for name in node.input if name and name not in constants]
         joins = node.op_type in MAP_OPS and inputs and all(name in maps for name in inputs)
         if node.op_type == "Conv" or joins:
             maps.update(node.output)
-        if joins:
+        if node.name in float_nodes:
+            spared.update(node.output)
+        if joins and not spared.intersection(inputs):
             names.add(node.name)
     return names
 

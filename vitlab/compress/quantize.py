@@ -179,7 +179,7 @@ class _Converter:
         return target
 
     def _static(self, names, target, with_maps):
-        between = sorted(map_nodes(self.proto)) if with_maps else []
+        between = sorted(map_nodes(self.proto, set(self.nodes) - set(names))) if with_maps else []
         ort_static(
             str(self.source),
             str(target),
