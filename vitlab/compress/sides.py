@@ -1,0 +1,82 @@
+"""One way to call them all: whatever gives logits becomes a function from a batch of pixels to a batch of logits, in NumPy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vitlab.registry import unknown
+
+Side = Callable[[np.ndarray], np.ndarray]
+PRECISIONS = ("fp32", "bf16", "fp16")
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8, "tensor(double)": np.float64}
+
+
+def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> Side:
+    """A function from pixels (B, 3, h, w), float32, to logits (B, num_classes), float32.
+
+    model: a ModelBundle or torch module (computed in `precision`, weights turned once), the path of an ONNX file, an
+    onnxruntime session, or any function, which is taken as it is. threads: of a session made here; a torch module computes with
+    as many as torch is set to. ValueError for anything else.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(unknown("precision", precision, list(PRECISIONS)))
+    if isinstance(model, str | Path):
+        return _call_session(open_session(model, threads))
+    if hasattr(model, "get_inputs"):
+        return _call_session(model)
+    module = getattr(model, "module", model)
+    if hasattr(module, "state_dict"):
+        return _call_module(module, precision)
+    if not callable(model):
+        raise ValueError(f"a {type(model).__name__} gives no logits: write a model, the path of an ONNX file, or a function")
+    return model
+
+
+def open_session(path: Path | str, threads: int | None = None):
+    """An onnxruntime session on the processor; `threads` within an operation, as many as there are cores without it.
+
+    Its threads do not spin while they wait, so that they take no time from what is measured beside it.
+    """
+    import onnxruntime
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; export_onnx(model, path) writes one")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception of its own for each kind of damage
+        raise ValueError(f"onnxruntime cannot load {path}: {error}") from error
+
+
+def _call_session(session) -> Side:
+    entry = session.get_inputs()[0]
+    if entry.type not in ELEMENTS:
+        raise ValueError(f"the input {entry.name!r} of the ONNX model is a {entry.type}; known: {', '.join(ELEMENTS)}")
+    element = ELEMENTS[entry.type]
+    return lambda pixels: session.run(None, {entry.name: np.asarray(pixels, element)})[0]
+
+
+def _call_module(module, precision: str) -> Side:
+    import torch
+
+    from vitlab.training.precision import TYPES
+
+    if precision in TYPES:
+        module = copy.deepcopy(module).to(TYPES[precision])
+    module.eval()
+    weight = next(module.parameters())
+
+    def compute(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.as_tensor(pixels).to(weight.device, weight.dtype)).float().cpu().numpy()
+
+    return compute
