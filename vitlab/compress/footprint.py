@@ -45,8 +45,8 @@ def peak_memory(
 ) -> dict[str, float | bool]:
     """Load a model in a fresh process, predict some images, and say what that took: peak_mb, libraries_mb, torch.
 
-    peak_mb: largest resident memory, in 10^6 bytes, the interpreter and its libraries included; libraries_mb: what they alone took
-    before the model was loaded; torch: whether it was imported. size: of the images where an ONNX file leaves it open.
+    peak_mb: largest resident memory, in 10^6 bytes, the interpreter and its libraries included; libraries_mb: what they alone
+    took before the model was loaded; torch: whether it was imported. size: of the images where an ONNX file leaves it open.
     ValueError with the process's own words where it fails.
     """
     arguments = [str(Path(path).resolve()), "--images", str(images), "--batch-size", str(batch_size)]

@@ -34,11 +34,11 @@ def latency_table(
 ) -> pd.DataFrame:
     """Time of a call for each side and batch size, the ratios being to the first side.
 
-    sides: what `make_side` takes, by name: models, paths of ONNX files, functions on a batch. images: (N, 3, h, w), repeated where
-    a batch is larger. threads: of torch and of sessions that are opened here (None: one a core); a function or a session that comes
-    ready-made keeps its own. warmup: calls of each side before any is timed; in a turn each side is called twice and the second
-    call is timed, which then finds its weights in the cache as in steady use. seconds: after which no further turn begins (three
-    there are at least).
+    sides: what `make_side` takes, by name: models, paths of ONNX files, functions on a batch. images: (N, 3, h, w), repeated
+    where a batch is larger. threads: of torch and of sessions that are opened here (None: one a core); a function or a session
+    that comes ready-made keeps its own. warmup: calls of each side before any is timed; in a turn each side is called twice and
+    the second call is timed, which then finds its weights in the cache as in steady use. seconds: after which no further turn
+    begins (three there are at least).
     Columns: side, batch_size, threads, repeats (turns), p50_ms, p90_ms (of a call, linear between ranks), images_per_second (at
     the median), ratio (median over turns of the time by that of the first side), ratio_low, ratio_high (95 % by bootstrap).
     """
@@ -98,8 +98,8 @@ def check_threads(threads: int | None) -> int:
         return cores
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= cores:
         raise ValueError(
-            f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more threads than cores wait for each "
-            f"other; write a number from 1 to {cores}, or run it under another taskset"
+            f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more threads than cores wait for "
+            f"each other; write a number from 1 to {cores}, or run it under another taskset"
         )
     return threads
 
