@@ -88,7 +88,7 @@ def test_one_image_has_no_interval():
 def test_bad_input_of_explanations():
     model = linear_digits()
     images = digits(model, 2)
-    with pytest.raises(ValueError, match="saliency looks inside the model.*methods that go without: .*occlusion"):
+    with pytest.raises(ValueError, match=r"saliency looks inside the model.*methods that go without: .*occlusion"):
         compare_explanations(model, make_side(model), images, ["occlusion", "saliency"])
     with pytest.raises(ValueError, match=r"unknown method .oclusion."):
         compare_explanations(model, model, images, ["oclusion"])

@@ -44,11 +44,12 @@ def compare_explanations(
 
     compressed: a ModelBundle; or an ONNX file or a function from pixels to logits, which has no gradients and no layers, so that
     only the methods of `vitlab.explain.perturbation` can explain it. names: of methods; options: of methods, by name.
-    Columns: method, sample_id; similarity, absolute (rank correlations over the cells of the full model's grid, of the maps and of
-    their absolute values); peak_shift, mass_shift (pixels between the largest values, or the centres of mass of what is positive);
-    other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full model's map of this image and its maps
-    of the others, on average. Where several pixels share the largest value, their centre counts; a map without anything positive
-    has its centre in the middle. ValueError where classes differ, or a method cannot explain one of the two.
+    Columns: method, sample_id; similarity, absolute (rank correlations over the cells of the full model's grid, of the maps and
+    of their absolute values); peak_shift, mass_shift (pixels between the largest values, or the centres of mass of what is
+    positive); other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full model's map of this
+    image and its maps of the others, on average. Where several pixels share the largest value, their centre counts; a map
+    without anything positive has its centre in the middle. ValueError where classes differ, or a method cannot explain one of
+    the two.
     """
     other = _bundle(model, compressed, names)
     if tuple(model.classes) != tuple(other.classes):
@@ -137,9 +138,8 @@ def _bundle(model: ModelBundle, compressed, names: Sequence[str]) -> ModelBundle
             f"{', '.join(inside)} looks inside the model, and an ONNX file or a function has neither gradients nor layers; "
             f"methods that go without: {', '.join(possible)}"
         )
-    return replace(
-        model, name=Path(compressed).stem if isinstance(compressed, str | Path) else "compressed", module=Outside(compressed)
-    )
+    name = Path(compressed).stem if isinstance(compressed, str | Path) else "compressed"
+    return replace(model, name=name, module=Outside(compressed))
 
 
 class Outside(nn.Module):

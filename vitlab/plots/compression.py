@@ -30,9 +30,9 @@ STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g}
 def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | None = None) -> Axes:
     """Score with its interval against the median latency (logarithmic); the area of a dot is the size on disk.
 
-    table: a `doctor_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row a
-    model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which none is both
-    faster and better. Others are hollow.
+    table: a `doctor_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row
+    for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
+    none is both faster and better. Others are hollow.
     """
     rows = _choose_rows(table, batch_size)
     front = find_front(rows["p50_ms"].to_numpy(), rows["value"].to_numpy())
@@ -74,7 +74,7 @@ def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interact
         figure.add_scatter(
             x=part["p50_ms"], y=part["value"], error_y={**error, "arrayminus": part["value"] - part["low"]}, mode="markers",
             marker={"color": color, "size": diameters[inside], "opacity": 0.7, "sizemode": "diameter"}, name=kind,
-            text=part["side"], customdata=np.stack([sizes, part["low"].map("{:.3f}".format), part["high"].map("{:.3f}".format)], 1),
+            text=part["side"], customdata=np.stack([sizes, *(part[name].map("{:.3f}".format) for name in ("low", "high"))], 1),
             hovertemplate=f"%{{text}}<br>%{{x:.3g}} ms, %{{customdata[0]}}<br>{score} %{{y:.4f}} "
             "[%{customdata[1]}, %{customdata[2]}]<extra></extra>",
         )  # fmt: skip
@@ -218,7 +218,7 @@ def _latency_label(rows: pd.DataFrame) -> str:
     if "batch_size" in rows:
         details.append(f"batch {rows['batch_size'].iloc[0]}")
     if "threads" in rows:
-        threads = rows["threads"].iloc[0]
+        threads = int(rows["threads"].iloc[0])
         details.append(f"{threads} thread{'s' * (threads != 1)}")
     return "median latency (ms" + "".join(f", {detail}" for detail in details) + ")"
 
