@@ -61,7 +61,7 @@ def test_sides_take_turns_warm_and_get_the_batch():
 def clock(monkeypatch):
     """A clock that only sides move."""
     now = [0.0]
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None))
     return lambda seconds: lambda _: now.__setitem__(0, now[0] + seconds)
 
 

@@ -18,6 +18,7 @@ from vitlab.compress.sides import Side, make_side
 from vitlab.evaluation.bootstrap import count_cores
 
 LEAST_TURNS = 3  # whatever the seconds allowed
+PAUSE = 0.01  # seconds before a side's turn, in which the threads of the one before stop to spin
 DRAWS = 2000  # of turns, for the interval of a ratio
 
 
@@ -68,6 +69,7 @@ def time_sides(
             break
         for place in generator.permutation(len(names)):
             side = sides[names[place]]
+            time.sleep(PAUSE)
             side(batch)
             start = time.perf_counter()
             side(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,10 @@ PARETO = ("side", "p50_ms", "metric", "value", "low", "high")
 DROP = ("column", "slice", "n", "change", "low", "high", "lost", "gained", "note")
 LOST = ("kind", "sample_id", "label", "pred_before", "pred_after", "prob_before", "prob_after")
 AREA, LEAST_AREA = 620, 10  # square points of the largest file, and of the smallest dot
-PADDING = 2  # pixels that a label keeps free around itself
+TEXT = {"fontsize": 7, "linespacing": 1.05}
+PADDING, LINE = 2, 3  # pixels that a label keeps free around itself, and that a line takes to either side
+GAPS = (1, 5, 12, 20, 30, 42)  # points between a dot and its label
+DIRECTIONS = np.array([(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)])
 STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g} MB"), "peak_mb": ("peak memory", "{:,.0f} MB")}
 
 
@@ -51,7 +55,11 @@ def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | N
     size = "; area: size on disk" if rows["size_mb"].notna().any() else ""
     ax.set(xlabel=_latency_label(rows) + size, ylabel=readable(rows["metric"].iloc[0]))
     ax.grid(True)
-    _place_labels(ax, rows, _label(rows), areas)
+    lines = [[(row.p50_ms, row.low), (row.p50_ms, row.high)] for row in rows.itertuples()]
+    steps = best[["p50_ms", "value"]].to_numpy(float)
+    for (x, y), (further, higher) in pairwise(steps):
+        lines += [[(x, y), (further, y)], [(further, y), (further, higher)]]
+    _place_labels(ax, rows, _label(rows), areas, np.array(lines, float))
     return ax
 
 
@@ -107,6 +115,9 @@ def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.n
         colors = [GREY, *[PALETTE[2] if name == "value" else PALETTE[0]] * (len(rows) - 1)]
         bars = ax.barh(places, shares, color=colors, height=0.7)
         texts = [f"{text.format(value)} ({share:.1%})" for value, share in zip(rows[name], shares, strict=True)]
+        if name == "value":
+            gaps = 100 * (rows[name] - rows[name].iloc[0])
+            texts = [f"{value:.3f} ({gap:+.1f} points)".replace("-", MINUS) for value, gap in zip(rows[name], gaps, strict=True)]
         texts[0] = text.format(rows[name].iloc[0])
         inside = shares > 0.55 * shares.max()
         for bar, label, within in zip(bars, texts, inside, strict=True):
@@ -230,43 +241,47 @@ def _name_milliseconds(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _place_labels(ax: Axes, rows: pd.DataFrame, texts: Sequence[str], areas: np.ndarray) -> None:
-    """Write each text beside its dot where it covers least: other texts first of all, then dots, intervals and the frame."""
+def _place_labels(ax: Axes, rows: pd.DataFrame, texts: Sequence[str], areas: np.ndarray, lines: np.ndarray) -> None:
+    """Write each text near its dot where it covers least: other texts and what is outside first of all, then dots and lines.
+
+    lines: (M, 2, 2), the ends of upright and level lines in data. A text that found room only further off is tied to its dot.
+    """
     figure = ax.get_figure(root=True)
     figure.draw_without_rendering()  # the layout is settled then
     pixels = figure.dpi / 72
-    centres = ax.transData.transform(rows[["p50_ms", "value"]].to_numpy(float))  # (N, 2)
-    ends = [ax.transData.transform(rows[["p50_ms", name]].to_numpy(float)) for name in ("low", "high")]
-    radii = np.sqrt(areas / np.pi) * pixels
-    dots = [Bbox.from_extents(*(centre - radius), *(centre + radius)) for centre, radius in zip(centres, radii, strict=True)]
-    bars = [Bbox.from_extents(low[0] - 1, low[1], high[0] + 1, high[1]) for low, high in zip(*ends, strict=True)]
+    points = rows[["p50_ms", "value"]].to_numpy(float)
+    centres, radii = ax.transData.transform(points), np.sqrt(areas / np.pi) * pixels
+    dots = [Bbox([centre - radius, centre + radius]) for centre, radius in zip(centres, radii, strict=True)]
+    ends = ax.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
+    ends = np.stack([ends.min(axis=1), ends.max(axis=1)], axis=1)
+    covered = [Bbox([low - LINE, high + LINE]) for low, high in ends]
     frame, taken = ax.get_window_extent(), []
-    for place in np.argsort(centres[:, 1]):
-        text = ax.text(0, 0, texts[place], fontsize=7, linespacing=1.05, transform=None, zorder=4)
-        text.set_in_layout(False)
-        extent = text.get_window_extent()
-        half = np.array([extent.width, extent.height]) / 2 + PADDING
-        best, least = centres[place], np.inf
-        for gap in (1, 6, 14, 26, 40):
-            for angle in np.deg2rad((0, 180, 45, 135, 315, 225, 90, 270, 20, 160, 340, 200)):
-                direction = np.array([np.cos(angle), np.sin(angle)])
-                reach = radii[place] + gap * pixels
-                middle = centres[place] + direction * reach + np.sign(np.round(direction, 6)) * half * np.abs(direction) ** 0.3
-                box = Bbox.from_extents(*(middle - half), *(middle + half))
-                outside = box.width * box.height - _overlap(box, [frame])
-                cost = 20 * _overlap(box, taken) + 4 * _overlap(box, dots) + 2 * _overlap(box, bars) + 20 * outside
-                cost += 3 * gap * pixels
-                if cost < least:
-                    best, least = middle, cost
-        taken.append(Bbox.from_extents(*(best - half), *(best + half)))
-        text.remove()
-        offset = (best - centres[place]) / pixels
-        far = np.linalg.norm((best - centres[place]) / (half + radii[place] + 8 * pixels)) > 1
-        arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": np.sqrt(areas[place] / np.pi)}
+    for place in np.argsort(-areas, kind="stable"):
+        half = _measure_text(ax, texts[place]) / 2 + PADDING
+        options = []
+        for gap in GAPS:
+            for side in DIRECTIONS:
+                reach = radii[place] * side / np.linalg.norm(side) + gap * pixels * side
+                box = Bbox([centres[place] + reach + side * half - half, centres[place] + reach + side * half + half])
+                inside = _overlap(box, [frame])
+                cost = 50 * (_overlap(box, taken) + box.width * box.height - inside)
+                cost += 20 * _overlap(box, dots) + 8 * _overlap(box, covered) + 40 * gap
+                options.append((cost, len(options), box, gap))
+        _, _, box, gap = min(options)
+        taken.append(box)
+        arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": radii[place] / pixels}
         ax.annotate(
-            texts[place], rows.loc[place, ["p50_ms", "value"]], offset, textcoords="offset points", ha="center", va="center",
-            fontsize=7, linespacing=1.05, zorder=4, arrowprops=arrow if far else None,
+            texts[place], points[place], ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) - centres[place], **TEXT,
+            textcoords="offset pixels", ha="center", va="center", zorder=4, arrowprops=arrow if gap > GAPS[1] else None,
         ).set_in_layout(False)  # fmt: skip
+
+
+def _measure_text(ax: Axes, text: str) -> np.ndarray:
+    """Width and height in pixels."""
+    drawn = ax.text(0, 0, text, transform=None, **TEXT)
+    extent = drawn.get_window_extent()
+    drawn.remove()
+    return np.array([extent.width, extent.height])
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
