@@ -46,14 +46,15 @@ METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
 PEER, FIRST, CLAIMED, STUDENT = "PyTorch fp32", "ViT-B PyTorch fp32", "ViT-B int8", "ViT-S int8"
 
 
-def measure_geometry(folder: Path, dataset: str, threads: int, repeats: int) -> tuple[list[dict], pd.DataFrame]:
-    """Records, and a row for each ingredient and combination. dataset: whose images pass the gate of the export."""
-    from vitlab.compress.export import export_onnx
+def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) -> tuple[list[dict], pd.DataFrame]:
+    """Records, and a row for each ingredient and combination. Any real images do for the gate of the export: the digits."""
     from vitlab.compress.importance import importance_table
     from vitlab.compress.prune import plan_pruning, prune
+
+    from vitlab.compress.export import export_onnx
     from vitlab.compress.quantize import quantize_onnx
 
-    data = load_dataset(dataset)
+    data = load_dataset("digits")
     models = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in STUDENTS.items()}
     weights = importance_table(models["ViT-B"], measure="magnitude")
     models["pruned ViT-B"] = prune(models["ViT-B"], plan_pruning(models["ViT-B"], weights, KEPT, "multiply_adds"))

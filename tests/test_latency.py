@@ -135,13 +135,13 @@ def test_files_that_are_no_models(tmp_path):
         make_side(tmp_path / "none.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
-    with pytest.raises(ValueError, match=r"cannot load .*broken\.onnx"):
+    with pytest.raises(ValueError, match=r"cannot run .*broken\.onnx"):
         make_side(broken)
     with pytest.raises(ValueError, match="holds no saved model"):
         size_on_disk(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         peak_memory(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match=r"process of its own: .*cannot load"):
+    with pytest.raises(ValueError, match=r"process of its own: .*cannot run"):
         peak_memory(broken)
 
 

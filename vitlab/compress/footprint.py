@@ -1,6 +1,6 @@
 """Memory and disk that a model takes. Run as a program, it is the fresh process whose peak is measured:
 
-    python -m vitlab.compress.footprint PATH [--images N] [--batch-size N] [--size PIXELS] [--threads N]
+    python -m vitlab.compress.footprint PATH [--images N] [--batch-size N] [--size HEIGHT WIDTH] [--threads N]
 
 PATH is a folder with a saved model, or an ONNX file, for which torch is not imported. Prints one line of JSON.
 """
@@ -94,9 +94,9 @@ def read_peak() -> int:
 
 def _predict_onnx(path: Path, count: int, batch_size: int, size, threads) -> int:
     import numpy as np
-    import onnxruntime  # noqa: F401  (counted among the libraries)
 
-    from vitlab.compress.sides import ELEMENTS, make_side, open_session
+    from vitlab.compress.session import open_session
+    from vitlab.compress.sides import ELEMENTS, make_side
 
     before = read_peak()
     session = open_session(path, threads)

@@ -31,6 +31,10 @@ def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> 
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, list(PRECISIONS)))
     if isinstance(model, str | Path):
+        from vitlab.compress.session import open_session
+
+        if not Path(model).is_file():
+            raise FileNotFoundError(f"there is no file {model}; export_onnx(model, path, data) writes one")
         return _call_session(open_session(model, threads))
     if hasattr(model, "get_inputs"):
         return _call_session(model)
@@ -40,27 +44,6 @@ def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> 
     if not callable(model):
         raise ValueError(f"a {type(model).__name__} gives no logits: write a model, the path of an ONNX file, or a function")
     return model
-
-
-def open_session(path: Path | str, threads: int | None = None):
-    """An onnxruntime session on the processor; `threads` within an operation, as many as there are cores without it.
-
-    Its threads do not spin while they wait, so that they take no time from what is measured beside it.
-    """
-    import onnxruntime
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; export_onnx(model, path) writes one")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has an exception of its own for each kind of damage
-        raise ValueError(f"onnxruntime cannot load {path}: {error}") from error
 
 
 def _call_session(session) -> Side:
