@@ -162,6 +162,8 @@ def test_a_fresh_process_loads_no_torch_for_onnx_and_knows_nothing_of_ours(tmp_p
     assert ballast[-1] == 1
     with pytest.raises(ValueError, match="say which one: size=224"):
         peak_memory(save_onnx(tmp_path / "open.onnx", "height", "width"))
+    with pytest.raises(ValueError, match=r"took longer than 0\.01 s"):
+        peak_memory(tmp_path / "open.onnx", timeout=0.01)
     assert peak_memory(tmp_path / "open.onnx", size=3000)["peak_mb"] > found["peak_mb"] + 80  # 108 MB of pixels
 
 

@@ -56,10 +56,12 @@ def peak_memory(
     size_on_disk(path)  # says what is wrong with the path before a process is begun
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "vitlab.compress.footprint", *arguments],
-        capture_output=True, text=True, timeout=timeout, env={**os.environ, "PYTHONPATH": paths}, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "vitlab.compress.footprint", *arguments]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{path} took longer than {timeout:g} s to load and to predict; write a longer timeout") from error
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]
         raise ValueError(f"{path} could not be measured in a process of its own: {words[-1]}")
