@@ -133,6 +133,8 @@ def test_examine_predicts_times_and_judges():
     table = examine({"full": model, "blind": blind}, data, model.transform, repeats=3, threads=1, batch_sizes=(1, 4))
     assert table[["side", "batch_size"]].values.tolist() == [["full", 1], ["blind", 1], ["full", 4], ["blind", 4]]
     assert table["quality"].tolist() == ["reference", "worse"] * 2
+    assert table["size_mb"].tolist()[:1] == pytest.approx([(10 * 192 + 10) * 4 / 1e6])
+    assert table["size_mb"].isna().tolist() == [False, True] * 2
     assert table["value"].tolist()[1] == pytest.approx(0.1)  # balanced accuracy of one answer for all ten classes
     assert "blind" in say_diagnosis(table)
 

@@ -75,6 +75,14 @@ def test_pareto_of_another_batch_size_and_without_sizes():
     assert {text.get_text() for text in ax.texts} == {name for name, *_ in CROWD}
 
 
+def test_an_unknown_size_is_a_diamond():
+    rows = make_table().head(3).assign(size_mb=[344, np.nan, 89])
+    dots = plots.plot_pareto(rows).collections
+    vertices = [len(dot.get_paths()[0].vertices) for dot in dots]
+    assert vertices[1] < vertices[0] == vertices[2]
+    assert dots[0].get_sizes()[0] / dots[2].get_sizes()[0] == pytest.approx(344 / 89)
+
+
 def test_pareto_to_explore():
     shown = plots.iplot_pareto(make_table())
     front, on, behind = shown.figure.data

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitlab.compress.footprint import size_on_disk
+from vitlab.compress.footprint import MB, size_on_disk
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement, measure_miscalibration
 from vitlab.compress.sides import predict_sides
@@ -104,14 +104,15 @@ def examine(
 ) -> pd.DataFrame:
     """A `doctor_table` of models, ONNX files or functions by name, the first being the reference: predicted and timed here.
 
-    Predictions are of all images of the split; time is that of calls alone, images being prepared. Choose on `val`, and measure
+    Predictions are of all images of the split; time is that of calls alone, images being prepared. Sizes are those of files, or
+    of a module's weights. Choose on `val`, and measure
     what was chosen on `test`.
     """
     predictions = predict_sides(choices, data, transform, (split,))
     ids = data.split(split)["sample_id"].head(max(batch_sizes)).tolist()
     pixels = _load_pixels(data, ids, transform)
     latency = latency_table(choices, pixels, batch_sizes, repeats, threads, seconds=seconds, seed=seed)
-    sizes = {name: size_on_disk(choice) for name, choice in choices.items() if isinstance(choice, str | Path)}
+    sizes = {name: _measure_size(choice) for name, choice in choices.items()}
     options = {"metric": metric, "split": split, "margin": margin, "seed": seed}
     return doctor_table(latency, predictions, sizes, **options)
 
@@ -239,6 +240,16 @@ def _say_choice(part: pd.DataFrame, first: str) -> str:
 
 def _readable(metric: str) -> str:
     return metric.replace("_", " ")
+
+
+def _measure_size(choice) -> float:
+    """Megabytes of a file, or of a module's weights, which is what its file has; NaN for a function."""
+    if isinstance(choice, str | Path):
+        return size_on_disk(choice)
+    module = getattr(choice, "module", choice)
+    if not hasattr(module, "state_dict"):
+        return np.nan
+    return sum(tensor.nbytes for tensor in module.state_dict().values()) / MB
 
 
 def _load_pixels(data: DataBundle, ids: list[str], transform: Transform) -> np.ndarray:

@@ -23,7 +23,7 @@ MINUS, ARROW = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
 PARETO = ("side", "p50_ms", "metric", "value", "low", "high")
 DROP = ("column", "slice", "n", "change", "low", "high", "lost", "gained", "note")
 LOST = ("kind", "sample_id", "label", "pred_before", "pred_after", "prob_before", "prob_after")
-AREA, LEAST_AREA = 620, 10  # square points of the largest file, and of the smallest dot
+AREA, LEAST_AREA, UNKNOWN_AREA = 620, 10, 40  # square points of the largest file, of the smallest dot, of a size not known
 TEXT = {"fontsize": 7, "linespacing": 1.05}
 PADDING, LINE = 2, 3  # pixels that a label keeps free around itself, and that a line takes to either side
 GAPS = (1, 5, 12, 20, 30, 42)  # points between a dot and its label
@@ -36,11 +36,11 @@ def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | N
 
     table: a `doctor_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row
     for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
-    none is both faster and better. Others are hollow.
+    none is both faster and better. Others are hollow. A diamond stands for a size that is not known.
     """
     rows = _choose_rows(table, batch_size)
     front = find_front(rows["p50_ms"].to_numpy(), rows["value"].to_numpy())
-    areas = _find_areas(rows)
+    areas, known = _find_areas(rows), rows["size_mb"].notna()
     ax = new_axes(ax, 3.9)
     ax.set_xscale("log")
     best = rows[front].sort_values("p50_ms")
@@ -49,7 +49,9 @@ def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | N
         color = PALETTE[0] if on_front else GREY
         ax.plot([row.p50_ms] * 2, [row.low, row.high], color=color, linewidth=1, zorder=2)
         face = color if on_front else "white"
-        ax.scatter(row.p50_ms, row.value, s=area, facecolor=face, edgecolor=color, alpha=0.75, linewidths=1, zorder=3)
+        marker = "D" if known.any() and not known[row.Index] else "o"
+        style = {"marker": marker, "facecolor": face, "edgecolor": color, "alpha": 0.75, "linewidths": 1}
+        ax.scatter(row.p50_ms, row.value, s=area, **style, zorder=3)
     ax.margins(x=0.16, y=0.12)
     _name_milliseconds(ax)
     size = "; area: size on disk" if rows["size_mb"].notna().any() else ""
@@ -215,9 +217,10 @@ def _choose_rows(table: pd.DataFrame, batch_size: int | None) -> pd.DataFrame:
 
 
 def _find_areas(rows: pd.DataFrame) -> np.ndarray:
-    """Square points, in proportion to the size; of one that is not known, the least."""
-    sizes = rows["size_mb"].fillna(0).to_numpy(float)
-    return np.maximum(AREA * sizes / (sizes.max() or 1), LEAST_AREA if sizes.any() else 40)
+    """Square points, in proportion to the size; the same for all that are not known."""
+    sizes = rows["size_mb"].to_numpy(float)
+    areas = np.maximum(AREA * sizes / max(np.nanmax(sizes, initial=0), 1e-9), LEAST_AREA)
+    return np.where(np.isnan(sizes), UNKNOWN_AREA, areas)
 
 
 def _label(rows: pd.DataFrame) -> list[str]:
