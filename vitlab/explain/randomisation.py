@@ -56,11 +56,11 @@ def randomisation_table(
     settings = {"sample_ids": sample_ids, "batch_size": batch_size}
     trained = {name: explain(model, images, name, **settings, **options.get(name, {})) for name in methods}
     cells = _number_cells(model, images)
-    parts = [_compare(maps, maps, cells, step=0, layer="") for maps in trained.values()]
+    parts = [compare_maps(maps, maps, cells, step=0, layer="") for maps in trained.values()]
     for step, (layer, changed) in enumerate(randomise(model, images, steps=steps, seed=seed), 1):
         for name, maps in trained.items():
             found = explain(changed, images, name, maps.target, **settings, **options.get(name, {}))
-            parts.append(_compare(maps, found, cells, step=step, layer=layer))
+            parts.append(compare_maps(maps, found, cells, step=step, layer=layer))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -87,7 +87,7 @@ def compare_models_table(
     for name in methods:
         maps = explain(model, images, name, **settings, **options.get(name, {}))
         found = explain(other, images, name, maps.target, **settings, **options.get(name, {}))
-        parts.append(_compare(maps, found, cells, step=1, layer="labels"))
+        parts.append(compare_maps(maps, found, cells, step=1, layer="labels"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -114,7 +114,7 @@ def class_sensitivity_table(
     cells, parts = _number_cells(model, images), []
     for name in methods:
         maps, others = (explain(model, images, name, target, **settings, **options.get(name, {})) for target in (first, second))
-        table = _compare(maps, others, cells).assign(target=first, other=second)
+        table = compare_maps(maps, others, cells).assign(target=first, other=second)
         parts.append(table[["method", "sample_id", "target", "other", "similarity", "absolute"]])
     return pd.concat(parts, ignore_index=True)
 
@@ -225,7 +225,7 @@ def _number_cells(model: ModelBundle, images: torch.Tensor) -> torch.Tensor:
     return number_cells(choose_grid(model.anatomy, size), size)
 
 
-def _compare(maps: AttributionMap, others: AttributionMap, cells: torch.Tensor, **columns) -> pd.DataFrame:
+def compare_maps(maps: AttributionMap, others: AttributionMap, cells: torch.Tensor, **columns) -> pd.DataFrame:
     """Rank correlations between each map and the other one of the same image, (N, h, w) each, over the cells."""
     plain = [_rank_cells(found.values, cells) for found in (maps, others)]
     absolute = [_rank_cells(np.abs(found.values), cells) for found in (maps, others)]

@@ -8,6 +8,7 @@ from vitlab.plots.attention import plot_attention_change, plot_attention_distanc
 from vitlab.plots.attribution import plot_attributions, title_images
 from vitlab.plots.calibration import plot_annotators, plot_recalibration, plot_reliability
 from vitlab.plots.comparison import plot_comparison
+from vitlab.plots.compression import iplot_pareto, plot_drop, plot_ingredients, plot_lost, plot_pareto
 from vitlab.plots.counterfactual import plot_counterfactuals
 from vitlab.plots.data import (
     plot_augmentations,
@@ -61,6 +62,7 @@ __all__ = [
     "iplot_importance",
     "iplot_intensities",
     "iplot_parallel",
+    "iplot_pareto",
     "iplot_patch_attention",
     "iplot_threshold",
     "iplot_trials",
@@ -85,17 +87,21 @@ __all__ = [
     "plot_counterfactuals",
     "plot_critical_difference",
     "plot_differences",
+    "plot_drop",
     "plot_gaps",
     "plot_head_ablation",
     "plot_heads",
     "plot_history",
     "plot_image_sizes",
     "plot_importance",
+    "plot_ingredients",
     "plot_intensities",
     "plot_learning_curves",
+    "plot_lost",
     "plot_mistakes",
     "plot_pairs",
     "plot_parallel",
+    "plot_pareto",
     "plot_patches",
     "plot_perturbation_curves",
     "plot_pointing",

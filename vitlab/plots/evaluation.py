@@ -203,18 +203,18 @@ def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
     table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
     slices = table.drop_duplicates("key")
     columns_of = slices["column"] if several else [""] * len(slices)
-    places, names, heads = _stack_rows(columns_of, slices[keys[-1]], slices["n"], " " if several else "\n")
+    places, names, heads = stack_rows(columns_of, slices[keys[-1]], slices["n"], " " if several else "\n")
     metrics = list(table["metric"].unique())
     height = 0.75 + (0.2 if several else 0.36) * (places[-1] + 1)
     axes = panel_grid(len(metrics), columns, height, sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("key").loc[slices["key"]]
         for place, row in zip(places, rows.itertuples(), strict=True):
-            _draw_interval(ax, place, row, GREY if row.Index.endswith("all") and place == 0 else PALETTE[2])
+            draw_interval(ax, place, row, GREY if row.Index.endswith("all") and place == 0 else PALETTE[2])
         overall = rows["value"].iloc[0] if rows[keys[-1]].iloc[0] == "all" else np.nan
         ax.axvline(overall, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         ax.set_title(readable(metric))
-        _finish_rows(ax, places, names, heads)
+        finish_rows(ax, places, names, heads)
     return axes
 
 
@@ -222,18 +222,18 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """How far each slice is above or below the rest, with its interval; filled where the test shows a difference."""
     order = {name: position for position, name in enumerate(worst_slice_table["column"].unique())}
     table = worst_slice_table.sort_values("column", key=lambda column: column.map(order), kind="stable")
-    places, names, heads = _stack_rows(table["column"], table["slice"], table["n"])
+    places, names, heads = stack_rows(table["column"], table["slice"], table["n"])
     ax = new_axes(ax, 0.75 + 0.2 * (places[-1] + 1), 5.2)
     for place, row in zip(places, table.rename(columns={"gap": "value", "value": "own"}).itertuples(), strict=True):
         shown = str(row.verdict).endswith("than the rest")
-        _draw_interval(ax, place, row, PALETTE[2] if shown else GREY, filled=shown)
+        draw_interval(ax, place, row, PALETTE[2] if shown else GREY, filled=shown)
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel(f"{readable(table['metric'].iloc[0])}: slice minus rest")
-    _finish_rows(ax, places, names, heads)
+    finish_rows(ax, places, names, heads)
     return ax
 
 
-def _stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[float], list[str], dict[float, str]]:
+def stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[float], list[str], dict[float, str]]:
     """Where each row stands, what it is called, and the headings: a column's name on a line of its own above its slices."""
     places, texts, heads, place, before = [], [], {}, -1.0, ""
     for column, name, count in zip(columns, names, counts, strict=True):
@@ -246,7 +246,7 @@ def _stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[floa
     return places, texts, heads
 
 
-def _draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True) -> None:
+def draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True) -> None:
     """A dot with its interval; the note in place of a value that is missing."""
     if np.isnan(row.value):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -257,7 +257,7 @@ def _draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True)
     ax.plot(row.value, place, color=color, marker="o", markersize=5, markerfacecolor=color if filled else "white")
 
 
-def _finish_rows(ax: Axes, places: list[float], names: list[str], heads: dict[float, str]) -> None:
+def finish_rows(ax: Axes, places: list[float], names: list[str], heads: dict[float, str]) -> None:
     ax.set_yticks([*heads, *places], [*heads.values(), *names])
     for text in ax.get_yticklabels()[: len(heads)]:
         text.set_fontweight("bold")

@@ -1,0 +1,98 @@
+"""Maps before and after compression: shifts measured by hand, and a model that is its own copy."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toys import linear_digits, linear_model, small_digits, tiny_vit
+from vitlab.compress.explanations import compare_explanations, explanation_shift_table, find_masses, find_peaks
+from vitlab.compress.sides import make_side
+from vitlab.data import ImageDataset
+from vitlab.explain.randomisation import compare_models_table
+
+OPTIONS = {"occlusion": {"grid": (8, 8), "window": 1, "baseline": "mean"}}
+
+
+def digits(model, count=6):
+    dataset = ImageDataset(small_digits(), "test", model.transform)
+    return torch.stack([image for image, _, _ in dataset.__getitems__(range(count))])
+
+
+def test_peaks_and_centres_by_hand():
+    maps = np.zeros((4, 5, 6))
+    maps[0, 1, 4] = 2.0
+    maps[0, 3, 0] = 1.0
+    maps[1, 2:4, 2:4] = 1.0  # a cell of four pixels
+    maps[2, 0, 0] = -1.0  # nothing positive: the largest value is shared by all other pixels
+    maps[3, 4, 5], maps[3, 0, 5] = 3.0, 1.0
+    assert find_peaks(maps)[[0, 1, 3]].tolist() == [[1, 4], [2.5, 2.5], [4, 5]]
+    assert find_masses(maps) == pytest.approx(np.array([[5 / 3, 8 / 3], [2.5, 2.5], [2, 2.5], [3, 5]]))
+    assert find_peaks(maps)[2] == pytest.approx([60 / 29, 75 / 29])
+
+
+def test_a_copy_has_the_same_maps():
+    model = tiny_vit()
+    images = digits(model)
+    table = explanation_shift_table(model, tiny_vit(), images, ["saliency", "rollout"]).set_index(["method", "measure"])
+    assert table["n"].tolist() == [6] * 8
+    for method in ("saliency", "rollout"):
+        values = table.loc[method]
+        assert values.loc[["similarity", "absolute"], ["value", "low", "high"]].to_numpy() == pytest.approx(np.ones((2, 3)))
+        assert values.loc[["peak_shift", "mass_shift"], ["value", "low", "high"]].to_numpy() == pytest.approx(np.zeros((2, 3)))
+        assert values.loc["peak_shift", "other"] > 0
+
+
+def test_similarities_are_those_of_the_sanity_checks():
+    model, other = tiny_vit(), tiny_vit(seed=1)
+    images = digits(model)
+    ours = compare_explanations(model, other, images, ["saliency"])
+    theirs = compare_models_table(model, other, images, ["saliency"])
+    for column in ("similarity", "absolute", "other_image"):
+        assert ours[column].tolist() == theirs[column].tolist()
+
+
+def test_a_model_that_looks_elsewhere_is_seen():
+    """Two linear models, each on one pixel: their maps are one pixel each, five rows and two columns apart."""
+    models = []
+    for place in ((1, 2), (6, 4)):
+        weight = torch.zeros(2, 3, 8, 8)
+        weight[1, :, place[0], place[1]] = 1.0
+        models.append(linear_model(weight.flatten(1), torch.tensor([-100.0, 100.0]), ("a", "b"), 8))
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    table = compare_explanations(*models, images, ["saliency"])
+    assert table["peak_shift"].tolist() == pytest.approx([29**0.5] * 3)
+    assert table["mass_shift"].tolist() == pytest.approx([29**0.5] * 3)
+    assert table["other_peak"].tolist() == [0, 0, 0]
+
+
+def test_a_function_is_explained_by_what_is_taken_away():
+    model = linear_digits()
+    images = digits(model)
+    by_module = compare_explanations(model, model, images, ["occlusion"], options=OPTIONS)
+    by_function = compare_explanations(model, make_side(model), images, ["occlusion"], options=OPTIONS)
+    assert by_function["similarity"].tolist() == pytest.approx([1] * 6)
+    assert by_function["peak_shift"].tolist() == pytest.approx(by_module["peak_shift"].tolist())
+    turned = compare_explanations(model, lambda pixels: -make_side(model)(pixels), images, ["occlusion"], options=OPTIONS)
+    assert turned["similarity"].mean() < -0.9
+
+
+def test_one_image_has_no_interval():
+    model = tiny_vit()
+    table = explanation_shift_table(model, model, digits(model, 1), ["saliency"])
+    assert table[["low", "high", "other"]].isna().all(axis=None)
+    assert table["value"].tolist() == pytest.approx([1, 1, 0, 0])
+
+
+def test_bad_input_of_explanations():
+    model = linear_digits()
+    images = digits(model, 2)
+    with pytest.raises(ValueError, match=r"saliency looks inside the model.*methods that go without: .*occlusion"):
+        compare_explanations(model, make_side(model), images, ["occlusion", "saliency"])
+    with pytest.raises(ValueError, match=r"unknown method .oclusion."):
+        compare_explanations(model, model, images, ["oclusion"])
+    with pytest.raises(ValueError, match="names is empty"):
+        compare_explanations(model, model, images, [])
+    with pytest.raises(ValueError, match="compare two models of the same classes"):
+        compare_explanations(model, replace(model, classes=tuple("abcdefghij")), images, ["occlusion"])

@@ -1,0 +1,192 @@
+"""Latency, memory and size: numbers that were worked out by hand, turns that are fair, processes that are fresh."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.toys import tiny_vit
+from vitlab.compress import footprint, latency
+from vitlab.compress.footprint import footprint_table, peak_memory, size_on_disk
+from vitlab.compress.latency import latency_table, summarise_times
+from vitlab.compress.sides import make_side
+from vitlab.models import save_model
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
+
+
+def save_onnx(path, height=16, width=16):
+    """A graph of one node, the mean over the pixels, written without torch."""
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    node = helper.make_node("ReduceMean", ["pixels", "axes"], ["logits"], keepdims=0)
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, height, width])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    axes = numpy_helper.from_array(np.array([2, 3]), "axes")
+    graph = helper.make_graph([node], "mean", [pixels], [logits], [axes])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_percentiles_ratios_and_rates_by_hand():
+    times = {"slow": [0.010, 0.020, 0.030, 0.040, 0.050], "fast": [0.005, 0.010, 0.030, 0.010, 0.010]}
+    slow, fast = summarise_times(times, 4, 2).to_dict("records")
+    assert (slow["p50_ms"], slow["p90_ms"], slow["images_per_second"]) == pytest.approx((30, 46, 4 / 0.030))
+    assert (slow["ratio"], slow["ratio_low"], slow["ratio_high"]) == (1, 1, 1)
+    assert (fast["p50_ms"], fast["p90_ms"], fast["images_per_second"]) == pytest.approx((10, 22, 400))
+    assert fast["ratio"] == pytest.approx(0.5)  # of 0.5, 0.5, 1, 0.25, 0.2; not 10 / 30
+    assert 0.19 < fast["ratio_low"] < 0.5 < fast["ratio_high"] < 1.01
+    assert (fast["side"], fast["batch_size"], fast["threads"], fast["repeats"]) == ("fast", 4, 2, 5)
+
+
+def test_sides_take_turns_warm_and_get_the_batch():
+    calls = []
+    sides = {name: lambda batch, name=name: calls.append((name, batch[:, 0, 0, 0].tolist())) for name in "abc"}
+    table = latency_table(sides, IMAGES, (3,), repeats=4, threads=1, warmup=2)
+    assert table["repeats"].tolist() == [4, 4, 4]
+    names = [name for name, _ in calls]
+    assert names[:6] == list("aabbcc")  # warm-up
+    turns = [names[6 + 6 * turn : 12 + 6 * turn] for turn in range(4)]
+    assert len(names) == 30
+    assert all(turn[::2] == turn[1::2] and sorted(turn[::2]) == ["a", "b", "c"] for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 1  # no side always follows the same one
+    assert calls[0][1] == IMAGES[[0, 1, 0], 0, 0, 0].tolist()  # two images fill a batch of three
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sides move."""
+    now = [0.0]
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None))
+    return lambda seconds: lambda _: now.__setitem__(0, now[0] + seconds)
+
+
+def test_what_is_timed_is_one_call(clock):
+    table = latency_table({"two": clock(0.02), "one": clock(0.01)}, IMAGES, (1, 4), 5, 1)
+    assert table["side"].tolist() == ["two", "one"] * 2
+    assert table["ratio"].tolist() == pytest.approx([1, 0.5] * 2)
+    assert table["p50_ms"].tolist() == pytest.approx([20, 10] * 2)
+    assert table["images_per_second"].tolist() == pytest.approx([50, 100, 200, 400])
+
+
+def test_no_turn_begins_after_the_seconds_allowed(clock):
+    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=0)["repeats"].tolist() == [3]
+    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=9)["repeats"].tolist() == [5]  # two calls a turn
+
+
+def test_threads_are_those_named_and_given_back():
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        latency_table({"a": lambda _: seen.append(torch.get_num_threads())}, IMAGES, (1,), 1, 1)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [0, 10_000, 1.0, True])
+def test_threads_that_cannot_be(threads):
+    with pytest.raises(ValueError, match="write a number from 1 to"):
+        latency_table({"a": len}, IMAGES, threads=threads)
+
+
+def test_bad_input_of_latency():
+    with pytest.raises(ValueError, match="nothing to time"):
+        latency_table({}, IMAGES)
+    with pytest.raises(ValueError, match=r"images must be pixels \(N, 3, h, w\).*\(3, 16, 16\)"):
+        latency_table({"a": len}, IMAGES[0])
+    with pytest.raises(ValueError, match="a batch size must be a whole number of at least 1, not 0"):
+        latency_table({"a": len}, IMAGES, (1, 0))
+    with pytest.raises(ValueError, match="repeats must be"):
+        latency_table({"a": len}, IMAGES, repeats=0)
+    with pytest.raises(ValueError, match="a list gives no logits"):
+        latency_table({"a": []}, IMAGES)
+
+
+def test_every_kind_of_side_gives_the_same_logits(tmp_path):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            return self.scale * images.mean((2, 3))
+
+    module, expected = Mean().train(), IMAGES.mean((2, 3))
+    sides = [module, save_onnx(tmp_path / "mean.onnx"), lambda batch: batch.mean((2, 3))]
+    for side in map(make_side, sides):
+        found = side(IMAGES)
+        assert found.dtype == np.float32
+        assert found == pytest.approx(expected, abs=1e-6)
+    half = make_side(module, precision="bf16")(IMAGES)
+    assert 0 < np.abs(half - expected).max() < 0.01
+    assert module.scale.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"unknown precision .fp8."):
+        make_side(module, precision="fp8")
+
+
+def test_files_that_are_no_models(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        make_side(tmp_path / "none.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a graph")
+    with pytest.raises(ValueError, match=r"cannot run .*broken\.onnx"):
+        make_side(broken)
+    with pytest.raises(ValueError, match="holds no saved model"):
+        size_on_disk(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        peak_memory(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match=r"process of its own: .*cannot run"):
+        peak_memory(broken)
+
+
+def test_size_counts_the_model_and_nothing_else(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(bytes(1_500_000))
+    (tmp_path / "model.onnx.data").write_bytes(bytes(500_000))
+    (tmp_path / "model.safetensors").write_bytes(bytes(250_000))
+    (tmp_path / "predictions.parquet").write_bytes(bytes(9_000_000))
+    assert size_on_disk(tmp_path / "model.onnx") == pytest.approx(2.0)
+    assert size_on_disk(tmp_path) == pytest.approx(0.25)
+
+
+def test_a_fresh_process_loads_no_torch_for_onnx_and_knows_nothing_of_ours(tmp_path):
+    ballast = np.ones(150_000_000)  # 1.2 GB of our own, which getrusage would count for the child
+    found = peak_memory(save_onnx(tmp_path / "mean.onnx"), images=2, threads=1)
+    assert not found["torch"]
+    assert 20 < found["libraries_mb"] <= found["peak_mb"] < 300
+    assert ballast[-1] == 1
+    with pytest.raises(ValueError, match="say which one: size=224"):
+        peak_memory(save_onnx(tmp_path / "open.onnx", "height", "width"))
+    with pytest.raises(ValueError, match=r"took longer than 0\.01 s"):
+        peak_memory(tmp_path / "open.onnx", timeout=0.01)
+    assert peak_memory(tmp_path / "open.onnx", size=3000)["peak_mb"] > found["peak_mb"] + 80  # 108 MB of pixels
+
+
+def test_memory_of_a_saved_model(tmp_path):
+    save_model(tiny_vit(), tmp_path)
+    (row,) = footprint_table({"ours": tmp_path}, images=2, threads=1).to_dict("records")
+    assert row["torch"]
+    assert row["side"] == "ours"
+    assert row["peak_mb"] >= row["libraries_mb"] > 100
+    assert row["size_mb"] == pytest.approx(sum((tmp_path / n).stat().st_size for n in footprint.SAVED) / 1e6)
+
+
+def test_peak_in_bytes_on_other_systems(monkeypatch, tmp_path):
+    import resource
+
+    monkeypatch.setattr(footprint, "Path", lambda _: tmp_path / "no proc here")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert footprint.read_peak() == pytest.approx(peak, rel=0.05)
+    monkeypatch.setattr(sys, "platform", "darwin")  # where the unit is a byte
+    assert footprint.read_peak() == pytest.approx(peak / 1024, rel=0.05)
+
+
+def test_the_program_prints_one_line_of_json(tmp_path, capsys):
+    footprint.main([str(save_onnx(tmp_path / "mean.onnx")), "--images", "1"])
+    assert set(json.loads(capsys.readouterr().out)) == {"peak_mb", "libraries_mb", "torch"}
