@@ -59,6 +59,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                     method = gr.Radio(names, value=predictor.methods[0], label="Map", elem_id="method")
                 with gr.Column(min_width=250):
                     note = gr.HTML(said, elem_id="note", padding=False)
+            image.preprocess = _keep_closed
             answered = image.change(
                 lambda path: respond(predictor, limits, path), image, verdict, api_name="answer", show_progress="hidden"
             )
@@ -87,6 +88,11 @@ def choose_theme() -> gr.themes.Base:
     return gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=["ui-monospace", "monospace"]
     )
+
+
+def _keep_closed(payload) -> str | None:
+    """An upload as the path of its file. gr.Image would open and decode it before any limit is asked."""
+    return payload.path if payload is not None else None
 
 
 def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
@@ -138,7 +144,8 @@ def show_verdict(verdict: Verdict) -> str:
 
 
 def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
-    return f'<section class="panel {kind}"><h2>{html.escape(headline)}</h2>{further}<p class="reason">{html.escape(text)}</p></section>'
+    inside = f'<h2>{html.escape(headline)}</h2>{further}<p class="reason">{html.escape(text)}</p>'
+    return f'<section class="panel {kind}">{inside}</section>'
 
 
 def _note(limits: Limits) -> str:

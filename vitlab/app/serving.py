@@ -133,20 +133,17 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
 
 
 def _find_calibration(folder: Path, classifier) -> Calibration:
-    """What lies beside the ONNX file, else what the run's validation predictions give, else none."""
-    temperature = getattr(classifier, "temperature", 1.0)
-    limits = getattr(classifier, "limits", None)
-    if limits is not None:  # as scores, 1 - probability; None: the class is in every set
-        least = tuple(0.0 if limits[name] is None else max(1 - limits[name], 0.0) for name in classifier.classes)
-        return Calibration(1.0, least, classifier.description["calibration"].get("alpha", 0.1))
-    if (folder / "predictions.parquet").is_file():
+    """What lies beside the ONNX file, whose probabilities have its temperature already; else what the run's validation
+    predictions give; else none."""
+    noted = getattr(classifier, "description", {}).get("calibration") or {}
+    if not noted.get("limits") and (folder / "predictions.parquet").is_file():
         import pandas as pd
 
-        from vitlab.app.calibration import fit_calibration
+        from vitlab.compress.export import find_calibration
 
-        fitted = fit_calibration(pd.read_parquet(folder / "predictions.parquet"))
-        return fitted if temperature == 1 else replace(fitted, temperature=1.0)
-    return Calibration()
+        found = Calibration.from_sidecar(find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes)
+        return replace(found, temperature=1.0) if noted.get("temperature") else found
+    return replace(Calibration.from_sidecar(noted, classifier.classes), temperature=1.0)
 
 
 def _read_settings(folder: Path) -> dict:

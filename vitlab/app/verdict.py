@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 class Calibration:
     """What the validation images taught about the probabilities of a model.
 
-    temperature: what the logits are still to be divided by (Guo et al., arXiv 1706.04599). limits: the least probability of each class that
-    puts it into the conformal set (Sadinle et al., arXiv 1609.00451), in the order of the classes; empty where nobody fitted
-    them. alpha: the share of sets that may lack the true class.
+    temperature: what the logits are still to be divided by (Guo et al., arXiv 1706.04599). limits: the
+    least probability of each class that puts it into the conformal set (Sadinle et al., arXiv 1609.00451), in the order of the
+    classes; empty where nobody fitted them. alpha: the share of sets that may lack the true class.
     """
 
     temperature: float = 1.0
@@ -26,6 +26,13 @@ class Calibration:
             raise ValueError(f"the temperature must be more than 0, got {self.temperature}; 1 leaves probabilities as they are")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is the share of sets that may miss, between 0 and 1, such as 0.1; got {self.alpha}")
+
+    @classmethod
+    def from_sidecar(cls, noted: Mapping, classes: Sequence[str]) -> Calibration:
+        """From what lies beside an ONNX file: temperature, alpha, and limits by class of 1 - probability (None: always in)."""
+        limits = noted.get("limits") or {}
+        least = tuple(0.0 if limits[name] is None else max(1 - limits[name], 0.0) for name in classes) if limits else ()
+        return cls(float(noted.get("temperature") or 1.0), least, noted.get("alpha", 0.1))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The model card: what a model is, how well it does and for whom not, from what its run has kept (Mitchell et al., arXiv 1810.03993)."""
+"""The model card: what a model is, how well it does and for whom not, by what its run has kept (arXiv 1810.03993)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from vitlab.app.calibration import fit_calibration
 from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
+from vitlab.compress.export import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.conformal import binomial_interval
 from vitlab.runs import Run
@@ -47,7 +47,7 @@ def model_card(
     """
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
     classes = check_predictions(predictions)
-    calibration = calibration or fit_calibration(predictions)
+    calibration = calibration or Calibration.from_sidecar(find_calibration(predictions), classes)
     calibrated = apply_temperature(predictions, calibration.temperature)
     test = calibrated[calibrated["split"] == "test"]
     samples = run.read_table("splits.csv")
@@ -104,9 +104,9 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     """What a reader must know before trusting the figures, each a sentence."""
     test = calibrated[calibrated["split"] == "test"]
     limits = [
-        "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model says "
-        'of anything else means nothing, and it will not always say "not sure" there.',
-        "The validation images have chosen the epoch, the temperature and the limits of the sets: the promise holds approximately.",
+        "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model "
+        'says of anything else means nothing, and it will not always say "not sure" there.',
+        "The validation images chose the epoch, the temperature and the limits of the sets: the promise holds approximately.",
     ]
     if len(test) < FEW:
         limits.append(f"There are only {len(test)} test images: the intervals are wide.")
@@ -202,15 +202,13 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
     covered = np.array([name in verdict.members for name, verdict in zip(label, verdicts, strict=True)])
     share = binomial_interval(covered.sum(), len(covered))
     lines = [
-        f"A set of classes is made so that it misses the true class of at most {calibration.alpha:.0%} of the images of each class; the "
+        f"A set of classes is made that misses the true one for at most {calibration.alpha:.0%} of the images of each class. The "
         'answer is "not sure" unless the most probable class is alone in it. On the test images:',
         "",
         f"- the sets held the true class for {covered.mean():.1%} ({share[0]:.1%} to {share[1]:.1%});",
-        f"- the answer was sure for {sure.mean():.1%} of the images"
-        + (f", and right for {right[sure].mean():.1%} of them;" if sure.any() else ";"),
-        f"- where it was not sure, its most probable class was right for {right[~sure].mean():.1%}."
-        if not sure.all()
-        else "- it was always sure.",
+        f"- the answer was sure for {sure.mean():.1%};",
+        *([f"- where it was sure, it was right for {right[sure].mean():.1%};"] if sure.any() else []),
+        *([f"- where it was not sure, its best guess was right for {right[~sure].mean():.1%}."] if not sure.all() else []),
     ]
     rows = [[name, _number(limit)] for name, limit in zip(classes, calibration.limits, strict=True)]
     return [*lines, "", *_write_table(["class", "in the set from a probability of"], rows)]
@@ -219,15 +217,11 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
 def _describe_licence(data: Mapping[str, str]) -> list[str]:
     if not data["licence"]:
         return ["The licence of the training images is not stated; ask before the model is passed on. The code is MIT."]
-    return [
-        f"The code is MIT. The model was trained on images with this licence: {data['licence']}. Its terms may bind the weights too."
-    ]
+    return [f"The code is MIT. The training images: {data['licence']}. The terms of that licence may bind the weights too."]
 
 
 def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
-    set_by_hand = {
-        name: value for name, value in run.parameters.items() if value not in (None, "") and name not in ("dataset", "model")
-    }
+    chosen = [f"{name} {value}" for name, value in run.parameters.items() if value not in (None, "")]
     facts = {
         "parameters": f"{run.facts['parameters']:,}" if "parameters" in run.facts else "",
         "best epoch": run.facts.get("best_epoch", ""),
@@ -237,7 +231,7 @@ def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
     }
     return [
         f"- run: `{run.name}`, {run.info.get('started', '')[:10]}",
-        f"- set: {', '.join(f'{name} {value}' for name, value in set_by_hand.items())}",
+        f"- set: {', '.join(chosen)}",
         *(f"- {name}: {value}" for name, value in facts.items() if value != ""),
         *(f"- `{name}`: {size / 1e6:,.1f} MB" for name, size in files.items()),
         f"- versions: {', '.join(f'{name} {value}' for name, value in run.info.get('versions', {}).items())}",

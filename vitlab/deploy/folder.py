@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitlab.app.calibration import fit_calibration
 from vitlab.app.serving import CARD, EXAMPLES, ONNX, SETTINGS, WEIGHTS
 from vitlab.app.verdict import Calibration
+from vitlab.compress.export import export_onnx, find_calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
 from vitlab.deploy.vendor import copy_modules
+from vitlab.models import load_model
 from vitlab.runs import Run, write_json
 from vitlab.schema import DataBundle
 
@@ -64,6 +65,7 @@ CMD ["python", "app.py"]
 USAGE = """\
 ```python
 from PIL import Image
+from vitlab.compress.export import export_onnx, find_calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import sidecar_path
 
@@ -101,7 +103,7 @@ def export_space(
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         work.mkdir()
-        _put_model(run, source, work)
+        _put_model(run, source, data, work)
         _fill(run, data, work, alpha)
         os.replace(work, folder)
     finally:
@@ -109,13 +111,10 @@ def export_space(
     return folder
 
 
-def _put_model(run: Run, source: Path | None, work: Path) -> None:
+def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> None:
     """model.onnx and the JSON beside it: copies, or made from the weights of the run."""
     if source is None:
-        from vitlab.compress.export import export_onnx
-        from vitlab.models import load_model
-
-        export_onnx(load_model(run.path), work / ONNX, load_run_data(run))
+        export_onnx(load_model(run.path), work / ONNX, data)
         return
     for path, target in ((source, work / ONNX), (sidecar_path(source), sidecar_path(work / ONNX))):
         if not path.is_file():
@@ -125,11 +124,9 @@ def _put_model(run: Run, source: Path | None, work: Path) -> None:
 
 def _calibrate(classifier: OnnxClassifier, predictions: pd.DataFrame, alpha: float) -> Calibration:
     """Fit on the validation images as the shipped file sees them, and note it in the JSON beside it."""
-    calibration = fit_calibration(predictions, alpha)
-    scores = {name: 1 - limit for name, limit in zip(classifier.classes, calibration.limits, strict=True)}
-    noted = {"temperature": calibration.temperature, "limits": scores, "alpha": alpha, "split": "val"}
+    noted = find_calibration(predictions, alpha)
     write_json(sidecar_path(classifier.path), {**classifier.description, "calibration": noted})
-    return calibration
+    return Calibration.from_sidecar(noted, classifier.classes)
 
 
 def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
@@ -140,9 +137,7 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     calibration = _calibrate(classifier, predictions, alpha)
     texts = describe_run(run) | {"licence": data.licence}
     write_examples(data, work / EXAMPLES)
-    (work / EXAMPLES / "LICENCE.txt").write_text(
-        f"Images of {data.name}: {data.licence or 'licence not stated'}\n\n{data.citation}\n", "utf-8"
-    )
+    _write(work / EXAMPLES / "LICENCE.txt", f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n")
     sizes = {path.name: path.stat().st_size for path in sorted(work.glob(f"{ONNX}*"))}
     card = model_card(
         run, predictions, calibration=calibration, measured_on=f"the file `{ONNX}` as it is shipped", files=sizes, usage=USAGE

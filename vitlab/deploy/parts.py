@@ -23,7 +23,7 @@ EXAMPLES = 8
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning where one fits."""
+    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits."""
     folder = Path(name)
     if any((folder / file).is_file() for file in ("run.json", ONNX)):
         return folder
@@ -75,7 +75,7 @@ def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES, seed: 
 def page_facts(folder: Path) -> Facts:
     """The page's texts for a run, made now; for a folder that export_space made, what lies in it.
 
-    Examples need the data set. Where it is not at hand the page does without; so it does with the card of a run without predictions.
+    Examples need the data set, the card the predictions of the run: the page does without what is not at hand.
     """
     if not (folder / "run.json").is_file():
         return read_facts(folder)

@@ -1,4 +1,4 @@
-"""The part of vitlab that a deployed app needs, copied: a Space installs no torch only because vitlab has something else to do."""
+"""The part of vitlab that a deployed app needs, copied: the whole of it would bring torch along."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
             raise ValueError(f"{name} is no module of vitlab that could be copied alone: {path} is not there")
         found[name] = path
         wanted += _find_imports(path)
-    for name, path in found.items():
+    for path in found.values():
         target = folder / path.relative_to(ROOT.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
