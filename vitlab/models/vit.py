@@ -198,11 +198,13 @@ class VisionTransformer(nn.Module):
 
 def add_class_token(tokens: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
     """Put the class token in front of every image's tokens: (B, T, C) -> (B, 1 + T, C)."""
-    return torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    return torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 def resample_positions(pos_embed: torch.Tensor, old_grid: Sequence[int], new_grid: Sequence[int]) -> torch.Tensor:
     """Positions (1, 1 + h*w, C) made for one grid of tokens, enlarged or shrunk to another; the class token keeps its own."""
+    if tuple(old_grid) == tuple(new_grid):  # timm checks it too, but not while a graph is exported
+        return pos_embed
     return resample_abs_pos_embed(pos_embed, new_size=list(new_grid), old_size=list(old_grid), num_prefix_tokens=1)
 
 
