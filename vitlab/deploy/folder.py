@@ -65,9 +65,7 @@ CMD ["python", "app.py"]
 USAGE = """\
 ```python
 from PIL import Image
-from vitlab.compress.export import export_onnx, find_calibration
 from vitlab.compress.session import OnnxClassifier
-from vitlab.compress.sidecar import sidecar_path
 
 classifier = OnnxClassifier("model.onnx")  # needs onnxruntime, numpy and Pillow, no torch
 classifier.predict([Image.open("image.png")])  # probabilities, one row an image; classifier.classes names the columns
