@@ -18,7 +18,7 @@ from vitlab.app.verdict import Verdict
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
 KEPT_S = 3600  # uploads are deleted when they are an hour old
-READABLE = {"grad_cam": "Grad-CAM", "transformer_attribution": "attention with gradients", "rollout": "attention rollout"}
+READABLE = {"grad_cam": "Grad-CAM", "transformer_attribution": "Attention with gradients", "rollout": "Attention rollout", "occlusion": "Occlusion"}
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,15 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                     )
                 with gr.Column(min_width=250):
                     verdict = gr.HTML(shown, elem_id="verdict", padding=False)
-            with gr.Row():
-                with gr.Column(min_width=250):
-                    if examples:
-                        title = f"Examples from the test images ({facts.licence})" if facts.licence else "Examples"
-                        gr.Examples(examples, image, label=title, examples_per_page=12)
-                with gr.Column(min_width=250):
-                    names = [(READABLE.get(name, name).capitalize(), name) for name in predictor.methods]
+            with gr.Row(equal_height=True):
+                with gr.Column(scale=2):
+                    names = [(READABLE.get(name, name), name) for name in predictor.methods]
                     method = gr.Radio(names, value=predictor.methods[0], label="Map", elem_id="method")
-                with gr.Column(min_width=250):
+                with gr.Column(scale=1, min_width=250):
                     note = gr.HTML(said, elem_id="note", padding=False)
+            if examples:
+                title = f"Examples, not seen in training ({facts.licence})" if facts.licence else "Examples, not seen in training"
+                gr.Examples(examples, image, label=title, examples_per_page=12)
             image.preprocess = _keep_closed
             answered = image.change(
                 lambda path: respond(predictor, limits, path), image, verdict, api_name="answer", show_progress="hidden"

@@ -133,7 +133,7 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
         raise ValueError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
     predictions = predict_splits(classifier, data)
     calibration = _calibrate(classifier, predictions, alpha)
-    texts = describe_run(run) | {"licence": data.licence}
+    texts = describe_run(run, data.classes) | {"licence": data.licence}
     write_examples(data, work / EXAMPLES)
     _write(work / EXAMPLES / "LICENCE.txt", f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n")
     sizes = {path.name: path.stat().st_size for path in sorted(work.glob(f"{ONNX}*"))}

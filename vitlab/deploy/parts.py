@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,15 @@ from scipy.special import softmax
 from vitlab.app.page import Facts
 from vitlab.app.serving import CARD, ONNX, read_facts
 from vitlab.compress.session import BATCH, OnnxClassifier
+from vitlab.compress.sidecar import read_sidecar
 from vitlab.data import load_dataset
 from vitlab.deploy.card import model_card, read_data_card
+from vitlab.models.saving import DESCRIPTION
 from vitlab.runs import Run, reports_dir
 from vitlab.schema import DataBundle, check_predictions
 
-EXAMPLES = 8
+EXAMPLES = 8  # images
+LONGEST = 60  # letters of a title that names the classes
 
 
 def find_run(name: str | Path) -> Path:
@@ -61,7 +65,7 @@ def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES, seed: 
     """Test images as PNG, the classes in turn, named by their label; drawn by the seed, unseen by the training."""
     test = data.split("test").sample(frac=1, random_state=seed)
     turn = test.groupby("label", observed=True).cumcount()
-    order = {name: place for place, name in enumerate(data.classes)}
+    order = {name: place for place, name in enumerate(reversed(data.classes))}  # of two, the last is the one looked for
     chosen = test.assign(turn=turn, place=test["label"].map(order)).sort_values(["turn", "place"]).head(count)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -90,18 +94,23 @@ def page_facts(folder: Path) -> Facts:
         card = stored.read_text(encoding="utf-8") if stored.is_file() else model_card(run)
     except FileNotFoundError:
         card = ""
-    return Facts(**describe_run(run), card=card, examples=tuple(paths))
+    return Facts(**describe_run(run, _read_classes(folder)), card=card, examples=tuple(paths))
 
 
-def describe_run(run: Run) -> dict[str, str]:
+def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
     """Title, subtitle and licence of the examples."""
     dataset = run.parameters["dataset"]
-    title = f"{dataset}: {run.title}"
-    return {
-        "title": title,
-        "subtitle": f"A classifier trained on {dataset} with vitlab, run {run.name}",
-        "licence": read_data_card(run)["licence"],
-    }
+    asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
+    title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
+    subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
+    return {"title": title, "subtitle": subtitle, "licence": read_data_card(run)["licence"]}
+
+
+def _read_classes(folder: Path) -> list[str]:
+    """The classes of the run's model, by the description of its ONNX file or of its weights."""
+    if (folder / ONNX).is_file():
+        return read_sidecar(folder / ONNX)["classes"]
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"]
 
 
 def _plain(text: str) -> str:
