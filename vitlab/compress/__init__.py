@@ -1,4 +1,1 @@
-"""Small and fast: pruning, distillation, quantisation and ONNX.
-
-Nothing is imported here: `vitlab.compress.session` must work where there is no torch. Import from the modules.
-"""
+"""Smaller and faster models, and what that costs: measured, never promised. Imports nothing: deployed code has no torch."""
