@@ -74,9 +74,8 @@ def export_onnx(
         raise ValueError(f"opset={opset}: write a number from {OPSETS[0]} to {OPSETS[1]}; 20 suits most")
     _check_calibration(calibration, model.classes)
     if tuple(data.classes) != tuple(model.classes):
-        raise ValueError(
-            f"{model.name} tells apart {', '.join(model.classes)}, the images of {data.name} are {', '.join(data.classes)}"
-        )
+        known, given = ", ".join(model.classes), ", ".join(data.classes)
+        raise ValueError(f"{model.name} tells apart {known}; the classes of {data.name} are {given}")
     images = draw_pixels(data, model.transform, split, limit, seed)
     module = copy.deepcopy(model.module).cpu().float().eval()
     proto = trace_module(module, model.transform, opset, model.name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +279,7 @@ def _measure(
 
 
 def _spare_nodes(converter: _Converter, result: Export, testing, reference, transform, classes, gate) -> tuple[Export, list[str]]:
-    """The most sensitive 1, 2, 4, ... nodes left in float until the gate is passed; the best try when half of them do not help."""
+    """The most sensitive 1, 2, 4, ... nodes left in float until the gate is passed; the best try where half do not help."""
     few = np.arange(min(RANKING, len(testing)))
     ranking = _rank_nodes(converter, testing.take(few), reference[few], transform)["node"].tolist()
     best, spared, count = result, [], 1
@@ -316,7 +317,7 @@ def _draw_both(data, transform, split, method, calibration_images, gate_images, 
         images = draw_pixels(data, transform, split, gate_images, seed)
         return images.take(np.arange(0)), images
     images = draw_pixels(data, transform, split, wanted + gate_images, seed)
-    count = min(wanted, len(images) // 2)
+    count = min(wanted, max(len(images) - gate_images, len(images) // 2))
     calibrating, testing = images.take(np.arange(count)), images.take(np.arange(count, len(images)))
     found = sorted({data.classes[k] for k in calibrating.label})
     if len(found) < 2:
@@ -356,10 +357,11 @@ def _check_choices(description, method, calibration, on_failure, source: Path, p
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """onnxruntime's quantiser advises a pre-processing, through the root logger, that changes nothing here."""
+    """onnxruntime's quantiser advises a pre-processing that changes nothing here, and prints its progress."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
