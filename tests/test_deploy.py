@@ -179,10 +179,7 @@ def test_it_starts_with_nothing_but_its_requirements(space):
     """In a process in which everything else of this environment is out of reach."""
     code = f"""
 import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {HEAVY!r}: raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
+sys.modules |= dict.fromkeys({HEAVY!r})  # an import of one of these fails, as if it were not installed
 sys.path.insert(0, {str(space)!r})
 import vitlab, vitlab.app.serving as serving
 assert vitlab.__file__.startswith({str(space)!r}), vitlab.__file__
@@ -190,11 +187,11 @@ predictor = serving.open_predictor({str(space)!r})
 from PIL import Image
 from scipy.special import softmax
 print(predictor.answer([Image.open({str(next((space / "examples").glob("*.png")))!r})])[0].as_dict())
-print(sorted(set(sys.modules) & {HEAVY!r}))
+print("torch is", sys.modules["torch"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=space)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "torch is None"
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_behind(run, tmp_path):
