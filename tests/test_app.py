@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import struct
 import threading
 import zipfile
@@ -18,7 +19,7 @@ from scipy.special import softmax
 
 from tests.toys import linear_model, small_digits
 from vitlab.app.overlay import colour, occlusion_map, paint_overlay
-from vitlab.app.page import Facts, build_page, explain_file, respond, show_verdict
+from vitlab.app.page import Facts, answer_all, build_page, explain_file, respond, show_verdict
 from vitlab.app.predictors import Predictor, temper
 from vitlab.app.serving import open_predictor, read_facts, serve
 from vitlab.app.table import answer_files
@@ -194,6 +195,18 @@ def test_a_batch_has_a_line_for_every_file(predictor, tmp_path):
     for wrong, message in (([], "no files"), (paths * 2, "These are 6 files")):
         with pytest.raises(UploadError, match=message):
             answer_files(predictor, wrong, LIMITS)
+
+
+def test_old_sheets_are_removed(predictor, tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(encode(grey(250)))
+    sheets = tmp_path / "sheets"
+    (sheets / "old").mkdir(parents=True)
+    os.utime(sheets / "old", (0, 0))
+    _, first = answer_all(predictor, LIMITS, sheets, [str(image)])
+    _, second = answer_all(predictor, LIMITS, sheets, [str(image)])
+    assert pd.read_csv(first)["answer"].tolist() == pd.read_csv(second)["answer"].tolist() == ["bright"]
+    assert len(list(sheets.iterdir())) == 2
 
 
 def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,12 @@ from vitlab.app.verdict import Verdict
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
 KEPT_S = 3600  # uploads are deleted when they are an hour old
-READABLE = {"grad_cam": "Grad-CAM", "transformer_attribution": "Attention with gradients", "rollout": "Attention rollout", "occlusion": "Occlusion"}
+READABLE = {
+    "grad_cam": "Grad-CAM",
+    "transformer_attribution": "Attention with gradients",
+    "rollout": "Attention rollout",
+    "occlusion": "Occlusion",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
     first = examples[0] if examples else None
     shown, (painted, said) = respond(predictor, limits, first), explain_file(predictor, limits, first, predictor.methods[0])
     with gr.Blocks(title=facts.title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=False) as page:
+        page.sheets = tempfile.TemporaryDirectory(prefix="vitlab-")  # goes with the page
         gr.HTML(f"<header><h1>{html.escape(facts.title)}</h1><p>{html.escape(facts.subtitle)}</p></header>", elem_id="head")
         with gr.Tab("One image"):
             with gr.Row(equal_height=True):
@@ -74,7 +82,12 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 with gr.Column(scale=2):
                     table = gr.Dataframe(label="Answers", interactive=False, wrap=True)
                     sheet = gr.File(label="The same as CSV", interactive=False)
-            start.click(lambda paths: answer_all(predictor, limits, paths), files, [table, sheet], api_name="answer_all")
+            start.click(
+                lambda paths: answer_all(predictor, limits, Path(page.sheets.name), paths),
+                files,
+                [table, sheet],
+                api_name="answer_all",
+            )
         if facts.card:
             with gr.Tab("About the model"):
                 gr.Markdown(facts.card, elem_id="card")
@@ -119,13 +132,19 @@ def explain_file(predictor: Predictor, limits: Limits, path: str | None, method:
         return None, _note(limits)
 
 
-def answer_all(predictor: Predictor, limits: Limits, paths: Sequence[str] | None):
-    """The table of a batch, and the file that holds it as CSV. Raises gr.Error for none or too many files."""
+def answer_all(predictor: Predictor, limits: Limits, sheets: Path, paths: Sequence[str] | None):
+    """The table of a batch, and the file in `sheets` that holds it as CSV. Raises gr.Error for none or too many files.
+
+    Files of more than an hour ago are removed: Gradio has made copies of its own, which it removes as well.
+    """
     try:
         table = answer_files(predictor, paths or [], limits)
     except UploadError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    sheet = Path(tempfile.mkdtemp(prefix="vitlab-")) / "answers.csv"
+    for old in sheets.iterdir():
+        if time.time() - old.stat().st_mtime > KEPT_S:
+            shutil.rmtree(old, ignore_errors=True)
+    sheet = Path(tempfile.mkdtemp(dir=sheets)) / "answers.csv"
     table.to_csv(sheet, index=False)
     return table, str(sheet)
 
