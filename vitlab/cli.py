@@ -101,6 +101,46 @@ def report(
         typer.echo(f"{kind.upper():5} {paths[kind]}")
 
 
+@app.command(name="app")
+def serve_app(
+    run: Annotated[str, typer.Argument(help="A run's folder, its name or the beginning of it; or a folder of export-space.")],
+    host: Annotated[
+        str, typer.Option(help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 everybody who reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on.")] = None,
+    share: Annotated[str, typer.Option(help="yes: a public address through Gradio's servers, for a week.")] = "no",
+):
+    """Open the demo of a run: images in, calibrated answers, maps and tables out."""
+    with clean_errors():
+        if share not in ("yes", "no"):
+            raise ValueError(f"--share is yes or no, not {share}")
+        from vitlab.app.serving import serve
+        from vitlab.deploy import find_run, page_facts
+
+        folder = find_run(run)
+        try:
+            page, address = serve(folder, host, port, share=share == "yes", facts=page_facts(folder), block=False)
+        except OSError as error:  # the port is taken: Gradio's message says so
+            raise ValueError(str(error)) from error
+        typer.echo(f"{folder.name}: {address} (Ctrl+C ends it)")
+        page.block_thread()
+
+
+@app.command()
+def export_space(
+    run: Annotated[str, typer.Argument(help="A run's folder, its name or the beginning of it.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to make; one that holds something is not touched.")],
+    onnx: Annotated[Path | None, typer.Option(help="The ONNX file to ship, such as an int8 one. Default: the run's own.")] = None,
+):
+    """Write a run as an app of its own: for Hugging Face Spaces, for docker build, for a machine without torch."""
+    with clean_errors():
+        from vitlab.deploy import export_space as write_space
+        from vitlab.deploy import find_run
+
+        write_space(find_run(run), folder, onnx=onnx)
+    typer.echo(f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space takes it")
+
+
 @contextmanager
 def clean_errors() -> Iterator[None]:
     """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""

@@ -1,0 +1,329 @@
+import io
+import json
+import os
+import struct
+import threading
+import zipfile
+import zlib
+
+import gradio as gr
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from matplotlib import colormaps
+from PIL import Image
+from scipy.special import softmax
+
+from tests.toys import linear_model, small_digits
+from vitlab.app.overlay import colour, occlusion_map, paint_overlay
+from vitlab.app.page import Facts, answer_all, build_page, explain_file, respond, show_verdict
+from vitlab.app.predictors import Predictor, temper
+from vitlab.app.serving import open_predictor, read_facts, serve
+from vitlab.app.table import answer_files
+from vitlab.app.uploads import Limits, UploadError, read_upload
+from vitlab.app.verdict import Calibration, judge
+from vitlab.compress.export import export_onnx
+from vitlab.schema import Transform
+
+LIMITS = Limits(megabytes=0.2, megapixels=1, files=5)
+
+
+class Brightness:
+    """Dark or bright, by the mean of the left half alone: an answer that can be computed by hand."""
+
+    classes = ("dark", "bright")
+    transform = Transform(size=(28, 28), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+    def predict(self, images):
+        bright = np.array([np.asarray(image.convert("L").resize((28, 28)))[:, :14].mean() / 255 for image in images])
+        return np.stack([1 - bright, bright], axis=1)
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(Brightness(), Calibration(limits=(0.6, 0.6), alpha=0.1))
+
+
+def encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def grey(value, size=(40, 30)):
+    return Image.new("RGB", size, (value, value, value))
+
+
+def bare_png(width, height):
+    """The signature and header of a PNG of any size, and pixels that are not there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def zip_bomb():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(50_000_000))
+    return buffer.getvalue()
+
+
+def text_bomb():
+    """A small PNG whose comment unpacks to 100 MB."""
+    packed = b"comment\0\0" + zlib.compress(bytes(100_000_000))
+    chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    whole = encode(grey(10))
+    return whole[:33] + chunk + whole[33:]  # after the header
+
+
+noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+BAD = {
+    "empty": (b"", "empty", False),
+    "text": (b"I am no image, whatever my name says.", "not an image", False),
+    "zip": (zip_bomb(), "not an image", False),
+    "huge": (bare_png(100_000, 100_000), "megapixels", True),
+    "large": (bare_png(1001, 1000), "1,001 x 1,000 pixels", True),
+    "truncated": (encode(noise, "JPEG")[:4000], "damaged or cut off", False),
+    "pixels_missing": (bare_png(200, 200), "damaged or cut off", False),
+    "comment": (text_bomb(), "damaged or cut off", False),
+    "heavy": (encode(noise.resize((400, 400)), "BMP"), "0.5 MB", True),
+    "strip": (encode(grey(9, (900, 3))), "strip", False),
+    "nan": (encode(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), "not numbers", False),
+    "postscript": (encode(grey(9), "EPS"), "not an image", False),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_upload_is_told_why(name, tmp_path):
+    content, message, too_large = BAD[name]
+    path = tmp_path / f"{name}.jpg"
+    path.write_bytes(content)
+    for file in (content, path):
+        with pytest.raises(UploadError, match=message) as caught:
+            read_upload(file, LIMITS)
+        assert caught.value.too_large == too_large
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(UploadError, match="megapixels"):
+        read_upload(bare_png(5000, 5000), LIMITS)
+
+
+def test_good_uploads_are_read_upright():
+    image = Image.new("RGB", (40, 30))
+    exif = image.getexif()
+    exif[274] = 6  # turned by 90 degrees
+    assert read_upload(encode(image, "JPEG", exif=exif), LIMITS).size == (30, 40)
+    for format in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert read_upload(encode(image, format), LIMITS).size == (40, 30)
+
+
+def test_limits_must_be_positive():
+    with pytest.raises(ValueError, match="megabytes must be more than 0"):
+        Limits(megabytes=0)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "sure", "headline", "members"),
+    [
+        ((0.1, 0.7, 0.2), True, "b", ("b",)),
+        ((0.45, 0.5, 0.05), False, "Not sure", ("b", "a")),
+        ((0.34, 0.33, 0.33), False, "Not sure", ()),
+        ((0.42, 0.38, 0.2), True, "a", ("a",)),
+        ((0.1, 0.49, 0.41), False, "Not sure", ("c",)),  # the set and the most probable class contradict each other
+    ],
+)
+def test_a_verdict_is_sure_only_of_a_set_of_one(probabilities, sure, headline, members):
+    verdict = judge(np.array(probabilities), ("a", "b", "c"), Calibration(limits=(0.4, 0.5, 0.4)))
+    assert (verdict.sure, verdict.headline, verdict.members) == (sure, headline, members)
+    assert list(verdict.probabilities) == sorted(probabilities, reverse=True)
+    assert "1 time in 10" in verdict.reason or not members
+
+
+def test_without_limits_the_most_probable_class_is_the_answer():
+    verdict = judge(np.array([0.4, 0.6]), ("a", "b"), Calibration())
+    assert (verdict.sure, verdict.headline, verdict.promise) == (True, "b", None)
+    with pytest.raises(ValueError, match="2 probabilities and 3 limits"):
+        judge(np.array([0.4, 0.6]), ("a", "b"), Calibration(limits=(0.1, 0.1, 0.1)))
+
+
+def test_temper_divides_the_logits():
+    logits = np.random.default_rng(0).normal(size=(5, 3))
+    assert temper(softmax(logits, axis=1), 2.5) == pytest.approx(softmax(logits / 2.5, axis=1))
+    assert temper(np.array([[0.0, 1.0]]), 3.0) == pytest.approx(np.array([[0.0, 1.0]]))
+
+
+def test_occlusion_finds_the_half_that_decides(predictor):
+    frame = predictor.frame(grey(230, (28, 28)))
+    values = occlusion_map(predictor.classifier.predict, frame, 1, (128, 128, 128), (14, 14))
+    assert values.shape == (14, 14)
+    assert (values[:, :7] > 0).all()
+    assert values[:, 8:] == pytest.approx(0)
+    with pytest.raises(ValueError, match="a window of 2 cells on a grid of 1x1"):
+        occlusion_map(predictor.classifier.predict, frame, 1, (0, 0, 0), (1, 1))
+
+
+def test_the_overlay_glows_where_the_map_is_high_and_has_the_colours_of_the_figures():
+    values = np.zeros((4, 4))
+    values[0, 0], values[3, 3] = 1, -1
+    painted = np.asarray(paint_overlay(grey(100, (64, 64)), values), dtype=float)
+    assert painted[2, 2].max() > 150
+    assert (painted[60, 60] == 100).all()
+    assert (np.asarray(paint_overlay(grey(100), np.zeros((4, 4)))) == 100).all()
+    at = np.linspace(0, 1, 9)
+    assert colour(at) == pytest.approx(255 * colormaps["inferno"](at)[:, :3], abs=1)
+    assert np.abs(colour(np.linspace(0, 1, 99)) - 255 * colormaps["inferno"](np.linspace(0, 1, 99))[:, :3]).max() < 20
+
+
+def test_a_batch_has_a_line_for_every_file(predictor, tmp_path):
+    paths = [tmp_path / name for name in ("bright.png", "=SUM(A1).png", "broken.jpg")]
+    paths[0].write_bytes(encode(grey(250)))
+    paths[1].write_bytes(encode(grey(120)))
+    paths[2].write_bytes(b"no")
+    table = answer_files(predictor, paths, LIMITS)
+    assert list(table.columns) == ["file", "answer", "sure", "set", "prob_dark", "prob_bright", "problem"]
+    assert table["file"].tolist() == ["bright.png", "'=SUM(A1).png", "broken.jpg"]
+    assert table["answer"].tolist() == ["bright", "dark", ""]
+    assert table["sure"].tolist() == ["yes", "no", ""]
+    assert table["prob_bright"].iloc[0] == pytest.approx(250 / 255, abs=1e-3)
+    assert "not an image" in table["problem"].iloc[2]
+    for wrong, message in (([], "no files"), (paths * 2, "These are 6 files")):
+        with pytest.raises(UploadError, match=message):
+            answer_files(predictor, wrong, LIMITS)
+
+
+def test_old_sheets_are_removed(predictor, tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(encode(grey(250)))
+    sheets = tmp_path / "sheets"
+    (sheets / "old").mkdir(parents=True)
+    os.utime(sheets / "old", (0, 0))
+    _, first = answer_all(predictor, LIMITS, sheets, [str(image)])
+    _, second = answer_all(predictor, LIMITS, sheets, [str(image)])
+    assert pd.read_csv(first)["answer"].tolist() == pd.read_csv(second)["answer"].tolist() == ["bright"]
+    assert len(list(sheets.iterdir())) == 2
+
+
+def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(BAD["truncated"][0])
+    assert "damaged or cut off" in respond(predictor, LIMITS, str(path))
+    assert explain_file(predictor, LIMITS, str(path), "occlusion")[0] is None
+    assert "Send an image" in respond(predictor, LIMITS, None)
+    evil = judge(np.array([0.3, 0.7]), ("<script>", "a&b"), Calibration())
+    assert "<script>" not in show_verdict(evil)
+    path.write_bytes(encode(grey(240)))
+    overlay, said = explain_file(predictor, LIMITS, str(path), "occlusion")
+    assert min(overlay.size) >= 420
+    assert "<b>bright</b>" in said
+    with pytest.raises(ValueError, match="no map by 'lime' here; choose one of occlusion"):
+        predictor.explain(grey(1), "lime", "dark")
+
+
+def test_the_page_hands_uploads_on_unopened(predictor):
+    page = build_page(predictor, Facts("Dark or bright?"), LIMITS)
+    image = next(block for block in page.blocks.values() if isinstance(block, gr.Image) and block.interactive is not False)
+    payload = gr.data_classes.ImageData(path="/nowhere/bomb.png", orig_name="bomb.png")
+    assert image.preprocess(payload) == "/nowhere/bomb.png"  # gr.Image itself would have opened it
+    assert image.preprocess(None) is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A linear model of the digits as ONNX, with a temperature and limits beside it, and one example."""
+    data = small_digits()
+    generator = np.random.default_rng(0)
+    import torch
+
+    weight = torch.tensor(generator.normal(0, 0.2, (10, 192)), dtype=torch.float32)
+    model = linear_model(weight, torch.zeros(10), data.classes, 8)
+    folder = tmp_path_factory.mktemp("served")
+    noted = {"temperature": 2.0, "alpha": 0.1, "by_class": True, "limits": dict.fromkeys(data.classes, 0.7)}
+    export_onnx(model, folder / "model.onnx", data, calibration=noted)
+    (folder / "app.json").write_text(json.dumps({"title": "Digits"}))
+    (folder / "examples").mkdir()
+    data.read(data.samples["sample_id"].iloc[0]).save(folder / "examples" / "1.png")
+    return folder
+
+
+def test_a_folder_is_opened_with_what_lies_beside_the_model(folder):
+    predictor = open_predictor(folder)
+    assert predictor.methods == ("occlusion",)
+    assert predictor.calibration.limits == pytest.approx((0.3,) * 10)
+    assert predictor.calibration.temperature == 1  # its probabilities have it already
+    image = Image.open(folder / "examples" / "1.png")
+    logits = predictor.classifier.predict_logits([image])
+    verdict = predictor.answer([image])[0]
+    assert max(verdict.probabilities) == pytest.approx(softmax(logits / 2, axis=1).max(), abs=1e-5)
+    assert read_facts(folder).title == "Digits"
+
+
+def test_a_folder_without_a_model_or_with_damaged_texts_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.onnx"):
+        open_predictor(tmp_path)
+    (tmp_path / "app.json").write_text("{")
+    with pytest.raises(ValueError, match=r"app\.json is damaged"):
+        read_facts(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    page, address = serve(folder, port=None, limits=LIMITS, block=False)
+    yield address.rstrip("/")
+    page.close()
+
+
+def test_it_answers_over_http_after_every_bad_upload(address, folder):
+    good = (folder / "examples" / "1.png").read_bytes()
+    with httpx.Client(base_url=address, timeout=30) as client:
+        assert client.get("/health").json()["status"] == "ok"
+        first = client.post("/predict", content=good).json()
+        assert sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        for content, message, too_large in BAD.values():
+            reply = client.post("/predict", content=content)
+            assert reply.status_code == (413 if too_large else 422)
+            assert message in reply.json()["error"] or "empty" in reply.json()["error"]
+            assert client.post("/predict", content=good).json() == first
+        endless = client.post("/predict", content=(bytes(50_000) for _ in range(100)))  # sent in chunks, no length announced
+        assert endless.status_code == 413
+        too_long = client.post("/gradio_api/upload", files={"files": ("a.png", bytes(LIMITS.bytes + 1))})
+        assert too_long.status_code == 413
+        assert client.get("/").status_code == 200
+
+
+def test_the_page_itself_answers_through_its_queue(address, folder, tmp_path):
+    client = Client(address, verbose=False)
+    shown = client.predict(handle_file(folder / "examples" / "1.png"), api_name="/answer")
+    assert 'class="panel' in shown
+    bad = tmp_path / "text.jpg"
+    bad.write_text("no image")
+    assert "not an image" in client.predict(handle_file(bad), api_name="/answer")
+    table, sheet = client.predict([handle_file(folder / "examples" / "1.png"), handle_file(bad)], api_name="/answer_all")
+    assert len(table["data"]) == 2
+    assert pd.read_csv(sheet)["problem"].notna().tolist() == [False, True]
+    with pytest.raises(AppError, match="no files yet"):
+        client.predict([], api_name="/answer_all")
+
+
+def test_only_this_machine_is_answered_by_default(address):
+    assert address.startswith("http://127.0.0.1:")
+
+
+def test_many_ask_at_once_and_each_gets_the_own_answer(predictor):
+    values, answers = np.linspace(0, 255, 24).astype(int).tolist(), {}
+
+    def ask(value):
+        with predictor.places:
+            answers[value] = predictor.answer([grey(value)])[0].as_dict()["probabilities"]["bright"]
+
+    threads = [threading.Thread(target=ask, args=(value,)) for value in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == pytest.approx({value: value / 255 for value in values}, abs=1e-2)

@@ -1,0 +1,311 @@
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from scipy.special import softmax
+from typer.testing import CliRunner
+
+from tests.toys import small_digits, tiny_vit
+from vitlab.app.verdict import Calibration
+from vitlab.cli import app as command_line
+from vitlab.compress.session import OnnxClassifier
+from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts
+from vitlab.deploy.card import apply_temperature
+from vitlab.evaluation import calibrate, conformal_sets, metrics_table, slice_table
+from vitlab.runs import Run
+from vitlab.training import TrainConfig, fit, save_results
+
+HEAVY = {"torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    return tmp_path_factory.mktemp("reports")
+
+
+@pytest.fixture(autouse=True)
+def shared_reports(reports, reports_folder, monkeypatch):
+    monkeypatch.setenv("VITLAB_REPORTS", str(reports))
+
+
+@pytest.fixture(scope="module")
+def run(reports):
+    """A small ViT trained on every sixth digit, with half of the images in a group of their own."""
+    os.environ["VITLAB_REPORTS"], before = str(reports), os.environ.get("VITLAB_REPORTS")
+    try:
+        data = small_digits()
+        data.samples["group"] = np.where(np.arange(len(data.samples)) % 2, "odd", "even")
+        run = Run.create(dataset="digits", model="vit_scratch", seed=0)
+        model = tiny_vit()
+        fit(model, data, run, config := TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"))
+        save_results(run, model, data, config)
+        return Run(run.path)
+    finally:
+        os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)
+
+
+@pytest.fixture(scope="module")
+def space(run, tmp_path_factory):
+    return export_space(run, tmp_path_factory.mktemp("spaces") / "digits")
+
+
+@pytest.fixture(scope="module")
+def card(run):
+    return model_card(run)
+
+
+def read_rows(card, title):
+    """The rows of the tables below a title, as lists of cells."""
+    part = card.split(f"## {title}")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
+
+
+def test_the_card_says_what_the_run_measured(run, card):
+    predictions = run.read_table("predictions.parquet")
+    shown = {row[0]: row[1:] for row in read_rows(card, "How well it does") if len(row) == 3}
+    for metric, name in (
+        ("accuracy", "accuracy"),
+        ("balanced_accuracy", "balanced accuracy"),
+        ("roc_auc", "area under the ROC curve"),
+    ):
+        row = metrics_table(calibrate(predictions)).set_index("metric").loc[metric]
+        assert shown[name] == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"]
+    samples = run.read_table("splits.csv")
+    counted = {row[0]: row[1:] for row in read_rows(card, "Data")}
+    of_three = samples[samples["label"].astype(str) == "3"]["split"].value_counts()
+    assert counted["3"] == [str(of_three[split]) for split in ("train", "val", "test")] + [str(of_three.sum())]
+    groups = {row[0]: row[1:] for row in read_rows(card, "For each group")}
+    by_group = slice_table(calibrate(predictions), metrics=["recall"]).set_index("group")
+    assert groups["odd"][0] == str(by_group.loc["odd", "n"])
+    assert groups["odd"][2].startswith(f"{by_group.loc['odd', 'value']:.3f} (")
+    assert "CC BY 4.0 (UCI" in card
+    assert f"torch {run.info['versions']['torch']}" in card
+
+
+def test_the_card_says_how_often_it_is_not_sure(run):
+    classes, generator = small_digits().classes, np.random.default_rng(0)
+    label = generator.integers(0, 10, 600)
+    logits = generator.normal(size=(600, 10)) + 2.5 * np.eye(10)[label]
+    table = pd.DataFrame({"sample_id": np.arange(600).astype(str), "split": np.repeat(["val", "test"], 300), "group": "one"})
+    table["label"], table["pred"] = np.array(classes)[label], np.array(classes)[logits.argmax(axis=1)]
+    table[[f"logit_{name}" for name in classes]] = logits
+    table[[f"prob_{name}" for name in classes]] = softmax(logits, axis=1)
+    sets = conformal_sets(calibrate(table), alpha=0.1)
+    best = np.array([row[f"in_{row['pred']}"] for _, row in sets.assign(pred=table["pred"].to_numpy()[300:]).iterrows()])
+    sure = ((sets["size"] == 1) & best).to_numpy()
+    right = (table["label"] == table["pred"]).to_numpy()[300:]
+    card = model_card(run, table)
+    assert 0.05 < sure.mean() < 0.95
+    assert f"the sets held the true class for {sets['covered'].mean():.1%}" in card
+    assert f"the answer was sure for {sure.mean():.1%};" in card
+    assert f"where it was sure, it was right for {right[sure].mean():.1%};" in card
+    assert f"its best guess was right for {right[~sure].mean():.1%}." in card
+    assert "whether the model does worse for some part of them is not known" in card
+
+
+def test_the_card_names_its_limits(card):
+    assert "There are only " in card.split("## Limits")[1]
+    assert "Fewer than 30 test images of 0" in card
+    assert "Near-duplicates" in card.split("## Limits")[1]
+
+
+def test_temperature_in_the_card_is_that_of_calibrate(run, card):
+    predictions = run.read_table("predictions.parquet")
+    temperature = float(re.search(r"temperature of ([\d.]+)", card).group(1))
+    ours, theirs = apply_temperature(predictions, temperature), calibrate(predictions)
+    assert ours.filter(like="prob_").to_numpy() == pytest.approx(theirs.filter(like="prob_").to_numpy(), abs=1e-3)
+    fixed = model_card(run, calibration=Calibration(3.0, (0.2,) * 10, 0.2))
+    assert "temperature of 3.000" in fixed
+    assert "at most 20%" in fixed
+
+
+def test_a_run_without_predictions_has_no_card(run):
+    bare = Run.create(dataset="digits", model="vit_scratch", seed=7)
+    with pytest.raises(FileNotFoundError, match=r"holds no predictions\.parquet"):
+        model_card(bare)
+
+
+def test_the_space_is_whole(space, run):
+    files = {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
+    assert files >= {"README.md", "app.py", "requirements.txt", "Dockerfile", "model.onnx", "model.onnx.json", "app.json"}
+    assert files >= {"MODEL_CARD.md", "vitlab/app/page.css", "vitlab/compress/session.py", "examples/LICENCE.txt"}
+    front, card = (space / "README.md").read_text(encoding="utf-8").split("---\n")[1:3]
+    front = yaml.safe_load(front)
+    assert (front["sdk"], front["app_file"], front["license"]) == ("gradio", "app.py", "cc-by-4.0")
+    required = dict(line.split("==") for line in (space / "requirements.txt").read_text().split())
+    assert required["gradio"] == front["sdk_version"]
+    assert HEAVY.isdisjoint(required)
+    assert card.strip() == (space / "MODEL_CARD.md").read_text(encoding="utf-8").strip()
+    assert "Measured on the file `model.onnx`" in card
+    assert not list(space.parent.glob(".*"))  # nothing half made is left beside it
+
+
+def test_its_calibration_is_that_of_the_shipped_file(space):
+    noted = json.loads((space / "model.onnx.json").read_text())["calibration"]
+    temperature = float(re.search(r"temperature of ([\d.]+)", (space / "README.md").read_text(encoding="utf-8")).group(1))
+    assert noted["temperature"] == pytest.approx(temperature, abs=1e-3)
+    assert set(noted["limits"]) == set(small_digits().classes)
+    OnnxClassifier(space / "model.onnx")  # the pair still fits
+
+
+def test_its_examples_are_test_images_of_all_classes_in_turn(space, run):
+    paths = sorted((space / "examples").glob("*.png"))
+    test = run.read_table("splits.csv").query("split == 'test'")
+    assert len({path.name.split("-")[1] for path in paths}) == len(paths) == 8
+    for path in paths:
+        _, label, sample = path.stem.split("-", 2)
+        names = test["sample_id"].astype(str).str.replace(r"[^A-Za-z0-9_.]+", "_", regex=True)
+        assert test[names == sample]["label"].astype(str).item() == label
+        assert Image.open(path).size == (8, 8)
+
+
+def test_it_starts_with_nothing_but_its_requirements(space):
+    """In a process in which everything else of this environment is out of reach."""
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({HEAVY!r})  # an import of one of these fails, as if it were not installed
+sys.path.insert(0, {str(space)!r})
+import vitlab, vitlab.app.serving as serving
+assert vitlab.__file__.startswith({str(space)!r}), vitlab.__file__
+predictor = serving.open_predictor({str(space)!r})
+from PIL import Image
+print(predictor.answer([Image.open({str(next((space / "examples").glob("*.png")))!r})])[0].as_dict())
+print("torch is", sys.modules["torch"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=space)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "torch is None"
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_behind(run, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="there already and not empty"):
+        export_space(run, full)
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+    with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
+        export_space(run, tmp_path / "new", onnx=tmp_path / "none.onnx")
+    (tmp_path / "alone.onnx").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"alone\.onnx\.json is missing"):
+        export_space(run, tmp_path / "new", onnx=tmp_path / "alone.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "reports") == ["alone.onnx", "full"]
+
+
+def test_another_file_is_shipped_into_an_empty_folder(run, space, tmp_path):
+    (tmp_path / "empty").mkdir()
+    written = export_space(run, tmp_path / "empty", onnx=space / "model.onnx", alpha=0.2)
+    assert (written / "model.onnx").read_bytes() == (space / "model.onnx").read_bytes()
+    assert json.loads((written / "model.onnx.json").read_text())["calibration"]["alpha"] == 0.2
+
+
+def test_runs_are_found_by_path_name_or_beginning(run, space):
+    assert find_run(run.path) == find_run(run.name) == run.path
+    assert find_run(space) == space
+    assert find_run(run.name[: len("vit_scratch-seed0")]) == run.path
+    Run.create(dataset="digits", model="vit_scratch", seed=7)
+    with pytest.raises(ValueError, match="is the beginning of 2 runs"):
+        find_run("vit_scratch")
+    with pytest.raises(ValueError, match=f"nor the name of a run; there are .*{run.name}"):
+        find_run(run.name[:-1] + "z")
+
+
+def test_the_page_of_a_run_has_card_and_examples(run, space):
+    facts = page_facts(run.path)
+    assert facts.title == "0, 1, 2, 3, 4, 5, 6, 7, 8 or 9?"
+    assert facts.card.startswith("# Model card: vit_scratch on digits")
+    assert len(facts.examples) == 8
+    assert page_facts(space).licence.startswith("CC BY 4.0")
+
+
+def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):
+    names = copy_modules(["vitlab.app.serving"], tmp_path)
+    assert {"vitlab.app.page", "vitlab.compress.session", "vitlab.schema"} <= set(names)
+    assert {"vitlab.app.torch_maps", "vitlab.compress.export"}.isdisjoint(names)
+    assert (tmp_path / "vitlab/__init__.py").read_text().endswith("__version__ = '0.1.0'\n")
+    with pytest.raises(ValueError, match=r"vitlab\.models is no module of vitlab"):
+        copy_modules(["vitlab.models"], tmp_path / "other")
+
+
+def test_the_commands_say_what_is_wrong(run, space):
+    call = CliRunner().invoke
+    assert "is there already" in call(command_line, ["export-space", run.name, str(space)]).output
+    assert "nor the name of a run" in call(command_line, ["app", "nothing"]).output
+    assert "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
+
+
+def read_steps(space):
+    """The Dockerfile as (instruction, rest) pairs, continued lines joined."""
+    text = (space / "Dockerfile").read_text().replace("\\\n", "")
+    return [tuple(line.split(" ", 1)) for line in text.splitlines()]
+
+
+def test_the_dockerfile_is_small_without_root_and_has_a_health_check(space):
+    steps = read_steps(space)
+    order = [name for name, _ in steps]
+    assert steps[0] == ("FROM", f"python:{sys.version_info.major}.{sys.version_info.minor}-slim")
+    assert order.index("USER") < order.index("CMD")
+    assert dict(steps)["USER"] == "app"
+    assert "/health" in dict(steps)["HEALTHCHECK"]
+    assert order.index("RUN") < len(order) - 1 - order[::-1].index("COPY")  # packages stay cached when the app changes
+
+
+@pytest.mark.skipif("VITLAB_TEST_DOCKERFILE" not in os.environ, reason="installs packages: set VITLAB_TEST_DOCKERFILE=1")
+def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path):
+    """There is no Docker engine here: pip, COPY, CMD and HEALTHCHECK are done by hand, in a new virtual environment."""
+    place, work = tmp_path / "venv", tmp_path / "work"
+    venv.create(place, with_pip=True)
+    work.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = f"{place / 'bin'}:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(tmp_path), "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(tmp_path / "pip"))}
+    environment |= {
+        name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name.startswith(("PIP_", "SSL_"))
+    }
+    server = health = None
+    for name, rest in read_steps(space):
+        if name == "ENV":
+            environment |= dict(part.split("=", 1) for part in shlex.split(rest))
+        elif name == "RUN" and rest.startswith("pip "):
+            subprocess.run(shlex.split(rest), cwd=work, env=environment, check=True)
+        elif name == "COPY":
+            source, _ = rest.split()
+            subprocess.run(
+                ["cp", "-r", *([str(space / source)] if source != "." else map(str, space.iterdir())), str(work)], check=True
+            )
+        elif name == "HEALTHCHECK":
+            health = rest.split("CMD ", 1)[1].replace("7860", str(port))
+        elif name == "CMD":
+            environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"}
+            server = subprocess.Popen(json.loads(rest), cwd=work, env=environment)
+    try:
+        for _ in range(120):
+            if subprocess.run(shlex.split(health), env=environment, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+            assert server.poll() is None, "the app ended"
+            time.sleep(1)
+        else:
+            pytest.fail("never healthy")
+        body = next((space / "examples").glob("*.png")).read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", data=body)
+        answer = json.load(urllib.request.urlopen(request, timeout=30))
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        installed = subprocess.run(["pip", "list"], env=environment, capture_output=True, text=True, check=True).stdout
+        assert "torch" not in installed
+    finally:
+        server.terminate()
+        server.wait(timeout=20)

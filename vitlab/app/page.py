@@ -1,0 +1,173 @@
+"""The page in the browser: one image with its reasons, many images to a table, and what is to be known of the model."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from vitlab.app.predictors import Predictor
+from vitlab.app.table import answer_files
+from vitlab.app.uploads import Limits, UploadError, read_upload
+from vitlab.app.verdict import Verdict
+
+CSS = Path(__file__).with_name("page.css")
+HEIGHT = 340  # pixels of the two pictures
+KEPT_S = 3600  # uploads are deleted when they are an hour old
+READABLE = {
+    "grad_cam": "Grad-CAM",
+    "transformer_attribution": "Attention with gradients",
+    "rollout": "Attention rollout",
+    "occlusion": "Occlusion",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page says around the answers. card: Markdown. examples: image files. licence: of the examples."""
+
+    title: str
+    subtitle: str = ""
+    card: str = ""
+    examples: tuple[Path, ...] = ()
+    licence: str = ""
+
+
+def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
+    """The page; `launch` it with css_paths=[CSS] and the theme of `choose_theme`."""
+    examples = [str(path) for path in facts.examples]
+    first = examples[0] if examples else None
+    shown, (painted, said) = respond(predictor, limits, first), explain_file(predictor, limits, first, predictor.methods[0])
+    with gr.Blocks(title=facts.title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=False) as page:
+        page.sheets = tempfile.TemporaryDirectory(prefix="vitlab-")  # goes with the page
+        gr.HTML(f"<header><h1>{html.escape(facts.title)}</h1><p>{html.escape(facts.subtitle)}</p></header>", elem_id="head")
+        with gr.Tab("One image"):
+            with gr.Row(equal_height=True):
+                with gr.Column(min_width=250):
+                    image = gr.Image(first, label="Image", sources=["upload", "clipboard"], height=HEIGHT, buttons=["fullscreen"])
+                with gr.Column(min_width=250):
+                    overlay = gr.Image(
+                        painted, label="What spoke for it", interactive=False, height=HEIGHT, buttons=["download", "fullscreen"]
+                    )
+                with gr.Column(min_width=250):
+                    verdict = gr.HTML(shown, elem_id="verdict", padding=False)
+            with gr.Row(equal_height=True):
+                with gr.Column(scale=2):
+                    names = [(READABLE.get(name, name), name) for name in predictor.methods]
+                    method = gr.Radio(names, value=predictor.methods[0], label="Map", elem_id="method")
+                with gr.Column(scale=1, min_width=250):
+                    note = gr.HTML(said, elem_id="note", padding=False)
+            if examples:
+                title = f"Examples, not seen in training ({facts.licence})" if facts.licence else "Examples, not seen in training"
+                gr.Examples(examples, image, label=title, examples_per_page=12)
+            image.preprocess = _keep_closed
+            answered = image.change(
+                lambda path: respond(predictor, limits, path), image, verdict, api_name="answer", show_progress="hidden"
+            )
+            inputs, outputs = [image, method], [overlay, note]
+            for event in (answered.then, method.change):
+                event(lambda *sent: explain_file(predictor, limits, *sent), inputs, outputs, api_visibility="private")
+        with gr.Tab("Many images"):
+            gr.HTML(f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line that says why.</p>")
+            with gr.Row(equal_height=False):
+                with gr.Column():
+                    files = gr.File(file_count="multiple", label="Images", height=300)
+                    start = gr.Button("Answer all", variant="primary")
+                with gr.Column(scale=2):
+                    table = gr.Dataframe(label="Answers", interactive=False, wrap=True)
+                    sheet = gr.File(label="The same as CSV", interactive=False)
+            start.click(
+                lambda paths: answer_all(predictor, limits, Path(page.sheets.name), paths),
+                files,
+                [table, sheet],
+                api_name="answer_all",
+            )
+        if facts.card:
+            with gr.Tab("About the model"):
+                gr.Markdown(facts.card, elem_id="card")
+    return page
+
+
+def choose_theme() -> gr.themes.Base:
+    """Quiet colours and fonts of the system: nothing is fetched from elsewhere."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+    return gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def _keep_closed(payload) -> str | None:
+    """An upload as the path of its file. gr.Image would open and decode it before any limit is asked."""
+    return payload.path if payload is not None else None
+
+
+def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
+    """The answer for a file, or what is wrong with it, as HTML."""
+    if path is None:
+        return _panel("empty", "Send an image", "Drop a file on the left, paste one, or choose an example.")
+    try:
+        with predictor.places:
+            return show_verdict(predictor.answer([read_upload(path, limits)])[0])
+    except UploadError as error:
+        return _panel("error", "Not readable", str(error))
+
+
+def explain_file(predictor: Predictor, limits: Limits, path: str | None, method: str):
+    """The overlay for the most probable class of a file, and the line below it; no overlay where there is no answer."""
+    if path is None:
+        return None, _note(limits)
+    try:
+        with predictor.places:
+            image = read_upload(path, limits)
+            best = predictor.answer([image])[0].classes[0]
+            text = f"The brighter a place, the more it spoke for <b>{html.escape(best)}</b>. A map is a hint, not a proof."
+            return predictor.explain(image, method, best), f"<p>{text}</p>{_note(limits)}"
+    except UploadError:
+        return None, _note(limits)
+
+
+def answer_all(predictor: Predictor, limits: Limits, sheets: Path, paths: Sequence[str] | None):
+    """The table of a batch, and the file in `sheets` that holds it as CSV. Raises gr.Error for none or too many files.
+
+    Files of more than an hour ago are removed: Gradio has made copies of its own, which it removes as well.
+    """
+    try:
+        table = answer_files(predictor, paths or [], limits)
+    except UploadError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    for old in sheets.iterdir():
+        if time.time() - old.stat().st_mtime > KEPT_S:
+            shutil.rmtree(old, ignore_errors=True)
+    sheet = Path(tempfile.mkdtemp(dir=sheets)) / "answers.csv"
+    table.to_csv(sheet, index=False)
+    return table, str(sheet)
+
+
+def show_verdict(verdict: Verdict) -> str:
+    """A panel with the headline, the reason and a bar for each of the ten most probable classes."""
+    bars = []
+    for name, value in list(zip(verdict.classes, verdict.probabilities, strict=True))[:10]:
+        inside = "in" if verdict.promise is None or name in verdict.members else "out"
+        bars.append(
+            f'<div class="bar {inside}"><span class="name">{html.escape(name)}</span><span class="share">{value:.1%}</span>'
+            f'<div class="track"><div class="fill" style="width:{100 * value:.1f}%"></div></div></div>'
+        )
+    return _panel("sure" if verdict.sure else "unsure", verdict.headline, verdict.reason, "".join(bars))
+
+
+def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
+    inside = f'<h2>{html.escape(headline)}</h2>{further}<p class="reason">{html.escape(text)}</p>'
+    return f'<section class="panel {kind}">{inside}</section>'
+
+
+def _note(limits: Limits) -> str:
+    return (
+        f"<p class='small'>PNG, JPEG, WebP, BMP, GIF or TIFF up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. "
+        "Uploads are deleted after an hour.</p>"
+    )

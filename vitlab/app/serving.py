@@ -1,0 +1,154 @@
+"""From a folder to an address: what lies in it, is it whole, and then the page and the way for programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from vitlab.app.page import CSS, Facts, build_page, choose_theme
+from vitlab.app.predictors import Predictor
+from vitlab.app.uploads import Limits, UploadError, check_bytes, read_upload
+from vitlab.app.verdict import Calibration
+from vitlab.compress.session import OnnxClassifier
+
+ONNX = "model.onnx"
+WEIGHTS = "model.safetensors"
+SETTINGS = "app.json"  # title, subtitle, licence of the examples; export_space writes it
+CARD = "MODEL_CARD.md"
+EXAMPLES = "examples"
+
+
+def open_predictor(folder: Path | str, threads: int | None = None) -> Predictor:
+    """The model of a run folder or a Space: by its ONNX file, or by its weights where there is none and torch is installed.
+
+    threads: of ONNX Runtime for one image; by default all cores. FileNotFoundError where the folder holds neither.
+    """
+    folder = Path(folder)
+    with_torch = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
+    if not (folder / ONNX).is_file() and not with_torch:
+        raise FileNotFoundError(
+            f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes it) nor {WEIGHTS} with torch"
+        )
+    maps = classifier = None
+    if with_torch:
+        from vitlab.app.torch_maps import TorchClassifier, TorchMaps
+        from vitlab.models import load_model
+
+        model = load_model(folder)
+        maps, classifier = TorchMaps(model), TorchClassifier(model)
+    if (folder / ONNX).is_file():
+        classifier = OnnxClassifier(folder / ONNX, threads)
+    return Predictor(classifier, _find_calibration(folder, classifier), maps)
+
+
+def read_facts(folder: Path | str) -> Facts:
+    """What a folder made by export_space says of itself; a bare title where it says nothing."""
+    folder = Path(folder)
+    settings = _read_settings(folder)
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
+    texts = {name: settings.get(name, "") for name in ("subtitle", "licence")}
+    return Facts(settings.get("title", folder.resolve().name), card=card, examples=tuple(examples), **texts)
+
+
+def serve(
+    folder: Path | str,
+    host: str | None = "127.0.0.1",
+    port: int | None = None,
+    *,
+    share: bool = False,
+    limits: Limits | None = None,
+    facts: Facts | None = None,
+    threads: int | None = None,
+    block: bool = True,
+) -> tuple[gr.Blocks, str]:
+    """Start the app of a folder; gives the page and its address.
+
+    host: 127.0.0.1 answers this machine only, 0.0.0.0 everybody; None: the variable GRADIO_SERVER_NAME, else this machine.
+    port: None takes the first free one from 7860 on. share: let Gradio open a tunnel to a public address. block: return only when
+    it is stopped (Ctrl+C); else `page.close()` stops it. Beside the page it answers `POST /predict` (an image as body, JSON
+    back) and `GET /health`.
+    """
+    limits = limits or Limits()
+    predictor = open_predictor(folder, threads)
+    page = build_page(predictor, facts or read_facts(folder), limits)
+    page.queue(default_concurrency_limit=4)
+    _, address, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        max_file_size=limits.bytes,
+        theme=choose_theme(),
+        css_paths=[CSS],
+        footer_links=[],
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        app_kwargs={"routes": _list_routes(predictor, limits)},
+    )
+    if block:
+        page.block_thread()
+    return page, public or address
+
+
+def _list_routes(predictor: Predictor, limits: Limits) -> list[Route]:
+    def answer(body: bytes) -> dict:
+        with predictor.places:
+            return predictor.answer([read_upload(body, limits)])[0].as_dict()
+
+    async def predict(request: Request) -> JSONResponse:
+        try:
+            return JSONResponse(await run_in_threadpool(answer, await _read_body(request, limits)))
+        except UploadError as error:
+            return JSONResponse({"error": str(error)}, status_code=413 if error.too_large else 422)
+
+    async def health(request: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok", "classes": list(predictor.classes)})
+
+    return [Route("/predict", predict, methods=["POST"]), Route("/health", health, methods=["GET"])]
+
+
+async def _read_body(request: Request, limits: Limits) -> bytes:
+    """The body, given up as soon as it is longer than the limit, whatever its header says."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit():
+        check_bytes(max(int(announced), 1), limits)
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limits.bytes:
+            check_bytes(size, limits)
+    return b"".join(parts)
+
+
+def _find_calibration(folder: Path, classifier) -> Calibration:
+    """What lies beside the ONNX file, whose probabilities have its temperature already; else what the run's validation
+    predictions give; else none."""
+    noted = getattr(classifier, "description", {}).get("calibration") or {}
+    if not noted.get("limits") and (folder / "predictions.parquet").is_file():
+        import pandas as pd
+
+        from vitlab.compress.export import find_calibration
+
+        found = Calibration.from_sidecar(find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes)
+        return replace(found, temperature=1.0) if noted.get("temperature") else found
+    return replace(Calibration.from_sidecar(noted, classifier.classes), temperature=1.0)
+
+
+def _read_settings(folder: Path) -> dict:
+    path = folder / SETTINGS
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}; export the folder again") from error

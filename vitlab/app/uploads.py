@@ -1,0 +1,94 @@
+"""A file from a stranger, read without trust: its size and its pixels are known to be few before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow also opens formats that call other programs: EPS does
+STRIP = 10  # times as long as wide, at most
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted. megabytes: of one file. megapixels: of one image, by its header. files: in one batch."""
+
+    megabytes: float = 10
+    megapixels: float = 25
+    files: int = 200
+
+    def __post_init__(self):
+        for name in ("megabytes", "megapixels", "files"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"the limit of {name} must be more than 0, got {getattr(self, name)}")
+
+    @property
+    def bytes(self) -> int:
+        return int(self.megabytes * 1_000_000)
+
+
+class UploadError(ValueError):
+    """A file that is not accepted; the message is for the person who sent it. too_large: where its size is the reason."""
+
+    def __init__(self, message: str, too_large: bool = False):
+        super().__init__(message)
+        self.too_large = too_large
+
+
+def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
+    """The decoded image, upright where its EXIF data say how it was held. Raises UploadError for anything else.
+
+    Size in bytes and pixels of the header are held against the limits before a pixel is decoded. Of an animation or a file of
+    several pages, the first is read.
+    """
+    check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            _check_pixels(image.width, image.height, limits)
+            image.load()
+            _check_finite(image)
+            return ImageOps.exif_transpose(image)
+    except UploadError:
+        raise
+    except UnidentifiedImageError:
+        raise UploadError(f"This file is not an image that can be read here. Send a {', '.join(FORMATS)} file.") from None
+    except Image.DecompressionBombError:  # Pillow's own alarm, for far more pixels than any limit here
+        raise UploadError(_describe_pixels("far too many pixels", limits), too_large=True) from None
+    except Exception as error:  # the decoders of a damaged file raise whatever comes to them: OSError, SyntaxError, struct.error
+        raise UploadError("This image is damaged or cut off: it cannot be decoded. Save or download it again.") from error
+
+
+def check_bytes(size: int, limits: Limits) -> None:
+    """UploadError for an empty file, and for one of more bytes than the limit."""
+    if size == 0:
+        raise UploadError("This file is empty. Send an image.")
+    if size > limits.bytes:
+        raise UploadError(
+            f"This file has {size / 1e6:,.1f} MB, more than the {limits.megabytes:g} MB that are accepted. Make it smaller.",
+            too_large=True,
+        )
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.megapixels * 1_000_000:
+        raise UploadError(_describe_pixels(f"{width:,} x {height:,} pixels", limits), too_large=True)
+
+    if max(width, height) > STRIP * min(width, height):
+        raise UploadError(
+            f"This image is a strip of {width:,} x {height:,} pixels, of which nothing would be seen. Cut it to a part."
+        )
+
+
+def _check_finite(image: Image.Image) -> None:
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise UploadError("This image holds pixels that are not numbers (NaN or infinite). Save it as PNG.")
+
+
+def _describe_pixels(many: str, limits: Limits) -> str:
+    return f"This image has {many}, more than the {limits.megapixels:g} megapixels that are accepted. Scale it down."

@@ -1,0 +1,117 @@
+"""What a deployment takes from a run: the folder by its name, the data again, examples, and what the served file answers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from vitlab.app.page import Facts
+from vitlab.app.serving import CARD, ONNX, read_facts
+from vitlab.compress.session import BATCH, OnnxClassifier
+from vitlab.compress.sidecar import read_sidecar
+from vitlab.data import load_dataset
+from vitlab.deploy.card import model_card, read_data_card
+from vitlab.models.saving import DESCRIPTION
+from vitlab.runs import Run, reports_dir
+from vitlab.schema import DataBundle, check_predictions
+
+EXAMPLES = 8  # images
+LONGEST = 60  # letters of a title that names the classes
+
+
+def find_run(name: str | Path) -> Path:
+    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits."""
+    folder = Path(name)
+    if any((folder / file).is_file() for file in ("run.json", ONNX)):
+        return folder
+    runs = {path.parent.name: path.parent for path in sorted((reports_dir() / "runs").glob("*/*/run.json"))}
+    fitting = [key for key in runs if key == str(name)] or [key for key in runs if key.startswith(str(name))]
+    if len(fitting) == 1:
+        return runs[fitting[0]]
+    if fitting:
+        raise ValueError(f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more of it")
+    near = difflib.get_close_matches(str(name), runs, n=3) or list(runs)[:5]
+    there = f"there are {', '.join(near)}" if near else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
+    raise ValueError(f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}")
+
+
+def load_run_data(run: Run) -> DataBundle:
+    """The run's data set with its own splits."""
+    return load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
+
+
+def predict_splits(classifier: OnnxClassifier, data: DataBundle, splits: Sequence[str] = ("val", "test")) -> pd.DataFrame:
+    """A predictions table of what an ONNX file answers, before any temperature."""
+    rows = pd.concat([data.split(split) for split in splits], ignore_index=True)
+    ids = rows["sample_id"].tolist()
+    blocks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+    logits = np.concatenate([classifier.predict_logits([data.read(one) for one in block]) for block in blocks])
+    table = rows[["sample_id", "split", "group", "label"]].copy()
+    table["pred"] = np.array(classifier.classes)[logits.argmax(axis=1)]
+    table[[f"logit_{name}" for name in classifier.classes]] = logits
+    table[[f"prob_{name}" for name in classifier.classes]] = softmax(logits, axis=1)
+    check_predictions(table)
+    return table
+
+
+def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES, seed: int = 0) -> list[Path]:
+    """Test images as PNG, the classes in turn, named by their label; drawn by the seed, unseen by the training."""
+    test = data.split("test").sample(frac=1, random_state=seed)
+    turn = test.groupby("label", observed=True).cumcount()
+    order = {name: place for place, name in enumerate(reversed(data.classes))}  # of two, the last is the one looked for
+    chosen = test.assign(turn=turn, place=test["label"].map(order)).sort_values(["turn", "place"]).head(count)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, (_, row) in enumerate(chosen.iterrows(), start=1):
+        paths.append(folder / f"{number:02d}-{_plain(row['label'])}-{_plain(row['sample_id'])}.png")
+        image = data.read(row["sample_id"])
+        (image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(paths[-1])
+    return paths
+
+
+def page_facts(folder: Path) -> Facts:
+    """The page's texts for a run, made now; for a folder that export_space made, what lies in it.
+
+    Examples need the data set, the card the predictions of the run: the page does without what is not at hand.
+    """
+    if not (folder / "run.json").is_file():
+        return read_facts(folder)
+    run = Run(folder)
+    examples = folder / "app" / "examples"
+    try:
+        paths = sorted(examples.glob("*.png")) or write_examples(load_run_data(run), examples)
+    except (ValueError, FileNotFoundError):
+        paths = []
+    stored = folder / CARD
+    try:
+        card = stored.read_text(encoding="utf-8") if stored.is_file() else model_card(run)
+    except FileNotFoundError:
+        card = ""
+    return Facts(**describe_run(run, _read_classes(folder)), card=card, examples=tuple(paths))
+
+
+def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
+    """Title, subtitle and licence of the examples."""
+    dataset = run.parameters["dataset"]
+    asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
+    title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
+    subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
+    return {"title": title, "subtitle": subtitle, "licence": read_data_card(run)["licence"]}
+
+
+def _read_classes(folder: Path) -> list[str]:
+    """The classes of the run's model, by the description of its ONNX file or of its weights."""
+    if (folder / ONNX).is_file():
+        return read_sidecar(folder / ONNX)["classes"]
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", str(text))[:60]
