@@ -48,10 +48,9 @@ PEER, FIRST, CLAIMED, STUDENT = "PyTorch fp32", "ViT-B PyTorch fp32", "ViT-B int
 
 def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) -> tuple[list[dict], pd.DataFrame]:
     """Records, and a row for each ingredient and combination. Any real images do for the gate of the export: the digits."""
+    from vitlab.compress.export import export_onnx
     from vitlab.compress.importance import importance_table
     from vitlab.compress.prune import plan_pruning, prune
-
-    from vitlab.compress.export import export_onnx
     from vitlab.compress.quantize import quantize_onnx
 
     data = load_dataset("digits")

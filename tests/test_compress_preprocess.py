@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import vitlab.data as with_torch
-from vitlab.compress.preprocess import INTERPOLATIONS, fit_image, normalise, preprocess
+from vitlab.compress.preprocess import fit_image, normalise, preprocess
+from vitlab.pictures import INTERPOLATIONS
 from vitlab.schema import Transform
 
 TRANSFORM = Transform(size=(37, 50), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

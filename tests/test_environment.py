@@ -13,9 +13,7 @@ ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NOT_LOCKED = {"trackio"}  # its pillow<13 does not go with the locked pillow; whoever installs it gets an older pillow
 ALL = [Requirement(line) for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]]
-NEEDED = [requirement for requirement in ALL if requirement.name not in NOT_LOCKED]
 LOCK_LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = [Requirement(line) for line in LOCK_LINES if line and not line.startswith("#")]
 
@@ -26,7 +24,7 @@ def conda_requirements():
     return [Requirement(line) for line in [*lines, *pip] if isinstance(line, str) and not line.startswith("--")]
 
 
-@pytest.mark.parametrize("needed", NEEDED, ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("needed", ALL, ids=lambda requirement: requirement.name)
 def test_conda_and_lock_agree_with_pyproject(needed):
     (conda,) = [one for one in conda_requirements() if one.name == CONDA_NAMES.get(needed.name, needed.name)]
     assert conda.specifier == needed.specifier
@@ -38,7 +36,7 @@ def test_conda_and_lock_agree_with_pyproject(needed):
 
 
 def test_conda_has_nothing_more_than_what_it_must():
-    names = {CONDA_NAMES.get(one.name, one.name) for one in NEEDED}
+    names = {CONDA_NAMES.get(one.name, one.name) for one in ALL}
     assert {one.name for one in conda_requirements()} - names == {"python", "make", "quarto", "pip"}
 
 
@@ -61,13 +59,7 @@ def test_lock_pins_each_package_once_for_each_machine(system, version):
     }
     names = [pin.name for pin in LOCKED if pin.marker is None or pin.marker.evaluate(machine)]
     assert len(names) == len(set(names))
-    assert {canonicalize_name(needed.name) for needed in NEEDED} <= {canonicalize_name(name) for name in names}
-
-
-def test_what_is_not_locked_is_an_extra_only():
-    optional = {requirement.name for requirement in ALL} - {Requirement(line).name for line in PROJECT["dependencies"]}
-    assert optional >= NOT_LOCKED
-    assert not NOT_LOCKED & {canonicalize_name(pin.name) for pin in LOCKED}
+    assert {canonicalize_name(needed.name) for needed in ALL} <= {canonicalize_name(name) for name in names}
 
 
 def test_python_versions_agree():

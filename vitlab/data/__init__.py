@@ -12,7 +12,8 @@ from vitlab.data.planted import replace_stamps, stamp_masks
 from vitlab.data.quality import find_unreadable, image_table
 from vitlab.data.splits import draw_splits
 from vitlab.data.synthetic import add_synthetic, drop_synthetic, find_synthetic
-from vitlab.data.transforms import build_augmentation, denormalise, fit_image, normalise, preprocess, to_rgb
+from vitlab.data.transforms import build_augmentation, denormalise, fit_image, normalise, preprocess
+from vitlab.pictures import to_rgb
 
 __all__ = [
     "ISSUES",

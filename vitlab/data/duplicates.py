@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from vitlab.data.reading import map_images
-from vitlab.data.transforms import to_rgb
+from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle
 
 THUMBNAIL = 64  # pixels a side

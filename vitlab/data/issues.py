@@ -20,7 +20,7 @@ from vitlab.data.folds import draw_folds
 from vitlab.data.quality import find_unreadable
 from vitlab.data.reading import map_images
 from vitlab.data.sources import NOT_CHOSEN
-from vitlab.data.transforms import to_rgb
+from vitlab.pictures import to_rgb
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 

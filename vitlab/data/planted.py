@@ -11,7 +11,8 @@ from PIL import Image
 
 from vitlab.data.sources import DATASETS, DERIVED, Source, find_base
 from vitlab.data.splits import draw_subset, order_by_hash
-from vitlab.data.transforms import fit_image, to_rgb
+from vitlab.data.transforms import fit_image
+from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
 

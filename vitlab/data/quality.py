@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitlab.data.reading import map_images
 from vitlab.data.sources import EXCLUDED_COLUMNS
-from vitlab.data.transforms import to_rgb
+from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle
 
 QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vitlab.data.transforms import to_rgb
+from vitlab.pictures import to_rgb
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed

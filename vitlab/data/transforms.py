@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import v2
 
+from vitlab.pictures import fit_picture
 from vitlab.registry import unknown
 from vitlab.schema import Transform
 
-INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
 STRENGTHS = ("none", "light", "strong")
 
 
@@ -22,39 +22,8 @@ def preprocess(image: Image.Image, transform: Transform) -> torch.Tensor:
 
 
 def fit_image(image: Image.Image, transform: Transform) -> torch.Tensor:
-    """(3, h, w) uint8 in RGB, or (1, h, w) in grey where the transform has one mean: at the model's size, its aspect ratio kept.
-
-    Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts what stands out, both around the centre.
-    Bars and transparent pixels get the mean colour, which normalises to about 0: nothing to see there.
-    """
-    if transform.interpolation not in INTERPOLATIONS:
-        raise ValueError(unknown("interpolation", transform.interpolation, list(INTERPOLATIONS)))
-    if transform.fit not in ("pad", "crop"):
-        raise ValueError(unknown("fit", transform.fit, ["pad", "crop"]))
-    height, width = transform.size
-    method = Image.Resampling[transform.interpolation.upper()]
-    fill = tuple(round(255 * mean) for mean in transform.mean) * (3 // len(transform.mean))
-    image = to_rgb(image, fill)
-    if transform.fit == "pad":
-        image = ImageOps.pad(image, (width, height), method, color=fill)
-    else:
-        image = ImageOps.fit(image, (width, height), method)
-    return v2.functional.pil_to_tensor(image if len(transform.mean) == 3 else image.convert("L"))
-
-
-def to_rgb(image: Image.Image, fill: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
-    """8-bit RGB from any mode; `fill` shows through transparent pixels.
-
-    Integer grey values beyond 8 bits are read as 0..65535, whatever part of that an image uses, so that exposures stay
-    comparable. Floating-point values, and integers outside that range, run from the image's darkest to its brightest.
-    Raises ValueError where pixels are NaN or infinite.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _to_eight_bits(image)  # Pillow's own conversion clips all above 255 to white
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*fill, 255)), image)
-    return image.convert("RGB")
+    """(3, h, w) uint8 in RGB, or (1, h, w) in grey where the transform has one mean; see `vitlab.pictures.fit_picture`."""
+    return v2.functional.pil_to_tensor(fit_picture(image, transform))
 
 
 def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
@@ -110,16 +79,6 @@ class _SameCrop(v2.RandomResizedCrop):
         top, left = round(drawn["top"] * rows), round(drawn["left"] * columns)
         bottom, right = round((drawn["top"] + drawn["height"]) * rows), round((drawn["left"] + drawn["width"]) * columns)
         return {"top": top, "left": left, "height": max(1, bottom - top), "width": max(1, right - left)}
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite pixels")
-    low, high = 0.0, 65535.0
-    if image.mode == "F" or values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    return Image.fromarray(np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8))
 
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     not there is "-". Empty notes go; the first column becomes the row names unless it holds numbers.
     """
     shown = table.copy()
-    if "metric" in shown:
-        shown["metric"] = shown["metric"].map(readable)
+    for name in {"metric", "method"} & set(shown):
+        shown[name] = shown[name].map(readable)
     for name in ("value", "difference", "odds_ratio"):
         if {name, "low", "high"} <= set(shown):
             shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
