@@ -50,7 +50,7 @@ def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) ->
     """Records, and a row for each ingredient and combination. Any real images do for the gate of the export: the digits."""
     from vitlab.compress.export import export_onnx
     from vitlab.compress.importance import importance_table
-    from vitlab.compress.prune import plan_pruning, prune
+    from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.quantize import quantize_onnx
 
     data = load_dataset("digits")

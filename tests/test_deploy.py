@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 import venv
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -45,8 +46,8 @@ def run(reports):
     """A small ViT trained on every sixth digit, with half of the images in a group of their own."""
     os.environ["VITLAB_REPORTS"], before = str(reports), os.environ.get("VITLAB_REPORTS")
     try:
-        data = small_digits()
-        data.samples["group"] = np.where(np.arange(len(data.samples)) % 2, "odd", "even")
+        samples = small_digits().samples
+        data = replace(small_digits(), samples=samples.assign(group=np.where(np.arange(len(samples)) % 2, "odd", "even")))
         run = Run.create(dataset="digits", model="vit_scratch", seed=0)
         model = tiny_vit()
         fit(model, data, run, config := TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from vitlab.compress.distill import distill
+from vitlab.compress.distillation import distill
 from vitlab.data import load_dataset
 from vitlab.models import build_model, load_model
 from vitlab.runs import Run, run_path

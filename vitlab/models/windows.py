@@ -27,6 +27,8 @@ def find_window(layer: str, inside: torch.Tensor, outside: torch.Tensor) -> Wind
     """
     if inside.ndim != 3 or outside.ndim != 4 or inside.shape[-1] != outside.shape[-1] or len(inside) % len(outside):
         return None
+    if inside.is_meta:  # a model without weights, built to be counted: its tokens have no values to be recognised by
+        return None
     batch, *grid, _ = outside.shape
     numbers = {token.tobytes(): number for number, token in enumerate(outside[0].flatten(0, 1).float().cpu().numpy())}
     seen = [numbers.get(token.tobytes(), -1) for token in inside[: len(inside) // batch].flatten(0, 1).float().cpu().numpy()]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.compress.recover import recover, recovery_recipe
+from vitlab.compress.recovery import recover, recovery_recipe
 from vitlab.runs import Run
 from vitlab.training import fit, predict, recipe
 

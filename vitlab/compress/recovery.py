@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from vitlab.compress.distill import Distillation
+from vitlab.compress.distillation import Distillation
 from vitlab.data import ImageDataset
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle

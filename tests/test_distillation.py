@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
-from vitlab.compress.distill import Distillation, born_again, distill
+from vitlab.compress.distillation import Distillation, born_again, distill
 from vitlab.compress.inside import Reader, find_feature_layer
 from vitlab.compress.students import finetune_student
 from vitlab.data import ImageDataset, build_augmentation
@@ -28,8 +28,8 @@ from vitlab.training.stage import Stage
 
 CPU = torch.device("cpu")
 TWO_PROCESSES = """
-from tests.test_distill import quick, small_digits, tiny_vit
-from vitlab.compress.distill import Distillation
+from tests.test_distillation import quick, small_digits, tiny_vit
+from vitlab.compress.distillation import Distillation
 from vitlab.runs import Run
 from vitlab.training import fit_on
 histories = []

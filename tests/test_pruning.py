@@ -10,7 +10,7 @@ from tests.test_shrinking import FAMILIES, draw_images, tiny_deep_hybrid, tiny_t
 from tests.toys import tiny_vit
 from vitlab.compress.cost import cost_blocks, count_cost, count_multiply_adds, measure_ratio
 from vitlab.compress.importance import importance_table, masking
-from vitlab.compress.prune import plan_pruning, prune, prune_iteratively
+from vitlab.compress.pruning import plan_pruning, prune, prune_iteratively
 from vitlab.models import count_parameters, load_model, save_model, shrink_model
 
 
@@ -155,7 +155,7 @@ def test_latency_is_bisected_until_what_is_measured_fits(monkeypatch):
     model = tiny_timm()
     full = count_multiply_adds(model)
     monkeypatch.setattr(
-        "vitlab.compress.prune.measure_ratio", lambda small, _, **kwargs: 0.3 + 0.7 * count_multiply_adds(small) / full
+        "vitlab.compress.pruning.measure_ratio", lambda small, _, **kwargs: 0.3 + 0.7 * count_multiply_adds(small) / full
     )
     table = weigh(model)
     plan = plan_pruning(model, table, 0.8, "latency")
