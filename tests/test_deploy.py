@@ -216,6 +216,9 @@ def test_runs_are_found_by_path_name_or_beginning(run, space):
     assert find_run(run.path) == find_run(run.name) == run.path
     assert find_run(space) == space
     assert find_run(run.name[: len("vit_scratch-seed0")]) == run.path
+    planted = Run.create(dataset="planted:digits", model="vit_scratch", seed=0)
+    assert find_run("vit_scratch-seed0") == find_run("digits/vit_scratch-seed0") == run.path
+    assert find_run("planted_digits/vit_scratch") == planted.path
     Run.create(dataset="digits", model="vit_scratch", seed=7)
     with pytest.raises(ValueError, match="is the beginning of 2 runs"):
         find_run("vit_scratch")

@@ -17,6 +17,7 @@ from vitlab.app.serving import CARD, ONNX, read_facts
 from vitlab.compress.session import BATCH, OnnxClassifier
 from vitlab.compress.sidecar import read_sidecar
 from vitlab.data import load_dataset
+from vitlab.data.sources import DERIVED
 from vitlab.deploy.card import model_card, read_data_card
 from vitlab.models.saving import DESCRIPTION
 from vitlab.runs import Run, reports_dir
@@ -27,12 +28,19 @@ LONGEST = 60  # letters of a title that names the classes
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits."""
+    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits.
+
+    A name may begin with that of its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data, which are there to test
+    explanations, are found in no other way.
+    """
     folder = Path(name)
     if any((folder / file).is_file() for file in ("run.json", ONNX)):
         return folder
-    runs = {path.parent.name: path.parent for path in sorted((reports_dir() / "runs").glob("*/*/run.json"))}
-    fitting = [key for key in runs if key == str(name)] or [key for key in runs if key.startswith(str(name))]
+    runs = {"/".join(path.parts[-3:-1]): path.parent for path in sorted((reports_dir() / "runs").glob("*/*/run.json"))}
+    helpers = tuple(prefix.replace(":", "_") for prefix in DERIVED)
+    names = {key: (key,) if key.startswith(helpers) else (key, key.partition("/")[2]) for key in runs}
+    fitting = [key for key in runs if str(name) in names[key]]
+    fitting = fitting or [key for key in runs if any(one.startswith(str(name)) for one in names[key])]
     if len(fitting) == 1:
         return runs[fitting[0]]
     if fitting:
