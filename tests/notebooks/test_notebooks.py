@@ -30,6 +30,10 @@ CHAIN = {
             "replicates": 50,
         }
     },
+    "06_compress": {
+        "grid": {"model": ["vit_scratch"]},
+        "parameters": {"student": "vit_scratch", "student_epochs": 1, "timings": 3, "replicates": 50},
+    },
     "07_tune": {"grid": {}, "parameters": {"size": 24, "epochs": 1, "trials": 2}},
     "08_compare": {"grid": {}},
 }
@@ -61,7 +65,7 @@ def test_every_notebook_is_in_the_chain():
 
 def test_all_notebooks_run(finished):
     content, _ = finished
-    assert len(content["tasks"]) == 10
+    assert len(content["tasks"]) == 11
     assert {task["status"] for task in content["tasks"]} == {"done"}, [
         task["error"] for task in content["tasks"] if task["error"]
     ]
@@ -106,7 +110,7 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     paths = render_report()
     home = paths["html"].read_text()
     assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
-    assert len(list(paths["html"].parent.glob("*.html"))) == 10
+    assert len(list(paths["html"].parent.glob("*.html"))) == 11
     text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
     assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
 

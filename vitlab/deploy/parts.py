@@ -30,8 +30,8 @@ LONGEST = 60  # letters of a title that names the classes
 def find_run(name: str | Path) -> Path:
     """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits.
 
-    A name may begin with that of its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data, which are there to test
-    explanations, are found in no other way.
+    A name may begin with that of its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data, which are there to
+    test explanations, are found in no other way.
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in ("run.json", ONNX)):
