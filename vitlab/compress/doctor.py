@@ -21,6 +21,7 @@ from vitlab.registry import unknown
 from vitlab.schema import DataBundle, Transform
 
 MARGIN = 0.005  # of the metric: half a point
+DIGITS = 4  # of a calibration error: what differs by less differs in rounding
 X86 = {
     "avx2": "8-bit products in three instructions; without VNNI pairs of them may saturate",
     "avx512f": "vectors of 512 bits",
@@ -161,7 +162,8 @@ def doctor_table(
         row |= {"ece": error["ece"], "ece_change": error["change"], "ece_low": error["low"], "ece_high": error["high"]}
         reference = name == sides[0]
         row["quality"] = "reference" if reference else _judge_quality(gap["low"], gap["high"], margin)
-        row["calibration"] = "reference" if reference else _judge(error["low"], error["high"], 0, ("better", "worse"))
+        moved = [round(error[end], DIGITS) for end in ("low", "high")]
+        row["calibration"] = "reference" if reference else _judge(*moved, 0, ("better", "worse"))
         rows.append(row)
     table = latency.merge(pd.DataFrame(rows), on="side", how="left", validate="many_to_one")
     speed = [
