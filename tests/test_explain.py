@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from torchvision.models import VisionTransformer
+from tqdm import tqdm
 
 from vitlab.explain import available, describe_methods, explain, suitable_methods
 from vitlab.explain.methods import explanation, methods
@@ -188,7 +189,8 @@ def test_a_model_in_training_is_explained_in_evaluation_mode_and_trains_on():
     assert model.module.training
 
 
-def test_a_bar_on_request(capsys):
+def test_a_bar_on_request(capsys, monkeypatch):
+    monkeypatch.setattr("vitlab.explain.methods.tqdm", functools.partial(tqdm, mininterval=0))  # a fast machine would skip the last step
     model = cached_model("resnet18")
     explain(model, make_images(model), "saliency", "a", batch_size=2)
     assert not capsys.readouterr().err
