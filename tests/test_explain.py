@@ -190,7 +190,7 @@ def test_a_model_in_training_is_explained_in_evaluation_mode_and_trains_on():
 
 
 def test_a_bar_on_request(capsys, monkeypatch):
-    monkeypatch.setattr("vitlab.explain.methods.tqdm", functools.partial(tqdm, mininterval=0))  # a fast machine would skip the last step
+    monkeypatch.setattr("vitlab.explain.methods.tqdm", functools.partial(tqdm, mininterval=0))  # else a fast machine skips it
     model = cached_model("resnet18")
     explain(model, make_images(model), "saliency", "a", batch_size=2)
     assert not capsys.readouterr().err
