@@ -44,7 +44,6 @@ def main(
         lessons = CachedLessons(images, caches, chosen.size)
     else:
         lessons = OnlineLessons(images, teacher, chosen.size)
-    output.mkdir(parents=True, exist_ok=True)
     student = pretrain(lessons, classifier, validation, chosen, output, device)
     accuracy = validate(student, validation, device)
     path = write_weights(student.network, output, chosen, accuracy)

@@ -39,6 +39,7 @@ def pretrain(
     folder: log.csv gets a row an epoch (losses, learning rate, validation accuracy in 0..1, seconds); checkpoints/ lets the same
         call carry on where another one ended.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     images = lessons.images
     torch.manual_seed(recipe.seed)
     student = Student(len(images.classes), recipe.size, recipe.depth, recipe.patch_drop).to(device)
