@@ -14,7 +14,7 @@ import gradio as gr
 
 from vitlab.app.predictors import Predictor
 from vitlab.app.table import answer_files, name_columns
-from vitlab.app.uploads import Limits, UploadError, read_upload
+from vitlab.app.uploads import NAMED, Limits, UploadError, read_upload
 from vitlab.app.verdict import Verdict
 
 CSS = Path(__file__).with_name("page.css")
@@ -206,6 +206,5 @@ def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
 
 def _describe_limits(limits: Limits) -> str:
     return (
-        f"<p>PNG, JPEG, WebP, BMP, GIF or TIFF up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. "
-        "Uploads are deleted after an hour.</p>"
+        f"<p>{NAMED} up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Uploads are deleted after an hour.</p>"
     )
