@@ -20,7 +20,7 @@ from vitlab.app.verdict import Verdict
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
 KEPT_S = 3600  # uploads are deleted when they are an hour old
-WIDTHS = {"file": 230, "answer": 120, "sure": 60, "set": 190, "problem": 260}  # pixels of the table's columns
+WIDTHS = {"file": 190, "answer": 105, "sure": 55, "set": 150, "problem": 200}  # pixels of the table's columns
 READABLE = {
     "grad_cam": "Grad-CAM",
     "transformer_attribution": "Attention with gradients",
@@ -67,7 +67,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 with gr.Column(min_width=250):
                     verdict = gr.HTML(shown, elem_id="verdict", padding=False)
             with gr.Row(equal_height=False):
-                with gr.Column(scale=2, min_width=320):
+                with gr.Column(scale=3, min_width=320):
                     names = [(READABLE.get(name, name), name) for name in predictor.methods]
                     method = gr.Radio(names, value=predictor.methods[0], label="Map by", elem_id="method", visible=len(names) > 1)
                 with gr.Column(scale=1, min_width=250):
@@ -110,7 +110,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
             columns = name_columns(predictor)
             table = gr.Dataframe(
                 headers=columns,
-                column_widths=[f"{WIDTHS.get(name, 150)}px" for name in columns],
+                column_widths=[f"{WIDTHS.get(name, 130)}px" for name in columns],
                 label="Answers",
                 interactive=False,
                 wrap=True,
