@@ -21,7 +21,7 @@ from tests.toys import linear_model, small_digits
 from vitlab.app.overlay import colour, occlusion_map, paint_overlay
 from vitlab.app.page import Facts, answer_all, build_page, explain_file, respond, show_verdict
 from vitlab.app.predictors import Predictor, temper
-from vitlab.app.serving import open_predictor, read_facts, serve
+from vitlab.app.serving import SESSIONS, open_predictor, read_facts, serve
 from vitlab.app.table import answer_files
 from vitlab.app.uploads import Limits, UploadError, read_upload
 from vitlab.app.verdict import Calibration, judge
@@ -228,9 +228,9 @@ def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
 def test_the_page_hands_uploads_on_unopened(predictor):
     page = build_page(predictor, Facts("Dark or bright?"), LIMITS)
     image = next(block for block in page.blocks.values() if isinstance(block, gr.Image) and block.interactive is not False)
-    payload = gr.data_classes.ImageData(path="/nowhere/bomb.png", orig_name="bomb.png")
-    assert image.preprocess(payload) == "/nowhere/bomb.png"  # gr.Image itself would have opened it
-    assert image.preprocess(None) is None
+    events = [event for event in page.fns.values() if image in event.inputs]
+    assert len(events) == 3
+    assert not any(event.preprocess for event in events)  # gr.Image itself would have opened it
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +272,20 @@ def test_a_folder_without_a_model_or_with_damaged_texts_is_an_error(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
+def served(folder):
     page, address = serve(folder, port=None, limits=LIMITS, block=False)
-    yield address.rstrip("/")
+    yield page, address.rstrip("/")
     page.close()
+
+
+@pytest.fixture
+def served_page(served):
+    return served[0]
+
+
+@pytest.fixture
+def address(served):
+    return served[1]
 
 
 def test_it_answers_over_http_after_every_bad_upload(address, folder):
@@ -308,6 +318,26 @@ def test_the_page_itself_answers_through_its_queue(address, folder, tmp_path):
     assert pd.read_csv(sheet)["problem"].notna().tolist() == [False, True]
     with pytest.raises(AppError, match="no files yet"):
         client.predict([], api_name="/answer_all")
+
+
+def test_an_example_is_answered_like_an_upload(address):
+    """A click on an example gives the visitor's session an Image of its own; what was set on the page's one is not on it."""
+    with httpx.Client(base_url=address, timeout=30) as client:
+        events = client.get("/config").json()["dependencies"]
+        click = next(event["id"] for event in events if event["api_name"] == "load_example")
+        sent = {"data": [0], "fn_index": click, "session_hash": "visitor"}
+        chosen = client.post("/gradio_api/run/predict", json=sent).raise_for_status().json()["data"][0]["value"]
+        sent = {"data": [chosen], "fn_index": next(event["id"] for event in events if event["api_name"] == "answer")}
+        client.post("/gradio_api/queue/join", json={**sent, "session_hash": "visitor"}).raise_for_status()
+        stream = client.get("/gradio_api/queue/data", params={"session_hash": "visitor"}).raise_for_status().text
+    assert '"success":true' in stream
+    assert 'class=\\"bar' in stream
+
+
+def test_the_state_of_few_visitors_is_kept(address, served_page):
+    with httpx.Client(base_url=address, timeout=30) as client:
+        client.get("/").raise_for_status()
+    assert served_page.app.state_holder.capacity == SESSIONS
 
 
 def test_only_this_machine_is_answered_by_default(address):

@@ -28,6 +28,7 @@ from vitlab.evaluation import calibrate, conformal_sets, metrics_table, slice_ta
 from vitlab.runs import Run
 from vitlab.training import TrainConfig, fit, save_results
 
+HUB_COLOURS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]  # of the Spaces configuration reference
 HEAVY = {"torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib"}
 
 
@@ -148,7 +149,12 @@ def test_the_space_is_whole(space, run):
     required = dict(line.split("==") for line in (space / "requirements.txt").read_text().split())
     assert required["gradio"] == front["sdk_version"]
     assert HEAVY.isdisjoint(required)
-    assert card.strip() == (space / "MODEL_CARD.md").read_text(encoding="utf-8").strip()
+    start, whole = card.split("# Model card", 1)
+    assert f"# Model card{whole}" == (space / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "python app.py" in start
+    assert front["title"] in start
+    assert {front["colorFrom"], front["colorTo"]} <= HUB_COLOURS
+    assert "*.onnx filter=lfs" in (space / ".gitattributes").read_text()
     assert "Measured on the file `model.onnx`" in card
     assert not list(space.parent.glob(".*"))  # nothing half made is left beside it
 

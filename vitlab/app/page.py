@@ -6,20 +6,21 @@ import html
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
 from vitlab.app.predictors import Predictor
-from vitlab.app.table import answer_files
-from vitlab.app.uploads import Limits, UploadError, read_upload
+from vitlab.app.table import answer_files, name_columns
+from vitlab.app.uploads import NAMED, Limits, UploadError, read_upload
 from vitlab.app.verdict import Verdict
 
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
 KEPT_S = 3600  # uploads are deleted when they are an hour old
+WIDTHS = {"file": 190, "answer": 105, "sure": 55, "set": 150, "problem": 200}  # pixels of the table's columns
 READABLE = {
     "grad_cam": "Grad-CAM",
     "transformer_attribution": "Attention with gradients",
@@ -50,44 +51,81 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
         with gr.Tab("One image"):
             with gr.Row(equal_height=True):
                 with gr.Column(min_width=250):
-                    image = gr.Image(first, label="Image", sources=["upload", "clipboard"], height=HEIGHT, buttons=["fullscreen"])
+                    sources = ["upload", "clipboard"]
+                    image = gr.Image(
+                        first, label="Image", sources=sources, height=HEIGHT, buttons=["fullscreen"], elem_id="sent", format="png"
+                    )
                 with gr.Column(min_width=250):
                     overlay = gr.Image(
-                        painted, label="What spoke for it", interactive=False, height=HEIGHT, buttons=["download", "fullscreen"]
+                        painted,
+                        label="What spoke for it",
+                        interactive=False,
+                        height=HEIGHT,
+                        buttons=["download", "fullscreen"],
+                        elem_id="map",
                     )
                 with gr.Column(min_width=250):
                     verdict = gr.HTML(shown, elem_id="verdict", padding=False)
-            with gr.Row(equal_height=True):
-                with gr.Column(scale=2):
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=3, min_width=320):
                     names = [(READABLE.get(name, name), name) for name in predictor.methods]
-                    method = gr.Radio(names, value=predictor.methods[0], label="Map", elem_id="method")
+                    method = gr.Radio(names, value=predictor.methods[0], label="Map by", elem_id="method", visible=len(names) > 1)
                 with gr.Column(scale=1, min_width=250):
                     note = gr.HTML(said, elem_id="note", padding=False)
             if examples:
-                title = f"Examples, not seen in training ({facts.licence})" if facts.licence else "Examples, not seen in training"
+                title = (
+                    f"Examples, not seen in training. Licence: {facts.licence}"
+                    if facts.licence
+                    else "Examples, not seen in training"
+                )
                 gr.Examples(examples, image, label=title, examples_per_page=12)
-            image.preprocess = _keep_closed
+            gr.HTML(_describe_limits(limits), elem_id="limits", padding=False)
+            closed = {"preprocess": False}  # gr.Image would open and decode an upload before any limit is asked
             answered = image.change(
-                lambda path: respond(predictor, limits, path), image, verdict, api_name="answer", show_progress="hidden"
+                lambda sent: respond(predictor, limits, _find_path(sent)),
+                image,
+                verdict,
+                api_name="answer",
+                show_progress="minimal",
+                **closed,
             )
-            inputs, outputs = [image, method], [overlay, note]
             for event in (answered.then, method.change):
-                event(lambda *sent: explain_file(predictor, limits, *sent), inputs, outputs, api_visibility="private")
+                event(
+                    lambda sent, name: explain_file(predictor, limits, _find_path(sent), name),
+                    [image, method],
+                    [overlay, note],
+                    show_progress_on=overlay,
+                    concurrency_limit=1,  # one map at a time: the answers go first
+                    concurrency_id="maps",
+                    api_visibility="private",
+                    **closed,
+                )
         with gr.Tab("Many images"):
-            gr.HTML(f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line that says why.</p>")
-            with gr.Row(equal_height=False):
-                with gr.Column():
-                    files = gr.File(file_count="multiple", label="Images", height=300)
-                    start = gr.Button("Answer all", variant="primary")
-                with gr.Column(scale=2):
-                    table = gr.Dataframe(label="Answers", interactive=False, wrap=True)
-                    sheet = gr.File(label="The same as CSV", interactive=False)
-            start.click(
+            gr.HTML(
+                f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line that says why.</p>",
+                elem_id="many",
+            )
+            files = gr.File(file_count="multiple", label="Images", height=220)
+            start = gr.Button("Answer all", variant="primary")
+            columns = name_columns(predictor)
+            table = gr.Dataframe(
+                headers=columns,
+                column_widths=[f"{WIDTHS.get(name, 130)}px" for name in columns],
+                label="Answers",
+                interactive=False,
+                wrap=True,
+                max_height=520,
+            )
+            sheet = gr.DownloadButton("Download as CSV", interactive=False)
+            done = start.click(
                 lambda paths: answer_all(predictor, limits, Path(page.sheets.name), paths),
                 files,
                 [table, sheet],
+                show_progress_on=table,
+                concurrency_limit=1,
                 api_name="answer_all",
             )
+            done.success(lambda: gr.DownloadButton(interactive=True), None, sheet, api_visibility="private")
         if facts.card:
             with gr.Tab("About the model"):
                 gr.Markdown(facts.card, elem_id="card")
@@ -102,15 +140,15 @@ def choose_theme() -> gr.themes.Base:
     )
 
 
-def _keep_closed(payload) -> str | None:
-    """An upload as the path of its file. gr.Image would open and decode it before any limit is asked."""
-    return payload.path if payload is not None else None
+def _find_path(sent: Mapping | None) -> str | None:
+    """The path of an upload, which Gradio has put into its cache, or has found there."""
+    return sent["path"] if sent else None
 
 
 def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
     """The answer for a file, or what is wrong with it, as HTML."""
     if path is None:
-        return _panel("empty", "Send an image", "Drop a file on the left, paste one, or choose an example.")
+        return _panel("empty", "Send an image", "Drop a file into the box, paste one, or choose an example.")
     try:
         with predictor.places:
             return show_verdict(predictor.answer([read_upload(path, limits)])[0])
@@ -121,15 +159,15 @@ def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
 def explain_file(predictor: Predictor, limits: Limits, path: str | None, method: str):
     """The overlay for the most probable class of a file, and the line below it; no overlay where there is no answer."""
     if path is None:
-        return None, _note(limits)
+        return None, ""
     try:
+        image = read_upload(path, limits)
         with predictor.places:
-            image = read_upload(path, limits)
             best = predictor.answer([image])[0].classes[0]
-            text = f"The brighter a place, the more it spoke for <b>{html.escape(best)}</b>. A map is a hint, not a proof."
-            return predictor.explain(image, method, best), f"<p>{text}</p>{_note(limits)}"
+        text = f"The brighter a place, the more it spoke for <b>{html.escape(best)}</b>. A map is a hint, not a proof."
+        return predictor.explain(image, method, best), f"<p>{text}</p>"
     except UploadError:
-        return None, _note(limits)
+        return None, ""
 
 
 def answer_all(predictor: Predictor, limits: Limits, sheets: Path, paths: Sequence[str] | None):
@@ -166,8 +204,7 @@ def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
     return f'<section class="panel {kind}">{inside}</section>'
 
 
-def _note(limits: Limits) -> str:
+def _describe_limits(limits: Limits) -> str:
     return (
-        f"<p class='small'>PNG, JPEG, WebP, BMP, GIF or TIFF up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. "
-        "Uploads are deleted after an hour.</p>"
+        f"<p>{NAMED} up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Uploads are deleted after an hour.</p>"
     )

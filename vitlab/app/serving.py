@@ -24,12 +24,15 @@ WEIGHTS = "model.safetensors"
 SETTINGS = "app.json"  # title, subtitle, licence of the examples; export_space writes it
 CARD = "MODEL_CARD.md"
 EXAMPLES = "examples"
+SESSIONS = 200  # visitors whose state of the page is kept; Gradio's 10,000 would take a gigabyte, and the page can do without
 
 
-def open_predictor(folder: Path | str, threads: int | None = None) -> Predictor:
+def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
     """The model of a run folder or a Space: by its ONNX file, or by its weights where there is none and torch is installed.
 
-    threads: of ONNX Runtime for one image; by default all cores. FileNotFoundError where the folder holds neither.
+    threads: of ONNX Runtime for one image. With one, as many images are in work as there are cores, and none waits for another:
+    two threads that shared a busy core cost a ViT-Ti in int8 33 ms of processor time an image, one cost 15. FileNotFoundError
+    where the folder holds neither.
     """
     folder = Path(folder)
     with_torch = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
@@ -67,7 +70,7 @@ def serve(
     share: bool = False,
     limits: Limits | None = None,
     facts: Facts | None = None,
-    threads: int | None = None,
+    threads: int | None = 1,
     block: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Start the app of a folder; gives the page and its address.
@@ -86,6 +89,8 @@ def serve(
         server_port=port,
         share=share,
         inbrowser=False,
+        quiet=True,
+        state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
         max_file_size=limits.bytes,
         theme=choose_theme(),

@@ -26,8 +26,12 @@ def answer_files(predictor: Predictor, paths: Sequence[str | Path], limits: Limi
     for start in range(0, len(paths), AT_ONCE):
         with predictor.places:
             rows += _answer_some(predictor, paths[start : start + AT_ONCE], limits)
-    columns = ["file", "answer", "sure", "set", *(f"prob_{name}" for name in predictor.classes), "problem"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=name_columns(predictor))
+
+
+def name_columns(predictor: Predictor) -> list[str]:
+    """The columns of the table, in order."""
+    return ["file", "answer", "sure", "set", *(f"prob_{name}" for name in predictor.classes), "problem"]
 
 
 def _answer_some(predictor: Predictor, paths: Sequence[str | Path], limits: Limits) -> list[dict]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow also opens formats that call other programs: EPS does
+NAMED = "PNG, JPEG, WebP, BMP, GIF or TIFF"  # the same, for people
 STRIP = 10  # times as long as wide, at most
 
 
@@ -57,7 +58,7 @@ def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
     except UploadError:
         raise
     except UnidentifiedImageError:
-        raise UploadError(f"This file is not an image that can be read here. Send a {', '.join(FORMATS)} file.") from None
+        raise UploadError(f"This file is not an image that can be read here. Send a {NAMED} file.") from None
     except Image.DecompressionBombError:  # Pillow's own alarm, for far more pixels than any limit here
         raise UploadError(_describe_pixels("far too many pixels", limits), too_large=True) from None
     except Exception as error:  # the decoders of a damaged file raise whatever comes to them: OSError, SyntaxError, struct.error

@@ -56,7 +56,7 @@ def model_card(
         "What it is for": _describe_use(run, classes, data),
         "Data": _describe_data(samples, classes, data),
         f"How well it does on {len(test):,} test images": [
-            f"Measured on {measured_on}. Intervals: 95 %, bootstrap over the test images.",
+            f"Measured on {measured_on}. Intervals: 95%, bootstrap over the test images.",
             "",
             *_write_metrics(calibrated, classes),
             "",
@@ -132,7 +132,7 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
 def _describe_use(run: Run, classes: tuple[str, ...], data: Mapping[str, str]) -> list[str]:
     return [
         f"It looks at one image and names one of {len(classes)} classes: {', '.join(classes)}. It is for images like those of "
-        f"{run.parameters['dataset']}, for research, teaching and as a second look.",
+        f"the data set {run.parameters['dataset']} (below), for research, teaching and as a second look.",
         "",
         "It is not for decisions about people or safety, or for decisions that nobody checks.",
     ]
@@ -145,9 +145,12 @@ def _describe_data(samples: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     rows = [[name, *(f"{count:,}" for count in [*row, sum(row)])] for name, *row in counts.itertuples()]
     total = counts.sum().tolist()
     rows.append(["**all**", *(f"{count:,}" for count in [*total, sum(total)])])
+    groups = samples["group"].nunique()
     version = [f"Version: {data['version']}.", ""] if data["version"] else []
     source = ["", "Source:", "", data["source"]] if data["source"] else []
-    return [*version, *_write_table(["class", *SPLITS, "all"], rows), *source]
+    count = f"{len(samples):,} images" + (f" in {groups} groups" if groups > 1 else "")
+    said = f"{count}. `train` taught the model, `val` chose the epoch and the calibration, `test` was kept for the figures below."
+    return [said, "", *version, *_write_table(["class", *SPLITS, "all"], rows), *source]
 
 
 def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
@@ -156,7 +159,7 @@ def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...]) -> list[s
     rows = [[SHOWN[metric], *_with_interval(table.loc[metric])] for metric in kept]
     of = f"of the class {classes[-1]}" if len(classes) == 2 else "means over the classes"
     note = f"Precision, recall, specificity, F1 and the two areas are {of}."
-    return [*_write_table(["metric", "value", "95 % interval"], rows), "", note]
+    return [*_write_table(["metric", "value", "95% interval"], rows), "", note]
 
 
 def _write_classes(calibrated: pd.DataFrame) -> list[str]:
@@ -189,7 +192,8 @@ def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration
         "",
         *_write_table(["on the test images", "before", "after"], rows),
         "",
-        f"Honest probabilities would show an expected calibration error of about {chance:.3f} on so many images.",
+        "All three are the better the smaller. On so few images, even probabilities that mean exactly what they say would show "
+        f"an expected calibration error of about {chance:.3f}.",
     ]
 
 
@@ -217,7 +221,7 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
 def _describe_licence(data: Mapping[str, str]) -> list[str]:
     if not data["licence"]:
         return ["The licence of the training images is not stated; ask before the model is passed on. The code is MIT."]
-    return [f"The code is MIT. The training images: {data['licence']}. The terms of that licence may bind the weights too."]
+    return [f"The code: MIT. The data it was trained on: {data['licence']}. The terms of that licence may bind the weights too."]
 
 
 def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
@@ -233,9 +237,13 @@ def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
         f"- run: `{run.name}`, {run.info.get('started', '')[:10]}",
         f"- set: {', '.join(chosen)}",
         *(f"- {name}: {value}" for name, value in facts.items() if value != ""),
-        *(f"- `{name}`: {size / 1e6:,.1f} MB" for name, size in files.items()),
+        *(f"- `{name}`: {_describe_bytes(size)}" for name, size in files.items()),
         f"- versions: {', '.join(f'{name} {value}' for name, value in run.info.get('versions', {}).items())}",
     ]
+
+
+def _describe_bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def _with_interval(row: pd.Series) -> list[str]:

@@ -62,16 +62,36 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD python -c \
 CMD ["python", "app.py"]
 """
 
+START = """\
+# {title}
+
+{subtitle}.
+
+This folder is the whole app: the page, the model as ONNX, and the part of the package vitlab that they need, without torch.
+
+- Here: `pip install -r requirements.txt`, `python app.py`, then open the address that it prints (Python {python}).
+- In a container: `docker build -t app .`, then `docker run --rm -p 7860:7860 app` and http://127.0.0.1:7860.
+- On Hugging Face Spaces: `hf upload YOU/NAME . --repo-type space` (`pip install huggingface_hub`, `hf auth login` before it).
+
+"""
+
+ATTRIBUTES = "".join(
+    f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("onnx", "png")
+)  # the Hub takes no others by git
+
 USAGE = """\
 ```python
 from PIL import Image
 from vitlab.compress.session import OnnxClassifier
 
 classifier = OnnxClassifier("model.onnx")  # needs onnxruntime, numpy and Pillow, no torch
-classifier.predict([Image.open("image.png")])  # probabilities, one row an image; classifier.classes names the columns
+image = Image.open("image.png")
+classifier.predict([image])  # calibrated probabilities, one row an image; classifier.classes names the columns
+classifier.predict_table([image])  # the same with the classes of the conformal set and whether the answer is sure
 ```
 
-The running app answers programs as well: `curl --data-binary @image.png http://127.0.0.1:7860/predict`."""
+The running app answers programs as well: `curl --data-binary @image.png http://127.0.0.1:7860/predict` gives JSON with
+`answer`, `sure`, `set` and `probabilities`."""
 
 
 def export_space(
@@ -84,8 +104,8 @@ def export_space(
 ) -> Path:
     """Write the app of a run into a new folder, ready for Hugging Face Spaces and `docker build`; gives the folder.
 
-    In it: README.md (front matter and model card), app.py, requirements.txt (no torch), Dockerfile, model.onnx with what lies
-    beside it, app.json (texts), example images of the test split, and the modules of vitlab that it needs.
+    In it: README.md (front matter, how to start, model card), app.py, requirements.txt (no torch), Dockerfile, model.onnx with
+    what lies beside it, app.json (texts), example images of the test split, and the modules of vitlab that it needs.
     onnx: the file to ship; by default the run's own, and where it has none its weights are exported. data: by default that of
     the run. alpha: share of sets that may miss. Metrics and calibration in it are those of the shipped file, not of the weights.
 
@@ -143,7 +163,9 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     _write(work / SETTINGS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     _write(work / CARD, card)
-    _write(work / "README.md", _front_matter(texts) + "\n" + card)
+    start = START.format(title=texts["title"], subtitle=texts["subtitle"], python=python)
+    _write(work / "README.md", _front_matter(texts) + "\n" + start + card)
+    _write(work / ".gitattributes", ATTRIBUTES)
     _write(work / "app.py", APP)
     _write(work / "Dockerfile", DOCKERFILE.format(python=python))
     _write(work / ".dockerignore", ".git\n**/__pycache__\n")
@@ -165,6 +187,7 @@ def _front_matter(texts: Mapping[str, str]) -> str:
         "app_file": "app.py",
         "pinned": "false",
         "license": named,
+        "tags": "[image-classification, vision-transformer, onnx]",
     }
     return "---\n" + "".join(f"{name}: {value}\n" for name, value in fields.items()) + "---\n"
 
