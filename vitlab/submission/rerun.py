@@ -1,0 +1,126 @@
+"""The notebooks of a bundle executed again in a fresh folder, and every metric held against the bundle's.
+
+This executes a stranger's code with the rights of whoever calls it. Nothing else in this package does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import vitlab
+from vitlab.runs import Run
+from vitlab.submission.check_results import measure
+from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error
+
+PREDICTIONS = "predictions.parquet"
+
+
+def check_rerun(bundle: Bundle) -> list[Result]:
+    """Each notebook runs to its end again, and each run's metrics are within the tolerance. Only with `rerun`."""
+    if not bundle.options.rerun:
+        return [Result("rerun", "", SKIPPED, "not asked for: whether the code gives these numbers was not tried (--rerun)")]
+    if bundle.problems:
+        return [
+            Result("rerun", "", SKIPPED, f"{len(bundle.problems)} files are not those that were packed; nothing was executed")
+        ]
+    with tempfile.TemporaryDirectory(prefix="vitlab-rerun-") as place:
+        project = Path(place)
+        lay_out(bundle, project)
+        with inside(project):
+            results = [execute(bundle, project, book) for book in bundle.notebooks]
+        return results + [compare(bundle, project, run["path"]) for run in bundle.runs]
+
+
+def lay_out(bundle: Bundle, project: Path) -> None:
+    """The clean notebooks and what lies beside them, as a project without any run."""
+    for name in bundle.manifest["files"]:
+        if name.startswith("project/"):
+            target = project / name.removeprefix("project/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.place(name), target)
+    (project / "reports").mkdir(exist_ok=True)
+
+
+@contextlib.contextmanager
+def inside(project: Path) -> Iterator[None]:
+    """The project as working folder, with its own reports, and for kernels this vitlab, whatever lies in the folder."""
+    values = {
+        "VITLAB_REPORTS": str(project / "reports"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])),
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        with contextlib.chdir(project):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def execute(bundle: Bundle, project: Path, book: dict[str, Any]) -> Result:
+    """Execute one notebook with the parameters of the manifest, where it was; how it ended."""
+    from vitlab.batch import run_notebook
+    from vitlab.batch.summary import describe_problem
+
+    start = time.perf_counter()
+    try:
+        parameters = dict(book["parameters"])
+        if bundle.options.data and "dataset" in parameters:
+            parameters["dataset"] = bundle.options.data
+        clean = project / str(book["clean"]).removeprefix("project/")
+        outcome = run_notebook(clean, project / "reports" / book["executed"], parameters)
+    except Exception as error:  # a kernel that does not start, a parameter of another version: the other notebooks go on
+        return Result("rerun", book["executed"], FAIL, describe_error(error))
+    if outcome["status"] == "failed":
+        return Result("rerun", book["executed"], FAIL, " ".join(describe_problem(outcome).split()))
+    return Result("rerun", book["executed"], PASS, f"ran to its end in {time.perf_counter() - start:.0f} s")
+
+
+def compare(bundle: Bundle, project: Path, place: str) -> Result:
+    """The metrics of a run executed again against those of its predictions in the bundle."""
+    try:
+        folder = find_again(project, place)
+        if folder is None:
+            return Result("rerun", place, FAIL, "no notebook made this run again; it is not of a batch, or its notebook failed")
+        ours, theirs = pd.read_parquet(folder / PREDICTIONS), bundle.read_table(f"{place}/{PREDICTIONS}")
+        told, worst = compare_metrics(measure(theirs), measure(ours))
+        same = (theirs.set_index("sample_id")["pred"] == ours.set_index("sample_id")["pred"].reindex(theirs["sample_id"])).mean()
+    except Exception as error:
+        return Result("rerun", place, FAIL, describe_error(error))
+    status = PASS if worst <= bundle.options.tolerance else FAIL
+    return Result(
+        "rerun", place, status, f"tolerance {bundle.options.tolerance:g}; {told}; {same:.1%} of the images get the same class"
+    )
+
+
+def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[str, float]:
+    """The largest difference in words, and as a number; infinite where only one of the two is defined."""
+    gaps = {}
+    for name, value in theirs.items():
+        other = ours[name]
+        both = math.isnan(value) and math.isnan(other)
+        gaps[name] = 0.0 if both else math.inf if math.isnan(value) or math.isnan(other) else abs(value - other)
+    worst = max(gaps, key=gaps.__getitem__)
+    if gaps[worst] == 0:
+        return f"all {len(gaps)} metrics are equal", 0.0
+    return f"largest difference of {len(gaps)} metrics: {worst}, {theirs[worst]:.4f} there, {ours[worst]:.4f} here", gaps[worst]
+
+
+def find_again(project: Path, place: str) -> Path | None:
+    """The folder of the run that was made again: at its old place, or of its name under another data set's; finished."""
+    runs = project / "reports" / "runs"
+    for folder in [project / "reports" / place, *sorted(runs.glob(f"*/{Path(place).name}"))]:
+        if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and Run(folder).status == "done":
+            return folder
+    return None
