@@ -13,14 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 import vitlab
+from vitlab.notebook import fit_parameters
 from vitlab.runs import Run
 from vitlab.submission.check_results import measure
-from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error
+from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error, judge_each
 
 PREDICTIONS = "predictions.parquet"
 
@@ -37,7 +37,7 @@ def check_rerun(bundle: Bundle) -> list[Result]:
         project = Path(place)
         lay_out(bundle, project)
         with inside(project):
-            results = [execute(bundle, project, book) for book in bundle.notebooks]
+            results = execute(bundle, project)
         return results + [compare(bundle, project, run["path"]) for run in bundle.runs]
 
 
@@ -68,23 +68,29 @@ def inside(project: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def execute(bundle: Bundle, project: Path, book: dict[str, Any]) -> Result:
-    """Execute one notebook with the parameters of the manifest, where it was; how it ended."""
-    from vitlab.batch import run_notebook
+def execute(bundle: Bundle, project: Path) -> list[Result]:
+    """Execute the notebooks with the parameters of the manifest, in its order; how each ended."""
+    from vitlab.batch.execute import Execution
+    from vitlab.batch.schedule import check_names, kernel_environment
     from vitlab.batch.summary import describe_problem
+    from vitlab.kernels import WarmProcess
 
-    start = time.perf_counter()
-    try:
-        parameters = dict(book["parameters"])
-        if bundle.options.data and "dataset" in parameters:
-            parameters["dataset"] = bundle.options.data
-        clean = project / str(book["clean"]).removeprefix("project/")
-        outcome = run_notebook(clean, project / "reports" / book["executed"], parameters)
-    except Exception as error:  # a kernel that does not start, a parameter of another version: the other notebooks go on
-        return Result("rerun", book["executed"], FAIL, describe_error(error))
-    if outcome["status"] == "failed":
-        return Result("rerun", book["executed"], FAIL, " ".join(describe_problem(outcome).split()))
-    return Result("rerun", book["executed"], PASS, f"ran to its end in {time.perf_counter() - start:.0f} s")
+    def run(name: str) -> tuple[str, str]:
+        book = by_name[name]
+        start, clean = time.perf_counter(), project / str(book["clean"]).removeprefix("project/")
+        given = dict(book["parameters"])
+        if bundle.options.data and "dataset" in given:
+            given["dataset"] = bundle.options.data
+        parameters = fit_parameters(clean, given) if given else {}
+        check_names([parameters], warm)
+        outcome = Execution(clean, project / "reports" / name, parameters, warm).run()
+        if outcome["status"] == "failed":
+            return FAIL, " ".join(describe_problem(outcome).split())
+        return PASS, f"ran to its end in {time.perf_counter() - start:.0f} s"
+
+    by_name = {book["executed"]: book for book in bundle.notebooks}
+    with kernel_environment(), WarmProcess() as warm:
+        return judge_each("rerun", by_name, run)
 
 
 def compare(bundle: Bundle, project: Path, place: str) -> Result:

@@ -81,7 +81,7 @@ def unpack(path: Path, folder: Path, limits: Limits = Limits()) -> dict[str, str
 
 
 def check_directory(path: Path, limits: Limits) -> None:
-    """UnsafeBundle where the zip, or the list of files at its end, is larger than a bundle's can be: that list is read as a whole."""
+    """UnsafeBundle where the zip, or the list of files at its end, which is read as a whole, is larger than a bundle's can be."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - END_RECORD - 0xFFFF - LOCATOR))
