@@ -367,7 +367,8 @@ def test_verify_unpickles_nothing_and_loads_no_model(made):
         "from vitlab.submission.safe_zip import open_bundle\n"
         "import vitlab.data\n"
         "pickle.loads = pickle.load = pickle.Unpickler = refuse\n"
-        f"opened = open_bundle({str(made[1].path)!r}).__enter__()\n"
+        f"bundle = open_bundle({str(made[1].path)!r})\n"
+        "opened = bundle.__enter__()\n"
         "verdict = judge(Bundle(opened, Options(images=False)))\n"
         "print(len(verdict.failed), [n for n in ('papermill', 'vitlab.deploy', 'gradio') if n in sys.modules])\n"
     )

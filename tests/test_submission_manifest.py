@@ -91,8 +91,11 @@ def test_synthetic_images_are_no_part_of_the_data():
 def test_environments_are_compared_by_what_numbers_hang_on():
     ours = describe_environment("abc+")
     assert ours["packages"]["torch"] and compare_environments(ours, ours) == []
-    theirs = {"python": ours["python"], "packages": {**ours["packages"], "torch": "1.0", "typer": "0"}}
-    assert compare_environments(theirs, ours) == [f"torch 1.0 there, {ours['packages']['torch']} here"]
+    theirs = {"python": ours["python"], "commit": "abc", "packages": {**ours["packages"], "torch": "1.0", "typer": "0"}}
+    assert compare_environments(theirs, ours) == [
+        f"torch 1.0 there, {ours['packages']['torch']} here",
+        "the code of vitlab (commit abc there)",
+    ]
 
 
 def test_metrics_are_compared_by_the_largest_difference():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -76,8 +77,6 @@ def read_answers(bundle: Bundle) -> list[Answer]:
 
 def find_evidence(bundle: Bundle) -> Evidence:
     """What a rubric may ask for."""
-    import json
-
     stems, figures, tables, metrics = set(), set(), set(), set()
     for book in bundle.notebooks:
         try:
@@ -92,12 +91,8 @@ def find_evidence(bundle: Bundle) -> Evidence:
             if any(kind.startswith("text/") for kind in kinds):
                 tables.add(label)
     for run in bundle.runs:
-        path = bundle.folder / run["path"] / "metrics.json"
-        if path.is_file():
-            try:
-                metrics |= set(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
-                continue  # check_metrics says what is wrong with it
+        with contextlib.suppress(ValueError, TypeError):  # check_metrics says what is wrong with it
+            metrics |= set(bundle.read_json(f"{run['path']}/metrics.json"))
     files = frozenset(bundle.manifest["files"])
     return Evidence(frozenset(stems), frozenset(figures), frozenset(tables), frozenset(metrics), files)
 

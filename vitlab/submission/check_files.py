@@ -56,7 +56,7 @@ def check_contents(bundle: Bundle) -> list[Result]:
 
 def check_environment(bundle: Bundle) -> list[Result]:
     """Versions are noted; which of those that numbers hang on are others here."""
-    theirs = json.loads(bundle.place("environment/environment.json").read_text(encoding="utf-8"))
+    theirs = bundle.read_json("environment/environment.json")
     different = compare_environments(theirs, describe_environment(""))
     told = (
         "same as here"
@@ -72,7 +72,7 @@ def check_weights(bundle: Bundle) -> list[Result]:
 
     def judge(place: str) -> tuple[str, str]:
         weights = by_path[place]["weights"]
-        noted = json.loads(bundle.place(f"{place}/model.json").read_text(encoding="utf-8"))["weights_sha256"]
+        noted = bundle.read_json(f"{place}/model.json")["weights_sha256"]
         if noted != weights.get("sha256"):
             return FAIL, f"model.json notes {str(noted)[:12]}..., the manifest {str(weights.get('sha256'))[:12]}..."
         if not weights.get("included"):

@@ -56,7 +56,7 @@ def check_parameters(bundle: Bundle) -> list[Result]:
 
     def judge(place: str) -> tuple[str, str]:
         run = by_path[place]
-        info = json.loads(bundle.place(f"{place}/run.json").read_text(encoding="utf-8"))
+        info = bundle.read_json(f"{place}/run.json")
         if info["parameters"] != run["parameters"] or info["parameters"].get("dataset") != run["dataset"]:
             return FAIL, "run.json and the manifest name other parameters"
         if info["status"] != "done":
@@ -91,10 +91,7 @@ def check_shown(bundle: Bundle) -> list[Result]:
             pictures = find_pictures({"cells": [_without_twins(cell) for cell in notebook["cells"]]})
             lost = [number for number, picture in enumerate(pictures, start=1) if picture not in page]
             if lost:
-                return (
-                    FAIL,
-                    f"report/{book['page']} shows another picture than the notebook's number {lost[0]} of {len(pictures)}",
-                )
+                return FAIL, f"report/{book['page']} lacks picture {lost[0]} of the {len(pictures)} in the notebook"
             said.append(f"{len(pictures)} pictures on its page")
         return (PASS, ", ".join(said)) if said else (SKIPPED, "no page that holds its pictures, no table of metrics")
 
@@ -103,14 +100,11 @@ def check_shown(bundle: Bundle) -> list[Result]:
 
 def _expected_numbers(bundle: Bundle, book: dict, notebook: dict) -> list[str]:
     """The values of metrics.json as a table shows them, where this notebook has that table."""
-    path = bundle.folder / str(book.get("run") or "-") / "metrics.json"
-    if (
-        find_labelled(notebook, "tbl-metrics") is None
-        or not book["executed"].endswith("/04_evaluate.ipynb")
-        or not path.is_file()
-    ):
+    name = f"{book.get('run') or '-'}/metrics.json"
+    evaluates = book["executed"].endswith("/04_evaluate.ipynb") and find_labelled(notebook, "tbl-metrics") is not None
+    if not evaluates or not (bundle.folder / name).is_file():
         return []
-    return [_format(**row) for row in json.loads(path.read_text(encoding="utf-8")).values() if math.isfinite(row["value"])]
+    return [_format(**row) for row in bundle.read_json(name).values() if math.isfinite(row["value"])]
 
 
 def _format(value: float, low: float, high: float) -> str:

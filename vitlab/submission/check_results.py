@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -56,7 +55,7 @@ def check_data(bundle: Bundle) -> list[Result]:
         if set(samples["sample_id"]) != set(table["sample_id"]):
             return FAIL, f"the splits hold other images than {noted['table']}"
         labels = table.set_index("sample_id")["label"]
-        for run in bundle.runs if dataset else ():
+        for run in bundle.runs:
             if run["dataset"] == dataset:
                 own = _real(_read_splits(bundle, run["path"])).set_index("sample_id")["label"].astype(str)
                 wrong = own[own != labels[own.index]]
@@ -192,7 +191,7 @@ def _read_metrics(bundle: Bundle, place: str) -> dict[str, dict[str, float]]:
     """metrics.json. ValueError where it holds anything but known metrics with value, low and high, or lacks one."""
     from vitlab.evaluation import METRICS
 
-    content: Any = json.loads(bundle.place(f"{place}/metrics.json").read_text(encoding="utf-8"))
+    content: Any = bundle.read_json(f"{place}/metrics.json")
     for name in content:
         if name not in METRICS:
             raise ValueError(f"metrics.json: {unknown('metric', name, list(METRICS))}")

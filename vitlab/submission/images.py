@@ -40,4 +40,6 @@ def join_samples(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _hash_image(image) -> str:
-    return hashlib.sha256(f"{image.mode} {image.size[0]}x{image.size[1]}\n".encode() + image.tobytes()).hexdigest()
+    colours = bytes(image.getpalette() or ()) if image.mode == "P" else b""
+    head = f"{image.mode} {image.size[0]}x{image.size[1]}\n".encode()
+    return hashlib.sha256(head + colours + image.tobytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow.parquet import read_metadata
 
 from vitlab.submission.manifest import compare_files, read_manifest
 from vitlab.submission.notebooks import read_notebook
 from vitlab.submission.safe_zip import Opened, check_name
 
+LARGEST = 200 * 10**6  # bytes of a table or of JSON that are read
+MOST_VALUES = 200 * 10**6  # of a Parquet file
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 
@@ -81,11 +85,23 @@ class Bundle:
             self._read[name] = read_notebook(self.place(name))
         return self._read[name]
 
+    def read_json(self, name: str) -> Any:
+        return json.loads(self._place_small(name).read_text(encoding="utf-8"))
+
     def read_table(self, name: str) -> pd.DataFrame:
-        path = self.place(name)
+        path = self._place_small(name)
         if name.endswith(".parquet"):
+            shape = read_metadata(path)  # a small file may stand for many values
+            if shape.num_rows * shape.num_columns > MOST_VALUES:
+                raise ValueError(f"{name} has {shape.num_rows:,} rows of {shape.num_columns} columns; too many to be read")
             return pd.read_parquet(path, engine="pyarrow")
         return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
+
+    def _place_small(self, name: str) -> Path:
+        path = self.place(name)
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
+        return path
 
     @cached_property
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -71,6 +71,7 @@ def inside(project: Path) -> Iterator[None]:
 def execute(bundle: Bundle, project: Path) -> list[Result]:
     """Execute the notebooks with the parameters of the manifest, in its order; how each ended."""
     from vitlab.batch.execute import Execution
+    from vitlab.batch.fingerprint import notebook_imports
     from vitlab.batch.schedule import check_names, kernel_environment
     from vitlab.batch.summary import describe_problem
     from vitlab.kernels import WarmProcess
@@ -90,6 +91,9 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
 
     by_name = {book["executed"]: book for book in bundle.notebooks}
     with kernel_environment(), WarmProcess() as warm:
+        with contextlib.suppress(ValueError, OSError):  # what cannot be read is told below, notebook by notebook
+            clean = {book["clean"] for book in bundle.notebooks}
+            warm.preload(sorted(set().union(*(notebook_imports(bundle.place(name)) for name in clean))))
         return judge_each("rerun", by_name, run)
 
 

@@ -64,7 +64,9 @@ may: your browser runs them when you open it.
 | answers, rubric | a cell is not empty, evidence exists | that an answer is right, or by the author. |
 | **rerun** | **the code, executed here, gives these numbers within the tolerance** | that the author ran it; who wrote it. |
 
-Only the rerun shows that code and numbers belong together. A bundle that passes everything else may still be made up.
+Only the rerun shows that code and numbers belong together. A bundle that passes everything else may still be made up. Metrics are computed
+again, and notebooks executed again, by the vitlab that verifies: changes that the author made to the package itself do not count, and
+the check `environment` says whether there were any.
 
 ## What lies where
 
