@@ -16,8 +16,14 @@ from tests.submissions import pack, unpack, verify, write_project
 from vitlab.batch import run_batch
 from vitlab.cli import app
 from vitlab.report import render_report
+from vitlab.runs import Run, find_runs
 from vitlab.submission import make_bundle, verify_bundle
+from vitlab.submission.check_results import find_data
+from vitlab.submission.images import hash_table
 from vitlab.submission.manifest import MANIFEST
+from vitlab.submission.opened import Bundle, Options
+from vitlab.submission.safe_zip import Opened, open_bundle
+from vitlab.submission.verify import judge
 
 RUBRIC = """\
 title: Toy
@@ -109,8 +115,7 @@ def test_verify_passes_but_for_what_the_student_left_out(made):
 
 def test_what_submit_shows_is_what_the_marker_sees(made):
     verdict, _ = verify(made[1].path)
-    shown = [result for result in made[1].verdict.results if result.check != "archive"]
-    assert shown == [result for result in verdict.results if result.check != "archive"]
+    assert list(made[1].verdict.results) == [result for result in verdict.results if result.check not in ("archive", "rerun")]
 
 
 def test_a_rerun_gives_the_same_metrics(made):
@@ -264,6 +269,30 @@ def test_another_label_than_the_data_have_is_caught(folder, tmp_path):
     assert ("data", "digits") in forge(folder, tmp_path)[1]
 
 
+def test_an_image_that_is_another_one_here_is_named(folder, tmp_path):
+    path = folder / "data" / "digits.csv"
+    table = pd.read_csv(path, dtype=str)
+    table.loc[7, "sha256"] = "0" * 64
+    table.to_csv(path, index=False)
+    facts = json.loads((folder / MANIFEST).read_text())
+    facts["data"]["digits"]["sha256"] = hash_table(table)
+    (folder / MANIFEST).write_text(json.dumps(facts))
+    with open_bundle(pack(folder, tmp_path / "forged.zip", forge=True)) as opened:
+        verdict = judge(Bundle(opened), ["archive", "manifest", "data"])
+    (failed,) = verdict.failed
+    assert failed.detail == "1 images have other pixels in digits on this machine, the first is digit0007"
+
+
+@pytest.mark.parametrize("dataset", ["folder:/etc", "torchvision:MNIST", "hub:a/b", "planted:digits", "nothing"])
+def test_a_strangers_data_set_is_not_read_unless_the_marker_names_it(dataset, tmp_path):
+    bundle = Bundle(Opened(tmp_path))
+    bundle.manifest = {"runs": [{"dataset": dataset}]}
+    assert find_data(bundle, dataset) == "" and find_data(bundle, "digits") == "digits"
+    named = Bundle(Opened(tmp_path), Options(data="folder:mine"))
+    named.manifest = bundle.manifest
+    assert find_data(named, dataset) == "folder:mine"
+
+
 def test_a_pickle_inside_is_named_and_not_loaded(folder, tmp_path):
     (folder / "runs" / "notes.json").write_bytes(b"\x80\x04cposix\nsystem\n(S'touch /tmp/no'\ntR.")
     (folder / "model.pt").write_bytes(b"PK\x03\x04")
@@ -330,6 +359,17 @@ def test_mistakes_are_told_before_anything_is_packed(tmp_path, changes, message)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make_bundle(names, **arguments)
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_run_that_no_notebook_belongs_to_is_refused(project, tmp_path):
+    lone = Run.create(name="lone", dataset="digits", model="vit_scratch")
+    lone.finish()
+    try:
+        with pytest.raises(ValueError, match=r"no executed notebook belongs to runs/digits/lone.*--notebook FILE"):
+            make_bundle(["lone"], author="Ada", title="Toy", output=tmp_path / "x.zip")
+    finally:
+        shutil.rmtree(lone.path)
+    assert len(find_runs("digits")) == 1
 
 
 def test_an_unfinished_run_is_refused(project, tmp_path):

@@ -21,7 +21,7 @@ from vitlab.submission.notebooks import strip_outputs
 from vitlab.submission.rubric import Rubric, load_rubric
 from vitlab.submission.selection import Selection, select
 from vitlab.submission.templates import write_readme, write_title_page
-from vitlab.submission.verify import Options, Verdict, judge_folder
+from vitlab.submission.verify import Verdict, judge_folder
 
 WEIGHTS = "model.safetensors"
 TAKEN = (".json", ".csv", ".parquet", ".md", ".safetensors")  # of the files in a run's folder
@@ -74,7 +74,7 @@ def make_bundle(
         data = _put_data(selection, folder)
         facts = _put_texts(selection, folder, author.strip(), title.strip(), asked, rubric, left_out)
         write_manifest(folder, {**facts, "data": data, **_describe(selection, folder)})
-        verdict = judge_folder(folder, Options(images=False))
+        verdict = judge_folder(folder)
         write_zip(folder, output)
     return Made(output, hash_file(output), verdict)
 

@@ -49,9 +49,8 @@ def check_contents(bundle: Bundle) -> list[Result]:
         told = find_danger(path)
         if told:
             results.append(Result("contents", path.relative_to(bundle.folder).as_posix(), FAIL, told))
-    return results or [
-        Result("contents", "", PASS, f"report ({len(pages)} pages and PDF), {len(bundle.runs)} runs, cards, environment")
-    ]
+    counts = f"{len(pages)} page{'s' * (len(pages) != 1)} and PDF, {len(bundle.runs)} run{'s' * (len(bundle.runs) != 1)}"
+    return results or [Result("contents", "", PASS, f"report of {counts}, cards, environment")]
 
 
 def check_environment(bundle: Bundle) -> list[Result]:

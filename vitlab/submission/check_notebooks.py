@@ -92,7 +92,7 @@ def check_shown(bundle: Bundle) -> list[Result]:
             lost = [number for number, picture in enumerate(pictures, start=1) if picture not in page]
             if lost:
                 return FAIL, f"report/{book['page']} lacks picture {lost[0]} of the {len(pictures)} in the notebook"
-            said.append(f"{len(pictures)} pictures on its page")
+            said.append(f"{len(pictures)} picture{'s' * (len(pictures) != 1)} on its page")
         return (PASS, ", ".join(said)) if said else (SKIPPED, "no page that holds its pictures, no table of metrics")
 
     return judge_each("shown", by_name, judge)

@@ -88,9 +88,9 @@ def verify_bundle(
         return Verdict((Result("archive", Path(path).name, FAIL, str(error)), *rest))
 
 
-def judge_folder(folder: Path, options: Options) -> Verdict:
-    """Check the files of a bundle where they are."""
-    return judge(Bundle(Opened(folder), options))
+def judge_folder(folder: Path) -> Verdict:
+    """Check the files of a bundle before they are packed, as its author: without the zip, the images and a rerun."""
+    return judge(Bundle(Opened(folder), Options(images=False)), [name for name in CHECKS if name not in ("archive", "rerun")])
 
 
 def judge(bundle: Bundle, names: Sequence[str] = tuple(CHECKS)) -> Verdict:
