@@ -11,7 +11,7 @@ from vitlab.submission.images import hash_table, image_hash_table, join_samples
 from vitlab.submission.junit import write_junit
 from vitlab.submission.manifest import MANIFEST, compare_files, read_manifest, write_manifest
 from vitlab.submission.opened import Result
-from vitlab.submission.printing import print_verdict
+from vitlab.submission.printing import describe_verdict, print_verdict, summarise
 from vitlab.submission.rerun import compare_metrics
 from vitlab.submission.verify import Verdict
 
@@ -104,6 +104,17 @@ def test_metrics_are_compared_by_the_largest_difference():
     told, worst = compare_metrics({"a": 0.5, "b": 0.25}, {"a": 0.75, "b": 0.25})
     assert told == "largest difference of 2 metrics: a, 0.5000 there, 0.7500 here" and worst == 0.25
     assert compare_metrics({"a": nan}, {"a": 0.5})[1] == float("inf")
+
+
+def test_a_row_a_check_but_one_for_each_failure_and_rerun():
+    passed = [Result("executed", f"{number}.ipynb", "pass", "in order") for number in range(3)]
+    failed = [Result("executed", f"bad{number}.ipynb", "fail", "cell 1") for number in range(22)]
+    rerun = [Result("rerun", f"{number}", "pass", f"in {number} s") for number in range(2)]
+    rows = summarise(Verdict((*passed, *failed, *rerun)))
+    assert rows[0] == Result("executed", "3 of 25", "pass", "in order")
+    assert rows[1:21] == failed[:20] and rows[21] == Result("executed", "2 more", "fail") and rows[22:] == rerun
+    assert describe_verdict(Verdict((*passed, *rerun))) == "Nothing failed."
+    assert describe_verdict(Verdict((Result("rerun", "", "skipped"),))).endswith("only --rerun shows.")
 
 
 def test_a_strangers_text_cannot_steer_terminal_or_xml(tmp_path):

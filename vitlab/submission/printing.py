@@ -35,10 +35,13 @@ def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -
 
 
 def summarise(verdict: Verdict) -> list[Result]:
-    """One row for what passed of a check, one for what was skipped, and one for each failure, up to twenty."""
+    """One row for what passed of a check, one for what was skipped, and one for each failure, up to twenty; a rerun in full."""
     rows = []
     for check, group in groupby(verdict.results, key=lambda result: result.check):
         results = list(group)
+        if check == "rerun":
+            rows += results
+            continue
         for status in (PASS, SKIPPED):
             of = [result for result in results if result.status == status]
             if len(of) == 1:
