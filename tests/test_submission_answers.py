@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
+from vitlab.batch import load_batch
 from vitlab.submission.answers import find_answers, find_mark, find_repeats, read_answer
+from vitlab.submission.notebooks import read_notebook
 from vitlab.submission.rubric import Evidence, find_unknown_questions, load_rubric, points_table
 
 
@@ -102,3 +106,15 @@ def test_a_rubric_with_a_mistake_says_where(tmp_path, text, message):
     (tmp_path / "r.yml").write_text(text)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         load_rubric(tmp_path / "r.yml")
+
+
+def test_the_assignment_to_copy_belongs_together():
+    """Its rubric asks for the cells that it has, all of them empty, and its batch finds its notebooks."""
+    folder = Path(__file__).parents[1] / "assignment"
+    answers = find_answers([("assignment.ipynb", read_notebook(folder / "assignment.ipynb"))])
+    rubric = load_rubric(folder / "rubric.yml")
+    assert [answer.name for answer in answers] == [question.name for question in rubric.questions]
+    assert not any(answer.text for answer in answers) and not find_unknown_questions(rubric, answers)
+    steps = [step.notebook for step in load_batch(folder / "assignment.yml").chain]
+    asked = {name for question in rubric.questions for kind, name in question.evidence if kind == "notebook"}
+    assert steps[-1] == "assignment" and asked <= set(steps)
