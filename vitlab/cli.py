@@ -141,6 +141,54 @@ def export_space(
     typer.echo(f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space takes it")
 
 
+@app.command()
+def submit(
+    runs: Annotated[list[str], typer.Argument(help="Runs: folders, names or their beginnings; or a batch, for all its runs.")],
+    author: Annotated[str, typer.Option(help="Who hands it in.")],
+    title: Annotated[str, typer.Option(help="What it is called.")],
+    rubric: Annotated[Path | None, typer.Option(help="The assignment's questions and points, as YAML.")] = None,
+    weights_limit: Annotated[
+        float, typer.Option(min=0, metavar="MB", help="Weights go in up to so many MB in all; of the others, the checksum.")
+    ] = 200,
+    notebook: Annotated[
+        list[Path] | None, typer.Option(help="A notebook executed in JupyterLab or by vitlab run; as often as needed.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The zip. Default: reports/submission.zip")] = None,
+):
+    """Pack runs, notebooks and report into one zip to hand in, and show what a marker will see of it."""
+    with clean_errors():
+        from vitlab.submission import make_bundle, print_verdict
+
+        options = {"weights_limit_mb": weights_limit, "output": output, "notebooks": notebook or []}
+        made = make_bundle(runs, author=author, title=title, rubric=rubric, **options)
+    print_verdict(made.verdict, made.path.name)
+    typer.echo(f"{made.path} ({made.path.stat().st_size / 1e6:.1f} MB)\nSHA-256 {made.sha256}")
+    if made.verdict.failed:
+        typer.secho("The bundle was written, with the gaps above.", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="What vitlab submit wrote, or the folder it was unpacked to.")],
+    rerun: Annotated[bool, typer.Option("--rerun", help="Execute its notebooks again. This runs the author's code.")] = False,
+    tolerance: Annotated[float, typer.Option(min=0, help="How far a metric of the rerun may be from the bundle's.")] = 0.02,
+    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML, for an autograder.")] = None,
+    rubric: Annotated[Path | None, typer.Option(help="Your rubric, instead of the one in the bundle.")] = None,
+    data: Annotated[str, typer.Option(help="The data set on this machine, like folder:PATH. Default: as in the bundle.")] = "",
+):
+    """Check a submission: files, notebooks, splits, metrics, weights, answers. Nothing in it is executed without --rerun."""
+    with clean_errors():
+        from vitlab.submission import print_verdict, verify_bundle, write_junit
+
+        verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data)
+    print_verdict(verdict, bundle.name)
+    if junit:
+        write_junit(verdict, junit)
+    if verdict.failed:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def clean_errors() -> Iterator[None]:
     """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+
+from vitlab.batch import load_batch
+from vitlab.submission.answers import find_answers, find_mark, find_repeats, read_answer
+from vitlab.submission.notebooks import read_notebook
+from vitlab.submission.rubric import Evidence, find_unknown_questions, load_rubric, points_table
+
+
+def cell(kind, source):
+    return {"cell_type": kind, "source": source, "tags": []}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("#| answer: balance\nx = 1", "balance"),
+        ("#| label: fig-a\n#| answer: 'balance'\nx = 1", "balance"),
+        ("#| answer\nx", ""),
+        ("<!-- #| answer: balance -->\n\nText", "balance"),
+        ("\n#|answer:balance", "balance"),
+        ("x = 1\n#| answer: late", None),
+        ("#| answers: other", None),
+        ("Text about #| answer: x", None),
+        ("", None),
+    ],
+)
+def test_marks(source, name):
+    assert find_mark(source) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "text"),
+    [
+        ("markdown", "<!-- #| answer: a -->\n\n*Your answer here.*", ""),
+        ("markdown", "<!-- #| answer: a -->\n<!-- a hint\nof two lines -->\n\n- TODO", ""),
+        ("markdown", "<!-- #| answer: a -->\nIt is 0.9.\n\n*Your answer here.*", "It is 0.9."),
+        ("markdown", "#| answer: a\n## None of them", "## None of them"),
+        ("code", "#| answer: a\n# your code here\n...", ""),
+        ("code", "#| answer: a\npass  # later", ""),
+        ("code", "#| answer: a\n#| label: fig-x\nplot('#1')  # shows it", "plot('#1')"),
+        ("code", "#| answer: a\n%matplotlib inline\n?", "%matplotlib inline"),
+    ],
+)
+def test_what_counts_as_an_answer(kind, source, text):
+    assert read_answer(source, kind) == text
+
+
+def test_answers_are_counted_and_repeats_named():
+    cells = [cell("markdown", "<!-- #| answer: a -->\nTwo words"), cell("code", "#| answer\n1"), cell("raw", "#| answer: raw\nx")]
+    answers = find_answers([("one.ipynb", {"cells": cells}), ("two.ipynb", {"cells": cells[:1]})])
+    assert [(answer.name, answer.notebook, answer.cell, answer.words) for answer in answers] == [
+        ("a", "one.ipynb", 1, 2),
+        ("answer-2", "one.ipynb", 2, 1),
+        ("a", "two.ipynb", 1, 2),
+    ]
+    assert find_repeats(answers) == ["a stands in one.ipynb cell 1 and in two.ipynb cell 1"]
+
+
+RUBRIC = """\
+questions:
+  a: {points: 4, words: 3, evidence: [{figure: fig-x}, {file: "runs/*/metrics.json"}]}
+  b: 2.5
+  c: {points: 1}
+"""
+
+
+def test_points_table(tmp_path):
+    (tmp_path / "rubric.yml").write_text(RUBRIC)
+    rubric = load_rubric(tmp_path / "rubric.yml")
+    assert (rubric.points, rubric.title) == (7.5, "rubric")
+    cells = [cell("markdown", "<!-- #| answer: a -->\nTwo words"), cell("markdown", "<!-- #| answer: b -->\n")]
+    answers = find_answers([("one.ipynb", {"cells": cells})])
+    table = points_table(rubric, answers, Evidence(file=frozenset({"runs/x/metrics.json"}))).set_index("question")
+    assert table.loc["a"].to_dict() == {
+        "points": 4,
+        "answer": "2 words",
+        "there": "file runs/*/metrics.json",
+        "missing": "1 of 3 words, figure fig-x",
+    }
+    assert table["answer"].to_dict() == {"a": "2 words", "b": "empty", "c": "no such cell"}
+    assert table.loc["c", "missing"] == "its cell"
+    (unknown,) = find_unknown_questions(rubric, answers)
+    assert unknown == "unknown question 'c'. Choices: a, b. They are the cells marked `#| answer: NAME`."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("questions: {a: {pionts: 3}}", "unknown key in question a of r.yml: 'pionts'. Did you mean points?"),
+        ("questions: {a: {points: many}}", "question a of r.yml is worth points: 'many'; write a number, 0 or more"),
+        ("questions: {a: {points: -1}}", "is worth points: -1"),
+        ("questions: {a: {points: .nan}}", "is worth points: nan"),
+        ("questions: {a: {points: 1, words: x}}", "asks for words: 'x'; write a whole number"),
+        ("questions: {a: {points: 1, evidence: [{picture: x}]}}", "unknown kind of evidence in question a of r.yml: 'picture'"),
+        ("questions: {a: {points: 1, evidence: fig-x}}", "must be a list like"),
+        ("questions: {}", "needs questions: NAME"),
+        ("title: x", "needs questions: NAME"),
+        ("a: [", "is not YAML"),
+        ("- a", "must have the keys"),
+        ("questions: {a: !!python/object/apply:os.system ['x']}", "is not YAML"),
+    ],
+)
+def test_a_rubric_with_a_mistake_says_where(tmp_path, text, message):
+    (tmp_path / "r.yml").write_text(text)
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        load_rubric(tmp_path / "r.yml")
+
+
+def test_the_assignment_to_copy_belongs_together():
+    """Its rubric asks for the cells that it has, all of them empty, and its batch finds its notebooks."""
+    folder = Path(__file__).parents[1] / "assignment"
+    answers = find_answers([("assignment.ipynb", read_notebook(folder / "assignment.ipynb"))])
+    rubric = load_rubric(folder / "rubric.yml")
+    assert [answer.name for answer in answers] == [question.name for question in rubric.questions]
+    assert not any(answer.text for answer in answers) and not find_unknown_questions(rubric, answers)
+    steps = [step.notebook for step in load_batch(folder / "assignment.yml").chain]
+    asked = {name for question in rubric.questions for kind, name in question.evidence if kind == "notebook"}
+    assert steps[-1] == "assignment" and asked <= set(steps)

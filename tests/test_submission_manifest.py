@@ -1,0 +1,130 @@
+import json
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from vitlab.submission.archive import hash_file
+from vitlab.submission.environment import compare_environments, describe_environment
+from vitlab.submission.images import hash_table, image_hash_table, join_samples
+from vitlab.submission.junit import write_junit
+from vitlab.submission.manifest import MANIFEST, compare_files, read_manifest, write_manifest
+from vitlab.submission.opened import Result
+from vitlab.submission.printing import describe_verdict, print_verdict, summarise
+from vitlab.submission.rerun import compare_metrics
+from vitlab.submission.verify import Verdict
+
+FACTS = {"title": "T", "author": "A", "data": {}, "runs": [], "notebooks": []}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("abc")
+    (tmp_path / "sub" / "b.txt").write_text("")
+    return tmp_path
+
+
+def test_sha256_is_the_standard_one(folder):
+    """FIPS 180-2, appendix B.1, and the empty message."""
+    assert hash_file(folder / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(folder / "sub" / "b.txt") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_what_is_written_is_read_and_compares_clean(folder):
+    write_manifest(folder, FACTS)
+    manifest = read_manifest(folder)
+    assert list(manifest["files"]) == ["a.txt", "sub/b.txt"] and manifest["files"]["a.txt"]["bytes"] == 3
+    assert compare_files(folder, manifest, {}) == {}
+    (folder / "a.txt").write_text("abcd")
+    (folder / "sub" / "b.txt").unlink()
+    (folder / "c.txt").write_text("")
+    assert compare_files(folder, manifest, {}) == {
+        "a.txt": "altered (3 bytes became 4)",
+        "sub/b.txt": "missing",
+        "c.txt": "extra: the manifest does not list it",
+    }
+    assert compare_files(folder, manifest, {"a.txt": "Bad CRC"})["a.txt"] == "damaged: Bad CRC"
+
+
+def test_every_byte_of_the_manifest_counts(folder):
+    write_manifest(folder, FACTS)
+    whole = (folder / MANIFEST).read_bytes()
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (folder / MANIFEST).write_bytes(content)
+        with pytest.raises(ValueError, match=MANIFEST):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"format": 2}, "not of format 1"), ({"runs": {}}, "lacks runs"), ({"runs": [1]}, r"runs\[0\] is no mapping")],
+)
+def test_a_manifest_of_another_make_says_so(folder, change, message):
+    content = write_manifest(folder, FACTS) | change
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_manifest(folder)
+
+
+def test_images_are_hashed_by_their_pixels():
+    from hashlib import sha256
+
+    from vitlab.data import load_dataset
+
+    samples = load_dataset("digits", seed=0).samples.head(3)
+    table = image_hash_table("digits", join_samples([samples, samples.iloc[::-1]]))
+    image = load_dataset("digits", samples=samples).read("digit0000")
+    assert table["sample_id"].tolist() == ["digit0000", "digit0001", "digit0002"] and table["label"].tolist() == ["0", "1", "2"]
+    assert table["sha256"][0] == sha256(b"L 8x8\n" + image.tobytes()).hexdigest()
+    assert hash_table(table) == hash_table(table.iloc[::-1]) != hash_table(table.assign(label="0"))
+
+
+def test_synthetic_images_are_no_part_of_the_data():
+    table = pd.DataFrame({"sample_id": ["a", "a~paste-1"], "split": "train", "synthetic": [False, True]})
+    assert join_samples([table])["sample_id"].tolist() == ["a"]
+
+
+def test_environments_are_compared_by_what_numbers_hang_on():
+    ours = describe_environment("abc+")
+    assert ours["packages"]["torch"] and compare_environments(ours, ours) == []
+    theirs = {"python": ours["python"], "commit": "abc", "packages": {**ours["packages"], "torch": "1.0", "typer": "0"}}
+    assert compare_environments(theirs, ours) == [
+        f"torch 1.0 there, {ours['packages']['torch']} here",
+        "the code of vitlab (commit abc there)",
+    ]
+
+
+def test_metrics_are_compared_by_the_largest_difference():
+    nan = float("nan")
+    assert compare_metrics({"a": 0.5, "b": nan}, {"a": 0.5, "b": nan}) == ("all 2 metrics are equal", 0.0)
+    told, worst = compare_metrics({"a": 0.5, "b": 0.25}, {"a": 0.75, "b": 0.25})
+    assert told == "largest difference of 2 metrics: a, 0.5000 there, 0.7500 here" and worst == 0.25
+    assert compare_metrics({"a": nan}, {"a": 0.5})[1] == float("inf")
+
+
+def test_a_row_a_check_but_one_for_each_failure_and_rerun():
+    passed = [Result("executed", f"{number}.ipynb", "pass", "in order") for number in range(3)]
+    failed = [Result("executed", f"bad{number}.ipynb", "fail", "cell 1") for number in range(22)]
+    rerun = [Result("rerun", f"{number}", "pass", f"in {number} s") for number in range(2)]
+    rows = summarise(Verdict((*passed, *failed, *rerun)))
+    assert rows[0] == Result("executed", "3 of 25", "pass", "in order")
+    assert rows[1:21] == failed[:20] and rows[21] == Result("executed", "2 more", "fail") and rows[22:] == rerun
+    assert describe_verdict(Verdict((*passed, *rerun))) == "Nothing failed."
+    assert describe_verdict(Verdict((Result("rerun", "", "skipped"),))).endswith("only --rerun shows.")
+
+
+def test_a_strangers_text_cannot_steer_terminal_or_xml(tmp_path):
+    nasty = "a\x1b[2J[red]b\x00<&"
+    verdict = Verdict((Result("manifest", nasty, "fail", nasty), Result("data", "", "skipped", "x")), title=nasty, author="A")
+    console = Console(record=True, width=200, file=open(tmp_path / "out.txt", "w"))  # noqa: SIM115
+    print_verdict(verdict, "x.zip", console)
+    shown = console.export_text()
+    assert "\x1b" not in shown and "a?[2J[red]b?<&" in shown and "1 failed, in: manifest." in shown
+    write_junit(verdict, tmp_path / "r.xml")
+    (suite,) = ElementTree.parse(tmp_path / "r.xml").getroot()
+    assert suite.find("testcase").get("name") == "a?[2J[red]b?<&"
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "1")

@@ -1,0 +1,125 @@
+"""What the checks share: the opened bundle, what was asked for, and how a check says what it saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyarrow.parquet import read_metadata
+
+from vitlab.submission.manifest import compare_files, read_manifest
+from vitlab.submission.notebooks import read_notebook
+from vitlab.submission.safe_zip import Opened, check_name
+
+LARGEST = 200 * 10**6  # bytes of a table or of JSON that are read
+MOST_VALUES = 200 * 10**6  # of a Parquet file
+PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
+
+
+@dataclass(frozen=True)
+class Result:
+    """check: its name. subject: what it looked at, "" for the whole. status: pass, fail or skipped. detail: what was seen."""
+
+    check: str
+    subject: str
+    status: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """rerun: execute the notebooks. tolerance: how far a metric may be off then. rubric: the marker's own, instead of that in the
+    bundle. data: name of the data set on this machine, where it is another one than in the bundle. images: read the images.
+    """
+
+    rerun: bool = False
+    tolerance: float = 0.02
+    rubric: Path | None = None
+    data: str = ""
+    images: bool = True
+
+
+@dataclass
+class Bundle:
+    """An opened bundle. `place` refuses paths that a stranger's manifest should not name."""
+
+    opened: Opened
+    options: Options = field(default_factory=Options)
+
+    @property
+    def folder(self) -> Path:
+        return self.opened.folder
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.folder)
+
+    @cached_property
+    def problems(self) -> dict[str, str]:
+        """File -> how it differs from the manifest."""
+        return compare_files(self.folder, self.manifest, self.opened.damaged)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        return self.manifest["runs"]
+
+    @property
+    def notebooks(self) -> list[dict[str, Any]]:
+        return self.manifest["notebooks"]
+
+    def place(self, name: str) -> Path:
+        """The file of this name in the bundle. ValueError where it leads elsewhere, or there is none."""
+        check_name(name)
+        path = self.folder / name
+        if not path.is_file() or path.is_symlink():
+            raise ValueError(f"{name} is missing")
+        return path
+
+    def read_notebook(self, name: str) -> dict[str, Any]:
+        if name not in self._read:
+            self._read[name] = read_notebook(self.place(name))
+        return self._read[name]
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self._place_small(name).read_text(encoding="utf-8"))
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        path = self._place_small(name)
+        if name.endswith(".parquet"):
+            shape = read_metadata(path)  # a small file may stand for many values
+            if shape.num_rows * shape.num_columns > MOST_VALUES:
+                raise ValueError(f"{name} has {shape.num_rows:,} rows of {shape.num_columns} columns; too many to be read")
+            return pd.read_parquet(path, engine="pyarrow")
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
+
+    def _place_small(self, name: str) -> Path:
+        path = self.place(name)
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
+        return path
+
+    @cached_property
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+
+def judge_each(check: str, subjects: Iterable[str], judge: Callable[[str], Result | tuple[str, str]]) -> list[Result]:
+    """One result a subject. What a stranger's file makes a reader raise is a failure of that file, and the rest goes on."""
+    results = []
+    for subject in subjects:
+        try:
+            answer = judge(subject)
+        except Exception as error:  # whatever a library says of a file that was made to break it
+            answer = FAIL, describe_error(error)
+        results.append(answer if isinstance(answer, Result) else Result(check, subject, *answer))
+    return results
+
+
+def describe_error(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

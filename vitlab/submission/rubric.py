@@ -1,0 +1,159 @@
+"""A rubric: which questions there are, for how many points, and what must lie in the bundle as evidence.
+
+```yaml
+title: Vision Transformers, assignment 1
+statement: I did this work myself.       # the course's words on integrity, printed on the title page
+questions:
+  balance:                               # the name in `#| answer: balance`
+    points: 10
+    ask: How even are the classes, and what does that do to accuracy?
+    words: 40                            # fewer count as missing
+    evidence:
+      - notebook: 01_explore_data        # was executed
+      - figure: fig-balance              # a cell of this label shows a picture
+      - table: tbl-metrics               # a cell of this label shows text
+      - metric: roc_auc                  # stands in a run's metrics.json
+      - file: runs/*/*/predictions.parquet
+```
+
+Points are what a question is worth. How many an answer gets, a person says: the table shows what is there and what is missing.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from vitlab.registry import unknown
+from vitlab.submission.answers import Answer
+
+KEYS = ["title", "statement", "questions"]
+QUESTION_KEYS = ["points", "ask", "words", "evidence"]
+EVIDENCE = ["notebook", "figure", "table", "metric", "file"]
+LARGEST = 10**6  # bytes
+
+
+@dataclass(frozen=True)
+class Question:
+    name: str
+    points: float
+    ask: str = ""
+    words: int = 1
+    evidence: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Rubric:
+    title: str
+    statement: str
+    questions: tuple[Question, ...]
+
+    @property
+    def points(self) -> float:
+        return sum(question.points for question in self.questions)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is in a bundle, by kind: stems of notebooks, labels of figures and tables with content, metrics, files."""
+
+    notebook: frozenset[str] = frozenset()
+    figure: frozenset[str] = frozenset()
+    table: frozenset[str] = frozenset()
+    metric: frozenset[str] = frozenset()
+    file: frozenset[str] = frozenset()
+
+    def holds(self, kind: str, name: str) -> bool:
+        there = getattr(self, kind)
+        return bool(fnmatch.filter(there, name)) if kind == "file" else name in there
+
+
+def load_rubric(path: Path | str) -> Rubric:
+    """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no rubric {path}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    _check_keys(content, KEYS, path.name)
+    questions = content.get("questions")
+    if not isinstance(questions, dict) or not questions:
+        raise ValueError(f"{path.name} needs questions: NAME: {{points: 10}}; it has {questions!r}")
+    return Rubric(
+        str(content.get("title") or path.stem),
+        str(content.get("statement") or ""),
+        tuple(_read_question(str(name), fields, path.name) for name, fields in questions.items()),
+    )
+
+
+def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Evidence) -> pd.DataFrame:
+    """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one row a question.
+
+    missing holds what a marker looks for and does not find, "" where all is there.
+    """
+    given = {answer.name: answer for answer in answers}
+    rows = []
+    for question in rubric.questions:
+        answer = given.get(question.name)
+        missing, there = [], [f"{kind} {name}" for kind, name in question.evidence if evidence.holds(kind, name)]
+        if answer is None:
+            missing.append("its cell")
+        elif not answer.text:
+            missing.append("the answer")
+        elif answer.kind == "markdown" and answer.words < question.words:
+            missing.append(f"{question.words - answer.words} of {question.words} words")
+        missing += [f"{kind} {name}" for kind, name in question.evidence if not evidence.holds(kind, name)]
+        told = "no such cell" if answer is None else f"{answer.words} words" if answer.text else "empty"
+        rows.append((question.name, question.points, told, ", ".join(there), ", ".join(missing)))
+    return pd.DataFrame(rows, columns=["question", "points", "answer", "there", "missing"])
+
+
+def find_unknown_questions(rubric: Rubric, answers: Iterable[Answer]) -> list[str]:
+    """For each question of the rubric that no cell answers to, what is wrong and what is near."""
+    names = list(dict.fromkeys(answer.name for answer in answers))
+    return [
+        unknown("question", question.name, names, "They are the cells marked `#| answer: NAME`.")
+        for question in rubric.questions
+        if question.name not in names
+    ]
+
+
+def _read_question(name: str, fields: Any, where: str) -> Question:
+    place = f"question {name} of {where}"
+    fields = {"points": fields} if isinstance(fields, int | float) else fields
+    _check_keys(fields, QUESTION_KEYS, place)
+    points, words = fields.get("points"), fields.get("words", 1)
+    if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points < float("inf"):
+        raise ValueError(f"{place} is worth points: {points!r}; write a number, 0 or more")
+    if isinstance(words, bool) or not isinstance(words, int) or words < 0:
+        raise ValueError(f"{place} asks for words: {words!r}; write a whole number")
+    entries = fields.get("evidence") or []
+    if not isinstance(entries, list):
+        raise ValueError(f"evidence of {place} must be a list like [{{figure: fig-balance}}]; it is {entries!r}")
+    evidence = []
+    for entry in entries:
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ValueError(f"evidence of {place} must be one `kind: name` an entry; one is {entry!r}")
+        ((kind, wanted),) = entry.items()
+        if kind not in EVIDENCE:
+            raise ValueError(unknown(f"kind of evidence in {place}:", str(kind), EVIDENCE))
+        evidence.append((kind, str(wanted)))
+    return Question(name, points, str(fields.get("ask") or ""), words, tuple(evidence))
+
+
+def _check_keys(content: Any, keys: list[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
+    for key in content:
+        if key not in keys:
+            raise ValueError(unknown(f"key in {where}:", str(key), keys))
