@@ -59,7 +59,7 @@ def write_project(folder: Path) -> Path:
             new_code_cell(source),
         ]
         nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
-    assignment = nbformat.read(ROOT / "assignment" / "assignment.ipynb", as_version=4)
+    assignment = nbformat.read(ROOT / "notebooks" / "assignment" / "assignment.ipynb", as_version=4)
     for cell in assignment.cells:
         for name, text in ANSWERS.items():
             if f"#| answer: {name}" in cell.source.split("\n")[0].split(" -->"):

@@ -110,7 +110,7 @@ def test_a_rubric_with_a_mistake_says_where(tmp_path, text, message):
 
 def test_the_assignment_to_copy_belongs_together():
     """Its rubric asks for the cells that it has, all of them empty, and its batch finds its notebooks."""
-    folder = Path(__file__).parents[1] / "assignment"
+    folder = Path(__file__).parents[1] / "notebooks" / "assignment"
     answers = find_answers([("assignment.ipynb", read_notebook(folder / "assignment.ipynb"))])
     rubric = load_rubric(folder / "rubric.yml")
     assert [answer.name for answer in answers] == [question.name for question in rubric.questions]
