@@ -17,7 +17,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,23 +31,28 @@ from vitlab.compress.importance import importance_table
 from vitlab.compress.latency import latency_table
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.quantize import quantize_onnx
-from vitlab.compress.recovery import recover
+from vitlab.compress.recovery import recover, recovery_recipe
 from vitlab.compress.sides import make_side, predict_sides
 from vitlab.compress.tokens import merge_tokens
-from vitlab.data import load_dataset
+from vitlab.data import load_dataset, load_images
+from vitlab.data.splits import TEST_SHARE
 from vitlab.evaluation import corrected_t
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle, ModelBundle
-from vitlab.training import fit
+from vitlab.training import fit, recipe
 
 CLAIM, BEST = {"latency": ">= 0.62", "size": ">= 0.74"}, {"latency": ">= 0.9", "size": ">= 0.9"}
-CASE, PEER = "ViT-B/16 geometry, 224 pixels, batch 1", "PyTorch fp32"
+CASE, PEER, BF16 = "ViT-B/16 geometry, 224 pixels, batch 1", "PyTorch fp32", "PyTorch bf16"
+SECONDS = 60  # of timing, after which no further turn begins
 MERGED = 8  # tokens a block: of 196 patches 96 are merged in 12 blocks, about half
-KEPT, KEPT_LESS = 0.5, 0.3  # of the blocks' parameters
+HALF, LESS = {"heads": 6, "neurons": 1536}, {"heads": 4, "neurons": 896}  # of 12 and 3072: 50 and 30 % of a block's parameters
+KEPT = 0.5  # of the blocks' parameters, on the digits
 GATE_IMAGES = 4  # real images on which an export must agree with PyTorch
+SMALL = {"size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}  # vit_scratch that trains in seconds
+LONGER, RECOVERY_EPOCHS = {"epochs": 16}, 6
 DIGITS_MERGED = 5  # of 64 patches 30 are merged in 6 blocks, again about half
-LOSS, TEST_SHARE = "<= 0.5", 0.15  # points of accuracy; of the images
+LOSS = "<= 0.5"  # points of accuracy
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ LADDER = {
     "+ half the blocks": Rung("ViT-B, 50 % cut out, merged, 6 blocks", "int8", "+ tokens merged"),
 }
 OTHERS = {
-    "PyTorch bf16": Rung("ViT-B", "PyTorch bf16", PEER),
+    BF16: Rung("ViT-B", BF16, PEER),
     "70 % cut out, tokens merged, int8": Rung("ViT-B, 70 % cut out, merged", "int8", "+ int8"),
     "ViT-S int8": Rung("ViT-S", "int8", "+ int8"),
     "ViT-S, tokens merged, int8": Rung("ViT-S, merged", "int8", "ViT-S int8"),
@@ -83,61 +87,41 @@ JUDGED = {
     "ViT-S int8": BEST,
     "ViT-Ti int8": BEST,
 }
+LABELS = {"+ int8": "ViT-B int8", "+ half the blocks": "all of the ladder"}
 
 
-def build_networks(data: DataBundle) -> dict[str, Callable[[], ModelBundle]]:
-    """The networks by name, built when they are called for; a ViT-B takes 350 MB."""
+def build_networks(data: DataBundle) -> dict[str, ModelBundle]:
+    """The networks by name. Every block is cut alike: which parts go is for trained weights to say, and moves no figure here."""
     names = {"ViT-B": "vit_base_patch16_224", "ViT-S": "vit_small_patch16_224", "ViT-Ti": "vit_tiny_patch16_224"}
-    full = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in names.items()}
-    weights = importance_table(full["ViT-B"], measure="magnitude", kinds=("head", "neuron"))
-
-    def cut(keep):
-        return prune(full["ViT-B"], plan_pruning(full["ViT-B"], weights, keep, of="blocks"))
-
-    half = cut(KEPT)
-    every_second = [{} if block % 2 == 0 else None for block in range(len(half.module.blocks))]
-    return {name: (lambda model=model: model) for name, model in full.items()} | {
-        "ViT-B, 50 % cut out": lambda: half,
-        "ViT-B, 50 % cut out, merged": lambda: merge_tokens(half, MERGED),
-        "ViT-B, 50 % cut out, merged, 6 blocks": lambda: merge_tokens(shrink_model(half, every_second), 2 * MERGED),
-        "ViT-B, 70 % cut out, merged": lambda: merge_tokens(cut(KEPT_LESS), MERGED),
-        "ViT-S, merged": lambda: merge_tokens(full["ViT-S"], MERGED),
+    networks = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in names.items()}
+    depth = len(networks["ViT-B"].module.blocks)
+    half, less = (shrink_model(networks["ViT-B"], [kept] * depth) for kept in (HALF, LESS))
+    every_second = shrink_model(half, [{} if block % 2 == 0 else None for block in range(depth)])
+    return networks | {
+        "ViT-B, 50 % cut out": half,
+        "ViT-B, 50 % cut out, merged": merge_tokens(half, MERGED),
+        "ViT-B, 50 % cut out, merged, 6 blocks": merge_tokens(every_second, 2 * MERGED),
+        "ViT-B, 70 % cut out, merged": merge_tokens(less, MERGED),
+        "ViT-S, merged": merge_tokens(networks["ViT-S"], MERGED),
     }
 
 
 def measure_geometry(folder: Path, threads: int, repeats: int, _seeds: int) -> tuple[list[dict], pd.DataFrame]:
     """Records, and a row for each rung. Any real images do for the gate of the export: the digits."""
-    data, sides, files, counts, previous = load_dataset("digits"), {}, {}, {}, {}
-    for name, build in build_networks(data).items():
+    data, counts, made = load_dataset("digits"), {}, {}
+    for name, model in build_networks(data).items():
         began = time.perf_counter()
-        model, wanted = build(), {rung.runtime for rung in RUNGS.values() if rung.network == name}
-        counts[name] = {
-            "parameters_m": count_parameters(model.module) / 1e6,
-            "multiply_adds_g": count_multiply_adds(model) / 1e9,
-        }
-        previous[name, "ONNX fp32"] = exported = export_onnx(model, folder / f"{name}.onnx", data, limit=GATE_IMAGES).path
-        previous[name, "int8"] = quantize_onnx(
-            exported,
-            folder / f"{name} int8.onnx",
-            data,
-            method="dynamic",
-            gate_images=GATE_IMAGES,
-            float_nodes=[],
-            on_failure="flag",
-        ).path  # answers of random weights are ties all over: agreement says nothing here
-        if "ONNX fp32" not in wanted:
-            exported.unlink()
-        if PEER in wanted:
-            save_model(model, folder / "torch")
-            previous[name, PEER] = previous[name, "PyTorch bf16"] = model
+        counts[name] = {"parameters_m": count_parameters(model.module) / 1e6, "multiply_adds_g": count_multiply_adds(model) / 1e9}
+        exported = export_onnx(model, folder / f"{name}.onnx", data, limit=GATE_IMAGES).path
+        int8 = quantise(exported, data, gate_images=GATE_IMAGES, float_nodes=[])  # ties all over: the gate says nothing
+        made |= {(name, PEER): model, (name, "ONNX fp32"): exported, (name, "int8"): int8}
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-    for name, rung in RUNGS.items():
-        side = previous[rung.network, rung.runtime]
-        sides[name] = make_side(side, precision="bf16") if rung.runtime == "PyTorch bf16" else side
-        if rung.runtime != "PyTorch bf16":  # the same file
-            files[name] = folder / "torch" if rung.runtime == PEER else side
-    images = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    table = latency_table(sides, images, (1,), repeats, threads, seconds=90)
+    sides = {name: made[rung.network, rung.runtime] for name, rung in RUNGS.items() if rung.runtime != BF16}
+    save_model(sides[PEER], folder / "torch")
+    files = {**sides, PEER: folder / "torch"}
+    sides |= {BF16: make_side(sides[PEER], precision="bf16")}
+    images = np.random.default_rng(0).standard_normal((1, 3, *sides[PEER].transform.size), dtype=np.float32)
+    table = latency_table(sides, images, (1,), repeats, threads, seconds=SECONDS)
     table = table.merge(footprint_table(files, images=4, threads=threads), on="side", how="left")
     table = add_shares(table, counts)
     return judge(table), table
@@ -174,55 +158,53 @@ def judge(table: pd.DataFrame) -> list[dict]:
     return records
 
 
-LABELS = {"+ int8": "ViT-B int8", "+ half the blocks": "all of the ladder"}
-
-
 def climb(folder: Path, seed: int) -> pd.DataFrame:
     """One vit_scratch trained on digits and brought down the ladder: a row for each rung, with its accuracy on test images."""
     data = load_dataset("digits", seed=seed)
-    full = build_model("vit_scratch", data.classes, seed=seed)
-    fit(full, data)
+    full = build_model("vit_scratch", data.classes, seed=seed, **SMALL)
+    fit(full, data, config=recipe("vit_scratch", seed=seed, **LONGER))
     val = data.split("val")
-    images = load_pixels(data, full, val)
-    weigh = {"labels": val["label"].tolist(), "measure": "taylor"}
-    importance = importance_table(full, images, kinds=("head", "neuron"), **weigh)
+    images, labels = load_images(data, val["sample_id"], full.transform), val["label"].tolist()
+    importance = importance_table(full, images, labels, ("head", "neuron"))
     cut = prune(full, plan_pruning(full, importance, KEPT, of="blocks"))
-    rungs = {"PyTorch fp32": full, "50 % cut out": cut}
-    rungs["+ recovery"] = recovered = shrink_model(cut, [{}] * len(cut.module.blocks))
-    recover(recovered, data, teacher=full)
-    rungs["+ tokens merged"] = merge_tokens(recovered, DIGITS_MERGED)
-    worth = importance_table(recovered, images, kinds="block", **{**weigh, "measure": "ablation"}).sort_values("importance")
-    least = set(worth["block"].head(len(worth) // 2))
-    rungs["half the blocks too, + recovery"] = small = shrink_model(
-        recovered, [None if block in least else {} for block in range(len(recovered.module.blocks))]
-    )
-    recover(small, data, teacher=full)
-    rungs["+ tokens merged "] = merge_tokens(small, 2 * DIGITS_MERGED)
-    sides = {}
-    for name, model in rungs.items():
-        sides[name] = model
-        if "merged" in name or name == "PyTorch fp32":
-            exported = export_onnx(model, folder / f"{seed} {len(sides)}.onnx", data).path
-            sides[f"{name.strip()}, int8" + " " * name.endswith(" ")] = quantise(exported, data)
-    return measure_rungs(sides, rungs, data, seed)
-
-
-def measure_rungs(sides, rungs, data, seed) -> pd.DataFrame:
-    predictions = predict_sides(sides, data, rungs["PyTorch fp32"].transform)
-    whole = count_multiply_adds(rungs["PyTorch fp32"]), count_parameters(rungs["PyTorch fp32"].module)
-    rows, model = [], rungs["PyTorch fp32"]
-    for name, table in predictions.items():
-        model = rungs.get(name, model)  # an int8 file is of the network before it
-        right = (table["pred"] == table["label"]).mean()
-        shares = count_multiply_adds(model) / whole[0], count_parameters(model.module) / whole[1]
-        rows.append({"seed": seed, "rung": name, "multiply_adds": shares[0], "parameters": shares[1], "accuracy": right})
+    recovered = recover_copy(cut, full, data, seed)
+    worth = importance_table(recovered, images, labels, "block", "ablation").sort_values("importance")["block"].tolist()
+    least = worth[: len(worth) // 2]
+    half = shrink_model(recovered, [None if block in least else {} for block in range(len(worth))])
+    half_recovered = recover_copy(half, full, data, seed)
+    networks = {
+        "full": full,
+        "50 % cut out": cut,
+        "50 % cut out, recovered": recovered,
+        "50 % cut out, recovered, tokens merged": merge_tokens(recovered, DIGITS_MERGED),
+        "half the blocks too, recovered": half_recovered,
+        "half the blocks too, recovered, tokens merged": merge_tokens(half_recovered, 2 * DIGITS_MERGED),
+    }
+    sides, models = {}, {}
+    for name, model in networks.items():
+        sides[name] = models[name] = model
+        if name == "full" or "merged" in name:
+            exported = export_onnx(model, folder / f"{seed} {name}.onnx", data).path
+            sides[f"{name}, int8"], models[f"{name}, int8"] = quantise(exported, data), model
+    predictions = predict_sides(sides, data, full.transform)
+    rows = [
+        {
+            "seed": seed,
+            "rung": name,
+            "multiply_adds": count_multiply_adds(models[name]) / count_multiply_adds(full),
+            "parameters": count_parameters(models[name].module) / count_parameters(full.module),
+            "accuracy": (table["pred"] == table["label"]).mean(),
+        }
+        for name, table in predictions.items()
+    ]
+    print(pd.DataFrame(rows).to_string(float_format="{:.3f}".format), flush=True)
     return pd.DataFrame(rows)
 
 
-def load_pixels(data: DataBundle, model: ModelBundle, rows: pd.DataFrame):
-    from vitlab.data import load_images
-
-    return load_images(data, rows["sample_id"], model.transform)
+def recover_copy(model: ModelBundle, teacher: ModelBundle, data: DataBundle, seed: int) -> ModelBundle:
+    copied = shrink_model(model, [{}] * len(model.module.blocks))
+    recover(copied, data, config=recovery_recipe("vit_scratch", seed=seed, epochs=RECOVERY_EPOCHS), teacher=teacher)
+    return copied
 
 
 def measure_accuracy(folder: Path, _threads: int, _repeats: int, seeds: int) -> tuple[list[dict], pd.DataFrame]:
@@ -231,12 +213,12 @@ def measure_accuracy(folder: Path, _threads: int, _repeats: int, seeds: int) -> 
     accuracy = runs.pivot(index="seed", columns="rung", values="accuracy")[list(runs["rung"].unique())]
     case, records, rows = f"vit_scratch on digits, {seeds} seeds", [], []
     for name, values in accuracy.items():
-        lost = 100 * (accuracy[PEER] - values).to_numpy()
+        lost = 100 * (accuracy["full"] - values).to_numpy()
         mean, low, high, _ = corrected_t(lost, TEST_SHARE)
         shares = runs[runs["rung"] == name][["multiply_adds", "parameters"]].mean()
         rows.append({"rung": name, **shares, "accuracy": values.mean(), "points_lost": mean, "low": low, "high": high})
         if "int8" in str(name):
-            pair = 100 * values.mean(), 100 * accuracy[PEER].mean()
+            pair = 100 * values.mean(), 100 * accuracy["full"].mean()
             records.append(record(case, f"{name}: points of accuracy lost", *pair, PEER, mean, LOSS))
     return records, pd.DataFrame(rows)
 
