@@ -67,6 +67,30 @@ def test_a_model_that_looks_elsewhere_is_seen():
     assert table["other_peak"].tolist() == [0, 0, 0]
 
 
+def test_two_images_and_four_cells_by_hand():
+    """Each class looks at four pixels with other weights; those of the second class change places in the compressed model.
+
+    Ranks 1 2 3 4 against 1 4 3 2: 1 - 6 * 8 / (4 * 15) = 0.2; against those of the first class, 4 1 2 3: 1 - 6 * 12 / 60 = -0.2.
+    """
+    first, second, changed = [[4.0, 1], [2, 3]], [[1.0, 2], [3, 4]], [[1.0, 4], [3, 2]]
+    models = []
+    for weights in ((first, second), (first, changed)):
+        model = linear_model(torch.tensor(weights)[:, None].expand(2, 3, 2, 2).flatten(1), torch.zeros(2), ("a", "b"), 2)
+        models.append(replace(model, anatomy=replace(model.anatomy, grid=(2, 2))))
+    images = torch.zeros(2, 3, 2, 2)
+    images[0, :, 0, 0] = images[1, :, 1, 1] = 1  # of the class a (4 against 1), and b (4 against 3)
+    table = compare_explanations(*models, images, ["saliency"])
+    assert table["similarity"].tolist() == pytest.approx([1, 0.2]) == table["absolute"].tolist()
+    assert table["peak_shift"].tolist() == [0, 1]  # from below at the right to above
+    assert table["mass_shift"].tolist() == pytest.approx([0, 0.2])  # from row 0.7 and column 0.6 to row 0.5 and column 0.6
+    assert table["other_image"].tolist() == pytest.approx([-0.2, -0.2])
+    assert table["other_peak"].tolist() == pytest.approx([2**0.5] * 2)
+    assert table["other_mass"].tolist() == pytest.approx([0.08**0.5] * 2)  # from row 0.5 and column 0.4
+    means = explanation_shift_table(*models, images, ["saliency"]).set_index("measure")
+    assert means["value"].tolist() == pytest.approx([0.6, 0.6, 0.5, 0.1]) and means["n"].tolist() == [2] * 4
+    assert means.loc["similarity", ["low", "high", "other"]].tolist() == pytest.approx([0.2, 1, -0.2])
+
+
 def test_a_function_is_explained_by_what_is_taken_away():
     model = linear_digits()
     images = digits(model)

@@ -9,6 +9,7 @@ import torch
 
 from tests.test_shrinking import FAMILIES, SPEC, draw_images, tiny_timm
 from tests.toys import tiny_vit
+from vitlab.compress.cost import count_multiply_adds
 from vitlab.compress.tokens import count_tokens, merge_tokens
 from vitlab.explain import explain
 from vitlab.models import load_model, pieces, save_model, shrink_model
@@ -105,6 +106,17 @@ def test_the_class_token_alone_is_left_at_the_extreme():
     assert count_tokens(model) == [17, 17, 17]
     assert count_tokens(merge_tokens(model, 3)) == [17, 14, 11]
     assert count_tokens(merge_tokens(model, 99)) == [17, 9, 5]
+
+
+def test_multiply_adds_of_a_merging_model_by_hand():
+    model, r = tiny_vit(), 3  # 16 patches of 4 pixels and the class token; C = 16, 64 neurons, 3 blocks, 10 classes
+    C, T, expected = 16, 17, 16 * 16 * 3 * 16 + 16 * 10
+    for _ in range(3):
+        pairs = ((T - 1) // 2) * (T // 2) * 8  # of the similarities, keys of 8; the class token is at an even place
+        expected += T * C * 3 * C + 2 * T * T * C + T * C * C + pairs
+        T -= r
+        expected += 2 * T * C * 64
+    assert count_multiply_adds(merge_tokens(model, r)) == expected
 
 
 def test_merging_after_shrinking(tmp_path):

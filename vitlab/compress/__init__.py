@@ -7,6 +7,7 @@ from importlib import import_module
 
 MODULES = {
     "cost": ("count_cost", "count_multiply_adds"),
+    "curves": ("merging_curve_table", "pruning_curve_table"),
     "distillation": ("Distillation", "born_again", "distill"),
     "doctor": ("doctor_table", "examine", "instruction_table", "say_diagnosis"),
     "explanations": ("compare_explanations", "explanation_shift_table"),

@@ -56,7 +56,8 @@ def plan_pruning(
 
     importance: from `importance_table`, of this model and one measure; kinds that it lacks are left alone. target: share kept,
     between 0 and 1. by: parameters, multiply_adds (one image), or latency: the time of one image on this machine, now; there
-    the multiply-adds are halved in on until the measured median ratio (over `repeats` pairs of passes) meets the target.
+    the multiply-adds are halved in on until the measured median ratio (over `repeats` pairs of passes) meets the target, and what
+    is found is timed once more; on a machine that does other work, more repeats make it sure.
     of: model, or blocks for a share of the transformer blocks alone (not of latency). drop_blocks: whole blocks may go too, all
     but one, where that does not overshoot the target or nothing else is left to go. min_heads, min_neurons: what every block that
     stays keeps. neurons_at_once: neurons of a block go in groups of so many, since widths that are multiples of 8 compute faster.
@@ -72,30 +73,46 @@ def plan_pruning(
     values = _read_importance(model, importance, drop_blocks)
     counted = "multiply_adds" if by == "latency" else by
     greedy = _Greedy(model, values, counted, min_heads, min_neurons, neurons_at_once)
+    before = count_cost(model, counted, of)
     if by != "latency":
-        before = count_cost(model, by, of)
         spec, after = greedy.keep(before, target * before)
         if after > target * before:
             raise _refuse(target, after / before, by, of, greedy, drop_blocks)
         return PruningPlan(spec, by, of, after / before, _tabulate(model, spec))
-    before = count_cost(model, counted)
-
-    def measure(multiply_adds):
-        spec, after = greedy.keep(before, multiply_adds)
-        return measure_ratio(shrink_model(model, spec), model, repeats=repeats), spec, after
-
-    share, spec, low = measure(0)
+    spec, share = _halve_in(model, greedy, before, target, repeats)
     if share > target:
         raise _refuse(target, share, by, of, greedy, drop_blocks)
-    high = before
+    return PruningPlan(spec, by, of, share, _tabulate(model, spec))
+
+
+def _halve_in(model, greedy, before, target, repeats) -> tuple[list[dict[str, list[int]] | None], float]:
+    """The spec of most multiply-adds whose time meets the target, and its share of the model's; the smallest one if none does.
+
+    Of many noisy ratios around a target the low ones are taken, so what was found is timed once more, and where that fails the
+    next smaller one is. The share is of that last time, by which nothing was chosen.
+    """
+
+    def measure(spec):
+        return measure_ratio(shrink_model(model, spec), model, repeats=repeats)
+
+    spec, low = greedy.keep(before, 0)
+    share = measure(spec)
+    if share > target:
+        return spec, share
+    fitting, high = [spec], before
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        tried = measure(middle)
-        if tried[0] <= target:
-            (share, spec, _), low = tried, middle
+        spec, _ = greedy.keep(before, middle)
+        if measure(spec) <= target:
+            low = middle
+            fitting.append(spec)
         else:
             high = middle
-    return PruningPlan(spec, by, of, share, _tabulate(model, spec))
+    while True:
+        spec = fitting.pop()
+        share = measure(spec)
+        if share <= target or not fitting:
+            return spec, share
 
 
 def prune(model: ModelBundle, plan: PruningPlan) -> ModelBundle:
@@ -240,11 +257,12 @@ def _check_target(target, by, of) -> None:
 
 def _refuse(target, reachable, by, of, greedy, drop_blocks) -> ValueError:
     kinds = sorted({kind for _, kind, _, _ in greedy.queue} | ({"block"} if drop_blocks else set()))
+    left = f"the model takes {reachable:.3f} of its time" if by == "latency" else f"{reachable:.3f} of them are left"
     outside = ", and nothing outside the blocks goes" if of == "model" else ""
     advice = "" if drop_blocks else ", allow whole blocks to go (drop_blocks=True)"
     return ValueError(
         f"target={target:g} of the {by} of the {of} cannot be reached: when all is gone that may go ({', '.join(kinds)}), "
-        f"{reachable:.3f} of them are left. A plan keeps {greedy.limits}{outside}; ask for more than that{advice}, or take a "
+        f"{left}. A plan keeps {greedy.limits}{outside}; ask for more than that{advice}, or take a "
         "smaller model"
     )
 

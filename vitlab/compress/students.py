@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from vitlab.compress.distillation import distill
 from vitlab.data import load_dataset
 from vitlab.models import build_model, load_model
-from vitlab.runs import Run, run_path
-from vitlab.training import recipe, save_results
-from vitlab.training.devices import join_processes
+from vitlab.runs import Run
+from vitlab.training import recipe
+from vitlab.training.experiment import train_in_run
 
 NOTHING: Mapping = MappingProxyType({})
+SPLIT = ("split_by", "folds", "fold")  # parameters of a run by which its images were split
 
 
 def finetune_student(
@@ -27,21 +29,7 @@ def finetune_student(
     dataset = teacher.parameters["dataset"]
     data = load_dataset(dataset, samples=teacher.read_table("splits.csv"))
     big, student = load_model(teacher.path, data.classes), build_model(model, data.classes, seed=seed, **options)
-    split = {
-        key: value for key, value in teacher.parameters.items() if key in ("split_by", "folds", "fold") and value is not None
-    }
+    split = {key: teacher.parameters[key] for key in SPLIT if teacher.parameters.get(key) is not None}
     parameters = {"dataset": dataset, "model": model, "seed": seed, "variant": f"distilled from {teacher.title}", **split}
     parameters |= {"teacher": teacher.name, **options, **how, **overrides}
-    state = join_processes()
-    if state.is_main_process:
-        Run.create(name=name, **parameters)
-    state.wait_for_everyone()
-    run = Run(run_path(name=name, **parameters))
-    try:
-        distill(big, student, data, run, config, **how)
-        if state.is_main_process:
-            save_results(run, student, data, config)
-    except BaseException as error:
-        run.fail(error)
-        raise
-    return run
+    return train_in_run(partial(distill, big, **how), student, data, config, parameters, name)

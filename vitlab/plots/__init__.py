@@ -9,6 +9,7 @@ from vitlab.plots.attribution import plot_attributions, title_images
 from vitlab.plots.calibration import plot_annotators, plot_recalibration, plot_reliability
 from vitlab.plots.comparison import plot_comparison
 from vitlab.plots.compression import iplot_pareto, plot_drop, plot_ingredients, plot_lost, plot_pareto
+from vitlab.plots.compression_curves import plot_merging_curve, plot_pruning_curve
 from vitlab.plots.counterfactual import plot_counterfactuals
 from vitlab.plots.data import (
     plot_augmentations,
@@ -98,6 +99,7 @@ __all__ = [
     "plot_intensities",
     "plot_learning_curves",
     "plot_lost",
+    "plot_merging_curve",
     "plot_mistakes",
     "plot_pairs",
     "plot_parallel",
@@ -107,6 +109,7 @@ __all__ = [
     "plot_pointing",
     "plot_position_encodings",
     "plot_precision_recall",
+    "plot_pruning_curve",
     "plot_published",
     "plot_randomisation",
     "plot_recalibration",

@@ -55,7 +55,7 @@ def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | N
     ax.margins(x=0.16, y=0.12)
     _name_milliseconds(ax)
     size = "; area: size on disk" if rows["size_mb"].notna().any() else ""
-    ax.set(xlabel=_latency_label(rows) + size, ylabel=readable(rows["metric"].iloc[0]))
+    ax.set(xlabel=latency_label(rows) + size, ylabel=readable(rows["metric"].iloc[0]))
     ax.grid(True)
     lines = [[(row.p50_ms, row.low), (row.p50_ms, row.high)] for row in rows.itertuples()]
     steps = best[["p50_ms", "value"]].to_numpy(float)
@@ -88,7 +88,7 @@ def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interact
             hovertemplate=f"%{{text}}<br>%{{x:.3g}} ms, %{{customdata[0]}}<br>{score} %{{y:.4f}} "
             "[%{customdata[1]}, %{customdata[2]}]<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=_latency_label(rows), type="log", dtick="D2")
+    figure.update_xaxes(title=latency_label(rows), type="log", dtick="D2")
     figure.update_yaxes(title=score)
     return Interactive(dress(figure), static)
 
@@ -227,7 +227,8 @@ def _label(rows: pd.DataFrame) -> list[str]:
     return [row.side + (f"\n{row.size_mb:.3g} MB" if row.size_mb == row.size_mb else "") for row in rows.itertuples()]
 
 
-def _latency_label(rows: pd.DataFrame) -> str:
+def latency_label(rows: pd.DataFrame) -> str:
+    """What the axis of p50_ms shows, with batch size and threads where the table has them."""
     details = []
     if "batch_size" in rows:
         details.append(f"batch {rows['batch_size'].iloc[0]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -97,15 +97,25 @@ def finetune(
     data = add_synthetic(load_dataset(dataset, seed=seed, **splits), config.synthetic, config.synthetic_share, seed)
     classifier = build_model(model, data.classes, seed=seed, **options)
     parameters = {"dataset": dataset, "model": model, "seed": seed, **splits, **options, **overrides}
+    return train_in_run(fit, classifier, data, config, parameters, name)
+
+
+def train_in_run(
+    train: Callable, model: ModelBundle, data: DataBundle, config: TrainConfig, parameters: Mapping, name: str = ""
+) -> Run:
+    """Train a model and keep everything in a new run of these parameters, which counts as failed where the training raises.
+
+    train: called with model, data, run and config, as `fit` is. All processes train, the first one writes.
+    """
     state = join_processes()
     if state.is_main_process:
         Run.create(name=name, **parameters)
     state.wait_for_everyone()
     run = Run(run_path(name=name, **parameters))
     try:
-        fit(classifier, data, run, config)
+        train(model, data, run, config)
         if state.is_main_process:
-            save_results(run, classifier, data, config)
+            save_results(run, model, data, config)
     except BaseException as error:
         run.fail(error)
         raise
