@@ -32,11 +32,14 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     """A copy without stderr, progress bars and marks of papermill; the parameters cell shows the values of this run.
 
     HTML tables become Markdown tables, errors a call-out; options that readers need (alternative text, an unfolded parameters
-    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page.
+    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page. The id of a cell is its place in the
+    notebook given, counted from 1: `cell-12`.
     """
-    cells = [cell for cell in nbformat.from_dict(notebook).cells if not _is_papermill_mark(cell)]
-    cells = _merge_parameters(cells)
+    cells = nbformat.from_dict(notebook).cells
     for number, cell in enumerate(cells, start=1):
+        cell.id = f"cell-{number}"
+    cells = _merge_parameters([cell for cell in cells if not _is_papermill_mark(cell)])
+    for cell in cells:
         if cell.cell_type == "code":
             failed = any(output.output_type == "error" for output in cell.outputs)
             cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
@@ -46,7 +49,6 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
                 _describe_figure(cell)
         cell.metadata = {}
-        cell.id = f"cell-{number}"
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
