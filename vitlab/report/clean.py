@@ -182,7 +182,7 @@ def _convert_tables(cells):
 
 
 def _is_live(html):
-    """Whether it is a figure of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
+    """Whether it is a figure or table of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
     return "vitlab-plotly" in html or "vitlab-viewer" in html
 
 
@@ -198,9 +198,10 @@ def _with_outputs(notebook, pick):
 def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
-    if "text/markdown" not in data and ("plotly" in html.lower() or _is_live(html) or (html and "image/png" not in data)):
+    if _is_live(html) or ("text/markdown" not in data and html and ("plotly" in html.lower() or "image/png" not in data)):
         label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
-        return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>')},)
+        kind = "live-table" if "vitlab-runs" in html else "interactive"
+        return ({"text/markdown": raw_html(f'<div class="{kind}" role="group" aria-label="{escape(label)}">{html}</div>')},)
     return _pick_for_paper(output, cell)
 
 

@@ -40,15 +40,16 @@ def _mark_page(page: Page, findings) -> Page:
 
 
 def _write_marks(findings):
-    """One call-out for each cell or file, as Markdown cells."""
+    """One call-out for each cell, and one for all that is about no cell, as Markdown cells."""
     marks = []
-    for _, group in groupby(findings, key=lambda finding: (finding.file, finding.cell)):
+    for cell, group in groupby(findings, key=lambda finding: finding.cell):
         same = list(group)
         first = same[0]
         about = f" (*{first.label}*)" if first.label else ""
-        where = f"Cell {first.cell} of `{first.file}`{about}" if first.cell else f"`{first.file}`"
+        where = f"Cell {cell} of `{first.file}`{about}" if cell else f"`{first.file}`" if len(same) == 1 else "In these files"
         rules = list(dict.fromkeys(RULES[finding.rule] for finding in same))
-        said = " " + same[0].message if len(same) == 1 else "\n\n" + "\n".join(f"- {finding.message}" for finding in same)
+        lines = [finding.message if cell or len(same) == 1 else f"`{finding.file}`: {finding.message}" for finding in same]
+        said = f" {lines[0]}" if len(same) == 1 else "\n\n" + "\n".join(f"- {line}" for line in lines)
         marks.append(new_markdown_cell(callout("warning", f"Not fit to publish: {'; '.join(rules)}", f"{where}:{said}")))
     return marks
 
