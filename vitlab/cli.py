@@ -114,6 +114,21 @@ def report(
         typer.echo(f"{kind.upper():5} {paths[kind]}")
 
 
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="The folder to make; one that holds something is not touched.")],
+    data: Annotated[str, typer.Option(help="folder:PATH, with one sub-folder of images a class; or any data set by name.")],
+    title: Annotated[str, typer.Option(help="Of the report. Default: the folder's name.")] = "",
+):
+    """Make a project of your own: a batch over your images, the notebooks, the report's front matter, a README."""
+    with clean_errors():
+        from vitlab.new_project import create_project
+
+        project = create_project(folder, data, title)
+    typer.echo(f"{project.folder}: {len(project.files)} files\n{project.summary}\n")
+    typer.echo(f"cd {project.folder}\nvitlab batch batch.yml\nvitlab report batch")
+
+
 @app.command(name="app")
 def serve_app(
     run: Annotated[str, typer.Argument(help="A run's folder, its name or the beginning of it; or a folder of export-space.")],

@@ -44,7 +44,8 @@ def iplot_runs_table(
     runs = _order(table, metric)
     shown = runs.head(limit)
     left = f", {len(runs) - len(shown)} more are not shown" if len(runs) > len(shown) else ""
-    heads = ["run", name_column(metric), *(name_column(name) for name in columns), "status"]
+    names = ["run", metric, *columns, "status"]
+    heads = [name_column(name) for name in names]
     body = "\n".join(_write_row(run, metric, columns) for run in shown.to_dict("records"))
     html = Template(FRAGMENT.read_text(encoding="utf-8")).substitute(
         name=f"vitlab-{uuid4()}",
