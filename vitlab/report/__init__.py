@@ -65,10 +65,12 @@ def render_report(
 
 def _publish(ready: Path, output: Path | str | None) -> Path:
     """Put the finished pages where they belong: into a folder given, else in place of the site that was there."""
-    if output:
-        shutil.copytree(ready, output, dirs_exist_ok=True)
-        return Path(output)
-    site = reports_dir() / "_site"
-    shutil.rmtree(site, ignore_errors=True)
-    shutil.move(ready, site)
+    site = Path(output) if output else reports_dir() / "_site"
+    if not output:
+        shutil.rmtree(site, ignore_errors=True)
+    if site.exists():  # given, or open in a program that does not let go of it
+        shutil.copytree(ready, site, dirs_exist_ok=True)
+    else:
+        site.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(ready, site)
     return site
