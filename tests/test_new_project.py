@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from vitlab.batch import load_batch, plan_tasks
 from vitlab.cli import app
+from vitlab.evaluation import published_gap_table, published_table
 from vitlab.new_project import create_project
 from vitlab.places import project_root
 from vitlab.report.settings import read_settings
@@ -36,7 +38,10 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     tasks = plan_tasks(batch)
     assert [task.step.notebook for task in tasks].count("03_finetune") == 4
     assert {task.parameters["dataset"] for task in tasks} == {f"folder:{images}"}
-    assert next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"] == ""
+    assert next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"] == "published.csv"
+    ours = pd.DataFrame({"task": "x", "cells": "all", "metric": "accuracy", "value": [0.9], "model": "m", "seed": 0})
+    beside = published_table(pd.read_csv(project.folder / "reports" / "published.csv"), ours)
+    assert beside["mean"].tolist() == [0.9] and published_gap_table(beside).empty, "nobody's numbers yet, and 08 runs"
     assert all(task.step.source.is_relative_to(project.folder) for task in tasks), "its own notebooks"
     monkeypatch.chdir(project.folder / "notebooks")
     assert project_root() == project.folder

@@ -17,6 +17,7 @@ import vitlab
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = ("notebooks/*.ipynb", "notebooks/00_start.md", "notebooks/*.jupyterlab-workspace", "reports/references.bib")
+PUBLISHED = "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,protocol,source,cited_as,note\n"
 IGNORED = "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n.ipynb_checkpoints/\n"
 # what the start page says last, in place of how to go on in the checkout
 GOING_ON = """\
@@ -50,7 +51,7 @@ chain:
     grid: {{model: [hybrid_vit], seed: [0]}}
   - notebook: 08_compare
     grid: {{}}
-    parameters: {{decisive: roc_auc, published: ""}}  # the metric that decides, named before looking
+    parameters: {{decisive: roc_auc, published: published.csv}}  # the metric that decides, named before looking
 """
 
 README = """\
@@ -71,6 +72,7 @@ Call them in this folder, in the environment that vitlab is installed in.
 - `notebooks/` are copies, yours to change; what they call is `vitlab`. Open `notebooks/00_start.md` first, or run one alone:
   `vitlab run notebooks/03_finetune.ipynb -p dataset {dataset_word}`
 - `_quarto.yml` holds the report's title, language and bibliography (`reports/references.bib`).
+- `reports/published.csv` takes results of others, to stand beside yours in 08; `cells` is `all` or a group.
 - `reports/runs/` has a folder for each run: parameters, versions, splits, weights, predictions.
 - `notebooks/vitlab.jupyterlab-workspace`, opened in JupyterLab by a double click, begins on the start page.
 
@@ -108,6 +110,7 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
         "batch.yml": BATCH.format(**words),
         "README.md": README.format(title=title, summary=summary, dataset_word=shlex.quote(dataset)),
         ".gitignore": IGNORED,
+        "reports/published.csv": PUBLISHED,
         "_quarto.yml": _set_title((checkout / "_quarto.yml").read_text(encoding="utf-8"), title),
     }
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
