@@ -89,11 +89,10 @@ def test_batch_shows_the_plan_runs_it_and_tells_by_its_status(notebook, tmp_path
     assert "cell 3: assert times > 0" in result.stdout
 
 
-def test_report_takes_names_and_files_and_prints_where_the_pages_are(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        vitlab.report, "render_report", lambda names: asked.append(names) or {"html": "index.html", "pdf": "report.pdf"}
-    )
+def test_report_takes_names_and_files_and_prints_where_the_pages_are(monkeypatch, tmp_path):
+    asked, paths = [], {"html": "index.html", "pdf": "report.pdf", "findings": tmp_path / "findings.json"}
+    paths["findings"].write_text("[]")
+    monkeypatch.setattr(vitlab.report, "render_report", lambda names, **options: asked.append(names) or paths)
     assert call("report", "digits", "notebooks/batches/elpv.yml").output == "HTML  index.html\nPDF   report.pdf\n"
     call("report")
     assert asked == [["digits", "elpv"], []]

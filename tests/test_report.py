@@ -151,7 +151,8 @@ plot_history(history)"""
         ]  # fmt: skip
         write_batch(folder, "small", "A small report", tasks)
         paths = render_report(["small"])
-    assert paths == {"html": folder / "_site" / "index.html", "pdf": folder / "_site" / "report.pdf"}
+    site = folder / "_site"
+    assert paths == {"html": site / "index.html", "pdf": site / "report.pdf", "findings": folder / "_build" / "findings.json"}
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "_site").glob("*.html")}
     return folder / "_site", pages, pypdf.PdfReader(paths["pdf"])
 

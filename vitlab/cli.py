@@ -91,14 +91,42 @@ def batch(
 @app.command()
 def report(
     batches: Annotated[list[str] | None, typer.Argument(help="Names or files of batches; all of them by default.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Publish nothing while anything is wrong; exit status 1.")] = False,
+    max_page_mb: Annotated[float, typer.Option(metavar="MB", help="The largest page that is fit to publish.")] = 10.0,
 ):
-    """Render what batches have produced: a web site and a PDF."""
+    """Render what batches have produced: a web site and a PDF. What is out of date, missing or broken is marked in the pages."""
     with clean_errors():
-        from vitlab.report import render_report
+        from vitlab.report import ReportRefused, render_report
+        from vitlab.report.guards import print_findings, read_findings
 
-        paths = render_report([Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []])
+        names = [Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []]
+        try:
+            paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
+        except ReportRefused as refused:
+            print_findings(refused.findings)
+            typer.secho(f"Not published. What to mend, and where, stands above: {len(refused.findings)}.", fg="red", err=True)
+            raise typer.Exit(1) from None
+        findings = read_findings(paths["findings"])
+    if findings:
+        print_findings(findings)
+        typer.secho(f"Marked in the pages, and not published with --strict: {len(findings)}.", fg="yellow", err=True)
     for kind in ("html", "pdf"):
         typer.echo(f"{kind.upper():5} {paths[kind]}")
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="The folder to make; one that holds something is not touched.")],
+    data: Annotated[str, typer.Option(help="folder:PATH, with one sub-folder of images a class; or any data set by name.")],
+    title: Annotated[str, typer.Option(help="Of the report. Default: the folder's name.")] = "",
+):
+    """Make a project of your own: a batch over your images, the notebooks, the report's front matter, a README."""
+    with clean_errors():
+        from vitlab.new_project import create_project
+
+        project = create_project(folder, data, title)
+    typer.echo(f"{project.folder}: {len(project.files)} files\n{project.summary}\n")
+    typer.echo(f"cd {project.folder}\nvitlab batch batch.yml\nvitlab report batch")
 
 
 @app.command(name="app")

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -73,7 +74,10 @@ class Run:
         self.path = Path(path)
         if not (self.path / "run.json").is_file():
             raise FileNotFoundError(f"{self.path} is no run directory: it holds no run.json")
-        self.info: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        try:
+            self.info: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'run.json'} is damaged ({error}); remove the folder, or run it again") from error
 
     @classmethod
     def create(cls, *, name: str = "", **parameters) -> Run:
@@ -111,13 +115,7 @@ class Run:
     @property
     def draw(self) -> str:
         """What a run shares with those of other models: the seed, and how its images were split where that was not at random."""
-        split_by, folds, fold = (self.parameters.get(name) for name in ("split_by", "folds", "fold"))
-        parts = [
-            str(self.parameters.get("seed", 0)),
-            f"fold {fold or 0} of {folds}" if folds else "",
-            f"by {split_by}" if split_by else "",
-        ]
-        return ", ".join(filter(None, parts))
+        return describe_draw(self.parameters)
 
     @property
     def variant(self) -> str:
@@ -180,10 +178,29 @@ class Run:
         return f"Run({self.name}, {self.status}, {', '.join(f'{k}={v}' for k, v in self.parameters.items())})"
 
 
+def describe_draw(parameters: dict) -> str:
+    """The draw of a run of these parameters: its seed, fold and way of splitting, in words."""
+    split_by, folds, fold = (parameters.get(name) for name in ("split_by", "folds", "fold"))
+    parts = [
+        str(parameters.get("seed", 0)),
+        f"fold {fold or 0} of {folds}" if folds else "",
+        f"by {split_by}" if split_by else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
-    """The runs of a dataset with this status and these parameter values, oldest first. A folder without run.json is no run."""
+    """The runs of a dataset with this status and these parameter values, oldest first. A folder without run.json is no run.
+
+    One whose run.json is damaged is passed over with a warning; `vitlab.run_index` lists it.
+    """
     folder = reports_dir() / "runs" / dataset_folder(dataset)
-    runs = [Run(path.parent) for path in folder.glob("*/run.json")]
+    runs = []
+    for path in folder.glob("*/run.json"):
+        try:
+            runs.append(Run(path.parent))
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
     fitting = [run for run in runs if run.status == status and parameters.items() <= run.parameters.items()]
     return sorted(fitting, key=lambda run: run.info["start_s"])
 

@@ -31,10 +31,12 @@ from vitlab.plots.evaluation import (
 )
 from vitlab.plots.faithfulness import plot_perturbation_curves, plot_pointing, plot_randomisation
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
+from vitlab.plots.many_runs import iplot_run_facets, iplot_run_parallel, plot_run_facets, plot_run_parallel
 from vitlab.plots.published import plot_published
 from vitlab.plots.quality import plot_clusters, plot_worst
 from vitlab.plots.remedies import plot_remedies
 from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
+from vitlab.plots.runs_table import iplot_runs_table
 from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
 from vitlab.plots.style import class_colors, readable, series_colors, set_style
 from vitlab.plots.tables import present
@@ -65,6 +67,9 @@ __all__ = [
     "iplot_parallel",
     "iplot_pareto",
     "iplot_patch_attention",
+    "iplot_run_facets",
+    "iplot_run_parallel",
+    "iplot_runs_table",
     "iplot_threshold",
     "iplot_trials",
     "plot_agreement",
@@ -118,6 +123,8 @@ __all__ = [
     "plot_risk_coverage",
     "plot_robustness",
     "plot_roc",
+    "plot_run_facets",
+    "plot_run_parallel",
     "plot_sample_grid",
     "plot_slices",
     "plot_threshold",

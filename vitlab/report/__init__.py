@@ -10,33 +10,67 @@ import nbformat
 from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.gather import gather_report, page_notebook
+from vitlab.report.guards import MAX_PAGE_MB, ReportRefused, check_files, check_report, mark_report, write_findings
 from vitlab.report.pandoc import render_pages, render_pdf
 from vitlab.report.quarto import render_with_quarto
 from vitlab.report.settings import read_settings
 from vitlab.runs import reports_dir
 
-__all__ = ["render_report"]
+__all__ = ["ReportRefused", "render_report"]
 
 
-def render_report(batches: list[str] | None = None, output: Path | str | None = None) -> dict[str, Path]:
-    """Render these batches (default: all) to `output` (default: reports/_site); the paths of the first page and of the PDF.
+def render_report(
+    batches: list[str] | None = None,
+    output: Path | str | None = None,
+    *,
+    strict: bool = False,
+    max_page_mb: float = MAX_PAGE_MB,
+) -> dict[str, Path]:
+    """Render these batches (default: all) to `output` (default: reports/_site); paths of the first page, the PDF, the findings.
 
+    Findings are what keeps a report from being published: see `vitlab.report.guards`. The pages carry a mark at each of them;
+    `read_findings(paths["findings"])` gives them. strict: with any, nothing is published, what was there before stays, and
+    ReportRefused carries them. max_page_mb: the largest page, in 10^6 bytes.
     The gathered notebooks, and what is made on the way, stay in reports/_build. ValueError: unknown batch, or none at all.
     RuntimeError: Quarto failed; the message holds its output.
     """
     settings = read_settings()
     report = gather_report(batches)
+    findings = check_report(report, settings, max_page_mb)
     build = reports_dir() / "_build"
-    site = Path(output) if output else reports_dir() / "_site"
     shutil.rmtree(build, ignore_errors=True)
-    if not output:
-        shutil.rmtree(site, ignore_errors=True)
-    for folder in (build / "site", build / "pdf", site):
+    write_findings(build / "findings.json", findings)
+    if strict and findings:
+        raise ReportRefused(findings)
+    report = mark_report(report, findings)
+    ready = build / "ready"
+    for folder in (build / "site", build / "pdf", ready):
         folder.mkdir(parents=True, exist_ok=True)
     for page in report.pages:
         nbformat.write(page_notebook(page, for_web(page.notebook).cells), build / "site" / f"{page.slug}.ipynb")
     nbformat.write(combine_pages(report), build / "pdf" / "report.ipynb")
     quarto = shutil.which("quarto")
     if quarto:
-        return render_with_quarto(quarto, report, settings, build, site)
-    return {"html": render_pages(report, settings, build, site), "pdf": render_pdf(report, settings, build, site)}
+        render_with_quarto(quarto, report, settings, build, ready)
+    else:
+        render_pages(report, settings, build, ready)
+        render_pdf(report, settings, build, ready)
+    heavy = check_files(ready, max_page_mb) if strict else []
+    if heavy:
+        write_findings(build / "findings.json", heavy)
+        raise ReportRefused(heavy)
+    site = _publish(ready, output)
+    return {"html": site / "index.html", "pdf": site / "report.pdf", "findings": build / "findings.json"}
+
+
+def _publish(ready: Path, output: Path | str | None) -> Path:
+    """Put the finished pages where they belong: into a folder given, else in place of the site that was there."""
+    site = Path(output) if output else reports_dir() / "_site"
+    if not output:
+        shutil.rmtree(site, ignore_errors=True)
+    if site.exists():  # given, or open in a program that does not let go of it
+        shutil.copytree(ready, site, dirs_exist_ok=True)
+    else:
+        site.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(ready, site)
+    return site

@@ -32,11 +32,14 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     """A copy without stderr, progress bars and marks of papermill; the parameters cell shows the values of this run.
 
     HTML tables become Markdown tables, errors a call-out; options that readers need (alternative text, an unfolded parameters
-    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page.
+    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page. The id of a cell is its place in the
+    notebook given, counted from 1: `cell-12`.
     """
-    cells = [cell for cell in nbformat.from_dict(notebook).cells if not _is_papermill_mark(cell)]
-    cells = _merge_parameters(cells)
+    cells = nbformat.from_dict(notebook).cells
     for number, cell in enumerate(cells, start=1):
+        cell.id = f"cell-{number}"
+    cells = _merge_parameters([cell for cell in cells if not _is_papermill_mark(cell)])
+    for cell in cells:
         if cell.cell_type == "code":
             failed = any(output.output_type == "error" for output in cell.outputs)
             cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
@@ -46,7 +49,6 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
                 _describe_figure(cell)
         cell.metadata = {}
-        cell.id = f"cell-{number}"
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
@@ -180,7 +182,7 @@ def _convert_tables(cells):
 
 
 def _is_live(html):
-    """Whether it is a figure of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
+    """Whether it is a figure or table of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
     return "vitlab-plotly" in html or "vitlab-viewer" in html
 
 
@@ -196,9 +198,10 @@ def _with_outputs(notebook, pick):
 def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
-    if "text/markdown" not in data and ("plotly" in html.lower() or _is_live(html) or (html and "image/png" not in data)):
+    if _is_live(html) or ("text/markdown" not in data and html and ("plotly" in html.lower() or "image/png" not in data)):
         label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
-        return ({"text/markdown": raw_html(f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>')},)
+        kind = "live-table" if "vitlab-runs" in html else "interactive"
+        return ({"text/markdown": raw_html(f'<div class="{kind}" role="group" aria-label="{escape(label)}">{html}</div>')},)
     return _pick_for_paper(output, cell)
 
 

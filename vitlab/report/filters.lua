@@ -240,8 +240,12 @@ end
 
 function elements.Image(image)
   if typst then
+    local words = image.attributes.alt or pandoc.utils.stringify(image.caption)
+    if not image.src:match("^figure%-%d+%-%d+%.%a+$") then -- not one of ours: Typst ends at a file that it does not find
+      return pandoc.Emph({ pandoc.Str(("[a picture that is not here: %s]"):format(words ~= "" and words or image.src)) })
+    end
     local width = image.attributes.width
-    local alt = image.attributes.alt or pandoc.utils.stringify(image.caption)
+    local alt = words
     local size = width and (", width: " .. width:gsub("px$", "pt")) or ""
     return pandoc.RawInline("typst", ("#box(image(%s, alt: %s%s))"):format(typst_string(image.src), typst_string(alt), size))
   elseif image.attributes.width then -- inches as CSS pixels, so that the style sheet may still shrink the picture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
+from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
@@ -35,6 +36,8 @@ class Page:
     slug: file name and anchor. stem: the notebook's own name, such as 03_finetune. heading: its first heading.
     group: where it stands in the navigation: batch, model, further grid values; empty strings where there is none.
     dataset: the one it is about, "" for none. trouble: what went wrong, "" when nothing did.
+    path: the executed copy, and run: the run it is to leave behind, relative to the reports folder. executed: that copy as it is.
+    source: the notebook that it was made from; None where the batch does not say. status: of the task in the batch.
     """
 
     slug: str
@@ -45,6 +48,11 @@ class Page:
     notebook: NotebookNode
     dataset: str = ""
     trouble: str = ""
+    path: str = ""
+    run: str = ""
+    executed: NotebookNode | None = field(default=None, repr=False)
+    source: Path | None = None
+    status: str = "done"
 
     @property
     def title(self) -> str:
@@ -75,7 +83,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
     pages = []
     for name, batch in chosen.items():
         section = batch.get("title", name) if len(chosen) > 1 else ""
-        pages += [_make_page(task, section) for task in order_tasks(batch["tasks"])]
+        pages += [_make_page(task, section, batch.get("file", "")) for task in order_tasks(batch["tasks"])]
     pages = _number_slugs(pages)
     for page in pages:
         _resolve_links(page, pages)
@@ -113,16 +121,18 @@ def describe_datasets(names: list[str]) -> str:
     return f"Data set{'s' * (len(names) > 1)}: {', '.join(names)}" if names else ""
 
 
-def _make_page(task, section):
+def _make_page(task, section, batch_file):
     stem, copy = task["notebook"], reports_dir() / task["path"]
     trouble = _trouble(task, copy.is_file())
-    if copy.is_file():
+    executed = nbformat.read(copy, as_version=4) if copy.is_file() else None
+    source = _find_source(stem, batch_file, executed)
+    if executed is not None:
         try:
-            heading, notebook = _take_heading(clean_notebook(nbformat.read(copy, as_version=4)))
+            heading, notebook = _take_heading(clean_notebook(executed))
         except ValueError as error:
             raise ValueError(f"{copy}: {error}") from error
     else:
-        source = project_root() / "notebooks" / f"{stem}.ipynb"
+        source = source or project_root() / "notebooks" / f"{stem}.ipynb"
         heading = _take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""
         notebook = new_notebook()
     heading = heading or re.sub(r"^\d+_", "", stem).replace("_", " ").capitalize()
@@ -132,7 +142,31 @@ def _make_page(task, section):
     words = describe_point(task["point"])
     group = (section, words[0] if words else "", " · ".join(words[1:]))
     slug = re.sub(r"[^a-z0-9]+", "-", "-".join([section, stem, *words]).lower()).strip("-")
-    return Page(slug, stem, heading, task["point"], group, notebook, task["parameters"].get("dataset", ""), trouble)
+    return Page(
+        slug,
+        stem,
+        heading,
+        task["point"],
+        group,
+        notebook,
+        dataset=task["parameters"].get("dataset", ""),
+        trouble=trouble,
+        path=task["path"],
+        run=(task.get("run") or "") if "run_name" in task["parameters"] else "",
+        executed=executed,
+        source=source,
+        status=task["status"],
+    )
+
+
+def _find_source(stem, batch_file, executed):
+    """The notebook of a task: near the batch file, as the batch looks for it, else where papermill says that it took it from."""
+    if not batch_file:
+        return None
+    here = (project_root() / batch_file).parent
+    places = [folder / f"{stem}.ipynb" for folder in (here, here / "notebooks", here.parent, here.parent / "notebooks")]
+    taken = (executed or {}).get("metadata", {}).get("papermill", {}).get("input_path")
+    return next((place for place in [*places, *([Path(taken)] if taken else [])] if place.is_file()), places[-1])
 
 
 def _trouble(task, copied):
@@ -185,6 +219,9 @@ def _resolve_links(page, pages):
     for cell in page.notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = NOTEBOOK_LINK.sub(resolve, cell.source)
+        for output in cell.get("outputs", ()):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = NOTEBOOK_LINK.sub(resolve, output.data["text/markdown"])
 
 
 def _resolve_sections(notebook):

@@ -84,7 +84,7 @@ def _render_page(page, report, settings, folder):
         "html-math-method": {"method": "mathml"},
     }
     html = _render_markdown(markdown, "html5", folder / page.slug, settings, defaults)
-    html = re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder / match[2]) + match[3], html)
+    html = re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder, match[2]) + match[3], html)
     return html.replace("<!-- plotly -->", library, 1)  # last: pandoc and we need not search megabytes
 
 
@@ -150,6 +150,10 @@ def _entry(page, current):
     }
 
 
-def _data_uri(file):
+def _data_uri(folder, name):
+    """A picture of ours as part of the page; any other name as it is."""
+    file = folder / name
+    if not file.is_file():
+        return name
     kind = mimetypes.guess_type(file.name)[0]
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,0 +1,350 @@
+"""Each guard finds what is planted, at its place, and nothing in a report where nothing is wrong; the marks reach both media."""
+
+import json
+import shutil
+
+import nbformat
+import pypdf
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.test_report import make_png, make_table
+from vitlab import report as report_package
+from vitlab.cli import app
+from vitlab.report import ReportRefused, render_report
+from vitlab.report.gather import gather_report
+from vitlab.report.guards import Finding, check_report, findings_table, mark_report, print_findings, read_findings
+from vitlab.report.guards.finding import code
+from vitlab.report.guards.references import bibliography_keys
+from vitlab.report.settings import Settings
+
+BIBLIOGRAPHY = "@article{vaswani2017, title={Attention}, author={Vaswani, A.}, year={2017}}\n"
+POINT = {"model": "vit", "seed": 0}
+DRAWN = "#| label: fig-loss\n#| fig-cap: The loss.\n#| fig-alt: A falling line.\nplot()"
+
+
+def picture():
+    return new_output("display_data", data={"image/png": make_png(), "text/plain": "<Figure size 300x200>"})
+
+
+def failure():
+    return new_output("error", ename="ValueError", evalue="no [data]\nat all", traceback=["ValueError: no [data]"])
+
+
+class Project:
+    """A project with notebooks 03 and 08, a batch of both, and their executed copies; everything in it is right at first."""
+
+    def __init__(self, root, reports):
+        self.root, self.reports, self.tasks = root, reports, []
+        (root / "_quarto.yml").write_text("bibliography: reports/own.bib\nwebsite: {title: Toy}\n")
+        (root / "reports").mkdir()
+        (root / "reports" / "own.bib").write_text(BIBLIOGRAPHY)
+        (root / "notebooks").mkdir()
+        text = (
+            "# Train\n\nAs @vaswani2017 say, see @fig-loss, @tbl-loss and @sec-more, then [compare](08_compare.ipynb).\n\n"
+            "## More {#sec-more}\n\nUp to [more](#sec-more) and the [network](https://example.org/nowhere)."
+        )
+        self.train = [
+            new_markdown_cell(text),
+            new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
+            new_code_cell(DRAWN, outputs=[picture()]),
+            new_code_cell("#| label: tbl-loss\n#| tbl-cap: Losses.\ntable", outputs=[make_table(epoch=[1, 2])]),
+        ]
+        compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), new_code_cell("1 + 1")]
+        self.write("03_train", POINT, self.train, "runs/toy/vit-seed0")
+        self.write("08_compare", {}, compare, None)
+
+    def write(self, stem, point, cells, run):
+        """The notebook, and an executed copy of it as papermill leaves it."""
+        bare = [new_code_cell(c.source, metadata=c.metadata) if c.cell_type == "code" else c for c in cells]
+        nbformat.write(new_notebook(cells=bare), self.root / "notebooks" / f"{stem}.ipynb")
+        path = f"{run or 'runs/batches/toy'}/notebooks/{stem}.ipynb"
+        given = {"dataset": "toy", **point, **({"run_name": "vit-seed0"} if run else {})}
+        self.tasks.append({"notebook": stem, "point": point, "parameters": given, "path": path, "run": run})
+        self.tasks[-1] |= {"status": "done", "error": None, "note": ""}
+        if run:
+            self.write_run(run, status="done")
+        self.execute(path, cells)
+
+    def execute(self, path, cells):
+        cells = [nbformat.from_dict(cell) for cell in cells]
+        place = next((i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])), None)
+        if place is not None:
+            cells.insert(place + 1, new_code_cell("# Parameters\nseed = 0\n", metadata={"tags": ["injected-parameters"]}))
+        for number, cell in enumerate([cell for cell in cells if cell.cell_type == "code"], 1):
+            cell.execution_count = number
+        self.save(path, new_notebook(cells=cells))
+
+    def save(self, path, notebook):
+        file = self.reports / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, file)
+
+    def write_run(self, run, text=None, **content):
+        file = self.reports / run / "run.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content) if text is None else text)
+
+    def edit(self, change, stem="03_train"):
+        """Change the executed copy of a notebook."""
+        path = next(task["path"] for task in self.tasks if task["notebook"] == stem)
+        notebook = nbformat.read(self.reports / path, as_version=4)
+        change(notebook.cells)
+        self.save(path, notebook)
+
+    def add(self, *cells):
+        """Put cells at the end of notebook 03 and of its executed copy, whose last cell is number 6 then."""
+        nbformat.write(new_notebook(cells=[*self.train, *cells]), self.root / "notebooks" / "03_train.ipynb")
+        self.execute(self.tasks[0]["path"], [*self.train, *cells])
+
+    def check(self, max_page_mb=10.0):
+        self.keep()
+        settings = Settings(bibliography=(self.root / "reports" / "own.bib",))
+        return check_report(gather_report(), settings, max_page_mb)
+
+    def keep(self):
+        file = self.reports / "runs" / "batches" / "toy" / "batch.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"title": "Toy", "name": "toy", "file": "notebooks/batches/toy.yml", "tasks": self.tasks}
+        file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def project(tmp_path, reports_folder, monkeypatch):
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(report_package.shutil, "which", lambda name: None)
+    return Project(root, reports_folder)
+
+
+def places(findings):
+    return [(finding.rule, finding.cell, finding.label) for finding in findings]
+
+
+def test_nothing_is_found_where_nothing_is_wrong(project):
+    assert project.check() == []
+
+
+def test_a_source_edited_since_is_named_with_both_lines(project):
+    notebook = nbformat.read(project.root / "notebooks" / "03_train.ipynb", as_version=4)
+    notebook.cells[2].source = notebook.cells[2].source.replace("plot()", "plot(epochs=3)")
+    notebook.cells.append(new_code_cell("new_cell()"))
+    nbformat.write(notebook, project.root / "notebooks" / "03_train.ipynb")
+    findings = project.check()
+    assert places(findings) == [("source", 4, "fig-loss"), ("source", 5, "tbl-loss")]
+    assert findings[0].message == "executed as `plot()`, and the notebook now says `plot(epochs=3)`"
+    assert findings[1].message == "the notebook has 1 more cells here: `new_cell()`"
+    assert findings[0].file == "runs/toy/vit-seed0/notebooks/03_train.ipynb"
+
+
+def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
+    notebook = nbformat.read(project.root / "notebooks" / "03_train.ipynb", as_version=4)
+    del notebook.cells[3]
+    nbformat.write(notebook, project.root / "notebooks" / "03_train.ipynb")
+    (project.root / "notebooks" / "08_compare.ipynb").unlink()
+    findings = project.check()
+    assert findings[0].message.startswith("the notebook that this was made from is gone") and findings[0].cell is None
+    assert findings[1].message == "there is no notebook `08_compare.ipynb` beside 03_train.ipynb"
+    assert findings[2].message == "the notebook has no such cell any more: `table`"
+
+
+def test_cells_not_executed_or_out_of_order(project):
+    project.edit(lambda cells: (cells[3].update(execution_count=7), cells[4].update(execution_count=None)))
+    project.edit(lambda cells: cells[1].update(execution_count=0), "08_compare")
+    findings = project.check()
+    assert places(findings) == [("order", 2, ""), ("not executed", 5, "tbl-loss")]
+
+
+def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
+    def fail(cells):
+        cells[3].outputs = [failure()]
+        cells[4].update(outputs=[], execution_count=None)
+
+    project.edit(fail)
+    project.tasks[0] |= {
+        "status": "failed",
+        "error": {"cell": 3, "line": "plot()", "name": "ValueError", "value": "no [data]"},
+    }
+    findings = [finding for finding in project.check() if finding.rule != "reference"]
+    assert places(findings) == [
+        ("unfinished", None, ""),
+        ("failed", 4, "fig-loss"),
+        ("not executed", 5, "tbl-loss"),
+        ("nothing shown", 5, "tbl-loss"),
+    ]
+    assert findings[1].message == "ValueError: no [data]" and findings[1].shown
+
+
+@pytest.mark.parametrize(
+    ("source", "outputs", "rules"),
+    [
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", [], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/plain"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/markdown"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", [], ["nothing shown"]),
+        ("plot()", ["image/png"], ["caption", "alternative text"]),
+        ("#| fig-cap: C.\n#| fig-alt: ' '\nplot()", ["image/svg+xml"], ["alternative text"]),
+        ("#| fig-alt: A.\nplot()", ["text/html"], ["caption"]),
+        ("#| include: false\nplot()", ["image/png"], []),
+        ("#| output: false\nplot()", ["image/png"], []),
+    ],
+)
+def test_figures_promised_captioned_and_described(project, source, outputs, rules):
+    values = {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png(), "text/markdown": "None, for a reason."}
+    shown = [new_output("display_data", data={kind: values.get(kind, "x")}) for kind in outputs]
+    project.add(new_code_cell(source, outputs=shown))
+    assert [(finding.rule, finding.cell) for finding in project.check()] == [(rule, 6) for rule in rules]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "message"),
+    [
+        ("See @fig-los.", "reference", "there is no figure or table `@fig-los`; did you mean `@fig-loss`?"),
+        ("As [@vaswani2071] say.", "reference", "there is no source `@vaswani2071`; did you mean `@vaswani2017`?"),
+        ("See @sec-none.", "reference", "there is no section `@sec-none`; did you mean `@sec-more`?"),
+        ("To [here](#mor).", "link", "there is no place `#mor` on this page; did you mean `#more`?"),
+        ("To [it](08_compare.ipynb#nowhere).", "link", "there is no place `#nowhere` on the page index"),
+        ("To [it](09_none.ipynb).", "link", "there is no notebook `09_none.ipynb` beside 03_train.ipynb"),
+        (
+            "A [file](../data/x.csv).",
+            "link",
+            "the report has no page or file `../data/x.csv`; files do not travel with the pages",
+        ),
+        ("In raw <a href='#away'>HTML</a>.", "link", "there is no place `#away` on this page"),
+        ("![Words](x.png)", "picture", "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
+        ("![](https://example.org/x.png)", "alternative text", "the picture `https://example.org/x.png` has none"),
+    ],
+)
+def test_what_leads_nowhere_is_found_in_prose(project, text, rule, message):
+    project.add(new_markdown_cell(f"### More\n\n{text} But `@code` is none, nor is a@b.org."))
+    (finding,) = project.check()
+    assert (finding.rule, finding.cell, finding.message) == (rule, 6, message)
+
+
+def test_references_in_captions_and_markdown_outputs_are_read_too(project):
+    said = new_output("display_data", data={"text/markdown": "See @tbl-none and [it](08_compare.ipynb)."})
+    options = "#| label: fig-b\n#| fig-cap: As in @fig-none.\n#| fig-alt: A.\nplot()"
+    project.add(new_code_cell(options, outputs=[picture()]), new_code_cell("say()", outputs=[said]))
+    assert [(finding.cell, finding.label, finding.message) for finding in project.check()] == [
+        (6, "fig-b", "there is no figure or table `@fig-none`; did you mean `@fig-loss`?"),
+        (7, "", "there is no figure or table `@tbl-none`; did you mean `@tbl-loss`?"),
+    ]
+
+
+def test_a_reference_to_a_figure_that_was_excused_is_dead(project):
+    excuse = new_output("display_data", data={"text/markdown": "Nothing to draw."})
+    project.edit(lambda cells: cells[3].update(outputs=[excuse]))
+    (finding,) = project.check()
+    assert finding.message == "`@fig-loss` is promised by cell 4, which shows nothing to refer to" and finding.cell == 1
+
+
+def test_bibliography_is_read_by_pandoc(project, tmp_path):
+    other = tmp_path / "csl.json"
+    other.write_text('[{"id": "a2020", "type": "book", "title": "T"}]')
+    assert bibliography_keys([project.root / "reports" / "own.bib", other]) == {"vaswani2017", "a2020"}
+
+
+def test_half_done_runs_of_the_report_and_beside_it(project):
+    project.write_run("runs/toy/vit-seed0", status="running")
+    project.write_run("runs/toy/other", status="failed")
+    project.write_run("runs/toy/torn", text='{"status": "do')
+    project.write_run("runs/toy/whole", status="done")
+    project.write_run("runs/elsewhere/x", status="failed")
+    findings = project.check()
+    assert {finding.rule for finding in findings} == {"run"}
+    assert [(finding.file, finding.message.split(";")[0]) for finding in findings] == [
+        ("runs/toy/other", "this run is failed, not done"),
+        ("runs/toy/torn", "its run.json cannot be read (JSONDecodeError)"),
+        ("runs/toy/vit-seed0", "this run is running, not done"),
+    ]
+    shutil.rmtree(project.reports / "runs" / "toy" / "other")
+    assert "runs/toy/other" not in {finding.file for finding in project.check()}
+
+
+def test_a_page_over_the_limit_names_its_heaviest_cell(project):
+    heavy = new_output("display_data", data={"text/html": "<div class='vitlab-viewer'>" + "x" * 300_000 + "</div>"})
+    project.add(new_code_cell("#| label: fig-big\n#| fig-cap: C.\n#| fig-alt: A.\nview()", outputs=[heavy]))
+    assert project.check(0.5) == []
+    (finding,) = project.check(0.3)
+    assert (finding.rule, finding.cell, finding.label) == ("size", 6, "fig-big")
+    assert "limit is 0.3 MB; the heaviest cell has 0.3 MB of it" in finding.message
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        project.check(0)
+
+
+def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(project):
+    project.edit(lambda cells: cells[3].update(source="#| label: fig-loss\n#| fig-cap: The loss.\nplot()"))
+    findings = project.check()
+    report = mark_report(gather_report(), findings)
+    home, page = (page.notebook.cells for page in report.pages)
+    assert "3 places" not in home[0].source and "2 places of this report are not fit to publish" in home[0].source
+    assert "(03-train-vit-seed-0.ipynb): source, alternative text" in home[0].source
+    place = next(i for i, cell in enumerate(page) if "plot()" in cell.source and cell.cell_type == "code")
+    title, where, _, first, second, *_ = page[place + 1].source.split("\n")
+    rules = "not executed with its present source; a figure without an alternative text"
+    assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
+    assert where == "Cell 4 of `runs/toy/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
+    assert first == "- executed as `plot()`, and the notebook now says `#| fig-alt: A falling line.`"
+    assert second == "- this figure says nothing to who cannot see it: write `#| fig-alt: ...`"
+
+
+def test_strict_publishes_nothing_and_the_marks_reach_page_and_pdf(project):
+    project.keep()
+    paths = render_report(strict=True)
+    assert read_findings(paths["findings"]) == [] and "Not fit" not in paths["html"].read_text(encoding="utf-8")
+    before = paths["html"].read_bytes(), paths["pdf"].read_bytes()
+    project.add(new_markdown_cell("See @fig-none, a [dead end](#none) and ![a graph](none.png)."))
+    project.keep()
+    with pytest.raises(ReportRefused, match="for 3 reasons") as refused:
+        render_report(strict=True)
+    assert [finding.rule for finding in refused.value.findings] == ["reference", "link", "picture"]
+    assert (paths["html"].read_bytes(), paths["pdf"].read_bytes()) == before, "what was published stays"
+    assert [finding.rule for finding in read_findings(paths["findings"])] == ["reference", "link", "picture"]
+    paths = render_report()
+    page = (paths["html"].parent / "03-train-vit-seed-0.html").read_text(encoding="utf-8")
+    assert page.count("Not fit to publish: ") == 1 and 'class="callout warning"' in page
+    assert "3 places of this report are not fit to publish" in paths["html"].read_text(encoding="utf-8")
+    text = " ".join(" ".join(part.extract_text() for part in pypdf.PdfReader(paths["pdf"]).pages).split())
+    assert text.count("Not fit to publish: ") == 1 and "[a picture that is not here: a graph]" in text
+
+
+def test_strict_measures_the_rendered_pages_too(project, monkeypatch):
+    project.keep()
+    monkeypatch.setattr(report_package, "check_report", lambda *arguments: [])
+    with pytest.raises(ReportRefused) as refused:
+        render_report(strict=True, max_page_mb=0.001)
+    assert {finding.file for finding in refused.value.findings} == {"index.html", "03-train-vit-seed-0.html"}
+    assert not (project.reports / "_site").exists()
+
+
+def test_command_prints_where_and_tells_by_its_status(project):
+    project.add(new_markdown_cell("See @fig-none."))
+    project.keep()
+    result = CliRunner().invoke(app, ["report", "toy", "--strict"])
+    assert result.exit_code == 1 and "HTML" not in result.stdout
+    assert "runs/toy/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
+    assert result.stderr == "Not published. What to mend, and where, stands above: 1.\n"
+    result = CliRunner().invoke(app, ["report", "toy"])
+    assert result.exit_code == 0 and "@fig-none" in result.stdout and "HTML" in result.stdout
+    assert result.stderr == "Marked in the pages, and not published with --strict: 1.\n"
+    result = CliRunner().invoke(app, ["report", "toy", "--max-page-mb", "-1"])
+    assert result.exit_code == 2 and "above 0" in result.stderr
+
+
+def test_findings_as_table_and_print():
+    findings = [Finding("link", "a.ipynb", "x [y]", cell=3, label="fig-a"), Finding("run", "runs/r", "half")]
+    table = findings_table(findings)
+    assert table["cell"].isna().tolist() == [False, True] and table["cell"][0] == 3
+    console = Console(record=True, width=100)
+    print_findings(findings, console)
+    assert "x [y]" in console.export_text()
+    with pytest.raises(ValueError, match="unknown rule 'lnk'"):
+        Finding("lnk", "a", "b")
+
+
+@pytest.mark.parametrize(("text", "written"), [("a", "`a`"), ("a `b` c", "``a `b` c``"), ("`a`", "`` `a` ``"), ("", "(nothing)")])
+def test_code_survives_backticks(text, written):
+    assert code(text) == written
