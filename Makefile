@@ -16,8 +16,9 @@ report: $(READY)            ## run the default batch on ELPV and render HTML and
 test: $(READY)              ## the whole test suite
 	$(BIN)/python -m pytest
 
-lab: $(READY)               ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: $(READY)               ## JupyterLab, on its start page
+	$(BIN)/jupyter lab workspaces import notebooks/vitlab.jupyterlab-workspace
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/workspaces/vitlab
 
 lint: $(READY)              ## ruff over package, tests and notebooks
 	$(BIN)/ruff check .
@@ -29,6 +30,9 @@ bench: $(READY)             ## the benchmarks, one after the other
 	$(BIN)/python benchmarks/bench_evaluation.py
 	$(BIN)/python benchmarks/bench_explain.py
 	$(BIN)/python benchmarks/bench_faithfulness.py
+	$(BIN)/python benchmarks/bench_compress.py
+	$(BIN)/python benchmarks/bench_geometry.py geometry
+	$(BIN)/python benchmarks/bench_app.py
 
 clean:                      ## what runs and reports made; the environment stays
 	$(PYTHON) -c "import shutil; [shutil.rmtree('reports/' + name, ignore_errors=True) for name in ('runs', 'tuning', 'cache', '_build', '_site')]"

@@ -84,7 +84,7 @@ def test_binder_opens_the_start_page_below_the_whole_folder(tmp_path):
 
 
 def test_colab_notebook_is_python_without_outputs():
-    notebook = nbformat.read(ROOT / "colab" / "start.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "notebooks" / "colab" / "start.ipynb", as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.gather import gather_report, page_notebook
 from vitlab.report.guards import MAX_PAGE_MB, ReportRefused, check_files, check_report, mark_report, write_findings
+from vitlab.report.guide import guide_pages
 from vitlab.report.pandoc import render_pages, render_pdf
 from vitlab.report.quarto import render_with_quarto
 from vitlab.report.settings import read_settings
@@ -36,6 +38,7 @@ def render_report(
     """
     settings = read_settings()
     report = gather_report(batches)
+    report = replace(report, pages=(*report.pages, *guide_pages()))
     findings = check_report(report, settings, max_page_mb)
     build = reports_dir() / "_build"
     shutil.rmtree(build, ignore_errors=True)

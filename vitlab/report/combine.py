@@ -25,7 +25,7 @@ def combine_pages(report: Report) -> NotebookNode:
     header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
     cells = [new_raw_cell(f"---\n{header}\n---")]
     first = {}
-    for page in report.pages:
+    for page in (page for page in report.pages if page.paper):
         cells.append(new_markdown_cell(f"# {page.title} {{#{page.slug}}}"))
         origin = first.setdefault(page.stem, page)
         chapter = for_paper(page.notebook).cells

@@ -38,6 +38,7 @@ class Page:
     dataset: the one it is about, "" for none. trouble: what went wrong, "" when nothing did.
     path: the executed copy, and run: the run it is to leave behind, relative to the reports folder. executed: that copy as it is.
     source: the notebook that it was made from; None where the batch does not say. status: of the task in the batch.
+    paper: whether the page stands in the PDF too.
     """
 
     slug: str
@@ -53,6 +54,7 @@ class Page:
     executed: NotebookNode | None = field(default=None, repr=False)
     source: Path | None = None
     status: str = "done"
+    paper: bool = True
 
     @property
     def title(self) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from vitlab.data import load_dataset
@@ -58,7 +57,9 @@ def keep_few(data: DataBundle, count: int, seed: int) -> DataBundle:
     train = samples[samples["split"] == "train"]
     sizes = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
     if sizes.min() < count:
-        raise ValueError(f"{data.name} has {sizes.min()} training images of {sizes.idxmin()}, not {count}: choose fewer, or 0 for all")
+        raise ValueError(
+            f"{data.name} has {sizes.min()} training images of {sizes.idxmin()}, not {count}: choose fewer, or 0 for all"
+        )
     order = train.iloc[np.argsort([hash_number(f"few {seed}", sample) for sample in train["sample_id"]])]
     kept = order.groupby("label").head(count).index
     return replace(data, samples=samples[(samples["split"] != "train") | samples.index.isin(kept)].reset_index(drop=True))
