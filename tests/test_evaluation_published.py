@@ -93,3 +93,12 @@ def test_published_rows_stand_beside_ours():
     assert gaps.loc["mono", "against"] == "VGG, Song" and gaps.loc["mono", "difference"] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="lacks the columns task"):
         published_table(published.drop(columns="task"), ours)
+
+
+def test_nothing_published_leaves_our_rows():
+    ours = pd.DataFrame(
+        {"task": "binary", "cells": "all", "metric": "accuracy", "model": "vit", "seed": [0, 1], "value": [0.5, 0.7]}
+    )
+    table = published_table(pd.DataFrame(columns=["model", "task", "cells", "protocol", "cited_as"]), ours)
+    assert table["mean"].tolist() == pytest.approx([0.6]) and table["source"].tolist() == ["this report"]
+    assert published_gap_table(table).empty

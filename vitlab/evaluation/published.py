@@ -46,7 +46,8 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
             part = published.dropna(subset=[f"{metric}_mean"])
             spread = part.get(f"{metric}_sd", pd.Series(np.nan, part.index))
             long.append(part[list(COLUMNS)].assign(metric=metric, mean=part[f"{metric}_mean"], spread=spread))
-    theirs = pd.concat(long, ignore_index=True).rename(columns={"cited_as": "source"})
+    nothing = pd.DataFrame(columns=[*COLUMNS, "metric", "mean", "spread"])
+    theirs = (pd.concat(long, ignore_index=True) if long else nothing).rename(columns={"cited_as": "source"})
     keys = ["task", "cells", "metric"]
     theirs = theirs.merge(ours[keys].drop_duplicates(), on=keys)
     groups = ours.groupby([*keys, "model"], sort=False)["value"]
