@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 from vitlab.batch.plan import Task
@@ -69,15 +68,15 @@ def _find_obstacle(tasks: list[Task], number: int, state: BatchState) -> dict[st
     A notebook that runs once, or gathers points, does without what is missing.
     """
     task = tasks[number]
-    for other in task.needs if not task.step.once else ():
-        if tasks[other].point.items() <= task.point.items():
-            status = state.content["tasks"][other]["status"]
-            if status == "failed":
-                return {"status": "skipped", "note": f"{tasks[other].step.notebook} failed"}
-            if status == "done" and not (state.reports / tasks[other].path).is_file():
-                folder = Path(state.reports / tasks[other].path).parent.parent
-                told = f"{folder}, made by {tasks[other].step.notebook}, was removed; the same command makes it again"
-                return describe_error(RunFolderRemoved(told))
+    needs = [other for other in task.needs if not task.step.once and tasks[other].point.items() <= task.point.items()]
+    for other in needs:
+        if state.content["tasks"][other]["status"] == "failed":
+            return {"status": "skipped", "note": f"{tasks[other].step.notebook} failed"}
+    for other in needs:
+        copy = state.reports / tasks[other].path
+        if state.content["tasks"][other]["status"] == "done" and not copy.is_file():
+            made = f"{copy.parent.parent}, made by {tasks[other].step.notebook}, was removed"
+            return describe_error(RunFolderRemoved(f"{made}; the same command makes it again"))
     return None
 
 

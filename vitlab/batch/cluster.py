@@ -14,6 +14,7 @@ options:                # those of dask_jobqueue.SLURMCluster and its kin
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pkgutil
 import secrets
@@ -25,6 +26,7 @@ from typing import Any
 
 import yaml
 from distributed import Client
+from distributed.core import connect as connect_comm
 
 from vitlab.batch.crew import ClusterGone, DaskCrew
 from vitlab.batch.plan import Step, Task
@@ -80,10 +82,23 @@ def connect(address: str) -> Client:
         raise ValueError(
             f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML file of a cluster. {how}"
         )
-    try:
-        return Client(address, timeout=ANSWER, set_as_default=False, name="vitlab-batch")
+    try:  # Client itself waits for ever where somebody takes the call and says nothing
+        kind = asyncio.run(asyncio.wait_for(_ask_who(address), ANSWER))
+        if kind == "Scheduler":
+            return Client(address, timeout=ANSWER, set_as_default=False, name="vitlab-batch")
+        problem = f"a {kind} answers there"
     except (OSError, TimeoutError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {address} ({type(error).__name__} within {ANSWER} s). {how}") from error
+        problem = f"{type(error).__name__} within {ANSWER} s"
+    raise ValueError(f"no Dask scheduler answers at {address} ({problem}). {how}")
+
+
+async def _ask_who(address: str) -> str:
+    comm = await connect_comm(address, timeout=ANSWER)
+    try:
+        await comm.write({"op": "identity", "reply": True})
+        return str((await comm.read()).get("type"))
+    finally:
+        comm.abort()
 
 
 def read_cluster_file(path: str) -> dict[str, Any]:
@@ -139,7 +154,7 @@ def build_cluster(content: dict[str, Any]):
         raise ValueError(f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'") from error
     try:
         return maker(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{maker.__name__} does not take these options: {error}") from error
 
 

@@ -1,12 +1,12 @@
-"""A crew on a Dask cluster: each task a future that hangs on those of the tasks it needs.
+"""A crew on a Dask cluster: each task a future that hangs on those of the tasks it needs, on a worker that has a place for it.
 
-Dask runs a task again when its worker is lost, and gives up after `distributed.scheduler.allowed-failures` lost workers (three,
-unless the scheduler was told otherwise). Two things are done here, so that a lost worker costs nothing more than that:
+A worker that is lost costs the tasks it was at their time, and nothing else. Left to itself, Dask would do more: it moves what a
+lost worker had to do to workers that are busy, holds the next loss against all that waits there, and gives up the innocent with
+the guilty; and it computes again what a lost worker held, so that a notebook that had ended would run a second time. So here
 
-- No more tasks are handed over than there are places. Dask holds the loss of a worker against every task that waits there, and
-  after some losses all of them would be given up, not only the one that brings the workers down.
-- An outcome is kept with the scheduler once it is settled. Futures live on workers; when one is lost, Dask computes again what it
-  held, and a notebook that had ended would run a second time.
+- a task is handed over when a worker has a place free, and bound to it; if that is lost, the task is handed over anew;
+- a task that has lost LOSSES workers is given up;
+- an outcome is kept with the scheduler once it is settled, where a task that is computed again finds it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
 from vitlab.batch.chain import describe_error
+from vitlab.batch.limits import Stopped
 from vitlab.batch.plan import Task
 from vitlab.batch.post import fetch_files, send_files
 from vitlab.batch.probe import describe_vitlab
@@ -33,6 +34,7 @@ from vitlab.batch.workers import Workers
 
 SILENCE = 30  # seconds without a connection to the scheduler, after which the batch ends
 TICK = 0.25  # seconds
+LOSSES = 3  # workers that may be lost over one task
 
 
 class ClusterGone(ValueError):
@@ -59,10 +61,12 @@ class DaskCrew:
         self.token, self.imports, self.board, self.patience = token, imports, board, patience
         self.address, self._tasks = address, tasks
         self._futures: dict[int, Future] = {}  # kept until the end: the dashboard shows them, and later tasks hang on them
-        self._running: dict[int, dict[str, Any]] = {}  # number -> where, takes (resources), since, starts
+        self._running: dict[int, dict[str, Any]] = {}  # number -> where (None: no place), takes (resources), since, begun, losses
+        self._settled: dict[int, str] = {}  # number -> the worker that holds its outcome
         self._errands: dict[int, Errand] = {}  # results on their way home
         self._messages: queue.SimpleQueue = queue.SimpleQueue()
         self._couriers = ThreadPoolExecutor(4, "vitlab-post")
+        self._handed = 0
         self._alive = self._connected = time.monotonic()
         client.subscribe_topic(session, lambda event: self._messages.put(event[1]))
 
@@ -70,8 +74,8 @@ class DaskCrew:
         return self._find_place(task) is not None
 
     def start(self, number: int, task: Task) -> None:
-        where = self._find_place(task)
-        self._running[number] = {"where": where, "takes": self._resources(task), "since": time.monotonic(), "starts": 0}
+        at = {"where": self._find_place(task), "takes": self._resources(task), "since": time.monotonic()}
+        self._running[number] = at | {"begun": False, "losses": 0}
         self._submit(number, [self._futures[need] for need in task.needs if need in self._futures])
 
     def collect(self) -> list[tuple[int, dict[str, Any]]]:
@@ -80,7 +84,7 @@ class DaskCrew:
             self._read_messages()
             ended = [(number, outcome) for number in list(self._running) if (outcome := self._take(number)) is not None]
         for number, outcome in ended:
-            del self._running[number]
+            self._settled[number] = self._running.pop(number)["where"]
             with suppress(Exception):  # should it be lost, the task may run a second time, and no harm is done
                 self.client.set_metadata(self._futures[number].key, outcome)
         self._look_around()
@@ -118,10 +122,11 @@ class DaskCrew:
             return task.step.resources
         return {"GPU": 1.0} if self.workers.have_gpu() else {}
 
-    def _submit(self, number: int, needs: list[Future], suffix: str = "") -> None:
+    def _submit(self, number: int, needs: list[Future]) -> None:
         task, at = self._tasks[number], self._running[number]
+        self._handed += 1
         point = task.label.removeprefix(task.step.notebook).strip()
-        key = f"{task.step.notebook}-{self.session}{suffix} {point}".strip()  # the dashboard groups by what is before the dash
+        key = f"{task.step.notebook}-{self.session}{self._handed:04d} {point}".strip()  # the dashboard groups by what is before -
         job = Job(
             session=self.session,
             key=key,
@@ -144,7 +149,6 @@ class DaskCrew:
             *[need for need in needs if need.status == "finished"],
             key=key,
             workers=[at["where"]],
-            allow_other_workers=True,  # when that one is lost
             resources=at["takes"] or None,
             priority=-number,
             pure=False,
@@ -162,11 +166,13 @@ class DaskCrew:
         at, task = self._running.get(number), self._tasks[number]
         if at is None:
             return
-        at["where"] = message["worker"]
+        if message["key"] != self._futures[number].key:  # of one that was handed over anew since
+            return
         if message["kind"] == "started":
-            at["starts"] += 1
-            if at["starts"] > 1:
-                self.board.write(f"{task.label}: a worker was lost; starts again on {self._name(message['worker'])}")
+            if at["begun"]:  # the worker came back under the same address before its loss was seen
+                self._lose(number)
+            else:
+                at["begun"] = True
         elif message["kind"] == "cell":
             self.board.show(number, task.label, message["cell"], message["cells"])
         elif message["kind"] == "needs":
@@ -176,9 +182,15 @@ class DaskCrew:
 
     def _take(self, number: int) -> dict[str, Any] | None:
         """The outcome of a task when it has ended and its results are at home, else None."""
-        future, errand = self._futures[number], self._errands.get(number)
+        errand, at = self._errands.get(number), self._running[number]
         if errand is not None:
             return self._unpack(number, errand) if errand.done() else None
+        if at["losses"] >= LOSSES:
+            told = f"{LOSSES} workers were lost while they ran it; often that is for more memory than such a worker may take"
+            return describe_error(WorkersLost(told)) | {"seconds": round(time.monotonic() - at["since"], 1)}
+        if at["where"] is None:
+            return None
+        future = self._futures[number]
         if not future.done():
             return None
         try:
@@ -202,25 +214,53 @@ class DaskCrew:
         error = errand.exception()
         if error is None:
             return errand.outcome
-        self.workers.look(force=True)
-        if errand.worker in self.workers.known:  # not its fault: the disk here is full, say
+        self._look_for_losses(force=True)
+        if errand.worker in self.workers.there:  # not its fault: the disk here is full, say
             return describe_error(error)
-        time.sleep(TICK)
-        return None  # the worker has been lost with what it held; the task runs again
+        if self._running[number]["where"] is not None:  # that has not been seen by the look
+            self._lose(number)
+        return None
 
     def _explain(self, number: int, error: BaseException) -> dict[str, Any] | None:
-        if not isinstance(error, KilledWorker):
+        if not isinstance(error, KilledWorker | Stopped):
             return describe_error(error)
-        if error.task != self._futures[number].key:  # one that it hung on was lost too often; by now its outcome is at home
-            self._submit(number, [], f"-{self._running[number]['starts'] + 1}")
-            return None
-        last = getattr(error.last_worker, "name", None) or getattr(error.last_worker, "address", "?")
-        told = (
-            f"{error.allowed_failures + 1} workers were lost while they ran it, the last one {last}; "
-            "often it takes more memory than such a worker may, and the system kills both"
-        )
-        seconds = round(time.monotonic() - self._running[number]["since"], 1)
-        return describe_error(WorkersLost(told)) | {"seconds": seconds}
+        self._lose(number)  # the worker is closing; or the scheduler allows no loss at all
+        return None
+
+    def _lose(self, number: int) -> None:
+        """The worker of a task is lost: the task waits for another place, unless it has had enough of them."""
+        at = self._running[number]
+        at["losses"] += 1
+        at["where"], at["begun"] = None, False
+        self.client.cancel(self._futures[number], force=True)
+        self.board.close(number)
+
+    def _look_for_losses(self, force: bool = False) -> None:
+        refused, lost = self.workers.look(force)
+        for address in refused:
+            there, here = describe_vitlab(self.workers.describe(address)), describe_vitlab(self.workers.here)
+            self.board.write(f"worker {address} is not used: it has vitlab {there}, this machine {here}")
+        for address in lost:
+            for number in [number for number, where in self._settled.items() if where == address]:
+                self._futures.pop(number, None)  # nobody needs it; else Dask would compute it again
+            for number, at in self._running.items():
+                if number not in self._errands and at["where"] == address:
+                    self._lose(number)
+                elif not at["begun"] and at["where"]:  # it may hang on what was lost
+                    self._hand_over_anew(number)
+
+    def _hand_over_anew(self, number: int) -> None:
+        self.client.cancel(self._futures[number], force=True)
+        self._submit(number, [])
+
+    def _house(self) -> None:
+        """Find another place for those that have lost theirs."""
+        for number, at in self._running.items():
+            if at["where"] is None and at["losses"] < LOSSES:
+                at["where"] = self._find_place(self._tasks[number])
+                if at["where"] is not None:
+                    self.board.write(f"{self._tasks[number].label}: its worker was lost; again on {self._name(at['where'])}")
+                    self._submit(number, [])
 
     def _look_around(self) -> None:
         """Take newcomers in, and do not wait for ever where nobody is."""
@@ -231,11 +271,9 @@ class DaskCrew:
             raise ClusterGone(f"the scheduler {self.address} does not answer any more; {CARRY_ON}")
         else:
             return
-        for address in self.workers.look():
-            there = describe_vitlab(self.workers.describe(address))
-            here = describe_vitlab(self.workers.here)
-            self.board.write(f"worker {address} is not used: it has vitlab {there}, this machine {here}")
-        if self._errands or any(at["where"] in self.workers.known for at in self._running.values()):
+        self._look_for_losses()
+        self._house()
+        if self._errands or any(at["where"] in self.workers.there for at in self._running.values()):
             self._alive = now
         if now - self._alive > self.patience:
             raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes; {CARRY_ON}")
@@ -247,7 +285,7 @@ class DaskCrew:
 
 
 class WorkersLost(Exception):
-    """A task that Dask has given up."""
+    """A task over which too many workers were lost."""
 
 
 CARRY_ON = "what has ended is kept, and the same command carries on from there"

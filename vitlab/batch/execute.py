@@ -24,17 +24,13 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
 
-from vitlab.batch.limits import Limits, Watch, read_peak_mb
+from vitlab.batch.limits import Limits, Stopped, Watch, read_peak_mb
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 from vitlab.runs import atomic
 
 CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
-
-
-class Stopped(Exception):
-    """The execution was ended from outside; what it did counts for nothing."""
 
 
 class Execution:

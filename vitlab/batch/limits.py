@@ -28,6 +28,10 @@ LIMIT_KEYS = ["minutes", "memory"]
 PERIOD = 0.5  # seconds between two looks
 
 
+class Stopped(Exception):
+    """An execution was ended from outside; what it did counts for nothing."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one notebook may take: minutes on the clock, and memory in bytes of its kernel with all it starts. None: no limit."""

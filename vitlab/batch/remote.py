@@ -23,7 +23,7 @@ from distributed.utils import sync
 from distributed.worker import Worker
 
 from vitlab.batch.files import find_changes, list_files
-from vitlab.batch.limits import Limits
+from vitlab.batch.limits import Limits, Stopped
 from vitlab.batch.probe import probe_worker
 from vitlab.kernels import WarmProcess
 
@@ -95,11 +95,11 @@ def run_task(job: Job, *needs: dict) -> dict[str, Any]:
         return settled
 
     def tell(**facts) -> None:
-        worker.log_event(job.session, {"number": job.number, "worker": worker.address, **facts})
+        worker.log_event(job.session, {"number": job.number, "key": job.key, "worker": worker.address, **facts})
 
     def is_unwanted() -> bool:
         task = worker.state.tasks.get(job.key)
-        return task is None or task.state == "cancelled" or worker.status.name not in ("running", "paused")
+        return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed")
 
     tell(kind="started")
     with _borrow_site(job, worker) as site:
@@ -107,7 +107,7 @@ def run_task(job: Job, *needs: dict) -> dict[str, Any]:
 
 
 def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool], address: str) -> dict[str, Any]:
-    from vitlab.batch.execute import Execution, Stopped
+    from vitlab.batch.execute import Execution  # with papermill, which takes seconds
 
     desk = site.scratch / f"{job.number}-{secrets.token_hex(4)}"
     desk.mkdir(parents=True)
@@ -148,7 +148,7 @@ def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool
 
 
 def find_home(job: Job) -> Path | None:
-    """The reports folder of the batch as seen from here: what VITLAB_REPORTS names, or else the same path. None: not to be seen."""
+    """The reports folder of the batch as seen from here: what VITLAB_REPORTS names, else the same path. None: not seen."""
     reports = Path(os.environ.get("VITLAB_REPORTS") or job.home).resolve()
     try:
         return reports if (reports / job.token).read_text() == job.session else None
@@ -215,8 +215,6 @@ def _set_up(reports: Path, cache: Path) -> None:
 
 
 def _order_files(reports: Path, tell: Callable, is_unwanted: Callable[[], bool]) -> dict[str, Any] | None:
-    from vitlab.batch.execute import Stopped
-
     arrived = ARRIVED[str(reports)] = [threading.Event(), None]
     try:
         tell(kind="needs", folder=str(reports))

@@ -29,20 +29,24 @@ def probe_workers(client: Client, addresses: list[str] | None = None) -> dict[st
 
 
 class Workers:
-    """known: address -> name, threads (notebooks at a time), resources and cores, of each worker that may be given work."""
+    """known: address -> name, threads (notebooks at a time), resources and cores, of each worker that may be given work.
+
+    there: the addresses of all workers, of those too that end or must not be used.
+    """
 
     def __init__(self, client: Client, found: dict[str, Any]):
         self.client, self.here = client, probe_worker()
         self.known: dict[str, dict[str, Any]] = {}
         self.refused: set[str] = set()
+        self.there: set[str] = set(found)
         self._looked = 0.0
         self._probed = dict(found)
         self.look(force=True)
 
-    def look(self, force: bool = False) -> list[str]:
-        """Bring `known` up to date, every two seconds; give the addresses of newcomers that must not be used."""
+    def look(self, force: bool = False) -> tuple[list[str], list[str]]:
+        """Bring `known` and `there` up to date, every two seconds; give newcomers not to be used, and lost workers."""
         if not force and time.monotonic() - self._looked < INTERVAL:
-            return []
+            return [], []
         self._looked = time.monotonic()
         there = self.client.scheduler_info(n_workers=-1)["workers"]
         new = [address for address in there if address not in self._probed]
@@ -63,8 +67,9 @@ class Workers:
                     "resources": dict(info.get("resources") or {}),
                     "cores": found["cores"],
                 }
+        lost, self.there = sorted(self.there - set(there)), set(there)
         self.refused |= set(refused)
-        return refused
+        return refused, lost
 
     def describe(self, address: str) -> dict[str, Any]:
         return self._probed[address]
