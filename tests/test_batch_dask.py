@@ -142,7 +142,7 @@ def test_a_lost_worker_costs_its_task_alone_and_a_task_that_kills_workers_is_giv
 def test_results_come_home_from_workers_with_folders_of_their_own(client, project, reports_folder):
     client.wait_for_workers(2, timeout=120)
     for number, worker in enumerate(client.scheduler_info()["workers"]):
-        client.run(os.environ.update, {"VITLAB_REPORTS": str(project / f"worker{number}")}, workers=[worker])
+        client.run(set_reports, str(project / f"worker{number}"), workers=[worker])
     try:
         records = run(client, write_batch(project, ["red", "wrong", "blue"]))
         assert [record["status"] for record in records.values()] == ["done", "done", "failed", "skipped", "done", "done", "done"]
@@ -162,7 +162,7 @@ def test_results_come_home_from_workers_with_folders_of_their_own(client, projec
         run(client, write_batch(project, ["red", "wrong", "blue"]))
         assert log_lines(project).count("train wrong") == 2 and log_lines(project).count("train red") == 1
     finally:
-        client.run(os.environ.update, {"VITLAB_REPORTS": ""})
+        client.run(set_reports, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -199,6 +199,10 @@ def test_a_worker_with_another_vitlab_is_refused_before_any_task(client, project
     assert log_lines(project) == []
 
 
+def set_reports(folder):
+    os.environ["VITLAB_REPORTS"] = folder
+
+
 def change_version(version):
     __import__("vitlab").__version__ = version
 
@@ -216,7 +220,7 @@ def test_a_scheduler_that_does_not_answer_is_named(project, monkeypatch, unused_
     monkeypatch.setattr(cluster_module, "ANSWER", 0.5)
     with pytest.raises(ValueError, match=rf"no Dask scheduler answers at tcp://127.0.0.1:{unused_port} .*`dask scheduler`"):
         run_batch(write_batch(project, ["red"]), scheduler=f"tcp://127.0.0.1:{unused_port}")
-    with pytest.raises(ValueError, match=r"--scheduler is 'somewhere'; write an address like tcp://10.0.0.5:8786"):
+    with pytest.raises(ValueError, match=r"--scheduler is 'somewhere'; write its address, like tcp://10.0.0.5:8786"):
         run_batch(write_batch(project, ["red"]), scheduler="somewhere")
 
 

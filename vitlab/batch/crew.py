@@ -106,7 +106,7 @@ class DaskCrew:
         self._futures.clear()
 
     def _everywhere(self, function) -> dict[str, Any]:
-        addresses = list(self.workers.known)
+        addresses = list(self.workers.known) if self.client.status == "running" else []
         found = self.client.run(function, self.session, workers=addresses, on_error="ignore") if addresses else {}
         return {address: answer for address, answer in found.items() if answer}
 
@@ -232,7 +232,7 @@ class DaskCrew:
         at = self._running[number]
         at["losses"] += 1
         at["where"], at["begun"] = None, False
-        self.client.cancel(self._futures[number], force=True)
+        self._withdraw(number)
         self.board.close(number)
 
     def _look_for_losses(self, force: bool = False) -> None:
@@ -247,11 +247,12 @@ class DaskCrew:
                 if number not in self._errands and at["where"] == address:
                     self._lose(number)
                 elif not at["begun"] and at["where"]:  # it may hang on what was lost
-                    self._hand_over_anew(number)
+                    self._withdraw(number)
+                    self._submit(number, [])
 
-    def _hand_over_anew(self, number: int) -> None:
-        self.client.cancel(self._futures[number], force=True)
-        self._submit(number, [])
+    def _withdraw(self, number: int) -> None:
+        with suppress(Exception):  # without a connection, Dask forgets it by itself
+            self.client.cancel(self._futures[number], force=True)
 
     def _house(self) -> None:
         """Find another place for those that have lost theirs."""
@@ -277,7 +278,7 @@ class DaskCrew:
             self._alive = now
         if now - self._alive > self.patience:
             raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes; {CARRY_ON}")
-        self.board.note(f", {len(self._running)} running on {len(self.workers.known)} workers")
+        self.board.note(f"{len(self._running)} running on {len(self.workers.known)} workers")
 
     def _name(self, address: str) -> str:
         worker = self.workers.known.get(address)
