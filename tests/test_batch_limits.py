@@ -44,7 +44,7 @@ def test_mistakes_in_limits(content, message):
 
 
 def test_memory_of_a_process_counts_its_children_and_shared_pages_once():
-    hold = "import sys, time; block = bytearray(100_000_000); print('ready', flush=True); sys.stdin.read()"
+    hold = "import os, sys; block = bytearray(100_000_000); os.write(1, b'ready\\n'); sys.stdin.read()"
     fork = f"import os, sys\nshared = bytearray(200_000_000)\nos.fork()\n{hold}"
     for code, least, most in ((hold, 100e6, 180e6), (fork, 400e6, 500e6)):
         process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -129,7 +129,8 @@ def start_cluster(content: dict[str, Any]):
     """The Dask cluster that a checked file describes, with its jobs asked for."""
     cluster = build_cluster(content)
     if content["cluster"] != "local":
-        cluster.scale(jobs=content.get("jobs", 1))
+        jobs = content.get("jobs", 1)
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # unlike scale, puts another job in the place of one that has ended
     return cluster
 
 
