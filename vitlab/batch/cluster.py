@@ -66,7 +66,8 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
         dask_cluster, address, patience = None, scheduler, PATIENCE
     cluster = None
     try:
-        cluster = Cluster(connect(address), address, patience * 60)
+        how = f"`dask worker {address}` starts one" if dask_cluster is None else "its jobs have been submitted"
+        cluster = Cluster(connect(address), address, patience * 60, how)
         yield cluster
     finally:
         if cluster is not None:
@@ -162,8 +163,8 @@ def build_cluster(content: dict[str, Any]):
 class Cluster:
     """A connection to a scheduler. `hire` gives the crew of a batch."""
 
-    def __init__(self, client: Client, address: str, patience: float):
-        self.client, self.address, self.patience = client, address, patience
+    def __init__(self, client: Client, address: str, patience: float, how: str):
+        self.client, self.address, self.patience, self.how = client, address, patience, how
         self.crew: DaskCrew | None = None
 
     def hire(self, tasks: list[Task], reports: Path, folder: Path, imports: list[str], board: Board) -> DaskCrew:
@@ -193,12 +194,9 @@ class Cluster:
         start, told = time.monotonic(), False
         while not (found := probe_workers(self.client)):
             if time.monotonic() - start > self.patience:
-                raise ClusterGone(
-                    f"{self.address} has had no worker for {self.patience / 60:g} minutes; "
-                    f"start one with `dask worker {self.address}`"
-                )
+                raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes: {self.how}")
             if not told:
-                board.write(f"waiting for a worker: `dask worker {self.address}` starts one")
+                board.write(f"waiting for the first worker: {self.how}")
                 told = True
             time.sleep(1)
         return found
