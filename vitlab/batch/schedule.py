@@ -46,10 +46,10 @@ def run_batch(
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
         crew_module = None if cluster else _import_beside("vitlab.batch.local")  # papermill takes seconds
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
-        check_names([task.parameters for task in tasks], warm)
         state = BatchState(batch, tasks)
         measured = state.measured_seconds()
         stale = state.find_stale(prints, force)
+        check_names([tasks[number].parameters for number in stale], warm)
         if dry_run:
             return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call), "jobs": jobs}
         if stale:
