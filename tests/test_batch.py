@@ -66,7 +66,7 @@ def log_lines(project):
     return lines
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=120):
     deadline = time.time() + seconds
     while not path.exists() and time.time() < deadline:
         time.sleep(0.05)
@@ -177,7 +177,7 @@ def test_cases_and_values_make_a_grid(project):
         ({"chian": []}, r"unknown key in toy.yml: 'chian'. Did you mean chain\? Choices: title, parameters, grid, chain"),
         ({"chain": []}, r"toy.yml needs a chain"),
         ({"chain": [{"notebok": "look"}]}, r"unknown key in a step .* Choices: notebook, grid, parameters"),
-        ({"chain": ["look"]}, r"must have the keys notebook, grid, parameters; it is 'look'"),
+        ({"chain": ["look"]}, r"must have the keys notebook, grid, parameters, limits, resources; it is 'look'"),
         ({"chain": [{"notebook": "lok"}]}, r"unknown notebook 'lok'. Did you mean look\? Choices: compare, judge, look, train"),
         ({"chain": [*CHAIN, CHAIN[1]]}, r"notebook train stands twice"),
         ({"chain": [{"notebook": "look"}]}, r"look would do the same at each point: it declares none of color, run_name"),

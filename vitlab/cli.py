@@ -70,19 +70,26 @@ def batch(
     workers: Annotated[int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, why, and at what cost; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run everything, what is up to date too.")] = False,
+    scheduler: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS|FILE", help="Run on a Dask cluster: tcp://host:8786, or a YAML file like slurm.yml."),
+    ] = "",
 ):
     """Execute a chain of notebooks over a grid of parameters. Called again, it does only what is missing or out of date."""
     with clean_errors():
         from vitlab.batch import run_batch
         from vitlab.batch.summary import print_plan, print_summary
 
+        if scheduler and workers > 1:
+            raise ValueError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
         try:
-            content = run_batch(file, workers=workers, dry_run=dry_run, force=force)
+            content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
         except KeyboardInterrupt:
             typer.echo("Stopped. The same command carries on from here.", err=True)
             raise typer.Exit(130) from None
     if dry_run:
-        return print_plan(content)
+        print_plan(content)
+        return typer.echo(content["jobs"]) if content.get("jobs") else None
     print_summary(content)
     if any(task["status"] in ("failed", "skipped") for task in content["tasks"]):
         raise typer.Exit(1)

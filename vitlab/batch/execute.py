@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import papermill
+import psutil
 import zmq
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_output
@@ -19,32 +23,50 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
-from tqdm import tqdm
 
+from vitlab.batch.limits import Limits, Stopped, Watch, read_peak_mb
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 from vitlab.runs import atomic
 
 CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
-BAR = "{desc}  {bar:24} cell {n_fmt} of {total_fmt}, {elapsed}"
-
-
-class Stopped(Exception):
-    """The execution was ended from outside; what it did counts for nothing."""
 
 
 class Execution:
-    """A notebook on its way. `run` blocks until it has ended; `stop`, from another thread, ends it early."""
+    """A notebook on its way. `run` blocks until it has ended; `stop` and `end`, from another thread, end it early.
+
+    limits: minutes and memory it may take. environment: variables for its kernel beside those of this process. folder: where the
+    kernel works, by default here. on_progress: called with the number of the cell that begins and that of all cells.
+    unwanted: asked twice a second; once it says True, the execution is stopped.
+    """
 
     def __init__(
-        self, source: Path, copy: Path, parameters: dict[str, Any], warm: WarmProcess, label: str = "", position: int = 0
+        self,
+        source: Path,
+        copy: Path,
+        parameters: dict[str, Any],
+        warm: WarmProcess,
+        label: str = "",
+        *,
+        limits: Limits | None = None,
+        environment: dict[str, str] | None = None,
+        folder: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        unwanted: Callable[[], bool] | None = None,
     ):
         self.source, self.copy, self.parameters, self.warm = source, copy, parameters, warm
-        self.label, self.position = label or source.stem, position
+        self.label, self.limits, self.unwanted = label or source.stem, limits or Limits(), unwanted
+        self.environment, self.folder, self.on_progress = environment, folder, on_progress
         self.client: PapermillNotebookClient | None = None
-        self.bar: tqdm | None = None
-        self.cell, self.number, self.peak_memory_mb, self.stopped = None, 0, None, False
+        self.cell, self.number, self.cells, self.peak_memory_mb = None, 0, 0, None
+        self.stopped, self.ended = False, None
+
+    @property
+    def pid(self) -> int | None:
+        """The kernel's, while there is one."""
+        manager = self.client and self.client.km
+        return manager.provisioner.pid if manager and manager.has_kernel else None
 
     def run(self) -> dict[str, Any]:
         """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and error (cell, line, name, value).
@@ -52,32 +74,16 @@ class Execution:
         The executed copy gets its name when the notebook has ended, with the error in it if it failed. Stopped: by `stop`.
         """
         start = time.perf_counter()
-        error = None
-        cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(self.parameters)  # papermill adds one
-        with (
-            tqdm(desc=self.label, total=cells, position=self.position, leave=False, disable=None, bar_format=BAR) as self.bar,
-            atomic(self.copy) as temporary,
-        ):
-            try:
-                papermill.execute_notebook(
-                    self.source,
-                    temporary,
-                    self.parameters,
-                    engine_name="vitlab",
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    request_save_on_cell_execute=False,
-                    execution=self,
-                )
-            except PapermillExecutionError as failure:
-                self._raise_when_stopped()
-                error = self._describe(failure.ename, failure.evalue, "".join(failure.traceback))
-            except DeadKernelError:
-                self._raise_when_stopped()
-                error = self._describe("DeadKernelError", "the kernel died; too little memory is the usual reason")
-                self.cell.outputs.append(new_output("error", ename=error["name"], evalue=error["value"], traceback=[]))
-                write_ipynb(self.client.nb, str(temporary))
+        self.cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(self.parameters)  # papermill's
+        with tempfile.TemporaryDirectory(prefix="vitlab-") as folder, watch_folder(self.copy.parent) as is_there:
+            temporary = Path(folder) / self.copy.name
+            with Watch(self, self.limits, self.unwanted):
+                error = self._execute(temporary)
+            if not is_there():
+                error = self._describe_removal(error)
+            if temporary.is_file():
+                with atomic(self.copy) as beside:
+                    shutil.copyfile(temporary, beside)
         seconds = round(time.perf_counter() - start, 1)
         return {
             "status": "failed" if error else "done",
@@ -89,18 +95,12 @@ class Execution:
     def stop(self, force: bool = False) -> None:
         """Interrupt the kernel as Ctrl-C would, or kill it; a kernel that has yet to start will not execute anything."""
         self.stopped = True
-        manager = self.client and self.client.km
-        if manager and manager.has_kernel:
-            with suppress(ProcessLookupError):
-                if hasattr(os, "killpg"):  # a kernel leads a process group: what the notebook has started ends with it
-                    os.killpg(manager.provisioner.pid, signal.SIGKILL if force else signal.SIGINT)
-                else:
-                    manager.provisioner.process.terminate()
+        self._kill() if force else self._signal(signal.SIGINT)
 
-    def tick(self) -> None:
-        """Let the clock of the progress bar go on during a long cell."""
-        if self.bar is not None:
-            self.bar.refresh()
+    def end(self, name: str, value: str) -> None:
+        """Kill the kernel with all that it has started; the notebook has failed, with an error of this name and text."""
+        self.ended = self.ended or {"name": name, "value": value}
+        self._kill()
 
     def execute(self, client: PapermillNotebookClient) -> None:
         """Called by the engine: start the kernel from the warm process and execute every cell."""
@@ -108,25 +108,74 @@ class Execution:
         manager = self.warm.attach(client.create_kernel_manager())
         manager.transport_encryption = "auto" if zmq.has("curve") else "disabled"
         client.on_cell_start, client.on_cell_executed = self._cell_starts, self._cell_ended
-        client.execute()
+        options = {"env": {**os.environ, **self.environment}} if self.environment else {}
+        client.execute(**options, **({"cwd": self.folder} if self.folder else {}))
+
+    def _execute(self, temporary: Path) -> dict[str, Any] | None:
+        try:
+            papermill.execute_notebook(
+                self.source,
+                temporary,
+                self.parameters,
+                engine_name="vitlab",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                request_save_on_cell_execute=False,
+                execution=self,
+            )
+        except PapermillExecutionError as failure:
+            self._raise_when_stopped()
+            return self._describe(failure.ename, failure.evalue, "".join(failure.traceback))
+        except Exception as failure:  # DeadKernelError; or the kernel was ended before its first cell
+            self._raise_when_stopped()
+            if not (self.ended or isinstance(failure, DeadKernelError)):
+                raise
+            held = f", it held {self.peak_memory_mb} MB" if self.peak_memory_mb else ""
+            dead = {"name": "DeadKernelError", "value": f"the kernel died{held}; too little memory is the usual reason"}
+            error = self._describe(**(self.ended or dead))
+            if self.cell is not None:
+                self.cell.outputs.append(new_output("error", ename=error["name"], evalue=error["value"], traceback=[]))
+            write_ipynb(self.client.nb, str(temporary))
+            return error
+        return None
+
+    def _signal(self, number: int) -> None:
+        pid = self.pid
+        with suppress(ProcessLookupError):
+            if pid and hasattr(os, "killpg"):  # a kernel leads a process group: what the notebook has started ends with it
+                os.killpg(pid, number)
+            elif pid:
+                self.client.km.provisioner.process.terminate()
+
+    def _kill(self) -> None:
+        below = []
+        with suppress(psutil.Error):
+            below = psutil.Process(self.pid).children(recursive=True) if self.pid else []
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        for process in below:  # one that has left the group
+            with suppress(psutil.Error):
+                process.kill()
 
     def _cell_starts(self, cell, cell_index):
         self._raise_when_stopped()
+        if self.ended:
+            raise DeadKernelError(self.ended["value"])
         if cell.cell_type == "code":
             self.cell, self.number = cell, self.number + 1
-            self.bar.update(1)
+            if self.on_progress is not None:
+                self.on_progress(self.number, self.cells)
 
     def _cell_ended(self, cell, cell_index, execute_reply):
-        status = Path(f"/proc/{self.client.km.provisioner.pid}/status")
-        if status.is_file():  # Linux; nowhere else does the system keep this for another process
-            lines = status.read_text().splitlines()
-            self.peak_memory_mb = next((int(line.split()[1]) // 1000 for line in lines if line.startswith("VmHWM")), None)
+        self.peak_memory_mb = read_peak_mb(self.pid) or self.peak_memory_mb
 
     def _raise_when_stopped(self):
         if self.stopped:
             raise Stopped(self.label)
 
     def _describe(self, name: str, value: str, traceback: str = "") -> dict[str, Any]:
+        if self.cell is None:
+            return {"cell": None, "line": "", "name": name, "value": value}
         lines = self.cell.source.splitlines()
         raised = CELL_LINE.search(ANSI_COLOR.sub("", traceback))
         if raised and int(raised[1]) <= len(lines):
@@ -135,6 +184,33 @@ class Execution:
             line = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
         number = self.cell.execution_count or self.number  # a kernel that died may not have told
         return {"cell": number, "line": line.strip(), "name": name, "value": value}
+
+    def _describe_removal(self, error: dict[str, Any] | None) -> dict[str, Any]:
+        place = {"cell": None, "line": ""} if error is None else {"cell": error["cell"], "line": error["line"]}
+        seen = f" ({error['name']}: {error['value']})" if error else ""
+        told = f"the folder {self.copy.parent.parent} was removed while the notebook ran{seen}; the same command makes it again"
+        return {**place, "name": "RunFolderRemoved", "value": told}
+
+
+@contextmanager
+def watch_folder(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Make the folder, and give a function that says whether it is still the same one (on Windows: whether there is any)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not hasattr(os, "O_DIRECTORY"):
+        yield folder.is_dir
+        return
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # held open, its number is not given to another folder
+
+    def is_there() -> bool:
+        try:
+            return os.path.samestat(os.fstat(held), os.stat(folder))
+        except OSError:
+            return False
+
+    try:
+        yield is_there
+    finally:
+        os.close(held)
 
 
 class WatchedEngine(NBClientEngine):

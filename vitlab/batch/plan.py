@@ -23,29 +23,37 @@ grid:
     oversampled: {class_weights: none, resample: oversample}
   seed: [0, 1]
 ```
+
+Two more keys, for the batch or for a step: `limits: {minutes: 30, memory: 6 GB}` ends a notebook that takes more (see limits.py);
+and, for a step on a cluster, `resources: {GPU: 1}` names what a Dask worker must have free for it. Without that key a notebook
+takes one GPU where workers offer any; `resources: {}` lets it run on any worker.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vitlab.batch.limits import Limits, read_limits
 from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
 
-BATCH_KEYS = ["title", "parameters", "grid", "chain"]
-STEP_KEYS = ["notebook", "grid", "parameters"]
+BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
+STEP_KEYS = ["notebook", "grid", "parameters", "limits", "resources"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its parameters with their defaults."""
+    """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its parameters with their defaults.
+
+    resources: what a worker of a cluster must have free for it; None: a GPU where there are any.
+    """
 
     notebook: str
     source: Path
@@ -53,6 +61,8 @@ class Step:
     once: bool
     parameters: dict[str, Any]
     declared: dict[str, Any]
+    limits: Limits = field(default_factory=Limits)
+    resources: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,8 @@ def load_batch(file: Path | str) -> Batch:
     for name in varied:
         if varied.count(name) > 1:
             raise ValueError(f"{name} of {file.name} is varied by two axes of the grid; keep one")
-    steps = [_load_step(entry, grid, file) for entry in chain]
+    limits = read_limits(content.get("limits"), file.name)
+    steps = [_load_step(entry, grid, limits, file) for entry in chain]
     names = [step.notebook for step in steps]
     for name in {name for name in names if names.count(name) > 1}:
         raise ValueError(f"notebook {name} stands twice in the chain of {file.name}")
@@ -166,7 +177,7 @@ def _dataset(batch: Batch, point: dict) -> str:
     return str({**batch.parameters, **batch.spell_out(point)}.get("dataset", defaults[0] if defaults else "any"))
 
 
-def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
+def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) -> Step:
     where = f"a step of the chain of {file.name}"
     _check_keys(entry, STEP_KEYS, where)
     if not isinstance(entry.get("notebook"), str):
@@ -189,7 +200,9 @@ def _load_step(entry: dict, batch_grid: dict, file: Path) -> Step:
         raise ValueError(
             f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`"
         )
-    return Step(name, source, grid, once=entry.get("grid") == {}, parameters=parameters, declared=declared)
+    limits = read_limits(entry.get("limits"), f"{name} in {file.name}", batch_limits)
+    resources = _read_resources(entry.get("resources"), f"resources of {name} in {file.name}")
+    return Step(name, source, grid, entry.get("grid") == {}, parameters, declared, limits, resources)
 
 
 def _find_notebook(name: str, file: Path) -> Path:
@@ -234,6 +247,18 @@ def _read_cases(axis: str, cases: dict, file: Path) -> dict[str, dict[str, Any]]
             raise ValueError(f"a case of {axis} in {file.name} is called {name!r}; put quotes around it")
         _check_mapping(parameters or {}, f"case {name} of {axis} in {file.name}")
     return {name: parameters or {} for name, parameters in cases.items()}
+
+
+def _read_resources(resources: Any, where: str) -> dict[str, float] | None:
+    if resources is None:
+        return None
+    numbers = isinstance(resources, dict) and all(
+        isinstance(name, str) and isinstance(amount, int | float) and not isinstance(amount, bool) and amount >= 0
+        for name, amount in resources.items()
+    )
+    if not numbers:
+        raise ValueError(f"{where} must be written as {{GPU: 1}}, names and numbers; they are {resources!r}")
+    return {name: float(amount) for name, amount in resources.items() if amount}
 
 
 def _check_declared(names: Iterable[str], steps: list[Step], file: Path) -> None:

@@ -2,61 +2,92 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tqdm import tqdm
-
+from vitlab.batch.chain import execute_chain
 from vitlab.batch.estimate import estimate_batch
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
-from vitlab.batch.plan import Task, load_batch, plan_tasks
+from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters
 
-if TYPE_CHECKING:
-    from vitlab.batch.execute import Execution
-
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
 
 
-def run_batch(file: Path | str, *, workers: int = 1, force: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def run_batch(
+    file: Path | str, *, workers: int = 1, force: bool = False, dry_run: bool = False, scheduler: str = ""
+) -> dict[str, Any]:
     """Execute what is missing or out of date of a batch, and give the content of its batch.json.
 
     A task is up to date when it ended well, its executed copy (and its run, marked as done) is there, none of the tasks that it
     needs runs again, and notebook, parameters, data and the code of vitlab it uses are what they were. A task that fails is
     kept with its error; later notebooks of its point are skipped, everything else goes on.
 
-    workers: notebooks at a time. force: run everything. dry_run: run nothing and download nothing; `note` says why a task would
-    run, and a further key `estimate` holds what `estimate_batch` gives.
-    Mistakes in the file are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
+    workers: notebooks at a time, on this machine. scheduler: the address of a Dask scheduler, or a YAML file that describes a
+    cluster to start (see cluster.py); the notebooks then run on its workers, as many at a time as they have threads.
+    force: run everything. dry_run: run nothing and download nothing; `note` says why a task would run, and a further key
+    `estimate` holds what `estimate_batch` gives, and `jobs` the script of a cluster's jobs.
+    Mistakes in the file, a scheduler that does not answer and workers with another vitlab are a ValueError before anything
+    runs. KeyboardInterrupt ends the kernels; the next call carries on.
     """
     batch = load_batch(file)
     tasks = plan_tasks(batch)
-    with kernel_environment(workers), WarmProcess() as warm:
-        warm.preload(sorted(set().union(*(notebook_imports(step.source) for step in batch.chain))))
-        # papermill takes seconds to import: here, the same seconds that the warm process takes
-        from vitlab.batch.execute import Execution
-
+    jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
+    with _open_cluster(scheduler if not dry_run else "") as cluster, kernel_environment(workers), WarmProcess() as warm:
+        imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
+        crew_module = None if cluster else _import_beside("vitlab.batch.local")  # papermill takes seconds
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
-        check_names([task.parameters for task in tasks], warm)
         state = BatchState(batch, tasks)
         measured = state.measured_seconds()
         stale = state.find_stale(prints, force)
+        check_names([tasks[number].parameters for number in stale], warm)
         if dry_run:
-            return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call)}
-        state.write()
+            return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call), "jobs": jobs}
         if stale:
-
-            def prepare(task: Task, position: int) -> Execution:
-                return Execution(task.step.source, state.reports / task.path, task.parameters, warm, task.label, position)
-
-            _execute_tasks(tasks, stale, state, workers, prepare)
+            if not cluster:
+                warm.preload(imports)  # only now: a batch that is up to date is soon seen to be
+            with Board(len(stale), max(len(tasks[number].label) for number in stale)) as board:
+                if cluster:
+                    warm.close()  # the kernels start where the workers are
+                    crew = cluster.hire(tasks, state.reports, state.path.parent, imports, board)
+                else:
+                    crew = crew_module.result().LocalCrew(workers, warm, state.reports, board)
+                state.write()
+                execute_chain(tasks, stale, state, crew, board)
+        else:
+            state.write()
     return state.content
+
+
+def _import_beside(module: str) -> Future:
+    """Import a module in a thread, in the seconds that the warm process takes for the data."""
+    thread = ThreadPoolExecutor(1)
+    imported = thread.submit(importlib.import_module, module)
+    thread.shutdown(wait=False)
+    return imported
+
+
+def _open_cluster(scheduler: str):
+    if not scheduler:
+        return nullcontext()
+    from vitlab.batch.cluster import open_cluster
+
+    return open_cluster(scheduler)
+
+
+def _describe_cluster(scheduler: str) -> str:
+    from vitlab.batch.cluster import describe_cluster
+
+    return describe_cluster(scheduler)
 
 
 def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +99,8 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
         from vitlab.batch.execute import Execution
 
         check_names([parameters], warm)
-        return Execution(notebook, copy, parameters, warm).run()
+        with Board(1) as board:
+            return Execution(notebook, copy, parameters, warm, on_progress=partial(board.show, 0, notebook.stem)).run()
 
 
 @contextmanager
@@ -92,61 +124,3 @@ def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
     for kind, function in NAME_CHECKS.items():
         for name in dict.fromkeys(given[kind] for given in parameters if kind in given):
             warm.call(function, name)
-
-
-def _execute_tasks(tasks: list[Task], stale: list[int], state: BatchState, workers: int, prepare: Callable) -> None:
-    """Execute the tasks as soon as those they need have ended, the earliest of the plan first."""
-    waiting, running, width = list(stale), {}, max(len(tasks[number].label) for number in stale)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while waiting or running:
-                for number in list(waiting):
-                    task, unsettled = tasks[number], {*waiting, *(other for other, _ in running.values())}
-                    if len(running) == workers or not unsettled.isdisjoint(task.needs):
-                        continue
-                    waiting.remove(number)
-                    broken = _find_broken(tasks, number, state)
-                    if broken:
-                        state.settle(number, status="skipped", note=f"{broken} failed")
-                        tqdm.write(f"{task.label:{width}}  skipped: {broken} failed")
-                    else:
-                        positions = {execution.position for _, execution in running.values()}
-                        execution = prepare(task, min(set(range(workers)) - positions))
-                        running[pool.submit(execution.run)] = number, execution
-                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                    number, _ = running.pop(future)
-                    outcome = _outcome(future)
-                    state.settle(number, **outcome)
-                    tqdm.write(f"{tasks[number].label:{width}}  {outcome['status']:6} {outcome['seconds']:7.1f} s")
-                for _, execution in running.values():
-                    execution.tick()
-        except KeyboardInterrupt:
-            _stop(running)
-            raise
-
-
-def _find_broken(tasks: list[Task], number: int, state: BatchState) -> str:
-    """The first notebook that failed among those this task builds on; one that runs once, or gathers points, does without."""
-    task = tasks[number]
-    for other in task.needs if not task.step.once else ():
-        builds_on = tasks[other].point.items() <= task.point.items()
-        if builds_on and state.content["tasks"][other]["status"] == "failed":
-            return tasks[other].step.notebook
-    return ""
-
-
-def _outcome(future: Future) -> dict[str, Any]:
-    try:
-        return future.result()
-    except Exception as error:  # the kernel did not start, or the disk is full: the batch goes on
-        problem = {"cell": None, "line": "", "name": type(error).__name__, "value": str(error)}
-        return {"status": "failed", "seconds": 0.0, "peak_memory_mb": None, "error": problem}
-
-
-def _stop(running: dict[Future, tuple[int, Execution]]) -> None:
-    for attempt in range(6):  # an interrupt that falls between two cells is lost, so send it again; kill in the end
-        for future, (_, execution) in running.items():
-            if not future.done():
-                execution.stop(force=attempt == 5)
-        if not wait(running, timeout=1).not_done:
-            break
