@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -23,6 +22,7 @@ from vitlab.compress.export import Export
 from vitlab.compress.graph import MAP_OPS, WEIGHTED, map_nodes, name_nodes, origin, weight_bytes, weighted_nodes
 from vitlab.compress.parity import Gate, PixelSet, compare_logits, draw_pixels, explain_failure, measure_sqnr, summarise_parity
 from vitlab.compress.preprocess import normalise
+from vitlab.compress.processor import multiplies_int8
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.compress.sidecar import check_target, read_sidecar, read_transform, write_pair
 from vitlab.registry import unknown
@@ -79,7 +79,7 @@ def quantize_onnx(
     calibrating, testing = _draw_both(data, transform, split, method, calibration_images, gate_images, seed)
     proto = load_graph(source)
     chosen = _choose_float_nodes(proto, float_nodes)
-    reduce_range = not has_vnni() if reduce_range is None else reduce_range
+    reduce_range = not multiplies_int8() if reduce_range is None else reduce_range
     reference = run_pixels(open_session(source), testing.pixels, transform)
     gate = gate or GATES[method]
     with tempfile.TemporaryDirectory(prefix="vitlab-quantize-") as folder:
@@ -123,23 +123,8 @@ def sensitivity_table(
     calibrating, testing = _draw_both(data, transform, split, "static", calibration_images, gate_images, seed)
     reference = run_pixels(open_session(source), testing.pixels, transform)
     with tempfile.TemporaryDirectory(prefix="vitlab-quantize-") as folder:
-        converter = _Converter(load_graph(source), "static", calibration, calibrating, transform, not has_vnni(), Path(folder))
+        converter = _Converter(load_graph(source), "static", calibration, calibrating, transform, not multiplies_int8(), Path(folder))
         return _rank_nodes(converter, testing, reference, transform)
-
-
-def has_vnni() -> bool:
-    """Whether this processor multiplies 8-bit numbers without overflow (AVX-512 VNNI, AVX-VNNI, or ARM)."""
-    flags = read_flags()
-    return platform.machine().lower() in ("arm64", "aarch64") or bool({"avx512_vnni", "avx_vnni", "avx512vnni"} & flags)
-
-
-def read_flags() -> set[str]:
-    """Instruction sets of this processor as the kernel lists them; empty where it does not."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    return {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
 
 
 def load_graph(path: Path | str) -> onnx.ModelProto:
