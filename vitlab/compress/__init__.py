@@ -17,7 +17,7 @@ MODULES = {
     "losses": ("drop_table", "lost_images"),
     "processor": ("instruction_table",),
     "pruning": ("plan_pruning", "prune", "prune_iteratively"),
-    "quantize": ("quantize_onnx", "sensitivity_table"),
+    "quantize": ("float_frontier_table", "quantize_onnx", "sensitivity_table"),
     "recovery": ("recover", "recovery_recipe"),
     "session": ("OnnxClassifier",),
     "sides": ("make_side", "predict_sides"),
