@@ -15,6 +15,7 @@ from vitlab.compress.graph import MAP_OPS, WEIGHTED, drop_notes, map_nodes, name
 from vitlab.compress.isolation import isolate_node
 from vitlab.compress.parity import PixelSet
 from vitlab.compress.rounding import LARGEST, Moments, collect_moments, level_logits, refine_weights
+from vitlab.compress.shielding import shield_float_nodes
 
 METHODS = ("dynamic", "static", "fp16", "weights8", "weights4")
 OPS = {"static": ("Conv", "MatMul", "Gemm"), "dynamic": ("MatMul", "Gemm")}  # of the others MatMul
@@ -97,6 +98,7 @@ class Converter:
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # what follows is float: GELU, softmax, sums
             },
         )
+        onnx.save(shield_float_nodes(onnx.load(target)), target)
         if self.rounding == "compensated":
             self._refine(target)
 

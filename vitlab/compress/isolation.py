@@ -15,8 +15,8 @@ ACTIVATIONS = ("Clip", "Relu")  # within the range of what comes out of the node
 def isolate_node(proto: onnx.ModelProto, whole: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The float graph `proto` with the rounded weight and bias of a node, and its inputs and outputs on their 8-bit grids.
 
-    whole: the graph that onnxruntime's static quantiser made of it. It computes in float, like every graph of Q and DQ nodes
-    that is not fused; so this shows the error of the numbers, not that of a kernel.
+    whole: the graph that onnxruntime's static quantiser made of it. This one computes in float, and so shows the error of the
+    numbers, not that of a kernel.
     """
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
     alone = onnx.ModelProto()
@@ -47,15 +47,23 @@ def _round_constants(alone, node, tensors, floats) -> None:
 
 
 def _put_on_grid(alone, value: str, tensors, *, before=None, after=None, only=None) -> None:
-    """Q and DQ of a value, in front of one node or behind the one that makes it; nothing where it is not quantised."""
+    """Round a value, in front of one node or behind the one that makes it; nothing where it is not quantised.
+
+    Not by a Q and a DQ node: onnxruntime would quantise the weights between such pairs (see `vitlab.compress.shielding`).
+    """
     if f"{value}_scale" not in tensors or f"{value}_zero_point" not in tensors:
         return
     tag = f"{value}_grid_{'in' if only is not None else 'out'}"
-    for end in ("scale", "zero_point"):
-        alone.graph.initializer.append(numpy_helper.from_array(tensors[f"{value}_{end}"], f"{tag}_{end}"))
-    pair = [
-        helper.make_node("QuantizeLinear", [value, f"{tag}_scale", f"{tag}_zero_point"], [f"{tag}_q"]),
-        helper.make_node("DequantizeLinear", [f"{tag}_q", f"{tag}_scale", f"{tag}_zero_point"], [tag]),
+    scale, zero = tensors[f"{value}_scale"], tensors[f"{value}_zero_point"]
+    limits = np.iinfo(zero.dtype)
+    constants = {"scale": scale, "low": np.float32(int(limits.min) - int(zero)), "high": np.float32(int(limits.max) - int(zero))}
+    for name, number in constants.items():
+        alone.graph.initializer.append(numpy_helper.from_array(np.asarray(number, np.float32), f"{tag}_{name}"))
+    steps = [
+        helper.make_node("Div", [value, f"{tag}_scale"], [f"{tag}_steps"]),
+        helper.make_node("Round", [f"{tag}_steps"], [f"{tag}_whole"]),
+        helper.make_node("Clip", [f"{tag}_whole", f"{tag}_low", f"{tag}_high"], [f"{tag}_clipped"]),
+        helper.make_node("Mul", [f"{tag}_clipped", f"{tag}_scale"], [tag]),
     ]
     for node in [only] if only is not None else alone.graph.node:
         for place, name in enumerate(node.input):
@@ -63,5 +71,5 @@ def _put_on_grid(alone, value: str, tensors, *, before=None, after=None, only=No
                 node.input[place] = tag
     names = [node.name for node in alone.graph.node]
     place = names.index((before or after).name) + (before is None)
-    for offset, node in enumerate(pair):
+    for offset, node in enumerate(steps):
         alone.graph.node.insert(place + offset, node)

@@ -14,7 +14,7 @@ from vitlab.compress.parity import Gate, PixelSet, compare_logits, measure_sqnr,
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.schema import Transform
 
-RANKING = 32  # images on which nodes are ranked
+RANKING = 16  # images on which nodes are ranked: noise is a mean square, and needs few
 HALF = 0.5  # of the answers that the gate lets change: what is planned for, the rest being reserve
 
 
