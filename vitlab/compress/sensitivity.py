@@ -78,7 +78,7 @@ def spare_nodes(
     converter: Converter, result: Export, testing: PixelSet, reference, transform, classes, gate: Gate
 ) -> tuple[Export, list[str]]:
     """The most sensitive nodes left in float until the gate is passed: as many as the noise of each lets expect, then twice as
-    many, up to half of them; the best try where those do not help."""
+    many, up to half of them; where those do not help, the best try, of equal ones that with the fewest nodes in float."""
     few = np.arange(min(RANKING, len(testing)))
     ranking = rank_nodes(converter, testing.take(few), reference[few], transform)
     names, most = ranking["node"].tolist(), max(1, len(ranking) // 2)
@@ -86,8 +86,14 @@ def spare_nodes(
     best, spared, count = result, [], min(max(1, planned), most)
     while True:
         tried = measure_variant(converter, names[:count], testing, reference, transform, classes, gate)
-        if tried.summary["passed"] or tried.summary["agreement"] >= best.summary["agreement"]:
+        if tried.summary["passed"] or _judge(tried, gate) > _judge(best, gate):
             best, spared = tried, names[:count]
         if best.summary["passed"] or count == most:
             return best, spared
         count = min(2 * count, most)
+
+
+def _judge(result: Export, gate: Gate) -> tuple[float, float]:
+    """What the gate looks at, larger being better."""
+    difference = result.summary["relative_difference"] if np.isfinite(gate.difference) else 0.0
+    return result.summary["agreement"], -difference
