@@ -15,6 +15,7 @@ from vitlab.compress.session import open_session, run_pixels
 from vitlab.schema import Transform
 
 RANKING = 16  # images on which nodes are ranked: noise is a mean square, and needs few
+START = 4  # nodes spared at the first try, or fewer where fewer are planned: images near the border make the plan cautious
 HALF = 0.5  # of the answers that the gate lets change: what is planned for, the rest being reserve
 
 
@@ -77,13 +78,13 @@ def plan_float_nodes(noise: np.ndarray, margins: np.ndarray, agreement: float) -
 def spare_nodes(
     converter: Converter, result: Export, testing: PixelSet, reference, transform, classes, gate: Gate
 ) -> tuple[Export, list[str]]:
-    """The most sensitive nodes left in float until the gate is passed: as many as the noise of each lets expect, then twice as
-    many, up to half of them; where those do not help, the best try, of equal ones that with the fewest nodes in float."""
+    """The most sensitive nodes left in float until the gate is passed: four, or fewer where the noise of each lets expect so, then
+    twice as many, up to half of them; where those do not help, the best try, of equal ones that with the fewest nodes in float."""
     few = np.arange(min(RANKING, len(testing)))
     ranking = rank_nodes(converter, testing.take(few), reference[few], transform)
     names, most = ranking["node"].tolist(), max(1, len(ranking) // 2)
     planned = plan_float_nodes(np.sort(ranking["noise"])[::-1], measure_margins(reference, reference), gate.agreement)
-    best, spared, count = result, [], min(max(1, planned), most)
+    best, spared, count = result, [], min(max(1, planned), START, most)
     while True:
         tried = measure_variant(converter, names[:count], testing, reference, transform, classes, gate)
         if tried.summary["passed"] or _judge(tried, gate) > _judge(best, gate):
