@@ -78,8 +78,8 @@ def plan_float_nodes(noise: np.ndarray, margins: np.ndarray, agreement: float) -
 def spare_nodes(
     converter: Converter, result: Export, testing: PixelSet, reference, transform, classes, gate: Gate
 ) -> tuple[Export, list[str]]:
-    """The most sensitive nodes left in float until the gate is passed: four, or fewer where the noise of each lets expect so, then
-    twice as many, up to half of them; where those do not help, the best try, of equal ones that with the fewest nodes in float."""
+    """The most sensitive nodes left in float until the gate is passed: four, or fewer where their noise lets expect so, then
+    twice as many, up to half of them; where those do not help, the best try, of equals that with the fewest in float."""
     few = np.arange(min(RANKING, len(testing)))
     ranking = rank_nodes(converter, testing.take(few), reference[few], transform)
     names, most = ranking["node"].tolist(), max(1, len(ranking) // 2)
