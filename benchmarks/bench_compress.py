@@ -4,13 +4,19 @@
 and the smaller students stand for what distillation gives. Public claim to beat: 156 ms to 59 ms (62 % less) and 346 MB to 89 MB
 (74 % less) by pruning, distillation and quantisation; our bar for the best combination is 90 % less of both.
 
-`trained`: the fine-tuned runs of a reports folder. Of the ONNX files made of each that are faster and lose at most 0.5 points of
-balanced accuracy on the validation split, the one with the least time times size is taken; its latency, size and loss are
-measured on the test split. At least 75 % less latency and 80 % less size are asked for at a loss of at most 0.5 points, the mean
-over the seeds with a paired interval (over the test images where there are fewer than five seeds); and that int8 gives the class
-that float32 gives in the same runtime on 99 % of the images.
+`trained`: models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of
+each: ONNX float32, dynamic int8, static int8, and, where the model has transformer blocks, pruned to a half and a quarter of
+them, recovered, and static int8. Of those that keep the answers of their own float graph (99 % on validation images), are
+faster and lose at most 0.5 points of balanced accuracy on the validation split, the one with the least time times size is
+taken; its latency, size and loss are measured on the test split. At least 75 % less latency and 80 % less size are asked for at
+a loss of at most 0.5 points, the mean over the seeds with a paired interval (over the test images where there are fewer than
+five seeds); and that int8 gives the class that float32 gives in the same runtime on 99 % of the images.
+
+What a seed gave is kept in <reports>/bench_compress/ when it is finished, and not measured again with the same settings: broken
+off, the benchmark goes on there. --again measures anew.
 
     taskset -c 0,1 python benchmarks/bench_compress.py [geometry] [trained] [--threads N] [--repeats N] [--dataset NAME]
+        [--models NAME ...] [--seeds N ...] [--keeps SHARE ...] [--again]
 """
 
 from __future__ import annotations
@@ -18,42 +24,50 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from records import record, write_records
 
-from vitlab.compress.doctor import ARM, MARGIN, X86, doctor_table, read_instructions, say_diagnosis
+from vitlab.compress.doctor import MARGIN, doctor_table, say_diagnosis
 from vitlab.compress.footprint import footprint_table, size_on_disk
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
+from vitlab.compress.processor import ARM, X86, read_instructions
 from vitlab.compress.sides import make_side, predict_sides
-from vitlab.data import load_dataset
+from vitlab.data import load_dataset, load_images
 from vitlab.evaluation import corrected_t
 from vitlab.models import build_model, load_model, save_model
+from vitlab.places import reports_dir
 from vitlab.registry import unknown
-from vitlab.runs import find_runs
+from vitlab.runs import Run, write_json
+from vitlab.training import ensure_run
 
 CLAIM = {"latency": ">= 0.62", "size": ">= 0.74"}
 BEST = {"latency": ">= 0.9", "size": ">= 0.9"}
 TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}
 LOSS, AGREEMENT = "<= 0.5", ">= 0.99"
-METRIC, TEST_SHARE, SEEDS = "balanced_accuracy", 0.2, 5
+METRIC, TEST_SHARE = "balanced_accuracy", 0.2
+MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
+KEEPS = (0.5, 0.25)  # shares of the parameters of the transformer blocks that pruning keeps
+WEIGHED = 128  # validation images on which importance is measured
 STUDENTS = {"ViT-B": "vit_base_patch16_224", "ViT-S": "vit_small_patch16_224", "ViT-Ti": "vit_tiny_patch16_224"}
 KEPT = 0.5  # of the multiply-adds of the pruned ViT-B
 METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
 PEER, FIRST, CLAIMED, STUDENT = "PyTorch fp32", "ViT-B PyTorch fp32", "ViT-B int8", "ViT-S int8"
 
 
-def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) -> tuple[list[dict], pd.DataFrame]:
+def measure_geometry(options: Namespace, folder: Path) -> tuple[list[dict], pd.DataFrame]:
     """Records, and a row for each ingredient and combination. Any real images do for the gate of the export: the digits."""
     from vitlab.compress.export import export_onnx
     from vitlab.compress.importance import importance_table
     from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.quantize import quantize_onnx
 
-    data = load_dataset("digits")
+    data, threads = load_dataset("digits"), options.threads
     models = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in STUDENTS.items()}
     weights = importance_table(models["ViT-B"], measure="magnitude")
     models["pruned ViT-B"] = prune(models["ViT-B"], plan_pruning(models["ViT-B"], weights, KEPT, "multiply_adds"))
@@ -67,7 +81,7 @@ def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) ->
     sides = {FIRST: models["ViT-B"], "ViT-B PyTorch bf16": make_side(models["ViT-B"], precision="bf16")}
     sides |= {name: path for name, path in files.items() if name != FIRST}
     images = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    table = latency_table(sides, images, (1,), repeats, threads, seconds=180)
+    table = latency_table(sides, images, (1,), options.repeats, threads, seconds=180)
     table = table.merge(footprint_table(files, images=4, threads=threads), on="side", how="left")
     rows = table.set_index("side")
     case, peer = "ViT-B/16 geometry, 224 pixels, batch 1", rows.loc[FIRST]
@@ -81,63 +95,135 @@ def measure_geometry(folder: Path, _dataset: str, threads: int, repeats: int) ->
     return records, table
 
 
-def measure_run(folder: Path, run, threads: int, repeats: int) -> dict:
-    """One trained run: the file that is chosen on val, and what it gives and costs on test."""
+def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
+    """The ONNX files of a run by name, the float file that each is to agree with, and the names of those that do (on val).
+
+    A pruned and recovered network is kept in the folder, and taken from there when a run that was broken off goes on.
+    """
     from vitlab.compress.export import export_onnx
     from vitlab.compress.quantize import quantize_onnx
 
-    model, samples = load_model(run.path), pd.read_csv(run.path / "splits.csv")
-    data = load_dataset(run.parameters["dataset"], samples=samples)
-    files = {name: folder / f"{run.name}-{name.replace(' ', '-')}.onnx" for name in ("ONNX fp32", *METHODS)}
-    export_onnx(model, files["ONNX fp32"], data)
-    for name, method in METHODS.items():
-        quantize_onnx(files["ONNX fp32"], files[name], data, method=method, on_failure="flag")
-    sides, tables = {"PyTorch fp32": model, **files}, {}
-    predictions = predict_sides(sides, data, model.transform, ("val", "test"))
-    sizes = {"PyTorch fp32": size_on_disk(run.path), **{name: size_on_disk(path) for name, path in files.items()}}
-    pixels = np.random.default_rng(0).standard_normal((1, 3, *model.transform.size), dtype=np.float32)
+    networks = {"": model} | ({f"pruned to {keep:g}, ": keep for keep in keeps} if model.anatomy.attention else {})
+    files, floats, agreeing = {}, {}, {"ONNX fp32"}
+    for prefix, network in networks.items():
+        if prefix:
+            network = prune_and_recover(model, data, network, run.parameters.get("seed", 0), folder)
+        source = folder / f"{prefix}fp32.onnx".replace(", ", "-")
+        export_onnx(network, source, data)
+        if not prefix:
+            files["ONNX fp32"] = source
+        for name, method in METHODS.items():
+            if prefix and method != "static":
+                continue
+            path = folder / f"{prefix}{name}.onnx".replace(", ", "-")
+            result = quantize_onnx(source, path, data, method=method, on_failure="flag")
+            files[prefix + name], floats[prefix + name] = path, source
+            agreeing |= {prefix + name} if result.summary["passed"] else set()
+    return files, floats, agreeing
+
+
+def prune_and_recover(model, data, keep: float, seed: int, folder: Path):
+    """The model with this share of its blocks' parameters, taught by itself; importance and recovery as in notebook 06."""
+    from vitlab.compress.importance import importance_table
+    from vitlab.compress.pruning import plan_pruning, prune
+    from vitlab.compress.recovery import recover, recovery_recipe
+
+    saved = folder / f"pruned-{keep:g}"
+    if (saved / "model.json").is_file():
+        return load_model(saved)
+    val = data.split("val")
+    rows = val.sample(n=min(WEIGHED, len(val)), random_state=seed)
+    images = load_images(data, rows["sample_id"], model.transform)
+    weights = importance_table(model, images, rows["label"].tolist(), kinds=("head", "neuron"))
+    pruned = prune(model, plan_pruning(model, weights, keep, of="blocks"))
+    recover(pruned, data, config=recovery_recipe(model.name, seed=seed), teacher=model)
+    save_model(pruned, saved)
+    return pruned
+
+
+def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
+    """One trained run: the file that is chosen on val, and what it gives and costs on test."""
+    model = load_model(run.path)
+    data = load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
+    files, floats, agreeing = make_candidates(run, model, data, options.keeps, folder)
+    sides, tables = {PEER: model, **files}, {}
+    others = {f"float of {name}": path for name, path in floats.items() if path not in files.values()}
+    predictions = predict_sides({**sides, **others}, data, model.transform, ("val", "test"))
+    sizes = {PEER: size_on_disk(run.path), **{name: size_on_disk(path) for name, path in files.items()}}
+    pixels = load_images(data, data.split("val")["sample_id"].head(1), model.transform).numpy()
     for seed, split in enumerate(("val", "test")):  # timed anew: what was chosen for its time must show it again
-        latency = latency_table(sides, pixels, (1,), repeats, threads, seed=seed)
+        latency = latency_table(sides, pixels, (1,), options.repeats, options.threads, seed=seed)
         tables[split] = doctor_table(latency, predictions, sizes, metric=METRIC, split=split)
     print(f"{run.name}, on val:\n{say_diagnosis(tables['val'])}\n", flush=True)
-    good = tables["val"][(tables["val"]["change"] >= -MARGIN) & (tables["val"]["speed"] == "faster")]
-    chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "side"] if len(good) else "PyTorch fp32"
-    rows = tables["test"].set_index("side")
-    first, row = rows.loc["PyTorch fp32"], rows.loc[chosen]
-    agreement = {name: measure_agreement(predictions["ONNX fp32"], predictions[name])[0] for name in METHODS}
+    val = tables["val"]
+    good = val[(val["change"] >= -MARGIN) & (val["speed"] == "faster") & val["side"].isin(agreeing)]
+    chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "side"] if len(good) else PEER
+    first, row = (tables["test"].set_index("side").loc[name] for name in (PEER, chosen))
+    agreement = {}
+    for name, path in floats.items():
+        own = "ONNX fp32" if path == files["ONNX fp32"] else f"float of {name}"
+        agreement[name] = measure_agreement(predictions[own], predictions[name])[0]
+    columns = ["side", "p50_ms", "ratio", "size_mb", "value", "change", "change_low", "change_high", "agreement"]
     return {
         "run": run.name, "model": run.parameters["model"], "seed": run.parameters.get("seed", 0), "chosen": chosen,
         "p50_ms": row["p50_ms"], "first_ms": first["p50_ms"], "ratio": row["ratio"],
         "size_mb": row["size_mb"], "first_mb": first["size_mb"], "value": row["value"], "first_value": first["value"],
         "change": row["change"], "change_low": row["change_low"], "change_high": row["change_high"], **agreement,
+        "candidates": {split: json.loads(table[columns].round(4).to_json(orient="records")) for split, table in tables.items()},
     }  # fmt: skip
 
 
-def measure_trained(folder: Path, dataset: str, threads: int, repeats: int) -> tuple[list[dict], pd.DataFrame]:
+def measure_seed(model: str, seed: int, options: Namespace) -> dict:
+    """The outcome of one seed: as it was kept, where the settings are the same; else measured now, and kept."""
+    settings = {"threads": options.threads, "repeats": options.repeats, "keeps": list(options.keeps)}
+    run = ensure_run(options.dataset, model, seed)
+    folder = reports_dir() / "bench_compress" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "outcome.json"
+    if kept.is_file() and not options.again:
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before["settings"] == settings:
+            print(f"{run.name}: kept from {before['date']}")
+            return before["outcome"]
+    start = time.perf_counter()
+    outcome = measure_run(run, options, folder)
+    outcome["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(kept, {"settings": settings, "date": f"{time.strftime('%Y-%m-%d', time.gmtime())}", "outcome": outcome})
+    print(f"{run.name}: measured in {outcome['seconds']:.0f} s", flush=True)
+    return outcome
+
+
+def measure_trained(options: Namespace, _folder: Path) -> tuple[list[dict], pd.DataFrame]:
     """Records of each model over its seeds, and a row for each run."""
-    runs = [run for run in find_runs(dataset) if not run.variant]
-    if not runs:
-        raise ValueError(f"there is no finished run of {dataset} in the reports folder; set VITLAB_REPORTS to one that has some")
-    table, records = pd.DataFrame([measure_run(folder, run, threads, repeats) for run in runs]), []
+    outcomes = [measure_seed(model, seed, options) for model in options.models for seed in options.seeds]
+    table, records = pd.DataFrame(outcomes).drop(columns="candidates"), []
     for model, part in table.groupby("model", sort=False):
-        seeds = len(part)
-        case = f"{model} on {dataset}, {seeds} seed{'s' * (seeds > 1)}: {', '.join(part['chosen'].unique())}"
-        mean = part.mean(numeric_only=True)
-        saved = {"p50_ms": 1 - part["ratio"].median(), "size_mb": 1 - mean["size_mb"] / mean["first_mb"]}
-        for (column, share), bar in zip(saved.items(), (TRAINED["latency"], TRAINED["size"]), strict=True):
-            first = mean["first_" + column.rpartition("_")[2]]
-            records.append(record(case, f"share of {column} saved", mean[column], first, PEER, share, bar))
-        change, low, high, _ = corrected_t((part["value"] - part["first_value"]).to_numpy(), TEST_SHARE)
-        if seeds < SEEDS:  # too few for an interval over seeds: that over test images stands in, of the first seed
-            low, high = part[["change_low", "change_high"]].iloc[0]
-        print(f"{case}: balanced accuracy {100 * change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
-        values = (100 * mean["value"], 100 * mean["first_value"])
-        records.append(record(case, "points of balanced accuracy lost", *values, PEER, -100 * change, LOSS))
-        records.append(record(case, "points lost, upper end of the interval", *values, PEER, -100 * low, LOSS))
-        for name in METHODS:
-            share = part[name].min()
-            records.append(record(case, f"{name}: top-1 agreement, worst seed", share, 1, "ONNX fp32", share, AGREEMENT))
+        records += judge_model(model, part, options.dataset)
     return records, table
+
+
+def judge_model(model: str, part: pd.DataFrame, dataset: str) -> list[dict]:
+    """The records of one model: a row of `part` a seed."""
+    seeds, mean, records = len(part), part.mean(numeric_only=True), []
+    case = f"{model} on {dataset}, {seeds} seed{'s' * (seeds > 1)}"
+    saved = {"p50_ms": 1 - part["ratio"].median(), "size_mb": 1 - mean["size_mb"] / mean["first_mb"]}
+    for (column, share), bar in zip(saved.items(), (TRAINED["latency"], TRAINED["size"]), strict=True):
+        first = mean["first_" + column.rpartition("_")[2]]
+        records.append(record(case, f"share of {column} saved", mean[column], first, PEER, share, bar))
+    change, low, high, _ = corrected_t((part["value"] - part["first_value"]).to_numpy(), TEST_SHARE)
+    if seeds < len(SEEDS):  # too few for an interval over seeds: that over test images stands in, of the first seed
+        low, high = part[["change_low", "change_high"]].iloc[0]
+    picked = ", ".join(f"{name} ({count})" for name, count in part["chosen"].value_counts().items())
+    print(f"{case}: {picked}; balanced accuracy {100 * change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
+    values = (100 * mean["value"], 100 * mean["first_value"])
+    records.append(record(case, "points of balanced accuracy lost", *values, PEER, -100 * change, LOSS))
+    records.append(record(case, "points lost, upper end of the interval", *values, PEER, -100 * low, LOSS))
+    for name in part.columns[part.columns.str.endswith("int8")]:
+        shares = part[name].dropna()
+        values = {"mean": shares.mean(), "worst seed": shares.min()} if len(shares) else {}
+        for what, share in values.items():
+            records.append(record(case, f"{name}: top-1 agreement, {what}", share, 1, "ONNX fp32", share, AGREEMENT))
+    return records
 
 
 def main() -> None:
@@ -146,6 +232,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="turns of each timing (default: %(default)s)")
     parser.add_argument("--dataset", default="elpv", help="of the trained runs (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="of the trained runs (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trained runs (default: %(default)s)")
+    parser.add_argument("--keeps", nargs="*", type=float, default=list(KEEPS), help="shares kept (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="measure seeds anew whose outcome was kept")
     options = parser.parse_args()
     parts = options.parts or list(PARTS)
     for name in parts:
@@ -155,7 +245,7 @@ def main() -> None:
     facts = {"instructions": sorted(flags & {*X86, *ARM}), "threads": options.threads}
     for name in parts:
         with tempfile.TemporaryDirectory() as folder:
-            records, table = PARTS[name](Path(folder), options.dataset, options.threads, options.repeats)
+            records, table = PARTS[name](options, Path(folder))
         print(table.to_string(float_format="{:.3f}".format))
         write_records("compress", records, **facts, **{name: json.loads(table.round(4).to_json(orient="records"))})
 

@@ -12,7 +12,7 @@ from tests.toys import linear_digits, small_digits, tiny_vit
 from vitlab.compress.export import export_onnx
 from vitlab.compress.graph import map_nodes, name_nodes, weighted_nodes
 from vitlab.compress.parity import Gate
-from vitlab.compress.quantize import quantize_onnx, sensitivity_table
+from vitlab.compress.quantize import float_frontier_table, quantize_onnx, sensitivity_table
 from vitlab.compress.session import OnnxClassifier, open_session
 from vitlab.compress.sidecar import read_sidecar, sidecar_path
 
@@ -118,6 +118,34 @@ def test_sensitivity_ranks_every_weight_and_auto_spares_the_first(folder, tmp_pa
     assert spared.summary["float_nodes"][0] in set(table["node"][:2])
 
 
+def test_compensated_rounding_is_closer_than_the_nearest(folder, tmp_path):
+    options = {"gate": Gate(0.0), "float_nodes": [], "calibration_images": 40, "gate_images": 40}
+    sqnr = {
+        rounding: quantize(folder, "conv", tmp_path / f"{rounding}.onnx", rounding=rounding, **options).summary["sqnr_db"]
+        for rounding in ("nearest", "compensated")
+    }
+    assert sqnr["compensated"] > sqnr["nearest"] + 1
+    assert read_sidecar(tmp_path / "nearest.onnx")["quantisation"]["rounding"] == "nearest"
+
+
+def test_the_frontier_of_float_nodes(folder):
+    table = float_frontier_table(
+        folder / "conv.onnx", small_digits(), split="train", counts=(0, 2, 9), calibration_images=20, gate_images=20, repeats=3
+    )
+    assert table["float_nodes"].tolist() == [0, 2]  # it has four
+    assert table["share"].iloc[0] == 1 and table["share"].iloc[1] < 1
+    assert table["sqnr_db"].iloc[1] > table["sqnr_db"].iloc[0]
+    assert (table["flips"] == (20 * (1 - table["agreement"])).round()).all()
+    assert (table[["size_mb", "p50_ms", "ratio"]] > 0).all(axis=None)
+
+
+def test_notes_of_the_exporter_are_left_out(folder, tmp_path):
+    path = quantize(folder, "vit", tmp_path / "int8.onnx", gate=Gate(0.0), gate_images=10, float_nodes=[]).path
+    graph = onnx.load(path).graph
+    assert any(node.metadata_props for node in onnx.load(folder / "vit.onnx").graph.node)
+    assert not any(node.metadata_props or node.doc_string for node in graph.node) and not graph.value_info
+
+
 def test_a_failing_gate_names_the_worst_images_and_writes_nothing(folder, tmp_path):
     tight = {"gate": Gate(1.0, difference=1e-9), "gate_images": 12, "float_nodes": []}
     with pytest.raises(ValueError, match=r"as static \(vit.onnx\) fails the gate and was not written.*Worst images: \w+"):
@@ -145,6 +173,7 @@ def test_calibration_images_of_one_class(folder, tmp_path):
     [
         ({"method": "int8"}, "Choices: dynamic, static"),
         ({"calibration": "min-max"}, "Did you mean minmax"),
+        ({"rounding": "up"}, "Choices: compensated, nearest"),
         ({"on_failure": "warn"}, "refuse, flag"),
         ({"float_nodes": ["nobody"]}, "unknown node 'nobody'"),
         ({"float_nodes": "all"}, "list of names"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.compress.latency import time_sides
 from vitlab.compress.tokens import count_tokens, make_image
 from vitlab.models import count_parameters
 from vitlab.models.anatomy import evaluating
@@ -67,25 +68,23 @@ def cost_parts(model: ModelBundle, by: str) -> list[dict[str, int]]:
     return rows
 
 
-def measure_ratio(model: ModelBundle, original: ModelBundle, *, batch_size: int = 1, repeats: int = 15) -> float:
-    """How long the model takes against the original: the median ratio over pairs of passes in turn, on torch's threads as set.
+def measure_ratio(
+    model: ModelBundle, original: ModelBundle, *, batch_size: int = 1, repeats: int = 15, seconds: float = 30.0
+) -> float:
+    """How long the model takes against the original: the median ratio over turns of `time_sides`, on torch's threads as set.
 
-    Random pixels at the model's size, both sides warm.
+    Noise at each model's own size, on its own device. seconds: after which no further turn begins.
     """
-    images = [make_image(side).expand(batch_size, -1, -1, -1) for side in (model, original)]
-    ratios = []
+    sides = {"original": _fix_images(original, batch_size), "model": _fix_images(model, batch_size)}
     with evaluating(model.module), evaluating(original.module), torch.inference_mode():
-        for turn in range(repeats + 2):
-            times = [_time(side.module, batch) for side, batch in zip((model, original), images, strict=True)]
-            if turn >= 2:
-                ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
+        times = time_sides(sides, None, repeats, warmup=2, seconds=seconds, generator=np.random.default_rng(0))
+    return float(np.median(np.divide(times["model"], times["original"])))
 
 
-def _time(module: nn.Module, images: torch.Tensor) -> float:
-    start = time.perf_counter()
-    module(images).sum().item()  # waits for a GPU
-    return time.perf_counter() - start
+def _fix_images(model: ModelBundle, batch_size: int) -> Callable[[object], float]:
+    """The model as a side to time, on images of its own."""
+    images = make_image(model).expand(batch_size, -1, -1, -1)
+    return lambda _: model.module(images).sum().item()  # waits for a GPU
 
 
 def _per_row(linear: nn.Linear) -> int:

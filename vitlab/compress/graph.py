@@ -67,3 +67,14 @@ def origin(node: onnx.NodeProto) -> str:
     scopes = notes.get("pkg.torch.onnx.name_scopes", "")
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     return names[-2] if len(names) > 1 else ""
+
+
+def drop_notes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Take off the exporter's notes for readers (modules, lines of code, shapes), a tenth of a small file; the graph itself."""
+    del proto.graph.value_info[:]
+    proto.graph.doc_string = ""
+    del proto.graph.metadata_props[:]
+    for entry in [*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+        entry.doc_string = ""
+        del entry.metadata_props[:]
+    return proto
