@@ -1,10 +1,6 @@
 """How small and how fast? Against the same model in PyTorch at float32, on two threads, sides in turn, each ingredient alone.
 
-`geometry`: a ViT-B/16 at 224 pixels, one image at a time. What is timed does not depend on the weights, which are random here,
-and the smaller students stand for what distillation gives. Public claim to beat: 156 ms to 59 ms (62 % less) and 346 MB to 89 MB
-(74 % less) by pruning, distillation and quantisation; our bar for the best combination is 90 % less of both.
-
-`trained`: models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of
+Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of
 each: ONNX float32, dynamic int8, static int8, and, where the model has transformer blocks, pruned to a half and a quarter of
 them, recovered, and static int8. Of those that keep the answers of their own float graph (99 % on validation images), are
 faster and lose at most 0.5 points of balanced accuracy on the validation split, the one with the least time times size is
@@ -15,7 +11,7 @@ five seeds); and that int8 gives the class that float32 gives in the same runtim
 What a seed gave is kept in <reports>/bench_compress/ when it is finished, and not measured again with the same settings: broken
 off, the benchmark goes on there. --again measures anew.
 
-    taskset -c 0,1 python benchmarks/bench_compress.py [geometry] [trained] [--threads N] [--repeats N] [--dataset NAME]
+    taskset -c 0,1 python benchmarks/bench_compress.py [--threads N] [--repeats N] [--dataset NAME]
         [--models NAME ...] [--seeds N ...] [--keeps SHARE ...] [--again]
 """
 
@@ -23,76 +19,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from records import record, write_records
 
 from vitlab.compress.doctor import MARGIN, doctor_table, say_diagnosis
-from vitlab.compress.footprint import footprint_table, size_on_disk
+from vitlab.compress.footprint import size_on_disk
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
 from vitlab.compress.processor import ARM, X86, read_instructions
-from vitlab.compress.sides import make_side, predict_sides
+from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
 from vitlab.evaluation import corrected_t
-from vitlab.models import build_model, load_model, save_model
+from vitlab.models import load_model, save_model
 from vitlab.places import reports_dir
-from vitlab.registry import unknown
 from vitlab.runs import Run, write_json
 from vitlab.training import ensure_run
 
-CLAIM = {"latency": ">= 0.62", "size": ">= 0.74"}
-BEST = {"latency": ">= 0.9", "size": ">= 0.9"}
 TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}
 LOSS, AGREEMENT = "<= 0.5", ">= 0.99"
 METRIC, TEST_SHARE = "balanced_accuracy", 0.2
 MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
 KEEPS = (0.5, 0.25)  # shares of the parameters of the transformer blocks that pruning keeps
 WEIGHED = 128  # validation images on which importance is measured
-STUDENTS = {"ViT-B": "vit_base_patch16_224", "ViT-S": "vit_small_patch16_224", "ViT-Ti": "vit_tiny_patch16_224"}
-KEPT = 0.5  # of the multiply-adds of the pruned ViT-B
 METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
-PEER, FIRST, CLAIMED, STUDENT = "PyTorch fp32", "ViT-B PyTorch fp32", "ViT-B int8", "ViT-S int8"
-
-
-def measure_geometry(options: Namespace, folder: Path) -> tuple[list[dict], pd.DataFrame]:
-    """Records, and a row for each ingredient and combination. Any real images do for the gate of the export: the digits."""
-    from vitlab.compress.export import export_onnx
-    from vitlab.compress.importance import importance_table
-    from vitlab.compress.pruning import plan_pruning, prune
-    from vitlab.compress.quantize import quantize_onnx
-
-    data, threads = load_dataset("digits"), options.threads
-    models = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in STUDENTS.items()}
-    weights = importance_table(models["ViT-B"], measure="magnitude")
-    models["pruned ViT-B"] = prune(models["ViT-B"], plan_pruning(models["ViT-B"], weights, KEPT, "multiply_adds"))
-    save_model(models["ViT-B"], folder / "torch")
-    files = {FIRST: folder / "torch"}
-    for name, model in models.items():
-        exported, small = folder / f"{name}.onnx", folder / f"{name} int8.onnx"
-        export_onnx(model, exported, data, limit=8)
-        quantize_onnx(exported, small, data, method="dynamic", gate_images=8, on_failure="flag")  # random weights: ties all over
-        files |= {f"{name} ONNX fp32": exported, f"{name} int8": small}
-    sides = {FIRST: models["ViT-B"], "ViT-B PyTorch bf16": make_side(models["ViT-B"], precision="bf16")}
-    sides |= {name: path for name, path in files.items() if name != FIRST}
-    images = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    table = latency_table(sides, images, (1,), options.repeats, threads, seconds=180)
-    table = table.merge(footprint_table(files, images=4, threads=threads), on="side", how="left")
-    rows = table.set_index("side")
-    case, peer = "ViT-B/16 geometry, 224 pixels, batch 1", rows.loc[FIRST]
-    records = []
-    for name, bars in {CLAIMED: CLAIM, STUDENT: BEST}.items():
-        row = rows.loc[name]
-        saved = {"latency": 1 - row["ratio"], "size": 1 - row["size_mb"] / peer["size_mb"]}
-        for what, column in (("latency", "p50_ms"), ("size", "size_mb")):
-            metric = f"{name}: share of {column} saved"
-            records.append(record(case, metric, row[column], peer[column], PEER, saved[what], bars[what]))
-    return records, table
+PEER = "PyTorch fp32"
 
 
 def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
@@ -193,7 +147,7 @@ def measure_seed(model: str, seed: int, options: Namespace) -> dict:
     return outcome
 
 
-def measure_trained(options: Namespace, _folder: Path) -> tuple[list[dict], pd.DataFrame]:
+def measure_models(options: Namespace) -> tuple[list[dict], pd.DataFrame]:
     """Records of each model over its seeds, and a row for each run."""
     outcomes = [measure_seed(model, seed, options) for model in options.models for seed in options.seeds]
     table, records = pd.DataFrame(outcomes).drop(columns="candidates"), []
@@ -228,7 +182,6 @@ def judge_model(model: str, part: pd.DataFrame, dataset: str) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="geometry, trained (default: both)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="turns of each timing (default: %(default)s)")
     parser.add_argument("--dataset", default="elpv", help="of the trained runs (default: %(default)s)")
@@ -237,20 +190,12 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="*", type=float, default=list(KEEPS), help="shares kept (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="measure seeds anew whose outcome was kept")
     options = parser.parse_args()
-    parts = options.parts or list(PARTS)
-    for name in parts:
-        if name not in PARTS:
-            raise ValueError(unknown("part", name, list(PARTS)))
     flags = read_instructions() or frozenset()
     facts = {"instructions": sorted(flags & {*X86, *ARM}), "threads": options.threads}
-    for name in parts:
-        with tempfile.TemporaryDirectory() as folder:
-            records, table = PARTS[name](options, Path(folder))
-        print(table.to_string(float_format="{:.3f}".format))
-        write_records("compress", records, **facts, **{name: json.loads(table.round(4).to_json(orient="records"))})
+    records, table = measure_models(options)
+    print(table.to_string(float_format="{:.3f}".format))
+    write_records("compress", records, **facts, trained=json.loads(table.round(4).to_json(orient="records")))
 
-
-PARTS = {"geometry": measure_geometry, "trained": measure_trained}
 
 if __name__ == "__main__":
     main()
