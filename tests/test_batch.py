@@ -389,7 +389,8 @@ def test_two_workers_share_the_cores(project, monkeypatch):
     write_notebook(
         project / "notebooks" / "train.ipynb", 'color = ""', meet, "print(os.environ['OMP_NUM_THREADS'], file=open(color, 'w'))"
     )
-    content = run_batch(write_batch(project, parameters={}, chain=[{"notebook": "train"}]), workers=2)
+    file = write_batch(project, parameters={}, chain=[{"notebook": "train"}], limits={"minutes": 5})
+    content = run_batch(file, workers=2)
     assert [task["status"] for task in content["tasks"]] == ["done", "done"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert (project / "red").read_text() == f"{max(1, cores // 2)}\n"
@@ -405,7 +406,7 @@ SLOW = (
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, reports_folder, number):
-    write_notebook(project / "notebooks" / "train.ipynb", 'color = ""\ndelay = 60.0', *SLOW)
+    write_notebook(project / "notebooks" / "train.ipynb", 'color = ""\ndelay = 600.0', *SLOW)
     grid = {"color": ["red"]}
     file = write_batch(project, parameters={}, grid=grid, chain=[{"notebook": "train"}])
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
@@ -414,11 +415,11 @@ def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, re
     wait_for(project / "pids")
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     batch.send_signal(number)
-    _, errors = batch.communicate(timeout=60)
+    _, errors = batch.communicate(timeout=180)
     assert batch.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
         assert errors == "Stopped. The same command carries on from here.\n"
-    deadline = time.time() + 10
+    deadline = time.time() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -58,6 +58,7 @@ def client():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster_module, "ANSWER", 60)  # the scheduler is a thread of this busy process
     declared = 'color = ""\nrun_name = ""\nlog = ""'
     for name, cells in {"train": TRAIN, "judge": JUDGE, "compare": COMPARE}.items():
         first = new_code_cell(declared, metadata={"tags": ["parameters"]})

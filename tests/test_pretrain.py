@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vitlab.models import build_model
 from vitlab.pretrain.images import ImageArray, load_images
 from vitlab.pretrain.lessons import CachedLessons, Lesson, OnlineLessons, crop_and_flip
-from vitlab.pretrain.loop import pretrain, shape_rate, validate
+from vitlab.pretrain.loop import log_epoch, pretrain, shape_rate, validate
 from vitlab.pretrain.recipe import RECIPES, find_recipe
 from vitlab.pretrain.ship import write_weights
 from vitlab.pretrain.student import Student, Weights, measure_loss
@@ -193,11 +193,25 @@ def test_a_training_learns_and_carries_on_where_it_was_ended(teacher, tmp_path, 
         pretrain(lessons, rows, images, TINY, tmp_path / "cut", CPU, "fp32")
     monkeypatch.setattr(lessons, "draw", draw)
     carried = pretrain(lessons, rows, images, TINY, tmp_path / "cut", CPU, "fp32")
+    with (tmp_path / "cut" / "log.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == list("12345678")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(carried.state_dict()[name], tensor, msg=name)
     assert 0 <= validate(carried, images, CPU) <= 1
     with pytest.raises(ValueError, match="belongs to another training"):
         pretrain(lessons, rows, images, replace(TINY, learning_rate=1.0), tmp_path / "cut", CPU, "fp32")
+
+
+def test_an_epoch_logged_again_replaces_what_was_there(tmp_path):
+    for epoch in (1, 2, 3, 2):
+        log_epoch(tmp_path / "log.csv", {"epoch": epoch, "loss": epoch})
+    assert (tmp_path / "log.csv").read_text().split() == ["epoch,loss", "1,1", "2,2"]
+
+
+def test_too_few_images_for_a_batch(tmp_path):
+    lessons = CachedLessons(make_images(3), [], 32)
+    with pytest.raises(ValueError, match="3 images do not fill a batch of 4"):
+        pretrain(lessons, None, make_images(3), TINY, tmp_path, CPU)
 
 
 def test_weights_are_written_with_their_facts(tmp_path):

@@ -36,7 +36,7 @@ assert (weights[0] - weights[1]).abs().max() < 1e-3
 
 def call(*command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=600)
 
 
 @pytest.mark.parametrize("strategy", ["full", "linear_probe", "linear_probe --resample smote"])

@@ -126,8 +126,10 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
+            for path in temporary.iterdir():  # not the folder itself: one may stand in it
+                path.rename(folder / path.name)
+        else:
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

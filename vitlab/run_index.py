@@ -162,7 +162,8 @@ def _read_run(path: Path) -> dict[str, str]:
         info, problem = {}, "run.json lacks parameters or status"
     metrics, trouble = _read_object(path / "metrics.json") if (path / "metrics.json").is_file() else _score(path)
     problem = problem or info.get("error", "") or trouble
-    return {"run": json.dumps(info), "metrics": json.dumps(metrics), "problem": str(problem)}
+    said = str(problem).encode("utf-8", "replace").decode()
+    return {"run": json.dumps(info), "metrics": json.dumps(metrics), "problem": said}
 
 
 def _read_object(file: Path) -> tuple[dict, str]:
@@ -192,7 +193,7 @@ def _expand(row: dict[str, str]) -> dict:
     facts = facts if isinstance(facts, dict) else {}
     wide = {
         "run": row["folder"],
-        "start_s": info.get("start_s", float("inf")),
+        "start_s": start if isinstance(start := info.get("start_s"), int | float) else float("inf"),
         "dataset": parameters.get("dataset", row["folder"].partition("/")[0]),
         "model": str(parameters.get("model", "")),
         "variant": str(parameters.get("variant") or ""),

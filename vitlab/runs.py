@@ -44,7 +44,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: dict | list) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
 
 
 def run_name(parameters: dict) -> str:

@@ -20,6 +20,7 @@ import pkgutil
 import secrets
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def connect(address: str) -> Client:
             f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML file of a cluster. {how}"
         )
     try:  # Client itself waits for ever where somebody takes the call and says nothing
-        kind = asyncio.run(asyncio.wait_for(_ask_who(address), ANSWER))
+        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own in this one
+            kind = thread.submit(lambda: asyncio.run(asyncio.wait_for(_ask_who(address), ANSWER))).result()
         if kind == "Scheduler":
             return Client(address, timeout=ANSWER, set_as_default=False, name="vitlab-batch")
         problem = f"a {kind} answers there"

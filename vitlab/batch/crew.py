@@ -59,6 +59,7 @@ class DaskCrew:
     ):
         self.client, self.workers, self.session, self.reports = client, workers, session, reports.resolve()
         self.token, self.imports, self.board, self.patience = token, imports, board, patience
+        self._token_name = token.relative_to(reports).as_posix()  # not resolved: runs/ may be a link to another disk
         self.address, self._tasks = address, tasks
         self._futures: dict[int, Future] = {}  # kept until the end: the dashboard shows them, and later tasks hang on them
         self._running: dict[int, dict[str, Any]] = {}  # number -> where (None: no place), takes (resources), since, begun, losses
@@ -139,7 +140,7 @@ class DaskCrew:
             limits=task.step.limits,
             imports=self.imports,
             home=str(self.reports),
-            token=self.token.resolve().relative_to(self.reports).as_posix(),
+            token=self._token_name,
             folder=os.getcwd(),
             sharers=self.workers.count_sharers(),
         )
@@ -258,6 +259,7 @@ class DaskCrew:
         """Find another place for those that have lost theirs."""
         for number, at in self._running.items():
             if at["where"] is None and at["losses"] < LOSSES:
+                at["takes"] = self._resources(self._tasks[number])  # there may be no GPU any more
                 at["where"] = self._find_place(self._tasks[number])
                 if at["where"] is not None:
                     self.board.write(f"{self._tasks[number].label}: its worker was lost; again on {self._name(at['where'])}")

@@ -47,7 +47,7 @@ def set_time(folder: str, name: str, changed_ns: int) -> None:
 
 def place_of(folder: str | Path, name: str) -> Path:
     """The path of a file below a folder. ValueError for a name that leads out of it, whoever sent it."""
-    path = Path(folder, name)
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
+    path = Path(os.path.normpath(Path(folder, name)))
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise ValueError(f"{name!r} leads out of {folder}")
     return path

@@ -133,7 +133,7 @@ def load_batch(file: Path | str) -> Batch:
     for name in {name for name in names if names.count(name) > 1}:
         raise ValueError(f"notebook {name} stands twice in the chain of {file.name}")
     _check_declared([*parameters, *varied], steps, file)
-    return Batch(file.stem, content.get("title") or file.stem, file, parameters, grid, cases, steps)
+    return Batch(file.stem, str(content.get("title") or file.stem), file, parameters, grid, cases, steps)
 
 
 def plan_tasks(batch: Batch) -> list[Task]:

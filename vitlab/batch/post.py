@@ -8,6 +8,7 @@ from typing import Any
 
 from distributed import Client
 
+from vitlab.batch.chain import describe_error
 from vitlab.batch.files import PIECE, Listing, list_files, place_of, read_piece, set_time, write_piece
 from vitlab.batch.remote import drop_desk, tell_arrived
 from vitlab.runs import atomic
@@ -24,6 +25,8 @@ def send_files(client: Client, worker: str, folder: str, reports: Path, wanted: 
     except FileNotFoundError as error:
         told = f"{error.filename} was removed while the batch ran; the same command makes it again"
         problem = {"cell": None, "line": "", "name": "RunFolderRemoved", "value": told}
+    except Exception as error:  # the worker's disk is full, say: its notebook must not wait for ever
+        problem = describe_error(error)["error"]
     client.run(tell_arrived, folder, problem, workers=[worker])
 
 

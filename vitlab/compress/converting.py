@@ -18,7 +18,7 @@ from vitlab.compress.rounding import LARGEST, Moments, collect_moments, level_lo
 from vitlab.compress.shielding import shield_float_nodes
 
 METHODS = ("dynamic", "static", "fp16", "weights8", "weights4")
-OPS = {"static": ("Conv", "MatMul", "Gemm"), "dynamic": ("MatMul", "Gemm")}  # of the others MatMul
+OPS = {"static": WEIGHTED, "fp16": WEIGHTED, "dynamic": ("MatMul", "Gemm")}  # of the others MatMul
 BLOCK = {"weights8": 128, "weights4": 32}  # weights that share one scale
 REDUCED = 64  # largest weight of 7 bits
 MOMENTS = 32  # calibration images from which the rounding is computed

@@ -37,6 +37,7 @@ class Moments:
 
     def add(self, patches: np.ndarray) -> None:
         """patches: (groups, n, positions)."""
+        patches = patches.astype(np.float64)  # or nothing is left of a small spread around a large mean
         self.total += patches.sum(axis=2)
         self.outer += patches @ patches.transpose(0, 2, 1)
         self.count += patches.shape[2]

@@ -53,7 +53,8 @@ def load_images(folder: Path, split: str, size: int, cache: Path) -> ImageArray:
                 picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
             pixels[place] = np.asarray(picture).transpose(2, 0, 1)
         pixels.flush()
-        part.rename(path)
+        del pixels  # Windows renames no file that is mapped
+        part.replace(path)
     return ImageArray(np.load(path, mmap_mode="r"), labels, classes)
 
 

@@ -46,6 +46,8 @@ def pretrain(
     optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     average = MovingAverage(student, recipe.average, set(student.state_dict()))
     per_epoch = len(images) // recipe.batch_size
+    if not per_epoch:
+        raise ValueError(f"{len(images)} images do not fill a batch of {recipe.batch_size}; give more images")
     total = recipe.epochs * per_epoch
     checkpoints = Checkpoints(folder / "checkpoints", {"recipe": recipe.describe(), "images": len(images)})
     step = _restore(checkpoints, student, average, optimizer)
@@ -67,7 +69,9 @@ def pretrain(
             if step % per_epoch == 0:
                 means = {name: round(float(np.mean([part[name] for part in parts])), 5) for name in parts[0]}
                 facts = {"accuracy": validate(average.module, validation, device), "rate": rate}
-                _log(folder / "log.csv", {"epoch": epoch + 1, **means, **facts, "seconds": round(time.monotonic() - began, 1)})
+                log_epoch(
+                    folder / "log.csv", {"epoch": epoch + 1, **means, **facts, "seconds": round(time.monotonic() - began, 1)}
+                )
                 parts, began = [], time.monotonic()
             if time.monotonic() - saved > CHECKPOINT_S or step == total:
                 _save(checkpoints, step, student, average, optimizer)
@@ -126,10 +130,13 @@ def _restore(checkpoints, student, average, optimizer) -> int:
     return progress["step"]
 
 
-def _log(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
+def log_epoch(path: Path, row: dict) -> None:
+    """Add an epoch; those from it on that an ended call has left are dropped: their checkpoint was never written."""
+    rows = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows([*rows, row])

@@ -79,11 +79,11 @@ class AdviceCache:
                 places = np.arange(start, min(start + batch_size, len(images)))
                 pixels, _ = images.take(places, device)
                 advice = teacher(enlarge(pixels, size))
-                for name, part in parts.items():
-                    part[places] = getattr(advice, name).cpu().numpy()
-            for name, part in parts.items():
-                part.flush()
-                paths[name].with_suffix(".part").rename(paths[name])
+                for name in parts:
+                    parts[name][places] = getattr(advice, name).cpu().numpy()
+            for name in shapes:
+                parts.pop(name).flush()
+                paths[name].with_suffix(".part").replace(paths[name])
         self.size = size
         self._arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer\b\s*:?\s*(?P<name>.*?)\s*(?:-->)?\s*$")
+MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer\b(?P<name>.*)$")
 OPTION = re.compile(r"^\s*#\|")
-COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 BLANK = r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|pass|none|n/?a|lorem ipsum.*"
-PLACEHOLDER = re.compile(rf"(?i)\W*({BLANK})?\W*")
+PLACEHOLDER = re.compile(rf"(?i)\W*+({BLANK})?\W*")
 WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
 
 
@@ -53,7 +53,7 @@ def find_mark(source: str) -> str | None:
     for line in source.splitlines():
         mark = MARK.match(line)
         if mark:
-            return mark["name"].strip("\"'")
+            return mark["name"].strip().removesuffix("-->").strip().removeprefix(":").strip().strip("\"'")
         if line.strip() and not OPTION.match(line):
             return None
     return None

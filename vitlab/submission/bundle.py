@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from vitlab.submission.environment import describe_environment
 from vitlab.submission.images import hash_table, image_hash_table, join_samples
 from vitlab.submission.manifest import write_manifest
 from vitlab.submission.notebooks import strip_outputs
+from vitlab.submission.opened import FAIL, Result
 from vitlab.submission.rubric import Rubric, load_rubric
+from vitlab.submission.safe_zip import Limits, UnsafeBundle, check_directory, check_members
 from vitlab.submission.selection import Selection, select
 from vitlab.submission.templates import write_readme, write_title_page
 from vitlab.submission.verify import Verdict, judge_folder
@@ -76,7 +79,19 @@ def make_bundle(
         write_manifest(folder, {**facts, "data": data, **_describe(selection, folder)})
         verdict = judge_folder(folder)
         write_zip(folder, output)
+        verdict = replace(verdict, results=(*_check_zip(output), *verdict.results))
     return Made(output, hash_file(output), verdict)
+
+
+def _check_zip(path: Path) -> list[Result]:
+    """What keeps `vitlab verify` from opening the zip: too many files, too large."""
+    try:
+        check_directory(path, Limits())
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive.infolist(), Limits())
+    except UnsafeBundle as error:
+        return [Result("archive", path.name, FAIL, f"{error}; hand in fewer runs, or lower --weights-limit")]
+    return []
 
 
 def _put_runs(selection: Selection, folder: Path, limit: float) -> list[str]:
@@ -90,7 +105,7 @@ def _put_runs(selection: Selection, folder: Path, limit: float) -> list[str]:
         for path in sorted(run.path.iterdir()):
             if path.name.startswith(".") or path.name == "notebooks":
                 continue
-            size = path.stat().st_size
+            size = path.lstat().st_size
             if path.is_symlink() or not path.is_file() or path.suffix not in TAKEN:
                 left_out.append(f"`{place}/{path.name}`: not a table, text or weights")
             elif path.suffix == ".safetensors" and used + size > limit:

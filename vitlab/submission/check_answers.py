@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -66,13 +67,15 @@ def read_answers(bundle: Bundle) -> list[Answer]:
     first = {}
     for book in bundle.notebooks:
         first.setdefault(book["clean"], book["executed"])
-    notebooks = []
-    for name in first.values():
+    return find_answers(_read_notebooks(bundle, first.values()))
+
+
+def _read_notebooks(bundle: Bundle, names: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    for name in names:
         try:
-            notebooks.append((Path(name).name, bundle.read_notebook(name)))
+            yield Path(name).name, bundle.read_notebook(name)
         except ValueError:
             continue  # check_executed says what is wrong with it
-    return find_answers(notebooks)
 
 
 def find_evidence(bundle: Bundle) -> Evidence:

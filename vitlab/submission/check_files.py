@@ -14,7 +14,7 @@ NEEDED = ("README.md", "TITLE.md", "environment/environment.json", "environment/
 OF_A_RUN = ("run.json", "splits.csv", "predictions.parquet", "model.json", "data_card.md", "model_card.md")
 PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".npy", ".npz", ".h5")
 PROGRAMS = (".py", ".pyc", ".so", ".dll", ".exe", ".sh", ".bat", ".ps1", ".pth", ".jar")
-HEAVIEST_HEADER = 100 * 10**6  # bytes of the header of a safetensors file
+HEAVIEST_HEADER = 10 * 10**6  # bytes of the header of a safetensors file
 
 
 def check_archive(bundle: Bundle) -> list[Result]:
@@ -41,6 +41,14 @@ def check_contents(bundle: Bundle) -> list[Result]:
     wanted += [f"{run}/metrics.json" for run in sorted(evaluated)]
     missing = [name for name in wanted if not (bundle.folder / name).is_file()]
     results = [Result("contents", name, FAIL, "missing") for name in missing]
+    for kind, there in (("run", bundle.runs), ("notebook", bundle.notebooks)):
+        if not there:
+            results.append(Result("contents", f"{kind}s", FAIL, f"the manifest names no {kind}, so none is checked"))
+    known = {book[key] for book in bundle.notebooks for key in ("executed", "clean")}
+    stray = [name for name in bundle.manifest["files"] if name.endswith(".ipynb") and name not in known]
+    results += [
+        Result("contents", name, FAIL, "a notebook that the manifest names as a file only: no check reads it") for name in stray
+    ]
     pages = sorted((bundle.folder / "report").glob("*.html"))
     for kind, there in (("HTML", pages), ("PDF", (bundle.folder / "report" / "report.pdf").is_file())):
         if not there:

@@ -20,7 +20,7 @@ from vitlab.submission.notebooks import (
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
 from vitlab.submission.selection import CLEAN
 
-NUMBER = re.compile(r"-?\d+\.\d{3}(?: \[-?\d+\.\d{3}, -?\d+\.\d{3}\])?")
+NUMBER = re.compile(r"-?(?<!\d)\d++\.\d{3}(?: \[-?\d+\.\d{3}, -?\d+\.\d{3}\])?")
 LARGEST_PAGE = 100 * 10**6  # bytes
 EMBEDDED = "data:image/png;base64,"
 

@@ -35,7 +35,7 @@ def check_splits(bundle: Bundle) -> list[Result]:
         digest = hash_splits(samples)
         if digest != by_path[place]["splits_sha256"]:
             return FAIL, "the hash of the splits is not that of the manifest"
-        if f"`{digest}`" not in bundle.place(f"{place}/data_card.md").read_text(encoding="utf-8"):
+        if f"`{digest}`" not in bundle.read_text(f"{place}/data_card.md"):
             return FAIL, "the hash of the splits is not that of the data card"
         counts = samples["split"].value_counts()
         return PASS, ", ".join(f"{counts.get(name, 0):,} {name}" for name in SPLITS) + f", hash {digest[:12]}..."
@@ -63,7 +63,9 @@ def check_data(bundle: Bundle) -> list[Result]:
                     return FAIL, f"{run['path']}/splits.csv labels {wrong.index[0]} {wrong.iloc[0]}, {noted['table']} does not"
         here = find_data(bundle, dataset)
         if not here:
-            return SKIPPED, f"{len(table):,} hashes fit the splits; {dataset} is not at hand: name yours with --data"
+            several = len({run["dataset"] for run in bundle.runs}) > 1
+            advice = "--data serves bundles of one data set only" if several else "name yours with --data"
+            return SKIPPED, f"{len(table):,} hashes fit the splits; {dataset} is not at hand: {advice}"
         if not bundle.options.images:
             return PASS, f"{len(table):,} images, hash {noted['sha256'][:12]}..."
         ours = image_hash_table(here, samples).set_index("sample_id")

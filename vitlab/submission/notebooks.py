@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LARGEST = 200 * 10**6  # bytes of a notebook that are read
+LARGEST = 50 * 10**6  # bytes of a notebook that are read
 Cells = Sequence[dict[str, Any]]
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow.parquet import read_metadata
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vitlab.submission.manifest import compare_files, read_manifest
 from vitlab.submission.notebooks import read_notebook
 from vitlab.submission.safe_zip import Opened, check_name
 
-LARGEST = 200 * 10**6  # bytes of a table or of JSON that are read
-MOST_VALUES = 200 * 10**6  # of a Parquet file
+LARGEST = 50 * 10**6  # bytes of a table or of JSON that are read
+MOST_VALUES = 20 * 10**6  # of a Parquet file
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 
@@ -82,18 +83,21 @@ class Bundle:
 
     def read_notebook(self, name: str) -> dict[str, Any]:
         if name not in self._read:
+            if sum(self.place(other).stat().st_size for other in [*self._read, name]) > LARGEST:
+                self._read.clear()
             self._read[name] = read_notebook(self.place(name))
         return self._read[name]
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self._place_small(name).read_text(encoding="utf-8"))
+        return json.loads(self.read_text(name))
+
+    def read_text(self, name: str) -> str:
+        return self._place_small(name).read_text(encoding="utf-8")
 
     def read_table(self, name: str) -> pd.DataFrame:
         path = self._place_small(name)
         if name.endswith(".parquet"):
-            shape = read_metadata(path)  # a small file may stand for many values
-            if shape.num_rows * shape.num_columns > MOST_VALUES:
-                raise ValueError(f"{name} has {shape.num_rows:,} rows of {shape.num_columns} columns; too many to be read")
+            check_parquet(path, name)
             return pd.read_parquet(path, engine="pyarrow")
         return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
 
@@ -123,3 +127,18 @@ def judge_each(check: str, subjects: Iterable[str], judge: Callable[[str], Resul
 def describe_error(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def check_parquet(path: Path, name: str) -> None:
+    """ValueError for a file that would unpack to far more than it weighs: many values, lists, or one long text many times."""
+    shape = pq.read_metadata(path)
+    columns = [shape.schema.column(place) for place in range(shape.num_columns)]
+    if shape.num_rows * shape.num_columns > MOST_VALUES or any(column.max_repetition_level for column in columns):
+        raise ValueError(
+            f"{name} has {shape.num_rows:,} rows of {shape.num_columns} columns, or lists in them; too much to be read"
+        )
+    texts = [column.name for column in columns if column.physical_type == "BYTE_ARRAY"]
+    packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once, however often it stands there
+    parts = [part for text in texts for part in packed[text].chunks]
+    if sum(pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0 for part in parts) > LARGEST:
+        raise ValueError(f"{name} would unpack to over {LARGEST / 1e6:g} MB of text")

@@ -33,7 +33,7 @@ def check_rerun(bundle: Bundle) -> list[Result]:
         return [
             Result("rerun", "", SKIPPED, f"{len(bundle.problems)} files are not those that were packed; nothing was executed")
         ]
-    with tempfile.TemporaryDirectory(prefix="vitlab-rerun-") as place:
+    with tempfile.TemporaryDirectory(prefix="vitlab-rerun-", ignore_cleanup_errors=True) as place:
         project = Path(place)
         lay_out(bundle, project)
         with inside(project):
@@ -80,7 +80,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
         book = by_name[name]
         start, clean = time.perf_counter(), project / str(book["clean"]).removeprefix("project/")
         given = dict(book["parameters"])
-        if bundle.options.data and "dataset" in given:
+        if bundle.options.data and "dataset" in given and len({run["dataset"] for run in bundle.runs}) == 1:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean, given) if given else {}
         check_names([parameters], warm)

@@ -74,6 +74,15 @@ class Evidence:
         return bool(fnmatch.filter(there, name)) if kind == "file" else name in there
 
 
+class _NoAliases(yaml.SafeLoader):
+    """A few aliases of aliases would be written out to gigabytes."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
 def load_rubric(path: Path | str) -> Rubric:
     """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
     path = Path(path)
@@ -82,7 +91,7 @@ def load_rubric(path: Path | str) -> Rubric:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoAliases)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not YAML: {error}") from error
     _check_keys(content, KEYS, path.name)

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def check_name(name: str, limits: Limits = Limits()) -> None:
         raise UnsafeBundle(f"the name {name!r} leads out of the folder")
     if BAD_NAME.search(name) or "" in parts or "." in parts or not name.isprintable():
         raise UnsafeBundle(f"the name {name!r} has parts or characters that no file of a bundle has")
-    if len(name) > limits.name or any(part.endswith((" ", ".")) or DEVICE.fullmatch(part) for part in parts):
+    if len(name.encode()) > limits.name or any(part.endswith((" ", ".")) or DEVICE.fullmatch(part) for part in parts):
         raise UnsafeBundle(f"the name {name!r} is too long, a device, or ends in a blank or dot: not a file on every system")
 
 
@@ -192,8 +192,8 @@ def _check_overlap(members: list[zipfile.ZipInfo]) -> None:
 def _write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> str:
     """Write one file, never more bytes than the zip says; why it is damaged, or "" when it is there."""
     target = folder / info.filename
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(info) as packed, target.open("xb") as file:
             written = 0
             while block := packed.read(BLOCK):
@@ -204,6 +204,7 @@ def _write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path)
             if written != info.file_size:
                 raise zipfile.BadZipFile("fewer bytes than the zip says")
     except DAMAGE as error:
-        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            target.unlink(missing_ok=True)
         return str(error) or type(error).__name__
     return ""

@@ -59,7 +59,7 @@ may: your browser runs them when you open it.
 | archive, manifest | the files are those that were packed, to the byte | who packed them. The manifest and the seal are checksums, **not signatures**: whoever changes a file can compute both again. The SHA-256 that `vitlab submit` printed, handed in by another way in time, fixes the bundle. |
 | executed, sources | the notebooks look as after one execution from top to bottom of the clean notebooks beside them | that they were executed. Outputs and counts are text that can be edited. |
 | splits, data, predictions | one split an image, none twice; the hash of the splits; with the data at hand, the same images and labels | that predictions come from the model. |
-| metrics, shown | the numbers follow from the predictions; notebook and page show these numbers | the same: invented predictions give fitting metrics. |
+| metrics, shown | the numbers follow from the predictions; the notebook shows them, and its page, where it has one, holds them | the same: invented predictions give fitting metrics. What else a page says, and the PDF, is compared with nothing. |
 | weights | the file is the one that the run noted | that it was trained as the notebook says, or gives these predictions. |
 | answers, rubric | a cell is not empty, evidence exists | that an answer is right, or by the author. |
 | **rerun** | **the code, executed here, gives these numbers within the tolerance** | that the author ran it; who wrote it. |

@@ -78,6 +78,8 @@ def verify_bundle(
     if data:
         from vitlab.data import check_name
 
+        prefix, _, place = data.partition(":")
+        data = f"folder:{Path(place).expanduser().absolute()}" if prefix == "folder" and place else data
         check_name(data)
     options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data)
     try:

@@ -1,0 +1,62 @@
+"""What a stranger's bundle may hold: little that grows large, or takes for ever to look at."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vitlab.submission import opened
+from vitlab.submission.answers import find_answers
+from vitlab.submission.check_notebooks import NUMBER
+from vitlab.submission.opened import check_parquet
+from vitlab.submission.rubric import load_rubric
+
+
+def test_aliases_in_a_rubric_are_refused(tmp_path):
+    lines = ["title: &a [x, x, x, x]", *(f"k{n}: &b{n} [*a, *a, *a, *a]" for n in range(3))]
+    (tmp_path / "rubric.yml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="aliases"):
+        load_rubric(tmp_path / "rubric.yml")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"numbers": [list(range(5))]}),
+        pa.table({"text": pa.array(["x" * 1000] * 200).dictionary_encode()}),
+        pa.table({"many": np.zeros(5000)}),
+    ],
+    ids=["lists", "one text many times", "many values"],
+)
+def test_a_small_parquet_file_that_stands_for_much_is_refused(tmp_path, monkeypatch, table):
+    monkeypatch.setattr(opened, "LARGEST", 10**5)
+    monkeypatch.setattr(opened, "MOST_VALUES", 1000)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet"):
+        check_parquet(tmp_path / "a.parquet", "a.parquet")
+    pd.DataFrame({"label": ["a", "b"], "value": [1.0, 2.0]}).to_parquet(tmp_path / "fine.parquet")
+    check_parquet(tmp_path / "fine.parquet", "fine.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("markdown", "<!-- #| answer:" + " " * 100_000 + "x"),
+        ("markdown", "<!-- #| answer: a -->\n" + "<!--" * 100_000),
+        ("markdown", "<!-- #| answer: a -->\n" + "-" * 100_000 + "x"),
+    ],
+    ids=["blanks", "comments", "dashes"],
+)
+def test_long_answers_are_read_in_a_moment(kind, text):
+    start = time.process_time()
+    find_answers([("a.ipynb", {"cells": [{"cell_type": kind, "source": text, "metadata": {}}]})])
+    assert time.process_time() - start < 5  # the patterns of before took hours
+
+
+def test_long_numbers_are_read_in_a_moment():
+    start = time.process_time()
+    assert NUMBER.findall("0.123 [0.100, 0.200] -1.000 " + "9" * 100_000) == ["0.123 [0.100, 0.200]", "-1.000"]
+    assert time.process_time() - start < 5
