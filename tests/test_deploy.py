@@ -153,7 +153,7 @@ def test_the_space_is_whole(space, run):
     assert f"# Model card{whole}" == (space / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "python app.py" in start
     assert front["title"] in start
-    assert {front["colorFrom"], front["colorTo"]} <= HUB_COLOURS
+    assert {front["colorFrom"], front["colorTo"]} <= set(HUB_COLOURS)
     assert "*.onnx filter=lfs" in (space / ".gitattributes").read_text()
     assert "Measured on the file `model.onnx`" in card
     assert not list(space.parent.glob(".*"))  # nothing half made is left beside it

@@ -54,7 +54,7 @@ def test_commands_and_files_exist(guide):
     commands = get_command(app).commands
     for name in re.findall(r"^vitlab ([\w-]+)", text, flags=re.MULTILINE):
         assert name in commands, name
-    for path in re.findall(r"(?:notebooks|reports|tests|vitlab)/[\w/.-]*\w", text):
+    for path in re.findall(r"(?<![\w/])(?:notebooks|reports|tests|vitlab)/[\w/.-]*\w", text):
         assert (ROOT / path).exists(), path
     for line in re.findall(r"^vitlab run (.*)$", text, flags=re.MULTILINE):
         known = notebook_parameters(ROOT / line.split()[0])
