@@ -20,7 +20,7 @@ def test_lines_run_through_the_means_over_seeds():
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[5, 0.7], [50, 0.9]])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "pretrained",
-        "random",
+        "scratch",
     ]
     assert list(ax.get_xticks()) == [5, 50]
 
