@@ -25,7 +25,7 @@ from distributed.worker import Worker
 from vitlab.batch.files import find_changes, list_files
 from vitlab.batch.limits import Limits, Stopped
 from vitlab.batch.probe import probe_worker
-from vitlab.kernels import WarmProcess
+from vitlab.kernels import WarmProcess, environment
 
 IDLE = 60  # seconds after which a warm process without work is let go; the batch does so itself, unless it was killed
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask sets them to 1 in its workers
@@ -68,7 +68,7 @@ class Site:
         self.environment = {} if set_by_hand else dict.fromkeys(THREADS, threads)
         self.environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         self.folder = job.folder if self.home and Path(job.folder).is_dir() else None
-        with _environment(self.environment):
+        with environment(self.environment):
             self.warm = WarmProcess()
         self.warm.preload(job.imports)
         self.busy, self.timer = 0, None
@@ -224,14 +224,3 @@ def _order_files(reports: Path, tell: Callable, is_unwanted: Callable[[], bool])
         return arrived[1]
     finally:
         del ARRIVED[str(reports)]
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -17,7 +17,7 @@ from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
-from vitlab.kernels import WarmProcess
+from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
@@ -110,13 +110,8 @@ def kernel_environment(workers: int = 1) -> Iterator[None]:
     if workers > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         values["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
+    with environment(values):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
