@@ -22,6 +22,8 @@ def open_session(path: Path | str | bytes, threads: int | None = None) -> onnxru
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_threads()
     options.inter_op_num_threads = 1
+    # threads that spin between operations take time from those at work where two share a core, and from other sessions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     model = path if isinstance(path, bytes) else str(path)
     try:
