@@ -81,9 +81,12 @@ def _call_module(module, precision: str) -> Side:
 
 
 def predict_sides(
-    sides: Mapping[str, Side], data: DataBundle, transform: Transform, splits: Sequence[str] = ("test",), batch_size: int = 32
+    sides: Mapping[str, Side], data: DataBundle, transform: Transform, splits: Sequence[str] = ("test",), batch_size: int = 8
 ) -> dict[str, pd.DataFrame]:
-    """The predictions table of each side, as of `vitlab.training.predict`. Each image is read and prepared once for all sides."""
+    """The predictions table of each side, as of `vitlab.training.predict`. Each image is read and prepared once for all sides.
+
+    A small batch is quicker in PyTorch on a processor: what a large one needs in between is asked of the system anew each time.
+    """
     import pandas as pd
     from scipy.special import softmax
 
