@@ -1,12 +1,13 @@
 """How small and how fast? Against the same model in PyTorch at float32, on two threads, sides in turn, each ingredient alone.
 
-Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of
-each: ONNX float32, dynamic int8, static int8, and, where the model has transformer blocks, pruned to a half and a quarter of
-them, recovered, and static int8. Of those that keep the answers of their own float graph (99 % on validation images), are
-faster and lose at most 0.5 points of balanced accuracy on the validation split, the one with the least time times size is
-taken; its latency, size and loss are measured on the test split. At least 75 % less latency and 80 % less size are asked for at
-a loss of at most 0.5 points, the mean over the seeds with a paired interval (over the test images where there are fewer than
-five seeds); and that int8 gives the class that float32 gives in the same runtime on 99 % of the images.
+Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of each: ONNX
+float32, dynamic int8, static int8, and a smaller network in static int8: where the model has transformer blocks, the model itself
+with a share of them (whole ones go), recovered; else a hybrid ViT of one block that learns from it. Of those that keep the
+answers of their own float graph (99 % on validation images), are faster and lose at most 0.5 points of balanced accuracy on the
+validation split, the one with the least time times size is taken; its latency, size and loss are measured on the test split. At
+least 75 % less latency and 80 % less size are asked for at a loss of at most 0.5 points, the mean over the seeds with a paired
+interval (over the test images where there are fewer than five seeds); and that int8 gives the class of float32 in the same
+runtime on 99 % of the images.
 
 What a seed gave is kept in <reports>/bench_compress/ when it is finished, and not measured again with the same settings: broken
 off, the benchmark goes on there. --again measures anew.
@@ -21,6 +22,8 @@ import argparse
 import json
 import time
 from argparse import Namespace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -34,16 +37,17 @@ from vitlab.compress.processor import ARM, X86, read_instructions
 from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
 from vitlab.evaluation import corrected_t
-from vitlab.models import load_model, save_model
+from vitlab.models import build_model, load_model, save_model
 from vitlab.places import reports_dir
 from vitlab.runs import Run, write_json
-from vitlab.training import ensure_run
+from vitlab.training import ensure_run, recipe
 
 TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}
 LOSS, AGREEMENT = "<= 0.5", ">= 0.99"
 METRIC, TEST_SHARE = "balanced_accuracy", 0.2
 MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
-KEEPS = (0.5, 0.25)  # shares of the parameters of the transformer blocks that pruning keeps
+KEEPS = (0.34,)  # shares of the transformer blocks that pruning keeps: one of three
+STUDENT, STUDENT_DEPTH = "hybrid_vit", 1  # learns from a model that has no blocks
 WEIGHED = 128  # validation images on which importance is measured
 METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
 PEER = "PyTorch fp32"
@@ -52,16 +56,19 @@ PEER = "PyTorch fp32"
 def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
     """The ONNX files of a run by name, the float file that each is to agree with, and the names of those that do (on val).
 
-    A pruned and recovered network is kept in the folder, and taken from there when a run that was broken off goes on.
+    A smaller network is kept in the folder once it is trained, and taken from there when a run that was broken off goes on.
     """
     from vitlab.compress.export import export_onnx
     from vitlab.compress.quantize import quantize_onnx
 
-    networks = {"": model} | ({f"pruned to {keep:g}, ": keep for keep in keeps} if model.anatomy.attention else {})
+    smaller = {f"pruned to {keep:g}, ": partial(prune_and_recover, keep=keep) for keep in keeps}
+    networks = {"": None} | (smaller if model.anatomy.attention else {"distilled, ": teach_student})
     files, floats, agreeing = {}, {}, {"ONNX fp32"}
-    for prefix, network in networks.items():
-        if prefix:
-            network = prune_and_recover(model, data, network, run.parameters.get("seed", 0), folder)
+    for prefix, make in networks.items():
+        saved = folder / prefix.replace(", ", "").replace(" ", "-")
+        if make and not (saved / "model.json").is_file():
+            save_model(make(model, data, run.parameters.get("seed", 0)), saved)
+        network = load_model(saved) if make else model
         source = folder / f"{prefix}fp32.onnx".replace(", ", "-")
         export_onnx(network, source, data)
         if not prefix:
@@ -76,23 +83,29 @@ def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[st
     return files, floats, agreeing
 
 
-def prune_and_recover(model, data, keep: float, seed: int, folder: Path):
-    """The model with this share of its blocks' parameters, taught by itself; importance and recovery as in notebook 06."""
+def prune_and_recover(model, data, seed: int, keep: float):
+    """The model with this share of its blocks, taught by itself; importance and recovery as in notebook 06."""
     from vitlab.compress.importance import importance_table
     from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.recovery import recover, recovery_recipe
 
-    saved = folder / f"pruned-{keep:g}"
-    if (saved / "model.json").is_file():
-        return load_model(saved)
     val = data.split("val")
     rows = val.sample(n=min(WEIGHED, len(val)), random_state=seed)
     images = load_images(data, rows["sample_id"], model.transform)
-    weights = importance_table(model, images, rows["label"].tolist(), kinds=("head", "neuron"))
-    pruned = prune(model, plan_pruning(model, weights, keep, of="blocks"))
+    weights = importance_table(model, images, rows["label"].tolist(), kinds=("block",))
+    pruned = prune(model, plan_pruning(model, weights, keep, of="blocks", drop_blocks=True))
     recover(pruned, data, config=recovery_recipe(model.name, seed=seed), teacher=model)
-    save_model(pruned, saved)
     return pruned
+
+
+def teach_student(model, data, seed: int):
+    """A hybrid ViT of one block, taught by the model, with its own usual recipe."""
+    from vitlab.compress.distillation import distill
+
+    student = build_model(STUDENT, data.classes, seed=seed, size=model.transform.size, depth=STUDENT_DEPTH)
+    student = replace(student, transform=model.transform)  # both get the same pixels
+    distill(model, student, data, config=recipe(STUDENT, seed=seed))
+    return student
 
 
 def measure_run(run: Run, options: Namespace, folder: Path) -> dict:

@@ -12,8 +12,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vitlab.batch import fingerprint as fingerprint_module
-from vitlab.batch import load_batch, plan_tasks, run_batch, run_notebook
+from vitlab.batch import fingerprint as fingerprint_module, load_batch, plan_tasks, run_batch, run_notebook
 from vitlab.batch.fingerprint import PACKAGE, fingerprint_tasks, imported_modules, notebook_imports, used_files
 from vitlab.batch.summary import describe_problem, print_summary
 from vitlab.kernels import WarmProcess
@@ -255,6 +254,11 @@ def test_used_files_are_the_closure_of_the_imports(tmp_path):
     used = used_files({"pack.data.read", "pandas"}, tmp_path / "pack")
     names = {file.relative_to(tmp_path / "pack").as_posix() for file in used}
     assert names == {"__init__.py", "data/__init__.py", "data/reading.py", "models/__init__.py", "models/vit.py"}
+
+
+def test_what_a_package_imports_lazily_is_used_too():
+    files = {file.relative_to(PACKAGE).as_posix() for file in used_files({"vitlab.compress"}, PACKAGE)}
+    assert {"compress/__init__.py", "compress/__init__.pyi", "compress/quantize.py", "compress/rounding.py"} <= files
 
 
 def test_magics_and_commands_are_no_obstacle(tmp_path):

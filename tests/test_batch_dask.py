@@ -16,9 +16,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from nbformat.v4 import new_code_cell, new_notebook
 
 import vitlab
-from vitlab.batch import cluster as cluster_module
-from vitlab.batch import crew as crew_module
-from vitlab.batch import run_batch
+from vitlab.batch import cluster as cluster_module, crew as crew_module, run_batch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only, and /proc is looked into")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.data import build_augmentation, denormalise, fit_image, normalise, preprocess, to_rgb
+from vitlab.data import build_augmentation, denormalise, fit_image, normalise, preprocess
+from vitlab.pictures import to_rgb
 from vitlab.schema import Transform
 
 PLAIN = Transform(size=(4, 4), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest")

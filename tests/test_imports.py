@@ -1,5 +1,6 @@
 """The direction of imports (contracts in pyproject.toml), and that `import vitlab` costs nothing."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,15 @@ def test_import_vitlab_is_quick_and_loads_nothing():
     assert torch_loaded == "False"
 
 
-@pytest.mark.parametrize("module", ["vitlab.evaluation", "vitlab.plots", "vitlab.runs"])
+@pytest.mark.parametrize("package", ["vitlab.data", "vitlab.compress"])
+def test_every_lazy_name_is_there(package):
+    module = importlib.import_module(package)
+    assert module.__all__ and all(callable(getattr(module, name)) or name.isupper() for name in module.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["vitlab.evaluation", "vitlab.plots", "vitlab.runs", "vitlab.data.datasets"])
 def test_does_not_load_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -374,6 +374,7 @@ def test_for_paper_keeps_the_static_twin(monkeypatch):
 def test_options_survive_reading_and_writing():
     options = {"label": "fig-a", "fig-cap": 'A "quoted": caption, $x_i$', "echo": False}
     assert read_options(write_options(options, "x = 1\n#| not an option")) == (options, "x = 1\n#| not an option")
+    assert read_options("#| label: tbl-a\n#| answer\nx") == ({"label": "tbl-a", "answer": None}, "x")
     for wrong in ("#| just words\nx", '#| fig-cap: "a "b" c"\nx'):
         with pytest.raises(ValueError, match="key: value"):
             read_options(wrong)

@@ -190,8 +190,7 @@ def test_what_does_not_fit_is_named(make, message):
 
 def test_figures_rank_and_name_the_controls_as_the_tables_do():
     """plots may not import explain, so both are written twice."""
-    from vitlab.plots import faithfulness
-    from vitlab.plots import trust as figures
+    from vitlab.plots import faithfulness, trust as figures
 
     assert set(faithfulness.CONTROLS) == set(CONTROLS)
     table = trust_table(make_scores(good=draw(1), idle=draw(seed=4), random=draw(seed=1), centre=draw(-0.5, seed=2)))

@@ -169,8 +169,7 @@ def export_space(
 ):
     """Write a run as an app of its own: for Hugging Face Spaces, for docker build, for a machine without torch."""
     with clean_errors():
-        from vitlab.deploy import export_space as write_space
-        from vitlab.deploy import find_run
+        from vitlab.deploy import export_space as write_space, find_run
 
         write_space(find_run(run), folder, onnx=onnx)
     typer.echo(f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space takes it")

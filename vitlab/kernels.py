@@ -155,9 +155,12 @@ def serve() -> None:
 
 
 def import_modules(names: list[str]) -> None:
+    """Import them, and what packages of vitlab would import later, when a name of theirs is used."""
     for name in [*names, "ipykernel.kernelapp"]:  # ipykernel last: libraries that see it loaded take this for a notebook
         with suppress(Exception):
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if name.startswith("vitlab."):
+                [getattr(module, lazy) for lazy in getattr(module, "__all__", ())]
     gc.freeze()  # no kernel's garbage collector need walk over, and so copy, what all kernels share
 
 

@@ -84,6 +84,7 @@ def serve(
     predictor = open_predictor(folder, threads)
     page = build_page(predictor, facts or read_facts(folder), limits)
     page.queue(default_concurrency_limit=4)
+    page._queue.pending_messages_per_session.max_size = SESSIONS  # of 2,000, each kept until it is full; there is no public way
     _, address, public = page.launch(
         server_name=host,
         server_port=port,

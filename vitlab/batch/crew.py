@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from concurrent.futures import Future as Errand
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future as Errand, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any

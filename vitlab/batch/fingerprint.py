@@ -64,10 +64,12 @@ def used_files(modules: set[str], root: Path) -> set[Path]:
         for length in range(1, len(parts) + 1):  # importing a.b.c executes a/__init__.py and a/b/__init__.py, too
             place = root.joinpath(*parts[1:length])
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-            if file.is_file() and file not in used:
-                used.add(file)
-                package = parts[:length] if place.is_dir() else parts[: length - 1]
-                waiting += imported_modules(file.read_text(encoding="utf-8"), ".".join(package))
+            stub = file.with_suffix(".pyi")  # what a package imports when one of its names is used
+            for one in (file, stub):
+                if one.is_file() and one not in used:
+                    used.add(one)
+                    package = parts[:length] if place.is_dir() else parts[: length - 1]
+                    waiting += imported_modules(one.read_text(encoding="utf-8"), ".".join(package))
     return used
 
 

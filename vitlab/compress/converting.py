@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantFormat, QuantType
-from onnxruntime.quantization import quantize_dynamic as ort_dynamic
-from onnxruntime.quantization import quantize_static as ort_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic as ort_dynamic, quantize_static as ort_static
 
 from vitlab.compress.calibration import CALIBRATIONS, feed_images, measure_ranges, silence
 from vitlab.compress.graph import MAP_OPS, WEIGHTED, drop_notes, map_nodes, name_nodes, weight_bytes, weighted_nodes

@@ -21,8 +21,7 @@ from vitlab.compress.parity import Gate, PixelSet, compare_logits, draw_pixels, 
 from vitlab.compress.preprocess import normalise
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.compress.sidecar import PREPROCESSING, check_target, describe_transform, write_pair
-from vitlab.data import normalise as torch_normalise
-from vitlab.data import preprocess as torch_preprocess
+from vitlab.data import normalise as torch_normalise, preprocess as torch_preprocess
 from vitlab.evaluation.conformal import find_limits
 from vitlab.evaluation.recalibration import calibrate
 from vitlab.registry import unknown

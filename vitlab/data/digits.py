@@ -8,7 +8,6 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from vitlab.data.sources import DATASETS, Source
 
@@ -39,7 +38,11 @@ def digits() -> Source:
     )
 
 
-_load_arrays = cache(load_digits)
+@cache
+def _load_arrays():
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def _read_digit(sample_id: str) -> Image.Image:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from vitlab.data.splits import VAL_SHARE, check_groups, draw_splits, hash_number
 
@@ -26,6 +25,8 @@ def draw_folds(
     group), so the order of the rows does not matter. Raises ValueError where a class has fewer samples, or is in fewer groups,
     than there are folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     groups = None if groups is None else check_groups(samples, groups)
     _check_folds(samples, folds, groups)
     salt = f"{seed} fold"

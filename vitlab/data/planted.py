@@ -11,8 +11,7 @@ from PIL import Image
 
 from vitlab.data.sources import DATASETS, DERIVED, Source, find_base
 from vitlab.data.splits import draw_subset, order_by_hash
-from vitlab.data.transforms import fit_image
-from vitlab.pictures import to_rgb
+from vitlab.pictures import fit_picture, to_rgb
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
 
@@ -146,7 +145,7 @@ def stamp_masks(data: DataBundle, sample_ids: Sequence[str], transform: Transfor
         drawn = np.zeros(size, dtype=np.uint8)
         for box in boxes[sample_id.endswith(STAMPED) :] if decoys else boxes[:1]:
             drawn[box] = 255
-        mask[:] = fit_image(Image.fromarray(drawn), nearest)[0].numpy() > 127
+        mask[:] = np.asarray(fit_picture(Image.fromarray(drawn), nearest)) > 127
     return masks
 
 

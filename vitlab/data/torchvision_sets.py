@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from PIL import Image
-from torchvision import datasets as torchvision_datasets
 
 from vitlab.data.sources import DATASETS, OUTLINES, Outline, Source
 from vitlab.data.splits import VAL_SHARE
@@ -129,13 +128,20 @@ def data_folder() -> Path:
 
 def set_names() -> list[str]:
     """The names of torchvision that work here: sets of labelled images that need no further argument."""
-    return [name for name in torchvision_datasets.__all__ if _is_usable(name)]
+    return [name for name in _torchvision().__all__ if _is_usable(name)]
+
+
+def _torchvision():
+    """torchvision.datasets, imported when a set of it is asked for: it takes seconds, torch being with it."""
+    from torchvision import datasets
+
+    return datasets
 
 
 def _is_usable(name: str) -> bool:
     if name in WITHOUT_CLASSES:
         return False
-    arguments = inspect.signature(getattr(torchvision_datasets, name)).parameters
+    arguments = inspect.signature(getattr(_torchvision(), name)).parameters
     needed = {key for key, argument in arguments.items() if argument.default is argument.empty}
     return needed == {"root"} and {"train", "download"} <= set(arguments)
 
@@ -143,7 +149,7 @@ def _is_usable(name: str) -> bool:
 def _find_class(name: str) -> type:
     if name not in set_names():
         raise ValueError(unknown("image set of torchvision", name, set_names(), "Write torchvision:NAME."))
-    return getattr(torchvision_datasets, name)
+    return getattr(_torchvision(), name)
 
 
 def _version(name: str) -> str:
@@ -176,7 +182,7 @@ def _download(name: str, folder: Path, build: Callable) -> Any:
 
 def _describe_files(name: str, folder: Path) -> str:
     """What to put where by hand, as far as the class tells."""
-    dataset_class = getattr(torchvision_datasets, name)
+    dataset_class = getattr(_torchvision(), name)
     if hasattr(dataset_class, "filename"):
         return f"By hand: put {dataset_class.url} there, as it is."
     if hasattr(dataset_class, "resources"):

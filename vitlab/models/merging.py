@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from timm.layers import Attention as TimmAttention
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from timm.models.vision_transformer import Block as TimmBlock, VisionTransformer as TimmVisionTransformer
 from torch import nn
 from torch.nn import functional as F
 

@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import Mlp as TimmMlp
+from timm.layers import Attention as TimmAttention, Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 

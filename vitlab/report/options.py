@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import yaml
+
+WORD = re.compile(r"[\w-]+")  # a mark such as `#| answer`, which has no value
 
 
 def read_options(source: str) -> tuple[dict, str]:
-    """The `#| key: value` options at the head of a code cell, and the code below them. ValueError where they are no YAML."""
+    """The `#| key: value` options at the head of a code cell, and the code below them; a bare word is a key without a value.
+
+    ValueError where they are no YAML.
+    """
     lines = source.splitlines()
     head = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
     try:
-        options = yaml.safe_load("\n".join(line[2:].removeprefix(" ") for line in lines[:head])) or {}
+        entries = [line[2:].removeprefix(" ") for line in lines[:head]]
+        options = yaml.safe_load("\n".join(f"{entry}:" if WORD.fullmatch(entry) else entry for entry in entries)) or {}
     except yaml.YAMLError:
         options = None
     if not isinstance(options, dict):

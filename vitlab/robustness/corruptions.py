@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
 
-from vitlab.data import to_rgb
+from vitlab.pictures import to_rgb
 from vitlab.registry import Registry
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
@@ -91,7 +91,7 @@ def find_corruption(corruption: str, severity: int) -> Corruption:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey modes as 8-bit grey, all others as RGB; see vitlab.data.to_rgb for how deep or transparent images are read."""
+    """Grey modes as 8-bit grey, all others as RGB; see vitlab.pictures.to_rgb for how deep or transparent images are read."""
     grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;")
     return to_rgb(image).convert("L") if grey else to_rgb(image)
 

@@ -1,0 +1,32 @@
+from .balance import class_weights as class_weights, rare_classes as rare_classes
+from .card import data_card as data_card, hash_splits as hash_splits
+from .clusters import clean_test_ids as clean_test_ids, cluster_table as cluster_table
+from .datasets import (
+    available as available,
+    check_name as check_name,
+    data_version as data_version,
+    load_dataset as load_dataset,
+    outline_dataset as outline_dataset,
+    replace_splits as replace_splits,
+)
+from .duplicates import near_duplicate_table as near_duplicate_table
+from .folds import draw_folds as draw_folds, split_fold as split_fold
+from .issues import (
+    ISSUES as ISSUES,
+    predict_out_of_fold as predict_out_of_fold,
+    quality_summary as quality_summary,
+    quality_table as quality_table,
+    worst_images as worst_images,
+)
+from .loading import ImageDataset as ImageDataset, load_images as load_images
+from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
+from .quality import find_unreadable as find_unreadable, image_table as image_table
+from .splits import draw_splits as draw_splits
+from .synthetic import add_synthetic as add_synthetic, drop_synthetic as drop_synthetic, find_synthetic as find_synthetic
+from .transforms import (
+    build_augmentation as build_augmentation,
+    denormalise as denormalise,
+    fit_image as fit_image,
+    normalise as normalise,
+    preprocess as preprocess,
+)
