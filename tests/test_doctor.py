@@ -72,7 +72,7 @@ def test_slower_and_worse_is_said_plainly():
     assert "int8: SLOWER here at batch 1 (1.30 times the time" in words
     assert "WORSE: -5.00 points of accuracy" in words
     assert "the same answer as fp32 on 95.0% of the images" in words
-    assert "calibration WORSE (ECE 0.050, +0.050" in words
+    assert "Calibration WORSE (ECE 0.050, +0.050" in words
     assert words.splitlines()[-1] == "Take fp32: no choice is both faster at batch 1 and shown to lose at most 0.5 points."
 
 

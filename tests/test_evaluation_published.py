@@ -64,14 +64,17 @@ def test_protocol_table_scores_groups_and_coarser_tasks():
         f1_score(mono["label"], mono["pred"], average="macro"), abs=1e-12
     )
     merged = merge_classes(mono, COARSE)
+    spread = protocol_table(predictions, "elpv:grade", {}).set_index(["cells", "metric"]).loc[("mono", "accuracy"), "sampling_sd"]
+    share = table["elpv:grade", "mono", "accuracy"]
+    assert spread == pytest.approx(np.sqrt(share * (1 - share) / 200), rel=0.2)
     assert table["elpv", "mono", "accuracy"] == pytest.approx((merged["label"] == merged["pred"]).mean(), abs=1e-12)
 
 
 def test_published_rows_stand_beside_ours():
     ours = pd.DataFrame(
-        [("grade", "mono", "accuracy", "vit", seed, value) for seed, value in enumerate((0.80, 0.84))]
-        + [("grade", "poly", "accuracy", "vit", 0, 0.9)],
-        columns=["task", "cells", "metric", "model", "seed", "value"],
+        [("grade", "mono", "accuracy", "vit", seed, value, 0.01) for seed, value in enumerate((0.80, 0.84))]
+        + [("grade", "poly", "accuracy", "vit", 0, 0.9, 0.01)],
+        columns=["task", "cells", "metric", "model", "seed", "value", "sampling_sd"],
     )
     published = pd.DataFrame(
         {
@@ -90,6 +93,8 @@ def test_published_rows_stand_beside_ours():
     assert table["spread"][0] == pytest.approx(0.02 * 2**0.5)
     gaps = published_gap_table(table).set_index("cells")
     assert gaps["verdict"].to_dict() == {"mono": "no difference shown", "poly": "above"}
+    few = published_gap_table(table.assign(sampling_sd=0.02)).set_index("cells")
+    assert few.loc["poly", "verdict"] == "no difference shown", "0.05 is within 1.96 root of 0.02^2 + 0.02^2"
     assert gaps.loc["mono", "against"] == "VGG, Song" and gaps.loc["mono", "difference"] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="lacks the columns task"):
         published_table(published.drop(columns="task"), ours)
@@ -97,7 +102,15 @@ def test_published_rows_stand_beside_ours():
 
 def test_nothing_published_leaves_our_rows():
     ours = pd.DataFrame(
-        {"task": "binary", "cells": "all", "metric": "accuracy", "model": "vit", "seed": [0, 1], "value": [0.5, 0.7]}
+        {
+            "task": "binary",
+            "cells": "all",
+            "metric": "accuracy",
+            "model": "vit",
+            "seed": [0, 1],
+            "value": [0.5, 0.7],
+            "sampling_sd": 0.1,
+        }
     )
     table = published_table(pd.DataFrame(columns=["model", "task", "cells", "protocol", "cited_as"]), ours)
     assert table["mean"].tolist() == pytest.approx([0.6]) and table["source"].tolist() == ["this report"]

@@ -39,7 +39,9 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert [task.step.notebook for task in tasks].count("03_finetune") == 4
     assert {task.parameters["dataset"] for task in tasks} == {f"folder:{images}"}
     assert next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"] == "published.csv"
-    ours = pd.DataFrame({"task": "x", "cells": "all", "metric": "accuracy", "value": [0.9], "model": "m", "seed": 0})
+    ours = pd.DataFrame(
+        {"task": "x", "cells": "all", "metric": "accuracy", "value": [0.9], "model": "m", "seed": 0, "sampling_sd": 0.1}
+    )
     beside = published_table(pd.read_csv(project.folder / "reports" / "published.csv"), ours)
     assert beside["mean"].tolist() == [0.9] and published_gap_table(beside).empty, "nobody's numbers yet, and 08 runs"
     assert all(task.step.source.is_relative_to(project.folder) for task in tasks), "its own notebooks"

@@ -431,7 +431,7 @@ def test_tables_for_the_reader(runs_metrics):
     assert list(wide.index) == ["all", "mono", "poly"] and list(wide.columns) == ["n", "accuracy", "ROC AUC"]
     assert plots.present(mistakes_table(make_predictions()), digits=1)["confidence"].iloc[0] == 0.9
     single = pd.DataFrame({"metric": ["f1"], "value": [np.nan], "low": [np.nan], "high": [np.nan], "note": ["only functional"]})
-    assert plots.present(single).loc["F1"].tolist() == ["-", "only functional"]
+    assert plots.present(single).loc["F1"].tolist() == ["–", "only functional"]
 
 
 # Interactive figures

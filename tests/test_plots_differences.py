@@ -112,4 +112,4 @@ def test_tables_of_differences_are_presented_in_few_digits():
     assert "[" in shown["difference"].iloc[0] and shown["p"].iloc[0] == "0.039"  # 2 / 51
     assert "[" in plots.present(mcnemar_table(a, improve(a, 10)))["odds ratio"].iloc[0]
     runs = pd.DataFrame({"metric": ["f1"], "p": [1e-9], "p_holm": [np.nan]})
-    assert plots.present(runs).iloc[0].tolist() == ["< 0.001", "-"]
+    assert plots.present(runs).iloc[0].tolist() == ["< 0.001", "–"]

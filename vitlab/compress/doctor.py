@@ -167,8 +167,8 @@ def _say_choice(part: pd.DataFrame, first: str) -> str:
         speeds.append(f"{word} at batch {one.batch_size} ({factor}, ratio {one.ratio_low:.2f} to {one.ratio_high:.2f})")
     points = f"{100 * row['change']:+.2f} points of {_readable(row['metric'])} [{100 * row['change_low']:+.2f}, "
     points += f"{100 * row['change_high']:+.2f}]"
-    quality = {"worse": "WORSE", "better": "better", "as good": "as good"}.get(row["quality"], row["quality"])
-    calibration = {"worse": "calibration WORSE", "better": "calibration better"}.get(row["calibration"], "calibration: " + EVEN)
+    quality = {"worse": "WORSE"}.get(row["quality"], row["quality"].capitalize())
+    calibration = {"worse": "Calibration WORSE", "better": "Calibration better"}.get(row["calibration"], "Calibration: " + EVEN)
     ece = f"ECE {row['ece']:.3f}, {row['ece_change']:+.3f} [{row['ece_low']:+.3f}, {row['ece_high']:+.3f}]"
     agreement = f"the same answer as {first} on {row['agreement']:.1%} of the images"
     return f"{row['side']}: {'; '.join(speeds)}. {quality}: {points}; {agreement}. {calibration} ({ece})."

@@ -101,7 +101,13 @@ def describe_pairs(table: pd.DataFrame, digits: int = 3) -> str:
     for row in table.itertuples():
         span = f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
         if row.verdict == "no difference shown":
-            texts.append(f"{row.model_b} against {row.model_a}: no difference shown; it may lie anywhere in {span}.")
+            apart = row.low * row.high > 0  # of one sign: it is the correction for many pairs that takes the difference away
+            told = (
+                f"{span} by itself, but not after correction for {len(table)} pairs"
+                if apart
+                else f"it may lie anywhere in {span}"
+            )
+            texts.append(f"{row.model_b} against {row.model_a}: no difference shown; {told}.")
         elif row.verdict == "not tested":
             texts.append(f"{row.model_b} against {row.model_a}: not tested ({row.note}).")
         else:

@@ -98,11 +98,12 @@ def smooth_grad(model, images, targets, samples=16, noise=0.15, seed=0, internal
 
 @explanation(signed=True, complete=True)
 def gradient_shap(model, images, targets, samples=16, baseline="mean", references=None, seed=0, internal_batch_size=BATCH):
-    """Expected gradients: integrated gradients at `samples` random points on the ways from random references (channels summed).
+    """Expected gradients: integrated gradients at random points on the ways from random references (channels summed).
 
-    references: normalised images (M, 3, h, w) to draw from, say some of the training set: the map then divides the difference to
-    their mean logit. Without them the baseline is the only reference. The draws are the same for every image. 16 are few where
-    logits leap close to the baseline: convergence_delta says how few, and integrated_gradients come closer with 32 gradients.
+    samples: points for each image. references: normalised images (M, 3, h, w) to draw from, say some of the training set: the map
+    then divides the difference to their mean logit. Without them the baseline is the only reference. The draws are the same for
+    every image. 16 are few where logits leap close to the baseline: convergence_delta says how few, and integrated_gradients come
+    closer with 32 gradients.
     internal_batch_size: points in memory at once. Source: Lundberg and Lee 2017, arXiv 1705.07874; Erion et al. 2019, 1906.10670.
     """
     for name, value in {"samples": samples, "internal_batch_size": internal_batch_size}.items():

@@ -75,7 +75,9 @@ def gradient_rollout(model, images, targets, discard=0.0):
 
 @explanation(signed=False, needs=("attention",))
 def transformer_attribution(model, images, targets):
-    """Relevance of each patch for the target logit, gathered block by block: R <- R + mean over heads of (A dA)+ R, from R = I.
+    """Relevance of each patch for the target logit, gathered block by block.
+
+    R becomes R + mean over heads of (A dA)+ R, beginning with R = I.
 
     dA is the gradient of the target logit with respect to the attention A, and ( )+ leaves out negative products. This is the
     authors' later rule, which needs gradients only; their first (arXiv 2012.09838) propagates relevance by rules written for each

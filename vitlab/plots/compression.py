@@ -82,15 +82,25 @@ def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interact
         sizes = [f"{value:.3g} MB" if value == value else "size not known" for value in part["size_mb"]]
         error = {"type": "data", "symmetric": False, "array": part["high"] - part["value"], "thickness": 1}
         figure.add_scatter(
-            x=part["p50_ms"], y=part["value"], error_y={**error, "arrayminus": part["value"] - part["low"]}, mode="markers",
+            x=part["p50_ms"], y=part["value"], error_y={**error, "arrayminus": part["value"] - part["low"]}, mode="markers+text",
+            textposition="top center",
             marker={"color": color, "size": diameters[inside], "opacity": 0.7, "sizemode": "diameter"}, name=kind,
             text=part["side"], customdata=np.stack([sizes, *(part[name].map("{:.3f}".format) for name in ("low", "high"))], 1),
             hovertemplate=f"%{{text}}<br>%{{x:.3g}} ms, %{{customdata[0]}}<br>{score} %{{y:.4f}} "
             "[%{customdata[1]}, %{customdata[2]}]<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=latency_label(rows), type="log", dtick="D2")
+    ticks = _choose_ticks(rows["p50_ms"])
+    figure.update_xaxes(title=latency_label(rows), type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_yaxes(title=score)
     return Interactive(dress(figure), static)
+
+
+def _choose_ticks(times: pd.Series) -> list[float]:
+    """1, 2 and 5 times powers of ten within the times, and one on each side."""
+    steps = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    inside = [place for place, step in enumerate(steps) if times.min() <= step <= times.max()]
+    first = inside[0] if inside else int(np.searchsorted(steps, times.min()))
+    return steps[max(0, first - 1) : (inside[-1] if inside else first) + 2]
 
 
 def find_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -71,6 +71,15 @@ NAMES = {
     "pred": "prediction",
     "training_seconds": "training time (s)",
     "inference_ms": "inference time per image (ms)",
+    "p50_ms": "median (ms)",
+    "p90_ms": "90th percentile (ms)",
+    "size_mb": "size (MB)",
+    "batch_size": "images a call",
+    "spearman": "rank correlation (Spearman)",
+    "constant_brier": "constant Brier score",
+    "peak_shift": "shift of the highest point (pixels)",
+    "mass_shift": "shift of the centre of mass (pixels)",
+    "taylor": "gradient (Taylor)",
 }
 
 

@@ -6,6 +6,8 @@ import pandas as pd
 
 from vitlab.plots.style import readable
 
+GAP = "–"  # what is not there
+
 
 def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
@@ -13,10 +15,11 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     `difference` and `odds_ratio` take in low and high as well, and any column `x` takes in `x_low` and `x_high`; a p-value too
     small for the digits is "< 0.001".
     columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number); what is
-    not there is "-". Empty notes go; the first column becomes the row names unless it holds numbers.
+    not there is "–". Empty notes go; whole numbers from 10,000 on get commas; the first column becomes the row names unless it
+    holds numbers.
     """
     shown = table.copy()
-    for name in {"metric", "method"} & set(shown):
+    for name in {"metric", "method", "measure", "importance"} & set(shown):
         shown[name] = shown[name].map(readable)
     for name in ("value", "difference", "odds_ratio"):
         if {name, "low", "high"} <= set(shown):
@@ -35,29 +38,46 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     if columns is not None:
         order = shown[columns].unique()
         rows = [name for name in shown.columns if name not in (columns, "value", "note")]
-        shown = shown.pivot_table(index=rows, columns=columns, values="value", aggfunc="first", sort=False)[order].fillna("-")
+        shown = shown.pivot_table(index=rows, columns=columns, values="value", aggfunc="first", sort=False)[order].fillna(GAP)
         shown = shown.rename_axis(columns=None).reset_index()
-    shown = shown.round(digits).rename(columns=readable)
+    shown = shown.apply(_write_numbers, digits=digits).rename(columns=readable)
     first = shown.columns[0]
-    if pd.api.types.is_numeric_dtype(shown[first]):
-        return shown
+    if pd.api.types.is_numeric_dtype(table[table.columns[0]]):
+        return shown.set_axis([""] * len(shown))
     return shown.set_index(first).rename_axis(index=None, columns=first)  # its name stands in the row of the headers
+
+
+def _write_numbers(column: pd.Series, digits: int) -> pd.Series:
+    """Rounded, without a negative zero; as texts where there are gaps or thousands."""
+    if pd.api.types.is_integer_dtype(column):
+        return column.map("{:,}".format) if column.max() >= 10_000 else column
+    if not pd.api.types.is_float_dtype(column):
+        return column
+    rounded = column.round(digits) + 0.0
+    if not rounded.isna().any():
+        return rounded
+    places = 0 if (rounded.dropna() % 1 == 0).all() else digits
+    return rounded.map(lambda value: GAP if pd.isna(value) else f"{value:.{places}f}").astype(object)
 
 
 def _interval(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(value):
-        return "-"
-    return f"{value:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+        return GAP
+    return " ".join([_fix(value, digits), *([] if pd.isna(low) else [f"[{_fix(low, digits)}, {_fix(high, digits)}]"])])
+
+
+def _fix(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
 
 
 def _probability(p: float, digits: int) -> str:
     """A p-value, which is never 0."""
     if pd.isna(p):
-        return "-"
+        return GAP
     return f"{p:.{digits}f}" if p >= 0.5 * 10**-digits else f"< {10**-digits:.{digits}f}"
 
 
 def _spread(mean: float, spread: float, digits: int) -> str:
     if pd.isna(mean):
-        return "-"
+        return GAP
     return f"{mean:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
