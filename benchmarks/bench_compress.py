@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -46,7 +47,7 @@ TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}
 LOSS, AGREEMENT = "<= 0.5", ">= 0.99"
 METRIC, TEST_SHARE = "balanced_accuracy", 0.2
 MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
-KEEPS = (0.34,)  # shares of the transformer blocks that pruning keeps: one of three
+KEEPS = (0.34,)  # shares of the transformer blocks that pruning keeps: one of the three of hybrid_vit
 STUDENT, STUDENT_DEPTH = "hybrid_vit", 1  # learns from a model that has no blocks
 WEIGHED = 128  # validation images on which importance is measured
 METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
@@ -142,12 +143,15 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
 
 def measure_seed(model: str, seed: int, options: Namespace) -> dict:
     """The outcome of one seed: as it was kept, where the settings are the same; else measured now, and kept."""
-    settings = {"threads": options.threads, "repeats": options.repeats, "keeps": list(options.keeps)}
+    settings = {"threads": options.threads, "repeats": options.repeats, "blocks": list(options.keeps)}
+    settings["student"] = [STUDENT, STUDENT_DEPTH]
     run = ensure_run(options.dataset, model, seed)
     folder = reports_dir() / "bench_compress" / run.name
+    if options.again:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "outcome.json"
-    if kept.is_file() and not options.again:
+    if kept.is_file():
         before = json.loads(kept.read_text(encoding="utf-8"))
         if before["settings"] == settings:
             print(f"{run.name}: kept from {before['date']}")

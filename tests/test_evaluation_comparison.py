@@ -295,6 +295,21 @@ def test_corrected_t_by_hand():
     assert row["p"] == pytest.approx(p) and row["test"] == "corrected t"
 
 
+def test_a_difference_that_only_the_correction_hides_is_told_so():
+    pairs = [(0.01, 0.0), (0.03, 0.06), (0.04, -0.05), (0.05, 0.03)]  # of b: t = 3.8 with 3 degrees of freedom, p = .03
+    runs = make_runs([[0.5, 0.5 + first, 0.5 + second] for first, second in pairs], "abc")
+    table = pairwise_table(runs, "auc", test_share=0.0)
+    hidden = table[(table["low"] * table["high"] > 0) & (table["verdict"] == "no difference shown")]
+    assert hidden["model_b"].tolist() == ["b"] and hidden["p"].iloc[0] == pytest.approx(0.032, abs=0.002)
+    text = describe_pairs(table)
+    for row in hidden.itertuples():
+        span = f"[{row.low:+.3f}, {row.high:+.3f}]"
+        assert (
+            f"{row.model_b} against {row.model_a}: no difference shown; {span} by itself, but not after correction for 3" in text
+        )
+    assert text.count("may lie anywhere") == 2
+
+
 def test_verdicts_in_sentences():
     gaps = [0.02, 0.04, 0.03, 0.05, 0.01, 0.03, 0.04]
     runs = make_runs([[0.5, 0.5 + gap, 0.5 + gap * (-1) ** seed] for seed, gap in enumerate(gaps)], "abc")

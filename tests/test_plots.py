@@ -434,6 +434,27 @@ def test_tables_for_the_reader(runs_metrics):
     assert plots.present(single).loc["F1"].tolist() == ["–", "only functional"]
 
 
+def test_numbers_in_tables():
+    table = pd.DataFrame(
+        {
+            "side": ["a", "b"],
+            "parameters": [2_095_842, 900],
+            "seed": [20240101, 1],
+            "change": [-0.0004, 0.0125],
+            "gap": [np.nan, 0.5],
+            "count": pd.array([None, 12], dtype="Int64"),
+            "importance": [0.25, 0.5],
+        }
+    )
+    shown = plots.present(table, digits=2)
+    assert shown["parameters"].tolist() == ["2,095,842", "900"] and shown["seed"].tolist() == [20240101, 1]
+    assert not np.signbit(shown["change"].iloc[0]) and shown["change"].tolist() == [0, 0.01]
+    assert shown["gap"].tolist() == ["–", "0.50"] and shown["count"].tolist() == ["–", "12"]
+    assert plots.present(table[["gap", "side"]]).index.tolist() == ["", ""], "numbers are no names of rows"
+    spread = pd.DataFrame({"model": ["a"], "mean": [-0.0001], "spread": [0.0]})
+    assert plots.present(spread)["value"].tolist() == ["0.000 ± 0.000"]
+
+
 # Interactive figures
 
 

@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 from tests.test_compress_losses import AFTER, BEFORE
 from vitlab import plots
 from vitlab.compress.losses import drop_table, lost_images
-from vitlab.plots.compression import find_front
+from vitlab.plots.compression import _choose_ticks, find_front
 
 CROWD = [
     ("ViT-B fp32", 232, 344, 0.952),
@@ -31,6 +31,13 @@ def make_table(rows=CROWD):
     table = table.assign(low=table["value"] - 0.013, high=table["value"] + 0.01, metric="balanced_accuracy", threads=2)
     slow = table.assign(batch_size=32, p50_ms=20 * table["p50_ms"])
     return pd.concat([table.assign(batch_size=1), slow], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("times", "ticks"), [((9, 232), [10, 20, 50, 100, 200]), ((2.1, 4.8), [2, 3, 4, 5]), ((3.6, 17), [5, 10, 20])]
+)
+def test_ticks_of_a_logarithmic_axis(times, ticks):
+    assert _choose_ticks(pd.Series(times)) == pytest.approx(ticks)
 
 
 def test_the_front_by_hand():

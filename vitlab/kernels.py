@@ -159,8 +159,9 @@ def import_modules(names: list[str]) -> None:
     for name in [*names, "ipykernel.kernelapp"]:  # ipykernel last: libraries that see it loaded take this for a notebook
         with suppress(Exception):
             module = importlib.import_module(name)
-            if name.startswith("vitlab."):
-                [getattr(module, lazy) for lazy in getattr(module, "__all__", ())]
+            for lazy in getattr(module, "__all__", ()) if name.startswith("vitlab.") else ():
+                with suppress(Exception):
+                    getattr(module, lazy)
     gc.freeze()  # no kernel's garbage collector need walk over, and so copy, what all kernels share
 
 

@@ -54,7 +54,10 @@ def imported_modules(source: str, package: str = "") -> set[str]:
 
 
 def used_files(modules: set[str], root: Path) -> set[Path]:
-    """The files of the package in folder `root` that importing these modules executes; other packages are passed over."""
+    """The files of the package in folder `root` that importing these modules executes, or may execute when a lazy name is used.
+
+    Other packages are passed over.
+    """
     used: set[Path] = set()
     waiting = list(modules)
     while waiting:

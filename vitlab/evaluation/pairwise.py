@@ -101,12 +101,10 @@ def describe_pairs(table: pd.DataFrame, digits: int = 3) -> str:
     for row in table.itertuples():
         span = f"[{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
         if row.verdict == "no difference shown":
-            apart = row.low * row.high > 0  # of one sign: it is the correction for many pairs that takes the difference away
-            told = (
-                f"{span} by itself, but not after correction for {len(table)} pairs"
-                if apart
-                else f"it may lie anywhere in {span}"
-            )
+            told = f"it may lie anywhere in {span}"
+            if row.low * row.high > 0:  # of one sign: the correction for many pairs, or a test of ranks, is what does not show it
+                tested = table["p"].notna().sum()
+                told = f"{span} by itself" + (f", but not after correction for {tested} pairs" if row.p_holm > row.p else "")
             texts.append(f"{row.model_b} against {row.model_a}: no difference shown; {told}.")
         elif row.verdict == "not tested":
             texts.append(f"{row.model_b} against {row.model_a}: not tested ({row.note}).")

@@ -96,11 +96,13 @@ def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interact
 
 
 def _choose_ticks(times: pd.Series) -> list[float]:
-    """1, 2 and 5 times powers of ten within the times, and one on each side."""
-    steps = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
-    inside = [place for place, step in enumerate(steps) if times.min() <= step <= times.max()]
-    first = inside[0] if inside else int(np.searchsorted(steps, times.min()))
-    return steps[max(0, first - 1) : (inside[-1] if inside else first) + 2]
+    """1, 2 and 5 times powers of ten within the times; all digits where those are fewer than three."""
+    for digits in ((1, 2, 5), range(1, 10)):
+        steps = [digit * 10.0**power for power in range(-3, 6) for digit in digits]
+        inside = [step for step in steps if 0.8 * times.min() <= step <= 1.2 * times.max()]
+        if len(inside) > 2:
+            break
+    return inside
 
 
 def find_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:

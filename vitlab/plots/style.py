@@ -74,7 +74,6 @@ NAMES = {
     "p50_ms": "median (ms)",
     "p90_ms": "90th percentile (ms)",
     "size_mb": "size (MB)",
-    "batch_size": "images a call",
     "spearman": "rank correlation (Spearman)",
     "constant_brier": "constant Brier score",
     "peak_shift": "shift of the highest point (pixels)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vitlab.plots.style import readable
+from vitlab.plots.style import NAMES, readable
 
 GAP = "–"  # what is not there
 
@@ -20,7 +20,8 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     """
     shown = table.copy()
     for name in {"metric", "method", "measure", "importance"} & set(shown):
-        shown[name] = shown[name].map(readable)
+        if not pd.api.types.is_numeric_dtype(shown[name]):
+            shown[name] = shown[name].map(lambda text: NAMES.get(text, text) if " " in text else readable(text))
     for name in ("value", "difference", "odds_ratio"):
         if {name, "low", "high"} <= set(shown):
             shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
@@ -49,11 +50,13 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
 
 def _write_numbers(column: pd.Series, digits: int) -> pd.Series:
     """Rounded, without a negative zero; as texts where there are gaps or thousands."""
+    if pd.api.types.is_extension_array_dtype(column) and pd.api.types.is_numeric_dtype(column):
+        column = column.astype("float64")  # its gaps are NaN then
     if pd.api.types.is_integer_dtype(column):
-        return column.map("{:,}".format) if column.max() >= 10_000 else column
+        return column.map("{:,}".format) if column.max() >= 10_000 and column.name != "seed" else column
     if not pd.api.types.is_float_dtype(column):
         return column
-    rounded = column.round(digits) + 0.0
+    rounded = column.map(lambda value: round(value, digits)) + 0.0  # by the decimal digits, as texts are rounded
     if not rounded.isna().any():
         return rounded
     places = 0 if (rounded.dropna() % 1 == 0).all() else digits
@@ -67,7 +70,7 @@ def _interval(value: float, low: float, high: float, digits: int) -> str:
 
 
 def _fix(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"  # no negative zero
 
 
 def _probability(p: float, digits: int) -> str:
@@ -80,4 +83,4 @@ def _probability(p: float, digits: int) -> str:
 def _spread(mean: float, spread: float, digits: int) -> str:
     if pd.isna(mean):
         return GAP
-    return f"{mean:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
+    return _fix(mean, digits) + ("" if pd.isna(spread) else f" ± {_fix(spread, digits)}")
