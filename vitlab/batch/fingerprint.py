@@ -59,11 +59,13 @@ def used_files(modules: set[str], root: Path) -> set[Path]:
     Other packages are passed over.
     """
     used: set[Path] = set()
-    waiting = list(modules)
+    seen, waiting = set(), list(modules)
     while waiting:
-        parts = waiting.pop().split(".")
-        if parts[0] != root.name:
+        module = waiting.pop()
+        parts = module.split(".")
+        if module in seen or parts[0] != root.name:
             continue
+        seen.add(module)
         for length in range(1, len(parts) + 1):  # importing a.b.c executes a/__init__.py and a/b/__init__.py, too
             place = root.joinpath(*parts[1:length])
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
@@ -72,8 +74,14 @@ def used_files(modules: set[str], root: Path) -> set[Path]:
                 if one.is_file() and one not in used:
                     used.add(one)
                     package = parts[:length] if place.is_dir() else parts[: length - 1]
-                    waiting += imported_modules(one.read_text(encoding="utf-8"), ".".join(package))
+                    waiting += _file_imports(one, ".".join(package), one.stat().st_mtime_ns)
     return used
+
+
+@cache
+def _file_imports(path: Path, package: str, changed: int) -> set[str]:
+    """`imported_modules` of a file, parsed once for all notebooks that use it, until it changes."""
+    return imported_modules(path.read_text(encoding="utf-8"), package)
 
 
 def notebook_imports(path: Path) -> set[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -44,7 +42,6 @@ def run_batch(
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
     with _open_cluster(scheduler if not dry_run else "") as cluster, kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
-        crew_module = None if cluster else _import_beside("vitlab.batch.local")  # papermill takes seconds
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
         measured = state.measured_seconds()
@@ -55,25 +52,18 @@ def run_batch(
         if stale:
             if not cluster:
                 warm.preload(imports)  # only now: a batch that is up to date is soon seen to be
+                from vitlab.batch.local import LocalCrew  # papermill takes seconds, while the warm process imports
             with Board(len(stale), max(len(tasks[number].label) for number in stale)) as board:
                 if cluster:
                     warm.close()  # the kernels start where the workers are
                     crew = cluster.hire(tasks, state.reports, state.path.parent, imports, board)
                 else:
-                    crew = crew_module.result().LocalCrew(workers, warm, state.reports, board)
+                    crew = LocalCrew(workers, warm, state.reports, board)
                 state.write()
                 execute_chain(tasks, stale, state, crew, board)
         else:
             state.write()
     return state.content
-
-
-def _import_beside(module: str) -> Future:
-    """Import a module in a thread, in the seconds that the warm process takes for the data."""
-    thread = ThreadPoolExecutor(1)
-    imported = thread.submit(importlib.import_module, module)
-    thread.shutdown(wait=False)
-    return imported
 
 
 def _open_cluster(scheduler: str):
