@@ -95,8 +95,9 @@ def test_pareto_to_explore():
     front, on, behind = shown.figure.data
     assert list(front.x) == [9, 20, 22, 38, 61, 180]
     assert sorted(on.text) == sorted({name for name, *_ in CROWD} - {"ViT-B fp32", "ViT-S fp32"})
-    assert list(behind.text) == ["ViT-B fp32", "ViT-S fp32"]
-    assert behind.customdata[0].tolist() == ["344 MB", "0.939", "0.962"]
+    assert list(behind.text) == ["ViT-B fp32", ""], "of those behind the front the first side alone is named"
+    assert behind.customdata[1][0] == "ViT-S fp32"
+    assert behind.customdata[0].tolist() == ["ViT-B fp32", "344 MB", "0.939", "0.962"]
     assert shown.figure.layout.xaxis.type == "log"
     assert shown.to_png().startswith(b"\x89PNG")
 

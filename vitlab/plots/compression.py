@@ -66,7 +66,7 @@ def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | N
 
 
 def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interactive:
-    """`plot_pareto` to explore; point at a dot to read all its numbers."""
+    """`plot_pareto` to explore; named are the first side and the front, point at a dot to read all its numbers."""
     static = plot_pareto(table, batch_size).figure
     rows = _choose_rows(table, batch_size)
     front = find_front(rows["p50_ms"].to_numpy(), rows["value"].to_numpy())
@@ -81,13 +81,14 @@ def iplot_pareto(table: pd.DataFrame, batch_size: int | None = None) -> Interact
         part = rows[inside]
         sizes = [f"{value:.3g} MB" if value == value else "size not known" for value in part["size_mb"]]
         error = {"type": "data", "symmetric": False, "array": part["high"] - part["value"], "thickness": 1}
+        ends = [part[name].map("{:.3f}".format) for name in ("low", "high")]
         figure.add_scatter(
             x=part["p50_ms"], y=part["value"], error_y={**error, "arrayminus": part["value"] - part["low"]}, mode="markers+text",
-            textposition="top center",
             marker={"color": color, "size": diameters[inside], "opacity": 0.7, "sizemode": "diameter"}, name=kind,
-            text=part["side"], customdata=np.stack([sizes, *(part[name].map("{:.3f}".format) for name in ("low", "high"))], 1),
-            hovertemplate=f"%{{text}}<br>%{{x:.3g}} ms, %{{customdata[0]}}<br>{score} %{{y:.4f}} "
-            "[%{customdata[1]}, %{customdata[2]}]<extra></extra>",
+            text=part["side"].where(front[inside] | (part["side"] == rows["side"].iloc[0]), ""), textposition="top center",
+            customdata=np.stack([part["side"], sizes, *ends], 1),
+            hovertemplate=f"%{{customdata[0]}}<br>%{{x:.3g}} ms, %{{customdata[1]}}<br>{score} %{{y:.4f}} "
+            "[%{customdata[2]}, %{customdata[3]}]<extra></extra>",
         )  # fmt: skip
     ticks = _choose_ticks(rows["p50_ms"])
     figure.update_xaxes(title=latency_label(rows), type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
