@@ -34,7 +34,7 @@ def test_pruning_has_a_line_for_each_importance():
     assert second.get_ydata().tolist() == [0.6, 0.8, 0.9] and second.get_color() != first.get_color()
     bars = np.array(ax.containers[0].lines[2][0].get_segments())[:, :, 1]
     assert bars == pytest.approx(np.array([[0.68, 0.71], [0.86, 0.89], [0.88, 0.91]]))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["taylor", "magnitude"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["gradient (Taylor)", "magnitude"]
     level = [line for line in ax.lines if line.get_linestyle() == ":"]
     assert level[0].get_ydata()[0] == 0.9 and ax.get_ylabel() == "balanced accuracy"
 
