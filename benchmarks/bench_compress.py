@@ -85,7 +85,7 @@ def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[st
 
 
 def prune_and_recover(model, data, seed: int, keep: float):
-    """The model with this share of its blocks, taught by itself; importance and recovery as in notebook 06."""
+    """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered by the whole recipe."""
     from vitlab.compress.importance import importance_table
     from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.recovery import recover, recovery_recipe
