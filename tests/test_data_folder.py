@@ -34,6 +34,21 @@ def test_a_class_is_a_sub_folder_with_all_below_it(tmp_path):
     assert data.read("dog/large/0.png").size == (12, 9)
 
 
+def test_classes_txt_puts_the_class_to_find_last(tmp_path):
+    fill(tmp_path, "cracked", "good")
+    before = load_dataset(f"folder:{tmp_path}")
+    assert before.classes == ("cracked", "good")
+    (tmp_path / "classes.txt").write_text("good\r\n\n cracked \n", encoding="utf-8-sig")
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.classes == ("good", "cracked") and data.version != before.version and len(data.excluded) == 0
+    (tmp_path / "classes.txt").write_text("good\nbroken\n")
+    with pytest.raises(ValueError, match=r"classes\.txt names good, broken, but the class folders are cracked, good"):
+        load_dataset(f"folder:{tmp_path}")
+    (tmp_path / "classes.txt").write_text("")
+    with pytest.raises(ValueError, match="names nothing, but"):
+        load_dataset(f"folder:{tmp_path}")
+
+
 def test_given_splits_are_kept_and_a_missing_val_is_drawn_from_train(tmp_path):
     fill(tmp_path, "train/cat", "train/dog", number=20)
     fill(tmp_path, "Test/cat", "Test/dog", number=3)

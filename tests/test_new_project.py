@@ -33,6 +33,7 @@ def images(tmp_path):
 def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, monkeypatch):
     project = create_project(tmp_path / "solar_cells", f"folder:{images}")
     assert project.summary.startswith("20 images in 2 classes, cracked (10), good (10): ")
+    assert f"The class to find is good, the last of the two; for the other one, write both names into {images}" in project.summary
     batch = load_batch(project.folder / "batch.yml")
     assert batch.title == "Solar cells" and batch.parameters == {"dataset": f"folder:{images}"}
     tasks = plan_tasks(batch)

@@ -238,7 +238,14 @@ def test_history_marks_the_best_epoch():
     with pytest.raises(ValueError, match="unknown column 'val_auc'"):
         plots.plot_history(history, monitor="val_auc")
     plots.plot_history(make_history(1))
-    plots.plot_history(make_history(classes=DIGITS))
+
+
+def test_history_of_many_classes_draws_their_mean_and_the_lowest():
+    history = make_history(classes=DIGITS).assign(val_recall_3=0.1)
+    recall = plots.plot_history(history)[2]
+    assert legend_texts(recall) == ["all classes", "mean of 10", "lowest at the end: 3"]
+    np.testing.assert_allclose(recall.lines[0].get_ydata(), history.filter(like="val_recall_").mean(axis=1))
+    np.testing.assert_allclose(recall.lines[1].get_ydata(), 0.1)
 
 
 def test_learning_curves_are_means_over_the_epochs_all_seeds_reached():

@@ -429,9 +429,12 @@ def test_combined_notebook_has_unique_labels_and_shows_code_once(reports_folder)
     labels = [item["label"] for item in options if "label" in item]
     assert labels == ["fig-a-index", "fig-a-03-finetune-vit-seed-1"]
     assert [item.get("echo", True) for item in options] == [True, True, True, False], "the parameters are shown each time"
+    codes = [read_options(cell.source)[1] for cell in cells if cell.cell_type == "code"]
+    assert "seed = 0" in codes[0] and "model = " in codes[0]
+    assert codes[2].startswith("seed = 1") and "model = " not in codes[2], "of the parameters, what differs"
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     assert "# Fine-tune · vit · seed 1 {#03-finetune-vit-seed-1}" in prose
-    assert "*The code is that of [Fine-tune · vit · seed 0](#index); it is not repeated here.*" in prose
+    assert "*Code, and parameters that are not shown, are those of [Fine-tune · vit · seed 0](#index).*" in prose
     last = next(source for source in reversed(prose) if "See" in source)
     assert "See @fig-a-03-finetune-vit-seed-1 and [@fig-a-03-finetune-vit-seed-1].[^03-finetune-vit-seed-1-n]" in last
     assert "[the other](#04-evaluate-vit-seed-1), not a@b.org." in last

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import vitlab
+from vitlab.data.folder import CLASS_FILE
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = ("notebooks/*.ipynb", "notebooks/00_start.md", "notebooks/*.jupyterlab-workspace", "reports/references.bib")
@@ -150,7 +151,13 @@ def describe_data(dataset: str) -> str:
     more = f" and {len(bundle.classes) - 12} more" if len(bundle.classes) > 12 else ""
     drawn = ", ".join(f"{splits[name]:,} for {word}" for name, word in SPLIT_WORDS.items())
     left_out = f" {len(bundle.excluded):,} files are left out; notebook 01 says why." if len(bundle.excluded) else ""
-    return f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}{more}: {drawn} (seed 0).{left_out}"
+    found = f" The class to find is {bundle.classes[1]}, the last of the two{_how_to_turn(dataset)}." if len(labels) == 2 else ""
+    return f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}{more}: {drawn} (seed 0).{left_out}{found}"
+
+
+def _how_to_turn(dataset: str) -> str:
+    path = dataset.removeprefix("folder:")
+    return "" if path == dataset else f"; for the other one, write both names into {Path(path) / CLASS_FILE}, it last"
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a batch file asks for: a chain of notebooks over a grid of parameters, laid out as tasks in the order they run.
 
 ```yaml
-title: Solar cells, hybrid ViT against CNN
+title: Solar cells, Vision Transformers against a CNN
 parameters: {dataset: elpv}                 # handed to every notebook that declares them
 grid: {model: [hybrid_vit, efficientnet_lite0], seed: [0, 1]}
 chain:

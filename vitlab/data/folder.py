@@ -22,6 +22,7 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+CLASS_FILE = "classes.txt"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm")
 
 
@@ -30,7 +31,8 @@ def folder(path: str = "") -> Source:
     """Each sub-folder is a class, with all that lies below it. Folders train, val (valid, validation) and test are splits.
 
     A sample_id is the file's path below PATH, with forward slashes. Names that begin with a dot or two underscores are ignored.
-    Raises ValueError when PATH is no folder or does not have this layout.
+    Classes are in the order of their names, or in that of PATH/classes.txt, a name a line: of two, the last is the one to find.
+    Raises ValueError when PATH is no folder, does not have this layout, or classes.txt names other classes.
     """
     root = _check_root(path)
     rows, excluded, state = [], [], hashlib.sha256()
@@ -45,7 +47,8 @@ def folder(path: str = "") -> Source:
                 state.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
                 reason = _objection(file)
                 excluded.append((name, reason)) if reason else rows.append((name, label, split, file))
-    classes = sorted({label for base in layout for label in _subfolders(base)})
+    classes = _order_classes(root, sorted({label for base in layout for label in _subfolders(base)}))
+    state.update("\n".join(classes).encode())
     if not rows:
         raise ValueError(f"folder:{path} holds no image in a class folder; images end in {' '.join(IMAGE_SUFFIXES)}")
     names, labels, splits, files = zip(*rows, strict=True)
@@ -95,6 +98,20 @@ def _find_splits(root: Path) -> dict[Path, str]:
             "move the others elsewhere, or rename a class that is called like a split"
         )
     return splits
+
+
+def _order_classes(root: Path, found: list[str]) -> list[str]:
+    """The classes found, in the order of classes.txt if there is one."""
+    file = root / CLASS_FILE
+    if not file.is_file():
+        return found
+    named = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    if sorted(named) != found:
+        raise ValueError(
+            f"{file} names {', '.join(named) or 'nothing'}, but the class folders are {', '.join(found)}; write each of them on "
+            "a line of its own, the class to find last, or give the file another name"
+        )
+    return named
 
 
 def _walk(start: Path) -> Iterator[Path]:

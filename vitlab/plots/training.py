@@ -13,12 +13,14 @@ from vitlab.plots.style import GREY, MARKERS, class_colors, legend_below, new_ax
 from vitlab.registry import unknown
 
 SCORES = ("val_accuracy", "val_balanced_accuracy", "val_roc_auc")
+MOST_LINES = 5  # of classes in one panel; more become a band
 
 
 def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarray:
     """Loss, validation scores and the recall of each class over the epochs of one run.
 
-    history: a row for each epoch. monitor: the column whose best epoch is marked in every panel.
+    Of more than five classes the mean, the range, and the one that ends lowest are drawn. history: a row for each epoch.
+    monitor: the column whose best epoch is marked in every panel.
     """
     recalls = [name for name in history.columns if name.startswith("val_recall_")]
     figure = new_figure(2.9)
@@ -28,14 +30,13 @@ def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarra
         _draw(axes[0], history, name, color, readable(name).removesuffix(" loss"))
     for name, color in series_colors([name for name in SCORES if name in history]).items():
         _draw(axes[1], history, name, color, readable(name).removeprefix("validation "))
-    for name, color in class_colors(recalls).items():
-        _draw(axes[2], history, name, color, name.removeprefix("val_recall_"))
+    _draw_recalls(axes[2], history, recalls)
     for ax, title in zip(axes, ("loss", "validation scores", "validation recall"), strict=True):
         ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
         ax.grid(axis="y")
-    for ax, columns in zip(axes, (1, 1, max(1, -(-len(recalls) // 4))), strict=True):
-        legend_below(ax, columns, **({"handlelength": 1, "columnspacing": 1} if columns > 1 else {}))
+    for ax in axes:
+        legend_below(ax, 1)
     for ax in axes[1:]:
         ax.set_ylim(max(0, ax.get_ylim()[0] - 0.02), 1.01)
     if monitor is not None:
@@ -44,6 +45,20 @@ def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarra
             ax.axvline(best, color=GREY, linewidth=0.8, linestyle=":")
         figure.suptitle(f"dotted: epoch {best:g}, the best by {readable(monitor)}", fontsize=8, color=GREY)
     return axes
+
+
+def _draw_recalls(ax: Axes, history: pd.DataFrame, recalls: list[str]) -> None:
+    if len(recalls) <= MOST_LINES:
+        for name, color in class_colors(recalls).items():
+            _draw(ax, history, name, color, name.removeprefix("val_recall_"))
+        return
+    values = history[recalls]
+    lowest = values.iloc[-1].idxmin()
+    ax.fill_between(
+        history["epoch"], values.min(axis=1), values.max(axis=1), color=GREY, alpha=0.2, linewidth=0, label="all classes"
+    )
+    _draw(ax, history.assign(mean=values.mean(axis=1)), "mean", GREY, f"mean of {len(recalls)}")
+    _draw(ax, history, lowest, class_colors(recalls)[lowest], f"lowest at the end: {lowest.removeprefix('val_recall_')}")
 
 
 def best_epoch(history: pd.DataFrame, monitor: str) -> float:

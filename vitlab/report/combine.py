@@ -20,7 +20,7 @@ CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. Code stands where a notebook comes first; later ones show their parameters only."""
+    """One notebook of the whole report. Code stands where a notebook comes first; later ones show the parameters that differ."""
     front = {"title": report.title, "subtitle": report.subtitle, "date": report.date}
     header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
     cells = [new_raw_cell(f"---\n{header}\n---")]
@@ -30,8 +30,9 @@ def combine_pages(report: Report) -> NotebookNode:
         origin = first.setdefault(page.stem, page)
         chapter = for_paper(page.notebook).cells
         if origin is not page and any(cell.cell_type == "code" for cell in chapter):
-            cells.append(new_markdown_cell(f"*The code is that of [{origin.title}](#{origin.slug}); it is not repeated here.*"))
-            _hide_code(chapter)
+            shared = f"*Code, and parameters that are not shown, are those of [{origin.title}](#{origin.slug}).*"
+            cells.append(new_markdown_cell(shared))
+            _hide_code(chapter, origin.notebook.cells)
         _rename(chapter, page.slug)
         cells += chapter
     if has_citations(cells):
@@ -47,12 +48,19 @@ def has_citations(cells: list[NotebookNode]) -> bool:
     return any(CITATION.search(text) for text in [*captions, *(cell.source for cell in cells if cell.cell_type == "markdown")])
 
 
-def _hide_code(cells):
+def _hide_code(cells, shown):
+    """Leave of the code only the lines of parameters that differ from those shown before."""
+    known = {line for cell in shown if _is_unfolded(cell) for line in cell.source.splitlines()}
     for cell in cells:
         if cell.cell_type == "code":
             options, code = read_options(cell.source)
-            if options.get("code-fold") is not False:  # the parameters stay: they are what differs
-                cell.source = write_options({**options, "echo": False}, code)
+            kept = [line for line in code.splitlines() if line not in known] if _is_unfolded(cell) else []
+            cell.source = write_options({**options, "echo": bool(kept)}, "\n".join(kept) or code)
+
+
+def _is_unfolded(cell):
+    """Whether it is code that stays in sight, as parameters do."""
+    return cell.cell_type == "code" and read_options(cell.source)[0].get("code-fold") is False
 
 
 def _rename(cells, slug):
