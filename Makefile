@@ -7,7 +7,11 @@ BIN := .venv/bin
 endif
 READY := .venv/.ready
 
-.PHONY: report test lab lint bench clean
+.PHONY: first-look report test lab lint bench clean
+
+first-look: $(READY)        ## one ViT and one CNN on ELPV, and their report, in some minutes
+	$(BIN)/vitlab batch notebooks/batches/first-look.yml
+	$(BIN)/vitlab report first-look
 
 report: $(READY)            ## run the default batch on ELPV and render HTML and PDF
 	$(BIN)/vitlab batch notebooks/batches/elpv.yml

@@ -83,6 +83,13 @@ def test_remedies_for_imbalance_fit_together_and_differ():
     assert len(set(recipes.values())) == len(recipes)
 
 
+def test_the_first_look_is_a_part_of_the_main_job():
+    short, whole = (plan_tasks(load_batch(ROOT / "notebooks" / "batches" / name)) for name in ("first-look.yml", "elpv.yml"))
+    trained = [task.run for task in short if task.step.notebook == "03_finetune"]
+    assert trained == [task.run for task in whole if task.run in trained and task.step.notebook == "03_finetune"]
+    assert len(trained) == 2 and len(short) == 5
+
+
 def test_the_published_protocol_is_planned():
     tasks = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "elpv-published.yml"))
     trained = [task for task in tasks if task.step.notebook == "03_finetune"]

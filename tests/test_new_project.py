@@ -15,6 +15,7 @@ from vitlab.cli import app
 from vitlab.evaluation import published_gap_table, published_table
 from vitlab.new_project import create_project
 from vitlab.places import project_root
+from vitlab.report.guide import guide_pages
 from vitlab.report.settings import read_settings
 
 
@@ -48,6 +49,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert all(task.step.source.is_relative_to(project.folder) for task in tasks), "its own notebooks"
     monkeypatch.chdir(project.folder / "notebooks")
     assert project_root() == project.folder
+    assert [page.title for page in guide_pages()] == ["Read the report", "Choose a model", "Read an explanation honestly"]
     settings = read_settings()
     assert settings.title == "Solar cells" and settings.bibliography[0].is_file()
     readme = (project.folder / "README.md").read_text()

@@ -17,7 +17,13 @@ import vitlab
 from vitlab.data.folder import CLASS_FILE
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
-COPIED = ("notebooks/*.ipynb", "notebooks/00_start.md", "notebooks/*.jupyterlab-workspace", "reports/references.bib")
+COPIED = (
+    "notebooks/*.ipynb",
+    "notebooks/00_start.md",
+    "notebooks/*.jupyterlab-workspace",
+    "reports/references.bib",
+    "reports/guide/[2-4]_*.md",  # how to read and choose; the others are about the checkout
+)
 PUBLISHED = "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,protocol,source,cited_as,note\n"
 IGNORED = "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n.ipynb_checkpoints/\n"
 # what the start page says last, in place of how to go on in the checkout
