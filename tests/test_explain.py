@@ -200,12 +200,9 @@ def test_a_bar_on_request(capsys, monkeypatch):
 
 def test_methods_in_a_table():
     table = describe_methods().set_index("method")
-    assert list(table.index.sort_values()) == available() and set(table["family"]) == {
-        "attention",
-        "cam",
-        "gradients",
-        "perturbation",
-    }
+    assert list(table.index.sort_values()) == available() and {"attention", "cam", "gradients", "perturbation"} <= set(
+        table["family"]
+    )
     assert (
         table.loc["integrated_gradients", ["family", "signed", "class_specific", "complete"]].tolist()
         == ["gradients"] + [True] * 3

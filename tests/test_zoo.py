@@ -34,7 +34,7 @@ def saved(tmp_path):
 
 
 def test_available():
-    assert available() == ["efficientnet_lite0", "hybrid_vit", "vit_scratch", "vit_tiny_vitlab"]
+    assert {"efficientnet_lite0", "hybrid_vit", "vit_scratch", "vit_tiny_vitlab"} <= set(available())
 
 
 def test_bundle_keeps_its_contract(model):
