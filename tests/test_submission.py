@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 from tests.submissions import pack, unpack, verify, write_project
 from vitlab.batch import run_batch
 from vitlab.cli import app
+from vitlab.data import hash_splits
+from vitlab.plots import present
 from vitlab.report import render_report
 from vitlab.runs import Run, find_runs
 from vitlab.submission import make_bundle, verify_bundle
+from vitlab.submission.check_notebooks import _format
 from vitlab.submission.check_results import find_data
 from vitlab.submission.images import hash_table
 from vitlab.submission.manifest import MANIFEST
 from vitlab.submission.opened import Bundle, Options
+from vitlab.submission.rerun import lay_out
 from vitlab.submission.safe_zip import Opened, open_bundle
 from vitlab.submission.verify import judge
 
@@ -248,6 +252,89 @@ def test_a_picture_exchanged_in_the_report_is_caught(folder, tmp_path):
     assert ("shown", path.relative_to(folder).as_posix()) in forge(folder, tmp_path)[1]
 
 
+def change_manifest(folder, change):
+    facts = json.loads((folder / MANIFEST).read_text())
+    change(facts)
+    (folder / MANIFEST).write_text(json.dumps(facts))
+
+
+def test_a_run_laid_where_a_rerun_would_find_it_is_named_and_not_laid_out(folder, tmp_path):
+    run = find(folder, "runs/digits/*")
+    shutil.copytree(run, folder / "project" / "reports" / run.relative_to(folder))
+    failed = forge(folder, tmp_path)[1]
+    assert ("contents", f"project/reports/{run.relative_to(folder).as_posix()}/run.json") in failed
+    lay_out(Bundle(Opened(folder)), tmp_path / "project")
+    assert not (tmp_path / "project" / "reports" / "runs").exists() and list((tmp_path / "project" / "notebooks").glob("*.ipynb"))
+
+
+def test_images_left_out_of_every_split_are_caught(folder, tmp_path):
+    """The wrong ones are dropped everywhere, and everything is made to fit; only the data themselves can tell."""
+    run = find(folder, "runs/digits/*")
+    place = run.relative_to(folder).as_posix()
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    wrong = set(predictions["sample_id"][(predictions["split"] == "test") & (predictions["label"] != predictions["pred"])])
+    predictions[~predictions["sample_id"].isin(wrong)].to_parquet(run / "predictions.parquet", index=False)
+    splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False)
+    splits = splits[~splits["sample_id"].isin(wrong)]
+    splits.to_csv(run / "splits.csv", index=False)
+    hashes = pd.read_csv(folder / "data" / "digits.csv", dtype=str)
+    hashes = hashes[~hashes["sample_id"].isin(wrong)]
+    hashes.to_csv(folder / "data" / "digits.csv", index=False)
+    digest, card = hash_splits(splits), (run / "data_card.md").read_text()
+
+    def change(facts):
+        (run / "data_card.md").write_text(card.replace(facts["runs"][0]["splits_sha256"], digest))
+        facts["runs"][0]["splits_sha256"] = digest
+        facts["data"]["digits"]["sha256"] = hash_table(hashes)
+
+    change_manifest(folder, change)
+    with open_bundle(pack(folder, tmp_path / "forged.zip", forge=True)) as opened:
+        verdict = judge(Bundle(opened), ["archive", "manifest", "splits", "data", "predictions"])
+    assert [(result.check, result.subject) for result in verdict.failed] == [("data", "digits")]
+    assert verdict.failed[0].detail == f"{len(wrong)} images of digits are in no split, the first is {min(wrong)}"
+    splits["synthetic"] = splits.index == splits.index[splits["split"] == "test"][0]
+    splits.to_csv(run / "splits.csv", index=False)
+    assert ("splits", place) in forge(folder, tmp_path)[1], "hidden from the checks as if it were a synthetic image"
+
+
+def test_a_notebook_given_to_another_run_is_caught(folder, tmp_path):
+    run = find(folder, "runs/digits/*")
+    other = run.with_name("other")
+    other.mkdir()
+    shutil.copy(run / "metrics.json", other)
+    name = find(folder, "runs/digits/*/notebooks/04_evaluate.ipynb").relative_to(folder).as_posix()
+    for given in ("runs/digits/other", ""):
+        change_manifest(
+            folder, lambda facts, given=given: [b.update(run=given) for b in facts["notebooks"] if b["executed"] == name]
+        )
+        failed = forge(folder, tmp_path)[1]
+        assert ("contents", name) in failed and ("contents", "runs/digits/other/metrics.json") in failed
+
+
+def test_weights_that_are_there_are_looked_at_whatever_the_manifest_says(folder, tmp_path):
+    path = find(folder, "runs/digits/*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    change_manifest(folder, lambda facts: facts["runs"][0]["weights"].update(included=False))
+    assert ("weights", path.parent.relative_to(folder).as_posix()) in forge(folder, tmp_path)[1]
+
+
+def test_classes_in_another_order_are_caught(folder, tmp_path):
+    path = find(folder, "runs/digits/*/predictions.parquet")
+    table = pd.read_parquet(path)
+    names = list(table.columns)
+    for kind in ("logit", "prob"):
+        one, other = names.index(f"{kind}_0"), names.index(f"{kind}_9")
+        names[one], names[other] = names[other], names[one]
+    table[names].to_parquet(path, index=False)
+    assert ("predictions", path.parent.relative_to(folder).as_posix()) in forge(folder, tmp_path)[1]
+
+
+@pytest.mark.parametrize("row", [(-0.0002, -0.2, -0.0001), (0.12345, float("nan"), float("nan"))])
+def test_numbers_are_looked_for_as_tables_show_them(row):
+    table = pd.DataFrame([("mcc", *row)], columns=["metric", "value", "low", "high"])
+    assert present(table).iloc[0, -1] == _format(*row)
+
+
 def test_test_images_moved_to_training_are_caught(folder, tmp_path):
     path = find(folder, "runs/digits/*/splits.csv")
     path.write_text(path.read_text().replace(",test,", ",train,", 1))
@@ -392,6 +479,8 @@ def test_the_commands_tell_by_table_status_and_junit(made, tmp_path):
     assert int(suite.get("failures")) == 4 == len(suite.findall("testcase/failure"))
     assert int(suite.get("tests")) == len(suite.findall("testcase"))
     assert suite.find("testcase[@classname='verify.answers'][@name='verdict']/failure").get("message").startswith("empty")
+    result = CliRunner().invoke(app, ["verify", str(bundle.path), "--junit", str(tmp_path)])
+    assert result.exit_code == 2 and "is a folder, or lies in one that does not exist; name a file" in result.stderr
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "none.zip")])
     assert result.exit_code == 2 and "there is no bundle" in result.stderr
     result = CliRunner().invoke(app, ["submit", "nothing", "--author", "Ada", "--title", "Toy"])

@@ -11,8 +11,10 @@ import pytest
 from vitlab.submission import opened
 from vitlab.submission.answers import find_answers
 from vitlab.submission.check_notebooks import NUMBER
-from vitlab.submission.opened import check_parquet
+from vitlab.submission.notebooks import list_labelled
+from vitlab.submission.opened import Bundle, check_parquet
 from vitlab.submission.rubric import load_rubric
+from vitlab.submission.safe_zip import Opened
 
 
 def test_aliases_in_a_rubric_are_refused(tmp_path):
@@ -28,8 +30,10 @@ def test_aliases_in_a_rubric_are_refused(tmp_path):
         pa.table({"numbers": [list(range(5))]}),
         pa.table({"text": pa.array(["x" * 1000] * 200).dictionary_encode()}),
         pa.table({"many": np.zeros(5000)}),
+        pa.table({"fixed": pa.array([b"x" * 2000] * 40, pa.binary(2000))}),
+        pa.table({"text": ["x" * 10**6]}),
     ],
-    ids=["lists", "one text many times", "many values"],
+    ids=["lists", "one text many times", "many values", "fixed length", "one long text"],
 )
 def test_a_small_parquet_file_that_stands_for_much_is_refused(tmp_path, monkeypatch, table):
     monkeypatch.setattr(opened, "LARGEST", 10**5)
@@ -60,3 +64,17 @@ def test_long_numbers_are_read_in_a_moment():
     start = time.process_time()
     assert NUMBER.findall("0.123 [0.100, 0.200] -1.000 " + "9" * 100_000) == ["0.123 [0.100, 0.200]", "-1.000"]
     assert time.process_time() - start < 5
+
+
+def test_a_cell_of_many_labels_is_read_in_a_moment():
+    lines = "\n".join(f"#| label: l{number}" for number in range(50_000))
+    cell = {"cell_type": "code", "source": lines, "tags": [], "outputs": []}
+    start = time.process_time()
+    assert len(list_labelled({"cells": [cell]})) == 50_000
+    assert time.process_time() - start < 5
+
+
+def test_a_table_of_many_columns_is_refused_before_it_is_parsed(tmp_path):
+    (tmp_path / "wide.csv").write_text("," * 20_000)
+    with pytest.raises(ValueError, match=r"the first line of wide\.csv has more than 10,000 bytes"):
+        Bundle(Opened(tmp_path)).read_table("wide.csv")

@@ -61,7 +61,15 @@ def test_every_byte_of_the_manifest_counts(folder):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"format": 2}, "not of format 1"), ({"runs": {}}, "lacks runs"), ({"runs": [1]}, r"runs\[0\] is no mapping")],
+    [
+        ({"format": 2}, "not of format 1"),
+        ({"runs": {}}, "lacks runs"),
+        ({"runs": [1]}, r"runs\[0\] is no mapping"),
+        (
+            {"notebooks": 2 * [{"executed": "a", "clean": "a", "parameters": {}, "page": ""}]},
+            "lists one of its 2 notebooks twice",
+        ),
+    ],
 )
 def test_a_manifest_of_another_make_says_so(folder, change, message):
     content = write_manifest(folder, FACTS) | change

@@ -54,6 +54,7 @@ def test_a_whole_execution_has_no_problem(executed, clean):
         (3, {"execution_count": 5}, "cell 4 was executed as number 5, where 3 was its turn"),
         (1, {"execution_count": 2}, "cell 2 was executed as number 2, where 1 was its turn"),
         (4, {"execution_count": None}, r"cell 5 was not executed: not top to bottom in a fresh kernel \(print\(1\)\)"),
+        (1, {"execution_count": True}, "cell 2 was executed as number True, where 1 was its turn"),
         (4, {"source": " \n"}, "cell 5 is an empty code cell"),
         (4, {"outputs": [{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}]}, "cell 5 failed with KeyError: 'x'"),
     ],
@@ -94,6 +95,20 @@ def test_a_cell_more_and_a_moved_injection_are_seen(executed, clean):
     assert find_source_problems(longer, clean, PARAMETERS) == ["it has 5 cells, the clean notebook 4"]
     moved = {"cells": [*executed["cells"][:2], *executed["cells"][3:], executed["cells"][2]]}
     assert "does not follow the one tagged" in find_source_problems(moved, clean, PARAMETERS)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cell_type": "markdown"},
+        {"outputs": [{"output_type": "stream", "text": "0.999"}]},
+        {"source": "#| label: fig-a\n" + INJECTED},
+    ],
+)
+def test_the_cell_with_the_parameters_is_nothing_else(executed, clean, change):
+    executed["cells"][2] |= change
+    assert "is no code cell, shows something, or has options" in find_source_problems(executed, clean, PARAMETERS)[0]
+    assert find_labelled(executed, "fig-a")["execution_count"] == 3, "and no label is looked for in it"
 
 
 def test_parameters_of_every_kind_are_read():

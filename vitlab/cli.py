@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,15 +212,22 @@ def verify(
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML, for an autograder.")] = None,
     rubric: Annotated[Path | None, typer.Option(help="Your rubric, instead of the one in the bundle.")] = None,
     data: Annotated[str, typer.Option(help="The data set on this machine, like folder:PATH. Default: as in the bundle.")] = "",
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long one notebook of the rerun may take before it is ended.")
+    ] = 120,
 ):
     """Check a submission: files, notebooks, splits, metrics, weights, answers. Nothing in it is executed without --rerun."""
     with clean_errors():
         from vitlab.submission import print_verdict, verify_bundle, write_junit
 
-        verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data)
+        if junit and (junit.is_dir() or not junit.absolute().parent.is_dir()):
+            raise ValueError(f"--junit {junit} is a folder, or lies in one that does not exist; name a file, like result.xml")
+        verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
+        if junit:
+            write_junit(verdict, junit)  # first: an autograder reads it, whatever becomes of the terminal
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a stranger's names, on a terminal with few letters
     print_verdict(verdict, bundle.name)
-    if junit:
-        write_junit(verdict, junit)
     if verdict.failed:
         raise typer.Exit(1)
 

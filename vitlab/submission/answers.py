@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer\b(?P<name>.*)$")
+MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer(?=\s*(?::|-->|$))(?P<name>.*)$")
 OPTION = re.compile(r"^\s*#\|")
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-BLANK = r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|pass|none|n/?a|lorem ipsum.*"
-PLACEHOLDER = re.compile(rf"(?i)\W*+({BLANK})?\W*")
+BLANK = r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|lorem ipsum.*"
+PLACEHOLDER = {kind: re.compile(rf"(?i)\W*+({BLANK}{more})?\W*") for kind, more in (("markdown", ""), ("code", "|pass|none"))}
+LONGEST_NAME, LONGEST_CODE = 100, 100_000  # letters of a question's name; of code that is looked through for comments
 WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
 
 
@@ -53,7 +54,7 @@ def find_mark(source: str) -> str | None:
     for line in source.splitlines():
         mark = MARK.match(line)
         if mark:
-            return mark["name"].strip().removesuffix("-->").strip().removeprefix(":").strip().strip("\"'")
+            return mark["name"].partition("-->")[0].strip().removeprefix(":").strip().strip("\"'")[:LONGEST_NAME]
         if line.strip() and not OPTION.match(line):
             return None
     return None
@@ -61,10 +62,11 @@ def find_mark(source: str) -> str | None:
 
 def read_answer(source: str, kind: str) -> str:
     """What a marked cell says, without the marks, comments and placeholders; "" where nothing is left."""
+    source = source if kind == "code" else COMMENT.sub("", source)  # a mark within a comment goes with it
     lines = [line for line in source.splitlines() if not (MARK.match(line) or (kind == "code" and OPTION.match(line)))]
     text = "\n".join(lines)
-    text = _drop_comments(text) if kind == "code" else COMMENT.sub("", text)
-    kept = [line.rstrip() for line in text.splitlines() if not PLACEHOLDER.fullmatch(line)]
+    text = _drop_comments(text) if kind == "code" and len(text) <= LONGEST_CODE else text
+    kept = [line.rstrip() for line in text.splitlines() if not PLACEHOLDER[kind].fullmatch(line)]
     return "\n".join(kept).strip()
 
 
@@ -77,7 +79,7 @@ def find_repeats(answers: Iterable[Answer]) -> list[str]:
 
 
 def _drop_comments(code: str) -> str:
-    """Python without its comments and without strings that stand alone; as it is where it is no Python."""
+    """Python without its comments; as it is where it is no Python."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
     except (tokenize.TokenError, SyntaxError, IndentationError):

@@ -90,7 +90,7 @@ def _check_zip(path: Path) -> list[Result]:
         with zipfile.ZipFile(path) as archive:
             check_members(archive.infolist(), Limits())
     except UnsafeBundle as error:
-        return [Result("archive", path.name, FAIL, f"{error}; hand in fewer runs, or lower --weights-limit")]
+        return [Result("archive", path.name, FAIL, f"{error}. If it is too large, hand in fewer runs or lower --weights-limit")]
     return []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from vitlab.submission.answers import Answer, find_answers, find_repeats
-from vitlab.submission.notebooks import find_labelled
+from vitlab.submission.notebooks import list_labelled
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result
 from vitlab.submission.rubric import Evidence, Rubric, find_unknown_questions, load_rubric, points_table
 
@@ -87,8 +87,8 @@ def find_evidence(bundle: Bundle) -> Evidence:
         except ValueError:
             continue
         stems.add(Path(book["executed"]).stem)
-        for label in _find_labels(notebook):
-            kinds = {kind for output in find_labelled(notebook, label)["outputs"] for kind in output.get("data", {})}
+        for label, cell in list_labelled(notebook).items():
+            kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
             if kinds & set(PICTURES):
                 figures.add(label)
             if any(kind.startswith("text/") for kind in kinds):
@@ -98,8 +98,3 @@ def find_evidence(bundle: Bundle) -> Evidence:
             metrics |= set(bundle.read_json(f"{run['path']}/metrics.json"))
     files = frozenset(bundle.manifest["files"])
     return Evidence(frozenset(stems), frozenset(figures), frozenset(tables), frozenset(metrics), files)
-
-
-def _find_labels(notebook: dict) -> list[str]:
-    lines = [line for cell in notebook["cells"] if cell["cell_type"] == "code" for line in cell["source"].splitlines()]
-    return [line.partition(":")[2].strip(" \"'") for line in lines if line.startswith("#| label:")]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from vitlab.submission.archive import check_seal, hash_file
 from vitlab.submission.environment import compare_environments, describe_environment
 from vitlab.submission.manifest import MANIFEST
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
+from vitlab.submission.selection import PROJECT_FILE
 
 NEEDED = ("README.md", "TITLE.md", "environment/environment.json", "environment/installed.txt")
 OF_A_RUN = ("run.json", "splits.csv", "predictions.parquet", "model.json", "data_card.md", "model_card.md")
 PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".npy", ".npz", ".h5")
-PROGRAMS = (".py", ".pyc", ".so", ".dll", ".exe", ".sh", ".bat", ".ps1", ".pth", ".jar")
+PROGRAMS = (".py", ".pyc", ".pyw", ".so", ".dll", ".exe", ".com", ".scr", ".msi", ".sh", ".command", ".desktop", ".lnk")
+PROGRAMS += (".bat", ".cmd", ".ps1", ".vbs", ".js", ".hta", ".pth", ".jar")
 HEAVIEST_HEADER = 10 * 10**6  # bytes of the header of a safetensors file
 
 
@@ -49,6 +52,7 @@ def check_contents(bundle: Bundle) -> list[Result]:
     results += [
         Result("contents", name, FAIL, "a notebook that the manifest names as a file only: no check reads it") for name in stray
     ]
+    results += [Result("contents", name, FAIL, told) for name, told in find_strays(bundle)]
     pages = sorted((bundle.folder / "report").glob("*.html"))
     for kind, there in (("HTML", pages), ("PDF", (bundle.folder / "report" / "report.pdf").is_file())):
         if not there:
@@ -59,6 +63,25 @@ def check_contents(bundle: Bundle) -> list[Result]:
             results.append(Result("contents", path.relative_to(bundle.folder).as_posix(), FAIL, told))
     counts = f"{len(pages)} page{'s' * (len(pages) != 1)} and PDF, {len(bundle.runs)} run{'s' * (len(bundle.runs) != 1)}"
     return results or [Result("contents", "", PASS, f"report of {counts}, cards, environment")]
+
+
+def find_strays(bundle: Bundle) -> list[tuple[str, str]]:
+    """Files that look checked and are not: of runs that the manifest does not name, and what only a rerun would read."""
+    runs = {run["path"] for run in bundle.runs}
+    found = []
+    for book in bundle.notebooks:
+        home = next((run for run in runs if book["executed"].startswith(f"{run}/")), "")
+        if book.get("run", "") not in {"", *runs} or (home and book.get("run") != home):
+            found.append(
+                (book["executed"], f"the manifest gives it to {book.get('run') or 'no run'}, where no check looks for it")
+            )
+    for name in bundle.manifest["files"]:
+        folder, _, file = name.rpartition("/")
+        if name.startswith("runs/") and file in (*OF_A_RUN, "metrics.json") and folder not in runs:
+            found.append((name, "of a run that the manifest does not name: no check reads it"))
+        if name.startswith("project/") and not PROJECT_FILE.fullmatch(name):
+            found.append((name, "no notebook and no table beside one; a rerun does not see it"))
+    return found
 
 
 def check_environment(bundle: Bundle) -> list[Result]:
@@ -80,11 +103,13 @@ def check_weights(bundle: Bundle) -> list[Result]:
     def judge(place: str) -> tuple[str, str]:
         weights = by_path[place]["weights"]
         noted = bundle.read_json(f"{place}/model.json")["weights_sha256"]
-        if noted != weights.get("sha256"):
+        if not re.fullmatch("[0-9a-f]{64}", str(noted)) or noted != weights.get("sha256"):
             return FAIL, f"model.json notes {str(noted)[:12]}..., the manifest {str(weights.get('sha256'))[:12]}..."
-        if not weights.get("included"):
-            return SKIPPED, f"not in the bundle ({weights['bytes'] / 1e6:,.0f} MB); SHA-256 {noted}"
-        path = bundle.place(f"{place}/model.safetensors")
+        path = bundle.folder / place / "model.safetensors"
+        if not path.is_file():
+            if weights.get("included") is not False:
+                return FAIL, "model.safetensors is missing"
+            return SKIPPED, f"not in the bundle ({weights.get('bytes', 0) / 1e6:,.0f} MB); SHA-256 {noted}"
         if hash_file(path) != noted:
             return FAIL, "model.safetensors does not have the checksum that was noted"
         return PASS, f"{read_header(path)} tensors, SHA-256 {noted[:12]}..."

@@ -20,12 +20,16 @@ LOOSE = 1e-6  # probabilities against the softmax of the logits
 
 def check_splits(bundle: Bundle) -> list[Result]:
     """Every image is in one split, and the hash of the splits is that of the manifest and of the data card."""
-    from vitlab.data import drop_synthetic, hash_splits
+    from vitlab.data import drop_synthetic, find_synthetic, hash_splits
 
     by_path = {run["path"]: run for run in bundle.runs}
 
     def judge(place: str) -> tuple[str, str]:
-        samples = drop_synthetic(_read_splits(bundle, place))
+        samples = _read_splits(bundle, place)
+        made = samples[find_synthetic(samples) & (samples["split"] != "train")]
+        if len(made):
+            return FAIL, f"{len(made)} synthetic images are outside of training, the first is {made['sample_id'].iloc[0]}"
+        samples = drop_synthetic(samples)
         twice = samples["sample_id"][samples["sample_id"].duplicated()]
         if len(twice):
             return FAIL, f"{len(twice)} images stand twice, the first is {twice.iloc[0]}"
@@ -47,7 +51,9 @@ def check_data(bundle: Bundle) -> list[Result]:
     """The runs' images and labels are those whose hashes are in the bundle, and those of the data where these are at hand."""
 
     def judge(dataset: str) -> tuple[str, str]:
-        noted = bundle.manifest["data"][dataset]
+        noted = bundle.manifest["data"].get(dataset)
+        if noted is None or not any(run["dataset"] == dataset for run in bundle.runs):
+            return FAIL, "the manifest has no hashes of its images" if noted is None else "no run is of this data set"
         table = bundle.read_table(noted["table"])
         if hash_table(table) != noted["sha256"]:
             return FAIL, f"{noted['table']} does not have the hash of the manifest"
@@ -68,6 +74,9 @@ def check_data(bundle: Bundle) -> list[Result]:
             return SKIPPED, f"{len(table):,} hashes fit the splits; {dataset} is not at hand: {advice}"
         if not bundle.options.images:
             return PASS, f"{len(table):,} images, hash {noted['sha256'][:12]}..."
+        left = _find_left_out(here, samples)
+        if left:
+            return FAIL, f"{len(left)} images of {here} are in no split, the first is {left[0]}"
         ours = image_hash_table(here, samples).set_index("sample_id")
         for column, what in (("sha256", "other pixels"), ("label", "another label")):
             theirs = table.set_index("sample_id")[column]
@@ -86,6 +95,9 @@ def check_predicted(bundle: Bundle) -> list[Result]:
     def judge(place: str) -> tuple[str, str]:
         predictions = bundle.read_table(f"{place}/predictions.parquet")
         classes = check_predictions(predictions)
+        own = bundle.read_json(f"{place}/model.json")["classes"]
+        if list(classes) != list(own):
+            return FAIL, f"the classes stand in another order than in model.json, {', '.join(map(str, own))[:80]}"
         samples = _real(_read_splits(bundle, place)).set_index("sample_id")
         judged = samples[samples["split"].isin(["val", "test"])]
         ids = set(predictions["sample_id"].astype(str))
@@ -153,6 +165,17 @@ def find_data(bundle: Bundle, dataset: str) -> str:
     return dataset if dataset in available() and not dataset.endswith(":") else ""
 
 
+def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
+    """Images of the data set that are in no split though they can be read: whoever drops the wrong ones improves every number."""
+    from vitlab.data import load_dataset
+    from vitlab.data.quality import find_unreadable
+    from vitlab.data.sources import NOT_CHOSEN
+
+    data = load_dataset(dataset, samples=samples)
+    rest = data.excluded[data.excluded["reason"] == NOT_CHOSEN]
+    return sorted(set(rest["sample_id"]) - set(find_unreadable(data.read, rest)["sample_id"])) if len(rest) else []
+
+
 def _judge_intervals(bundle: Bundle, place: str) -> tuple[str, str]:
     run = next(run for run in bundle.runs if run["path"] == place)
     here = find_data(bundle, run["dataset"])
@@ -161,8 +184,11 @@ def _judge_intervals(bundle: Bundle, place: str) -> tuple[str, str]:
     book = next((book for book in bundle.notebooks if book.get("run") == place and "04_evaluate" in book["executed"]), None)
     if book is None:
         return SKIPPED, "the bundle holds no notebook 04 of this run"
+    bundle.read_notebook(book["clean"])  # which refuses a large one
     declared = {name: default for name, (default, _) in notebook_parameters(bundle.place(book["clean"])).items()}
-    replicates = int({**declared, **book["parameters"]}["replicates"])
+    replicates = {**declared, **book["parameters"]}.get("replicates")
+    if not isinstance(replicates, int):
+        return SKIPPED, "its notebook has no parameter replicates"
     if not 0 <= replicates <= 100_000:
         return SKIPPED, f"{replicates:,} replicates are too many to draw again"
     noted, table = _read_metrics(bundle, place), _measure_intervals(bundle, place, here, replicates)

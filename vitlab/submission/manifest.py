@@ -18,6 +18,7 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 OWN = "sha256_of_this_file_without_this_line"
 LARGEST = 20 * 10**6  # bytes of a manifest that are read
+MOST = 1_000  # runs, and notebooks
 KEYS = {"format": int, "title": str, "author": str, "files": dict, "data": dict, "runs": list, "notebooks": list, OWN: str}
 RUN_KEYS = {"path": str, "dataset": str, "parameters": dict, "splits_sha256": str, "weights": dict}
 NOTEBOOK_KEYS = {"executed": str, "clean": str, "parameters": dict, "page": str}
@@ -57,6 +58,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for kind, keys in (("runs", RUN_KEYS), ("notebooks", NOTEBOOK_KEYS)):
         for number, record in enumerate(content[kind]):
             _check_fields(record, keys, f"{MANIFEST}, {kind}[{number}]")
+    for kind, key in (("runs", "path"), ("notebooks", "executed")):
+        names = [record[key] for record in content[kind]]
+        if len(names) > MOST or len(set(names)) < len(names):
+            raise ValueError(f"{MANIFEST} lists one of its {len(names):,} {kind} twice, or more than {MOST:,}")
     for name, record in content["files"].items():
         _check_fields(record, {"sha256": str, "bytes": int}, f"{MANIFEST}, files, {name}")
     for name, record in content["data"].items():

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 50 * 10**6  # bytes of a notebook that are read
+LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
 Cells = Sequence[dict[str, Any]]
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
-    """A notebook as JSON, sources as one text each. ValueError where it is none, or larger than 200 MB."""
+    """A notebook as JSON, sources as one text each. ValueError where it is none, or larger than 50 MB."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path.name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
     try:
@@ -23,7 +24,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
             cell["source"] = "".join(cell["source"])
             cell["tags"] = list(cell.get("metadata", {}).get("tags", []))
             if cell["cell_type"] == "code":
-                cell["outputs"] = list(cell.get("outputs", []))
+                cell["outputs"] = [dict(output) for output in cell.get("outputs", [])]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no notebook of nbformat 4: {type(error).__name__}: {error}") from error
     return notebook
@@ -46,7 +47,7 @@ def find_execution_problems(notebook: dict[str, Any]) -> list[str]:
     filled = [(number, cell) for number, cell in code if cell["source"].strip()]
     for place, (number, cell) in enumerate(filled, start=1):
         count = cell.get("execution_count")
-        if count != place:
+        if type(count) is not int or count != place:
             told = "was not executed" if count is None else f"was executed as number {count}, where {place} was its turn"
             problems.append(f"cell {number} {told}: not top to bottom in a fresh kernel ({_first_line(cell['source'])})")
             break  # all that follow are off by the same
@@ -71,6 +72,9 @@ def find_source_problems(executed: dict[str, Any], clean: dict[str, Any], parame
     problems = []
     if len(injected) > 1:
         problems.append(f"{len(injected)} cells put in parameters; there is one at most")
+    for cell in injected:
+        if cell["cell_type"] != "code" or cell["outputs"] or "#|" in cell["source"]:
+            problems.append("the cell with the parameters is no code cell, shows something, or has options")
     if injected and not _follows_parameters(executed["cells"]):
         problems.append("the cell with the parameters does not follow the one tagged `parameters`")
     for name in sorted(given.keys() | parameters.keys()):
@@ -100,10 +104,19 @@ def injected_parameters(notebook: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def list_labelled(notebook: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Label -> the first code cell with `#| label: LABEL`; the cell that puts in parameters has none."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code" and "injected-parameters" not in cell["tags"]:
+            for label in LABEL.findall(cell["source"]):
+                found.setdefault(label, cell)
+    return found
+
+
 def find_labelled(notebook: dict[str, Any], label: str) -> dict[str, Any] | None:
     """The code cell with `#| label: LABEL`; None where there is none."""
-    line = re.compile(rf"(?m)^#\|\s*label:\s*[\"']?{re.escape(label)}[\"']?\s*$")
-    return next((cell for cell in notebook["cells"] if cell["cell_type"] == "code" and line.search(cell["source"])), None)
+    return list_labelled(notebook).get(label)
 
 
 def find_pictures(notebook: dict[str, Any]) -> list[str]:

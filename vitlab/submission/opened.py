@@ -18,6 +18,7 @@ from vitlab.submission.notebooks import read_notebook
 from vitlab.submission.safe_zip import Opened, check_name
 
 LARGEST = 50 * 10**6  # bytes of a table or of JSON that are read
+WIDEST = 10_000  # bytes of the first line of a CSV file
 MOST_VALUES = 20 * 10**6  # of a Parquet file
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
@@ -36,6 +37,7 @@ class Result:
 class Options:
     """rerun: execute the notebooks. tolerance: how far a metric may be off then. rubric: the marker's own, instead of that in the
     bundle. data: name of the data set on this machine, where it is another one than in the bundle. images: read the images.
+    minutes: that one notebook may take when it is executed again.
     """
 
     rerun: bool = False
@@ -43,6 +45,7 @@ class Options:
     rubric: Path | None = None
     data: str = ""
     images: bool = True
+    minutes: float = 120
 
 
 @dataclass
@@ -98,7 +101,10 @@ class Bundle:
         path = self._place_small(name)
         if name.endswith(".parquet"):
             check_parquet(path, name)
-            return pd.read_parquet(path, engine="pyarrow")
+            return pq.read_table(path).to_pandas(ignore_metadata=True)
+        with path.open("rb") as file:
+            if len(file.readline(WIDEST + 1)) > WIDEST:
+                raise ValueError(f"the first line of {name} has more than {WIDEST:,} bytes; no table is that wide")
         return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
 
     def _place_small(self, name: str) -> Path:
@@ -133,10 +139,15 @@ def check_parquet(path: Path, name: str) -> None:
     """ValueError for a file that would unpack to far more than it weighs: many values, lists, or one long text many times."""
     shape = pq.read_metadata(path)
     columns = [shape.schema.column(place) for place in range(shape.num_columns)]
-    if shape.num_rows * shape.num_columns > MOST_VALUES or any(column.max_repetition_level for column in columns):
+    groups = [shape.row_group(place) for place in range(shape.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    values, size = sum(chunk.num_values for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
+    if values > MOST_VALUES or size > LARGEST or any(column.max_repetition_level for column in columns):
         raise ValueError(
-            f"{name} has {shape.num_rows:,} rows of {shape.num_columns} columns, or lists in them; too much to be read"
+            f"{name} has {values:,} values in {shape.num_columns} columns, {size / 1e6:,.0f} MB, or lists; too much to be read"
         )
+    if any(column.physical_type == "FIXED_LEN_BYTE_ARRAY" for column in columns):
+        raise ValueError(f"{name} has columns of bytes of a fixed length, which no table of vitlab has")
     texts = [column.name for column in columns if column.physical_type == "BYTE_ARRAY"]
     packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once, however often it stands there
     parts = [part for text in texts for part in packed[text].chunks]

@@ -14,6 +14,7 @@ from vitlab.submission.verify import Verdict
 
 COLORS = {PASS: "green", FAIL: "red", SKIPPED: "yellow"}
 MOST_SHOWN = 20  # failures of one check that have a row each
+LONGEST = 1_000  # letters of one text
 WIDTH = 160  # of a log, which has no edge to wrap at
 
 
@@ -70,7 +71,7 @@ def describe_verdict(verdict: Verdict) -> str:
 
 def show(text: str) -> str:
     """A stranger's text as it may stand in a terminal: no control characters, no markup of rich."""
-    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
+    return escape("".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST]))
 
 
 def _make_points_table(points: pd.DataFrame) -> Table:

@@ -21,6 +21,7 @@ from vitlab.notebook import fit_parameters
 from vitlab.runs import Run
 from vitlab.submission.check_results import measure
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error, judge_each
+from vitlab.submission.selection import PROJECT_FILE
 
 PREDICTIONS = "predictions.parquet"
 
@@ -44,7 +45,7 @@ def check_rerun(bundle: Bundle) -> list[Result]:
 def lay_out(bundle: Bundle, project: Path) -> None:
     """The clean notebooks and what lies beside them, as a project without any run."""
     for name in bundle.manifest["files"]:
-        if name.startswith("project/"):
+        if PROJECT_FILE.fullmatch(name):
             target = project / name.removeprefix("project/")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.place(name), target)
@@ -54,8 +55,11 @@ def lay_out(bundle: Bundle, project: Path) -> None:
 @contextlib.contextmanager
 def inside(project: Path) -> Iterator[None]:
     """The project as working folder, with its own reports, and for kernels this vitlab, whatever lies in the folder."""
+    from vitlab.data.torchvision_sets import data_folder
+
     values = {
         "VITLAB_REPORTS": str(project / "reports"),
+        "VITLAB_DATA": str(data_folder().absolute()),  # what was downloaded here before
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])),
     }
     before = {name: os.environ.get(name) for name in values}
@@ -72,6 +76,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
     """Execute the notebooks with the parameters of the manifest, in its order; how each ended."""
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
+    from vitlab.batch.limits import Limits
     from vitlab.batch.schedule import check_names, kernel_environment
     from vitlab.batch.summary import describe_problem
     from vitlab.kernels import WarmProcess
@@ -84,7 +89,8 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean, given) if given else {}
         check_names([parameters], warm)
-        outcome = Execution(clean, project / "reports" / name, parameters, warm).run()
+        limits = Limits(minutes=bundle.options.minutes)
+        outcome = Execution(clean, project / "reports" / name, parameters, warm, limits=limits).run()
         if outcome["status"] == "failed":
             return FAIL, " ".join(describe_problem(outcome).split())
         return PASS, f"ran to its end in {time.perf_counter() - start:.0f} s"

@@ -22,6 +22,7 @@ Points are what a question is worth. How many an answer gets, a person says: the
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ from vitlab.submission.answers import Answer
 KEYS = ["title", "statement", "questions"]
 QUESTION_KEYS = ["points", "ask", "words", "evidence"]
 EVIDENCE = ["notebook", "figure", "table", "metric", "file"]
-LARGEST = 10**6  # bytes
+LARGEST = 10**6  # bytes, and words of an answer
+MOST_POINTS = 10**6
+MOST_QUESTIONS, LONGEST_NAME = 200, 100
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ class _NoAliases(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node, deep=False):
+        """A second value under one key would silently replace the first."""
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name in (name for name, count in names.items() if count > 1):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 def load_rubric(path: Path | str) -> Rubric:
     """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
@@ -92,12 +102,14 @@ def load_rubric(path: Path | str) -> Rubric:
         raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoAliases)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not YAML: {error}") from error
     _check_keys(content, KEYS, path.name)
     questions = content.get("questions")
     if not isinstance(questions, dict) or not questions:
         raise ValueError(f"{path.name} needs questions: NAME: {{points: 10}}; it has {questions!r}")
+    if len(questions) > MOST_QUESTIONS or any(len(str(name)) > LONGEST_NAME for name in questions):
+        raise ValueError(f"{path.name} may have {MOST_QUESTIONS} questions, with names of at most {LONGEST_NAME} letters")
     return Rubric(
         str(content.get("title") or path.stem),
         str(content.get("statement") or ""),
@@ -142,9 +154,9 @@ def _read_question(name: str, fields: Any, where: str) -> Question:
     fields = {"points": fields} if isinstance(fields, int | float) else fields
     _check_keys(fields, QUESTION_KEYS, place)
     points, words = fields.get("points"), fields.get("words", 1)
-    if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points < float("inf"):
-        raise ValueError(f"{place} is worth points: {points!r}; write a number, 0 or more")
-    if isinstance(words, bool) or not isinstance(words, int) or words < 0:
+    if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points <= MOST_POINTS:
+        raise ValueError(f"{place} is worth points: {points!r}; write a number from 0 to {MOST_POINTS:,}")
+    if isinstance(words, bool) or not isinstance(words, int) or not 0 <= words <= LARGEST:
         raise ValueError(f"{place} asks for words: {words!r}; write a whole number")
     entries = fields.get("evidence") or []
     if not isinstance(entries, list):

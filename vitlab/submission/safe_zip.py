@@ -6,9 +6,11 @@ are known to be misused for (`../` and absolute names, links, names twice, bombs
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -19,9 +21,10 @@ from pathlib import Path
 
 BLOCK = 1 << 20  # bytes read at a time
 LOCAL_HEADER = 30  # bytes of a member's header before its name
-END_RECORD, LOCATOR, ENTRY = 22, 20, 46  # bytes of a zip's last record, of what precedes it in a zip of over 4 GB, of an entry
+END_RECORD, LOCATOR, ENTRY = 22, 20, 46  # bytes of a zip's last record, of what precedes it in a zip of over 2 GB, of an entry
 BAD_NAME = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')  # control characters, and what Windows reads as something else
 DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # names that are devices on Windows, with any ending
+OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # a full disk is no fault of the bundle
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
@@ -37,7 +40,7 @@ class Limits:
     """
 
     files: int = 5_000
-    total: int = 4 * 10**9
+    total: int = 2**31 - 1  # more is written as zip64
     ratio: float = 100.0
     name: int = 240
 
@@ -76,7 +79,9 @@ def unpack(path: Path, folder: Path, limits: Limits = Limits()) -> dict[str, str
         with zipfile.ZipFile(path) as archive:
             members = check_members(archive.infolist(), limits)
             return {info.filename: reason for info in members if (reason := _write_member(archive, info, folder))}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, UnicodeDecodeError, OverflowError) as error:
+    except UnsafeBundle:
+        raise
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
         raise UnsafeBundle(f"{path.name} is not a whole zip file ({error}); it may have been cut off on its way") from error
 
 
@@ -88,14 +93,16 @@ def check_directory(path: Path, limits: Limits) -> None:
         tail = file.read()
     place = tail.rfind(b"PK\x05\x06")
     if size > limits.total:
-        raise UnsafeBundle(f"{path.name} has {size / 1e9:,.1f} GB; at most {limits.total / 1e9:g} GB are opened")
+        raise UnsafeBundle(f"{path.name} has {size / 1e9:,.1f} GB; at most {limits.total / 1e9:.1f} GB are opened")
     if place < 0 or len(tail) - place < END_RECORD:
         raise UnsafeBundle(f"{path.name} is not a whole zip file: its end is missing; it may have been cut off on its way")
     count, length = (
         int.from_bytes(tail[place + 10 : place + 12], "little"),
         int.from_bytes(tail[place + 12 : place + 16], "little"),
     )
-    if tail[max(0, place - LOCATOR) : place].startswith(b"PK\x06\x07") or length > limits.files * (limits.name + ENTRY):
+    if tail[max(0, place - LOCATOR) : place].startswith(b"PK\x06\x07"):
+        raise UnsafeBundle(f"{path.name} is a zip64, for more than 65,535 files or 2 GB; no bundle is that large")
+    if length > limits.files * (limits.name + ENTRY):
         raise UnsafeBundle(f"{path.name} lists {count:,} files or more in {length:,} bytes; at most {limits.files:,} are opened")
 
 
@@ -105,7 +112,7 @@ def check_members(members: list[zipfile.ZipInfo], limits: Limits) -> list[zipfil
         raise UnsafeBundle(f"the zip holds {len(members):,} entries; at most {limits.files:,} are opened")
     total = sum(info.file_size for info in members)
     if total > limits.total:
-        raise UnsafeBundle(f"the zip would unpack to {total / 1e9:,.1f} GB; at most {limits.total / 1e9:g} GB are written")
+        raise UnsafeBundle(f"the zip would unpack to {total / 1e9:,.1f} GB; at most {limits.total / 1e9:.1f} GB are written")
     seen: dict[str, str] = {}
     for info in members:
         check_name(info.filename, limits)
@@ -150,7 +157,7 @@ def check_folder(folder: Path, limits: Limits = Limits()) -> None:
                 check_name(inside, limits)
                 count, total = count + 1, total + path.lstat().st_size
             if count > limits.files or total > limits.total:
-                raise UnsafeBundle(f"the folder holds more than {limits.files:,} files or {limits.total / 1e9:g} GB")
+                raise UnsafeBundle(f"the folder holds more than {limits.files:,} files or {limits.total / 1e9:.1f} GB")
 
 
 def _remember(name: str, seen: dict[str, str]) -> None:
@@ -185,7 +192,7 @@ def _check_overlap(members: list[zipfile.ZipInfo]) -> None:
     end, before = 0, ""
     for info in sorted(members, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise UnsafeBundle(f"{info.filename} lies over {before} in the zip")
+            raise UnsafeBundle(f"{info.filename} lies over {before or 'what precedes it'} in the zip")
         end, before = info.header_offset + LOCAL_HEADER + info.compress_size, info.filename
 
 
@@ -204,6 +211,8 @@ def _write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path)
             if written != info.file_size:
                 raise zipfile.BadZipFile("fewer bytes than the zip says")
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in OURS:
+            raise
         with suppress(OSError):
             target.unlink(missing_ok=True)
         return str(error) or type(error).__name__

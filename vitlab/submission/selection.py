@@ -13,6 +13,8 @@ from vitlab.places import project_root, reports_dir
 from vitlab.runs import Run, dataset_folder
 
 CLEAN = "project/notebooks"  # where the clean notebooks lie in a bundle
+# the files of a bundle that a rerun sees: never a run or a cache, which would give its results without computing them
+PROJECT_FILE = re.compile(r"project/(_quarto\.yml|notebooks/[^/]+\.ipynb|reports/[^/]+\.(csv|bib|csl))")
 BY_HAND = "runs/notebooks"  # where executed notebooks lie that no batch made, in the reports folder and in a bundle
 
 
@@ -68,7 +70,7 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
             _of_task(task, sources, content) for task in content["tasks"] if not task["run"] or task["run"] in runs
         ]
     selection.notebooks += [_by_hand(Path(path)) for path in notebooks]
-    selection.notebooks = list({notebook.path: notebook for notebook in selection.notebooks}.values())
+    selection.notebooks = _merge(selection.notebooks)
     _check(selection)
     selection.site = find_site(selection)
     return selection
@@ -77,7 +79,23 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
 def read_batches() -> dict[str, dict[str, Any]]:
     """Name -> content of batch.json of every batch that has run here."""
     folder = reports_dir() / "runs" / "batches"
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/batch.json"))}
+    found = {}
+    for path in sorted(folder.glob("*/batch.json")):
+        try:
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
+    return found
+
+
+def _merge(notebooks: Sequence[Notebook]) -> list[Notebook]:
+    """Each notebook once, by its place in the bundle."""
+    found: dict[str, Notebook] = {}
+    for notebook in notebooks:
+        other = found.setdefault(notebook.path, notebook)
+        if other.source.resolve() != notebook.source.resolve():
+            raise ValueError(f"{other.source} and {notebook.source} would lie at one place, {notebook.path}; rename one of them")
+    return list(found.values())
 
 
 def find_site(selection: Selection) -> Path | None:

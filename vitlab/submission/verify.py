@@ -60,11 +60,13 @@ def verify_bundle(
     tolerance: float = 0.02,
     rubric: Path | None = None,
     data: str = "",
+    minutes: float = 120,
 ) -> Verdict:
     """Check a bundle (a zip, or the folder that it was unpacked to). Nothing of it is executed unless `rerun` is set.
 
     tolerance: how far each metric of the rerun may be from the bundle's. rubric: the marker's own file, instead of the one in the
-    bundle. data: name of the data set on this machine (folder:PATH), where the bundle names a place on the author's.
+    bundle. data: name of the data set on this machine (folder:PATH), where the bundle names a place on the author's. minutes: how
+    long one notebook may take when it is executed again.
 
     FileNotFoundError for a path or rubric that is not there, ValueError for a negative tolerance or a rubric that is none. What
     is wrong with the bundle is in the verdict, never an exception.
@@ -81,7 +83,8 @@ def verify_bundle(
         prefix, _, place = data.partition(":")
         data = f"folder:{Path(place).expanduser().absolute()}" if prefix == "folder" and place else data
         check_name(data)
-    options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data)
+    options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
+    path = Path(path).absolute()  # a rerun works in another folder
     try:
         with open_bundle(path) as opened:
             return judge(Bundle(opened, options))
