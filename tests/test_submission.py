@@ -27,6 +27,7 @@ from vitlab.submission.manifest import MANIFEST
 from vitlab.submission.opened import Bundle, Options
 from vitlab.submission.rerun import lay_out
 from vitlab.submission.safe_zip import Opened, open_bundle
+from vitlab.submission.selection import select
 from vitlab.submission.verify import judge
 
 RUBRIC = """\
@@ -457,6 +458,17 @@ def test_a_run_that_no_notebook_belongs_to_is_refused(project, tmp_path):
     finally:
         shutil.rmtree(lone.path)
     assert len(find_runs("digits")) == 1
+
+
+def test_with_a_batch_go_its_own_notebooks_with_a_run_those_of_all(project):
+    batches = project / "reports" / "runs" / "batches"
+    shutil.copytree(batches / "toy", batches / "other")
+    try:
+        run = find_runs("digits")[0].name
+        assert list(select(["toy"]).batches) == ["toy"] and list(select(["other"]).batches) == ["other"]
+        assert list(select([run]).batches) == list(select(["toy", "other"]).batches) == ["other", "toy"]
+    finally:
+        shutil.rmtree(batches / "other")
 
 
 def test_an_unfinished_run_is_refused(project, tmp_path):

@@ -52,16 +52,22 @@ class Selection:
 def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
     """What goes into the bundle for these runs: each a folder, a name or its beginning, or a batch, which stands for its runs.
 
+    With a batch go its own notebooks, with a run those of every batch that made it.
     notebooks: executed notebooks that no batch made, such as one worked on in JupyterLab. ValueError for an unknown or unfinished
     run, one that no notebook belongs to, two clean notebooks of one name.
     """
     batches = read_batches()
-    runs = {_run_place(run): run for name in names for run in _find(name, batches)}
+    asked = {name for name in names if _is_batch(name, batches)}
+    found = {name: {_run_place(run): run for run in _find(name, batches)} for name in names}
+    runs = {place: run for those in found.values() for place, run in those.items()}
     for place, run in runs.items():
         if run.status != "done":
             raise ValueError(f"run {place} is not finished (status {run.status}); run its batch again, or leave it out")
+    alone = {place for name, those in found.items() if name not in asked for place in those}
     chosen = {
-        name: content for name, content in batches.items() if any(task["run"] in runs for task in content["tasks"] if task["run"])
+        name: content
+        for name, content in batches.items()
+        if name in asked or any(task["run"] in alone for task in content["tasks"] if task["run"])
     }
     selection = Selection(runs, chosen)
     for content in chosen.values():
@@ -109,8 +115,12 @@ def find_site(selection: Selection) -> Path | None:
     return site if fresh else None
 
 
+def _is_batch(name: str, batches: dict[str, dict[str, Any]]) -> bool:
+    return name in batches and not (Path(name) / "run.json").is_file()
+
+
 def _find(name: str, batches: dict[str, dict[str, Any]]) -> list[Run]:
-    if name in batches and not (Path(name) / "run.json").is_file():
+    if _is_batch(name, batches):
         places = {task["run"]: None for task in batches[name]["tasks"] if task["run"]}
         folders = [reports_dir() / place for place in places]
         missing = [folder for folder in folders if not (folder / "run.json").is_file()]
