@@ -190,11 +190,37 @@ def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
         ("#| fig-alt: A.\nplot()", ["text/html"], ["caption"]),
         ("#| include: false\nplot()", ["image/png"], []),
         ("#| output: false\nplot()", ["image/png"], []),
+        ("#| fig-cap: C.\n#| fig-alt: A.\nplot()", [], ["nothing shown"]),
+        ("#| fig-cap: C.\nplot()", ["text/plain"], ["nothing shown"]),
+        ("#| fig-alt: A.\nplot()", ["text/plain"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["blank"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["image/gif"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table", "image/png"], []),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/html"], []),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["pictures in a table"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["text/plain"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["blank"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["text/markdown"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["live table"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["image/png"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["live figure"], ["nothing shown"]),
+        ("#| tbl-cap: C.\nboth()", ["table", "image/png"], ["alternative text"]),
+        ("#| tbl-cap: C.\n#| fig-alt: A.\nboth()", ["table", "image/png"], []),
     ],
 )
 def test_figures_promised_captioned_and_described(project, source, outputs, rules):
-    values = {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png(), "text/markdown": "None, for a reason."}
-    shown = [new_output("display_data", data={kind: values.get(kind, "x")}) for kind in outputs]
+    values = {
+        "text/html": {"text/html": "<div class='vitlab-plotly'></div>"},
+        "image/png": {"image/png": make_png()},
+        "text/markdown": {"text/markdown": "None, for a reason."},
+        "blank": {"text/markdown": " \n", "text/plain": "<IPython.core.display.Markdown object>"},
+        "table": {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"},
+        "pictures in a table": {"text/html": "<table><tr><td><img src='data:image/png;base64,x' alt='A.'></td></tr></table>"},
+        "live table": {"text/html": "<div class='vitlab-viewer'></div>", "text/markdown": "| a |\n|---|\n| 1 |"},
+        "live figure": {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png()},
+    }
+    shown = [new_output("display_data", data=values.get(kind, {kind: "x"})) for kind in outputs]
     project.add(new_code_cell(source, outputs=shown))
     assert [(finding.rule, finding.cell) for finding in project.check()] == [(rule, 6) for rule in rules]
 
@@ -216,12 +242,78 @@ def test_figures_promised_captioned_and_described(project, source, outputs, rule
         ("In raw <a href='#away'>HTML</a>.", "link", "there is no place `#away` on this page"),
         ("![Words](x.png)", "picture", "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
         ("![](https://example.org/x.png)", "alternative text", "the picture `https://example.org/x.png` has none"),
+        ("<img src=https://example.org/x.png>", "alternative text", "the picture `https://example.org/x.png` has none"),
+        (
+            "A [file](file:///home/me/x.csv).",
+            "link",
+            "the report has no page or file `file:///home/me/x.csv`; files do not travel with the pages",
+        ),
+        ("A [file](C:/x.csv).", "link", "the report has no page or file `C:/x.csv`; files do not travel with the pages"),
+        (
+            "![Words](FILE:///x.png)",
+            "picture",
+            "pictures from files do not travel with the pages: `FILE:///x.png`; show it from a code cell",
+        ),
+        (
+            "![Words](C:/x.png)",
+            "picture",
+            "pictures from files do not travel with the pages: `C:/x.png`; show it from a code cell",
+        ),
+        (
+            "<a href=nowhere.html>Raw</a>",
+            "link",
+            "the report has no page or file `nowhere.html`; files do not travel with the pages",
+        ),
+        ("To [it](#away): <b data-id='away'>away</b>.", "link", "there is no place `#away` on this page"),
+        ("To [it](no-such-one.ipynb).", "link", "there is no notebook `no-such-one.ipynb` beside 03_train.ipynb"),
     ],
 )
 def test_what_leads_nowhere_is_found_in_prose(project, text, rule, message):
     project.add(new_markdown_cell(f"### More\n\n{text} But `@code` is none, nor is a@b.org."))
     (finding,) = project.check()
     assert (finding.rule, finding.cell, finding.message) == (rule, 6, message)
+
+
+def test_what_leads_somewhere_is_let_alone(project):
+    text = (
+        "An <img src='https://example.org/x.png' alt=''>, <!-- <a href='gone.html'> --> and <a name='old'></a> to [old](#old), "
+        "![a dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=), [mail](mailto:a@b.org) and [the network](//example.org)."
+    )
+    project.add(new_markdown_cell(text))
+    assert project.check() == []
+
+
+def test_links_in_html_and_in_markdown_that_cells_show(project):
+    html = [
+        "<a href=x.csv target=_blank>x.csv</a> <a href='#spot'>up</a>",
+        "<b id='here'></b><a href='#here'>down</a> <img src='x.png'>",
+        "<script>document.write('<a href=made.html>it</a>')</script><a href='#made'>made</a>",
+        "<a href=hidden.html>hidden</a>",
+    ]
+    shown = [new_output("display_data", data={"text/html": text}) for text in html]
+    said = new_output("display_data", data={"text/markdown": "On to [it](09_none.ipynb) and [compare](08_compare.ipynb)."})
+    options = "#| label: fig-b\n#| fig-cap: C.\n#| fig-alt: A.\n"
+    project.add(
+        new_code_cell("link()", outputs=shown[:1]),
+        new_code_cell(options + "draw()", outputs=shown[1:3]),
+        new_code_cell("#| output: false\nlink()", outputs=[shown[3], said]),
+        new_code_cell("say()", outputs=[said]),
+    )
+    assert [(finding.rule, finding.cell, finding.message) for finding in project.check()] == [
+        ("link", 6, "the report has no page or file `x.csv`; files do not travel with the pages"),
+        ("link", 6, "there is no place `#spot` on this page"),
+        ("picture", 7, "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
+        ("link", 9, "there is no notebook `09_none.ipynb` beside 03_train.ipynb"),
+    ]
+
+
+def test_a_notebook_may_have_a_hyphen_or_a_dot_in_its_name(project):
+    project.write("09-my-own", {}, [new_markdown_cell("# Own"), new_code_cell("1")], None)
+    shutil.copy(project.root / "notebooks" / "09-my-own.ipynb", project.root / "notebooks" / "10-v1.2.ipynb")
+    project.add(new_markdown_cell("To [my own](09-my-own.ipynb) and [what is not in the report](10-v1.2.ipynb)."))
+    assert project.check() == []
+    text = gather_report().pages[-1].notebook.cells[-1].source
+    assert text == "To [my own](09-my-own.ipynb) and what is not in the report."
 
 
 def test_references_in_captions_and_markdown_outputs_are_read_too(project):
@@ -262,6 +354,20 @@ def test_half_done_runs_of_the_report_and_beside_it(project):
     ]
     shutil.rmtree(project.reports / "runs" / "toy" / "other")
     assert "runs/toy/other" not in {finding.file for finding in project.check()}
+
+
+def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project):
+    own = new_code_cell("dataset = 'toy'\nseed = 3", metadata={"tags": ["parameters"]})
+    compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), own]
+    del project.tasks[1]
+    project.write("08_compare", {}, compare, None)
+    del project.tasks[1]["parameters"]["dataset"]
+    assert project.check() == []
+    project.write_run("runs/toy/other", status="failed")
+    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", "runs/toy/other")]
+    project.tasks[0]["parameters"]["dataset"] = "digits"
+    project.keep()
+    assert gather_report().subtitle == "Data sets: toy, digits"
 
 
 def test_a_page_over_the_limit_names_its_heaviest_cell(project):
