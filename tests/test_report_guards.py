@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from tests.test_report import make_png, make_table
 from vitlab import report as report_package
+from vitlab.batch.fingerprint import fingerprint_tasks
+from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.cli import app
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
@@ -368,6 +370,72 @@ def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project)
     project.tasks[0]["parameters"]["dataset"] = "digits"
     project.keep()
     assert gather_report().subtitle == "Data sets: toy, digits"
+
+
+class TestOutOfDate:
+    """What the batch would do again is found, and nothing where it would not, or where nobody can tell."""
+
+    def record(self, project, **content):
+        """Write the batch file, and record of notebook 03 that it was executed as this file says."""
+        tagged = {"tags": ["parameters"]}
+        project.train[1] = new_code_cell("seed = 1\nepochs = 2", metadata=tagged)
+        project.add()
+        tasks = plan_tasks(load_batch(self.write(project, **content)))
+        (fingerprint,) = fingerprint_tasks(tasks, lambda dataset: "1.0")
+        project.tasks[0] |= {"point": tasks[0].point, "fingerprint": fingerprint}
+
+    def write(self, project, **content):
+        file = project.root / "notebooks" / "batches" / "toy.yml"
+        file.parent.mkdir(exist_ok=True)
+        content = {"parameters": {"epochs": 1}, "grid": {"seed": [0, 1]}, "chain": [{"notebook": "03_train"}]} | content
+        file.write_text(json.dumps(content))
+        return file
+
+    @pytest.fixture
+    def recorded(self, project):
+        self.record(project, grid={"seed": [0]})
+        assert project.check() == []
+        return project
+
+    def messages(self, project):
+        findings = project.check()
+        assert {(finding.rule, finding.file) for finding in findings} <= {("out of date", project.tasks[0]["path"])}
+        return [finding.message for finding in findings]
+
+    def test_other_parameters(self, recorded):
+        self.write(recorded, parameters={"epochs": 5})
+        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` gives it other parameters now; run the batch again"]
+
+    def test_a_point_that_is_asked_for_no_more(self, recorded):
+        self.write(recorded, grid={"seed": [7]})
+        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` does not ask for it any more; run the batch again"]
+
+    def test_other_code(self, recorded):
+        recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
+        assert self.messages(recorded) == ["the code of vitlab that it uses has changed; run the batch again"]
+        recorded.tasks[0]["fingerprint"]["notebook"] = "0123456789ab"
+        assert self.messages(recorded) == [], "a notebook that was edited may use other code; the rule source tells of it"
+
+    def test_other_data_and_what_came_before_are_left_to_the_batch(self, recorded):
+        recorded.tasks[0]["fingerprint"] |= {"data": "0123456789ab", "needs": "0123456789ab"}
+        assert self.messages(recorded) == []
+
+    @pytest.mark.parametrize("text", [None, "chain: [", "chain: [{notebook: 99_gone}]"])
+    def test_nothing_is_said_without_a_batch_file_that_can_be_planned(self, recorded, text):
+        recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
+        file = recorded.root / "notebooks" / "batches" / "toy.yml"
+        file.unlink() if text is None else file.write_text(text)
+        assert self.messages(recorded) == []
+
+    def test_a_copy_that_another_batch_made_anew(self, recorded):
+        fresh = recorded.reports / "runs" / "batches" / "other" / "batch.json"
+        fresh.parent.mkdir(parents=True)
+        recorded.keep()
+        shutil.copy(recorded.reports / "runs" / "batches" / "toy" / "batch.json", fresh)
+        recorded.tasks[0] |= {"fingerprint": recorded.tasks[0]["fingerprint"] | {"code": "0123456789ab"}}
+        assert self.messages(recorded) == []
+        fresh.unlink()
+        assert len(self.messages(recorded)) == 1
 
 
 def test_a_page_over_the_limit_names_its_heaviest_cell(project):
