@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from tests.test_report import make_png, make_table
 from vitlab import report as report_package
+from vitlab.batch.fingerprint import fingerprint_tasks
+from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.cli import app
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
@@ -190,11 +192,37 @@ def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
         ("#| fig-alt: A.\nplot()", ["text/html"], ["caption"]),
         ("#| include: false\nplot()", ["image/png"], []),
         ("#| output: false\nplot()", ["image/png"], []),
+        ("#| fig-cap: C.\n#| fig-alt: A.\nplot()", [], ["nothing shown"]),
+        ("#| fig-cap: C.\nplot()", ["text/plain"], ["nothing shown"]),
+        ("#| fig-alt: A.\nplot()", ["text/plain"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["blank"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["image/gif"], ["nothing shown"]),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table", "image/png"], []),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/html"], []),
+        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["pictures in a table"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["text/plain"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["blank"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["text/markdown"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["live table"], []),
+        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["image/png"], ["nothing shown"]),
+        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["live figure"], ["nothing shown"]),
+        ("#| tbl-cap: C.\nboth()", ["table", "image/png"], ["alternative text"]),
+        ("#| tbl-cap: C.\n#| fig-alt: A.\nboth()", ["table", "image/png"], []),
     ],
 )
 def test_figures_promised_captioned_and_described(project, source, outputs, rules):
-    values = {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png(), "text/markdown": "None, for a reason."}
-    shown = [new_output("display_data", data={kind: values.get(kind, "x")}) for kind in outputs]
+    values = {
+        "text/html": {"text/html": "<div class='vitlab-plotly'></div>"},
+        "image/png": {"image/png": make_png()},
+        "text/markdown": {"text/markdown": "None, for a reason."},
+        "blank": {"text/markdown": " \n", "text/plain": "<IPython.core.display.Markdown object>"},
+        "table": {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"},
+        "pictures in a table": {"text/html": "<table><tr><td><img src='data:image/png;base64,x' alt='A.'></td></tr></table>"},
+        "live table": {"text/html": "<div class='vitlab-viewer'></div>", "text/markdown": "| a |\n|---|\n| 1 |"},
+        "live figure": {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png()},
+    }
+    shown = [new_output("display_data", data=values.get(kind, {kind: "x"})) for kind in outputs]
     project.add(new_code_cell(source, outputs=shown))
     assert [(finding.rule, finding.cell) for finding in project.check()] == [(rule, 6) for rule in rules]
 
@@ -216,12 +244,78 @@ def test_figures_promised_captioned_and_described(project, source, outputs, rule
         ("In raw <a href='#away'>HTML</a>.", "link", "there is no place `#away` on this page"),
         ("![Words](x.png)", "picture", "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
         ("![](https://example.org/x.png)", "alternative text", "the picture `https://example.org/x.png` has none"),
+        ("<img src=https://example.org/x.png>", "alternative text", "the picture `https://example.org/x.png` has none"),
+        (
+            "A [file](file:///home/me/x.csv).",
+            "link",
+            "the report has no page or file `file:///home/me/x.csv`; files do not travel with the pages",
+        ),
+        ("A [file](C:/x.csv).", "link", "the report has no page or file `C:/x.csv`; files do not travel with the pages"),
+        (
+            "![Words](FILE:///x.png)",
+            "picture",
+            "pictures from files do not travel with the pages: `FILE:///x.png`; show it from a code cell",
+        ),
+        (
+            "![Words](C:/x.png)",
+            "picture",
+            "pictures from files do not travel with the pages: `C:/x.png`; show it from a code cell",
+        ),
+        (
+            "<a href=nowhere.html>Raw</a>",
+            "link",
+            "the report has no page or file `nowhere.html`; files do not travel with the pages",
+        ),
+        ("To [it](#away): <b data-id='away'>away</b>.", "link", "there is no place `#away` on this page"),
+        ("To [it](no-such-one.ipynb).", "link", "there is no notebook `no-such-one.ipynb` beside 03_train.ipynb"),
     ],
 )
 def test_what_leads_nowhere_is_found_in_prose(project, text, rule, message):
     project.add(new_markdown_cell(f"### More\n\n{text} But `@code` is none, nor is a@b.org."))
     (finding,) = project.check()
     assert (finding.rule, finding.cell, finding.message) == (rule, 6, message)
+
+
+def test_what_leads_somewhere_is_let_alone(project):
+    text = (
+        "An <img src='https://example.org/x.png' alt=''>, <!-- <a href='gone.html'> --> and <a name='old'></a> to [old](#old), "
+        "![a dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=), [mail](mailto:a@b.org) and [the network](//example.org)."
+    )
+    project.add(new_markdown_cell(text))
+    assert project.check() == []
+
+
+def test_links_in_html_and_in_markdown_that_cells_show(project):
+    html = [
+        "<a href=x.csv target=_blank>x.csv</a> <a href='#spot'>up</a>",
+        "<b id='here'></b><a href='#here'>down</a> <img src='x.png'>",
+        "<script>document.write('<a href=made.html>it</a>')</script><a href='#made'>made</a>",
+        "<a href=hidden.html>hidden</a>",
+    ]
+    shown = [new_output("display_data", data={"text/html": text}) for text in html]
+    said = new_output("display_data", data={"text/markdown": "On to [it](09_none.ipynb) and [compare](08_compare.ipynb)."})
+    options = "#| label: fig-b\n#| fig-cap: C.\n#| fig-alt: A.\n"
+    project.add(
+        new_code_cell("link()", outputs=shown[:1]),
+        new_code_cell(options + "draw()", outputs=shown[1:3]),
+        new_code_cell("#| output: false\nlink()", outputs=[shown[3], said]),
+        new_code_cell("say()", outputs=[said]),
+    )
+    assert [(finding.rule, finding.cell, finding.message) for finding in project.check()] == [
+        ("link", 6, "the report has no page or file `x.csv`; files do not travel with the pages"),
+        ("link", 6, "there is no place `#spot` on this page"),
+        ("picture", 7, "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
+        ("link", 9, "there is no notebook `09_none.ipynb` beside 03_train.ipynb"),
+    ]
+
+
+def test_a_notebook_may_have_a_hyphen_or_a_dot_in_its_name(project):
+    project.write("09-my-own", {}, [new_markdown_cell("# Own"), new_code_cell("1")], None)
+    shutil.copy(project.root / "notebooks" / "09-my-own.ipynb", project.root / "notebooks" / "10-v1.2.ipynb")
+    project.add(new_markdown_cell("To [my own](09-my-own.ipynb) and [what is not in the report](10-v1.2.ipynb)."))
+    assert project.check() == []
+    text = gather_report().pages[-1].notebook.cells[-1].source
+    assert text == "To [my own](09-my-own.ipynb) and what is not in the report."
 
 
 def test_references_in_captions_and_markdown_outputs_are_read_too(project):
@@ -262,6 +356,86 @@ def test_half_done_runs_of_the_report_and_beside_it(project):
     ]
     shutil.rmtree(project.reports / "runs" / "toy" / "other")
     assert "runs/toy/other" not in {finding.file for finding in project.check()}
+
+
+def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project):
+    own = new_code_cell("dataset = 'toy'\nseed = 3", metadata={"tags": ["parameters"]})
+    compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), own]
+    del project.tasks[1]
+    project.write("08_compare", {}, compare, None)
+    del project.tasks[1]["parameters"]["dataset"]
+    assert project.check() == []
+    project.write_run("runs/toy/other", status="failed")
+    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", "runs/toy/other")]
+    project.tasks[0]["parameters"]["dataset"] = "digits"
+    project.keep()
+    assert gather_report().subtitle == "Data sets: toy, digits"
+
+
+class TestOutOfDate:
+    """What the batch would do again is found, and nothing where it would not, or where nobody can tell."""
+
+    def record(self, project, **content):
+        """Write the batch file, and record of notebook 03 that it was executed as this file says."""
+        tagged = {"tags": ["parameters"]}
+        project.train[1] = new_code_cell("seed = 1\nepochs = 2", metadata=tagged)
+        project.add()
+        tasks = plan_tasks(load_batch(self.write(project, **content)))
+        (fingerprint,) = fingerprint_tasks(tasks, lambda dataset: "1.0")
+        project.tasks[0] |= {"point": tasks[0].point, "fingerprint": fingerprint}
+
+    def write(self, project, **content):
+        file = project.root / "notebooks" / "batches" / "toy.yml"
+        file.parent.mkdir(exist_ok=True)
+        content = {"parameters": {"epochs": 1}, "grid": {"seed": [0, 1]}, "chain": [{"notebook": "03_train"}]} | content
+        file.write_text(json.dumps(content))
+        return file
+
+    @pytest.fixture
+    def recorded(self, project):
+        self.record(project, grid={"seed": [0]})
+        assert project.check() == []
+        return project
+
+    def messages(self, project):
+        findings = project.check()
+        assert {(finding.rule, finding.file) for finding in findings} <= {("out of date", project.tasks[0]["path"])}
+        return [finding.message for finding in findings]
+
+    def test_other_parameters(self, recorded):
+        self.write(recorded, parameters={"epochs": 5})
+        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` gives it other parameters now; run the batch again"]
+
+    def test_a_point_that_is_asked_for_no_more(self, recorded):
+        self.write(recorded, grid={"seed": [7]})
+        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` does not ask for it any more; run the batch again"]
+
+    def test_other_code(self, recorded):
+        recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
+        assert self.messages(recorded) == ["the code of vitlab that it uses has changed; run the batch again"]
+        recorded.tasks[0]["fingerprint"]["notebook"] = "0123456789ab"
+        assert self.messages(recorded) == [], "a notebook that was edited may use other code; the rule source tells of it"
+
+    def test_other_data_and_what_came_before_are_left_to_the_batch(self, recorded):
+        recorded.tasks[0]["fingerprint"] |= {"data": "0123456789ab", "needs": "0123456789ab"}
+        assert self.messages(recorded) == []
+
+    @pytest.mark.parametrize("text", [None, "chain: [", "chain: [{notebook: 99_gone}]"])
+    def test_nothing_is_said_without_a_batch_file_that_can_be_planned(self, recorded, text):
+        recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
+        file = recorded.root / "notebooks" / "batches" / "toy.yml"
+        file.unlink() if text is None else file.write_text(text)
+        assert self.messages(recorded) == []
+
+    def test_a_copy_that_another_batch_made_anew(self, recorded):
+        fresh = recorded.reports / "runs" / "batches" / "other" / "batch.json"
+        fresh.parent.mkdir(parents=True)
+        recorded.keep()
+        shutil.copy(recorded.reports / "runs" / "batches" / "toy" / "batch.json", fresh)
+        recorded.tasks[0] |= {"fingerprint": recorded.tasks[0]["fingerprint"] | {"code": "0123456789ab"}}
+        assert self.messages(recorded) == []
+        fresh.unlink()
+        assert len(self.messages(recorded)) == 1
 
 
 def test_a_page_over_the_limit_names_its_heaviest_cell(project):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -13,6 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.report.blocks import callout, code_block, find_headings
 from vitlab.report.clean import KERNEL, clean_notebook
@@ -26,7 +28,7 @@ TROUBLES = {
 }
 SECTION = re.compile(r"(?m)^#+ +(.+?) *\{#(sec-[\w-]+)\} *$")
 SECTION_REFERENCE = re.compile(r"\[?@(sec-[\w-]+)\]?")
-NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?(\w+)\.ipynb(#[^)]*)?\)")
+NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?([\w.-]+)\.ipynb(#[^)]*)?\)")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _make_page(task, section, batch_file):
         task["point"],
         group,
         notebook,
-        dataset=task["parameters"].get("dataset", ""),
+        dataset=_find_dataset(task, copy if executed is not None else source),
         trouble=trouble,
         path=task["path"],
         run=(task.get("run") or "") if "run_name" in task["parameters"] else "",
@@ -159,6 +161,15 @@ def _make_page(task, section, batch_file):
         source=source,
         status=task["status"],
     )
+
+
+def _find_dataset(task, notebook):
+    """The data set that a task was given, else the notebook's own; "" where it takes none."""
+    given = task["parameters"].get("dataset")
+    if given is None and notebook.is_file():
+        with suppress(ValueError):  # it declares nothing that can be read
+            given = notebook_parameters(notebook).get("dataset", ("", ""))[0]
+    return str(given or "")
 
 
 def _find_source(stem, batch_file, executed):

@@ -9,6 +9,7 @@ from vitlab.report.gather import Report
 from vitlab.report.guards.execution import check_execution
 from vitlab.report.guards.figures import check_figures
 from vitlab.report.guards.finding import Finding
+from vitlab.report.guards.outdated import check_outdated
 from vitlab.report.guards.references import check_references
 from vitlab.report.guards.size import check_size
 from vitlab.report.guards.unfinished import check_unfinished
@@ -31,6 +32,7 @@ def check_report(report: Report, settings: Settings, max_page_mb: float = MAX_PA
         raise ValueError(f"the largest page may be any number of MB above 0, not {max_page_mb:g}")
     findings = [
         *check_unfinished(report.pages),
+        *check_outdated(report.pages),
         *(finding for page in report.pages for finding in (*check_execution(page), *check_figures(page))),
         *check_references(report.pages, settings.bibliography),
         *check_size(report.pages, max_page_mb),

@@ -16,6 +16,7 @@ from vitlab.runs import write_json
 
 RULES = {
     "unfinished": "the notebook did not run to its end",
+    "out of date": "parameters or code changed since",
     "source": "not executed with its present source",
     "not executed": "a cell was not executed",
     "order": "cells were executed out of order",

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,8 +22,8 @@ from vitlab.report.guards.finding import Finding, code
 from vitlab.report.options import read_options
 
 ATTRIBUTES = {"Header": 1, "Div": 0, "Span": 0, "Code": 0, "CodeBlock": 0, "Figure": 0, "Table": 0, "Link": 0, "Image": 0}
-ELSEWHERE = re.compile(r"^(?!attachment:)[A-Za-z][A-Za-z0-9+.-]*:|^//")
-HTML_ATTRIBUTE = re.compile(r"""\b(href|src|id)=["']([^"']*)["']""")
+ELSEWHERE = re.compile(r"^(?!(?i:attachment|file):)[A-Za-z][A-Za-z0-9+.-]+:|^//")  # file:/x and C:/x are on this machine only
+DESCRIBED = {"alt", "aria-label", "aria-labelledby"}  # an HTML picture with an empty alt says itself that it is an ornament
 ALWAYS = {"refs", "references", "content"}  # anchors that the page itself brings
 LARGE = 200_000  # characters of Markdown that an output may have to be read for links
 
@@ -75,6 +76,8 @@ def find_pointers(page: Page) -> Pointers:
     parts = []
     for cell in page.notebook.cells:
         text = cell.source if cell.cell_type == "markdown" else _words_of(cell, pointers.anchors)
+        for html in _html_of(cell):
+            _Tags(pointers, cell_number(cell), described=True).feed(html)
         parts.append(f"```{{=vitlab}}\n{cell_number(cell)}\n```\n\n{text}")
     tree = json.loads(run_pandoc("--from=markdown", "--to=json", text="\n\n".join(parts)))
     _collect(tree["blocks"], pointers, [0])
@@ -89,15 +92,27 @@ def cell_number(cell) -> int:
 
 def _words_of(cell, anchors):
     """Captions and Markdown of a code cell that is shown; its label counts as an anchor when something stands under it."""
-    options, _ = read_options(cell.source)
-    if options.get("include") is False or options.get("output", True) is False:
-        return ""
-    data = [output.data for output in cell.outputs if "data" in output]
+    options, data = read_options(cell.source)[0], _shown_data(cell)
     if "label" in options and any(set(item) - {"text/plain", "text/latex"} for item in data):
         anchors.add(str(options["label"]))
-    captions = [str(options[key]) for key in ("fig-cap", "tbl-cap") if key in options]
+    captions = [str(options[key]) for key in ("fig-cap", "tbl-cap") if key in options and data]
     written = [item.get("text/markdown", "") for item in data]
     return "\n\n".join([*captions, *(text for text in written if "{=html}" not in text and len(text) < LARGE)])
+
+
+def _html_of(cell):
+    """HTML that the page shows as it is. What a script builds, as in live figures, cannot be read from here."""
+    for item in _shown_data(cell):
+        html = item.get("text/html", "")
+        if item.keys().isdisjoint(("text/markdown", "image/png")) and "<script" not in html and len(html) < LARGE:
+            yield html
+
+
+def _shown_data(cell):
+    """The outputs of a code cell by kind; none of one that is hidden, or of prose."""
+    options = read_options(cell.source)[0] if cell.cell_type == "code" else {"output": False}
+    hidden = options.get("include") is False or options.get("output", True) is False
+    return [] if hidden else [output.data for output in cell.outputs if "data" in output]
 
 
 def _collect(node, pointers, cell):
@@ -129,9 +144,25 @@ def _collect_raw(content, pointers, cell):
     if language == "vitlab":
         cell[0] = int(text)
     elif language == "html":
-        lists = {"href": pointers.links, "src": pointers.pictures}
-        for name, value in HTML_ATTRIBUTE.findall(text):
-            pointers.anchors.add(value) if name == "id" else lists[name].append((cell[0], value))
+        _Tags(pointers, cell[0]).feed(text)
+
+
+class _Tags(HTMLParser):
+    """Collects what the tags of a piece of HTML point at. described: words for its pictures stand elsewhere."""
+
+    def __init__(self, pointers: Pointers, cell: int, described: bool = False):
+        super().__init__()
+        self.pointers, self.cell, self.described = pointers, cell, described
+
+    def handle_starttag(self, tag, attrs):
+        values = {name: value or "" for name, value in attrs}
+        self.pointers.anchors |= {values[name] for name in ("id", "name") if name in values and (name == "id" or tag == "a")}
+        if "href" in values:
+            self.pointers.links.append((self.cell, values["href"]))
+        if "src" in values:
+            self.pointers.pictures.append((self.cell, values["src"]))
+            if tag == "img" and not self.described and DESCRIBED.isdisjoint(values):
+                self.pointers.undescribed.append((self.cell, values["src"]))
 
 
 def _judge_reference(key, page, anchors, sources):
@@ -175,7 +206,8 @@ def _find_lost_notebooks(page):
     if page.executed is None or page.source is None or not page.source.is_file():
         return
     for number, cell in enumerate(page.executed.cells, start=1):
-        for _, stem, _ in NOTEBOOK_LINK.findall(cell.source) if cell.cell_type == "markdown" else ():
+        texts = [cell.source] if cell.cell_type == "markdown" else [item.get("text/markdown", "") for item in _shown_data(cell)]
+        for _, stem, _ in NOTEBOOK_LINK.findall("\n".join(texts)):
             if not (page.source.parent / f"{stem}.ipynb").is_file():
                 yield number, f"there is no notebook {code(stem + '.ipynb')} beside {page.source.name}"
 
