@@ -53,4 +53,4 @@ def unknown(kind: str, name: str, choices: list[str], advice: str = "") -> str:
     lower = {str(choice).lower(): choice for choice in choices}
     near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Choices: {', '.join(choices)}.{' ' + advice if advice else ''}"
+    return f"unknown {kind} {name!r}.{hint} Choices: {', '.join(choices) or 'none yet'}.{' ' + advice if advice else ''}"
