@@ -415,7 +415,7 @@ SLOW = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, reports_folder, number):
     write_notebook(project / "notebooks" / "train.ipynb", 'color = ""\ndelay = 600.0', *SLOW)
     grid = {"color": ["red"]}
@@ -427,8 +427,8 @@ def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, re
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     batch.send_signal(number)
     _, errors = batch.communicate(timeout=180)
-    assert batch.returncode == (130 if number == signal.SIGINT else -number)
-    if number == signal.SIGINT:
+    assert batch.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
         assert errors == "Stopped. The same command carries on from here.\n"
     deadline = time.time() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
@@ -448,3 +448,7 @@ def test_one_notebook_alone(project):
     copy = nbformat.read(project / "out" / "copy.ipynb", as_version=4)
     assert "pause = 2.0" in next(cell.source for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert sys.platform != "linux" or outcome["peak_memory_mb"] > 20
+    temporary = project / "temporary"
+    temporary.mkdir()
+    environment["TMPDIR"] = str(temporary)
+        assert not list(temporary.iterdir())
