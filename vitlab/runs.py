@@ -48,6 +48,17 @@ def write_json(path: Path, content: dict | list) -> None:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
 
 
+def read_batch(path: Path) -> dict:
+    """The content of a batch.json. ValueError for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+            raise ValueError("it holds no tasks")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
+    return content
+
+
 def run_name(parameters: dict) -> str:
     """Readable parameters (model, variant, seed) and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]

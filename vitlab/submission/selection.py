@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import Run, dataset_folder
+from vitlab.runs import Run, dataset_folder, read_batch
 
 CLEAN = "project/notebooks"  # where the clean notebooks lie in a bundle
 BY_HAND = "runs/notebooks"  # where executed notebooks lie that no batch made, in the reports folder and in a bundle
@@ -77,7 +76,7 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
 def read_batches() -> dict[str, dict[str, Any]]:
     """Name -> content of batch.json of every batch that has run here."""
     folder = reports_dir() / "runs" / "batches"
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/batch.json"))}
+    return {path.parent.name: read_batch(path) for path in sorted(folder.glob("*/batch.json"))}
 
 
 def find_site(selection: Selection) -> Path | None:
