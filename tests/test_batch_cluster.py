@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from vitlab.batch import cluster as cluster_module
 from vitlab.batch.cluster import (
     Cluster,
+    Refusals,
     build_cluster,
     check_versions,
     connect,
@@ -135,6 +136,15 @@ def test_a_worker_that_ends_as_it_is_asked_is_no_obstacle(monkeypatch, capsys):
     cluster = Cluster(None, "tcp://s:1", 60, "start one")
     assert list(cluster._wait_for_workers(Board(1))) == ["tcp://b:1"]
     assert capsys.readouterr().out == "waiting for the first worker: start one\n"
+
+
+def test_a_job_that_is_refused_is_told_while_others_wait(monkeypatch, capsys):
+    answers = [{}, {}, {"tcp://a:1": probe_worker()}]
+    monkeypatch.setattr(cluster_module, "probe_workers", lambda client: answers.pop(0))
+    monkeypatch.setattr(cluster_module.time, "sleep", lambda seconds: None)
+    Cluster(None, "tcp://s:1", 60, "submitted", Refusals(2, ["too many jobs"]))._wait_for_workers(Board(1))
+    told = "the queue did not take a job: too many jobs\nwaiting for the first worker: submitted\n"
+    assert capsys.readouterr().out == told
 
 
 @pytest.fixture

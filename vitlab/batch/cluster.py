@@ -58,7 +58,7 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
 
     ValueError when nobody answers, or for a file that describes no cluster.
     """
-    for name in ("distributed.client", "distributed.core", "distributed.comm", "distributed.utils_perf"):
+    for name in ("distributed.client", "distributed.core", "distributed.comm", "distributed.utils_perf", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it is said in the table
     if scheduler.endswith((".yml", ".yaml")):
         content = read_cluster_file(scheduler)
@@ -227,13 +227,17 @@ class Cluster:
         self.client.close(timeout=5)
 
     def _wait_for_workers(self, board: Board) -> dict[str, Any]:
-        start, told = time.monotonic(), False
+        start, told, refused = time.monotonic(), False, []
         while True:
             found = {worker: there for worker, there in probe_workers(self.client).items() if not isinstance(there, OSError)}
             if found:  # with an OSError, a worker has ended as it was asked
                 return found
-            if self.refusals is not None and self.refusals.are_all():
-                raise ClusterGone(f"the queue took no job: {self.refusals.said[0]}")
+            if self.refusals is not None:
+                refused, before = list(self.refusals.said), len(refused)
+                if self.refusals.are_all():
+                    raise ClusterGone(f"the queue took no job: {refused[0]}")
+                for said in refused[before:]:
+                    board.write(f"the queue did not take a job: {said}")
             if time.monotonic() - start > self.patience:
                 raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes: {self.how}")
             if not told:
