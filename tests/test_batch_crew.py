@@ -116,13 +116,13 @@ def stop_half_way(tasks, crew, ending):
 
 
 def test_what_had_ended_on_a_cluster_when_the_batch_was_stopped_is_kept(notebook, tmp_path):
-    client, tasks = Client("a", "b", "c"), [make_task(notebook) for _ in range(3)]
+    client, tasks = Client("a", "b", "c", "d"), [make_task(notebook) for _ in range(4)]
 
     def ending():
-        for future, outcome in zip(client.submitted, (DONE, DONE | {"left": {"worker": "b"}}), strict=False):
-            future.status, future.outcome = "finished", outcome
+        for future, outcome in zip(client.submitted, (None, DONE | {"left": {"worker": "b"}}, DONE), strict=False):
+            future.status, future.outcome = "finished", outcome  # one is lost, one lies on its worker, one is at home
 
-    assert stop_half_way(tasks, make_crew(client, tasks, tmp_path), ending) == {0: "done"}
+    assert stop_half_way(tasks, make_crew(client, tasks, tmp_path), ending) == {2: "done"}
     assert client.cancelled == client.submitted
 
 

@@ -21,6 +21,15 @@ def test_a_signal_is_an_interrupt_with_a_number(number):
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
+def test_a_second_signal_does_not_break_off_the_end():
+    with end_in_order():
+        with pytest.raises(Ended):
+            os.kill(os.getpid(), signal.SIGHUP)
+            threading.Event().wait(10)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_what_nohup_has_silenced_stays_silent():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -91,13 +91,14 @@ class DaskCrew:
         return ended
 
     def stop(self) -> list[tuple[int, dict[str, Any]]]:
+        futures = {number: self._futures[number] for number in self._running if number in self._futures}
         ended = []
-        with suppress(Exception):
-            futures = {number: self._futures[number] for number in self._running if number in self._futures}
-            for number, future in futures.items():
+        for number, future in futures.items():
+            with suppress(Exception):
                 if self.client.status == "running" and future.status == "finished":
                     outcome = future.result(timeout=10)
                     ended += [(number, outcome)] if "left" not in outcome else []  # what is not at home is no result
+        with suppress(Exception):
             self.client.cancel(list(futures.values()), force=True)
             deadline = time.monotonic() + 15
             while any(self._everywhere(count_running).values()) and time.monotonic() < deadline:
