@@ -12,10 +12,19 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vitlab.batch import fingerprint as fingerprint_module, load_batch, plan_tasks, run_batch, run_notebook
+from vitlab.batch import (
+    fingerprint as fingerprint_module,
+    load_batch,
+    plan_tasks,
+    run_batch,
+    run_notebook,
+    schedule as schedule_module,
+)
+from vitlab.batch.claim import claim_runs
 from vitlab.batch.fingerprint import PACKAGE, fingerprint_tasks, imported_modules, notebook_imports, used_files
 from vitlab.batch.summary import describe_problem, print_summary
 from vitlab.kernels import WarmProcess
+from vitlab.report.gather import gather_report
 from vitlab.runs import run_name
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +143,13 @@ def test_parameters_of_a_step_are_its_own_and_part_of_the_runs_name(project):
     assert tasks[0].parameters == {"dataset": "digits", "pause": 1.0}
     assert tasks[1].parameters["seed"] == 7
     assert tasks[1].run == tasks[2].run != plain[1].run
+
+
+def test_a_parameter_of_a_notebook_that_runs_once_renames_no_run(project):
+    plain = plan_tasks(load_batch(write_batch(project)))
+    tasks = plan_tasks(load_batch(write_batch(project, parameters={"dataset": "digits", "pause": 1.0})))
+    assert tasks[0].parameters == {"dataset": "digits", "pause": 1.0}
+    assert [task.run for task in tasks] == [task.run for task in plain]
 
 
 VARIED = 'dataset = "digits"\ncolor = "red"\nseed = 0\nvariant = ""\nrun_name = ""'
@@ -299,7 +315,7 @@ def test_each_part_of_a_fingerprint_follows_its_cause(project, monkeypatch):
     first = fingerprint_tasks(plan_tasks(load_batch(write_batch(project))), lambda dataset: dataset + "1")
     assert changes() == set()
     assert {part for _, part in changes(version="2")} == {"data", "needs"}
-    assert changes(parameters={"dataset": "digits", "pause": 3}) >= {("look", "parameters")}
+    assert changes(parameters={"dataset": "digits", "pause": 3}) == {("look", "parameters")}
     (package / "other.py").write_text("unused = 1")
     assert changes() == set()
     (package / "runs.py").write_text("used = 1")
@@ -367,6 +383,85 @@ def test_what_is_gone_or_changed_is_done_again(project, reports_folder):
     assert log_lines(project) == []
 
 
+@pytest.mark.parametrize("text", ["", '{"status": "do', "[]", "{}"])
+def test_a_damaged_run_is_not_complete(project, reports_folder, text):
+    file = write_batch(project, grid={"color": ["red"]}, chain=[CHAIN[1]])
+    (train,) = run_batch(file)["tasks"]
+    (reports_folder / train["run"] / "run.json").write_text(text)
+    assert run_batch(file, dry_run=True)["tasks"][0]["note"] == "run is not complete"
+
+
+def test_a_torn_batch_json_says_what_to_do(project, reports_folder):
+    file = write_batch(project, chain=[CHAIN[0]], grid={})
+    state = reports_folder / "runs" / "batches" / "toy" / "batch.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"tasks": [')
+    with pytest.raises(ValueError, match=r"toy.batch\.json is damaged \(.*\); remove it, and the batch runs anew"):
+        run_batch(file)
+    with pytest.raises(ValueError, match=r"batch\.json is damaged"):
+        gather_report()
+    state.unlink()
+    assert run_batch(file)["tasks"][0]["status"] == "done"
+
+
+def test_a_run_that_another_batch_has_made_again_is_judged_again_and_not_made_a_third_time(project, reports_folder):
+    """toy and other share the run of their point; what `judge` had left in it goes when `other` makes it."""
+    toy = write_batch(project, grid={"color": ["red"]}, chain=CHAIN[1:3])
+    run_batch(toy)
+    other = toy.with_name("other.yml")
+    other.write_text(yaml.safe_dump(yaml.safe_load(toy.read_text()) | {"chain": [CHAIN[1]]}))
+    run_batch(other)
+    assert [line.split()[0] for line in log_lines(project)] == ["train", "judge", "train"]
+    assert [task["note"] for task in run_batch(toy, dry_run=True)["tasks"]] == ["", "its run was made again since"]
+    for file in (toy, other, toy):
+        assert {task["status"] for task in run_batch(file)["tasks"]} == {"done"}
+    assert [line.split()[0] for line in log_lines(project)] == ["judge"]
+
+
+def test_records_of_before_run_start_was_kept_stay_as_they_are(project, reports_folder):
+    file = write_batch(project, grid={"color": ["red"]}, chain=CHAIN[1:3])
+    run_batch(file)
+    state = reports_folder / "runs" / "batches" / "toy" / "batch.json"
+    content = json.loads(state.read_text())
+    for record in content["tasks"]:
+        del record["run_start"]
+    state.write_text(json.dumps(content))
+    assert [task["note"] for task in run_batch(file, dry_run=True)["tasks"]] == ["", ""]
+
+
+def test_with_nothing_to_do_no_cluster_is_asked_for_and_nothing_is_written(project, reports_folder, monkeypatch):
+    def refuse(scheduler):
+        raise AssertionError("a cluster was opened")
+
+    file = write_batch(project, grid={}, chain=[CHAIN[0]])
+    run_batch(file)
+    state = reports_folder / "runs" / "batches" / "toy" / "batch.json"
+    before = state.stat()
+    monkeypatch.setattr(schedule_module, "_open_cluster", refuse)
+    assert run_batch(file, scheduler="slurm.yml")["tasks"][0]["status"] == "done"
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert run_batch(write_batch(project, grid={}, chain=[CHAIN[0]], title="Another"))["title"] == "Another"
+    assert json.loads(state.read_text())["title"] == "Another"
+    wrong = write_batch(project, parameters={"dataset": "digitz"}, grid={}, chain=[CHAIN[0]])
+    with pytest.raises(ValueError, match="digitz"):  # before the cluster
+        run_batch(wrong, scheduler="slurm.yml")
+
+
+def test_a_batch_whose_runs_another_one_is_at_does_not_start(project, reports_folder):
+    file = write_batch(project, grid={"color": ["red"]}, chain=[CHAIN[1]])
+    run = plan_tasks(load_batch(file))[0].run
+    batches = reports_folder / "runs" / "batches"
+    with claim_runs(batches / "other", [run]):
+        with pytest.raises(ValueError, match=rf"another batch \(pid {os.getpid()} on .*\) is running over .*{run}; wait for it"):
+            run_batch(file)
+        assert run_batch(file, dry_run=True)["tasks"][0]["status"] == "pending" and log_lines(project) == []
+    run_batch(file)
+    with claim_runs(batches / "toy", []):  # there is nothing to do
+        assert run_batch(file)["tasks"][0]["status"] == "done"
+        with pytest.raises(ValueError, match=r"is running over .*batches.toy"):
+            run_batch(file, force=True)
+
+
 def test_a_task_that_comes_back_into_the_grid_is_not_done_again(project):
     run_batch(write_batch(project, chain=[CHAIN[1]]))
     assert log_lines(project) == ["train red 0", "train blue 0"]
@@ -408,21 +503,25 @@ SLOW = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(project, reports_folder, number):
     write_notebook(project / "notebooks" / "train.ipynb", 'color = ""\ndelay = 600.0', *SLOW)
     grid = {"color": ["red"]}
     file = write_batch(project, parameters={}, grid=grid, chain=[{"notebook": "train"}])
+    temporary = project / "temporary"
+    temporary.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    environment["TMPDIR"] = str(temporary)
     command = [sys.executable, "-c", "from vitlab.cli import app; app()", "batch", str(file)]
     batch = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(project / "pids")
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     batch.send_signal(number)
     _, errors = batch.communicate(timeout=180)
-    assert batch.returncode == (130 if number == signal.SIGINT else -number)
-    if number == signal.SIGINT:
+    assert batch.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
         assert errors == "Stopped. The same command carries on from here.\n"
+        assert not list(temporary.iterdir())
     deadline = time.time() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
         time.sleep(0.05)

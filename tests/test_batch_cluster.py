@@ -1,16 +1,32 @@
 """What a cluster file says, who gets the next task, and which files travel: without a cluster."""
 
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from distributed.comm import CommClosedError
 from typer.testing import CliRunner
 
-from vitlab.batch.cluster import build_cluster, check_versions, describe_cluster, read_cluster_file
+from vitlab.batch import cluster as cluster_module
+from vitlab.batch.cluster import (
+    Cluster,
+    Refusals,
+    build_cluster,
+    check_versions,
+    connect,
+    describe_cluster,
+    open_cluster,
+    read_cluster_file,
+)
+from vitlab.batch.crew import ClusterGone
 from vitlab.batch.files import find_changes, list_files, place_of, read_piece, write_piece
 from vitlab.batch.probe import probe_worker
-from vitlab.batch.workers import Workers
+from vitlab.batch.progress import Board
+from vitlab.batch.workers import Workers, probe_workers
 from vitlab.cli import app
 
 
@@ -83,16 +99,91 @@ def test_mistakes_in_a_cluster_file(tmp_path, text, message):
         build_cluster(read_cluster_file(str(file)))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the queue is a shell script")
+def test_a_queue_that_takes_no_job_ends_the_batch_with_what_it_said(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(cluster_module, "ANSWER", 60)
+    file = tmp_path / "slurm.yml"
+    file.write_text(SLURM)
+    told = r"the queue took no job: RuntimeError: .*invalid partition specified: gpu"
+    with pytest.raises(ClusterGone, match=told), open_cluster(str(file)) as cluster:
+        cluster.hire([], tmp_path, tmp_path, [], Board(1))
+
+
 def test_versions_are_told_apart_by_their_code_too():
     here = probe_worker()
     assert here["version"] and len(here["code"]) == 8 and here["cores"]["count"] >= 1
     check_versions({"tcp://a:1": here})
-    others = {"tcp://b:1": here | {"code": "deadbeef"}, "tcp://c:1": here | {"version": None}, "tcp://d:1": OSError("no")}
+    silent = {"tcp://d:1": TypeError("no")}
+    check_versions({"tcp://a:1": here} | silent)
+    others = {"tcp://b:1": here | {"code": "deadbeef"}, "tcp://c:1": here | {"version": None}}
     with pytest.raises(ValueError) as error:
-        check_versions({"tcp://a:1": here} | others)
+        check_versions({"tcp://a:1": here} | others | silent)
     told = str(error.value)
     assert "tcp://a:1" not in told and f"worker tcp://b:1 has {here['version']} (code deadbeef)" in told
-    assert "worker tcp://c:1 has no vitlab" in told and "worker tcp://d:1 has no answer (OSError: no)" in told
+    assert "worker tcp://c:1 has no vitlab" in told and "tcp://d:1" not in told
+    with pytest.raises(ValueError, match=r"worker tcp://d:1 has no answer \(TypeError: no\)"):
+        check_versions(silent)
+
+
+def test_a_worker_that_ends_as_it_is_asked_is_no_obstacle(monkeypatch, capsys):
+    answers = [{"tcp://a:1": CommClosedError("gone")}, {"tcp://a:1": CommClosedError("gone"), "tcp://b:1": probe_worker()}]
+    monkeypatch.setattr(cluster_module, "probe_workers", lambda client: answers.pop(0))
+    monkeypatch.setattr(cluster_module.time, "sleep", lambda seconds: None)
+    cluster = Cluster(None, "tcp://s:1", 60, "start one")
+    assert list(cluster._wait_for_workers(Board(1))) == ["tcp://b:1"]
+    assert capsys.readouterr().out == "waiting for the first worker: start one\n"
+
+
+def test_a_job_that_is_refused_is_told_while_others_wait(monkeypatch, capsys):
+    answers = [{}, {}, {"tcp://a:1": probe_worker()}]
+    monkeypatch.setattr(cluster_module, "probe_workers", lambda client: answers.pop(0))
+    monkeypatch.setattr(cluster_module.time, "sleep", lambda seconds: None)
+    Cluster(None, "tcp://s:1", 60, "submitted", Refusals(2, ["too many jobs"]))._wait_for_workers(Board(1))
+    told = "the queue did not take a job: too many jobs\nwaiting for the first worker: submitted\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.fixture
+def talker():
+    """A web server's answer, where the dashboard is, say."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def answer():
+            with suppress(OSError):
+                call, _ = listener.accept()
+                with call:
+                    call.recv(1000)
+                    call.sendall(b"HTTP/1.1 400 Bad Request\r\nServer: TornadoServer/6\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "tls"])
+def test_a_port_with_something_else_behind_it_is_no_scheduler(talker, protocol):
+    with pytest.raises(
+        ValueError, match=rf"no Dask scheduler answers at {protocol}://127.0.0.1:{talker} \(\w+: .*\)\. Start one"
+    ):
+        connect(f"{protocol}://127.0.0.1:{talker}")
+
+
+class FakeClient:
+    """Of a scheduler that names these workers; `identity` may be replaced by what raises."""
+
+    def __init__(self, there):
+        self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": there if n_workers == -1 else {}})
+
+    def sync(self, function, callback_timeout, **options):
+        return function(**options)
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {}}  # as it stands each time when Dask has brought its cache up to date
 
 
 @pytest.fixture
@@ -105,7 +196,20 @@ def workers():
         "d": {"nthreads": 9, "resources": {}, "name": "ending", "status": "closing_gracefully"},
     }
     found = {"a": here, "b": here, "c": here | {"version": "0.0.1"}, "d": here}
-    return Workers(SimpleNamespace(scheduler_info=lambda n_workers: {"workers": there}), found)
+    return Workers(FakeClient(there), found)
+
+
+def test_workers_are_lost_when_the_scheduler_says_so_and_not_when_it_is_silent(workers):
+    def say_nothing(n_workers):
+        raise TimeoutError
+
+    assert workers.look(force=True) == ([], []) and set(workers.known) == {"a", "b"}
+    answer, workers.client.scheduler.identity = workers.client.scheduler.identity, say_nothing
+    assert workers.look(force=True) == ([], [])
+    assert set(workers.known) == {"a", "b"} and workers.there == {"a", "b", "c", "d"}
+    assert probe_workers(workers.client) == {}
+    workers.client.scheduler.identity = lambda n_workers: {"workers": {"a": answer(-1)["workers"]["a"]}}
+    assert workers.look(force=True) == ([], ["b", "c", "d"]) and set(workers.known) == {"a"}
 
 
 def test_a_task_goes_where_a_place_is_free(workers):

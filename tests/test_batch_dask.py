@@ -164,7 +164,7 @@ def test_results_come_home_from_workers_with_folders_of_their_own(client, projec
         client.run(set_reports, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_batch_ended_half_way_leaves_no_kernel_on_the_workers(client, project, reports_folder, number):
     slow = "import os, time\nopen(log + color, 'w').write(str(os.getpid()))\ntime.sleep(300)"
     first = new_code_cell('color = ""\nlog = ""', metadata={"tags": ["parameters"]})
@@ -177,9 +177,9 @@ def test_a_batch_ended_half_way_leaves_no_kernel_on_the_workers(client, project,
     assert wait_until(lambda: all(path.exists() and path.read_text() for path in pids), 180)
     batch.send_signal(number)
     _, errors = batch.communicate(timeout=120)
-    assert batch.returncode == (130 if number == signal.SIGINT else -number), errors
+    assert batch.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
     kernels = [int(path.read_text()) for path in pids]
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert errors.endswith("Stopped. The same command carries on from here.\n")
         assert list(children(client).values()) == [[], []]
     assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in kernels))

@@ -24,6 +24,7 @@ def test_a_step_overrides_what_it_names():
     assert base == Limits(30, 6 * 10**9)
     assert read_limits({"minutes": 90}, "train", base) == Limits(90, 6 * 10**9)
     assert read_limits({"minutes": None}, "train", base) == Limits(None, 6 * 10**9)
+    assert read_limits({"memory": None}, "train", base) == Limits(30, None)
     assert read_limits(None, "train", base) is base
 
 

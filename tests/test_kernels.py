@@ -163,6 +163,15 @@ def test_call_runs_in_the_other_process_and_brings_errors_back(warm):
 
 
 @linux
+def test_an_error_of_the_function_itself_is_no_reason_to_call_it_here_too(warm, tmp_path, monkeypatch):
+    called_here = []
+    monkeypatch.setattr("vitlab.kernels.pkgutil.resolve_name", called_here.append)
+    with pytest.raises(FileNotFoundError):
+        warm.call("os:listdir", str(tmp_path / "none"))
+    assert called_here == []
+
+
+@linux
 def test_kernels_end_when_their_batch_is_killed():
     """SIGKILL leaves no time to tidy up: the warm process sees its channel close, the kernels see the warm process end."""
     code = """

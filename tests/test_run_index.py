@@ -1,6 +1,7 @@
 """The index of runs says what the folders say, after a change, a removal, damage; and it is written only when there is need."""
 
 import json
+import os
 import shutil
 
 import pandas as pd
@@ -72,6 +73,30 @@ def test_damaged_metrics_and_failures_are_told(runs):
     assert table.loc["digits/a0", "status"] == "done" and "metrics.json cannot be read" in table.loc["digits/a0", "problem"]
     assert pd.isna(table.loc["digits/a0", "metrics.roc_auc"])
     assert table.loc["digits/b1", ["status", "problem"]].tolist() == ["failed", "ValueError: too few images"]
+
+
+def test_a_row_that_could_not_be_read_is_tried_again(runs, monkeypatch):
+    """The disk did not answer, say: the files are the same as they were, and their stamp is."""
+
+    def refuse(text):
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_index.json, "loads", refuse)
+        assert "stale file handle" in update_index()["problem"][0]
+    assert update_index()["problem"].tolist() == ["", "", ""]
+    assert set(index_runs()["status"]) == {"done"}
+
+
+def test_a_folder_whose_name_is_no_utf8_is_a_row_too(runs, reports_folder):
+    folder = os.fsencode(reports_folder / "runs" / "digits") + b"/caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    shutil.copy(runs[0].path / "run.json", folder + b"/run.json")
+    assert "digits/caf\\udce9" in index_runs()["run"].tolist()
+    assert len(index_runs()) == 4
 
 
 def test_runs_that_notebook_04_has_not_seen_are_scored_from_their_predictions(runs):

@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -60,6 +62,19 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_two_threads_write_the_same_file_without_harm(tmp_path):
+    path, meet = tmp_path / "result.json", threading.Barrier(2, timeout=10)
+
+    def write(text):
+        with atomic(path) as temporary:
+            temporary.write_text(text)
+            meet.wait()  # both have written, neither has renamed
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, ["one", "two"]))
+    assert path.read_text() in ("one", "two") and [item.name for item in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_folder_without_run_json_is_no_run(tmp_path):

@@ -136,7 +136,7 @@ def test_size_fits_models_of_fixed_and_of_any_size():
     ("arguments", "message"),
     [
         ({"name": "hybrid_vitt"}, "unknown model 'hybrid_vitt'. Did you mean hybrid_vit"),
-        ({"name": "vit_tny_patch16_224"}, "Did you mean vit_tiny_patch16_224.*efficientnet_lite0, hybrid_vit, vit_scratch"),
+        ({"name": "vit_tny_patch16_224"}, "Did you mean vit_tiny_patch16_224.*efficientnet_lite0, hybrid_vit, "),
         ({"patchsize": 3}, "unknown option of vit_scratch 'patchsize'. Did you mean patch_size"),
         ({"name": "resnet18", "pretrained": False, "banana": 3}, "timm cannot build resnet18.*banana"),
         ({"size": 100}, "not divisible by patch_size 12"),

@@ -80,15 +80,17 @@ def batch(
     """Execute a chain of notebooks over a grid of parameters. Called again, it does only what is missing or out of date."""
     with clean_errors():
         from vitlab.batch import run_batch
+        from vitlab.batch.signals import end_in_order
         from vitlab.batch.summary import print_plan, print_summary
 
         if scheduler and workers > 1:
             raise ValueError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
         try:
-            content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
-        except KeyboardInterrupt:
+            with end_in_order():
+                content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
+        except KeyboardInterrupt as stop:  # Ctrl+C is the signal 2
             typer.echo("Stopped. The same command carries on from here.", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + getattr(stop, "number", 2)) from None
     if dry_run:
         print_plan(content)
         return typer.echo(content["jobs"]) if content.get("jobs") else None

@@ -31,6 +31,10 @@ from jupyter_client.provisioning import LocalProvisioner
 GONE = (OSError, EOFError)  # what a connection raises when there is nobody at the other end
 
 
+class NobodyThere(ConnectionError):
+    """The warm process does not answer. A kind of its own: the function that is called may raise an OSError as well."""
+
+
 class WarmProcess:
     """A process that imports what it is told to and forks kernels. Use it in a `with` block: it ends with the block."""
 
@@ -52,7 +56,7 @@ class WarmProcess:
         """Call `module:name` where the libraries are loaded, and give or raise what it does; or call it here if need be."""
         try:
             return self.ask(function, *arguments)
-        except GONE:
+        except NobodyThere:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
@@ -62,12 +66,16 @@ class WarmProcess:
             self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
-        with self._lock:
-            self._connection.send((function, arguments))
-            while self._unread:
-                self._connection.recv()
-                self._unread -= 1
-            fine, answer = self._connection.recv()
+        """Call `module:name` there, and give or raise what it does; NobodyThere where that cannot be."""
+        try:
+            with self._lock:
+                self._connection.send((function, arguments))
+                while self._unread:
+                    self._connection.recv()
+                    self._unread -= 1
+                fine, answer = self._connection.recv()
+        except GONE as error:
+            raise NobodyThere from error
         if fine:
             return answer
         raise answer

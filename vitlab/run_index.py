@@ -2,7 +2,8 @@
 
 reports/runs/index.parquet holds for each run what its run.json and metrics.json say, and a stamp of these files. What has changed
 since is read again, what is gone goes, and the file is written anew under a temporary name. It holds nothing that the folders do
-not: without it, or with a damaged one, everything is read once more. A run whose run.json cannot be read is a row that says so.
+not: without it, or with a damaged one, everything is read once more. A run whose files cannot be read is a row that says so; it
+has no stamp and is read again each time.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ def update_index() -> pd.DataFrame:
     rows = []
     for path in _find_folders(folder):
         name, stamp = path.relative_to(folder).as_posix(), _stamp(path)
+        name = name.encode("utf-8", "backslashreplace").decode()  # a name that is no UTF-8
         if stamp is None:
             continue  # no run, or removed while we looked
         row = known.get(name)
-        rows.append(row if row and row["stamp"] == stamp else {"folder": name, "stamp": stamp, **_read_run(path)})
+        rows.append(row if row and row["stamp"] == stamp else {"folder": name, "stamp": stamp} | _read_run(path))
     after = pd.DataFrame(rows, columns=list(STORED)).astype(str)
     if not after.equals(before) and folder.is_dir():
         try:
@@ -156,14 +158,14 @@ def _read_index(file: Path) -> pd.DataFrame:
 
 
 def _read_run(path: Path) -> dict[str, str]:
-    """run and metrics as JSON texts, problem as a sentence; what cannot be read is an empty object."""
+    """run and metrics as JSON texts, problem as a sentence; what cannot be read is an empty object, the stamp then empty."""
     info, problem = _read_object(path / "run.json")
     if not problem and not (isinstance(info.get("parameters"), dict) and isinstance(info.get("status"), str)):
         info, problem = {}, "run.json lacks parameters or status"
     metrics, trouble = _read_object(path / "metrics.json") if (path / "metrics.json").is_file() else _score(path)
-    problem = problem or info.get("error", "") or trouble
-    said = str(problem).encode("utf-8", "replace").decode()
-    return {"run": json.dumps(info), "metrics": json.dumps(metrics), "problem": said}
+    said = str(problem or info.get("error", "") or trouble).encode("utf-8", "replace").decode()
+    row = {"run": json.dumps(info), "metrics": json.dumps(metrics), "problem": said}
+    return row | {"stamp": ""} if problem or trouble else row
 
 
 def _read_object(file: Path) -> tuple[dict, str]:

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -45,6 +46,17 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: dict | list) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_batch(path: Path) -> dict:
+    """The content of a batch.json. ValueError for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+            raise ValueError("it holds no tasks")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
+    return content
 
 
 def run_name(parameters: dict) -> str:

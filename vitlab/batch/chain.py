@@ -20,8 +20,8 @@ class Crew(Protocol):
     def collect(self) -> list[tuple[int, dict[str, Any]]]:
         """Wait a second at most, and give the tasks that have ended: number and outcome, as from `Execution.run`."""
 
-    def stop(self) -> None:
-        """End what is running, and come back when no process of it is left."""
+    def stop(self) -> list[tuple[int, dict[str, Any]]]:
+        """End what is running, come back when no process of it is left, and give the tasks that had ended, as `collect`."""
 
 
 def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: Crew, board: Board) -> None:
@@ -46,7 +46,9 @@ def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: 
                 _settle(state, board, number, tasks[number], outcome)
             board.tick()
     except BaseException:
-        crew.stop()
+        for number, outcome in crew.stop():
+            if outcome["status"] == "done":  # any other one may have failed by being stopped
+                _settle(state, board, number, tasks[number], outcome)
         raise
 
 

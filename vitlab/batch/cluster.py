@@ -22,18 +22,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from distributed import Client
-from distributed.core import connect as connect_comm
+from distributed.core import Status, connect as connect_comm
 
 from vitlab.batch.crew import ClusterGone, DaskCrew
 from vitlab.batch.plan import Step, Task
 from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
-from vitlab.batch.workers import Workers, probe_workers
+from vitlab.batch.workers import Workers, describe_resources, probe_workers
 from vitlab.registry import unknown
 
 CLUSTERS = {
@@ -57,7 +58,7 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
 
     ValueError when nobody answers, or for a file that describes no cluster.
     """
-    for name in ("distributed.client", "distributed.core", "distributed.comm", "distributed.utils_perf"):
+    for name in ("distributed.client", "distributed.core", "distributed.comm", "distributed.utils_perf", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it is said in the table
     if scheduler.endswith((".yml", ".yaml")):
         content = read_cluster_file(scheduler)
@@ -67,8 +68,8 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
         dask_cluster, address, patience = None, scheduler, PATIENCE
     cluster = None
     try:
-        how = f"`dask worker {address}` starts one" if dask_cluster is None else "its jobs have been submitted"
-        cluster = Cluster(connect(address), address, patience * 60, how)
+        how = f"`dask worker {address} --nthreads 1` starts one" if dask_cluster is None else "its jobs have been submitted"
+        cluster = Cluster(connect(address), address, patience * 60, how, getattr(dask_cluster, "refusals", None))
         yield cluster
     finally:
         if cluster is not None:
@@ -79,7 +80,7 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
 
 def connect(address: str) -> Client:
     """A client of the scheduler there. ValueError, within ten seconds, when there is none."""
-    how = "Start one with `dask scheduler`, and workers with `dask worker ADDRESS`; or leave --scheduler out to run it here."
+    how = "Start one with `dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`; or leave out --scheduler."
     if "://" not in address or not address.rpartition(":")[2].rstrip("/").isdigit():
         raise ValueError(
             f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML file of a cluster. {how}"
@@ -90,8 +91,10 @@ def connect(address: str) -> Client:
         if kind == "Scheduler":
             return Client(address, timeout=ANSWER, set_as_default=False, name="vitlab-batch")
         problem = f"a {kind} answers there"
-    except (OSError, TimeoutError, ValueError) as error:
-        problem = f"{type(error).__name__} within {ANSWER} s"
+    except TimeoutError:
+        problem = f"nothing within {ANSWER} s"
+    except Exception as error:  # what speaks another protocol brings many kinds: MemoryError, TypeError
+        problem = ": ".join(filter(None, (type(error).__name__, str(error))))
     raise ValueError(f"no Dask scheduler answers at {address} ({problem}). {how}")
 
 
@@ -156,17 +159,48 @@ def build_cluster(content: dict[str, Any]):
         maker = pkgutil.resolve_name(CLUSTERS[content["cluster"]])
     except ImportError as error:
         raise ValueError(f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'") from error
+    refusals = Refusals(content.get("jobs", 1))
+    if hasattr(maker, "job_cls"):
+        options["job_cls"] = note_refusals(maker.job_cls, refusals)
     try:
-        return maker(**options)
+        cluster = maker(**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{maker.__name__} does not take these options: {error}") from error
+    cluster.refusals = refusals
+    return cluster
+
+
+@dataclass
+class Refusals:
+    """What a queue has said to the jobs that it did not take, of so many."""
+
+    jobs: int
+    said: list[str] = field(default_factory=list)
+
+    def are_all(self) -> bool:
+        return len(self.said) >= self.jobs
+
+
+def note_refusals(job_class: type, refusals: Refusals) -> type:
+    """A queue's class of jobs that notes what the queue says when it does not take one; Dask itself goes on waiting for it."""
+
+    class NotedJob(job_class):
+        async def start(self):
+            try:
+                await super().start()
+            except Exception as error:
+                refusals.said.append(" ".join(f"{type(error).__name__}: {error}".split()))
+                self.status = Status.failed  # else Dask would not close its cluster
+                raise
+
+    return NotedJob
 
 
 class Cluster:
     """A connection to a scheduler. `hire` gives the crew of a batch."""
 
-    def __init__(self, client: Client, address: str, patience: float, how: str):
-        self.client, self.address, self.patience, self.how = client, address, patience, how
+    def __init__(self, client: Client, address: str, patience: float, how: str, refusals: Refusals | None = None):
+        self.client, self.address, self.patience, self.how, self.refusals = client, address, patience, how, refusals
         self.crew: DaskCrew | None = None
 
     def hire(self, tasks: list[Task], reports: Path, folder: Path, imports: list[str], board: Board) -> DaskCrew:
@@ -193,21 +227,33 @@ class Cluster:
         self.client.close(timeout=5)
 
     def _wait_for_workers(self, board: Board) -> dict[str, Any]:
-        start, told = time.monotonic(), False
-        while not (found := probe_workers(self.client)):
+        start, told, refused = time.monotonic(), False, []
+        while True:
+            found = {worker: there for worker, there in probe_workers(self.client).items() if not isinstance(there, OSError)}
+            if found:  # with an OSError, a worker has ended as it was asked
+                return found
+            if self.refusals is not None:
+                refused, before = list(self.refusals.said), len(refused)
+                if self.refusals.are_all():
+                    raise ClusterGone(f"the queue took no job: {refused[0]}")
+                for said in refused[before:]:
+                    board.write(f"the queue did not take a job: {said}")
             if time.monotonic() - start > self.patience:
                 raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes: {self.how}")
             if not told:
                 board.write(f"waiting for the first worker: {self.how}")
                 told = True
             time.sleep(1)
-        return found
 
 
 def check_versions(found: dict[str, Any]) -> None:
-    """ValueError with the workers that have another vitlab than this machine. found: worker -> answer of `probe_worker`."""
+    """ValueError with the workers that have another vitlab than this machine. found: worker -> answer of `probe_worker`.
+
+    One that gave no answer is passed over, as long as any gave one: it may have ended that moment, and is asked again.
+    """
     here = probe_worker()
-    others = [f"{worker} has {describe_vitlab(there)}" for worker, there in found.items() if not fits(there, here)]
+    answers = {worker: there for worker, there in found.items() if not isinstance(there, BaseException)} or found
+    others = [f"{worker} has {describe_vitlab(there)}" for worker, there in answers.items() if not fits(there, here)]
     if others:
         raise ValueError(
             f"no notebook was started: this machine has vitlab {describe_vitlab(here)}, but worker {'; worker '.join(others)}. "
@@ -224,6 +270,6 @@ def check_resources(steps: list[Step], workers: Workers) -> None:
     for step in steps:
         wanted = step.resources or {}
         if wanted and not any(workers.offers(address, wanted) for address in workers.known):
-            text = ",".join(f"{name}={amount:g}" for name, amount in wanted.items())
-            how = f'start one with `dask worker ADDRESS --resources "{text}"`'
+            text = describe_resources(wanted)
+            how = f'start one with `dask worker ADDRESS --nthreads 1 --resources "{text}"`'
             raise ValueError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")

@@ -29,7 +29,7 @@ from vitlab.batch.post import fetch_files, send_files
 from vitlab.batch.probe import describe_vitlab
 from vitlab.batch.progress import Board
 from vitlab.batch.remote import Job, close_site, count_running, run_task
-from vitlab.batch.workers import Workers
+from vitlab.batch.workers import Workers, describe_resources
 
 SILENCE = 30  # seconds without a connection to the scheduler, after which the batch ends
 TICK = 0.25  # seconds
@@ -66,7 +66,7 @@ class DaskCrew:
         self._errands: dict[int, Errand] = {}  # results on their way home
         self._messages: queue.SimpleQueue = queue.SimpleQueue()
         self._couriers = ThreadPoolExecutor(4, "vitlab-post")
-        self._handed = 0
+        self._handed, self._homeless = 0, None  # the task that was last looked a place for in vain
         self._alive = self._connected = time.monotonic()
         client.subscribe_topic(session, lambda event: self._messages.put(event[1]))
 
@@ -90,12 +90,20 @@ class DaskCrew:
         self._look_around()
         return ended
 
-    def stop(self) -> None:
+    def stop(self) -> list[tuple[int, dict[str, Any]]]:
+        futures = {number: self._futures[number] for number in self._running if number in self._futures}
+        ended = []
+        for number, future in futures.items():
+            with suppress(Exception):
+                if self.client.status == "running" and future.status == "finished":
+                    outcome = future.result(timeout=10)
+                    ended += [(number, outcome)] if "left" not in outcome else []  # what is not at home is no result
         with suppress(Exception):
-            self.client.cancel([self._futures[number] for number in self._running], force=True)
+            self.client.cancel(list(futures.values()), force=True)
             deadline = time.monotonic() + 15
             while any(self._everywhere(count_running).values()) and time.monotonic() < deadline:
                 time.sleep(0.2)
+        return ended
 
     def close(self) -> None:
         """Leave nothing on the workers, and no file for their sake."""
@@ -115,6 +123,8 @@ class DaskCrew:
         where = self.workers.find_free(self._resources(task), busy)
         if where is not None:
             self._alive = time.monotonic()
+        else:
+            self._homeless = task
         return where
 
     def _resources(self, task: Task) -> dict[str, float]:
@@ -124,6 +134,11 @@ class DaskCrew:
 
     def _submit(self, number: int, needs: list[Future]) -> None:
         task, at = self._tasks[number], self._running[number]
+        try:
+            source = task.step.source.read_bytes()
+        except OSError as error:  # somebody has removed the notebook
+            at["problem"] = describe_error(error)
+            return
         self._handed += 1
         point = task.label.removeprefix(task.step.notebook).strip()
         key = f"{task.step.notebook}-{self.session}{self._handed:04d} {point}".strip()  # the dashboard groups by what is before -
@@ -133,7 +148,7 @@ class DaskCrew:
             number=number,
             label=task.label,
             notebook=task.step.notebook,
-            source=task.step.source.read_bytes(),
+            source=source,
             copy=task.path,
             parameters=task.parameters,
             limits=task.step.limits,
@@ -185,6 +200,8 @@ class DaskCrew:
         errand, at = self._errands.get(number), self._running[number]
         if errand is not None:
             return self._unpack(number, errand) if errand.done() else None
+        if "problem" in at:
+            return at["problem"]
         if at["losses"] >= LOSSES:
             told = f"{LOSSES} workers were lost while they ran it; often that is for more memory than such a worker may take"
             return describe_error(WorkersLost(told)) | {"seconds": round(time.monotonic() - at["since"], 1)}
@@ -240,6 +257,8 @@ class DaskCrew:
         for address in refused:
             there, here = describe_vitlab(self.workers.describe(address)), describe_vitlab(self.workers.here)
             self.board.write(f"worker {address} is not used: it has vitlab {there}, this machine {here}")
+        if lost:
+            self._read_messages()  # one that has begun is not to be handed over anew
         for address in lost:
             for number in [number for number, where in self._settled.items() if where == address]:
                 self._futures.pop(number, None)  # nobody needs it; else Dask would compute it again
@@ -278,8 +297,15 @@ class DaskCrew:
         if self._errands or any(at["where"] in self.workers.there for at in self._running.values()):
             self._alive = now
         if now - self._alive > self.patience:
-            raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes; {CARRY_ON}")
+            raise ClusterGone(
+                f"{self.address} has had no worker{self._describe_want()} for {self.patience / 60:g} minutes; {CARRY_ON}"
+            )
         self.board.note(f"{len(self._running)} running on {len(self.workers.known)} workers")
+
+    def _describe_want(self) -> str:
+        """What no worker offers, where there are any: ` that offers GPU=1, which 03_finetune asks for,`."""
+        wanted = self._resources(self._homeless) if self.workers.known and self._homeless is not None else {}
+        return f" that offers {describe_resources(wanted)}, which {self._homeless.step.notebook} asks for," if wanted else ""
 
     def _name(self, address: str) -> str:
         worker = self.workers.known.get(address)

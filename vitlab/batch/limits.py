@@ -41,7 +41,10 @@ class Limits:
 
 
 def read_limits(content: Any, where: str, base: Limits | None = None) -> Limits:
-    """`{minutes: 30, memory: 6 GB}` as Limits; what it does not name is as in `base`. ValueError for anything else."""
+    """`{minutes: 30, memory: 6 GB}` as Limits; what it does not name is as in `base`, null is no limit.
+
+    ValueError for anything else.
+    """
     base = base or Limits()
     if content is None:
         return base
@@ -53,7 +56,9 @@ def read_limits(content: Any, where: str, base: Limits | None = None) -> Limits:
     minutes = content.get("minutes", base.minutes)
     if minutes is not None and (isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0):
         raise ValueError(f"minutes in limits of {where} must be a number above 0; it is {minutes!r}")
-    memory = read_size(content["memory"], f"memory in limits of {where}") if content.get("memory") is not None else base.memory
+    memory = content.get("memory", base.memory)
+    if "memory" in content and memory is not None:
+        memory = read_size(memory, f"memory in limits of {where}")
     return replace(base, minutes=minutes, memory=memory)
 
 

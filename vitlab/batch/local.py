@@ -41,7 +41,7 @@ class LocalCrew:
         ended = wait(self._running, timeout=1, return_when=FIRST_COMPLETED).done
         return [(self._running.pop(future)[0], _outcome(future)) for future in ended]
 
-    def stop(self) -> None:
+    def stop(self) -> list[tuple[int, dict[str, Any]]]:
         for attempt in range(6):  # an interrupt that falls between two cells is lost, so send it again; kill in the end
             for future, (_, execution) in self._running.items():
                 if not future.done():
@@ -49,6 +49,7 @@ class LocalCrew:
             if not wait(self._running, timeout=1).not_done:
                 break
         self._threads.shutdown(cancel_futures=True)
+        return [(number, _outcome(future)) for future, (number, _) in self._running.items() if not future.cancelled()]
 
 
 def _outcome(future: Future) -> dict[str, Any]:

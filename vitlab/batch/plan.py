@@ -142,7 +142,9 @@ def plan_tasks(batch: Batch) -> list[Task]:
     A task needs the earlier tasks of its point, and those of all the points that its own contains; nothing needs a task that
     runs once.
     """
-    shared = {**batch.parameters, **{step.notebook: step.parameters for step in batch.chain if step.parameters and not step.once}}
+    steps = [step for step in batch.chain if not step.once]  # what only others declare changes no run, and so not its name
+    shared = {name: value for name, value in batch.parameters.items() if any(name in step.declared for step in steps)}
+    shared |= {step.notebook: step.parameters for step in steps if step.parameters}
     tasks: list[Task] = []
     for _, block in itertools.groupby(batch.chain, key=lambda step: (step.once, sorted(step.grid))):
         steps = list(block)

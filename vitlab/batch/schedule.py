@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.batch.chain import execute_chain
+from vitlab.batch.claim import claim_runs
 from vitlab.batch.estimate import estimate_batch
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
-from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.batch.plan import Task, load_batch, plan_tasks
 from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
 from vitlab.kernels import WarmProcess, environment
@@ -34,13 +35,14 @@ def run_batch(
     cluster to start (see cluster.py); the notebooks then run on its workers, as many at a time as they have threads.
     force: run everything. dry_run: run nothing and download nothing; `note` says why a task would run, and a further key
     `estimate` holds what `estimate_batch` gives, and `jobs` the script of a cluster's jobs.
-    Mistakes in the file, a scheduler that does not answer and workers with another vitlab are a ValueError before anything
-    runs. KeyboardInterrupt ends the kernels; the next call carries on.
+    Mistakes in the file, a scheduler that does not answer, workers with another vitlab and another batch that is at the same
+    runs (see claim.py) are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
+    A cluster is asked for only when there is something to run.
     """
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
-    with _open_cluster(scheduler if not dry_run else "") as cluster, kernel_environment(workers), WarmProcess() as warm:
+    with kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
@@ -50,20 +52,30 @@ def run_batch(
         if dry_run:
             return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call), "jobs": jobs}
         if stale:
-            if not cluster:
-                warm.preload(imports)  # only now: a batch that is up to date is soon seen to be
-                from vitlab.batch.local import LocalCrew  # papermill takes seconds, while the warm process imports
-            with Board(len(stale), max(len(tasks[number].label) for number in stale)) as board:
-                if cluster:
-                    warm.close()  # the kernels start where the workers are
-                    crew = cluster.hire(tasks, state.reports, state.path.parent, imports, board)
-                else:
-                    crew = LocalCrew(workers, warm, state.reports, board)
-                state.write()
-                execute_chain(tasks, stale, state, crew, board)
-        else:
-            state.write()
+            with claim_runs(state.path.parent, [task.run for task in tasks if task.run]):
+                state = BatchState(batch, tasks)  # as it stands now that no other batch changes it
+                stale = state.find_stale(prints, force)
+                if stale:
+                    _execute(tasks, stale, state, warm, imports, workers, scheduler)
+        state.write()
     return state.content
+
+
+def _execute(
+    tasks: list[Task], stale: list[int], state: BatchState, warm: WarmProcess, imports: list[str], workers: int, scheduler: str
+) -> None:
+    with _open_cluster(scheduler) as cluster:
+        if not cluster:
+            warm.preload(imports)  # only now: a batch that is up to date is soon seen to be
+            from vitlab.batch.local import LocalCrew  # papermill takes seconds, while the warm process imports
+        with Board(len(stale), max(len(tasks[number].label) for number in stale)) as board:
+            if cluster:
+                warm.close()  # the kernels start where the workers are
+                crew = cluster.hire(tasks, state.reports, state.path.parent, imports, board)
+            else:
+                crew = LocalCrew(workers, warm, state.reports, board)
+            state.write()
+            execute_chain(tasks, stale, state, crew, board)
 
 
 def _open_cluster(scheduler: str):

@@ -6,9 +6,17 @@ import json
 from typing import Any
 
 from vitlab.batch.plan import Batch, Task
-from vitlab.runs import project_root, reports_dir, write_json
+from vitlab.runs import project_root, read_batch, reports_dir, write_json
 
-OUTCOME = {"status": "pending", "seconds": None, "peak_memory_mb": None, "fingerprint": {}, "error": None, "note": ""}
+OUTCOME = {
+    "status": "pending",
+    "seconds": None,
+    "peak_memory_mb": None,
+    "fingerprint": {},
+    "error": None,
+    "note": "",
+    "run_start": None,  # when the run was made that the task has worked in; None for the task that made it
+}
 
 
 class BatchState:
@@ -21,7 +29,7 @@ class BatchState:
     def __init__(self, batch: Batch, tasks: list[Task]):
         self.tasks, self.reports = tasks, reports_dir()
         self.path = self.reports / "runs" / "batches" / batch.name / "batch.json"
-        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        self._written = before = read_batch(self.path) if self.path.is_file() else {}
         known = {record["path"]: record for record in before.get("former", []) + before.get("tasks", [])}
         root, file = project_root(batch.file.parent), batch.file.resolve()
         self.content = {
@@ -34,6 +42,7 @@ class BatchState:
             "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
             "former": list(known.values()),
         }
+        self._starts = {run: self._read_start(run) for run in {task.run for task in tasks if task.run}}
 
     def measured_seconds(self) -> list[float | None]:
         """What each task took when it ended well; to be asked before `find_stale`, which forgets it where a task runs again."""
@@ -50,11 +59,19 @@ class BatchState:
         return stale
 
     def settle(self, number: int, **outcome) -> None:
-        self.content["tasks"][number] |= {"note": ""} | outcome
+        run = self.tasks[number].run
+        start = self._read_start(run) if run else None
+        made_now = start != self._starts.get(run)
+        self._starts[run] = start
+        self.content["tasks"][number] |= {"note": "", "run_start": None if made_now else start} | outcome
         self.write()
 
     def write(self) -> None:
-        write_json(self.path, self.content)
+        """Keep the content, if it differs from what is there: the file's date is that of the report."""
+        content = json.loads(json.dumps(self.content, default=str))
+        if content != self._written:
+            write_json(self.path, content)
+            self._written = content
 
     def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
         again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
@@ -71,11 +88,23 @@ class BatchState:
             return "executed copy is gone"
         if "run_name" in task.parameters and not self._run_is_done(task):
             return "run is not complete"
+        if record["run_start"] is not None and record["run_start"] != self._starts[task.run]:
+            return "its run was made again since"  # by another batch; what this task had left there is gone
         return ""
 
     def _run_is_done(self, task: Task) -> bool:
-        file = self.reports / task.run / "run.json"
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "done"
+        return self._read_run(task.run).get("status") == "done"
+
+    def _read_start(self, run: str) -> float | None:
+        return self._read_run(run).get("start_s")
+
+    def _read_run(self, run: str) -> dict[str, Any]:
+        """The content of a run.json; empty without one, or with a damaged one."""
+        try:
+            content = json.loads((self.reports / run / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 def _new_record(task: Task) -> dict[str, Any]:

@@ -13,12 +13,24 @@ from vitlab.batch import probe
 from vitlab.batch.probe import probe_worker
 
 INTERVAL = 2  # seconds between two looks
+ANSWER = 20  # seconds that the scheduler has to name its workers
+
+
+def list_workers(client: Client) -> dict[str, dict[str, Any]]:
+    """Worker (address) -> what the scheduler says of it. OSError (TimeoutError is one) when the scheduler does not answer.
+
+    Not by `client.scheduler_info`: that gives a cache, which Dask itself replaces every two seconds by one that names no worker.
+    """
+    return client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)["workers"]
 
 
 def probe_workers(client: Client, addresses: list[str] | None = None) -> dict[str, Any]:
     """Worker (address) -> what `probe_worker` gives there, or the exception in its place; empty where there is no worker."""
     if addresses is None:
-        addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+        try:
+            addresses = list(list_workers(client))
+        except OSError:
+            return {}
     if not addresses:
         return {}
     cloudpickle.register_pickle_by_value(probe)  # as source: what a worker has under this name is what we want to know
@@ -26,6 +38,11 @@ def probe_workers(client: Client, addresses: list[str] | None = None) -> dict[st
         return client.run(probe_worker, workers=addresses, on_error="return")
     finally:
         cloudpickle.unregister_pickle_by_value(probe)
+
+
+def describe_resources(wanted: dict[str, float]) -> str:
+    """`GPU=1,memory=8`, as `dask worker --resources` takes it."""
+    return ",".join(f"{name}={amount:g}" for name, amount in wanted.items())
 
 
 class Workers:
@@ -48,7 +65,10 @@ class Workers:
         if not force and time.monotonic() - self._looked < INTERVAL:
             return [], []
         self._looked = time.monotonic()
-        there = self.client.scheduler_info(n_workers=-1)["workers"]
+        try:
+            there = list_workers(self.client)
+        except OSError:  # nothing is known, so nothing is lost
+            return [], []
         new = [address for address in there if address not in self._probed]
         if new:
             self._probed |= probe_workers(self.client, new)

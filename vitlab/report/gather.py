@@ -18,7 +18,7 @@ from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.report.blocks import callout, code_block, find_headings
 from vitlab.report.clean import KERNEL, clean_notebook
-from vitlab.runs import project_root, reports_dir
+from vitlab.runs import project_root, read_batch, reports_dir
 
 HOME = "08_compare"  # the page to open first
 TROUBLES = {
@@ -83,7 +83,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
             raise ValueError(unknown("batch", name, known, "Run `vitlab batch FILE.yml` first."))
     if not known:
         raise ValueError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
-    chosen = {name: json.loads((folder / name / "batch.json").read_text(encoding="utf-8")) for name in batches or known}
+    chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}
     pages = []
     for name, batch in chosen.items():
         section = batch.get("title", name) if len(chosen) > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import Run, dataset_folder
+from vitlab.runs import Run, dataset_folder, read_batch
 
 CLEAN = "project/notebooks"  # where the clean notebooks lie in a bundle
 # the files of a bundle that a rerun sees: never a run or a cache, which would give its results without computing them
@@ -85,13 +84,7 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
 def read_batches() -> dict[str, dict[str, Any]]:
     """Name -> content of batch.json of every batch that has run here."""
     folder = reports_dir() / "runs" / "batches"
-    found = {}
-    for path in sorted(folder.glob("*/batch.json")):
-        try:
-            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
-    return found
+    return {path.parent.name: read_batch(path) for path in sorted(folder.glob("*/batch.json"))}
 
 
 def _merge(notebooks: Sequence[Notebook]) -> list[Notebook]:

@@ -1,0 +1,78 @@
+"""Keeps two batches from working on the same runs at a time, on one machine or several that share the reports folder.
+
+A batch that runs holds the file `lock` of its folder, by a lock of the system, which ends with the process however that ends; and
+it names its runs in `claim.json` beside it. Another one that shares a run with it is refused; one that does not may run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vitlab.runs import write_json
+
+LOCK, CLAIM = "lock", "claim.json"
+PATIENCE = 60  # seconds for others that look and claim at the same time; it takes each of them a moment
+
+
+@contextmanager
+def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
+    """Hold a batch, by its folder, and its runs as long as the block lasts. ValueError when another process has one of them."""
+    mine, own = sorted(set(runs)), FileLock(folder / LOCK)
+    folder.mkdir(parents=True, exist_ok=True)
+    look = FileLock(folder.parent / LOCK)
+    if not _take(look, PATIENCE):
+        raise ValueError(f"other batches have held {look.lock_file} for {PATIENCE} s; end them")
+    try:
+        for claim in sorted(folder.parent.glob(f"*/{CLAIM}")):
+            if claim.parent != folder and _is_held(claim.parent):
+                shared = sorted({*mine} & {*_read_claim(claim).get("runs", [])})
+                if shared:
+                    raise _describe(claim, folder.parent.parent.parent / shared[0])
+        if not _take(own):
+            raise _describe(folder / CLAIM, folder)
+        write_json(folder / CLAIM, {"pid": os.getpid(), "host": platform.node(), "runs": mine})
+    finally:
+        look.release()
+    try:
+        yield
+    finally:
+        (folder / CLAIM).unlink(missing_ok=True)
+        own.release()
+
+
+def _take(lock: FileLock, seconds: float = 0) -> bool:
+    """Whether a lock is ours now; where the file system knows no locks, it always is."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_held(folder: Path) -> bool:
+    lock = FileLock(folder / LOCK)
+    free = _take(lock)
+    lock.release()
+    return not free
+
+
+def _read_claim(claim: Path) -> dict:
+    try:
+        return json.loads(claim.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # given back this moment
+        return {}
+
+
+def _describe(claim: Path, folder: Path) -> ValueError:
+    who = _read_claim(claim)
+    place = f"pid {who['pid']} on {who['host']}" if who else "its process is ending"
+    return ValueError(f"another batch ({place}) is running over {folder}; wait for it, or end it")
