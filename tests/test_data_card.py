@@ -9,7 +9,7 @@ from tests.toys import small_digits, tiny_vit
 from vitlab.data import data_card, hash_splits, load_dataset
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
-from vitlab.training import TrainConfig, save_results
+from vitlab.training import save_results
 
 
 def make_bundle(rows, classes=("cat", "dog"), excluded=(), **more):
@@ -100,6 +100,6 @@ def test_seeds_have_their_own_hash():
 
 def test_a_run_holds_the_card_of_its_splits():
     run = Run.create(dataset="digits", model="vit_scratch", seed=0)
-    save_results(run, tiny_vit(), small_digits(), TrainConfig())
+    save_results(run, tiny_vit(), small_digits())
     card = (run.path / "data_card.md").read_text(encoding="utf-8")
     assert f"`{hash_splits(run.read_table('splits.csv'))}`" in card and card == data_card(small_digits())

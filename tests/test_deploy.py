@@ -51,8 +51,8 @@ def run(reports):
         data = replace(small_digits(), samples=samples.assign(group=np.where(np.arange(len(samples)) % 2, "odd", "even")))
         run = Run.create(dataset="digits", model="vit_scratch", seed=0)
         model = tiny_vit()
-        fit(model, data, run, config := TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"))
-        save_results(run, model, data, config)
+        fit(model, data, run, TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"))
+        save_results(run, model, data)
         return Run(run.path)
     finally:
         os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)

@@ -150,7 +150,7 @@ def test_a_run_names_them_and_judges_real_images_only():
     config = recipe("vit_scratch", epochs=1, batch_size=32, precision="fp32", synthetic="paste", strategy="linear_probe")
     model, run = tiny_vit(), Run.create(dataset="digits", model="vit_scratch", seed=0)
     fit(model, data, run, config)
-    predictions = save_results(run, model, data, config)
+    predictions = save_results(run, model, data)
     splits = run.read_table("splits.csv")
     assert splits["synthetic"].sum() == data.samples["synthetic"].sum() > 0
     real = drop_synthetic(splits)

@@ -202,7 +202,7 @@ def test_run_is_whole_or_no_result(digits, monkeypatch):
     run = Run.create(dataset="digits", model="vit_scratch", seed=0)
     assert find_runs("digits") == []
     fit(model, digits, run, config)
-    predictions = save_results(run, model, digits, config)
+    predictions = save_results(run, model, digits)
     found = find_runs("digits", model="vit_scratch", seed=0)
     assert [one.name for one in found] == [run.name]
     assert ensure_run("digits", "vit_scratch", 0).name == run.name
@@ -213,6 +213,16 @@ def test_run_is_whole_or_no_result(digits, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finetune("digits", "vit_scratch", seed=1)
     assert find_runs("digits", seed=1) == [] and len(find_runs("digits", status="failed", seed=1)) == 1
+
+
+def test_predictions_are_those_of_the_model_that_is_kept(digits):
+    """The cache of a frozen part is rounded to bfloat16; what is kept and judged is not."""
+    model, config = tiny_vit(), recipe("vit_scratch", epochs=1, batch_size=32, strategy="linear_probe")
+    run = Run.create(dataset="digits", model="vit_scratch", seed=0)
+    fit(model, digits, run, config)
+    predictions = save_results(run, model, digits)
+    reloaded = predict(load_model(run.path), digits)
+    pd.testing.assert_frame_equal(reloaded, predictions, atol=1e-6, rtol=0)
 
 
 def test_a_run_with_a_variant_is_not_the_usual_one(monkeypatch):

@@ -144,10 +144,10 @@ def test_gaps_and_single_images():
     ("verdicts", "expected"),
     [
         ("bbbs", "follows the model: better than all controls in 3 of 4"),
-        ("bbss", "not shown: better than all controls in 2 of 4"),
+        ("bbss", "better in part: than all controls in 2 of 4, worse in none"),
         ("ssss", "not shown in any"),
         ("bsws", "mixed: better than all controls in 1 of 4, worse in 1"),
-        ("ssws", "not shown: worse than a control in 1 of 4"),
+        ("ssws", "worse in part: than a control in 1 of 4, better than all in none"),
         ("wwws", "misleads: worse than a control in 3 of 4"),
     ],
 )

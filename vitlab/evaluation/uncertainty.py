@@ -12,6 +12,7 @@ from vitlab.evaluation.metrics import METRICS, describe_classes, describe_undefi
 from vitlab.evaluation.paired import check_metrics
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 
+FEWEST_SEEDS = 3  # for an interval of the seeds alone: a resample of two gives no more than the two
 FEW_SEEDS = 5  # below, the spread over seeds is hardly known, and a resample of them is too narrow
 
 
@@ -36,8 +37,8 @@ def uncertainty_table(
     Where each seed draws its own split, as in vitlab, the runs also differ in the images they test: seed_sd then holds part of
     what sampling_sd measures, the two do not add up, and total_ is rather too wide than too narrow: in simulations with 3 to 10
     seeds, each testing 400 of 2,000 images, the 95 % interval held the truth in 97 to 99 % of 150 data sets, that of the images
-    alone in 81 to 95 %, that of the seeds alone in 71 to 83 %. No resampling of one data set can know how images from elsewhere
-    would fare.
+    alone in 81 to 95 %, that of the seeds alone in 71 to 83 %; of two seeds the last is not given. No resampling of one data set
+    can know how images from elsewhere would fare.
     """
     check_metrics(metrics)
     if not predictions:
@@ -67,10 +68,10 @@ def uncertainty_table(
         "seed": percentile_interval(shares @ values, confidence),
         "total": percentile_interval(np.einsum("rs,rsm->rm", shares, drawn), confidence),
     }
-    if count == 1:
-        for name in ("seed", "total"):
-            for end in intervals[name][:2]:
-                end[:] = np.nan
+    unknown = {"seed": FEWEST_SEEDS, "total": 2}
+    for name in (name for name, fewest in unknown.items() if count < fewest):
+        for end in intervals[name][:2]:
+            end[:] = np.nan
     table = {
         "metric": list(metrics),
         "mean": values.mean(axis=0),

@@ -29,6 +29,7 @@ from vitlab.seeds import derive_seed
 
 NO_OPTIONS: Mapping[str, Mapping] = MappingProxyType({})
 UNCHANGED = "does not change: explains nothing of the model"
+CHANGES = "changes with the model"
 SAME_CLASS = "the same for every class"
 THRESHOLD = 0.5  # rank correlation at which the one map's ranks explain a quarter of the variance of the other's
 SAME = 1 - 1e-4  # from here on two maps are the same but for rounding
@@ -137,7 +138,7 @@ def sanity_verdicts(table: pd.DataFrame) -> pd.DataFrame:
         measure = max(("similarity", "absolute"), key=lambda name: part[name].mean())
         mean, low, high = _estimate(part[measure].to_numpy())
         verdict = UNCHANGED if low >= THRESHOLD else "not shown"
-        verdict = "changes with the model" if high < THRESHOLD else verdict
+        verdict = CHANGES if high < THRESHOLD else verdict
         found = {"method": method, "similarity": mean, "low": low, "high": high}
         rows.append(found | {"other_image": part["other_image"].mean(), "verdict": verdict})
     return pd.DataFrame(rows)

@@ -178,10 +178,10 @@ def _say_overall(better: int, worse: int, count: int) -> str:
     if worse and better:
         return f"mixed: better than all controls in {better} of {count}, worse in {worse}"
     if worse:
-        return f"not shown: worse than a control in {worse} of {count}"
+        return f"worse in part: than a control in {worse} of {count}, better than all in none"
     if better > count / 2:
         return f"follows the model: better than all controls in {better} of {count}"
-    return f"not shown: better than all controls in {better} of {count}" if better else "not shown in any"
+    return f"better in part: than all controls in {better} of {count}, worse in none" if better else "not shown in any"
 
 
 def correct_holm(p: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ NAMES = {
     "roc_auc": "ROC AUC",
     "mcc": "MCC",
     "f1": "F1",
+    "youden": "Youden",
     "weighted_f1": "weighted F1",
     "macro_f1": "macro F1",
     "grad_cam": "Grad-CAM",
