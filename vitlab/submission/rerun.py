@@ -115,6 +115,7 @@ def compare(bundle: Bundle, project: Path, place: str) -> Result:
     except Exception as error:
         return Result("rerun", place, FAIL, describe_error(error))
     status = PASS if worst <= bundle.options.tolerance else FAIL
+    told += "" if status == PASS else "; was it trained with as many threads, on a like processor? Else training ends elsewhere"
     return Result(
         "rerun", place, status, f"tolerance {bundle.options.tolerance:g}; {told}; {same:.1%} of the images get the same class"
     )
