@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 import vitlab
+from vitlab.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -56,7 +57,7 @@ def run(
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
             if not equals:
-                raise ValueError(f"-p {name} lacks a value; write -p NAME VALUE")
+                raise UserError(f"-p {name} lacks a value; write -p NAME VALUE")
         parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
         copy = output or reports_dir() / "runs" / "notebooks" / notebook.name
         outcome = run_notebook(notebook, copy, parameters)
@@ -84,7 +85,7 @@ def batch(
         from vitlab.batch.summary import print_plan, print_summary
 
         if scheduler and workers > 1:
-            raise ValueError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
+            raise UserError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
         try:
             with end_in_order():
                 content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
@@ -152,7 +153,7 @@ def serve_app(
     """Open the demo of a run: images in, calibrated answers, maps and tables out."""
     with clean_errors():
         if share not in ("yes", "no"):
-            raise ValueError(f"--share is yes or no, not {share}")
+            raise UserError(f"--share is yes or no, not {share}")
         from vitlab.app.serving import serve
         from vitlab.deploy import find_run, page_facts
 
@@ -160,7 +161,7 @@ def serve_app(
         try:
             page, address = serve(folder, host, port, share=share == "yes", facts=page_facts(folder), block=False)
         except OSError as error:  # the port is taken: Gradio's message says so
-            raise ValueError(str(error)) from error
+            raise UserError(str(error)) from error
         typer.echo(f"{folder.name}: {address} (Ctrl+C ends it)")
         page.block_thread()
 
@@ -223,7 +224,7 @@ def verify(
         from vitlab.submission import print_verdict, verify_bundle, write_junit
 
         if junit and (junit.is_dir() or not junit.absolute().parent.is_dir()):
-            raise ValueError(f"--junit {junit} is a folder, or lies in one that does not exist; name a file, like result.xml")
+            raise UserError(f"--junit {junit} is a folder, or lies in one that does not exist; name a file, like result.xml")
         verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
         if junit:
             write_junit(verdict, junit)  # first: an autograder reads it, whatever becomes of the terminal
@@ -239,6 +240,6 @@ def clean_errors() -> Iterator[None]:
     """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None

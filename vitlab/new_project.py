@@ -15,6 +15,7 @@ from pathlib import Path
 
 import vitlab
 from vitlab.data.folder import CLASS_FILE
+from vitlab.errors import UserError
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = (
@@ -109,7 +110,7 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
     _check_place(folder, dataset)
     sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
     if not any(path.suffix == ".ipynb" for path in sources) or not (checkout / "_quarto.yml").is_file():
-        raise ValueError(f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip install -e .`")
+        raise UserError(f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip install -e .`")
     summary = describe_data(dataset)
     title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
     words = {"title": json.dumps(title, ensure_ascii=False), "dataset": json.dumps(dataset, ensure_ascii=False)}
@@ -171,25 +172,25 @@ def _check_folder(folder: Path) -> None:
         held = sorted(path.name for path in folder.iterdir())
         if held:
             names = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
-            raise ValueError(f"{folder} is not empty, it holds {names}; give the name of a new folder")
+            raise UserError(f"{folder} is not empty, it holds {names}; give the name of a new folder")
     elif folder.exists():
-        raise ValueError(f"{folder} is a file; give the name of a new folder")
+        raise UserError(f"{folder} is a file; give the name of a new folder")
     elif not folder.parent.is_dir():
-        raise ValueError(f"{folder.parent} does not exist; make it first, or give another place for the new folder")
+        raise UserError(f"{folder.parent} does not exist; make it first, or give another place for the new folder")
 
 
 def _make_absolute(data: str) -> str:
     """`folder:PATH` with the whole path, as the notebooks run elsewhere; any other name as it is."""
     prefix, colon, path = data.partition(":")
     if not colon and "/" in data:
-        raise ValueError(f"--data is the name of a data set; for images in a folder write folder:{data}")
+        raise UserError(f"--data is the name of a data set; for images in a folder write folder:{data}")
     return f"folder:{Path(path).expanduser().absolute()}" if prefix == "folder" and path else data
 
 
 def _check_place(folder: Path, dataset: str) -> None:
     prefix, _, path = dataset.partition(":")
     if prefix == "folder" and path and folder.resolve().is_relative_to(Path(path).resolve()):
-        raise ValueError(f"{folder} lies among the images, where it would count as a class; choose a place outside of {path}")
+        raise UserError(f"{folder} lies among the images, where it would count as a class; choose a place outside of {path}")
 
 
 def _set_title(settings: str, title: str) -> str:

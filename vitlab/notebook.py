@@ -11,6 +11,7 @@ import tokenize
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 
 
@@ -22,7 +23,7 @@ def read_cells(path: Path | str) -> list[dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no notebook {path}")
+        raise MissingFileError(f"there is no notebook {path}")
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return [
@@ -30,7 +31,7 @@ def read_cells(path: Path | str) -> list[dict[str, Any]]:
             for cell in cells
         ]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
 
 
 def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
@@ -40,7 +41,7 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
     """
     tagged = [cell["source"] for cell in read_cells(path) if "parameters" in cell["tags"]]
     if len(tagged) != 1:
-        raise ValueError(f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
+        raise UserError(f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
     comments = _comments(tagged[0])
     declared = {}
     for name, node in _assignments(tagged[0]).items():
@@ -48,7 +49,7 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
             declared[name] = (ast.literal_eval(node), comments.get(node.end_lineno, ""))
         except ValueError:
             text = ast.unparse(node)
-            raise ValueError(f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value") from None
+            raise UserError(f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value") from None
     return declared
 
 
@@ -71,7 +72,7 @@ def format_call(notebook: str, parameters: dict[str, Any]) -> str:
 def check_names(given, declared: list[str], notebook: str) -> None:
     for name in given:
         if name not in declared:
-            raise ValueError(unknown("parameter", name, declared, f"They are those of {notebook}."))
+            raise UserError(unknown("parameter", name, declared, f"They are those of {notebook}."))
 
 
 def check_parameters(shell=None) -> None:
@@ -124,4 +125,4 @@ def _fit(name, value, default, text):
     if isinstance(default, float) and plain:
         with contextlib.suppress(ValueError):
             return float(value)  # YAML reads 1e-3 as a text, and 1 as a whole number
-    raise ValueError(f"parameter {name} is {value!r}; it must be of type {type(default).__name__}, like its default {default!r}")
+    raise UserError(f"parameter {name} is {value!r}; it must be of type {type(default).__name__}, like its default {default!r}")

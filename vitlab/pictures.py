@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import Transform
 
@@ -18,9 +19,9 @@ def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
     Bars and transparent pixels get the mean colour, which normalises to about 0: nothing to see there.
     """
     if transform.interpolation not in INTERPOLATIONS:
-        raise ValueError(unknown("interpolation", transform.interpolation, list(INTERPOLATIONS)))
+        raise UserError(unknown("interpolation", transform.interpolation, list(INTERPOLATIONS)))
     if transform.fit not in ("pad", "crop"):
-        raise ValueError(unknown("fit", transform.fit, ["pad", "crop"]))
+        raise UserError(unknown("fit", transform.fit, ["pad", "crop"]))
     height, width = transform.size
     method = Image.Resampling[transform.interpolation.upper()]
     fill = tuple(round(255 * mean) for mean in transform.mean) * (3 // len(transform.mean))
@@ -60,7 +61,7 @@ def _thicken(image: Image.Image, size: tuple[int, int], method: Image.Resampling
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite pixels")
+        raise UserError("it holds NaN or infinite pixels")
     low, high = 0.0, 65535.0
     if image.mode == "F" or values.min() < low or values.max() > high:
         low, high = values.min(), values.max()

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from vitlab.errors import UserError
+
 
 class Registry:
     """Functions by name. One that ends in a colon is a prefix: `folder:` answers to `folder:PATH` and is called with PATH first.
@@ -27,7 +29,7 @@ class Registry:
             return partial(self.register, name=name)
         key = name or function.__name__
         if key in self._functions:
-            raise ValueError(f"{self.kind} {key!r} is registered already")
+            raise UserError(f"{self.kind} {key!r} is registered already")
         self._functions[key] = function
         return function
 
@@ -45,7 +47,7 @@ class Registry:
         prefix, colon, argument = name.partition(":")
         if argument and prefix + colon in self._functions:
             return partial(self._functions[prefix + colon], argument)
-        raise ValueError(unknown(self.kind, name, self.names()))
+        raise UserError(unknown(self.kind, name, self.names()))
 
 
 def unknown(kind: str, name: str, choices: list[str], advice: str = "") -> str:

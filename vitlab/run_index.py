@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.runs import atomic, dataset_folder, describe_draw, reports_dir
 
 FILE = "index.parquet"
@@ -79,7 +80,7 @@ def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     except Exception as error:  # pandas raises a dozen kinds here
         said = re.sub(r"BACKTICK_QUOTED_STRING_(\w+)", lambda match: match[1].replace("_DOT_", "."), str(error))
         names = ", ".join(f"`{name}`" if "." in name else name for name in table.columns if table[name].notna().any())
-        raise ValueError(f"cannot keep the runs with {condition!r}: {said}. Columns: {names}") from error
+        raise UserError(f"cannot keep the runs with {condition!r}: {said}. Columns: {names}") from error
 
 
 def varied_columns(table: pd.DataFrame, metric: str, most: int = 6) -> list[str]:

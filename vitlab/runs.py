@@ -17,16 +17,24 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.places import project_root, reports_dir
 
+# What each notebook promises to leave in the run it works on. A run is a result only while the files of 03 are there and whole.
+PROMISED = {
+    "03_finetune": ("history.csv", "splits.csv", "predictions.parquet", "model.safetensors", "model.json", "data_card.md"),
+    "04_evaluate": ("metrics.json",),
+}
 PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "captum")
 
 
@@ -48,14 +56,40 @@ def write_json(path: Path, content: dict | list) -> None:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
 
 
+def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
+    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all are there and whole.
+
+    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds.
+    """
+    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file))]
+
+
+def _find_problem(path: Path) -> str:
+    if not path.is_file():
+        return "is missing"
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".parquet":
+            pq.read_metadata(path)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="np"):
+                pass
+        elif not path.stat().st_size:
+            return "is empty"
+    except (OSError, ValueError, SafetensorError):  # pyarrow's errors are ValueErrors
+        return "is damaged"
+    return ""
+
+
 def read_batch(path: Path) -> dict:
     """The content of a batch.json. ValueError for a damaged one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
-            raise ValueError("it holds no tasks")
+            raise UserError("it holds no tasks")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
+        raise UserError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
     return content
 
 
@@ -75,7 +109,7 @@ def dataset_folder(dataset: str) -> str:
 def run_path(*, name: str = "", **parameters) -> Path:
     """The folder of the run of these parameters, whether it is there or not."""
     if "dataset" not in parameters:
-        raise ValueError("a run needs at least the parameter dataset=")
+        raise UserError("a run needs at least the parameter dataset=")
     return reports_dir() / "runs" / dataset_folder(parameters["dataset"]) / (name or run_name(parameters))
 
 
@@ -85,11 +119,11 @@ class Run:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         if not (self.path / "run.json").is_file():
-            raise FileNotFoundError(f"{self.path} is no run directory: it holds no run.json")
+            raise MissingFileError(f"{self.path} is no run directory: it holds no run.json")
         try:
             self.info: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{self.path / 'run.json'} is damaged ({error}); remove the folder, or run it again") from error
+            raise UserError(f"{self.path / 'run.json'} is damaged ({error}); remove the folder, or run it again") from error
 
     @classmethod
     def create(cls, *, name: str = "", **parameters) -> Run:
@@ -170,7 +204,7 @@ class Run:
     def read_table(self, file: str) -> pd.DataFrame:
         path = self.path / file
         if not path.is_file():
-            raise FileNotFoundError(f"run {self.name} (status {self.status}) holds no {file}; it has {', '.join(self.files())}")
+            raise MissingFileError(f"run {self.name} (status {self.status}) holds no {file}; it has {', '.join(self.files())}")
         return pd.read_parquet(path) if file.endswith(".parquet") else pd.read_csv(path, keep_default_na=False, na_values=[""])
 
     def write_json(self, file: str, content: dict) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
@@ -43,7 +45,7 @@ class DataBundle:
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, in the order of the table."""
         if name not in SPLITS:
-            raise ValueError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
+            raise UserError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
         return self.samples[self.samples["split"] == name]
 
 
@@ -128,12 +130,12 @@ class AttributionMap:
 
     def __post_init__(self):
         if self.values.ndim != 3 or len(self.values) != len(self.sample_ids) or len(self.target) != len(self.sample_ids):
-            raise ValueError(
+            raise UserError(
                 f"{self.method}: values {self.values.shape} do not fit {len(self.sample_ids)} sample_ids "
                 f"and {len(self.target)} targets; expected (N, H, W) and N of each"
             )
         if not np.isfinite(self.values).all():
-            raise ValueError(f"{self.method}: the maps hold NaN or infinite values")
+            raise UserError(f"{self.method}: the maps hold NaN or infinite values")
 
     def take(self, places: Sequence[int]) -> AttributionMap:
         """The maps at these places, in this order."""
@@ -167,7 +169,7 @@ def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
     _check_columns(predictions, PREDICTION_COLUMNS, "predictions")
     classes = tuple(name.removeprefix("prob_") for name in predictions.columns if name.startswith("prob_"))
     if len(classes) < 2:
-        raise ValueError("predictions need a column prob_<class> for each of at least two classes")
+        raise UserError("predictions need a column prob_<class> for each of at least two classes")
     _check_columns(predictions, [f"logit_{name}" for name in classes], "predictions")
     _check_unique_ids(predictions, "predictions")
     _check_values(predictions, "label", classes, "predictions")
@@ -176,28 +178,28 @@ def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
     scores = predictions[[f"{kind}_{name}" for kind in ("logit", "prob") for name in classes]]
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        raise ValueError(f"predictions hold NaN or infinite scores, first for sample {predictions['sample_id'][bad].iloc[0]!r}")
+        raise UserError(f"predictions hold NaN or infinite scores, first for sample {predictions['sample_id'][bad].iloc[0]!r}")
     total = scores[[f"prob_{name}" for name in classes]].sum(axis=1)
     off = (total - 1).abs() > 1e-3
     if off.any():
         first = predictions["sample_id"][off].iloc[0]
-        raise ValueError(f"probabilities of sample {first!r} sum to {total[off].iloc[0]:.4f}, not to 1")
+        raise UserError(f"probabilities of sample {first!r} sum to {total[off].iloc[0]:.4f}, not to 1")
     return classes
 
 
 def _check_columns(table, needed, what):
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise ValueError(f"the {what} table lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise UserError(f"the {what} table lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
 
 
 def _check_unique_ids(table, what):
     twice = table["sample_id"][table["sample_id"].duplicated()]
     if len(twice):
-        raise ValueError(f"the {what} table holds sample_id {twice.iloc[0]!r} more than once ({len(twice)} repeats in all)")
+        raise UserError(f"the {what} table holds sample_id {twice.iloc[0]!r} more than once ({len(twice)} repeats in all)")
 
 
 def _check_values(table, column, allowed, what):
     strange = sorted(set(table[column].astype(str)) - set(allowed))
     if strange:
-        raise ValueError(f"unknown {column} {', '.join(map(repr, strange[:5]))} in the {what} table; known: {', '.join(allowed)}")
+        raise UserError(f"unknown {column} {', '.join(map(repr, strange[:5]))} in the {what} table; known: {', '.join(allowed)}")

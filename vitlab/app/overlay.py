@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from vitlab.errors import UserError
+
 OPACITY = 0.75  # of full strength, as in vitlab.plots
 CLIP = 99.0  # percentile that counts as full strength
 INFERNO = "000004 210c4a 57106e 8a226a bc3754 e45a31 f98e09 f9cb35 fcffa4"  # of matplotlib's map of that name, from 0 to 1
@@ -31,7 +33,7 @@ def occlusion_map(
     """
     rows, columns = grid
     if not 1 <= window <= min(grid) or frame.height < rows or frame.width < columns:
-        raise ValueError(f"a window of {window} cells on a grid of {rows}x{columns} does not fit {frame.width}x{frame.height}")
+        raise UserError(f"a window of {window} cells on a grid of {rows}x{columns} does not fit {frame.width}x{frame.height}")
     bottom = np.linspace(0, frame.height, rows + 1).round().astype(int)
     right = np.linspace(0, frame.width, columns + 1).round().astype(int)
     corners = [(i, j) for i in range(rows - window + 1) for j in range(columns - window + 1)]

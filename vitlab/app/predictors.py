@@ -15,6 +15,7 @@ from vitlab.app.overlay import occlusion_map, paint_overlay
 from vitlab.app.verdict import Calibration, Verdict, judge
 from vitlab.compress.preprocess import fit_image
 from vitlab.compress.session import OnnxClassifier
+from vitlab.errors import UserError
 from vitlab.schema import Transform
 
 LEAST = 420  # pixels a side of an overlay, so that it is sharp on a screen
@@ -74,7 +75,7 @@ class Predictor:
     def explain(self, image: Image.Image, method: str, target: str) -> Image.Image:
         """The image with a map of what spoke for the class `target`. ValueError names the methods where it is none of them."""
         if method not in self.methods:
-            raise ValueError(f"no map by {method!r} here; choose one of {', '.join(self.methods)}")
+            raise UserError(f"no map by {method!r} here; choose one of {', '.join(self.methods)}")
         frame = self.frame(image)
         if method == "occlusion":
             means = self.transform.mean

@@ -18,6 +18,7 @@ from vitlab.app.predictors import Predictor
 from vitlab.app.uploads import Limits, UploadError, check_bytes, read_upload
 from vitlab.app.verdict import Calibration
 from vitlab.compress.session import OnnxClassifier
+from vitlab.errors import MissingFileError, UserError
 
 ONNX = "model.onnx"
 WEIGHTS = "model.safetensors"
@@ -37,7 +38,7 @@ def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
     folder = Path(folder)
     with_torch = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
     if not (folder / ONNX).is_file() and not with_torch:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes it) nor {WEIGHTS} with torch"
         )
     maps = classifier = None
@@ -157,4 +158,4 @@ def _read_settings(folder: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}; export the folder again") from error
+        raise UserError(f"{path} is damaged: {error}; export the folder again") from error

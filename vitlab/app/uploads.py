@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vitlab.errors import UserError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow also opens formats that call other programs: EPS does
 NAMED = "PNG, JPEG, WebP, BMP, GIF or TIFF"  # the same, for people
 STRIP = 10  # times as long as wide, at most
@@ -26,14 +28,14 @@ class Limits:
     def __post_init__(self):
         for name in ("megabytes", "megapixels", "files"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"the limit of {name} must be more than 0, got {getattr(self, name)}")
+                raise UserError(f"the limit of {name} must be more than 0, got {getattr(self, name)}")
 
     @property
     def bytes(self) -> int:
         return int(self.megabytes * 1_000_000)
 
 
-class UploadError(ValueError):
+class UploadError(UserError):
     """A file that is not accepted; the message is for the person who sent it. too_large: where its size is the reason."""
 
     def __init__(self, message: str, too_large: bool = False):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitlab.errors import UserError
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -23,9 +25,9 @@ class Calibration:
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise ValueError(f"the temperature must be more than 0, got {self.temperature}; 1 leaves probabilities as they are")
+            raise UserError(f"the temperature must be more than 0, got {self.temperature}; 1 leaves probabilities as they are")
         if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is the share of sets that may miss, between 0 and 1, such as 0.1; got {self.alpha}")
+            raise UserError(f"alpha is the share of sets that may miss, between 0 and 1, such as 0.1; got {self.alpha}")
 
     @classmethod
     def from_sidecar(cls, noted: Mapping, classes: Sequence[str]) -> Calibration:
@@ -82,7 +84,7 @@ class Verdict:
 def judge(probabilities: np.ndarray, classes: Sequence[str], calibration: Calibration) -> Verdict:
     """The verdict of one image from its calibrated probabilities (C,)."""
     if len(probabilities) != len(classes) or len(calibration.limits) not in (0, len(classes)):
-        raise ValueError(
+        raise UserError(
             f"{len(probabilities)} probabilities and {len(calibration.limits)} limits do not fit {len(classes)} classes: "
             f"{', '.join(classes)}"
         )

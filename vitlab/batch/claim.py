@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vitlab.errors import UserError
 from vitlab.runs import write_json
 
 LOCK, CLAIM = "lock", "claim.json"
@@ -28,7 +29,7 @@ def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     look = FileLock(folder.parent / LOCK)
     if not _take(look, PATIENCE):
-        raise ValueError(f"other batches have held {look.lock_file} for {PATIENCE} s; end them")
+        raise UserError(f"other batches have held {look.lock_file} for {PATIENCE} s; end them")
     try:
         for claim in sorted(folder.parent.glob(f"*/{CLAIM}")):
             if claim.parent != folder and _is_held(claim.parent):

@@ -35,6 +35,7 @@ from vitlab.batch.plan import Step, Task
 from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
 from vitlab.batch.workers import Workers, describe_resources, probe_workers
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 
 CLUSTERS = {
@@ -82,7 +83,7 @@ def connect(address: str) -> Client:
     """A client of the scheduler there. ValueError, within ten seconds, when there is none."""
     how = "Start one with `dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`; or leave out --scheduler."
     if "://" not in address or not address.rpartition(":")[2].rstrip("/").isdigit():
-        raise ValueError(
+        raise UserError(
             f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML file of a cluster. {how}"
         )
     try:  # Client itself waits for ever where somebody takes the call and says nothing
@@ -95,7 +96,7 @@ def connect(address: str) -> Client:
         problem = f"nothing within {ANSWER} s"
     except Exception as error:  # what speaks another protocol brings many kinds: MemoryError, TypeError
         problem = ": ".join(filter(None, (type(error).__name__, str(error))))
-    raise ValueError(f"no Dask scheduler answers at {address} ({problem}). {how}")
+    raise UserError(f"no Dask scheduler answers at {address} ({problem}). {how}")
 
 
 async def _ask_who(address: str) -> str:
@@ -111,23 +112,23 @@ def read_cluster_file(path: str) -> dict[str, Any]:
     """The content of a YAML file that describes a cluster, checked."""
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file {path} for --scheduler")
+        raise MissingFileError(f"there is no file {path} for --scheduler")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or "cluster" not in content:
-        raise ValueError(f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`")
+        raise UserError(f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`")
     for key in content:
         if key not in FILE_KEYS:
-            raise ValueError(unknown(f"key in {file.name}:", str(key), FILE_KEYS))
+            raise UserError(unknown(f"key in {file.name}:", str(key), FILE_KEYS))
     if content["cluster"] not in CLUSTERS:
-        raise ValueError(unknown(f"cluster in {file.name}:", str(content["cluster"]), list(CLUSTERS)))
+        raise UserError(unknown(f"cluster in {file.name}:", str(content["cluster"]), list(CLUSTERS)))
     for key in ("jobs", "patience"):
         if key in content and not (isinstance(content[key], int) and content[key] > 0):
-            raise ValueError(f"{key} in {file.name} must be a whole number above 0; it is {content[key]!r}")
+            raise UserError(f"{key} in {file.name} must be a whole number above 0; it is {content[key]!r}")
     if not isinstance(content.get("options") or {}, dict):
-        raise ValueError(f"options in {file.name} must be written as name: value; they are {content['options']!r}")
+        raise UserError(f"options in {file.name} must be written as name: value; they are {content['options']!r}")
     return content
 
 
@@ -158,14 +159,14 @@ def build_cluster(content: dict[str, Any]):
     try:
         maker = pkgutil.resolve_name(CLUSTERS[content["cluster"]])
     except ImportError as error:
-        raise ValueError(f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'") from error
+        raise UserError(f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'") from error
     refusals = Refusals(content.get("jobs", 1))
     if hasattr(maker, "job_cls"):
         options["job_cls"] = note_refusals(maker.job_cls, refusals)
     try:
         cluster = maker(**options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{maker.__name__} does not take these options: {error}") from error
+        raise UserError(f"{maker.__name__} does not take these options: {error}") from error
     cluster.refusals = refusals
     return cluster
 
@@ -255,7 +256,7 @@ def check_versions(found: dict[str, Any]) -> None:
     answers = {worker: there for worker, there in found.items() if not isinstance(there, BaseException)} or found
     others = [f"{worker} has {describe_vitlab(there)}" for worker, there in answers.items() if not fits(there, here)]
     if others:
-        raise ValueError(
+        raise UserError(
             f"no notebook was started: this machine has vitlab {describe_vitlab(here)}, but worker {'; worker '.join(others)}. "
             "Bring them to the same version (the same commit, in the Python that runs `dask worker`) and start them again."
         )
@@ -272,4 +273,4 @@ def check_resources(steps: list[Step], workers: Workers) -> None:
         if wanted and not any(workers.offers(address, wanted) for address in workers.known):
             text = describe_resources(wanted)
             how = f'start one with `dask worker ADDRESS --nthreads 1 --resources "{text}"`'
-            raise ValueError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")
+            raise UserError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")

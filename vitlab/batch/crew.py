@@ -30,13 +30,14 @@ from vitlab.batch.probe import describe_vitlab
 from vitlab.batch.progress import Board
 from vitlab.batch.remote import Job, close_site, count_running, run_task
 from vitlab.batch.workers import Workers, describe_resources
+from vitlab.errors import UserError
 
 SILENCE = 30  # seconds without a connection to the scheduler, after which the batch ends
 TICK = 0.25  # seconds
 LOSSES = 3  # workers that may be lost over one task
 
 
-class ClusterGone(ValueError):
+class ClusterGone(UserError):
     """There is nobody left to run the batch. What has ended is kept."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vitlab.batch.plan import Task
+from vitlab.errors import UserError
 
 UTILISATION = 0.4  # share of the rate of plain matrix products that a training reaches; see measure_speed for how ours do
 REFERENCE = "NVIDIA A100"
@@ -55,7 +56,7 @@ def _ask(task: Task, parameters: dict[str, Any], call: Callable) -> dict[str, An
     try:
         return call("vitlab.training.cost:estimate_training", parameters)
     except ValueError as error:
-        raise ValueError(f"{task.label}: {error}") from error
+        raise UserError(f"{task.label}: {error}") from error
 
 
 def _time_training(record: dict[str, Any], speed: dict[str, Any]) -> dict[str, Any]:

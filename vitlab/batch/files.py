@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vitlab.errors import UserError
+
 PIECE = 16 * 2**20  # bytes on the way at a time
 Listing = dict[str, tuple[int, int]]  # path below the reports folder -> size, time of change in ns
 
@@ -49,5 +51,5 @@ def place_of(folder: str | Path, name: str) -> Path:
     """The path of a file below a folder. ValueError for a name that leads out of it, whoever sent it."""
     path = Path(os.path.normpath(Path(folder, name)))
     if not path.is_relative_to(os.path.normpath(folder)):
-        raise ValueError(f"{name!r} leads out of {folder}")
+        raise UserError(f"{name!r} leads out of {folder}")
     return path

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import vitlab
 from vitlab.batch.plan import Task
+from vitlab.errors import UserError
 from vitlab.notebook import read_cells
 
 PACKAGE = Path(vitlab.__file__).parent
@@ -92,7 +93,7 @@ def notebook_imports(path: Path) -> set[str]:
     try:
         return set().union(*(imported_modules(TransformerManager().transform_cell(source)) for source in cells))
     except SyntaxError as error:
-        raise ValueError(f"{path.name} has a cell that is not Python: {error}") from error
+        raise UserError(f"{path.name} has a cell that is not Python: {error}") from error
 
 
 def _hash_notebook(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ def read_limits(content: Any, where: str, base: Limits | None = None) -> Limits:
     if content is None:
         return base
     if not isinstance(content, dict):
-        raise ValueError(f"limits of {where} must be written as {{minutes: 30, memory: 6 GB}}; they are {content!r}")
+        raise UserError(f"limits of {where} must be written as {{minutes: 30, memory: 6 GB}}; they are {content!r}")
     for key in content:
         if key not in LIMIT_KEYS:
-            raise ValueError(unknown(f"key in limits of {where}:", str(key), LIMIT_KEYS))
+            raise UserError(unknown(f"key in limits of {where}:", str(key), LIMIT_KEYS))
     minutes = content.get("minutes", base.minutes)
     if minutes is not None and (isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0):
-        raise ValueError(f"minutes in limits of {where} must be a number above 0; it is {minutes!r}")
+        raise UserError(f"minutes in limits of {where} must be a number above 0; it is {minutes!r}")
     memory = content.get("memory", base.memory)
     if "memory" in content and memory is not None:
         memory = read_size(memory, f"memory in limits of {where}")
@@ -66,7 +67,7 @@ def read_size(value: Any, where: str) -> int:
     """Bytes of `6 GB`, `512 MB` or `5.5 GiB`."""
     match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})", str(value).strip())
     if not match or float(match[1]) == 0:
-        raise ValueError(f"{where} must be a number and a unit, like 6 GB or 512 MB; it is {value!r}")
+        raise UserError(f"{where} must be a number and a unit, like 6 GB or 512 MB; it is {value!r}")
     return round(float(match[1]) * UNITS[match[2]])
 
 

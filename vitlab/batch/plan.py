@@ -40,6 +40,7 @@ from typing import Any
 import yaml
 
 from vitlab.batch.limits import Limits, read_limits
+from vitlab.errors import MissingFileError, UserError
 from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
@@ -106,32 +107,32 @@ def load_batch(file: Path | str) -> Batch:
     file = Path(file)
     if not file.is_file():
         there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
-        raise FileNotFoundError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
+        raise MissingFileError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
+        raise UserError(f"{file} is not YAML: {error}") from error
     _check_keys(content, BATCH_KEYS, f"{file.name}")
     parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
     _check_mapping(parameters, f"parameters of {file.name}")
     _check_grid(grid, f"grid of {file.name}", cases=True)
     if not isinstance(chain, list) or not chain:
-        raise ValueError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
+        raise UserError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
     cases = {axis: _read_cases(axis, values, file) for axis, values in grid.items() if isinstance(values, dict)}
     grid = {axis: list(values) for axis, values in grid.items()}
     varied = [*grid]
     for axis in cases.values():
         varied += dict.fromkeys(name for case in axis.values() for name in case)
     for name in parameters.keys() & set(varied):
-        raise ValueError(f"{name} of {file.name} stands under parameters and under grid; keep one")
+        raise UserError(f"{name} of {file.name} stands under parameters and under grid; keep one")
     for name in varied:
         if varied.count(name) > 1:
-            raise ValueError(f"{name} of {file.name} is varied by two axes of the grid; keep one")
+            raise UserError(f"{name} of {file.name} is varied by two axes of the grid; keep one")
     limits = read_limits(content.get("limits"), file.name)
     steps = [_load_step(entry, grid, limits, file) for entry in chain]
     names = [step.notebook for step in steps]
     for name in {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"notebook {name} stands twice in the chain of {file.name}")
+        raise UserError(f"notebook {name} stands twice in the chain of {file.name}")
     _check_declared([*parameters, *varied], steps, file)
     return Batch(file.stem, str(content.get("title") or file.stem), file, parameters, grid, cases, steps)
 
@@ -183,7 +184,7 @@ def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) 
     where = f"a step of the chain of {file.name}"
     _check_keys(entry, STEP_KEYS, where)
     if not isinstance(entry.get("notebook"), str):
-        raise ValueError(f"{where} names no notebook; write `- notebook: NAME`")
+        raise UserError(f"{where} names no notebook; write `- notebook: NAME`")
     name = entry["notebook"].removesuffix(".ipynb")
     source = _find_notebook(name, file)
     declared = {key: default for key, (default, _) in notebook_parameters(source).items()}
@@ -194,12 +195,12 @@ def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) 
     _check_grid(grid, f"grid of {name} in {file.name}")
     for axis, values in grid.items():
         if axis not in batch_grid:
-            raise ValueError(unknown(f"axis of {name}", axis, list(batch_grid), f"They are those of the grid of {file.name}."))
+            raise UserError(unknown(f"axis of {name}", axis, list(batch_grid), f"They are those of the grid of {file.name}."))
         for value in values:
             if value not in batch_grid[axis]:
-                raise ValueError(unknown(f"{axis} of {name}", str(value), [str(choice) for choice in batch_grid[axis]]))
+                raise UserError(unknown(f"{axis} of {name}", str(value), [str(choice) for choice in batch_grid[axis]]))
     if grid and not declared.keys() & {*grid, "run_name"}:
-        raise ValueError(
+        raise UserError(
             f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`"
         )
     limits = read_limits(entry.get("limits"), f"{name} in {file.name}", batch_limits)
@@ -213,23 +214,23 @@ def _find_notebook(name: str, file: Path) -> Path:
     folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)  # what is nearest counts
     found = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if name not in found:
-        raise ValueError(unknown("notebook", name, sorted(found)))
+        raise UserError(unknown("notebook", name, sorted(found)))
     return found[name]
 
 
 def _check_keys(content: Any, keys: list[str], where: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
+        raise UserError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
     for key in content:
         if key not in keys:
-            raise ValueError(unknown(f"key in {where}:", str(key), keys))
+            raise UserError(unknown(f"key in {where}:", str(key), keys))
 
 
 def _check_mapping(parameters: Any, where: str) -> None:
     if not isinstance(parameters, dict):
-        raise ValueError(f"{where} must be written as name: value; it is {parameters!r}")
+        raise UserError(f"{where} must be written as name: value; it is {parameters!r}")
     if "run_name" in parameters:
-        raise ValueError(f"{where}: run_name is given by the batch itself, one for each point of the grid; leave it out")
+        raise UserError(f"{where}: run_name is given by the batch itself, one for each point of the grid; leave it out")
 
 
 def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
@@ -239,14 +240,14 @@ def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
             continue
         if not isinstance(values, list) or not values or len(_unique(values)) < len(values):
             choices = "like [a, b]" + (", or cases, like {a: {seed: 1}}" if cases else "")
-            raise ValueError(f"{axis} in the {where} must be a list of different values, {choices}; it is {values!r}")
+            raise UserError(f"{axis} in the {where} must be a list of different values, {choices}; it is {values!r}")
 
 
 def _read_cases(axis: str, cases: dict, file: Path) -> dict[str, dict[str, Any]]:
     """The cases of an axis, `name: {parameter: value}`; one without parameters changes nothing."""
     for name, parameters in cases.items():
         if not isinstance(name, str):
-            raise ValueError(f"a case of {axis} in {file.name} is called {name!r}; put quotes around it")
+            raise UserError(f"a case of {axis} in {file.name} is called {name!r}; put quotes around it")
         _check_mapping(parameters or {}, f"case {name} of {axis} in {file.name}")
     return {name: parameters or {} for name, parameters in cases.items()}
 
@@ -259,7 +260,7 @@ def _read_resources(resources: Any, where: str) -> dict[str, float] | None:
         for name, amount in resources.items()
     )
     if not numbers:
-        raise ValueError(f"{where} must be written as {{GPU: 1}}, names and numbers; they are {resources!r}")
+        raise UserError(f"{where} must be written as {{GPU: 1}}, names and numbers; they are {resources!r}")
     return {name: float(amount) for name, amount in resources.items() if amount}
 
 
@@ -267,7 +268,7 @@ def _check_declared(names: Iterable[str], steps: list[Step], file: Path) -> None
     declared = sorted({name for step in steps for name in step.declared} - {"run_name"})
     for name in names:
         if name not in declared:
-            raise ValueError(unknown("parameter", name, declared, f"They are those of the notebooks of {file.name}."))
+            raise UserError(unknown("parameter", name, declared, f"They are those of the notebooks of {file.name}."))
 
 
 def _points(grid: dict[str, list]) -> list[dict]:

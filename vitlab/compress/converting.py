@@ -14,6 +14,7 @@ from vitlab.compress.isolation import isolate_node
 from vitlab.compress.parity import PixelSet
 from vitlab.compress.rounding import LARGEST, Moments, collect_moments, level_logits, refine_weights
 from vitlab.compress.shielding import shield_float_nodes
+from vitlab.errors import UserError
 
 METHODS = ("dynamic", "static", "fp16", "weights8", "weights4")
 OPS = {"static": WEIGHTED, "fp16": WEIGHTED, "dynamic": ("MatMul", "Gemm")}  # of the others MatMul
@@ -60,7 +61,7 @@ class Converter:
         target = self.folder / f"{self.method}-{self._count}.onnx"
         names = [name for name in (self.nodes if only is None else only) if name not in set(float_nodes)]
         if not names:
-            raise ValueError(f"{self.method} finds nothing to quantise: the graph has no linear layer that it takes; use static")
+            raise UserError(f"{self.method} finds nothing to quantise: the graph has no linear layer that it takes; use static")
         with silence():
             _CONVERT[self.method](self, names, target)
         onnx.save(drop_notes(onnx.load(target)), target)

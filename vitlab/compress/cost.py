@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.compress.latency import time_sides
 from vitlab.compress.tokens import count_tokens, make_image
+from vitlab.errors import UserError
 from vitlab.models import count_parameters
 from vitlab.models.anatomy import evaluating
 from vitlab.models.shrinking import find_blocks
@@ -33,7 +34,7 @@ def count_multiply_adds(model: ModelBundle) -> int:
 def count_cost(model: ModelBundle, by: str, of: str = "model") -> int:
     """Parameters or multiply-adds (by), of the whole model or of its transformer blocks alone (of)."""
     if by not in COUNTS:
-        raise ValueError(unknown("by", by, list(COUNTS)))
+        raise UserError(unknown("by", by, list(COUNTS)))
     if of == "blocks":
         return sum(sum(part.values()) for part in cost_blocks(model, by))
     return count_parameters(model.module) if by == "parameters" else count_multiply_adds(model)

@@ -18,6 +18,7 @@ from vitlab.compress.latency import latency_table
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.sides import Side, predict_sides
 from vitlab.compress.tokens import count_tokens, make_image, merge_tokens
+from vitlab.errors import UserError
 from vitlab.evaluation import metrics_table
 from vitlab.evaluation.metrics import METRICS
 from vitlab.models import pieces
@@ -54,7 +55,7 @@ def pruning_curve_table(
     _check(data, split, metric, tables, "importance")
     _check(data, split, metric, keeps, "keeps")
     if by == "latency":
-        raise ValueError("by='latency': what is kept is counted here; write multiply_adds or parameters")
+        raise UserError("by='latency': what is kept is counted here; write multiply_adds or parameters")
     variants: dict[Hashable, ModelBundle] = {"full": model}
     for name, table in tables.items():
         for keep in keeps:
@@ -146,11 +147,11 @@ def _judge(model, variants, data, split, metric, replicates, seed) -> dict[Hasha
 
 def _check(data, split, metric, values, name) -> None:
     if metric not in METRICS:
-        raise ValueError(unknown("metric", metric, list(METRICS)))
+        raise UserError(unknown("metric", metric, list(METRICS)))
     if data.split(split).empty:
-        raise ValueError(f"{data.name} has no images in the split {split!r}; take one that has some, such as val")
+        raise UserError(f"{data.name} has no images in the split {split!r}; take one that has some, such as val")
     if not len(values):
-        raise ValueError(f"{name} is empty, and there would be no curve; give at least one")
+        raise UserError(f"{name} is empty, and there would be no curve; give at least one")
 
 
 def _name(importance: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from vitlab.compress.inside import Reader, find_attention_layer, find_feature_layer, has_distillation_token
 from vitlab.compress.teacher import Teacher, TeacherOutputs, WithTeacher, check_same_views
+from vitlab.errors import UserError
 from vitlab.models import build_model
 from vitlab.models.anatomy import evaluating
 from vitlab.runs import Run
@@ -84,9 +85,7 @@ def born_again(
     student as the teacher.
     """
     if teacher.options.get("wrapped"):
-        raise ValueError(
-            f"{teacher.name} was wrapped, not built by name; build its twin yourself and call distill(teacher, twin)"
-        )
+        raise UserError(f"{teacher.name} was wrapped, not built by name; build its twin yourself and call distill(teacher, twin)")
     config = config or recipe(teacher.name)
     options = {**teacher.options, "size": tuple(teacher.options["size"]), "fit": teacher.transform.fit}
     seed = config.seed + 1 if seed is None else seed
@@ -118,12 +117,12 @@ class Distillation(Objective):
         views: int = 0,
     ):
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha} is the teacher's share in the loss of the logits; choose between 0 and 1")
+            raise UserError(f"alpha={alpha} is the teacher's share in the loss of the logits; choose between 0 and 1")
         if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {temperature}; 1 leaves the teacher's probabilities as they are")
+            raise UserError(f"temperature must be above 0, not {temperature}; 1 leaves the teacher's probabilities as they are")
         for name, weight in (("features", features), ("attention", attention), ("views", views)):
             if weight < 0:
-                raise ValueError(f"{name} must not be negative; it is {weight}")
+                raise UserError(f"{name} must not be negative; it is {weight}")
         self.teacher, self.temperature, self.alpha, self.hard = teacher, float(temperature), float(alpha), hard
         self.features, self.attention, self.views = float(features), float(attention), views
         self.student: ModelBundle | None = None
@@ -141,7 +140,7 @@ class Distillation(Objective):
         check_same_views(self.teacher.transform, model.transform, config)
         if config.resample == "smote" or config.mixup_rare:
             name = "mixup_rare" if config.mixup_rare else "resample"
-            raise ValueError(f"{name}={getattr(config, name)!r} makes images that the teacher is not shown; leave it out")
+            raise UserError(f"{name}={getattr(config, name)!r} makes images that the teacher is not shown; leave it out")
         if self.features or self.attention or has_distillation_token(model.module):
             self._check_reading(model, config, border)
         self.student = model
@@ -149,7 +148,7 @@ class Distillation(Objective):
     def _check_reading(self, model: ModelBundle, config: TrainConfig, border: int) -> None:
         for name in ("compile", "gradient_checkpointing"):
             if getattr(config, name):
-                raise ValueError(f"this distillation looks inside the student, which {name}=True hides; write {name}=False")
+                raise UserError(f"this distillation looks inside the student, which {name}=True hides; write {name}=False")
         layers = []
         for bundle in (self.teacher, model):
             if self.features:
@@ -159,14 +158,14 @@ class Distillation(Objective):
         if not (self.features or self.attention):
             return
         if config.mixup or config.cutmix:
-            raise ValueError(
+            raise UserError(
                 "features and attention of mixed images are no mixture: leave them out, or write mixup=0 and cutmix=0"
             )
         if any(isinstance(part, PatchDropout) and part.prob for part in model.module.modules()):
-            raise ValueError(f"{model.name} drops patches in training, so its maps have holes; build it with patch_drop_rate=0")
+            raise UserError(f"{model.name} drops patches in training, so its maps have holes; build it with patch_drop_rate=0")
         trained = set(split_model(model.module, border)[1].modules())
         if model.module.get_submodule(layers[-1]) not in trained:
-            raise ValueError(
+            raise UserError(
                 f"the student's {layers[-1]} is frozen, at least in the beginning, and cannot learn the teacher's maps; train "
                 "from a piece before it, or write features=0 and attention=0"
             )
@@ -236,13 +235,13 @@ class _Student(nn.Module):
 def check_teacher(teacher: ModelBundle, student: ModelBundle) -> None:
     """ValueError for a teacher that this student cannot learn from."""
     if teacher.classes != student.classes:
-        raise ValueError(
+        raise UserError(
             f"the teacher {teacher.name} tells apart {', '.join(teacher.classes)}, and the student {student.name} "
             f"{', '.join(student.classes)}; a teacher must have the student's classes, in the same order"
         )
     own = {id(parameter) for parameter in student.module.parameters()}
     if any(id(parameter) in own for parameter in teacher.module.parameters()):
-        raise ValueError("teacher and student are one module, which would change while it teaches; pass a deepcopy as teacher")
+        raise UserError("teacher and student are one module, which would change while it teaches; pass a deepcopy as teacher")
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement, measure_miscalibration
 from vitlab.compress.processor import INT8, instruction_table, read_instructions
 from vitlab.compress.sides import predict_sides
+from vitlab.errors import UserError
 from vitlab.evaluation.metrics import METRICS, metrics_table
 from vitlab.evaluation.paired import paired_table
 from vitlab.registry import unknown
@@ -75,11 +76,11 @@ def doctor_table(
     calibration: "worse" or "better" by the change of the ECE. ValueError where a side has no predictions.
     """
     if metric not in METRICS:
-        raise ValueError(unknown("metric", metric, list(METRICS)))
+        raise UserError(unknown("metric", metric, list(METRICS)))
     sides = list(dict.fromkeys(latency["side"]))
     lacking = [name for name in sides if name not in predictions]
     if lacking:
-        raise ValueError(f"there are no predictions of {', '.join(lacking)}; give a predictions table for each side timed")
+        raise UserError(f"there are no predictions of {', '.join(lacking)}; give a predictions table for each side timed")
     settings = {"split": split, "replicates": replicates, "seed": seed, "confidence": confidence}
     first, rows = predictions[sides[0]], []
     for name in sides:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vitlab.compress.sides import Side, make_side
+from vitlab.errors import UserError
 from vitlab.explain import perturbation
 from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import available, explain, methods
@@ -53,7 +54,7 @@ def compare_explanations(
     """
     other = _bundle(model, compressed, names)
     if tuple(model.classes) != tuple(other.classes):
-        raise ValueError(
+        raise UserError(
             f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(other.classes)}; "
             "compare two models of the same classes"
         )
@@ -126,15 +127,15 @@ def _mean_distance(points: np.ndarray) -> np.ndarray | float:
 def _bundle(model: ModelBundle, compressed, names: Sequence[str]) -> ModelBundle:
     for name in names:
         if name not in available():
-            raise ValueError(unknown("method", name, available()))
+            raise UserError(unknown("method", name, available()))
     if not names:
-        raise ValueError("names is empty: give at least one method, such as occlusion")
+        raise UserError("names is empty: give at least one method, such as occlusion")
     if isinstance(compressed, ModelBundle):
         return compressed
     inside = [name for name in names if methods[name].compute.__module__ != perturbation.__name__]
     if inside:
         possible = [name for name in available() if methods[name].compute.__module__ == perturbation.__name__]
-        raise ValueError(
+        raise UserError(
             f"{', '.join(inside)} looks inside the model, and an ONNX file or a function has neither gradients nor layers; "
             f"methods that go without: {', '.join(possible)}"
         )

@@ -22,6 +22,7 @@ from vitlab.compress.preprocess import normalise
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.compress.sidecar import PREPROCESSING, check_target, describe_transform, write_pair
 from vitlab.data import normalise as torch_normalise, preprocess as torch_preprocess
+from vitlab.errors import UserError
 from vitlab.evaluation.conformal import find_limits
 from vitlab.evaluation.recalibration import calibrate
 from vitlab.registry import unknown
@@ -68,13 +69,13 @@ def export_onnx(
     """
     path = check_target(path)
     if preprocessing not in PREPROCESSING:
-        raise ValueError(unknown("preprocessing", preprocessing, list(PREPROCESSING)))
+        raise UserError(unknown("preprocessing", preprocessing, list(PREPROCESSING)))
     if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise ValueError(f"opset={opset}: write a number from {OPSETS[0]} to {OPSETS[1]}; 20 suits most")
+        raise UserError(f"opset={opset}: write a number from {OPSETS[0]} to {OPSETS[1]}; 20 suits most")
     _check_calibration(calibration, model.classes)
     if tuple(data.classes) != tuple(model.classes):
         known, given = ", ".join(model.classes), ", ".join(data.classes)
-        raise ValueError(f"{model.name} tells apart {known}; the classes of {data.name} are {given}")
+        raise UserError(f"{model.name} tells apart {known}; the classes of {data.name} are {given}")
     images = draw_pixels(data, model.transform, split, limit, seed)
     module = copy.deepcopy(model.module).cpu().float().eval()
     proto = trace_module(module, model.transform, opset, model.name)
@@ -87,7 +88,7 @@ def export_onnx(
     table = compare_logits(images.sample_ids, reference, logits, model.classes)
     summary = summarise_parity(table, reference, logits, gate)
     if not summary["passed"]:
-        raise ValueError(explain_failure(f"{model.name} as ONNX", table, summary))
+        raise UserError(explain_failure(f"{model.name} as ONNX", table, summary))
     description = {
         "name": model.name,
         "classes": list(model.classes),
@@ -129,7 +130,7 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > LARGEST:
-        raise ValueError(f"{name} holds {size / 1e9:.1f} GB; one ONNX file takes 2 GB at most: export a smaller model")
+        raise UserError(f"{name} holds {size / 1e9:.1f} GB; one ONNX file takes 2 GB at most: export a smaller model")
     example = torch.zeros(2, len(transform.mean), *transform.size)  # two images: a batch of one would be taken for a constant
     try:
         # the exporter prints the whole graph of every failed attempt, past the logging module
@@ -146,11 +147,11 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
                 verbose=False,
             )
     except Exception as error:  # the exporter raises its own kinds, and whatever the traced code raises
-        raise ValueError(f"{name} cannot be exported: {_find_cause(error)}") from error
+        raise UserError(f"{name} cannot be exported: {_find_cause(error)}") from error
     proto = program.model_proto
     del proto.graph.value_info[:]  # shapes that the quantiser of onnxruntime trips over
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise ValueError(
+        raise UserError(
             f"{name} cannot be exported for any number of images: its code fixes the batch, as len(images) or "
             "int(images.shape[0]) do; write images.shape[0]"
         )
@@ -207,7 +208,7 @@ def _compare_pixels(ours: np.ndarray, theirs: np.ndarray, images: PixelSet, what
     off = np.abs(ours - theirs).reshape(len(images), -1).max(axis=1)
     if not off.max() <= PIXEL_TOLERANCE:
         worst = int(off.argmax())
-        raise ValueError(
+        raise UserError(
             f"{what} differs from vitlab.data.preprocess in {(off > PIXEL_TOLERANCE).sum()} of {len(images)} images, by up to "
             f"{off[worst]:.3g} in {images.sample_ids[worst]} (at most {PIXEL_TOLERANCE:g}); nothing was written"
         )
@@ -231,10 +232,10 @@ def _check_calibration(calibration: dict | None, classes: Sequence[str]) -> None
         return
     temperature = calibration.get("temperature")
     if not (isinstance(temperature, int | float) and temperature > 0):
-        raise ValueError(f"calibration has temperature {temperature!r}; find_calibration(predictions) makes what is needed here")
+        raise UserError(f"calibration has temperature {temperature!r}; find_calibration(predictions) makes what is needed here")
     limits = calibration.get("limits")
     if limits is not None and set(limits) != set(classes):
-        raise ValueError(f"calibration has limits for {', '.join(limits)}, the model tells apart {', '.join(classes)}")
+        raise UserError(f"calibration has limits for {', '.join(limits)}, the model tells apart {', '.join(classes)}")
 
 
 def _find_cause(error: BaseException) -> str:

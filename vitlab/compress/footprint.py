@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from vitlab.errors import MissingFileError, UserError
+
 MB = 1e6  # bytes
 SAVED = ("model.safetensors", "model.json")
 BESIDE = ("", ".data", "_data")  # what an ONNX file of this name may keep its weights in
@@ -26,11 +28,11 @@ def size_on_disk(path: Path | str) -> float:
     if path.is_dir():
         files = [path / name for name in SAVED if (path / name).is_file()]
         if not files:
-            raise ValueError(f"{path} holds no saved model ({' and '.join(SAVED)}); save_model(model, folder) writes one")
+            raise UserError(f"{path} holds no saved model ({' and '.join(SAVED)}); save_model(model, folder) writes one")
     else:
         files = [file for end in BESIDE if (file := path.with_name(path.name + end)).is_file()]
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file or folder {path}")
+            raise MissingFileError(f"there is no file or folder {path}")
     return sum(file.stat().st_size for file in files) / MB
 
 
@@ -61,10 +63,10 @@ def peak_memory(
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"{path} took longer than {timeout:g} s to load and to predict; write a longer timeout") from error
+        raise UserError(f"{path} took longer than {timeout:g} s to load and to predict; write a longer timeout") from error
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]
-        raise ValueError(f"{path} could not be measured in a process of its own: {words[-1]}")
+        raise UserError(f"{path} could not be measured in a process of its own: {words[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -107,7 +109,7 @@ def _predict_onnx(path: Path, count: int, batch_size: int, size, threads) -> int
     shape[0] = batch_size
     open_sides = [axis for axis, length in enumerate(shape) if not isinstance(length, int)]
     if open_sides and size is None:
-        raise ValueError(f"{path.name} takes images of any size, {shape}; say which one: size=224")
+        raise UserError(f"{path.name} takes images of any size, {shape}; say which one: size=224")
     for axis, length in zip(open_sides, size or (), strict=False):
         shape[axis] = length
     pixels = np.zeros(shape, ELEMENTS[session.get_inputs()[0].type]) if inside else _draw(shape)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vitlab.errors import UserError
 from vitlab.explain.heads import attention_table
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import check_images
@@ -53,18 +54,18 @@ def importance_table(
     Source: Michel et al. 2019, arXiv 1905.10650 (heads, by gradient and ablation); Molchanov et al. 2019, arXiv 1906.10771.
     """
     if measure not in MEASURES:
-        raise ValueError(unknown("measure", measure, list(MEASURES)))
+        raise UserError(unknown("measure", measure, list(MEASURES)))
     kinds = MEASURES[measure] if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in kinds:
         if kind not in MEASURES[measure]:
-            raise ValueError(unknown(f"kind for {measure}", kind, list(MEASURES[measure])))
+            raise UserError(unknown(f"kind for {measure}", kind, list(MEASURES[measure])))
     sizes = count_parts(model.module)
     wanted = {(kind, block): size for kind in kinds for block, size in enumerate(sizes[kind])}
     if measure == "magnitude":
         found = {part: _measure_weights(model.module.blocks[part[1]], part[0], size) for part, size in wanted.items()}
         return _tabulate(found, measure)
     if images is None:
-        raise ValueError(f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the validation split")
+        raise UserError(f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the validation split")
     check_images(images, None, batch_size)
     if measure == "entropy":
         return _tabulate(_measure_focus(model, images, batch_size), measure)
@@ -173,7 +174,7 @@ def _measure_focus(model, images, batch_size) -> dict[tuple[str, int], torch.Ten
     table = attention_table(model, images, batch_size=batch_size)
     patches = np.prod(model.anatomy.grid) if images.shape[-2:] == tuple(model.transform.size) else None
     if patches is None:
-        raise ValueError(
+        raise UserError(
             f"entropy is measured at the model's own size, {model.transform.size}; preprocess images by its transform"
         )
     return {
@@ -189,14 +190,14 @@ def _tabulate(found: Mapping[tuple[str, int], torch.Tensor], measure: str) -> pd
     ]
     table = pd.concat(parts, ignore_index=True).assign(measure=measure)
     if not np.isfinite(table["importance"]).all():
-        raise ValueError(f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so train it again")
+        raise UserError(f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so train it again")
     return table
 
 
 def _read_labels(model, labels, count) -> torch.Tensor:
     if labels is None or isinstance(labels, str) or len(labels) != count:
-        raise ValueError(f"labels must be {count} class names, one for each image, to say what the loss is")
+        raise UserError(f"labels must be {count} class names, one for each image, to say what the loss is")
     for label in labels:
         if label not in model.classes:
-            raise ValueError(unknown("label", str(label), list(model.classes)))
+            raise UserError(unknown("label", str(label), list(model.classes)))
     return torch.tensor([model.classes.index(label) for label in labels])

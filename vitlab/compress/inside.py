@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.explain.inspection import differentiate_at
 from vitlab.explain.layers import arrange_as_map
 from vitlab.explain.layout import list_layouts, map_received
@@ -105,14 +106,14 @@ def find_feature_layer(anatomy: Anatomy) -> tuple[str, bool]:
         return anatomy.attention[-1], True
     if anatomy.stages:
         return anatomy.stages[-1], False
-    raise ValueError(f"no feature map is known in a model of this kind ({anatomy.kind}): write features=0")
+    raise UserError(f"no feature map is known in a model of this kind ({anatomy.kind}): write features=0")
 
 
 def find_attention_layer(anatomy: Anatomy) -> str:
     """Name of the last attention module, windowed ones too; ValueError for a model that has none."""
     names = anatomy.attention or tuple(window.attention for window in anatomy.windows)
     if not names:
-        raise ValueError(f"a model of this kind ({anatomy.kind}) has no attention over its tokens: write attention=0")
+        raise UserError(f"a model of this kind ({anatomy.kind}) has no attention over its tokens: write attention=0")
     return names[-1]
 
 

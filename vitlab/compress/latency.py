@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.compress.sides import Side, make_side
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import count_cores
 
 LEAST_TURNS = 3  # whatever the seconds allowed
@@ -99,7 +100,7 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return cores
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= cores:
-        raise ValueError(
+        raise UserError(
             f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more threads than cores wait for "
             f"each other; write a number from 1 to {cores}, or run it under another taskset"
         )
@@ -123,11 +124,11 @@ def torch_threads(threads: int):
 
 def _check(sides, images, batch_sizes, repeats) -> None:
     if not sides:
-        raise ValueError("there is nothing to time: give at least one side, {'fp32': model}")
+        raise UserError("there is nothing to time: give at least one side, {'fp32': model}")
     if np.ndim(images) != 4 or not len(images):
-        raise ValueError(f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}")
+        raise UserError(f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}")
     for name, value in [("repeats", repeats), *(("a batch size", size) for size in batch_sizes)]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
     if not batch_sizes:
-        raise ValueError("batch_sizes is empty; write (1, 32)")
+        raise UserError("batch_sizes is empty; write (1, 32)")

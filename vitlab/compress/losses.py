@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.calibration import assign_bins, binned_error, confidence_of, wilson_interval
 from vitlab.evaluation.paired import read_pair
@@ -34,7 +35,7 @@ def drop_table(
     was seen among n (Clopper and Pearson, 1934). Slices of fewer than `least` images have no numbers, and the note says so.
     """
     if isinstance(by, str):
-        raise ValueError(f"by takes a list of columns: write by=[{by!r}]")
+        raise UserError(f"by takes a list of columns: write by=[{by!r}]")
     scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
     right = np.stack([scores.pred == scores.label for scores in (scores_before, scores_after)]).astype(float)  # (2, N)
     _, parts = cut_slices(before, by, split)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.compress.preprocess import fit_image
+from vitlab.errors import UserError
 from vitlab.schema import DataBundle, Transform
 
 
@@ -48,7 +49,7 @@ def draw_pixels(
     """
     rows = data.split(split) if isinstance(split, str) else data.samples[data.samples["sample_id"].isin(set(split))]
     if not len(rows):
-        raise ValueError(f"{data.name} has no images in {split if isinstance(split, str) else 'the list of sample_ids'!r}")
+        raise UserError(f"{data.name} has no images in {split if isinstance(split, str) else 'the list of sample_ids'!r}")
     rows = rows.sample(frac=1, random_state=seed)
     turn = rows.groupby("label").cumcount()
     rows = rows.assign(turn=turn).sort_values("turn", kind="stable").head(limit or len(rows))

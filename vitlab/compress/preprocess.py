@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from vitlab.errors import UserError
 from vitlab.pictures import fit_picture
 from vitlab.schema import Transform
 
@@ -24,6 +25,6 @@ def normalise(pixels: np.ndarray, transform: Transform) -> np.ndarray:
     """uint8 (..., h, w, C) to float32 (..., C, h, w): values in 0..1, then minus mean, over std, per channel."""
     mean, std = (np.array(values, np.float32) for values in (transform.mean, transform.std))
     if pixels.shape[-1] != len(mean):
-        raise ValueError(f"images with {pixels.shape[-1]} channels do not fit a transform with {len(mean)}")
+        raise UserError(f"images with {pixels.shape[-1]} channels do not fit a transform with {len(mean)}")
     values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))

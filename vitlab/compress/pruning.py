@@ -15,6 +15,7 @@ import torch
 
 from vitlab.compress.cost import cost_blocks, cost_parts, count_cost, measure_ratio
 from vitlab.compress.importance import count_parts, importance_table
+from vitlab.errors import UserError
 from vitlab.models.shrinking import shrink_model
 from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
@@ -67,7 +68,7 @@ def plan_pruning(
     _check_target(target, by, of)
     for name, value in {"min_heads": min_heads, "min_neurons": min_neurons, "neurons_at_once": neurons_at_once}.items():
         if type(value) is not int or value < 1:
-            raise ValueError(
+            raise UserError(
                 f"{name} must be a whole number of at least 1, not {value!r}; a block that keeps nothing is drop_blocks"
             )
     values = _read_importance(model, importance, drop_blocks)
@@ -119,7 +120,7 @@ def prune(model: ModelBundle, plan: PruningPlan) -> ModelBundle:
     """A copy of the model without what the plan removes; ValueError where the plan was made for a model of other sizes."""
     sizes = count_parts(model.module)
     if sizes["head"] != plan.table["heads"].tolist() or sizes["neuron"] != plan.table["neurons"].tolist():
-        raise ValueError(f"this plan was made for a model of other sizes than {model.name} has now; plan again for this model")
+        raise UserError(f"this plan was made for a model of other sizes than {model.name} has now; plan again for this model")
     return shrink_model(model, plan.spec)
 
 
@@ -144,7 +145,7 @@ def prune_iteratively(
     options: of `plan_pruning`. A target out of reach is refused before any step.
     """
     if type(steps) is not int or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
+        raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
     _check_target(target, by, of)
 
     def weigh(current):
@@ -164,7 +165,7 @@ def prune_iteratively(
             trained = recover(current)
             if isinstance(trained, ModelBundle):
                 if trained.options.get("shrunk") != current.options["shrunk"]:
-                    raise ValueError("recover gave back a model of other sizes than it was handed; let it train that very bundle")
+                    raise UserError("recover gave back a model of other sizes than it was handed; let it train that very bundle")
                 current = trained
     return current
 
@@ -222,7 +223,7 @@ class _Greedy:
 def _read_importance(model, importance, drop_blocks) -> dict[tuple[str, int], Any]:
     """(kind, block) -> values in the order of the indices; ValueError where they are not all there."""
     if importance["measure"].nunique() != 1:
-        raise ValueError(
+        raise UserError(
             f"importance holds several measures ({', '.join(importance['measure'].unique())}), whose values cannot be compared; "
             "hand over the table of one"
         )
@@ -231,26 +232,26 @@ def _read_importance(model, importance, drop_blocks) -> dict[tuple[str, int], An
     for (kind, block), rows in importance.groupby(["kind", "block"]):
         rows = rows.sort_values("index")
         if kind not in sizes or block >= len(sizes[kind]) or rows["index"].tolist() != list(range(sizes[kind][block])):
-            raise ValueError(
+            raise UserError(
                 f"importance has other parts ({kind} of block {block}) than {model.name}; measure it on this very model"
             )
         values[kind, int(block)] = rows["importance"].to_numpy()
     for kind in importance["kind"].unique():
         missing = [block for block in range(len(sizes[kind])) if (kind, block) not in values]
         if missing:
-            raise ValueError(f"importance has no {kind} of block {missing[0]}; measure it on this very model")
+            raise UserError(f"importance has no {kind} of block {missing[0]}; measure it on this very model")
     if drop_blocks and not any(kind == "block" for kind, _ in values):
-        raise ValueError("drop_blocks needs the importance of blocks; measure it with kinds=('head', 'neuron', 'block')")
+        raise UserError("drop_blocks needs the importance of blocks; measure it with kinds=('head', 'neuron', 'block')")
     return {part: value for part, value in values.items() if part[0] != "block" or drop_blocks}
 
 
 def _check_target(target, by, of) -> None:
     if by not in BY:
-        raise ValueError(unknown("by", by, list(BY)))
+        raise UserError(unknown("by", by, list(BY)))
     if of not in ("model", "blocks") or (by == "latency" and of != "model"):
-        raise ValueError(f"of={of!r}: the target is a share of the model" + ("" if by == "latency" else ", or of its blocks"))
+        raise UserError(f"of={of!r}: the target is a share of the model" + ("" if by == "latency" else ", or of its blocks"))
     if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < 1:
-        raise ValueError(
+        raise UserError(
             f"target={target!r} must be the share of {by} to keep, between 0 (all pruned, nothing left) and 1 (nothing pruned)"
         )
 

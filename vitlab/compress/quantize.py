@@ -21,6 +21,7 @@ from vitlab.compress.processor import multiplies_int8
 from vitlab.compress.sensitivity import RANKING, measure_variant, rank_nodes, spare_nodes
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.compress.sidecar import check_target, read_sidecar, read_transform, write_pair
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle, Transform
 
@@ -66,7 +67,7 @@ def quantize_onnx(
     transform, classes = read_transform(description), description["classes"]
     if list(data.classes) != list(classes):
         given = ", ".join(data.classes)
-        raise ValueError(f"{source.name} tells apart {', '.join(classes)}; the classes of {data.name} are {given}")
+        raise UserError(f"{source.name} tells apart {', '.join(classes)}; the classes of {data.name} are {given}")
     calibrating, testing = _draw_both(data, transform, split, method, calibration_images, gate_images, seed)
     proto = load_graph(source)
     chosen = _choose_float_nodes(proto, float_nodes)
@@ -79,7 +80,7 @@ def quantize_onnx(
         if not result.summary["passed"] and float_nodes == "auto" and method in ("static", "dynamic"):
             result, chosen = spare_nodes(converter, result, testing, reference, transform, classes, gate)
         if not result.summary["passed"] and on_failure == "refuse":
-            raise ValueError(explain_failure(f"{description['name']} as {method} ({source.name})", result.parity, result.summary))
+            raise UserError(explain_failure(f"{description['name']} as {method} ({source.name})", result.parity, result.summary))
         details = {}
         if method == "static":
             details = {"calibration": calibration, "calibration_images": len(calibrating), "rounding": rounding}
@@ -178,7 +179,7 @@ def _draw_both(data, transform, split, method, calibration_images, gate_images, 
     calibrating, testing = images.take(np.arange(count)), images.take(np.arange(count, len(images)))
     found = sorted({data.classes[k] for k in calibrating.label})
     if len(found) < 2:
-        raise ValueError(
+        raise UserError(
             f"the {count} calibration images hold {f'only the class {found[0]}' if found else 'no class'}: ranges of activations "
             "would suit that class alone; give images of all classes (calibration_images, split)"
         )
@@ -191,24 +192,24 @@ def _choose_float_nodes(proto: onnx.ModelProto, float_nodes: str | Sequence[str]
     known = list(weighted_nodes(proto))
     for name in float_nodes:
         if name not in known:
-            raise ValueError(unknown("node", name, known, "sensitivity_table lists those that matter."))
+            raise UserError(unknown("node", name, known, "sensitivity_table lists those that matter."))
     return list(float_nodes)
 
 
 def _check_choices(description, method, calibration, rounding, on_failure, source: Path, path: Path | None, float_nodes) -> None:
     if method not in METHODS:
-        raise ValueError(unknown("method", method, list(METHODS)))
+        raise UserError(unknown("method", method, list(METHODS)))
     if calibration not in CALIBRATIONS:
-        raise ValueError(unknown("calibration", calibration, list(CALIBRATIONS)))
+        raise UserError(unknown("calibration", calibration, list(CALIBRATIONS)))
     if rounding not in ROUNDINGS:
-        raise ValueError(unknown("rounding", rounding, list(ROUNDINGS)))
+        raise UserError(unknown("rounding", rounding, list(ROUNDINGS)))
     if on_failure not in ("refuse", "flag"):
-        raise ValueError(unknown("on_failure", on_failure, ["refuse", "flag"]))
+        raise UserError(unknown("on_failure", on_failure, ["refuse", "flag"]))
     if isinstance(float_nodes, str) and float_nodes != "auto":
-        raise ValueError(f"float_nodes is a list of names of nodes, or 'auto'; not {float_nodes!r}")
+        raise UserError(f"float_nodes is a list of names of nodes, or 'auto'; not {float_nodes!r}")
     if not isinstance(float_nodes, str) and len(float_nodes) and method not in ("static", "dynamic"):
-        raise ValueError(f"float_nodes goes with static and dynamic; {method} has none")
+        raise UserError(f"float_nodes goes with static and dynamic; {method} has none")
     if description["method"] != "fp32":
-        raise ValueError(f"{source.name} is {description['method']} already; start from the file that export_onnx wrote")
+        raise UserError(f"{source.name} is {description['method']} already; start from the file that export_onnx wrote")
     if path is not None and path.resolve() == source.resolve():
-        raise ValueError(f"{path.name} would replace the float model; choose another name, such as {path.stem}-int8.onnx")
+        raise UserError(f"{path.name} would replace the float model; choose another name, such as {path.stem}-int8.onnx")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from vitlab.compress.distillation import Distillation
 from vitlab.data import ImageDataset
+from vitlab.errors import UserError
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training import TrainConfig, recipe
@@ -51,7 +52,7 @@ def recover(
     are kept.
     """
     if arguments and teacher is None:
-        raise ValueError(f"{', '.join(arguments)}: these are of a training with a teacher; pass teacher=, the unpruned model")
+        raise UserError(f"{', '.join(arguments)}: these are of a training with a teacher; pass teacher=, the unpruned model")
     config = config or recovery_recipe(model.name)
     objective = Distillation(teacher, **arguments) if teacher else None
     before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}

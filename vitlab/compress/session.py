@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitlab.compress.preprocess import fit_image, normalise
 from vitlab.compress.sidecar import available_threads, read_sidecar, read_transform
+from vitlab.errors import MissingFileError, UserError
 
 BATCH = 32  # images computed together, so that memory does not grow with their number
 MAX_PIXELS = 50_000_000  # of one image file: 150 MB decoded
@@ -30,7 +31,7 @@ def open_session(path: Path | str | bytes, threads: int | None = None) -> onnxru
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the classes of onnxruntime's errors have no public name
         where = "the model" if isinstance(path, bytes) else path
-        raise ValueError(f"onnxruntime {onnxruntime.__version__} cannot run {where}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot run {where}: {str(error).splitlines()[0]}") from error
 
 
 def run_pixels(session: onnxruntime.InferenceSession, pixels: np.ndarray, transform, batch: int = BATCH) -> np.ndarray:
@@ -56,7 +57,7 @@ class OnnxClassifier:
 
     def __init__(self, path: Path | str, threads: int | None = None):
         if threads is not None and threads < 1:
-            raise ValueError(f"threads={threads}: write a number from 1 on, or leave it out for all cores")
+            raise UserError(f"threads={threads}: write a number from 1 on, or leave it out for all cores")
         self.path = Path(path)
         self.description = read_sidecar(path)
         self.classes = tuple(self.description["classes"])
@@ -90,7 +91,7 @@ class OnnxClassifier:
         The limits were found by `vitlab.evaluation.conformal_sets` on the validation split, as was the temperature.
         """
         if self.limits is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.path.name} has no conformal limits; export it with calibration=find_calibration(predictions, alpha=0.1)"
             )
         limits = np.array([np.inf if self.limits[name] is None else self.limits[name] for name in self.classes])
@@ -104,7 +105,7 @@ class OnnxClassifier:
         if sample_ids is None:
             sample_ids = [str(image) if isinstance(image, str | Path) else str(i) for i, image in enumerate(images)]
         if len(sample_ids) != len(images):
-            raise ValueError(f"{len(sample_ids)} sample_ids do not name {len(images)} images; give one of each")
+            raise UserError(f"{len(sample_ids)} sample_ids do not name {len(images)} images; give one of each")
         prob = self.predict(images)
         table = pd.DataFrame({"sample_id": list(sample_ids), "pred": np.array(self.classes)[prob.argmax(axis=1)]})
         table["confidence"] = prob.max(axis=1, initial=0)
@@ -125,18 +126,18 @@ def read_image(image: Image.Image | Path | str, max_pixels: int = MAX_PIXELS) ->
         return image
     path = Path(image)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise MissingFileError(f"there is no file {path}")
     try:
         with Image.open(path) as opened:
             width, height = opened.size
             if width * height > max_pixels:
-                raise ValueError(f"{path.name} has {width} x {height} pixels; at most {max_pixels:,} are taken: make it smaller")
+                raise UserError(f"{path.name} has {width} x {height} pixels; at most {max_pixels:,} are taken: make it smaller")
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)
         return opened
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path.name} is not an image that can be read") from error
+        raise UserError(f"{path.name} is not an image that can be read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path.name} is too large: {error}") from error
+        raise UserError(f"{path.name} is too large: {error}") from error
     except (OSError, SyntaxError) as error:  # Pillow's words for a file that ends early or is damaged
-        raise ValueError(f"{path.name} is damaged: {error}") from error
+        raise UserError(f"{path.name} is damaged: {error}") from error

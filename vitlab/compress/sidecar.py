@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 from vitlab.runs import atomic, write_json
 from vitlab.schema import Transform
@@ -47,20 +48,20 @@ def read_sidecar(path: Path | str) -> dict:
     path, beside = Path(path), sidecar_path(path)
     for file in (path, beside):
         if not file.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{file} is missing; export_onnx(model, {str(path)!r}, data) writes {path.name} and {beside.name}"
             )
     try:
         description = json.loads(beside.read_text(encoding="utf-8"))
         missing = set(FIELDS) - description.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{beside} is damaged: {error}") from error
+        raise UserError(f"{beside} is damaged: {error}") from error
     if missing:
-        raise ValueError(f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}")
     if description["preprocessing"] not in PREPROCESSING:
-        raise ValueError(f"{beside}: {unknown('preprocessing', description['preprocessing'], list(PREPROCESSING))}")
+        raise UserError(f"{beside}: {unknown('preprocessing', description['preprocessing'], list(PREPROCESSING))}")
     if digest(path) != description["sha256"]:
-        raise ValueError(f"{path} is damaged or of another export than {beside.name}: its checksum is not the one noted there")
+        raise UserError(f"{path} is damaged or of another export than {beside.name}: its checksum is not the one noted there")
     return description
 
 
@@ -78,9 +79,9 @@ def check_target(path: Path | str) -> Path:
     """The path, when an ONNX file can be written there; ValueError before time is spent."""
     path = Path(path)
     if path.suffix != ".onnx":
-        raise ValueError(f"{path} does not end in .onnx; write {path.with_suffix('.onnx')}")
+        raise UserError(f"{path} does not end in .onnx; write {path.with_suffix('.onnx')}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; write the name of a file that ends in .onnx")
+        raise UserError(f"{path} is a folder; write the name of a file that ends in .onnx")
     return path
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> 
     as many as torch is set to. ValueError for anything else.
     """
     if precision not in PRECISIONS:
-        raise ValueError(unknown("precision", precision, list(PRECISIONS)))
+        raise UserError(unknown("precision", precision, list(PRECISIONS)))
     if isinstance(model, str | Path):
         from vitlab.compress.session import open_session
 
         if not Path(model).is_file():
-            raise FileNotFoundError(f"there is no file {model}; export_onnx(model, path, data) writes one")
+            raise MissingFileError(f"there is no file {model}; export_onnx(model, path, data) writes one")
         return _call_session(open_session(model, threads))
     if hasattr(model, "get_inputs"):
         return _call_session(model)
@@ -42,19 +43,19 @@ def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> 
     if hasattr(module, "state_dict"):
         return _call_module(module, precision)
     if not callable(model):
-        raise ValueError(f"a {type(model).__name__} gives no logits: write a model, the path of an ONNX file, or a function")
+        raise UserError(f"a {type(model).__name__} gives no logits: write a model, the path of an ONNX file, or a function")
     return model
 
 
 def _call_session(session) -> Side:
     entry = session.get_inputs()[0]
     if entry.type not in ELEMENTS:
-        raise ValueError(f"the input {entry.name!r} of the ONNX model is a {entry.type}; known: {', '.join(ELEMENTS)}")
+        raise UserError(f"the input {entry.name!r} of the ONNX model is a {entry.type}; known: {', '.join(ELEMENTS)}")
     element = ELEMENTS[entry.type]
 
     def compute(pixels: np.ndarray) -> np.ndarray:
         if element == np.uint8 and pixels.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 "this ONNX model prepares its images itself and takes raw ones, uint8; to set it beside others, export it with "
                 "preprocessing='beside', or give a function that hands it raw images"
             )
@@ -106,7 +107,7 @@ def predict_sides(
     for name, parts in logits.items():
         values = np.concatenate(parts).astype(float)  # (N, num_classes)
         if values.shape[1:] != (len(data.classes),):
-            raise ValueError(f"{name} gives {values.shape[1:]} values an image, and {data.name} has {len(data.classes)} classes")
+            raise UserError(f"{name} gives {values.shape[1:]} values an image, and {data.name} has {len(data.classes)} classes")
         table = rows.assign(pred=np.array(data.classes)[values.argmax(axis=1)])
         for kind, scores in (("logit", values), ("prob", softmax(values, axis=1))):
             table[[f"{kind}_{one}" for one in data.classes]] = scores

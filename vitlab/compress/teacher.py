@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from vitlab.compress.inside import Reader, normalise_maps, resample_maps
 from vitlab.data import ImageDataset, build_augmentation
+from vitlab.errors import UserError
 from vitlab.schema import ModelBundle, Transform
 from vitlab.training import FrozenFeatures, FrozenFront, TrainConfig
 from vitlab.training.stage import IN_MEMORY, Stage
@@ -99,7 +100,7 @@ def check_same_views(teacher: Transform, student: Transform, config: TrainConfig
         return
     (height, width), (rows, columns) = teacher.size, student.size
     if height * columns != width * rows or teacher.fit != student.fit:
-        raise ValueError(
+        raise UserError(
             f"the teacher takes {height}x{width} pixels with fit={teacher.fit!r} and the student {rows}x{columns} with "
             f"fit={student.fit!r}, so they cannot be shown the same crop; build one of them with the proportions and the fit of "
             "the other, or write augment='none'"

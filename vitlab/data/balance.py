@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 
 SCHEMES = ("none", "balanced", "effective")
@@ -22,9 +23,9 @@ def class_weights(labels: Sequence[str], classes: Sequence[str], scheme: str = "
     Raises ValueError when a class has no label or a label is none of the classes.
     """
     if scheme not in SCHEMES:
-        raise ValueError(unknown("class weights", scheme, list(SCHEMES)))
+        raise UserError(unknown("class weights", scheme, list(SCHEMES)))
     if not 0 <= beta < 1:
-        raise ValueError(f"beta of the effective number must be from 0 to below 1, such as 0.999; it is {beta}")
+        raise UserError(f"beta of the effective number must be from 0 to below 1, such as 0.999; it is {beta}")
     counts = count_classes(labels, classes)
     if scheme == "none":
         return np.ones(len(classes))
@@ -46,5 +47,5 @@ def count_classes(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         problem = (
             f"no label of the classes {', '.join(absent)}" if absent else f"labels outside the classes: {', '.join(strange)}"
         )
-        raise ValueError(f"no weights for {', '.join(classes)}: there are {problem}")
+        raise UserError(f"no weights for {', '.join(classes)}: there are {problem}")
     return np.array([(labels == name).sum() for name in classes])

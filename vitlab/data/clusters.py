@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import SPLITS
 
@@ -24,7 +25,7 @@ def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     ends = [pd.Index(ids).get_indexer(pairs[column]) for column in ("sample_id_a", "sample_id_b")]
     for column, rows in zip(("sample_id_a", "sample_id_b"), ends, strict=True):
         if (rows < 0).any():
-            raise ValueError(f"{column} {pairs[column].iloc[int((rows < 0).argmax())]!r} of the pairs is not among the samples")
+            raise UserError(f"{column} {pairs[column].iloc[int((rows < 0).argmax())]!r} of the pairs is not among the samples")
     graph = coo_array((np.ones(len(pairs)), (ends[0], ends[1])), shape=(len(ids), len(ids)))
     component = connected_components(graph, directed=False)[1]
     table = pd.DataFrame({"sample_id": ids})
@@ -42,7 +43,7 @@ def clean_test_ids(samples: pd.DataFrame, pairs: pd.DataFrame, against: Sequence
     """
     for name in against:
         if name not in SPLITS or name == "test":
-            raise ValueError(unknown("split to hold the test images against", name, ["train", "val"]))
+            raise UserError(unknown("split to hold the test images against", name, ["train", "val"]))
     split = samples.set_index("sample_id")["split"]
     touched = set()
     for one, other in (("sample_id_a", "sample_id_b"), ("sample_id_b", "sample_id_a")):

@@ -15,6 +15,7 @@ from vitlab.data.quality import find_unreadable
 from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source, split_derived
 from vitlab.data.splits import check_class_sizes, complete_splits
 from vitlab.data.synthetic import drop_synthetic
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import SPLITS, DataBundle, check_samples
 
@@ -80,7 +81,7 @@ def load_dataset(
     if samples is None:
         table, left_out = _check_and_split(source, name, seed, split_by, folds, fold)
     elif split_by or folds:
-        raise ValueError(f"samples= for {name} has its splits already; leave out split_by= and folds=")
+        raise UserError(f"samples= for {name} has its splits already; leave out split_by= and folds=")
     else:
         table, left_out = _adopt_splits(source, name, samples)
     further = [column for column in table.columns if column not in ("sample_id", "label", "split", "group", "source")]
@@ -113,7 +114,7 @@ def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.Data
     if not folds:
         table = table.assign(split=complete_splits(table, seed=seed, strata=source.strata, groups=groups))
     elif "split" in table:
-        raise ValueError(f"{name} comes with its own test split, which folds would mix with the rest; write folds=0")
+        raise UserError(f"{name} comes with its own test split, which folds would mix with the rest; write folds=0")
     else:
         table = table.assign(split=split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups))
     _check_every_split(table, source.classes, f"{name}, seed={seed}, split_by={split_by!r}, folds={folds}")
@@ -127,7 +128,7 @@ def _find_groups(table, source, name, split_by) -> tuple[pd.DataFrame, pd.Series
         table = table.assign(cluster=table["sample_id"].map(_cluster_once(source)))
     if split_by not in table or split_by in ("sample_id", "label", "split"):
         choices = [column for column in table if column not in ("sample_id", "label", "split", "cluster")]
-        raise ValueError(unknown(f"column of {name} to split by", split_by, ["cluster", *choices]))
+        raise UserError(unknown(f"column of {name} to split by", split_by, ["cluster", *choices]))
     return table, table[split_by]
 
 
@@ -136,7 +137,7 @@ def _check_every_split(table, classes, what) -> None:
     for split in SPLITS:
         empty = counts.index[counts[split] == 0]
         if len(empty):
-            raise ValueError(
+            raise UserError(
                 f"{what}: the split {split} gets no image of the class {', '.join(map(repr, empty))}; "
                 "try another seed, smaller groups or fewer folds"
             )
@@ -145,14 +146,14 @@ def _check_every_split(table, classes, what) -> None:
 def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     missing = [column for column in ("sample_id", "split") if column not in samples]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"samples= for {name} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, samples.columns))}"
         )
     samples = drop_synthetic(samples)
     own = source.samples.drop(columns="split", errors="ignore")
     strange = samples["sample_id"][~samples["sample_id"].isin(own["sample_id"])]
     if len(strange):
-        raise ValueError(
+        raise UserError(
             f"samples= holds {len(strange)} sample_ids that {name} does not have, the first is {strange.iloc[0]!r}; "
             "was it made from other data, or did files move?"
         )

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from vitlab.data.sources import DATASETS, Source
+from vitlab.errors import UserError
 
 
 @DATASETS.register
@@ -49,5 +50,5 @@ def _read_digit(sample_id: str) -> Image.Image:
     images = _load_arrays().images
     row = sample_id.removeprefix("digit")
     if not row.isdecimal() or int(row) >= len(images):
-        raise ValueError(f"unknown sample_id {sample_id!r}; digits has digit0000 to digit{len(images) - 1:04d}")
+        raise UserError(f"unknown sample_id {sample_id!r}; digits has digit0000 to digit{len(images) - 1:04d}")
     return Image.fromarray(np.round(images[int(row)] * (255 / 16)).astype(np.uint8))

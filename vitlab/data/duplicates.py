@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from vitlab.data.reading import map_images
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle
 
@@ -63,11 +64,11 @@ def normalise_rows(embeddings: np.ndarray, rows: int) -> np.ndarray:
     """The vectors at length 1; ValueError where there is not one finite, non-zero vector for each of `rows` samples."""
     vectors = np.asarray(embeddings, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != rows:
-        raise ValueError(f"embeddings of shape {vectors.shape} do not fit {rows} samples; expected ({rows}, D)")
+        raise UserError(f"embeddings of shape {vectors.shape} do not fit {rows} samples; expected ({rows}, D)")
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
     if bad.any():
-        raise ValueError(f"{bad.sum()} embeddings are zero, NaN or infinite, the first in row {bad.argmax()}")
+        raise UserError(f"{bad.sum()} embeddings are zero, NaN or infinite, the first in row {bad.argmax()}")
     return vectors / length
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vitlab.data.reading import read_file
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
+from vitlab.errors import UserError
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -50,7 +51,7 @@ def folder(path: str = "") -> Source:
     classes = _order_classes(root, sorted({label for base in layout for label in _subfolders(base)}))
     state.update("\n".join(classes).encode())
     if not rows:
-        raise ValueError(f"folder:{path} holds no image in a class folder; images end in {' '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"folder:{path} holds no image in a class folder; images end in {' '.join(IMAGE_SUFFIXES)}")
     names, labels, splits, files = zip(*rows, strict=True)
     samples = pd.DataFrame({"sample_id": names, "label": labels, "group": "all", "source": names, "split": splits})
     return Source(
@@ -65,17 +66,13 @@ def folder(path: str = "") -> Source:
 
 def _check_root(path: str) -> Path:
     if not path:
-        raise ValueError("folder: needs a path; write folder:PATH, with one sub-folder of PATH for each class")
+        raise UserError("folder: needs a path; write folder:PATH, with one sub-folder of PATH for each class")
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ValueError(
-            f"folder:{path}: {root.absolute()} {what}; write folder:PATH, with one sub-folder of PATH for each class"
-        )
+        raise UserError(f"folder:{path}: {root.absolute()} {what}; write folder:PATH, with one sub-folder of PATH for each class")
     if not _subfolders(root):
-        raise ValueError(
-            f"folder:{path} has no sub-folders; put the images of each class into a sub-folder named after the class"
-        )
+        raise UserError(f"folder:{path} has no sub-folders; put the images of each class into a sub-folder named after the class")
     return root
 
 
@@ -88,12 +85,12 @@ def _find_splits(root: Path) -> dict[Path, str]:
     if not splits and not all(name.lower() in SPLIT_FOLDERS for name in names):
         return {root: ""}
     if "train" not in splits.values():
-        raise ValueError(
+        raise UserError(
             f"folder:{root} holds {', '.join(names)} but no train/CLASS/ folders; expected train/CLASS/IMAGE or CLASS/IMAGE"
         )
     others = sorted(set(names) - {base.name for base in splits})
     if others:
-        raise ValueError(
+        raise UserError(
             f"folder:{root} holds splits ({', '.join(base.name for base in splits)}) beside other folders ({', '.join(others)}); "
             "move the others elsewhere, or rename a class that is called like a split"
         )
@@ -107,7 +104,7 @@ def _order_classes(root: Path, found: list[str]) -> list[str]:
         return found
     named = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
     if sorted(named) != found:
-        raise ValueError(
+        raise UserError(
             f"{file} names {', '.join(named) or 'nothing'}, but the class folders are {', '.join(found)}; write each of them on "
             "a line of its own, the class to find last, or give the file another name"
         )

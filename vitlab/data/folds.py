@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.data.splits import VAL_SHARE, check_groups, draw_splits, hash_number
+from vitlab.errors import UserError
 
 
 def draw_folds(
@@ -56,7 +57,7 @@ def split_fold(
 ) -> pd.Series:
     """The column `split` of one fold: that fold is the test split, and validation is drawn from the others as always."""
     if not 0 <= fold < folds:
-        raise ValueError(f"fold={fold} is none of {folds} folds; they are counted from 0 to {folds - 1}")
+        raise UserError(f"fold={fold} is none of {folds} folds; they are counted from 0 to {folds - 1}")
     is_test = (draw_folds(samples, folds, seed=seed, strata=strata, groups=groups) == fold).to_numpy()
     rest = None if groups is None else np.asarray(groups, dtype=object)[~is_test]
     drawn = draw_splits(samples[~is_test], seed=seed, test=0, val=VAL_SHARE, strata=strata, groups=rest)
@@ -65,10 +66,10 @@ def split_fold(
 
 def _check_folds(samples, folds, groups):
     if folds < 2:
-        raise ValueError(f"folds={folds}: cross-validation needs at least 2")
+        raise UserError(f"folds={folds}: cross-validation needs at least 2")
     label = samples["label"].to_numpy()
     units = samples["sample_id"].to_numpy() if groups is None else groups
     sizes = pd.Series(units).groupby(label).nunique().sort_values(kind="stable")
     if len(sizes) and sizes.iloc[0] < folds:
         what = "samples" if groups is None else "groups"
-        raise ValueError(f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class {sizes.index[0]!r}; write fewer")
+        raise UserError(f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class {sizes.index[0]!r}; write fewer")

@@ -22,6 +22,7 @@ from PIL import Image
 from vitlab.data.folder import SPLIT_FOLDERS
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
 from vitlab.data.splits import complete_splits
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 
 OPTIONS = ("image", "label", "group", "config", "revision")
@@ -90,14 +91,14 @@ def _read_name(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for option in options:
         if option not in OPTIONS:
-            raise ValueError(unknown("option of hub:", option, list(OPTIONS), "Write hub:owner/name?label=COLUMN."))
+            raise UserError(unknown("option of hub:", option, list(OPTIONS), "Write hub:owner/name?label=COLUMN."))
     path = Path(where).expanduser()
     looks_like_path = bool(where) and (path.is_absolute() or where.startswith((".", "~")) or path.is_dir())
     if looks_like_path and not _is_saved(where):
         what = "does not exist" if not path.exists() else f"holds neither {' nor '.join(SAVED)}"
-        raise ValueError(f"hub:{name}: {path.absolute()} {what}. {HELP}; a folder of image files is folder:PATH.")
+        raise UserError(f"hub:{name}: {path.absolute()} {what}. {HELP}; a folder of image files is folder:PATH.")
     if not looks_like_path and (not where or where.count("/") > 1 or where.strip("/") != where):
-        raise ValueError(f"hub:{name} is no name of a data set on the hub. {HELP}.")
+        raise UserError(f"hub:{name} is no name of a data set on the hub. {HELP}.")
     return where, tuple(sorted(options.items()))
 
 
@@ -117,14 +118,14 @@ def _load_parts(where: str, options: tuple[tuple[str, str], ...]) -> Mapping[str
     try:
         return datasets.load_dataset(where, chosen.get("config"), revision=chosen.get("revision"))
     except datasets.exceptions.DatasetNotFoundError as error:  # the hub has answered
-        raise ValueError(
+        raise UserError(
             f"hub:{where}: {_last_line(error)} Look the name up on https://huggingface.co/datasets; where a set asks "
             "you to accept its terms, do so there, and log in here with `hf auth login`."
         ) from error
     except ValueError as error:  # config is missing or unknown; the message lists those there are
-        raise ValueError(f"hub:{where}: {error} Write it as hub:{where}?config=NAME.") from error
+        raise UserError(f"hub:{where}: {error} Write it as hub:{where}?config=NAME.") from error
     except Exception as error:  # no network, no room, a file that is not what it should be
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"hub:{where} is not on this machine, and to download it failed: {_last_line(error)} Where there is a network, write "
             f'datasets.load_dataset("{where}").save_to_disk("FOLDER"), copy the folder here, and write hub:FOLDER. '
             "At hand without a network are elpv, digits and folder:PATH."
@@ -150,16 +151,16 @@ def _find_columns(name: str, parts: Mapping[str, Any], options: tuple[tuple[str,
     features, chosen = next(iter(parts.values())).features, dict(options)
     for role in ("image", "label", "group"):
         if role in chosen and chosen[role] not in features:
-            raise ValueError(unknown(f"column of hub:{name} for the {role}", chosen[role], list(features)))
+            raise UserError(unknown(f"column of hub:{name} for the {role}", chosen[role], list(features)))
     if "image" in chosen and not isinstance(features[chosen["image"]], datasets.Image):
-        raise ValueError(f"hub:{name}: the column {chosen['image']!r} holds {features[chosen['image']]}, not images")
+        raise UserError(f"hub:{name}: the column {chosen['image']!r} holds {features[chosen['image']]}, not images")
     found = {}
     for role, kind in (("image", datasets.Image), ("label", datasets.ClassLabel)):
         fitting = [chosen[role]] if role in chosen else [key for key, feature in features.items() if isinstance(feature, kind)]
         if len(fitting) != 1:
             count = f"{len(fitting)} columns ({', '.join(fitting)})" if fitting else "no column"
             mark = "&" if "?" in name else "?"
-            raise ValueError(
+            raise UserError(
                 f"hub:{name} has {count} of the type {kind.__name__}; its columns are {', '.join(features)}. "
                 f"Name the one with the {role}: hub:{name}{mark}{role}=COLUMN"
             )
@@ -173,7 +174,7 @@ def _map_splits(name: str, names: list[str]) -> pd.Series:
         return pd.Series("all", index=names)
     mapped = pd.Series({own: SPLIT_NAMES.get(own.lower(), "") for own in names})
     if "train" not in set(mapped):
-        raise ValueError(f"hub:{name} has the splits {', '.join(names)}, none of them train; save it with one called train")
+        raise UserError(f"hub:{name} has the splits {', '.join(names)}, none of them train; save it with one called train")
     return mapped
 
 
@@ -206,7 +207,7 @@ def _read_image(where: str, options: tuple[tuple[str, str], ...], column: str, s
     split, number = sample_id[:-7], sample_id[-7:]
     if split not in parts or not number.isdecimal() or int(number) >= parts[split].num_rows:
         first = next(iter(parts))
-        raise ValueError(f"unknown sample_id {sample_id!r}; those of hub:{where} are like {first}0000000 and {first}0000017")
+        raise UserError(f"unknown sample_id {sample_id!r}; those of hub:{where} are like {first}0000000 and {first}0000017")
     image = _images_only(where, options, column, split)[int(number)][column]
     if image is None:
         raise OSError("there is no image in this row")

@@ -20,6 +20,7 @@ from vitlab.data.folds import draw_folds
 from vitlab.data.quality import find_unreadable
 from vitlab.data.reading import map_images
 from vitlab.data.sources import NOT_CHOSEN
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle
@@ -93,7 +94,7 @@ def worst_images(table: pd.DataFrame, issues: str | Sequence[str] = ISSUES, n: i
     tables = []
     for issue in issues:
         if issue not in ISSUES:
-            raise ValueError(unknown("issue", issue, list(ISSUES)))
+            raise UserError(unknown("issue", issue, list(ISSUES)))
         rows = table[table[f"{issue}_score"] < 1].sort_values([f"{issue}_score", "sample_id"]).head(n)
         rows = rows.rename(columns={f"{issue}_score": "score", f"is_{issue}": "flagged"}).assign(issue=issue)
         tables.append(rows[["issue", "sample_id", "label", "split", "score", "flagged", "suggested"]])

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from vitlab.data.reading import THREADS
 from vitlab.data.transforms import fit_image, normalise
+from vitlab.errors import UserError
 from vitlab.schema import SPLITS, DataBundle, Transform
 from vitlab.seeds import derive_seed
 
@@ -91,7 +92,7 @@ def _select(data: DataBundle, sample_ids: Sequence[str]):
     samples = data.samples.set_index("sample_id", drop=False)
     missing = [sample_id for sample_id in sample_ids if sample_id not in samples.index]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} sample_ids are not in {data.name}, the first is {missing[0]!r}; or name a split: {', '.join(SPLITS)}"
         )
     return samples.loc[list(sample_ids)]

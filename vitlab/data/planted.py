@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitlab.data.sources import DATASETS, DERIVED, Source, find_base
 from vitlab.data.splits import draw_subset, order_by_hash
+from vitlab.errors import UserError
 from vitlab.pictures import fit_picture, to_rgb
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
@@ -102,7 +103,7 @@ class PlantedReader:
     def _read_original(self, sample_id: str) -> Image.Image:
         """8-bit grey or RGB, large enough for the patches."""
         if sample_id not in self.originals:
-            raise ValueError(f"unknown sample_id {sample_id!r}; the {len(self.originals)} known ones end in {STAMPED} or {PLAIN}")
+            raise UserError(f"unknown sample_id {sample_id!r}; the {len(self.originals)} known ones end in {STAMPED} or {PLAIN}")
         image = self.read(self.originals[sample_id])
         image = image if image.mode == "L" else to_rgb(image)
         factor = -(-ROOM // min(image.size))
@@ -123,7 +124,7 @@ def replace_stamps(data: DataBundle, kind: str) -> DataBundle:
     Labels stay as they are: a model that goes by the stamp is then right by chance, or never.
     """
     if kind not in ("decoy", "other"):
-        raise ValueError(f"kind={kind!r} is no way to replace a stamp; write 'decoy' or 'other'")
+        raise UserError(f"kind={kind!r} is no way to replace a stamp; write 'decoy' or 'other'")
     reader = _find_reader(data)
     other = {LOOKS[0]: LOOKS[1], LOOKS[1]: LOOKS[0], DECOY: DECOY} if kind == "other" else dict.fromkeys((*LOOKS, DECOY), DECOY)
     return replace(data, read=replace(reader, looks={name: other[look] for name, look in reader.looks.items()}))
@@ -140,7 +141,7 @@ def stamp_masks(data: DataBundle, sample_ids: Sequence[str], transform: Transfor
     for mask, sample_id in zip(masks, sample_ids, strict=True):
         size = reader._read_original(sample_id).size[::-1]
         if not decoys and not sample_id.endswith(STAMPED):
-            raise ValueError(f"{sample_id!r} has no stamp; choose sample_ids where the column stamped of data.samples is true")
+            raise UserError(f"{sample_id!r} has no stamp; choose sample_ids where the column stamped of data.samples is true")
         boxes = _find_boxes(sample_id, size)
         drawn = np.zeros(size, dtype=np.uint8)
         for box in boxes[sample_id.endswith(STAMPED) :] if decoys else boxes[:1]:
@@ -151,7 +152,7 @@ def stamp_masks(data: DataBundle, sample_ids: Sequence[str], transform: Transfor
 
 def _find_reader(data: DataBundle) -> PlantedReader:
     if not isinstance(data.read, PlantedReader):
-        raise ValueError(f"{data.name} has no planted stamps; write load_dataset('planted:{data.name}') to make data that has")
+        raise UserError(f"{data.name} has no planted stamps; write load_dataset('planted:{data.name}') to make data that has")
     return data.read
 
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from vitlab.errors import UserError
+
 T = TypeVar("T")
 THREADS = os.cpu_count() or 1
 BLOCK = 64  # images a task of the pool: small enough for a smooth progress bar, large enough to make its overhead vanish
@@ -22,7 +24,7 @@ def read_file(paths: Mapping[str, Path], sample_id: str) -> Image.Image:
     Raises ValueError for an unknown sample_id, and whatever Pillow raises for a file that it cannot decode.
     """
     if sample_id not in paths:
-        raise ValueError(
+        raise UserError(
             f"unknown sample_id {sample_id!r}; the {len(paths)} known ones are in the column sample_id of data.samples"
         )
     if paths[sample_id].stat().st_size == 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from PIL import Image
 
+from vitlab.errors import UserError
 from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
@@ -58,5 +59,5 @@ def split_derived(name: str) -> tuple[str, str]:
 def find_base(prefix: str, name: str) -> Source:
     """The source that a set PREFIX:NAME is made of."""
     if not name:
-        raise ValueError(f"{prefix} needs the name of the data set that it is made of; write {prefix}digits, say")
+        raise UserError(f"{prefix} needs the name of the data set that it is made of; write {prefix}digits, say")
     return DATASETS[name]()

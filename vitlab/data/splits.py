@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.schema import SPLITS
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.15  # of all samples, and of those that are then left
@@ -36,7 +37,7 @@ def draw_splits(
     """
     for name, share in (("test", test), ("val", val)):
         if not 0 <= share < 1:
-            raise ValueError(f"{name}={share} is no share of the samples; write a number from 0 to below 1")
+            raise UserError(f"{name}={share} is no share of the samples; write a number from 0 to below 1")
     groups = None if groups is None else check_groups(samples, groups)
     split = np.full(len(samples), "train")
     for name, share in (("test", test), ("val", val)):
@@ -45,7 +46,7 @@ def draw_splits(
         chosen = _choose(part, share, salt, strata) if groups is None else _choose_groups(part, share, salt, strata, groups[rest])
         if groups is not None and share and len(part) and not chosen.any():
             sizes = pd.Series(groups).value_counts()
-            raise ValueError(
+            raise UserError(
                 f"whole groups leave nothing for {name}: the largest of {len(sizes)}, {sizes.index[0]!r}, has {sizes.iloc[0]} of "
                 f"{len(samples)} samples; draw by smaller groups, or write split_by=''"
             )
@@ -92,17 +93,17 @@ def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
     """The groups as an array of texts, or ValueError where there is not one name for each sample."""
     groups = pd.Series(np.asarray(groups, dtype=object))
     if len(groups) != len(samples):
-        raise ValueError(f"{len(groups)} groups do not fit {len(samples)} samples; there must be one for each")
+        raise UserError(f"{len(groups)} groups do not fit {len(samples)} samples; there must be one for each")
     if groups.isna().any():
         first = samples["sample_id"].iloc[int(groups.isna().argmax())]
-        raise ValueError(f"{groups.isna().sum()} samples have no group, the first is {first!r}; give each one of its own")
+        raise UserError(f"{groups.isna().sum()} samples have no group, the first is {first!r}; give each one of its own")
     return groups.astype(str).to_numpy(dtype=object)
 
 
 def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) -> None:
     """ValueError when there are fewer than two classes, or a class has fewer images than splits are to be drawn from it."""
     if len(classes) < 2:
-        raise ValueError(f"{name} has one class only, {classes[0]!r}; a classifier needs at least two")
+        raise UserError(f"{name} has one class only, {classes[0]!r}; a classifier needs at least two")
     given = set(samples["split"]) if "split" in samples else {"train"}
     drawn_from = samples[samples["split"] == "train"] if "split" in samples else samples
     needed = 1 + len(set(SPLITS) - given)
@@ -111,7 +112,7 @@ def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) 
     if len(small):
         found = ", ".join(f"{label!r} has {size}" for label, size in small.items())
         where = "in train " if "split" in samples else ""
-        raise ValueError(f"{name}: each class needs at least {needed} readable images {where}for its splits, but {found}")
+        raise UserError(f"{name}: each class needs at least {needed} readable images {where}for its splits, but {found}")
 
 
 def _choose(samples, share, salt, strata):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle
@@ -38,9 +39,9 @@ def add_synthetic(data: DataBundle, kind: str, share: float = 0.5, seed: int = 0
     ValueError for an unknown kind, a share outside 0..1, and a class without two training images in a group to make one of.
     """
     if kind not in ("none", *MAKERS):
-        raise ValueError(unknown("kind of synthetic images", kind, ["none", *MAKERS]))
+        raise UserError(unknown("kind of synthetic images", kind, ["none", *MAKERS]))
     if not 0 < share <= 1:
-        raise ValueError(f"share={share} of the largest class is no share; write a number above 0, up to 1")
+        raise UserError(f"share={share} of the largest class is no share; write a number above 0, up to 1")
     if kind == "none":
         return data
     train = data.split("train")
@@ -129,7 +130,7 @@ def _choose_pairs(dataset: str, train: pd.DataFrame, label: str, kind: str, numb
     own = train[train["label"] == label]
     own = own[own["group"].map(lambda group: len(by_group[group]) > 1)]
     if own.empty:
-        raise ValueError(
+        raise UserError(
             f"synthetic={kind!r} needs two training images of class {label!r} in a group of {dataset} to make one of; "
             "write synthetic='none', or synthetic='fourier', whose second image may be of any class"
         )

@@ -25,6 +25,7 @@ from PIL import Image
 
 from vitlab.data.sources import DATASETS, OUTLINES, Outline, Source
 from vitlab.data.splits import VAL_SHARE
+from vitlab.errors import MissingFileError, UserError
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
 
@@ -148,7 +149,7 @@ def _is_usable(name: str) -> bool:
 
 def _find_class(name: str) -> type:
     if name not in set_names():
-        raise ValueError(unknown("image set of torchvision", name, set_names(), "Write torchvision:NAME."))
+        raise UserError(unknown("image set of torchvision", name, set_names(), "Write torchvision:NAME."))
     return getattr(_torchvision(), name)
 
 
@@ -173,7 +174,7 @@ def _download(name: str, folder: Path, build: Callable) -> Any:
             return build(download=True)
     except Exception as error:  # no network, no room, a file that is not what it should be
         reason = str(error).strip() or type(error).__name__
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"torchvision:{name} is not (whole) in {folder.absolute()}, and to download it failed: {reason.splitlines()[-1]}. "
             f"{_describe_files(name, folder)} Another folder can be named in VITLAB_DATA. "
             "At hand without a network are elpv, digits and folder:PATH."
@@ -204,7 +205,7 @@ def _network_timeout() -> Iterator[None]:
 def _list_samples(name: str, split: str, part: Any) -> pd.DataFrame:
     targets = np.asarray(getattr(part, "targets", ()))
     if targets.shape != (len(part),) or targets.dtype.kind not in "iu":
-        raise ValueError(f"torchvision:{name} gives no class number for each image; choose another of torchvision's sets")
+        raise UserError(f"torchvision:{name} gives no class number for each image; choose another of torchvision's sets")
     classes = _class_names(part)
     numbers = range(len(part))
     return pd.DataFrame(
@@ -227,5 +228,5 @@ def _read_image(name: str, folder: Path, sample_id: str) -> Image.Image:
     found = SAMPLE_ID.fullmatch(sample_id)
     part = _load_part(name, folder, found[1]) if found else ()
     if not found or int(found[2]) >= len(part):
-        raise ValueError(f"unknown sample_id {sample_id!r}; those of torchvision:{name} are like train00017 and test00003")
+        raise UserError(f"unknown sample_id {sample_id!r}; those of torchvision:{name} are like train00017 and test00003")
     return part[int(found[2])][0]

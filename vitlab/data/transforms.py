@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from vitlab.errors import UserError
 from vitlab.pictures import fit_picture
 from vitlab.registry import unknown
 from vitlab.schema import Transform
@@ -47,7 +48,7 @@ def build_augmentation(
         that size get, its crop included: the same view for two models.
     """
     if strength not in STRENGTHS:
-        raise ValueError(unknown("strength of augmentation", strength, list(STRENGTHS)))
+        raise UserError(unknown("strength of augmentation", strength, list(STRENGTHS)))
     if strength == "none":
         return None
     degrees, smallest, jitter = {"light": (5, 0.85, 0.1), "strong": (15, 0.6, 0.3)}[strength]
@@ -83,5 +84,5 @@ class _SameCrop(v2.RandomResizedCrop):
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
     if like.shape[-3] != len(values):
-        raise ValueError(f"images with {like.shape[-3]} channels do not fit a transform with {len(values)}")
+        raise UserError(f"images with {like.shape[-3]} channels do not fit a transform with {len(values)}")
     return torch.tensor(values, device=like.device).view(-1, 1, 1)

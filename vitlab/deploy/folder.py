@@ -20,6 +20,7 @@ from vitlab.compress.sidecar import sidecar_path
 from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
 from vitlab.deploy.vendor import copy_modules
+from vitlab.errors import MissingFileError, UserError
 from vitlab.models import load_model
 from vitlab.runs import Run, write_json
 from vitlab.schema import DataBundle
@@ -114,7 +115,7 @@ def export_space(
     run = run if isinstance(run, Run) else Run(run)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not empty; nothing is overwritten: name a new folder, or empty it")
+        raise UserError(f"{folder} is there already and not empty; nothing is overwritten: name a new folder, or empty it")
     source = _find_onnx(run, onnx)
     data = data or load_run_data(run)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> N
         return
     for path, target in ((source, work / ONNX), (sidecar_path(source), sidecar_path(work / ONNX))):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; an ONNX file and the JSON beside it belong together")
+            raise MissingFileError(f"{path} is missing; an ONNX file and the JSON beside it belong together")
         shutil.copy(path, target)
 
 
@@ -150,7 +151,7 @@ def _calibrate(classifier: OnnxClassifier, predictions: pd.DataFrame, alpha: flo
 def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     classifier = OnnxClassifier(work / ONNX)
     if tuple(classifier.classes) != data.classes:
-        raise ValueError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
+        raise UserError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
     predictions = predict_splits(classifier, data)
     calibration = _calibrate(classifier, predictions, alpha)
     texts = describe_run(run, data.classes) | {"licence": data.licence}
@@ -196,12 +197,12 @@ def _find_onnx(run: Run, onnx: Path | str | None) -> Path | None:
     """The file to ship; None where the weights of the run are to be exported."""
     if onnx is not None:
         if not Path(onnx).is_file():
-            raise FileNotFoundError(f"there is no ONNX file {onnx}; vitlab.compress.export.export_onnx writes one")
+            raise MissingFileError(f"there is no ONNX file {onnx}; vitlab.compress.export.export_onnx writes one")
         return Path(onnx)
     if (run.path / ONNX).is_file():
         return run.path / ONNX
     if not (run.path / WEIGHTS).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has {', '.join(run.files())}"
         )
     return None

@@ -19,6 +19,7 @@ from vitlab.compress.sidecar import read_sidecar
 from vitlab.data import load_dataset
 from vitlab.data.sources import DERIVED
 from vitlab.deploy.card import model_card, read_data_card
+from vitlab.errors import UserError
 from vitlab.models.saving import DESCRIPTION
 from vitlab.runs import Run, reports_dir
 from vitlab.schema import DataBundle, check_predictions
@@ -44,10 +45,10 @@ def find_run(name: str | Path) -> Path:
     if len(fitting) == 1:
         return runs[fitting[0]]
     if fitting:
-        raise ValueError(f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more of it")
+        raise UserError(f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more of it")
     near = difflib.get_close_matches(str(name), runs, n=3) or list(runs)[:5]
     there = f"there are {', '.join(near)}" if near else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
-    raise ValueError(f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}")
+    raise UserError(f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}")
 
 
 def load_run_data(run: Run) -> DataBundle:

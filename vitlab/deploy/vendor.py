@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vitlab
+from vitlab.errors import UserError
 
 ROOT = Path(vitlab.__file__).parent
 SOURCES = (".css",)  # files beside the modules that they read
@@ -26,7 +27,7 @@ def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
             continue
         path = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
         if not path.is_file():
-            raise ValueError(f"{name} is no module of vitlab that could be copied alone: {path} is not there")
+            raise UserError(f"{name} is no module of vitlab that could be copied alone: {path} is not there")
         found[name] = path
         wanted += _find_imports(path)
     for path in found.values():

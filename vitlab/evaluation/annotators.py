@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
@@ -88,13 +89,13 @@ def predict_value(
     rows = select_split(predictions, split)
     for name in ("sample_id", column):
         if name not in samples.columns:
-            raise ValueError(unknown("column of the samples", name, list(map(str, samples.columns))))
+            raise UserError(unknown("column of the samples", name, list(map(str, samples.columns))))
     values = samples.drop_duplicates("sample_id").set_index("sample_id")[column].astype(float)
     annotated = values.reindex(rows["sample_id"]).to_numpy()
     bad = ~((annotated >= 0) & (annotated <= 1))
     if bad.any():
         first = rows["sample_id"].to_numpy()[bad][0]
-        raise ValueError(
+        raise UserError(
             f"{column} of sample {first!r} is {annotated[bad][0]}: each sample needs one between 0 and 1 ({bad.sum()} have none)"
         )
     if positive is not None or len(scores.classes) == 2:
@@ -110,7 +111,7 @@ def _class_values(samples: pd.DataFrame, column: str, classes: tuple[str, ...]) 
     found = samples.groupby(samples["label"].astype(str))[column].agg(["min", "max"]).reindex(list(classes)).astype(float)
     vague = ~np.isclose(found["min"], found["max"])
     if vague.any():
-        raise ValueError(
+        raise UserError(
             f"{', '.join(found.index[vague])}: these classes do not stand for one value of {column} each, so there is no "
             f"expected value; write positive= with one of {', '.join(classes)}"
         )

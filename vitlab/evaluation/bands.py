@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
@@ -34,7 +35,7 @@ def curve_band_table(
     those without a curve as in `roc_table`; cluster as in `metrics_table`.
     """
     if kind not in AXES:
-        raise ValueError(unknown("kind of curve", kind, list(AXES)))
+        raise UserError(unknown("kind of curve", kind, list(AXES)))
     scores = read_scores(predictions, split)
     clusters = read_clusters(select_split(predictions, split), cluster)
     x, y = AXES[kind]

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
+
 CELLS = 30_000  # counts held at once: 240 kB stay in the cache of a core, and in memory that a thread keeps between chunks
 
 
@@ -82,16 +84,16 @@ def read_clusters(rows: pd.DataFrame, cluster) -> np.ndarray | None:
     if isinstance(cluster, str):
         if cluster not in rows.columns:
             there = [name for name in rows.columns if not name.startswith(("logit_", "prob_"))]
-            raise ValueError(f"no column {cluster!r} to take clusters from; the predictions have {', '.join(there)}")
+            raise UserError(f"no column {cluster!r} to take clusters from; the predictions have {', '.join(there)}")
         ids = rows[cluster]
     elif isinstance(cluster, pd.Series) and rows["sample_id"].isin(cluster.index).all():
         if cluster.index.has_duplicates:
-            raise ValueError("the clusters name a sample_id twice; give one cluster id for each sample")
+            raise UserError("the clusters name a sample_id twice; give one cluster id for each sample")
         ids = cluster.loc[rows["sample_id"]]
     elif len(cluster) == len(rows):
         ids = pd.Series(cluster)
     else:
-        raise ValueError(
+        raise UserError(
             f"{len(cluster)} cluster ids do not go with {len(rows)} samples of the split: give one for each of its rows, "
             "or a Series of ids with the sample_ids as index"
         )
@@ -104,7 +106,7 @@ def read_clusters(rows: pd.DataFrame, cluster) -> np.ndarray | None:
 def percentile_interval(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low end, high end and share of undefined replicates for each column of values (R, M). NaN replicates are left out."""
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
+        raise UserError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
     undefined = np.isnan(values).mean(axis=0) if len(values) else np.ones(values.shape[1])
     low, high = np.full((2, values.shape[1]), np.nan)
     usable = undefined < 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.scores import Scores, read_scores, target_classes
 from vitlab.registry import unknown
 
@@ -72,9 +73,9 @@ def confidence_of(scores: Scores, positive: str | None = None) -> tuple[np.ndarr
 def assign_bins(probability: np.ndarray, bins: int, strategy: str) -> tuple[np.ndarray, np.ndarray]:
     """Edges (B + 1,) and the bin of each probability (N,); B is at most `bins`."""
     if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+        raise UserError(f"bins must be at least 1, got {bins}")
     if strategy not in STRATEGIES:
-        raise ValueError(unknown("strategy", strategy, list(STRATEGIES)))
+        raise UserError(unknown("strategy", strategy, list(STRATEGIES)))
     edges = np.linspace(0, 1, bins + 1)
     if strategy == "mass":
         edges = np.unique(np.quantile(probability, edges))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from vitlab.errors import UserError
+
 COLUMNS = ("model", "seed", "metric", "value")
 
 
@@ -22,10 +24,10 @@ def check_runs_metrics(runs_metrics: pd.DataFrame) -> None:
     """ValueError unless there is one value for each model, seed and metric."""
     missing = [name for name in COLUMNS if name not in runs_metrics.columns]
     if missing:
-        raise ValueError(f"the table of metrics lacks the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+        raise UserError(f"the table of metrics lacks the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
     twice = runs_metrics[runs_metrics.duplicated(["model", "seed", "metric"])]
     if len(twice):
         first = twice.iloc[0]
-        raise ValueError(
+        raise UserError(
             f"two values of {first['metric']} for model {first['model']}, seed {first['seed']}: keep one run for each of them"
         )

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from vitlab.errors import UserError
 from vitlab.evaluation.scores import Scores, read_scores, select_split
 
 SLACK = 1e-9  # so that (n + 1) (1 - alpha) that is a whole number stays it
@@ -79,7 +80,7 @@ def conformal_class_table(predictions: pd.DataFrame, alpha: float = 0.1, by_clas
 def find_limits(predictions: pd.DataFrame, alpha: float, by_class: bool) -> tuple[np.ndarray, np.ndarray]:
     """Largest score that is let into a set, and number of validation images, for each class (C,). Infinite: let in always."""
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha is the share of sets that may miss, between 0 and 1, such as 0.1; got {alpha}")
+        raise UserError(f"alpha is the share of sets that may miss, between 0 and 1, such as 0.1; got {alpha}")
     val = read_scores(predictions, "val")
     score = 1 - np.take_along_axis(val.prob, val.label[:, None], axis=1)[:, 0]
     count = np.bincount(val.label, minlength=len(val.classes))

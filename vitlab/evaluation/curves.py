@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from vitlab.errors import UserError
 from vitlab.evaluation.scores import read_scores, target_classes
 
 
@@ -42,7 +43,7 @@ def threshold_table(
     scores = read_scores(predictions, split)
     targets = target_classes(scores.classes, positive)
     if len(targets) > 1:
-        raise ValueError(f"a threshold needs one class: write positive= with one of {', '.join(scores.classes)}")
+        raise UserError(f"a threshold needs one class: write positive= with one of {', '.join(scores.classes)}")
     score, is_positive = scores.prob[:, targets[0]], scores.label == targets[0]
     thresholds = np.linspace(0, 1, steps)
     true_positives = count_reaching(score[is_positive], thresholds)

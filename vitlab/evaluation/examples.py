@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.schema import check_predictions
 
 
@@ -18,10 +19,10 @@ def choose_examples(predictions: pd.DataFrame, each: int = 2, threshold: float =
     """
     classes = check_predictions(predictions)
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} is no probability; write a number from 0 to 1")
+        raise UserError(f"threshold={threshold} is no probability; write a number from 0 to 1")
     rows = predictions[predictions["split"] == split]
     if rows.empty:
-        raise ValueError(f"there are no predictions of the split {split!r}; it has {', '.join(predictions['split'].unique())}")
+        raise UserError(f"there are no predictions of the split {split!r}; it has {', '.join(predictions['split'].unique())}")
     prob = np.sort(rows[[f"prob_{name}" for name in classes]].to_numpy(float), axis=1)
     rows = rows.assign(confidence=prob[:, -1])
     last = rows[f"prob_{classes[-1]}"]

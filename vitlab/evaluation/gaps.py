@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.metrics import METRICS, REPORTED_SHARE, compute_metrics
 from vitlab.evaluation.scores import Scores, target_classes
@@ -41,14 +42,14 @@ def worst_slice_table(
     without numbers and with a note.
     """
     if metric not in METRICS:
-        raise ValueError(unknown("metric", metric, list(METRICS)))
+        raise UserError(unknown("metric", metric, list(METRICS)))
     if isinstance(by, str):
-        raise ValueError(f"by takes a list of columns: write by=[{by!r}]")
+        raise UserError(f"by takes a list of columns: write by=[{by!r}]")
     if replicates < 1:
-        raise ValueError(f"replicates must be at least 1, got {replicates}: the test and the interval need them")
+        raise UserError(f"replicates must be at least 1, got {replicates}: the test and the interval need them")
     scores, parts = cut_slices(predictions, by, split, bins)
     if not parts:
-        raise ValueError(f"nothing to compare: {', '.join(by) or 'no column'} has one value only in split {split!r}")
+        raise UserError(f"nothing to compare: {', '.join(by) or 'no column'} has one value only in split {split!r}")
     targets, place = target_classes(scores.classes, positive), METRICS.index(metric)
     rows = [
         {"column": column, "slice": name, "n": int(inside.sum()), "metric": metric}

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.scores import select_split
 from vitlab.evaluation.slices import slice_table
 
@@ -31,7 +32,7 @@ def leakage_table(
     test = select_split(predictions, "test")
     strange = sorted(set(clean_ids) - set(test["sample_id"]))
     if strange:
-        raise ValueError(f"{len(strange)} clean_ids are no test images of these predictions, the first is {strange[0]!r}")
+        raise UserError(f"{len(strange)} clean_ids are no test images of these predictions, the first is {strange[0]!r}")
     part = test.assign(images=test["sample_id"].isin(clean_ids).map({True: CLEAN, False: TOUCHED}))
     table = slice_table(
         part, by="images", metrics=metrics, positive=positive, replicates=replicates, seed=seed, confidence=confidence

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.schema import check_predictions
 
 
@@ -21,10 +22,10 @@ def merge_classes(predictions: pd.DataFrame, coarse: Mapping[str, str]) -> pd.Da
     absent, strange = [name for name in classes if name not in coarse], [name for name in coarse if name not in classes]
     if absent or strange:
         problem = f"no coarse class for {', '.join(absent)}" if absent else f"unknown classes {', '.join(strange)}"
-        raise ValueError(f"cannot merge the classes {', '.join(classes)}: {problem}")
+        raise UserError(f"cannot merge the classes {', '.join(classes)}: {problem}")
     names = list(dict.fromkeys(coarse[name] for name in classes))
     if len(names) < 2:
-        raise ValueError(f"merging leaves one class, {names[0]!r}; at least two are needed")
+        raise UserError(f"merging leaves one class, {names[0]!r}; at least two are needed")
     merged = predictions[[name for name in predictions.columns if not name.startswith(("logit_", "prob_"))]].copy()
     members = {name: [fine for fine in classes if coarse[fine] == name] for name in names}
     for name, fine in members.items():

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
 from vitlab.evaluation.metrics import METRICS, describe_classes, prepare_metrics
 from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
@@ -143,7 +144,7 @@ def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: s
     scores_a, scores_b = read_scores(a, split), read_scores(b, split)
     if scores_a.classes != scores_b.classes:
         one, other = (", ".join(scores.classes) for scores in (scores_a, scores_b))
-        raise ValueError(f"the models know different classes: {names[0]} {one}; {names[1]} {other}")
+        raise UserError(f"the models know different classes: {names[0]} {one}; {names[1]} {other}")
     rows, others = select_split(a, split), select_split(b, split)
     place = pd.Index(others["sample_id"]).get_indexer(rows["sample_id"])
     only_a = rows["sample_id"][place < 0]
@@ -154,7 +155,7 @@ def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: s
             for name, ids in zip(names, (only_a, only_b), strict=True)
             if len(ids)
         ]
-        raise ValueError(
+        raise UserError(
             f"{names[0]} and {names[1]} were not tested on the same samples: {'; '.join(parts)}; "
             "compare runs of the same split, which is that of the same seed"
         )
@@ -162,7 +163,7 @@ def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: s
     differ = np.flatnonzero(scores_a.label != scores_b.label)
     if len(differ):
         labels = [scores.classes[scores.label[differ[0]]] for scores in (scores_a, scores_b)]
-        raise ValueError(
+        raise UserError(
             f"{len(differ)} samples have another label in {names[1]} than in {names[0]}, first "
             f"{rows['sample_id'].iloc[differ[0]]!r}: {labels[1]!r} instead of {labels[0]!r}"
         )
@@ -172,11 +173,11 @@ def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: s
 def check_names(names: Sequence[str]) -> None:
     """ValueError unless there are two different names."""
     if len(names) != 2 or names[0] == names[1]:
-        raise ValueError(f"names are two different ones, those of the models; got {names!r}")
+        raise UserError(f"names are two different ones, those of the models; got {names!r}")
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """ValueError for a name that is none of METRICS."""
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(unknown("metric", name, list(METRICS)))
+            raise UserError(unknown("metric", name, list(METRICS)))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vitlab.errors import UserError
 from vitlab.evaluation.paired import say_verdict
 from vitlab.evaluation.ranking import read_seeds, say_few_seeds, say_smallest_p
 
@@ -71,7 +72,7 @@ def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 
     (1 / k + test / train) s^2 instead of s^2 / k; with test_share 0 this is the ordinary paired t-test. NaN for one seed.
     """
     if not 0 <= test_share < 1:
-        raise ValueError(f"test_share is the share of the images that a seed tests, such as 0.2; got {test_share}")
+        raise UserError(f"test_share is the share of the images that a seed tests, such as 0.2; got {test_share}")
     seeds = len(differences)
     if seeds < 2:
         return (float(np.mean(differences)) if seeds else np.nan, np.nan, np.nan, np.nan)

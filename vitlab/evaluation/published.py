@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.slices import slice_table
 from vitlab.schema import check_predictions
@@ -44,7 +45,7 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
     """
     missing = [name for name in COLUMNS if name not in published]
     if missing:
-        raise ValueError(f"the table of published numbers lacks the columns {', '.join(missing)}")
+        raise UserError(f"the table of published numbers lacks the columns {', '.join(missing)}")
     long = []
     for metric in MEASURES:
         if f"{metric}_mean" in published:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vitlab.errors import UserError
 from vitlab.evaluation.comparison import check_runs_metrics
 from vitlab.evaluation.paired import say_verdict
 from vitlab.registry import unknown
@@ -132,7 +133,7 @@ def read_seeds(runs_metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     check_runs_metrics(runs_metrics)
     there = list(runs_metrics["metric"].unique())
     if metric not in there:
-        raise ValueError(unknown("metric", metric, there))
+        raise UserError(unknown("metric", metric, there))
     chosen = runs_metrics[runs_metrics["metric"] == metric]
     models = list(chosen["model"].unique())
     wide = chosen.pivot(index="seed", columns="model", values="value")[models]

@@ -10,6 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 
+from vitlab.errors import UserError
 from vitlab.evaluation.probability import CALIBRATION_METRICS, measure_calibration
 from vitlab.evaluation.scores import read_scores
 from vitlab.registry import unknown
@@ -59,13 +60,13 @@ def recalibration_table(
     return pd.DataFrame(rows)[["method", *RECALIBRATED_METRICS, "accuracy", "note"]]
 
 
-class _CannotFit(ValueError):
+class _CannotFit(UserError):
     """The validation split does not determine the map."""
 
 
 def _fit(predictions: pd.DataFrame, method: str) -> Fit:
     if method not in METHODS:
-        raise ValueError(unknown("method", method, list(METHODS)))
+        raise UserError(unknown("method", method, list(METHODS)))
     scores = read_scores(predictions, "val")
     logits, prob = _read_arrays(predictions[predictions["split"] == "val"], scores.classes)
     if method != "temperature":
@@ -149,7 +150,7 @@ def _read_arrays(rows: pd.DataFrame, classes: tuple[str, ...]) -> tuple[np.ndarr
     off = np.abs(softmax(logits, axis=1) - prob).max(axis=1) > 1e-3
     if off.any():
         first = rows["sample_id"][off].iloc[0]
-        raise ValueError(
+        raise UserError(
             f"the probabilities of sample {first!r} are not the softmax of its logits, so scaling one does not change the other: "
             "write the logarithms of the probabilities into the logit columns"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.metrics import class_table, metrics_table
@@ -35,7 +36,7 @@ def remedy_table(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
     summary = comparison_table(scores).drop(columns=["low", "high", "seeds"])
     if baseline not in set(scores["model"]):
-        raise ValueError(unknown("baseline", baseline, list(scores["model"].unique())))
+        raise UserError(unknown("baseline", baseline, list(scores["model"].unique())))
     own = scores[scores["model"] == baseline].set_index(["seed", "metric"])["value"]
     paired = scores.join(own.rename("baseline"), on=["seed", "metric"])
     paired["difference"] = paired["value"] - paired["baseline"]

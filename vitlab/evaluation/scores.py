@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import check_predictions
 
@@ -30,7 +31,7 @@ def select_split(predictions: pd.DataFrame, split: str) -> pd.DataFrame:
     rows = predictions[predictions["split"] == split]
     if rows.empty:
         there = sorted(predictions["split"].astype(str).unique())
-        raise ValueError(f"the predictions hold no sample of split {split!r}; they have {', '.join(there) or 'no rows at all'}")
+        raise UserError(f"the predictions hold no sample of split {split!r}; they have {', '.join(there) or 'no rows at all'}")
     return rows
 
 
@@ -52,5 +53,5 @@ def target_classes(classes: tuple[str, ...], positive: str | None) -> list[int]:
     if positive is None:
         return [1] if len(classes) == 2 else list(range(len(classes)))
     if positive not in classes:
-        raise ValueError(unknown("class", positive, list(classes)))
+        raise UserError(unknown("class", positive, list(classes)))
     return [classes.index(positive)]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.calibration import confidence_of, wilson_interval
 from vitlab.evaluation.scores import read_scores
@@ -75,9 +76,9 @@ def selective_table(
     """
     for value in (*coverages, *least_accuracies):
         if not 0 < value <= 1:
-            raise ValueError(f"coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got {value}")
+            raise UserError(f"coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got {value}")
     if certainty is not None and not 0 < certainty < 1:
-        raise ValueError(f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}")
+        raise UserError(f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}")
     val, val_right = confidence_of(read_scores(predictions, "val"))
     sure, right = confidence_of(read_scores(predictions, "test"))
     threshold, n, wrong = _accumulate(val, val_right)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.metrics import METRICS, measure
 from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
 from vitlab.registry import unknown
@@ -38,7 +39,7 @@ def slice_table(
     columns = [by] if isinstance(by, str) else list(by)
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(unknown("metric", name, list(METRICS)))
+            raise UserError(unknown("metric", name, list(METRICS)))
     scores, parts = cut_slices(predictions, columns, split, bins)
     targets = target_classes(scores.classes, positive)
     everything = np.ones(len(scores.label), dtype=bool)
@@ -65,7 +66,7 @@ def cut_slices(
     for column in columns:
         if column not in predictions.columns:
             there = [name for name in predictions.columns if not name.startswith(("logit_", "prob_"))]
-            raise ValueError(unknown("column", column, there, "add_columns brings in those of another table."))
+            raise UserError(unknown("column", column, there, "add_columns brings in those of another table."))
         labels = bin_column(select_split(predictions, split)[column], bins)
         if len(labels.cat.categories) > 1:
             parts |= {(column, name): (labels == name).to_numpy() for name in labels.cat.categories}
@@ -79,7 +80,7 @@ def bin_column(values: pd.Series | Sequence, bins: int = 4) -> pd.Series:
     which there are no more than `bins` different ones are not cut, nor are truth values. What is missing is "(none)".
     """
     if bins < 2:
-        raise ValueError(f"bins must be at least 2, got {bins}")
+        raise UserError(f"bins must be at least 2, got {bins}")
     values = pd.Series(values).reset_index(drop=True)
     known = values.replace([np.inf, -np.inf], np.nan) if pd.api.types.is_float_dtype(values) else values
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
@@ -113,16 +114,16 @@ def add_columns(predictions: pd.DataFrame, table: pd.DataFrame, columns: Sequenc
     """
     for name in ("sample_id", *columns):
         if name not in table.columns:
-            raise ValueError(unknown("column", name, list(table.columns)))
+            raise UserError(unknown("column", name, list(table.columns)))
     double = [name for name in columns if name in predictions.columns]
     if double:
-        raise ValueError(f"the predictions have a column {double[0]!r} already; rename it in the table: rename(columns=...)")
+        raise UserError(f"the predictions have a column {double[0]!r} already; rename it in the table: rename(columns=...)")
     repeated = table["sample_id"][table["sample_id"].duplicated()]
     if len(repeated):
-        raise ValueError(f"the table has several rows for sample_id {repeated.iloc[0]!r}; it must have one for each")
+        raise UserError(f"the table has several rows for sample_id {repeated.iloc[0]!r}; it must have one for each")
     absent = predictions["sample_id"][~predictions["sample_id"].isin(table["sample_id"])]
     if len(absent):
-        raise ValueError(
+        raise UserError(
             f"the table has no row for {len(absent)} of {len(predictions)} samples, the first is {absent.iloc[0]!r}; "
             "make it of all samples of the predictions"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.curves import count_reaching
 from vitlab.evaluation.scores import read_scores, target_classes
@@ -31,10 +32,10 @@ def choose_threshold(
     NaN where the split lacks what the rule needs: images of the class, or (youden) images that are not of it.
     """
     if rule not in RULES:
-        raise ValueError(unknown("rule", rule, list(RULES)))
+        raise UserError(unknown("rule", rule, list(RULES)))
     _check_costs(cost_miss, cost_false_alarm)
     if not 0 < least_recall <= 1:
-        raise ValueError(f"least_recall is a share above 0 and at most 1, such as 0.9; got {least_recall}")
+        raise UserError(f"least_recall is a share above 0 and at most 1, such as 0.9; got {least_recall}")
     score, is_positive, _ = _read_target(predictions, "val", positive)
     positives, negatives = is_positive.sum(), (~is_positive).sum()
     if positives == 0 or (rule == "youden" and negatives == 0):
@@ -93,7 +94,7 @@ def apply_threshold(predictions: pd.DataFrame, threshold: float, positive: str |
     classes = check_predictions(predictions)
     target = _one_target(classes, positive)
     if np.isnan(threshold):
-        raise ValueError("the threshold is NaN: its rule found none on the validation split; choose another rule or a number")
+        raise UserError("the threshold is NaN: its rule found none on the validation split; choose another rule or a number")
     prob = predictions[[f"prob_{name}" for name in classes]].to_numpy(float)
     flagged = prob[:, target] >= threshold
     prob[:, target] = -1
@@ -102,13 +103,13 @@ def apply_threshold(predictions: pd.DataFrame, threshold: float, positive: str |
 
 def _check_costs(*costs: float) -> None:
     if not all(0 <= cost < np.inf for cost in costs) or not any(costs):
-        raise ValueError(f"costs are finite numbers, not negative and not both 0; got cost_miss, cost_false_alarm = {costs}")
+        raise UserError(f"costs are finite numbers, not negative and not both 0; got cost_miss, cost_false_alarm = {costs}")
 
 
 def _one_target(classes: tuple[str, ...], positive: str | None) -> int:
     targets = target_classes(classes, positive)
     if len(targets) > 1:
-        raise ValueError(f"a threshold needs one class: write positive= with one of {', '.join(classes)}")
+        raise UserError(f"a threshold needs one class: write positive= with one of {', '.join(classes)}")
     return targets[0]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.metrics import METRICS, describe_classes, describe_undefined, prepare_metrics
 from vitlab.evaluation.paired import check_metrics
@@ -42,13 +43,13 @@ def uncertainty_table(
     """
     check_metrics(metrics)
     if not predictions:
-        raise ValueError("no predictions to measure; give a table for each seed: {0: predictions, 1: ...}")
+        raise UserError("no predictions to measure; give a table for each seed: {0: predictions, 1: ...}")
     runs = {number: read_scores(table, split) for number, table in predictions.items()}
     first, scores = next(iter(runs.items()))
     for number, other in runs.items():
         if other.classes != scores.classes:
             one, two = ", ".join(scores.classes), ", ".join(other.classes)
-            raise ValueError(f"seed {first} has the classes {one}, seed {number} {two}: give the predictions of one data set")
+            raise UserError(f"seed {first} has the classes {one}, seed {number} {two}: give the predictions of one data set")
     ids = [select_split(table, split)["sample_id"] for table in predictions.values()]
     images = pd.Index(pd.concat(ids).unique())
     places = [images.get_indexer(column) for column in ids]

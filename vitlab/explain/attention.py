@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import evaluating
 from vitlab.models.watching import AttentionCall, AttentionWatch
 from vitlab.models.windows import place_tokens
@@ -159,14 +160,12 @@ def _choose_layers(anatomy, layers) -> tuple[list[str], list[Window | None]]:
     windows = anatomy.windows or (None,) * len(anatomy.attention)
     names = [window.attention for window in anatomy.windows] or anatomy.attention
     if not names:
-        raise ValueError(
-            f"this model ({anatomy.kind}) has no attention over its tokens to record; take a ViT, a hybrid or a Swin"
-        )
+        raise UserError(f"this model ({anatomy.kind}) has no attention over its tokens to record; take a ViT, a hybrid or a Swin")
     wrong = [layer for layer in layers or () if not -len(names) <= layer < len(names)]
     if wrong:
-        raise ValueError(f"no attention layer {wrong[0]}: the model has {len(names)}, 0 to {len(names) - 1} or counted from -1")
+        raise UserError(f"no attention layer {wrong[0]}: the model has {len(names)}, 0 to {len(names) - 1} or counted from -1")
     if layers is not None and not len(layers):
-        raise ValueError("layers is empty; leave it out to record all")
+        raise UserError("layers is empty; leave it out to record all")
     chosen = range(len(names)) if layers is None else layers
     return [names[layer] for layer in chosen], [windows[layer] for layer in chosen]
 
@@ -177,7 +176,7 @@ def _choose_heads(heads, num_heads) -> list[int] | None:
         return None
     wrong = [head for head in heads if not -num_heads <= head < num_heads]
     if wrong:
-        raise ValueError(f"no attention head {wrong[0]}: the layer has {num_heads}, 0 to {num_heads - 1} or counted from -1")
+        raise UserError(f"no attention head {wrong[0]}: the layer has {num_heads}, 0 to {num_heads - 1} or counted from -1")
     if not len(heads):
-        raise ValueError("heads is empty; leave it out to record all")
+        raise UserError("heads is empty; leave it out to record all")
     return [head % num_heads for head in heads]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import Transform
 
@@ -28,4 +29,4 @@ def make_baseline(kind: str, images: torch.Tensor, transform: Transform) -> torc
             sigma = BLUR * max(images.shape[-2:])
             widths = [2 * min(round(3 * sigma), side - 1) + 1 for side in images.shape[:-3:-1]]  # of the kernel, along w and h
             return gaussian_blur(images, kernel_size=widths, sigma=[sigma, sigma])
-    raise ValueError(unknown("baseline", kind, BASELINES))
+    raise UserError(unknown("baseline", kind, BASELINES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.explain.inspection import check_gradient, differentiate_at, select_logits
 from vitlab.explain.layers import arrange_as_map, choose_layer, compute_until
 from vitlab.explain.methods import explanation
@@ -59,7 +60,7 @@ def score_cam(model, images, targets, layer=None, channels=32):
     Source: Wang et al. 2020, arXiv 1910.01279.
     """
     if channels is not None and (not isinstance(channels, int) or channels < 1):
-        raise ValueError(f"channels must be a whole number of at least 1, or None for all of them, not {channels!r}")
+        raise UserError(f"channels must be a whole number of at least 1, or None for all of them, not {channels!r}")
     with torch.no_grad():
         activation = _compute(model, images, layer)
         count = min(channels or activation.shape[1], activation.shape[1])

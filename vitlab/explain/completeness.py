@@ -7,6 +7,7 @@ import inspect
 import pandas as pd
 import torch
 
+from vitlab.errors import UserError
 from vitlab.explain.baselines import make_baseline
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import available, methods
@@ -27,9 +28,9 @@ def convergence_delta(
     """
     if not methods[found.method].complete:
         claims = ", ".join(name for name in available() if methods[name].complete)
-        raise ValueError(f"the values of a {found.method} map do not claim to add up to a difference; those that do: {claims}")
+        raise UserError(f"the values of a {found.method} map do not claim to add up to a difference; those that do: {claims}")
     if len(images) != len(found.sample_ids):
-        raise ValueError(f"{len(images)} images for {len(found.sample_ids)} maps; give those explained, in the same order")
+        raise UserError(f"{len(images)} images for {len(found.sample_ids)} maps; give those explained, in the same order")
     if baseline is None:
         baseline = inspect.signature(methods[found.method].compute).parameters["baseline"].default
     logits = {"image": [], "baseline": []}

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.explain.baselines import make_baseline
 from vitlab.explain.grid import choose_grid, coarsen_grid, number_cells, pool_cells, replace_cells
 from vitlab.explain.inspection import check_count, inspecting
@@ -91,9 +92,9 @@ def find_counterfactual(
     _check_options(kind, nearest, candidates, max_share)
     _check_order(order, images)
     if (kind == "swap") != (donors is not None):
-        raise ValueError("kind='swap' takes cells from donors, images (M, 3, h, w) of several classes; give both or neither")
+        raise UserError("kind='swap' takes cells from donors, images (M, 3, h, w) of several classes; give both or neither")
     if donors is not None and donor_ids is not None and len(donor_ids) != len(donors):
-        raise ValueError(f"{len(donor_ids)} donor_ids for {len(donors)} donors; give one for each, in their order")
+        raise UserError(f"{len(donor_ids)} donor_ids for {len(donors)} donors; give one for each, in their order")
     size = tuple(images.shape[-2:])
     model = fit_anatomy(model, size)
     grid = coarsen_grid(choose_grid(model.anatomy, size)) if grid is None else tuple(grid)
@@ -217,7 +218,7 @@ def _choose_donors(model, images, decided, features, donors, batch_size, nearest
     """For each image its donor's index and the donor itself, (1, 3, h, w); None and None where all are of the image's class."""
     if donors.shape[1:] != images.shape[1:] or not len(donors):
         expected = ", ".join(map(str, images.shape[1:]))
-        raise ValueError(f"donors must be images (M, {expected}), at least one, not {tuple(donors.shape)}")
+        raise UserError(f"donors must be images (M, {expected}), at least one, not {tuple(donors.shape)}")
     donors = donors.detach().to(images)
     classes, theirs = _run(model.module, donors, batch_size, nearest)
     distance = torch.cdist(features, theirs)  # (N, M)
@@ -249,17 +250,17 @@ def _run(module, images, batch_size, space) -> tuple[torch.Tensor, torch.Tensor 
 def _check_options(kind, nearest, candidates, max_share) -> None:
     for what, value, choices in (("kind", kind, KINDS), ("nearest", nearest, NEAREST)):
         if value not in choices:
-            raise ValueError(unknown(what, value, list(choices)))
+            raise UserError(unknown(what, value, list(choices)))
     if candidates is not None:
         check_count("candidates", candidates)
     if not 0 < max_share <= 1:
-        raise ValueError(f"max_share must be a share of the cells, above 0 and at most 1, not {max_share!r}")
+        raise UserError(f"max_share must be a share of the cells, above 0 and at most 1, not {max_share!r}")
 
 
 def _check_order(order, images) -> None:
     expected = (len(images), *images.shape[-2:])
     if order is not None and order.values.shape != expected:
-        raise ValueError(
+        raise UserError(
             f"order must be the map of these images, with values {expected}, not {order.values.shape}; "
             "explain(model, images, method) makes one"
         )

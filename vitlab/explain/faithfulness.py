@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
 from vitlab.registry import unknown
 from vitlab.schema import AttributionMap
@@ -34,9 +35,9 @@ def curve_table(
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise ValueError(unknown("kind", kind, list(KINDS)))
+            raise UserError(unknown("kind", kind, list(KINDS)))
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
+        raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
     counts = np.unique(np.round(np.linspace(0, scorer.count, min(steps, scorer.count) + 1)).astype(int))
     scores = _score_first(scorer, check_maps(maps, scorer), kinds, counts, seed)  # (methods, kinds, N, steps + 1)
     index = pd.MultiIndex.from_product(
@@ -82,7 +83,7 @@ def sensitivity_n(
     Source: Ancona et al. 2018, arXiv 1711.06104.
     """
     if subsets < 3:
-        raise ValueError(f"subsets must be at least 3 for a correlation, not {subsets}")
+        raise UserError(f"subsets must be at least 3 for a correlation, not {subsets}")
     maps, sizes = check_maps(maps, scorer), [_count(share, scorer.count) for share in sizes]
     correlations = []
     for size in sizes:
@@ -141,5 +142,5 @@ def _score_first(scorer, maps, kinds, counts, seed) -> np.ndarray:
 def _count(share: float, count: int) -> int:
     """A share of the cells as a number of them, at least 1."""
     if not 0 < share < 1:
-        raise ValueError(f"shares of the cells lie between 0 and 1, such as 0.1; got {share}")
+        raise UserError(f"shares of the cells lie between 0 and 1, such as 0.1; got {share}")
     return max(1, round(share * count))

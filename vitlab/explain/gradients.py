@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 
+from vitlab.errors import UserError
 from vitlab.explain.baselines import make_baseline
 from vitlab.explain.inspection import check_count, check_gradient, score_targets, seeded
 from vitlab.explain.methods import explanation
@@ -76,7 +77,7 @@ def smooth_grad(model, images, targets, samples=16, noise=0.15, seed=0, internal
     for name, value in {"samples": samples, "internal_batch_size": internal_batch_size}.items():
         check_count(name, value)
     if not noise >= 0:
-        raise ValueError(f"noise must be a share of the range of the image's values, 0 or more, not {noise!r}")
+        raise UserError(f"noise must be a share of the range of the image's values, 0 or more, not {noise!r}")
     method = NoiseTunnel(Saliency(score_targets(model.module)))
     found = []
     for image, weights in zip(images.split(1), targets.split(1), strict=True):
@@ -112,7 +113,7 @@ def gradient_shap(model, images, targets, samples=16, baseline="mean", reference
     if references is not None:
         references = torch.as_tensor(references).to(images)
         if references.shape[1:] != images.shape[1:] or not len(references):
-            raise ValueError(
+            raise UserError(
                 f"references must be images (M, {', '.join(map(str, images.shape[1:]))}) as those explained, at least one, "
                 f"not {tuple(references.shape)}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vitlab.errors import UserError
 from vitlab.schema import Anatomy
 
 CELLS = 14  # cells along the longer side where the model itself has no grid: those of a ViT with 16-pixel patches at 224
@@ -30,7 +31,7 @@ def number_cells(grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """
     for cells, pixels in zip(grid, size, strict=True):
         if not 1 <= cells <= pixels:
-            raise ValueError(f"a grid of {grid[0]}x{grid[1]} cells does not fit images of {size[0]}x{size[1]} pixels")
+            raise UserError(f"a grid of {grid[0]}x{grid[1]} cells does not fit images of {size[0]}x{size[1]} pixels")
     rows, columns = (torch.arange(pixels) * cells // pixels for cells, pixels in zip(grid, size, strict=True))
     return rows[:, None] * grid[1] + columns
 

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import rankdata
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.explain.inspection import differentiate_at, inspecting
 from vitlab.explain.interception import choose_indices, intercept_attention, list_attention
@@ -69,7 +70,7 @@ def head_ablation_table(
     Source: Michel et al. 2019, arXiv 1905.10650.
     """
     if replacement not in REPLACEMENTS:
-        raise ValueError(unknown("replacement", replacement, list(REPLACEMENTS)))
+        raise UserError(unknown("replacement", replacement, list(REPLACEMENTS)))
     anatomy = _fit_anatomy(model, images)
     layers = choose_indices(layers, len(list_attention(anatomy)), "layer")
     named = None if target is None else _read_classes(model, target, len(images))
@@ -112,7 +113,7 @@ def attention_change_table(
     """
     anatomy = _fit_anatomy(after, images)
     if anatomy != _fit_anatomy(before, images):
-        raise ValueError(f"{before.name} and {after.name} are not built alike, so their heads cannot be compared one by one")
+        raise UserError(f"{before.name} and {after.name} are not built alike, so their heads cannot be compared one by one")
     found: dict[int, list[np.ndarray]] = {}
     for batch in _split(images, batch_size):
         share, measure = _share_read_tokens(after, anatomy, batch), _measure(batch)
@@ -124,7 +125,7 @@ def attention_change_table(
         for layer, (measured, looked) in both[0].items():
             measured_after, looked_after = both[1][layer]
             if looked.shape != looked_after.shape:
-                raise ValueError(
+                raise UserError(
                     f"layer {layer} has {looked.shape[1]} heads in {before.name} and {looked_after.shape[1]} in {after.name}: "
                     "one of them was pruned, so their heads cannot be compared one by one"
                 )
@@ -220,10 +221,10 @@ def _fit_anatomy(model, images) -> Anatomy:
 def _read_classes(model, target, count) -> list[int]:
     names = [target] * count if isinstance(target, str) else list(target)
     if len(names) != count:
-        raise ValueError(f"{len(names)} names in target for {count} images; give one class name for all, or one for each image")
+        raise UserError(f"{len(names)} names in target for {count} images; give one class name for all, or one for each image")
     for name in names:
         if name not in model.classes:
-            raise ValueError(unknown("target", str(name), list(model.classes)))
+            raise UserError(unknown("target", str(name), list(model.classes)))
     return [model.classes.index(name) for name in names]
 
 

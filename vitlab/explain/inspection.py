@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import evaluating
 from vitlab.seeds import derive_seed
 
@@ -55,7 +56,7 @@ def find_layer(name: str, module: nn.Module) -> nn.Module:
     """The submodule of this name, or ValueError."""
     parts = dict(module.named_modules())
     if name not in parts:
-        raise ValueError(f"the model has no layer {name!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
+        raise UserError(f"the model has no layer {name!r}; module.named_modules() lists them, the last is {list(parts)[-1]!r}")
     return parts[name]
 
 
@@ -72,7 +73,7 @@ def differentiate_at(
     def start_graph(tensor):
         nonlocal leaf
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"layer {layer!r} passes on a {type(tensor).__name__}, not one tensor; choose a layer inside it")
+            raise UserError(f"layer {layer!r} passes on a {type(tensor).__name__}, not one tensor; choose a layer inside it")
         leaf = tensor.detach().requires_grad_()
         return leaf.clone()  # what follows may change its input in place, which a leaf does not allow
 
@@ -89,10 +90,10 @@ def differentiate_at(
     finally:
         hook.remove()
     if leaf is None:
-        raise ValueError(f"layer {layer!r} takes no part in the forward pass; choose another one")
+        raise UserError(f"layer {layer!r} takes no part in the forward pass; choose another one")
     score = select_logits(logits, targets).sum()
     if not score.requires_grad:
-        raise ValueError(f"the logits do not depend on layer {layer!r}; choose one on the way from image to logits")
+        raise UserError(f"the logits do not depend on layer {layer!r}; choose one on the way from image to logits")
     (gradient,) = torch.autograd.grad(score, leaf)
     return leaf.detach(), gradient
 
@@ -100,7 +101,7 @@ def differentiate_at(
 def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
     """Raise ValueError where the gradient is zero throughout: a map made of it would be blank, and look like a finding."""
     if not gradient.any():
-        raise ValueError(
+        raise UserError(
             f"no target logit reacts to {what}, so there is nothing to show; "
             + (advice or "train the classifier first, its weights may all be zero")
         )
@@ -109,4 +110,4 @@ def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
 def check_count(name: str, value: int) -> None:
     """Raise ValueError for an option that is no whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import evaluating
 from vitlab.models.watching import AttentionWatch, form_weights
 from vitlab.schema import Anatomy
@@ -73,7 +74,7 @@ def list_attention(anatomy: Anatomy) -> tuple[str, ...]:
     """Names of the attention modules in order, windowed ones too; ValueError for a model that has none."""
     names = anatomy.attention or tuple(window.attention for window in anatomy.windows)
     if not names:
-        raise ValueError(f"this model ({anatomy.kind}) has no attention over its tokens; take a ViT, a Swin or a hybrid")
+        raise UserError(f"this model ({anatomy.kind}) has no attention over its tokens; take a ViT, a Swin or a hybrid")
     return names
 
 
@@ -83,10 +84,10 @@ def choose_indices(given: Sequence[int] | int | None, count: int, what: str) -> 
         return list(range(count))
     given = [given] if isinstance(given, int) else list(given)
     if not given:
-        raise ValueError(f"no attention {what} chosen; leave {what}s out for all of them")
+        raise UserError(f"no attention {what} chosen; leave {what}s out for all of them")
     for index in given:
         if not isinstance(index, int) or not -count <= index < count:
-            raise ValueError(f"no attention {what} {index!r}: there are {count}, 0 to {count - 1} or counted from -1")
+            raise UserError(f"no attention {what} {index!r}: there are {count}, 0 to {count - 1} or counted from -1")
     return [index % count for index in given]
 
 

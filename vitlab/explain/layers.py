@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.explain.inspection import find_layer
 from vitlab.schema import Anatomy
 
@@ -35,11 +36,11 @@ def compute_until(layer: str, module: nn.Module, images: torch.Tensor, *, before
     except _Reached as reached:
         found = reached.tensor
     else:
-        raise ValueError(f"layer {layer!r} takes no part in the forward pass; choose another one")
+        raise UserError(f"layer {layer!r} takes no part in the forward pass; choose another one")
     finally:
         hook.remove()
     if not isinstance(found, torch.Tensor):
-        raise ValueError(f"layer {layer!r} passes on a {type(found).__name__}, not one tensor; choose a layer inside it")
+        raise UserError(f"layer {layer!r} passes on a {type(found).__name__}, not one tensor; choose a layer inside it")
     return found
 
 
@@ -54,7 +55,7 @@ def arrange_as_map(tensor: torch.Tensor, anatomy: Anatomy, layer: str, size: tup
     rows, columns = anatomy.grid
     if tensor.ndim != 3 or tensor.shape[1] != anatomy.num_prefix_tokens + rows * columns:
         shapes = f"(B, C, h, w), (B, h, w, C) nor {anatomy.num_prefix_tokens} + {rows}x{columns} tokens"
-        raise ValueError(f"layer {layer!r} gives {tuple(tensor.shape)}, neither {shapes}; choose another layer")
+        raise UserError(f"layer {layer!r} gives {tuple(tensor.shape)}, neither {shapes}; choose another layer")
     return tensor[:, anatomy.num_prefix_tokens :].transpose(1, 2).unflatten(2, anatomy.grid)
 
 

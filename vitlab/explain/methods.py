@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vitlab.errors import UserError
 from vitlab.explain.inspection import check_count, inspecting
 from vitlab.models import find_anatomy
 from vitlab.registry import Registry, unknown
@@ -130,7 +131,7 @@ def explain(
     sample_ids = check_images(images, sample_ids, batch_size)
     model = fit_anatomy(model, tuple(images.shape[-2:]))
     if not chosen.suits(model.anatomy):
-        raise ValueError(
+        raise UserError(
             f"{method} needs {' or '.join(chosen.needs)}, and {model.name} ({model.anatomy.kind}) has none; "
             f"methods that can explain it: {', '.join(suitable_methods(model))}"
         )
@@ -166,7 +167,7 @@ def _weigh_logits(model, targets, against, sample_ids) -> torch.Tensor:
         return weights
     for sample_id, index, other in zip(sample_ids, targets, against, strict=True):
         if index == other:
-            raise ValueError(
+            raise UserError(
                 f"target and versus of sample {sample_id} are both {model.classes[index]!r}, and the difference of a logit and "
                 "itself is always 0; leave versus out, or name another class for this image"
             )
@@ -189,7 +190,7 @@ def _check_options(name, method, options) -> None:
     known = [option.name for option in _list_options(method)]
     for option in options:
         if option not in known:
-            raise ValueError(
+            raise UserError(
                 unknown(f"option of {name}", option, known) if known else f"{name} has no options; leave {option} out"
             )
 
@@ -198,14 +199,14 @@ def check_images(images: torch.Tensor, sample_ids: Sequence[str] | None, batch_s
     """The images' sample_ids, by default their numbers; ValueError for anything but finite float images (N, 3, h, w)."""
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not len(images) or not images.is_floating_point():
         what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}")
+        raise UserError(f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}")
     check_count("batch_size", batch_size)
     sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
     if len(sample_ids) != len(images):
-        raise ValueError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
+        raise UserError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
-        raise ValueError(
+        raise UserError(
             f"the image of sample {sample_ids[int(bad.int().argmax())]} holds NaN or infinite values ({int(bad.sum())} of "
             f"{len(images)} images do); vitlab.data.preprocess(image, model.transform) gives finite ones"
         )
@@ -216,7 +217,7 @@ def _check_weights(model) -> None:
     """Maps of NaN would not say where they come from."""
     for name, tensor in model.module.state_dict().items():
         if tensor.isnan().any():
-            raise ValueError(
+            raise UserError(
                 f"{name} of {model.name} holds NaN, as after a training that diverged; load a checkpoint from "
                 "before, or train again with a lower learning rate"
             )
@@ -225,7 +226,7 @@ def _check_weights(model) -> None:
 def _check_maps(method, maps, sample_ids) -> None:
     bad = ~np.isfinite(maps).all(axis=(1, 2))
     if bad.any():
-        raise ValueError(
+        raise UserError(
             f"the {method} map of sample {sample_ids[int(bad.argmax())]} holds NaN or infinite values, though image and weights "
             "do not: a number overflows on the way; model.module.float() computes in full precision"
         )
@@ -239,7 +240,7 @@ def fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
         return replace(model, anatomy=find_anatomy(model.module, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         height, width = model.transform.size
-        raise ValueError(
+        raise UserError(
             f"{model.name} takes images of {height}x{width} pixels and cannot take {size[0]}x{size[1]}; "
             "vitlab.data.preprocess(image, model.transform) makes them fit"
         ) from error
@@ -250,11 +251,11 @@ def _read_classes(model, given, count, what) -> list[int]:
     if given is None:
         return []
     if isinstance(given, int | np.integer):
-        raise ValueError(f"{what} takes the names of classes, not the index {given}; write {what}=model.classes[{given}]")
+        raise UserError(f"{what} takes the names of classes, not the index {given}; write {what}=model.classes[{given}]")
     names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
-        raise ValueError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
+        raise UserError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
     for name in names:
         if name not in model.classes:
-            raise ValueError(unknown(what, str(name), list(model.classes), "model.classes[i] is the name of class i."))
+            raise UserError(unknown(what, str(name), list(model.classes), "model.classes[i] is the name of class i."))
     return [model.classes.index(name) for name in names]

@@ -17,6 +17,7 @@ from captum._utils.models.linear_model import SkLearnLinearModel
 from captum.attr import FeatureAblation, KernelShap, Lime, Occlusion
 from captum.attr._core.lime import get_exp_kernel_similarity_function
 
+from vitlab.errors import UserError
 from vitlab.explain.baselines import make_baseline
 from vitlab.explain.grid import choose_grid, coarsen_grid, number_cells, replace_cells, spread_cells
 from vitlab.explain.inspection import check_count, check_gradient, seeded, select_logits
@@ -37,7 +38,7 @@ def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="b
     window = tuple(min(size, side) for size, side in zip(_pair("window", window), (rows, columns), strict=True))
     stride = _pair("stride", stride)
     if any(step > size for step, size in zip(stride, window, strict=True)):
-        raise ValueError(f"a stride of {stride} cells skips some between windows of {window}; take at most the window's size")
+        raise UserError(f"a stride of {stride} cells skips some between windows of {window}; take at most the window's size")
     options = {"sliding_window_shapes": window, "strides": stride}
     return _cover(Occlusion, model, images, targets, (rows, columns), baseline, internal_batch_size, **options)
 
@@ -63,11 +64,11 @@ def kernel_shap(model, images, targets, grid=None, samples=None, baseline="blur"
     grid = _choose_cells(model, images, grid, internal_batch_size)
     count = grid[0] * grid[1]
     if count < 2:
-        raise ValueError("kernel_shap needs a grid of at least 2 cells; leave grid out, or give (rows, columns)")
+        raise UserError("kernel_shap needs a grid of at least 2 cells; leave grid out, or give (rows, columns)")
     samples = 3 * count + 2 if samples is None else samples
     check_count("samples", samples)
     if samples < count + 2:
-        raise ValueError(f"{samples} samples cannot tell {count} cells apart; give at least {count + 2}, or a coarser grid")
+        raise UserError(f"{samples} samples cannot tell {count} cells apart; give at least {count + 2}, or a coarser grid")
     cells = number_cells(grid, images.shape[-2:]).to(images.device)
     blank = make_baseline(baseline, images, model.transform)
     values = []
@@ -97,7 +98,7 @@ def lime(model, images, targets, segments=40, samples=150, compactness=10.0, bas
         cells = _cut_superpixels(images[i], model.transform, segments, compactness)
         count = int(cells.max()) + 1
         if count < 2:
-            raise ValueError(
+            raise UserError(
                 f"SLIC cuts image {i} of the batch into a single superpixel; a compactness above {compactness} makes more of them"
             )
         with seeded(seed, images.device), torch.no_grad():
@@ -142,7 +143,7 @@ def _choose_cells(model, images, grid, internal_batch_size) -> tuple[int, int]:
 def _pair(name, value) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise ValueError(f"{name} must be one number or (rows, columns), not {value!r}")
+        raise UserError(f"{name} must be one number or (rows, columns), not {value!r}")
     for side in pair:
         check_count(name, side)
     return pair

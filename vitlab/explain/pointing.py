@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from vitlab.data import ImageDataset, replace_stamps
+from vitlab.errors import UserError
 from vitlab.explain.inspection import inspecting
 from vitlab.schema import AttributionMap, DataBundle, ModelBundle
 
@@ -30,13 +31,13 @@ def pointing_table(maps: AttributionMap, masks: np.ndarray, *, tolerance: float 
     """
     masks = np.asarray(masks, dtype=bool)
     if masks.shape != maps.values.shape:
-        raise ValueError(f"masks {masks.shape} do not fit the maps of {maps.method}, {maps.values.shape}: one is needed for each")
+        raise UserError(f"masks {masks.shape} do not fit the maps of {maps.method}, {maps.values.shape}: one is needed for each")
     if tolerance < 0:
-        raise ValueError(f"tolerance={tolerance} must be a number of pixels, 0 or more")
+        raise UserError(f"tolerance={tolerance} must be a number of pixels, 0 or more")
     rows = []
     for values, mask, sample_id in zip(maps.values.astype(float), masks, maps.sample_ids, strict=True):
         if not mask.any():
-            raise ValueError(f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave the image out")
+            raise UserError(f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave the image out")
         near = distance_transform_edt(~mask) <= tolerance
         positive = values.clip(min=0)
         rows.append(
@@ -77,7 +78,7 @@ def stamp_effect_table(
     samples = data.split("test") if sample_ids is None else data.samples.set_index("sample_id", drop=False).loc[list(sample_ids)]
     samples = samples[samples["stamped"].to_numpy(dtype=bool)].reset_index(drop=True)
     if not len(samples):
-        raise ValueError(f"none of these images of {data.name} has a stamp; choose rows where the column stamped is true")
+        raise UserError(f"none of these images of {data.name} has a stamp; choose rows where the column stamped is true")
     table = samples[["sample_id", "label"]].copy()
     for name, variant in variants.items():
         table[name] = _predict(model, variant, samples["sample_id"].tolist(), batch_size) == table["label"].to_numpy()

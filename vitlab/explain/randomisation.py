@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap
 from vitlab.explain.grid import choose_grid, number_cells, pool_cells
 from vitlab.explain.inspection import inspecting
@@ -82,7 +83,7 @@ def compare_models_table(
     that reason: a high similarity then says that a map shows little of what these labels taught.
     """
     if tuple(model.classes) != tuple(other.classes) or model.transform != other.transform:
-        raise ValueError(f"{model.name} and {other.name} differ in classes or in what images they take; compare two of one kind")
+        raise UserError(f"{model.name} and {other.name} differ in classes or in what images they take; compare two of one kind")
     settings = {"sample_ids": sample_ids, "batch_size": batch_size}
     cells, parts = _number_cells(model, images), []
     for name in methods:
@@ -132,7 +133,7 @@ def sanity_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """
     last = table[table["step"] == table["step"].max()]
     if not len(last) or last["step"].iloc[0] == 0:
-        raise ValueError("the table holds no step after the trained model (step 0); randomisation_table(..., steps=5) makes one")
+        raise UserError("the table holds no step after the trained model (step 0); randomisation_table(..., steps=5) makes one")
     rows = []
     for method, part in last.groupby("method", sort=False):
         measure = max(("similarity", "absolute"), key=lambda name: part[name].mean())
@@ -170,7 +171,7 @@ def randomise(model: ModelBundle, images: torch.Tensor, *, steps: int = 5, seed:
     same module, changed further when the next one is asked for.
     """
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}")
+        raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
     module = copy.deepcopy(model.module)
     device = next(module.parameters()).device
     try:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from vitlab.errors import UserError
 from vitlab.explain.baselines import make_baseline
 from vitlab.explain.grid import choose_grid, number_cells, pool_cells, replace_cells
 from vitlab.models.anatomy import evaluating
@@ -45,9 +46,9 @@ class CellScorer:
     ):
         first = maps if isinstance(maps, AttributionMap) else check_maps(maps)[0]
         if first.values.shape != (len(images), *images.shape[-2:]):
-            raise ValueError(f"maps {first.values.shape} do not fit images {tuple(images.shape)}; hand over those explained")
+            raise UserError(f"maps {first.values.shape} do not fit images {tuple(images.shape)}; hand over those explained")
         if score not in SCORES:
-            raise ValueError(unknown("score", score, list(SCORES)))
+            raise UserError(unknown("score", score, list(SCORES)))
         self.model, self.images, self.score, self.batch_size = model, images, score, batch_size
         self.sample_ids = first.sample_ids
         self.target, self.versus = ([model.classes.index(name) for name in names] for names in (first.target, first.versus))
@@ -135,11 +136,11 @@ def check_maps(maps: Sequence[AttributionMap], like: CellScorer | None = None) -
     """The maps as a list; ValueError for none, two of one name, or maps of different images, targets or sizes."""
     maps = list(maps)
     if not maps:
-        raise ValueError("no maps to judge; hand over at least one AttributionMap")
+        raise UserError("no maps to judge; hand over at least one AttributionMap")
     names = [found.method for found in maps]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two maps are called {name!r}; rename one with dataclasses.replace(found, method=...)")
+            raise UserError(f"two maps are called {name!r}; rename one with dataclasses.replace(found, method=...)")
     first = maps[0]
     ids, size = (like.sample_ids, tuple(like.images.shape[-2:])) if like else (first.sample_ids, first.values.shape[1:])
     classes = like.model.classes if like else ()
@@ -147,7 +148,7 @@ def check_maps(maps: Sequence[AttributionMap], like: CellScorer | None = None) -
     versus = tuple(classes[place] for place in like.versus) if like else first.versus
     for found in maps:
         if found.sample_ids != ids or found.values.shape[1:] != size:
-            raise ValueError(f"the maps of {found.method} are not of the images judged: other sample_ids, or another size")
+            raise UserError(f"the maps of {found.method} are not of the images judged: other sample_ids, or another size")
         if (found.target, found.versus) != (target, versus):
-            raise ValueError(f"the maps of {found.method} explain other classes; name the target in explain()")
+            raise UserError(f"the maps of {found.method} explain other classes; name the target in explain()")
     return maps

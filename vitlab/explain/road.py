@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import splu
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.explain.grid import spread_cells
 from vitlab.explain.removal import CellScorer, check_maps
 from vitlab.schema import AttributionMap
@@ -40,7 +41,7 @@ def road(
     maps = check_maps(maps, scorer)
     for share in shares:
         if not 0 < share < 1:
-            raise ValueError(f"shares of the cells lie between 0 and 1, such as 0.2; got {share}")
+            raise UserError(f"shares of the cells lie between 0 and 1, such as 0.2; got {share}")
     values = []
     for found in maps:
         places = scorer.order(found, seed)  # (N, n)
@@ -63,7 +64,7 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     ValueError where no pixel is left.
     """
     if removed.all():
-        raise ValueError("every pixel is removed, so there is nothing to guess them from; leave some")
+        raise UserError("every pixel is removed, so there is nothing to guess them from; leave some")
     height, width = removed.shape
     rows, columns = np.nonzero(removed)
     number = np.full(removed.shape, -1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vitlab.errors import UserError
 from vitlab.explain.attention import record_attention
 from vitlab.explain.inspection import check_gradient, differentiate_at, select_logits
 from vitlab.explain.interception import intercept_attention
@@ -30,7 +31,7 @@ def compute_rollout(
     """
     _check_options(head_fusion, discard)
     if not len(attention):
-        raise ValueError("rollout needs the attention of at least one block")
+        raise UserError("rollout needs the attention of at least one block")
     flow = torch.eye(attention[0].shape[-1], device=attention[0].device)
     for layer in attention:
         flow = _mix_with_residual(_fuse_heads(layer, head_fusion), discard, num_prefix_tokens) @ flow  # (B, T, T)
@@ -111,7 +112,7 @@ def _record_gradients(model, images, targets) -> tuple[list[torch.Tensor], list[
     finally:
         hook.remove()
     if not score.requires_grad:
-        raise ValueError("the logits do not depend on the attention of this model; choose a method that looks at the pixels")
+        raise UserError("the logits do not depend on the attention of this model; choose a method that looks at the pixels")
     *gradients, at_last = torch.autograd.grad(score, [*attention, outputs[-1]])
     return [layer.detach() for layer in attention], gradients, share_read_tokens(at_last)
 
@@ -144,6 +145,6 @@ def _follow_back(share, matrices, anatomy: Anatomy) -> torch.Tensor:
 
 def _check_options(head_fusion, discard) -> None:
     if head_fusion not in FUSIONS:
-        raise ValueError(unknown("head_fusion", head_fusion, list(FUSIONS)))
+        raise UserError(unknown("head_fusion", head_fusion, list(FUSIONS)))
     if not 0 <= discard < 1:
-        raise ValueError(f"discard is a share of the attention and must be at least 0 and below 1, not {discard!r}")
+        raise UserError(f"discard is a share of the attention and must be at least 0 and below 1, not {discard!r}")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.explain.faithfulness import correlate
 from vitlab.explain.removal import DIGITS, CellScorer, check_maps
@@ -53,10 +54,10 @@ def agreement_table(
     NaN for a single one.
     """
     if part not in PARTS:
-        raise ValueError(unknown("part", part, list(PARTS)))
+        raise UserError(unknown("part", part, list(PARTS)))
     maps = check_maps(maps, scorer)
     if len(maps) < 2:
-        raise ValueError(f"agreement needs at least two methods; there is only {maps[0].method}")
+        raise UserError(f"agreement needs at least two methods; there is only {maps[0].method}")
     ranks = [_rank_cells(scorer.pool(found), part) for found in maps]
     pairs = list(combinations(range(len(maps)), 2))
     values = np.stack([correlate(ranks[a], ranks[b]) for a, b in pairs], axis=1)  # (N, pairs)

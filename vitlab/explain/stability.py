@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vitlab.errors import UserError
 from vitlab.explain.faithfulness import score_falls
 from vitlab.explain.methods import explain
 from vitlab.explain.removal import CellScorer, check_maps
@@ -28,7 +29,7 @@ def infidelity(scorer: CellScorer, maps: Sequence[AttributionMap], squares: int 
     Source: Yeh et al. 2019, arXiv 1901.09392; as captum.metrics.infidelity with normalize=True.
     """
     if squares < 2:
-        raise ValueError(f"squares must be at least 2, not {squares}: one is forecast without error by any map")
+        raise UserError(f"squares must be at least 2, not {squares}: one is forecast without error by any map")
     maps = check_maps(maps, scorer)
     removed = draw_squares(scorer, squares, seed)  # (N, squares, n)
     falls = score_falls(scorer, removed)  # (N, squares)
@@ -71,7 +72,7 @@ def max_sensitivity(
     Source: Yeh et al. 2019, arXiv 1901.09392; as captum.metrics.sensitivity_max.
     """
     if not radius > 0 or samples < 1:
-        raise ValueError(f"radius must be above 0 and samples at least 1, not {radius} and {samples}")
+        raise UserError(f"radius must be above 0 and samples at least 1, not {radius} and {samples}")
     largest = np.zeros(len(images))
     size = np.sqrt((found.values.astype(float) ** 2).sum(axis=(1, 2)))
     for sample in range(samples):

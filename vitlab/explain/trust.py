@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.faithfulness import STEPS, area_table, comprehensiveness, curve_table, sensitivity_n, sufficiency
@@ -78,10 +79,10 @@ def score_maps(
     names = [name for name, metric in METRICS.items() if metric.compute] if metrics is None else list(metrics)
     for name in [*names, *(options or {})]:
         if name not in METRICS:
-            raise ValueError(unknown("metric", name, list(METRICS)))
+            raise UserError(unknown("metric", name, list(METRICS)))
         if METRICS[name].compute is None:
             source = f"vitlab.explain.{name}" if name == "max_sensitivity" else "vitlab.explain.pointing_scores"
-            raise ValueError(f"{name} needs more than these maps; call {source} and append its table to the scores")
+            raise UserError(f"{name} needs more than these maps; call {source} and append its table to the scores")
     maps = add_controls(scorer, maps, seed)
     tables = []
     for name in names:
@@ -126,7 +127,7 @@ def trust_table(
     methods = [name for name in there if name not in controls]
     if not controls or not methods:
         what = "control" if not controls else "method beside the controls"
-        raise ValueError(f"the scores have no {what}; score_maps adds the controls ({', '.join(CONTROLS)}) to the methods")
+        raise UserError(f"the scores have no {what}; score_maps adds the controls ({', '.join(CONTROLS)}) to the methods")
     tables = []
     for name in scores["metric"].unique():
         sign = {"high": 1, "low": -1, "": 0}[METRICS[name].better]
@@ -134,7 +135,7 @@ def trust_table(
             wide = _widen(scores, name)
             tables.append(_judge(wide, methods, controls, sign, replicates, confidence, seed).assign(metric=name))
     if not tables:
-        raise ValueError("none of the metrics can be compared with controls; see vitlab.explain.legend_table()")
+        raise UserError("none of the metrics can be compared with controls; see vitlab.explain.legend_table()")
     columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
     columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict", "n"]
     return pd.concat(tables, ignore_index=True)[columns]
@@ -254,13 +255,13 @@ def _check_scores(scores: pd.DataFrame) -> None:
     missing = [name for name in SCORE_COLUMNS if name not in scores.columns]
     if missing or scores.empty:
         problem = f"lack the columns {', '.join(missing)}" if missing else "have no row"
-        raise ValueError(f"the scores {problem}; score_maps makes them, with {', '.join(SCORE_COLUMNS)}")
+        raise UserError(f"the scores {problem}; score_maps makes them, with {', '.join(SCORE_COLUMNS)}")
     for name in scores["metric"].unique():
         if name not in METRICS:
-            raise ValueError(unknown("metric", name, list(METRICS)))
+            raise UserError(unknown("metric", name, list(METRICS)))
     twice = scores[scores.duplicated(["method", "metric", "sample_id"])]
     if len(twice):
         first = twice.iloc[0]
-        raise ValueError(
+        raise UserError(
             f"{first['method']} has two scores of {first['metric']} for sample {first['sample_id']!r}; keep models apart"
         )

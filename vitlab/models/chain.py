@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.families import find_cutter
 from vitlab.registry import unknown
 
@@ -22,7 +23,7 @@ def pieces(module: nn.Module) -> list[tuple[str, nn.Module]]:
     chain = find_cutter(module)(module)
     held = [id(tensor) for _, piece in chain for tensor in (*piece.parameters(), *piece.buffers())]
     if sorted(held) != sorted(id(tensor) for tensor in (*module.parameters(), *module.buffers())):
-        raise ValueError(f"cannot cut a {type(module).__name__} into pieces: it has parts that none of them would hold")
+        raise UserError(f"cannot cut a {type(module).__name__} into pieces: it has parts that none of them would hold")
     own = set(module.modules())
     for _, piece in chain:
         for part in {piece, *piece.modules()} - own:  # wrappers made here start in the model's mode
@@ -35,7 +36,7 @@ def find_piece(names: list[str], name: str) -> int:
     for position, known in enumerate(names):
         if known == name or known.startswith(f"{name}."):
             return position
-    raise ValueError(unknown("piece to train from", name, list(names)))
+    raise UserError(unknown("piece to train from", name, list(names)))
 
 
 def block_positions(names: list[str]) -> list[int]:

@@ -17,6 +17,7 @@ from timm.models.vgg import VGG
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.hybrid import HybridViT
 from vitlab.models.vit import VisionTransformer
 
@@ -44,7 +45,7 @@ def find_cutter(module: nn.Module) -> Callable[[nn.Module], Chain]:
             return cut
     if all(hasattr(module, name) for name in ("forward_features", "forward_head", "get_classifier")):
         return cut_once
-    raise ValueError(f"cannot cut a {type(module).__name__} into pieces; the project's own models and those of timm can be cut")
+    raise UserError(f"cannot cut a {type(module).__name__} into pieces; the project's own models and those of timm can be cut")
 
 
 def cut_vit(module: VisionTransformer) -> Chain:
@@ -134,7 +135,7 @@ def cut_once(module: nn.Module) -> Chain:
     """Any model of timm: everything up to the classifier, then the classifier."""
     classifier = module.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Sequential):
-        raise ValueError(
+        raise UserError(
             f"cannot cut a {type(module).__name__} into pieces: its classifier is a {type(classifier).__name__}, not one linear "
             "layer; train it with strategy='full'"
         )
@@ -198,7 +199,7 @@ def _cut_head(head: nn.Module, before: nn.Module) -> Chain:
         case ClassifierHead():
             neck, classifier = (head.global_pool,), (head.drop, head.fc, head.flatten)
         case _:
-            raise ValueError(f"cannot cut a head of type {type(head).__name__}; train the model with strategy='full'")
+            raise UserError(f"cannot cut a head of type {type(head).__name__}; train the model with strategy='full'")
     return [("neck", nn.Sequential(before, *neck)), ("head", nn.Sequential(*classifier))]
 
 

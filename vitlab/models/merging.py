@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block as TimmBlock, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
 from vitlab.models.hybrid import HybridViT
 from vitlab.models.vit import Attention, Block, VisionTransformer
 
@@ -141,22 +142,22 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
 def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
     """r for each block; ValueError where it is no count or the model cannot merge tokens."""
     if not isinstance(module, VisionTransformer | HybridViT | TimmVisionTransformer):
-        raise ValueError(f"a {type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit or vit_scratch")
+        raise UserError(f"a {type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit or vit_scratch")
     for i, block in enumerate(module.blocks):
         if isinstance(block, MergingBlock):
-            raise ValueError("this model merges tokens already; start from the model as it was before")
+            raise UserError("this model merges tokens already; start from the model as it was before")
         if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-            raise ValueError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot merge tokens")
+            raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot merge tokens")
         if not all(isinstance(getattr(block.attn, name, None), nn.Identity | None) for name in ("norm", "gate")):
-            raise ValueError(f"the attention of block {i} has a norm or gate of its own and cannot merge tokens")
+            raise UserError(f"the attention of block {i} has a norm or gate of its own and cannot merge tokens")
     pooling = getattr(module, "global_pool", "token")
     if pooling != "token" and not isinstance(module, VisionTransformerDistilled):
-        raise ValueError(
+        raise UserError(
             f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a class token can merge"
         )
     numbers = [r] * len(module.blocks) if isinstance(r, int) else list(r) if isinstance(r, Sequence) else []
     if len(numbers) != len(module.blocks) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(
+        raise UserError(
             f"r is the number of tokens merged in a block, from 0, or a list of one for each of the {len(module.blocks)} blocks; "
             f"not {r!r}"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.models.zoo import build_model
 from vitlab.schema import ModelBundle, Transform
 
@@ -26,7 +27,7 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
     Each file appears whole or not at all, and two files that do not belong together do not load.
     """
     if model.options.get("wrapped"):
-        raise ValueError(
+        raise UserError(
             f"{model.name} was wrapped, not built by name, and cannot be built again from a folder; save it by its own code"
         )
     folder = Path(folder)
@@ -53,12 +54,12 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
     folder = Path(folder)
     for file in (DESCRIPTION, WEIGHTS):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} holds no saved model: {file} is missing; save_model(model, folder) writes it")
+            raise MissingFileError(f"{folder} holds no saved model: {file} is missing; save_model(model, folder) writes it")
     description = _read_description(folder / DESCRIPTION)
     if classes is not None and tuple(classes) != tuple(description["classes"]):
-        raise ValueError(f"the model in {folder} tells apart {', '.join(description['classes'])}, not {', '.join(classes)}")
+        raise UserError(f"the model in {folder} tells apart {', '.join(description['classes'])}, not {', '.join(classes)}")
     if _digest(folder / WEIGHTS) != description["weights_sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is not the one noted there"
         )
     options = {**description["options"], "size": tuple(description["options"]["size"])}
@@ -67,7 +68,7 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
         safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         built = ", ".join(f"{package} {number}" for package, number in description["versions"].items())
-        raise ValueError(
+        raise UserError(
             f"the weights in {folder} do not fit {description['name']} as built now (saved with {built}): {error}"
         ) from error
     return replace(model, transform=_read_transform(description["transform"]))
@@ -78,9 +79,9 @@ def _read_description(path: Path) -> dict:
         description = json.loads(path.read_text(encoding="utf-8"))
         missing = {"name", "classes", "options", "transform", "weights_sha256", "versions"} - description.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if missing:
-        raise ValueError(f"{path} is not a description of a model: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path} is not a description of a model: it lacks {', '.join(sorted(missing))}")
     return description
 
 

@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load
 
+from vitlab.errors import UserError
+
 FOLDER = files("vitlab.models") / "shipped"
 
 
@@ -20,7 +22,7 @@ def shipped_weights(name: str) -> dict[str, torch.Tensor]:
     wanted, _ = (FOLDER / f"{name}.sha256").read_text(encoding="ascii").split()
     found = hashlib.sha256(content).hexdigest()
     if found != wanted:
-        raise ValueError(f"{name}.safetensors is damaged: its SHA-256 is {found[:12]}…, not {wanted[:12]}…; install vitlab anew")
+        raise UserError(f"{name}.safetensors is damaged: its SHA-256 is {found[:12]}…, not {wanted[:12]}…; install vitlab anew")
     return {key: tensor.float() for key, tensor in load(content).items()}
 
 

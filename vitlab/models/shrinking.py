@@ -17,6 +17,7 @@ from timm.layers import Attention as TimmAttention, Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import find_anatomy
 from vitlab.models.merging import MergingBlock
 from vitlab.models.vit import Attention, Block, Mlp
@@ -66,12 +67,12 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
     """The spec with indices written out, for this module; ValueError where the two do not fit."""
     blocks = find_blocks(module)
     if isinstance(spec, str | dict) or len(spec) != len(blocks):
-        raise ValueError(
+        raise UserError(
             f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads': ..., 'neurons': ...}}; "
             f"this one is {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
         )
     if all(entry is None for entry in spec):
-        raise ValueError(
+        raise UserError(
             f"the spec drops all {len(blocks)} blocks, and nothing would be left of the transformer; keep at least one"
         )
     checked: list[dict[str, list[int]] | None] = []
@@ -80,7 +81,7 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
             checked.append(None)
             continue
         if not isinstance(entry, dict) or entry.keys() - set(KINDS):
-            raise ValueError(f"block {i} of the spec is {entry!r}; write None or a dictionary with {' and '.join(KINDS)}")
+            raise UserError(f"block {i} of the spec is {entry!r}; write None or a dictionary with {' and '.join(KINDS)}")
         there = {"heads": block.attn.num_heads, "neurons": block.mlp.fc1.out_features}
         checked.append({kind: _list_kept(entry.get(kind), there[kind], kind, i) for kind in KINDS})
     return checked
@@ -95,7 +96,7 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     """The transformer blocks that can be shrunk; ValueError where there are none, or they are built in another way."""
     blocks = getattr(module, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or not len(blocks) or not all(hasattr(block, "attn") for block in blocks):
-        raise ValueError(
+        raise UserError(
             f"a {type(module).__name__} has no transformer blocks to prune; take a ViT or DeiT of timm, hybrid_vit or vit_scratch"
         )
     for i, block in enumerate(blocks):
@@ -105,15 +106,15 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
 
 def _check_block(block, i) -> None:
     if isinstance(block, MergingBlock):
-        raise ValueError("this model merges tokens; shrink it first and merge its tokens afterwards")
+        raise UserError("this model merges tokens; shrink it first and merge its tokens afterwards")
     if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-        raise ValueError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be shrunk")
+        raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be shrunk")
     if type(block.mlp) not in (Mlp, TimmMlp):
-        raise ValueError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be shrunk")
+        raise UserError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be shrunk")
     extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]  # they mix or weigh heads and neurons
     for part, name in extra:
         if not isinstance(getattr(part, name, None), nn.Identity | None):
-            raise ValueError(
+            raise UserError(
                 f"block {i} has a {name} over all its {'heads' if part is block.attn else 'neurons'}; it cannot be shrunk"
             )
 
@@ -122,12 +123,12 @@ def _list_kept(kept, there, kind, i) -> list[int]:
     if kept is None:
         return list(range(there))
     if isinstance(kept, bool) or not isinstance(kept, int | Sequence) or isinstance(kept, str):
-        raise ValueError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
+        raise UserError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
     indices = list(range(kept)) if isinstance(kept, int) else sorted(set(kept))
     if not indices:
-        raise ValueError(f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)")
+        raise UserError(f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)")
     if indices[0] < 0 or indices[-1] >= there or not all(type(index) is int for index in indices):
-        raise ValueError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
+        raise UserError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
     return indices
 
 

@@ -12,6 +12,8 @@ from timm.layers import DropPath, PatchDropout, resample_abs_pos_embed, trunc_no
 from torch import nn
 from torch.nn import functional as F
 
+from vitlab.errors import UserError
+
 POSITIONS = ("learned", "sincos")
 
 
@@ -29,7 +31,7 @@ class PatchEmbed(nn.Module):
     def forward(self, images):
         if any(side % self.patch_size for side in images.shape[-2:]):
             height, width = images.shape[-2:]
-            raise ValueError(
+            raise UserError(
                 f"an image of {height}x{width} pixels cannot be cut into patches of {self.patch_size}x{self.patch_size}"
             )
         return self.proj(images)
@@ -44,7 +46,7 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, drop_rate: float = 0.0):
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+            raise UserError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.scale = self.head_dim**-0.5
@@ -117,7 +119,7 @@ def sincos_positions(grid: tuple[int, int], embed_dim: int) -> torch.Tensor:
     Frequencies run from 1 down to 1/10000 as in Vaswani et al. 2017 (arXiv 1706.03762); in two dimensions as in arXiv 2205.01580.
     """
     if embed_dim % 4:
-        raise ValueError(f"sine-cosine positions need an embed_dim divisible by 4, not {embed_dim}")
+        raise UserError(f"sine-cosine positions need an embed_dim divisible by 4, not {embed_dim}")
     count = embed_dim // 4
     frequencies = 10000.0 ** -(torch.arange(count) / count)
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -150,9 +152,9 @@ class VisionTransformer(nn.Module):
     ):
         super().__init__()
         if size[0] % patch_size or size[1] % patch_size:
-            raise ValueError(f"size {size[0]}x{size[1]} is not divisible by patch_size {patch_size}; choose a multiple of it")
+            raise UserError(f"size {size[0]}x{size[1]} is not divisible by patch_size {patch_size}; choose a multiple of it")
         if positions not in POSITIONS:
-            raise ValueError(f"unknown positions {positions!r}; choose one of {', '.join(POSITIONS)}")
+            raise UserError(f"unknown positions {positions!r}; choose one of {', '.join(POSITIONS)}")
         self.grid = (size[0] // patch_size, size[1] // patch_size)
         num_patches = self.grid[0] * self.grid[1]
         self.patch_embed = PatchEmbed(patch_size, embed_dim, in_chans)

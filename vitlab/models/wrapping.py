@@ -8,6 +8,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import evaluating, find_anatomy
 from vitlab.models.zoo import check_classes, check_size
 from vitlab.schema import ModelBundle, Transform
@@ -55,14 +56,14 @@ def _try(name, module, transform):
     """What the module gives for images of noise."""
     weight = next(module.parameters(), None)
     if weight is None:
-        raise ValueError(f"{name} has no parameters, so it is no trained classifier")
+        raise UserError(f"{name} has no parameters, so it is no trained classifier")
     shape = (IMAGES, len(transform.mean), *transform.size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     try:
         with evaluating(module), torch.no_grad():
             return module(images)
     except Exception as error:
-        raise ValueError(f"{name} cannot take images of shape {shape}: {error}") from error
+        raise UserError(f"{name} cannot take images of shape {shape}: {error}") from error
 
 
 def _pick_logits(output) -> torch.Tensor:
@@ -74,7 +75,7 @@ def _pick_logits(output) -> torch.Tensor:
     if found is None and isinstance(output, (tuple, list)) and output:
         found = output[0]
     if not isinstance(found, torch.Tensor):
-        raise ValueError(
+        raise UserError(
             f"the module gives a {type(output).__name__} without logits; wrap it in an nn.Module whose forward returns them, "
             "a tensor (B, num_classes)"
         )
@@ -83,15 +84,15 @@ def _pick_logits(output) -> torch.Tensor:
 
 def _check_logits(name, logits, classes) -> None:
     if logits.ndim != 2 or len(logits) != IMAGES:
-        raise ValueError(
+        raise UserError(
             f"{name} gives {tuple(logits.shape)} for {IMAGES} images, not ({IMAGES}, {len(classes)}): it is no classifier "
             "of images yet; add pooling and a linear head"
         )
     if logits.shape[1] == 1:
-        raise ValueError(f"{name} gives one logit an image; return torch.cat([-logit, logit], dim=1) / 2 for its two classes")
+        raise UserError(f"{name} gives one logit an image; return torch.cat([-logit, logit], dim=1) / 2 for its two classes")
     if logits.shape[1] != len(classes):
-        raise ValueError(f"{name} gives {logits.shape[1]} logits, and there are {len(classes)} classes: {', '.join(classes)}")
+        raise UserError(f"{name} gives {logits.shape[1]} logits, and there are {len(classes)} classes: {', '.join(classes)}")
     if not torch.isfinite(logits).all():
-        raise ValueError(f"{name} gives NaN or infinite logits for images of noise; its weights are damaged")
+        raise UserError(f"{name} gives NaN or infinite logits for images of noise; its weights are damaged")
     if (logits >= 0).all() and torch.allclose(logits.float().sum(dim=1), torch.ones((), device=logits.device), atol=1e-3):
-        raise ValueError(f"{name} gives probabilities, not logits; take off the softmax at its end")
+        raise UserError(f"{name} gives probabilities, not logits; take off the softmax at its end")

@@ -13,6 +13,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models.anatomy import find_anatomy
 from vitlab.models.heads import set_head
 from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
@@ -67,9 +68,9 @@ def build_model(
     classes = check_classes(classes)
     size = check_size(size)
     if fit not in ("pad", "crop"):
-        raise ValueError(unknown("fit", fit, ["pad", "crop"]))
+        raise UserError(unknown("fit", fit, ["pad", "crop"]))
     if in_chans not in (1, 3):
-        raise ValueError(f"in_chans={in_chans}: images have 3 channels (colour) or 1 (grey)")
+        raise UserError(f"in_chans={in_chans}: images have 3 channels (colour) or 1 (grey)")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         build = models[name] if name in models else _timm_builder(name)
@@ -117,7 +118,7 @@ def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
 def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
     """The project's own Vision Transformer, from random weights."""
     if pretrained:
-        raise ValueError(f"vit_scratch has no pretrained weights: leave pretrained out, or choose another model; {AT_HAND}")
+        raise UserError(f"vit_scratch has no pretrained weights: leave pretrained out, or choose another model; {AT_HAND}")
     _check_options("vit_scratch", VisionTransformer, options)
     size = size or (96, 96)
     transform = Transform(size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -134,10 +135,10 @@ def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
     try:
         network = create_network("vit_tiny_patch16_224", pretrained=bool(weights), **arguments)
     except RuntimeError as error:
-        raise ValueError(advice) from error
+        raise UserError(advice) from error
     network.pretrained_cfg.pop("state_dict", None)
     if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:  # timm is content with a part
-        raise ValueError(advice)
+        raise UserError(advice)
     return network, _read_transform(network, size or (128, 128))
 
 
@@ -180,11 +181,11 @@ def _look_inside(name, module, size) -> Anatomy:
     advice = f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit it"
     for part in module.modules():
         if isinstance(part, PatchEmbed) and not part.dynamic_img_pad and any(map(operator.mod, size, part.patch_size)):
-            raise ValueError(f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop the rest)")
+            raise UserError(f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop the rest)")
     try:
         return find_anatomy(module, size)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"{advice} ({error})") from error
+        raise UserError(f"{advice} ({error})") from error
 
 
 def check_name(name: str) -> None:
@@ -192,12 +193,12 @@ def check_name(name: str) -> None:
     if name in models or timm.is_model(name):
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=5)
-    raise ValueError(unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too."))
+    raise UserError(unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too."))
 
 
 def check_classes(classes) -> tuple[str, ...]:
     if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ValueError(f"a classifier needs a list of at least two different class names, not {classes!r}")
+        raise UserError(f"a classifier needs a list of at least two different class names, not {classes!r}")
     return tuple(classes)
 
 
@@ -206,7 +207,7 @@ def check_size(size) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"size {size!r} is neither a number of pixels nor (height, width)")
+        raise UserError(f"size {size!r} is neither a number of pixels nor (height, width)")
     return pair
 
 
@@ -216,4 +217,4 @@ def _check_options(name, constructor, options):
     }
     for option in options:
         if option not in known - {"in_chans"}:
-            raise ValueError(unknown(f"option of {name}", option, sorted(known - {"in_chans"})))
+            raise UserError(unknown(f"option of {name}", option, sorted(known - {"in_chans"})))

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from vitlab.errors import UserError
 from vitlab.plots.checking import check_table
 from vitlab.plots.style import (
     DIVERGING,
@@ -44,7 +45,7 @@ def plot_heads(
     """
     attention = np.asarray(attention, float)
     if attention.ndim != 3 or not len(attention):
-        raise ValueError(f"attention must be (H, T, T), all heads of one layer for one image, got {attention.shape}")
+        raise UserError(f"attention must be (H, T, T), all heads of one layer for one image, got {attention.shape}")
     read = [read_attention(head, grid, query) for head in attention]
     weights, prefix, query = np.stack([head[0] for head in read]), *read[0][1:]
     height, width = image_shape(image)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
+from vitlab.errors import UserError
 from vitlab.plots.checking import check_table
 from vitlab.plots.style import DIVERGING, WIDTH, few_ticks, new_figure, readable, show_image
 from vitlab.schema import AttributionMap
@@ -81,14 +82,14 @@ def title_images(table: pd.DataFrame) -> list[str]:
 
 def _check(images, maps, titles, scale) -> None:
     if scale not in ("map", "method"):
-        raise ValueError(f"unknown scale {scale!r}; choose map or method")
+        raise UserError(f"unknown scale {scale!r}; choose map or method")
     if not len(images) or not len(maps):
-        raise ValueError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
+        raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
     for attribution in maps:
         if len(attribution.values) != len(images):
-            raise ValueError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
+            raise UserError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
     if titles is not None and len(titles) != len(images):
-        raise ValueError(f"{len(titles)} titles do not go with {len(images)} images")
+        raise UserError(f"{len(titles)} titles do not go with {len(images)} images")
 
 
 def _lay_out_down(images, maps, titles, bars):

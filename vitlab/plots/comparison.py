@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.plots.style import few_ticks, panel_grid, readable, series_colors
 from vitlab.registry import unknown
 
@@ -20,7 +21,7 @@ def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = 
     metrics = list(metrics) if metrics is not None else there
     for name in metrics:
         if name not in there:
-            raise ValueError(unknown("metric", name, there))
+            raise UserError(unknown("metric", name, there))
     colors = series_colors(runs_metrics["model"].unique())
     axes = panel_grid(len(metrics), 2 if len(metrics) in (2, 4) else 3, 0.7 + 0.28 * len(colors), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):

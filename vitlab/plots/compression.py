@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 
+from vitlab.errors import UserError
 from vitlab.plots.checking import check_table
 from vitlab.plots.data import plot_sample_grid
 from vitlab.plots.evaluation import finish_rows, stack_rows
@@ -157,7 +158,7 @@ def plot_drop(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     if not named:
-        raise ValueError("there is no table to draw: give a drop_table, or one for each model")
+        raise UserError("there is no table to draw: give a drop_table, or one for each model")
     for name, table in named.items():
         check_table(table, DROP, name or "drop_table")
     first = next(iter(named.values()))
@@ -167,7 +168,7 @@ def plot_drop(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None
     for number, (name, color) in enumerate(series_colors(named).items()):
         table, offset = named[name], 0.5 * (number - (len(named) - 1) / 2) / max(len(named) - 1, 1) if len(named) > 1 else 0.0
         if table[["column", "slice"]].values.tolist() != first[["column", "slice"]].values.tolist():
-            raise ValueError(f"the table of {name} has other slices than the first one; make all with the same columns `by`")
+            raise UserError(f"the table of {name} has other slices than the first one; make all with the same columns `by`")
         for place, row in zip(places, table.itertuples(), strict=True):
             if np.isnan(row.change):
                 if number == 0:
@@ -195,9 +196,9 @@ def plot_lost(images: Sequence, lost_images: pd.DataFrame, columns: int = 4) -> 
     """The images of a `lost_images` table, in its order: true class, both answers, and the probability of the true class."""
     missing = [name for name in LOST if name not in lost_images]
     if missing:
-        raise ValueError(f"lost_images lacks the columns {', '.join(missing)}; lost_images(before, after) makes such a table")
+        raise UserError(f"lost_images lacks the columns {', '.join(missing)}; lost_images(before, after) makes such a table")
     if len(images) != len(lost_images):
-        raise ValueError(f"{len(images)} images do not go with {len(lost_images)} rows: give one image for each row, in order")
+        raise UserError(f"{len(images)} images do not go with {len(lost_images)} rows: give one image for each row, in order")
     if lost_images.empty:
         ax = new_axes(None, 0.6)
         ax.set_axis_off()
@@ -220,12 +221,12 @@ def _choose_rows(table: pd.DataFrame, batch_size: int | None) -> pd.DataFrame:
         there = sorted(table["batch_size"].unique().tolist())
         chosen = there[0] if batch_size is None else batch_size
         if chosen not in there:
-            raise ValueError(unknown("batch_size", str(chosen), list(map(str, there))))
+            raise UserError(unknown("batch_size", str(chosen), list(map(str, there))))
         table = table[table["batch_size"] == chosen]
     if not (table["p50_ms"] > 0).all():
-        raise ValueError("p50_ms must be above 0 throughout: the axis is logarithmic")
+        raise UserError("p50_ms must be above 0 throughout: the axis is logarithmic")
     if table["side"].duplicated().any():
-        raise ValueError(f"{table['side'][table['side'].duplicated()].iloc[0]!r} has several rows; give one a model")
+        raise UserError(f"{table['side'][table['side'].duplicated()].iloc[0]!r} has several rows; give one a model")
     return (table if "size_mb" in table else table.assign(size_mb=np.nan)).reset_index(drop=True)
 
 

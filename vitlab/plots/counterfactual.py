@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from vitlab.errors import UserError
 from vitlab.plots.style import GREY, PALETTE, WIDTH, new_figure, show_image
 
 MARK = PALETTE[3]
@@ -32,7 +33,7 @@ def plot_counterfactuals(
     found = np.asarray(before) != np.asarray(after) if found is None else np.asarray(found, bool)
     counts = [len(part) for part in (images, changed, removed, before, after, found)]
     if len(set(counts)) > 1 or not counts[0]:
-        raise ValueError(
+        raise UserError(
             f"images, changed, removed, before, after, found have {', '.join(map(str, counts))} entries: "
             "give as many of each, and at least one"
         )

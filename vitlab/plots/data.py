@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from vitlab.errors import UserError
 from vitlab.plots.style import (
     GREY,
     PALETTE,
@@ -32,7 +33,7 @@ BRIGHTNESS, CONTRAST = "mean brightness (0 black, 1 white)", "contrast (standard
 def plot_class_balance(samples: pd.DataFrame, by: str = "group", classes: Sequence[str] | None = None) -> np.ndarray:
     """Number and share of samples of each class: a panel for all samples, then one for each value of the column `by`."""
     if by not in samples.columns:
-        raise ValueError(unknown("column", by, list(samples.columns)))
+        raise UserError(unknown("column", by, list(samples.columns)))
     classes = list(classes if classes is not None else sorted(samples["label"].unique()))
     colors = class_colors(classes)
     order = [name for name in ("train", "val", "test") if by == "split"] or sorted(samples[by].astype(str).unique())
@@ -60,7 +61,7 @@ def plot_sample_grid(
 ) -> np.ndarray:
     """Images side by side. With `labels`, each has a frame in the colour of its class."""
     if len(images) == 0:
-        raise ValueError("there is no image to draw")
+        raise UserError("there is no image to draw")
     titles = list(titles) if titles is not None else []
     lines = max((title.count("\n") + 1 for title in titles), default=0)
     columns = min(columns, len(images))
@@ -126,7 +127,7 @@ def plot_augmentations(original, variants: Sequence, columns: int = 6) -> np.nda
 def plot_pairs(pairs: Sequence[tuple], titles: Sequence[tuple[str, str]] | None = None, columns: int = 3) -> np.ndarray:
     """Pairs of images (near-duplicates) side by side: an array of axes (pairs, 2). titles: one for each image of each pair."""
     if len(pairs) == 0:
-        raise ValueError("there is no pair to draw")
+        raise UserError("there is no pair to draw")
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
     lines = max(title.count("\n") + 1 for pair in titles for title in pair) if titles is not None else 0

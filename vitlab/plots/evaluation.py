@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from vitlab.errors import UserError
 from vitlab.plots.data import plot_sample_grid
 from vitlab.plots.style import (
     GREY,
@@ -129,14 +130,14 @@ def _fill_bands(ax: Axes, lines, tables, bands, x: str) -> None:
     if bands is None:
         return
     if isinstance(tables, Mapping) != isinstance(bands, Mapping) or (isinstance(bands, Mapping) and set(bands) != set(tables)):
-        raise ValueError("bands go with the curves: one table for one table, or a mapping of the same names")
+        raise UserError("bands go with the curves: one table for one table, or a mapping of the same names")
     for name, color, curves in lines:
         if len(curves) > 1:
-            raise ValueError("a mean over classes has no band: make curves and bands of one class, with positive=")
+            raise UserError("a mean over classes has no band: make curves and bands of one class, with positive=")
         table = bands[name] if isinstance(bands, Mapping) and name in bands else bands
         table = next(iter(table.values())) if isinstance(table, Mapping) else table
         if x not in table:
-            raise ValueError(f"the band has no column {x}: it is that of another kind of curve")
+            raise UserError(f"the band has no column {x}: it is that of another kind of curve")
         own = table[table["class"] == curves[0]["class"].iloc[0]]
         ax.fill_between(own[x], own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
 
@@ -270,7 +271,7 @@ def finish_rows(ax: Axes, places: list[float], names: list[str], heads: dict[flo
 def plot_mistakes(images: Sequence, mistakes: pd.DataFrame, columns: int = 4) -> np.ndarray:
     """The images of a `mistakes_table`, in its order, each with its true class, the wrong answer and how sure that was."""
     if len(images) != len(mistakes):
-        raise ValueError(f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each row, in order")
+        raise UserError(f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each row, in order")
     if mistakes.empty:
         ax = new_axes(None, 0.6)
         ax.set_axis_off()

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import bootstrap, norm
 from statsmodels.stats.proportion import proportion_confint
 
+from vitlab.errors import UserError
 from vitlab.plots.checking import check_table
 from vitlab.plots.style import GREY, MARKERS, PALETTE, few_ticks, new_figure, panel_grid, readable, series_colors
 from vitlab.plots.trust import CONTROLS
@@ -39,12 +40,12 @@ def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
     check_table(curves, ("method", "kind", "sample_id", "share", "score"), "table of perturbation curves")
     for kind in curves["kind"].unique():
         if kind not in KINDS:
-            raise ValueError("table of perturbation curves: " + unknown("kind", str(kind), list(KINDS)))
+            raise UserError("table of perturbation curves: " + unknown("kind", str(kind), list(KINDS)))
     means = _mean_over_images(curves, ["method", "kind", "share"], "score")
     kinds = [kind for kind in KINDS if kind in set(curves["kind"])]
     methods, controls = split_controls(curves["method"])
     if not methods:
-        raise ValueError(f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method")
+        raise UserError(f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at least one method")
     return (_draw_together if len(methods) <= TOGETHER else _draw_apart)(means, kinds, methods, controls)
 
 

@@ -22,6 +22,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import NullFormatter
 from plotly.subplots import make_subplots
 
+from vitlab.errors import UserError
 from vitlab.plots.interactive import SYMBOLS, Interactive, dress
 from vitlab.plots.style import SEQUENTIAL, few_ticks, new_axes, panel_grid, readable, series_colors
 from vitlab.registry import unknown
@@ -51,7 +52,7 @@ def name_column(column: str) -> str:
 def order_runs(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The runs that have a value in this metric, the best first."""
     if metric not in table:
-        raise ValueError(unknown("column", metric, [str(name) for name in table.columns if str(name).startswith("metrics.")]))
+        raise UserError(unknown("column", metric, [str(name) for name in table.columns if str(name).startswith("metrics.")]))
     kept = table[pd.to_numeric(table[metric], errors="coerce").notna()]
     return kept.sort_values(metric, ascending=bool(LOW_IS_BEST.search(metric)), kind="stable", ignore_index=True)
 
@@ -274,7 +275,7 @@ def _add_legend(axes, colors):
 def _check_columns(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     for name in columns:
         if name not in runs:
-            raise ValueError(unknown("column", name, [str(column) for column in runs.columns]))
+            raise UserError(unknown("column", name, [str(column) for column in runs.columns]))
     return list(columns)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.plots.style import GREY, few_ticks, panel_grid, readable, series_colors
 
 
@@ -16,7 +17,7 @@ def plot_published(published_table: pd.DataFrame, ours: str = "this report") -> 
     groups = published_table.groupby(["task", "cells", "metric"], sort=False)
     panels = {keys: part.iloc[::-1] for keys, part in groups if (part["source"] != ours).any() and (part["source"] == ours).any()}
     if not panels:
-        raise ValueError("the table has no combination of task, cells and metric with both our and published numbers")
+        raise UserError("the table has no combination of task, cells and metric with both our and published numbers")
     colors = series_colors(published_table.loc[published_table["source"] == ours, "model"].unique())
     axes = panel_grid(len(panels), 2, 0.85 + 0.2 * max(map(len, panels.values())))
     for ax, ((task, cells, metric), part) in zip(axes, panels.items(), strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
 
+from vitlab.errors import UserError
 from vitlab.plots.style import PALETTE, WIDTH, frame, new_figure, readable, series_colors, show_image
 from vitlab.schema import SPLITS
 
@@ -54,7 +55,7 @@ def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples:
 
 def _image_rows(rows: list[tuple[str, list[str]]], images: Mapping[str, object], legend: bool = False) -> np.ndarray:
     if not rows:
-        raise ValueError("there is no image to draw: the table is empty")
+        raise UserError("there is no image to draw: the table is empty")
     columns = max(len(ids) for _, ids in rows)
     side = (WIDTH - LABEL_WIDTH) / max(columns, 6)
     figure = new_figure(len(rows) * (side + 0.24 + 0.1 * legend) + 0.1 + 0.25 * legend)

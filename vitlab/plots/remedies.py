@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.plots.style import GREY, PALETTE, few_ticks, panel_grid, readable
 from vitlab.registry import unknown
 
@@ -22,11 +23,11 @@ def plot_remedies(remedy_table: pd.DataFrame, metrics: Sequence[str] | None = No
     metrics = list(metrics) if metrics is not None else there
     for name in metrics:
         if name not in there:
-            raise ValueError(unknown("metric", name, there))
+            raise UserError(unknown("metric", name, there))
     differs = remedy_table.groupby("model", sort=False)["difference"].agg(lambda values: (values != 0).any())
     models = list(differs.index[differs])
     if not models:
-        raise ValueError("there is nothing to draw: no model differs from the baseline")
+        raise UserError("there is nothing to draw: no model differs from the baseline")
     axes = panel_grid(len(metrics), COLUMNS, 0.75 + 0.2 * len(models), sharey=True)
     places = np.arange(len(models))
     for ax, metric in zip(axes, metrics, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from vitlab.errors import UserError
 from vitlab.plots.style import (
     GREY,
     MARKERS,
@@ -31,9 +32,9 @@ def plot_corruptions(images: Mapping[str, Sequence], severities: Sequence[int]) 
     """An image under each corruption (columns, keys of `images`) at each severity (rows): an array of axes (rows, columns)."""
     for name, versions in images.items():
         if len(versions) != len(severities):
-            raise ValueError(f"{name}: {len(versions)} images do not go with {len(severities)} severities: give one for each")
+            raise UserError(f"{name}: {len(versions)} images do not go with {len(severities)} severities: give one for each")
     if not images or not len(severities):
-        raise ValueError("there is no image to draw: give at least one corruption and one severity")
+        raise UserError("there is no image to draw: give at least one corruption and one severity")
     height, width = image_shape(next(iter(images.values()))[0])
     cell = 0.97 * WIDTH / max(len(images), 4)
     figure = new_figure(len(severities) * cell * height / width + 0.3)
@@ -60,10 +61,10 @@ def plot_robustness(
     for name, table in named.items():
         for metric in metrics:
             if metric not in set(table["metric"]):
-                raise ValueError(f"{name}: " * bool(name) + unknown("metric", metric, sorted(set(table["metric"]))))
+                raise UserError(f"{name}: " * bool(name) + unknown("metric", metric, sorted(set(table["metric"]))))
         lacking = sorted(set(corruptions) - set(table["corruption"]))
         if lacking:
-            raise ValueError(f"the table of {name} lacks the corruptions {', '.join(lacking)}; make all with the same ones")
+            raise UserError(f"the table of {name} lacks the corruptions {', '.join(lacking)}; make all with the same ones")
     figure = new_figure(0.7 + 1.25 * len(metrics) + 0.2 * (len(named) > 1))
     axes = figure.subplots(len(metrics), len(corruptions), squeeze=False, sharex=True, sharey="row")
     for row, metric in zip(axes, metrics, strict=True):
@@ -113,7 +114,7 @@ def plot_attack_images(before: np.ndarray, after: np.ndarray, predictions: pd.Da
     the full range of grey levels: grey is no change.
     """
     if not len(before) == len(after) == len(predictions) > 0:
-        raise ValueError(
+        raise UserError(
             f"{len(before)} images before, {len(after)} after and {len(predictions)} predictions: "
             "give as many of each, and at least one"
         )

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.plots.many_runs import BY_RECIPE, LOW_IS_BEST, name_column
 from vitlab.registry import unknown
 
@@ -40,7 +41,7 @@ def iplot_runs_table(
     """
     for name in (metric, *columns):
         if name not in table:
-            raise ValueError(unknown("column", name, [str(column) for column in table.columns]))
+            raise UserError(unknown("column", name, [str(column) for column in table.columns]))
     runs = _order(table, metric)
     shown = runs.head(limit)
     left = f", {len(runs) - len(shown)} more are not shown" if len(runs) > len(shown) else ""
@@ -58,7 +59,7 @@ def iplot_runs_table(
     )
     if len(html) > LIMIT:
         fits = int(0.95 * (LIMIT - len(html) + len(body)) * len(shown) / len(body))  # rows are not all of one length
-        raise ValueError(f"a table of {len(shown)} runs takes {len(html) / 1e6:.1f} MB of a page: set limit to {fits} or less")
+        raise UserError(f"a table of {len(shown)} runs takes {len(html) / 1e6:.1f} MB of a page: set limit to {fits} or less")
     return RunsTable(html, _write_markdown(runs, metric, columns, heads))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from vitlab.errors import UserError
 from vitlab.plots.style import GREY, MARKERS, class_colors, legend_below, new_axes, new_figure, readable, series_colors
 from vitlab.registry import unknown
 
@@ -64,7 +65,7 @@ def _draw_recalls(ax: Axes, history: pd.DataFrame, recalls: list[str]) -> None:
 def best_epoch(history: pd.DataFrame, monitor: str) -> float:
     """The epoch of the highest `monitor`, or of the lowest if that is a loss."""
     if monitor not in history.columns:
-        raise ValueError(unknown("column", monitor, list(history.columns)))
+        raise UserError(unknown("column", monitor, list(history.columns)))
     row = history[monitor].idxmin() if monitor.endswith("loss") else history[monitor].idxmax()
     return history["epoch"][row]
 
@@ -85,7 +86,7 @@ def plot_learning_curves(
         runs = list_histories(histories[name])
         for run in runs:
             if metric not in run.columns:
-                raise ValueError(unknown("column", metric, list(run.columns), f"It was looked for in the history of {name}."))
+                raise UserError(unknown("column", metric, list(run.columns), f"It was looked for in the history of {name}."))
             ax.plot(run["epoch"], run[metric], color=color, linewidth=0.7, alpha=0.7)
         mean = mean_curve(runs, metric)
         seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
@@ -116,7 +117,7 @@ def plot_cost(
     """
     for column in ("model", x, y, size):
         if column not in table.columns:
-            raise ValueError(unknown("column", column, list(table.columns)))
+            raise UserError(unknown("column", column, list(table.columns)))
     ax = new_axes(ax, 3.2)
     for marker, (name, color) in zip(MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False):
         runs = table[table["model"] == name]

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from vitlab.errors import UserError
 from vitlab.plots.checking import check_table
 from vitlab.plots.style import GREY, PALETTE, new_axes, new_figure, readable
 from vitlab.registry import unknown
@@ -112,7 +113,7 @@ def plot_trust_by_model(tables: Mapping[str, pd.DataFrame], ax: Axes | None = No
     are a dash. Methods are sorted by their mean over the models.
     """
     if not tables:
-        raise ValueError("tables is empty: give one trust table for each model")
+        raise UserError("tables is empty: give one trust table for each model")
     found = {}
     for name, table in tables.items():
         _check_trust(table, f"trust table of {name}")
@@ -174,7 +175,7 @@ def _square(table: pd.DataFrame) -> pd.DataFrame:
         for row in table.itertuples():
             square.loc[row.method_a, row.method_b] = square.loc[row.method_b, row.method_a] = row.value
     if len(square) < 2:
-        raise ValueError("agreement needs at least two methods; explain the images with another one too")
+        raise UserError("agreement needs at least two methods; explain the images with another one too")
     return square
 
 
@@ -182,17 +183,17 @@ def _check_trust(table: pd.DataFrame, what: str) -> None:
     check_table(table, TRUST_COLUMNS, what)
     for verdict in table.loc[table["difference"].notna(), "verdict"].unique():
         if verdict not in VERDICTS:
-            raise ValueError(f"{what}: " + unknown("verdict", str(verdict), list(VERDICTS)))
+            raise UserError(f"{what}: " + unknown("verdict", str(verdict), list(VERDICTS)))
     double = table[table.duplicated(["method", "metric"])]
     if len(double):
         first = double.iloc[0]
-        raise ValueError(f"{what}: more than one row for {first['method']} and {first['metric']}; give one model's table")
+        raise UserError(f"{what}: more than one row for {first['method']} and {first['metric']}; give one model's table")
 
 
 def _check_order(methods: Sequence[str], known) -> None:
     for method in methods:
         if method not in set(known):
-            raise ValueError(unknown("method in order", method, list(known)))
+            raise UserError(unknown("method in order", method, list(known)))
 
 
 def _draw_difference(ax: Axes, place: int, row: pd.Series) -> None:

@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitlab.errors import UserError
 from vitlab.plots.style import SEQUENTIAL, WIDTH, hide_ticks, image_shape, new_figure, png_bytes, show_image
 from vitlab.plots.vit import MARK, outline_cell
 
@@ -75,7 +76,7 @@ def iplot_patch_attention(
     attention, prefix = _check_attention(attention, grid, num_prefix_tokens)
     names = [str(name) for name in (layers if layers is not None else range(1, len(attention) + 1))]
     if len(names) != len(attention):
-        raise ValueError(f"{len(names)} names in layers for the attention of {len(attention)} blocks; give one for each")
+        raise UserError(f"{len(names)} names in layers for the attention of {len(attention)} blocks; give one for each")
     _check_size(attention, prefix)
     start = _find_token(query, grid, prefix)
     patches = attention[:, :, prefix:]  # (L, T, rows * columns)
@@ -108,18 +109,18 @@ def _check_attention(attention, grid, num_prefix_tokens) -> tuple[np.ndarray, in
     attention = np.asarray(attention, np.float32)
     attention = attention[None] if attention.ndim == 2 else attention
     if attention.ndim != 3 or attention.shape[1] != attention.shape[2] or not attention.size:
-        raise ValueError(
+        raise UserError(
             f"attention must be (T, T), or (L, T, T) for several blocks, got {attention.shape}; average the heads or choose one"
         )
     tokens, patches = attention.shape[1], grid[0] * grid[1]
     prefix = tokens - patches if num_prefix_tokens is None else int(num_prefix_tokens)
     if prefix < 0 or patches < 1 or prefix + patches != tokens:
-        raise ValueError(
+        raise UserError(
             f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches "
             f"and {max(prefix, 0)} prefix tokens"
         )
     if not np.isfinite(attention).all() or attention.min() < 0:
-        raise ValueError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
+        raise UserError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
     return attention, prefix
 
 
@@ -129,7 +130,7 @@ def _check_size(attention: np.ndarray, prefix: int) -> None:
     room = (LIMIT - OTHERS) // each
     if count > room:
         advice = f"give at most {room} of the {count} blocks" if room else "give a smaller image, which has fewer patches"
-        raise ValueError(
+        raise UserError(
             f"the attention of {count} blocks over {tokens} tokens takes {count * each / 1e6:.1f} MB of a page, the limit is "
             f"{LIMIT / 1e6:.1f}: {advice}"
         )
@@ -139,14 +140,14 @@ def _find_token(query, grid, prefix) -> int:
     if query is None:
         return 0 if prefix else grid[0] // 2 * grid[1] + grid[1] // 2
     if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
-        raise ValueError(f"the query {query} lies outside the grid of {grid[0]} x {grid[1]}; rows and columns count from 0")
+        raise UserError(f"the query {query} lies outside the grid of {grid[0]} x {grid[1]}; rows and columns count from 0")
     return prefix + query[0] * grid[1] + query[1]
 
 
 def _as_uint8(image) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"image must be (h, w, 3) or (h, w), got {pixels.shape}")
+        raise UserError(f"image must be (h, w, 3) or (h, w), got {pixels.shape}")
     return pixels if pixels.dtype == np.uint8 else np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 

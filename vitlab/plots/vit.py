@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from vitlab.errors import UserError
 from vitlab.plots.style import DIVERGING, PALETTE, SEQUENTIAL, TIMES, hide_ticks, image_shape, new_figure, show_image
 
 MARK = PALETTE[3]  # what marks the query on an image
@@ -16,7 +17,7 @@ def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
     pixels = np.asarray(image)
     height, width = image_shape(pixels)
     if height % patch_size or width % patch_size:
-        raise ValueError(
+        raise UserError(
             f"patches of {patch_size} pixels do not fill an image of {height} x {width}: resize or pad it to a multiple"
         )
     rows, columns = height // patch_size, width // patch_size
@@ -115,15 +116,15 @@ def read_attention(
     attention = np.asarray(attention, float)
     tokens = attention.shape[0]
     if attention.shape != (tokens, tokens):
-        raise ValueError(f"attention must be (T, T) of one head and one image, got {attention.shape}")
+        raise UserError(f"attention must be (T, T) of one head and one image, got {attention.shape}")
     rows, columns = grid
     prefix = tokens - rows * columns
     if prefix < 0:
-        raise ValueError(f"attention over {tokens} tokens does not cover a grid of {rows} x {columns}")
+        raise UserError(f"attention over {tokens} tokens does not cover a grid of {rows} x {columns}")
     if query is None and prefix == 0:
         query = (rows // 2, columns // 2)
     if query is not None and not (0 <= query[0] < rows and 0 <= query[1] < columns):
-        raise ValueError(f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count from 0")
+        raise UserError(f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count from 0")
     return attention[0 if query is None else prefix + query[0] * columns + query[1]], prefix, query
 
 
@@ -143,7 +144,7 @@ def outline_cell(
 def _patch_rows(tokens: np.ndarray, grid: tuple[int, int], what: str) -> np.ndarray:
     patches = grid[0] * grid[1]
     if tokens.ndim != 2 or len(tokens) < patches:
-        raise ValueError(
+        raise UserError(
             f"{what} {tokens.shape} do not cover a grid of {grid[0]} x {grid[1]}: expected (T, C) with T >= {patches}"
         )
     return tokens[-patches:]

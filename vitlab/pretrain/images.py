@@ -14,6 +14,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from vitlab.errors import MissingFileError
+
 
 @dataclass(frozen=True)
 class ImageArray:
@@ -41,7 +43,7 @@ def load_images(folder: Path, split: str, size: int, cache: Path) -> ImageArray:
     folder, cache = Path(folder), Path(cache)
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files and not (folder / split).is_dir():
-        raise FileNotFoundError(f"{folder} holds neither {split}*.parquet nor a folder {split}/ of one folder a class")
+        raise MissingFileError(f"{folder} holds neither {split}*.parquet nor a folder {split}/ of one folder a class")
     rows, labels, classes = _read_parquet(files, folder) if files else _read_folder(folder / split)
     path = cache / f"{split}-{size}-{len(labels)}.npy"
     if not path.exists():

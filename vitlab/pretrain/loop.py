@@ -12,6 +12,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
+from vitlab.errors import UserError
 from vitlab.pretrain.images import ImageArray
 from vitlab.pretrain.lessons import CachedLessons, OnlineLessons
 from vitlab.pretrain.recipe import Recipe
@@ -47,7 +48,7 @@ def pretrain(
     average = MovingAverage(student, recipe.average, set(student.state_dict()))
     per_epoch = len(images) // recipe.batch_size
     if not per_epoch:
-        raise ValueError(f"{len(images)} images do not fill a batch of {recipe.batch_size}; give more images")
+        raise UserError(f"{len(images)} images do not fill a batch of {recipe.batch_size}; give more images")
     total = recipe.epochs * per_epoch
     checkpoints = Checkpoints(folder / "checkpoints", {"recipe": recipe.describe(), "images": len(images)})
     step = _restore(checkpoints, student, average, optimizer)

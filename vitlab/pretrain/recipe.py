@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from vitlab.errors import UserError
 from vitlab.pretrain.student import Weights
 from vitlab.registry import unknown
 
@@ -54,5 +55,5 @@ RECIPES = {
 
 def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
-        raise ValueError(unknown("recipe", name, list(RECIPES)))
+        raise UserError(unknown("recipe", name, list(RECIPES)))
     return RECIPES[name]

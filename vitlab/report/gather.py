@@ -14,6 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from vitlab.errors import UserError
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.report.blocks import callout, code_block, find_headings
@@ -80,9 +81,9 @@ def gather_report(batches: list[str] | None = None) -> Report:
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
     for name in batches or ():
         if name not in known:
-            raise ValueError(unknown("batch", name, known, "Run `vitlab batch FILE.yml` first."))
+            raise UserError(unknown("batch", name, known, "Run `vitlab batch FILE.yml` first."))
     if not known:
-        raise ValueError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
+        raise UserError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
     chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}
     pages = []
     for name, batch in chosen.items():
@@ -134,7 +135,7 @@ def _make_page(task, section, batch_file):
         try:
             heading, notebook = _take_heading(clean_notebook(executed))
         except ValueError as error:
-            raise ValueError(f"{copy}: {error}") from error
+            raise UserError(f"{copy}: {error}") from error
     else:
         source = source or project_root() / "notebooks" / f"{stem}.ipynb"
         heading = _take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""

@@ -6,6 +6,8 @@ import re
 
 import yaml
 
+from vitlab.errors import UserError
+
 WORD = re.compile(r"[\w-]+")  # a mark such as `#| answer`, which has no value
 
 
@@ -22,7 +24,7 @@ def read_options(source: str) -> tuple[dict, str]:
     except yaml.YAMLError:
         options = None
     if not isinstance(options, dict):
-        raise ValueError("cell options must be `#| key: value` lines in YAML, not\n" + "\n".join(lines[:head]))
+        raise UserError("cell options must be `#| key: value` lines in YAML, not\n" + "\n".join(lines[:head]))
     return options, "\n".join(lines[head:]).strip("\n")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from vitlab.errors import UserError
 from vitlab.runs import project_root
 
 
@@ -33,7 +34,7 @@ def read_settings(root: Path | None = None) -> Settings:
     csl = root / config["csl"] if "csl" in config else None
     for path in (*bibliography, *([csl] if csl else [])):
         if not path.is_file():
-            raise ValueError(f"{file} names {path}, and there is no such file")
+            raise UserError(f"{file} names {path}, and there is no such file")
     html = (config.get("format") or {}).get("html") or {}
     return Settings(
         title=(config.get("website") or {}).get("title", "vitlab"),

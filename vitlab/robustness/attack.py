@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from vitlab.data import ImageDataset, fit_image
 from vitlab.data.reading import map_images
+from vitlab.errors import UserError
 from vitlab.evaluation.calibration import wilson_interval
 from vitlab.explain.inspection import inspecting
 from vitlab.registry import Registry
@@ -104,7 +105,7 @@ def attack_images(
     _check(attack, [epsilon], steps)
     ids = list(sample_ids)
     if not ids:
-        raise ValueError("there is no image to attack: give at least one sample_id")
+        raise UserError("there is no image to attack: give at least one sample_id")
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
     changed = _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed)
@@ -162,6 +163,6 @@ def _normalise(pixels: torch.Tensor, model: ModelBundle) -> torch.Tensor:
 def _check(attack: str, epsilons: Sequence[float], steps: int) -> None:
     ATTACKS[attack]
     if steps < 1:
-        raise ValueError(f"an attack takes at least one step, got steps={steps}")
+        raise UserError(f"an attack takes at least one step, got steps={steps}")
     if len(epsilons) == 0 or not all(0 <= epsilon < 255 for epsilon in epsilons):
-        raise ValueError(f"epsilon counts grey levels of 0..255, such as 0.5, 1 or 2; got {list(epsilons)}")
+        raise UserError(f"epsilon counts grey levels of 0..255, such as 0.5, 1 or 2; got {list(epsilons)}")

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
 
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.registry import Registry
 from vitlab.schema import DataBundle
@@ -42,7 +43,7 @@ class Corruption:
 def corruption(unit: str, *strengths: float):
     """Decorator: make a function available as a corruption under its own name (see Corruption)."""
     if len(strengths) != len(SEVERITIES):
-        raise ValueError(f"a corruption has {len(SEVERITIES)} strengths, one for each severity; got {len(strengths)}")
+        raise UserError(f"a corruption has {len(SEVERITIES)} strengths, one for each severity; got {len(strengths)}")
 
     def register(function):
         CORRUPTIONS.register(Corruption(function, strengths, unit), name=function.__name__)
@@ -86,7 +87,7 @@ def find_corruption(corruption: str, severity: int) -> Corruption:
     """The corruption of this name; ValueError for an unknown name or severity."""
     chosen = CORRUPTIONS[corruption]
     if isinstance(severity, bool) or severity not in (0, *SEVERITIES):
-        raise ValueError(f"{corruption}: severity {severity!r} is none of 1 (mild) to 5 (severe), or 0 for the clean image")
+        raise UserError(f"{corruption}: severity {severity!r} is none of 1 (mild) to 5 (severe), or 0 for the clean image")
     return chosen
 
 

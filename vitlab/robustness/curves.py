@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from vitlab.data import ImageDataset
 from vitlab.data.reading import map_images
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
 from vitlab.evaluation.metrics import METRICS, compute_metrics
 from vitlab.evaluation.scores import Scores, target_classes
@@ -55,7 +56,7 @@ def robustness_table(
     conditions = [(CLEAN, 0)] + [(name, severity) for name in names for severity in sorted(set(severities) - {0})]
     for name in metrics:
         if name not in (*METRICS, *CALIBRATION):
-            raise ValueError(unknown("metric", name, [*METRICS, *CALIBRATION]))
+            raise UserError(unknown("metric", name, [*METRICS, *CALIBRATION]))
     for name, severity in conditions[1:]:
         find_corruption(name, severity)  # wrong names are told before any work
     ids = draw_subset(data, images, split, seed)
@@ -88,10 +89,10 @@ def robustness_table(
 def draw_subset(data: DataBundle, images: int, split: str = "test", seed: int = 0) -> list[str]:
     """At most `images` sample_ids of a split, each class with its share, in the order of the table."""
     if images < 1:
-        raise ValueError(f"images must be at least 1, got {images}")
+        raise UserError(f"images must be at least 1, got {images}")
     samples = data.split(split)
     if samples.empty:
-        raise ValueError(f"{data.name} has no image in split {split!r}")
+        raise UserError(f"{data.name} has no image in split {split!r}")
     shuffled = samples.sample(frac=1, random_state=derive_seed(seed, "subset", split) % 2**32)
     place = shuffled.groupby("label", sort=False).cumcount() + 0.5  # of each image within its class
     quantile = place / shuffled.groupby("label")["label"].transform("size")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vitlab
+from vitlab.errors import UserError
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import Run, dataset_folder, write_json
 from vitlab.submission.archive import hash_file, write_zip
@@ -63,11 +64,11 @@ def make_bundle(
     """
     for name, text in (("author", author), ("title", title)):
         if not text.strip():
-            raise ValueError(f"--{name} is empty; it stands on the title page")
+            raise UserError(f"--{name} is empty; it stands on the title page")
     asked = load_rubric(rubric) if rubric else None
     output = Path(output) if output else reports_dir() / "submission.zip"
     if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name a file, like {output / 'submission.zip'}")
+        raise UserError(f"--output {output} is a folder; name a file, like {output / 'submission.zip'}")
     selection = select(runs, notebooks)
     with tempfile.TemporaryDirectory(prefix="vitlab-submit-") as place:
         folder = Path(place)

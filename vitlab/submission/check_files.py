@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from vitlab.errors import UserError
 from vitlab.submission.archive import check_seal, hash_file
 from vitlab.submission.environment import compare_environments, describe_environment
 from vitlab.submission.manifest import MANIFEST
@@ -143,9 +144,9 @@ def read_header(path: Path) -> int:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(HEAVIEST_HEADER, size - 8):
-            raise ValueError(f"{path.name} is no safetensors file: its header would have {length:,} bytes")
+            raise UserError(f"{path.name} is no safetensors file: its header would have {length:,} bytes")
         header = json.loads(file.read(length))
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     if max(ends, default=0) != size - 8 - length:
-        raise ValueError(f"{path.name} is no whole safetensors file: its tensors do not fill it")
+        raise UserError(f"{path.name} is no whole safetensors file: its tensors do not fill it")
     return len(ends)

@@ -8,6 +8,7 @@ import re
 from html import unescape
 from pathlib import Path
 
+from vitlab.errors import UserError
 from vitlab.notebook import notebook_parameters
 from vitlab.places import project_root
 from vitlab.submission.notebooks import (
@@ -128,7 +129,7 @@ def _without_twins(cell: dict) -> dict:
 def _read_page(bundle: Bundle, name: str) -> str:
     path = bundle.place(f"report/{name}")
     if path.stat().st_size > LARGEST_PAGE:
-        raise ValueError(f"report/{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST_PAGE / 1e6:g} are read")
+        raise UserError(f"report/{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST_PAGE / 1e6:g} are read")
     return " ".join(unescape(path.read_text(encoding="utf-8")).split())  # pandoc breaks lines within numbers, too
 
 

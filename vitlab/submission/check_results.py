@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.schema import SPLITS, check_predictions
@@ -222,10 +223,10 @@ def _read_metrics(bundle: Bundle, place: str) -> dict[str, dict[str, float]]:
     content: Any = bundle.read_json(f"{place}/metrics.json")
     for name in content:
         if name not in METRICS:
-            raise ValueError(f"metrics.json: {unknown('metric', name, list(METRICS))}")
+            raise UserError(f"metrics.json: {unknown('metric', name, list(METRICS))}")
     missing = [name for name in METRICS if name not in content]
     if missing:
-        raise ValueError(f"metrics.json lacks {', '.join(missing)}")
+        raise UserError(f"metrics.json lacks {', '.join(missing)}")
     return {name: {end: float(row[end]) for end in ("value", "low", "high")} for name, row in content.items()}
 
 

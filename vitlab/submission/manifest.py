@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import UserError
 from vitlab.runs import write_json
 from vitlab.submission.archive import hash_file
 
@@ -44,16 +45,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of MANIFEST.json. ValueError where it is missing, no manifest, or altered in any byte."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{MANIFEST} is missing: this is no bundle of vitlab submit, or a file was taken out")
+        raise UserError(f"{MANIFEST} is missing: this is no bundle of vitlab submit, or a file was taken out")
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {LARGEST:,} are read")
+        raise UserError(f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {LARGEST:,} are read")
     text = path.read_bytes()
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{MANIFEST} is damaged: {error}") from error
+        raise UserError(f"{MANIFEST} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{MANIFEST} is not of format {FORMAT}; another version of vitlab may have written it")
+        raise UserError(f"{MANIFEST} is not of format {FORMAT}; another version of vitlab may have written it")
     _check_fields(content, KEYS, MANIFEST)
     for kind, keys in (("runs", RUN_KEYS), ("notebooks", NOTEBOOK_KEYS)):
         for number, record in enumerate(content[kind]):
@@ -61,14 +62,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for kind, key in (("runs", "path"), ("notebooks", "executed")):
         names = [record[key] for record in content[kind]]
         if len(names) > MOST or len(set(names)) < len(names):
-            raise ValueError(f"{MANIFEST} lists one of its {len(names):,} {kind} twice, or more than {MOST:,}")
+            raise UserError(f"{MANIFEST} lists one of its {len(names):,} {kind} twice, or more than {MOST:,}")
     for name, record in content["files"].items():
         _check_fields(record, {"sha256": str, "bytes": int}, f"{MANIFEST}, files, {name}")
     for name, record in content["data"].items():
         _check_fields(record, {"sha256": str, "table": str, "images": int}, f"{MANIFEST}, data, {name}")
     written = json.dumps(content, indent=1, default=str) + "\n"  # as write_json writes it
     if content[OWN] != _own_digest(content) or written.encode() != text:
-        raise ValueError(f"{MANIFEST} was altered: it does not fit the checksum of itself")
+        raise UserError(f"{MANIFEST} was altered: it does not fit the checksum of itself")
     return content
 
 
@@ -94,7 +95,7 @@ def _own_digest(content: Mapping[str, Any]) -> str:
 
 def _check_fields(content: Any, keys: Mapping[str, type], where: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{where} is no mapping")
+        raise UserError(f"{where} is no mapping")
     for key, kind in keys.items():
         if not isinstance(content.get(key), kind):
-            raise ValueError(f"{where} lacks {key}, or it is no {kind.__name__}")
+            raise UserError(f"{where} lacks {key}, or it is no {kind.__name__}")

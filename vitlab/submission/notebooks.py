@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import UserError
+
 LARGEST = 50 * 10**6  # bytes of a notebook that are read
 LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
 Cells = Sequence[dict[str, Any]]
@@ -17,7 +19,7 @@ Cells = Sequence[dict[str, Any]]
 def read_notebook(path: Path) -> dict[str, Any]:
     """A notebook as JSON, sources as one text each. ValueError where it is none, or larger than 50 MB."""
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
+        raise UserError(f"{path.name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
@@ -26,7 +28,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
             if cell["cell_type"] == "code":
                 cell["outputs"] = [dict(output) for output in cell.get("outputs", [])]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no notebook of nbformat 4: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path.name} is no notebook of nbformat 4: {type(error).__name__}: {error}") from error
     return notebook
 
 
@@ -100,7 +102,7 @@ def injected_parameters(notebook: dict[str, Any]) -> dict[str, Any]:
                     (target,) = statement.targets
                     given[target.id] = _read_value(statement.value)
             except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError) as error:
-                raise ValueError(f"the cell with the parameters holds more than parameters: {str(error)[:100]}") from error
+                raise UserError(f"the cell with the parameters holds more than parameters: {str(error)[:100]}") from error
     return given
 
 

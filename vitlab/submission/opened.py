@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vitlab.errors import UserError
 from vitlab.submission.manifest import compare_files, read_manifest
 from vitlab.submission.notebooks import read_notebook
 from vitlab.submission.safe_zip import Opened, check_name
@@ -81,7 +82,7 @@ class Bundle:
         check_name(name)
         path = self.folder / name
         if not path.is_file() or path.is_symlink():
-            raise ValueError(f"{name} is missing")
+            raise UserError(f"{name} is missing")
         return path
 
     def read_notebook(self, name: str) -> dict[str, Any]:
@@ -104,13 +105,13 @@ class Bundle:
             return pq.read_table(path).to_pandas(ignore_metadata=True)
         with path.open("rb") as file:
             if len(file.readline(WIDEST + 1)) > WIDEST:
-                raise ValueError(f"the first line of {name} has more than {WIDEST:,} bytes; no table is that wide")
+                raise UserError(f"the first line of {name} has more than {WIDEST:,} bytes; no table is that wide")
         return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
 
     def _place_small(self, name: str) -> Path:
         path = self.place(name)
         if path.stat().st_size > LARGEST:
-            raise ValueError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
+            raise UserError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
         return path
 
     @cached_property
@@ -143,13 +144,13 @@ def check_parquet(path: Path, name: str) -> None:
     chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
     values, size = sum(chunk.num_values for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
     if values > MOST_VALUES or size > LARGEST or any(column.max_repetition_level for column in columns):
-        raise ValueError(
+        raise UserError(
             f"{name} has {values:,} values in {shape.num_columns} columns, {size / 1e6:,.0f} MB, or lists; too much to be read"
         )
     if any(column.physical_type == "FIXED_LEN_BYTE_ARRAY" for column in columns):
-        raise ValueError(f"{name} has columns of bytes of a fixed length, which no table of vitlab has")
+        raise UserError(f"{name} has columns of bytes of a fixed length, which no table of vitlab has")
     texts = [column.name for column in columns if column.physical_type == "BYTE_ARRAY"]
     packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once, however often it stands there
     parts = [part for text in texts for part in packed[text].chunks]
     if sum(pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0 for part in parts) > LARGEST:
-        raise ValueError(f"{name} would unpack to over {LARGEST / 1e6:g} MB of text")
+        raise UserError(f"{name} would unpack to over {LARGEST / 1e6:g} MB of text")

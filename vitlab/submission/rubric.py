@@ -31,6 +31,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.registry import unknown
 from vitlab.submission.answers import Answer
 
@@ -97,19 +98,19 @@ def load_rubric(path: Path | str) -> Rubric:
     """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no rubric {path}")
+        raise MissingFileError(f"there is no rubric {path}")
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
+        raise UserError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoAliases)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from error
+        raise UserError(f"{path.name} is not YAML: {error}") from error
     _check_keys(content, KEYS, path.name)
     questions = content.get("questions")
     if not isinstance(questions, dict) or not questions:
-        raise ValueError(f"{path.name} needs questions: NAME: {{points: 10}}; it has {questions!r}")
+        raise UserError(f"{path.name} needs questions: NAME: {{points: 10}}; it has {questions!r}")
     if len(questions) > MOST_QUESTIONS or any(len(str(name)) > LONGEST_NAME for name in questions):
-        raise ValueError(f"{path.name} may have {MOST_QUESTIONS} questions, with names of at most {LONGEST_NAME} letters")
+        raise UserError(f"{path.name} may have {MOST_QUESTIONS} questions, with names of at most {LONGEST_NAME} letters")
     return Rubric(
         str(content.get("title") or path.stem),
         str(content.get("statement") or ""),
@@ -155,26 +156,26 @@ def _read_question(name: str, fields: Any, where: str) -> Question:
     _check_keys(fields, QUESTION_KEYS, place)
     points, words = fields.get("points"), fields.get("words", 1)
     if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points <= MOST_POINTS:
-        raise ValueError(f"{place} is worth points: {points!r}; write a number from 0 to {MOST_POINTS:,}")
+        raise UserError(f"{place} is worth points: {points!r}; write a number from 0 to {MOST_POINTS:,}")
     if isinstance(words, bool) or not isinstance(words, int) or not 0 <= words <= LARGEST:
-        raise ValueError(f"{place} asks for words: {words!r}; write a whole number")
+        raise UserError(f"{place} asks for words: {words!r}; write a whole number")
     entries = fields.get("evidence") or []
     if not isinstance(entries, list):
-        raise ValueError(f"evidence of {place} must be a list like [{{figure: fig-balance}}]; it is {entries!r}")
+        raise UserError(f"evidence of {place} must be a list like [{{figure: fig-balance}}]; it is {entries!r}")
     evidence = []
     for entry in entries:
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise ValueError(f"evidence of {place} must be one `kind: name` an entry; one is {entry!r}")
+            raise UserError(f"evidence of {place} must be one `kind: name` an entry; one is {entry!r}")
         ((kind, wanted),) = entry.items()
         if kind not in EVIDENCE:
-            raise ValueError(unknown(f"kind of evidence in {place}:", str(kind), EVIDENCE))
+            raise UserError(unknown(f"kind of evidence in {place}:", str(kind), EVIDENCE))
         evidence.append((kind, str(wanted)))
     return Question(name, points, str(fields.get("ask") or ""), words, tuple(evidence))
 
 
 def _check_keys(content: Any, keys: list[str], where: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
+        raise UserError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
     for key in content:
         if key not in keys:
-            raise ValueError(unknown(f"key in {where}:", str(key), keys))
+            raise UserError(unknown(f"key in {where}:", str(key), keys))

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitlab.errors import MissingFileError, UserError
+
 BLOCK = 1 << 20  # bytes read at a time
 LOCAL_HEADER = 30  # bytes of a member's header before its name
 END_RECORD, LOCATOR, ENTRY = 22, 20, 46  # bytes of a zip's last record, of what precedes it in a zip of over 2 GB, of an entry
@@ -28,7 +30,7 @@ OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # a full disk is
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
-class UnsafeBundle(ValueError):
+class UnsafeBundle(UserError):
     """The file was not opened, and nothing of it was written."""
 
 
@@ -67,7 +69,7 @@ def open_bundle(path: Path | str, limits: Limits = Limits()) -> Iterator[Opened]
         yield Opened(path)
         return
     if not path.is_file():
-        raise FileNotFoundError(f"there is no bundle {path}; vitlab submit writes one")
+        raise MissingFileError(f"there is no bundle {path}; vitlab submit writes one")
     with tempfile.TemporaryDirectory(prefix="vitlab-verify-") as folder:
         yield Opened(Path(folder), unpack(path, Path(folder), limits), path)
 

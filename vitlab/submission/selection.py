@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import Run, dataset_folder, read_batch
 
@@ -61,7 +62,7 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
     runs = {place: run for those in found.values() for place, run in those.items()}
     for place, run in runs.items():
         if run.status != "done":
-            raise ValueError(f"run {place} is not finished (status {run.status}); run its batch again, or leave it out")
+            raise UserError(f"run {place} is not finished (status {run.status}); run its batch again, or leave it out")
     alone = {place for name, those in found.items() if name not in asked for place in those}
     chosen = {
         name: content
@@ -93,7 +94,7 @@ def _merge(notebooks: Sequence[Notebook]) -> list[Notebook]:
     for notebook in notebooks:
         other = found.setdefault(notebook.path, notebook)
         if other.source.resolve() != notebook.source.resolve():
-            raise ValueError(f"{other.source} and {notebook.source} would lie at one place, {notebook.path}; rename one of them")
+            raise UserError(f"{other.source} and {notebook.source} would lie at one place, {notebook.path}; rename one of them")
     return list(found.values())
 
 
@@ -118,15 +119,15 @@ def _find(name: str, batches: dict[str, dict[str, Any]]) -> list[Run]:
         folders = [reports_dir() / place for place in places]
         missing = [folder for folder in folders if not (folder / "run.json").is_file()]
         if missing:
-            raise ValueError(f"batch {name} has no run in {missing[0]} yet; run the batch to its end")
+            raise UserError(f"batch {name} has no run in {missing[0]} yet; run the batch to its end")
         if not folders:
-            raise ValueError(f"batch {name} makes no runs of its own; name runs")
+            raise UserError(f"batch {name} makes no runs of its own; name runs")
         return [Run(folder) for folder in folders]
     from vitlab.deploy.parts import find_run
 
     folder = find_run(name)
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is no run: it holds no run.json")
+        raise UserError(f"{folder} is no run: it holds no run.json")
     return [Run(folder)]
 
 
@@ -174,7 +175,7 @@ def _by_hand(path: Path) -> Notebook:
     from vitlab.submission.notebooks import injected_parameters, read_notebook
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no executed notebook {path}")
+        raise MissingFileError(f"there is no executed notebook {path}")
     project = project_root() / "notebooks" / path.name
     other = project.is_file() and project.resolve() != path.resolve()
     parameters = injected_parameters(read_notebook(path))
@@ -184,17 +185,17 @@ def _by_hand(path: Path) -> Notebook:
 def _check(selection: Selection) -> None:
     if not selection.notebooks:
         names = ", ".join(selection.runs)
-        raise ValueError(
+        raise UserError(
             f"no executed notebook belongs to {names}: no batch here made it. Run it by `vitlab batch`, or hand its executed "
             "notebook over with --notebook FILE"
         )
     clean: dict[str, Notebook] = {}
     for notebook in selection.notebooks:
         if not notebook.source.is_file():
-            raise ValueError(f"the executed copy {notebook.source} is missing; run the batch again")
+            raise UserError(f"the executed copy {notebook.source} is missing; run the batch again")
         other = clean.setdefault(notebook.clean, notebook)
         if _content(other.clean_source) != _content(notebook.clean_source):
-            raise ValueError(
+            raise UserError(
                 f"{notebook.clean_source} and {other.clean_source} are different notebooks of one name; hand them in apart"
             )
 

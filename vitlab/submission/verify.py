@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitlab.errors import UserError
 from vitlab.submission.check_answers import check_answers, check_rubric, make_points_table
 from vitlab.submission.check_files import check_archive, check_contents, check_environment, check_manifest, check_weights
 from vitlab.submission.check_notebooks import check_executed, check_parameters, check_shown, check_sources
@@ -74,7 +75,7 @@ def verify_bundle(
     from vitlab.submission.rubric import load_rubric
 
     if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"--tolerance {tolerance} is no distance; write 0 or more, like 0.02")
+        raise UserError(f"--tolerance {tolerance} is no distance; write 0 or more, like 0.02")
     if rubric is not None:
         load_rubric(rubric)  # a mistake of the marker's is none of the author's
     if data:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vitlab.data import ImageDataset, find_synthetic
+from vitlab.errors import UserError
 from vitlab.runs import atomic, reports_dir
 from vitlab.schema import DataBundle, ModelBundle, Transform
 from vitlab.training.devices import join_processes
@@ -206,7 +207,7 @@ def _make_room(folder: Path, size: int) -> None:
     """Delete the features that were used longest ago until `size` bytes more stay within the limit."""
     limit = float(os.environ.get("VITLAB_CACHE_GB", LIMIT_GB)) * 1e9
     if size > limit:
-        raise ValueError(
+        raise UserError(
             f"the outputs of the frozen part take {size / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f} GB: set "
             "VITLAB_CACHE_GB to more, freeze up to another piece, or write cache=False"
         )

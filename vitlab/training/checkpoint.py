@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vitlab.errors import UserError
 from vitlab.runs import atomic
 
 KEPT = 2  # so that there is one before the newest, should that be damaged
@@ -66,7 +67,7 @@ class Checkpoints:
     def _check(self, found: dict, path: Path) -> None:
         for key in self.identity:
             if found.get(key) != self.identity[key]:
-                raise ValueError(
+                raise UserError(
                     f"{path} belongs to another training: its {key} is {found.get(key)!r}, here it is {self.identity[key]!r}. "
                     "Choose another run_name, or delete the folder to start anew"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 
 CHOICES = {
@@ -65,49 +66,49 @@ class TrainConfig:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
             if not (type(value) is kind or (kind is float and type(value) is int)):
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, like {field.default!r}, not {value!r}")
+                raise UserError(f"{field.name} must be of type {kind.__name__}, like {field.default!r}, not {value!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(unknown(name, getattr(self, name), [repr(choice) for choice in choices]))
+                raise UserError(unknown(name, getattr(self, name), [repr(choice) for choice in choices]))
         for name, least in AT_LEAST.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; it is {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative; it is {getattr(self, name)}")
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+            raise UserError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.layer_decay == 0 or self.ema == 1:
-            raise ValueError("layer_decay must be above 0, and ema below 1: else nothing is learnt")
+            raise UserError("layer_decay must be above 0, and ema below 1: else nothing is learnt")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts (accumulation)")
+            raise UserError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts (accumulation)")
         self._check_imbalance()
         if bool(self.train_from) != (self.strategy == "from_piece"):
-            raise ValueError(
+            raise UserError(
                 f"train_from={self.train_from!r} does not go with strategy={self.strategy!r}; "
                 "write strategy='from_piece' with the name of a piece, or leave train_from empty"
             )
 
     def _check_imbalance(self):
         if self.class_weights_beta == 1:
-            raise ValueError("class_weights_beta must be below 1, such as 0.999; at 1, write class_weights='balanced' instead")
+            raise UserError("class_weights_beta must be below 1, such as 0.999; at 1, write class_weights='balanced' instead")
         if self.resample != "none" and self.class_weights != "none":
-            raise ValueError(
+            raise UserError(
                 f"resample={self.resample!r} makes the classes equal already, and class_weights={self.class_weights!r} would do "
                 "it a second time: write class_weights='none' with it, or resample='none'"
             )
         if self.resample == "smote" and not (self.strategy == "linear_probe" and self.cache):
-            raise ValueError(
+            raise UserError(
                 f"resample='smote' mixes features that never change, so it needs strategy='linear_probe' and cache=True, not "
                 f"strategy={self.strategy!r} and cache={self.cache}; write these, or resample='oversample'"
             )
         if self.resample == "smote" and self.mixup_rare:
-            raise ValueError("resample='smote' mixes within the rare classes already; write mixup_rare=0 with it")
+            raise UserError("resample='smote' mixes within the rare classes already; write mixup_rare=0 with it")
         if self.synthetic != "none" and self.synthetic_share == 0:
-            raise ValueError(f"synthetic={self.synthetic!r} with synthetic_share=0 makes no image; write a share such as 0.5")
+            raise UserError(f"synthetic={self.synthetic!r} with synthetic_share=0 makes no image; write a share such as 0.5")
 
 
 PARTLY_FROZEN = {"strategy": "from_piece", "mixup": 0.2, "views": 2, "ema": 0.99, "batch_size": 32, "learning_rate": 1e-3}
@@ -133,7 +134,7 @@ def recipe(model: str, **overrides) -> TrainConfig:
     """
     for name in overrides:
         if name not in training_arguments():
-            raise ValueError(unknown("training argument", name, training_arguments()))
+            raise UserError(unknown("training argument", name, training_arguments()))
     chosen = {name: value for name, value in overrides.items() if value is not None}
     if "strategy" in chosen:
         chosen = {"train_from": ""} | chosen

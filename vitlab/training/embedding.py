@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models import build_model, pieces
 from vitlab.schema import SPLITS, DataBundle
 from vitlab.training.cache import FrozenFeatures, FrozenFront
@@ -29,7 +30,7 @@ def embed_images(data: DataBundle, model: str = "efficientnet_lite0", size: int 
         features = FrozenFeatures(data, split, bundle, front)
         values = features.stores[0].read(features.rows)
         if values.ndim != 2:
-            raise ValueError(f"{model} gives {tuple(values.shape[1:])} an image, not one vector; choose efficientnet_lite0")
+            raise UserError(f"{model} gives {tuple(values.shape[1:])} an image, not one vector; choose efficientnet_lite0")
         embeddings = np.empty((len(rows), values.shape[1]), np.float32) if embeddings is None else embeddings
         embeddings[(data.samples["split"] == split).to_numpy()] = values.float().numpy()
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

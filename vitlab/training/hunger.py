@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 
 from vitlab.data import load_dataset
 from vitlab.data.splits import hash_number
+from vitlab.errors import UserError
 from vitlab.models import build_model
 from vitlab.schema import DataBundle
 from vitlab.training.config import recipe
@@ -57,7 +58,7 @@ def keep_few(data: DataBundle, count: int, seed: int) -> DataBundle:
     train = samples[samples["split"] == "train"]
     sizes = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
     if sizes.min() < count:
-        raise ValueError(
+        raise UserError(
             f"{data.name} has {sizes.min()} training images of {sizes.idxmin()}, not {count}: choose fewer, or 0 for all"
         )
     order = train.iloc[np.argsort([hash_number(f"few {seed}", sample) for sample in train["sample_id"]])]

@@ -7,6 +7,7 @@ import torch
 from accelerate import debug_launcher, notebook_launcher
 from accelerate.state import AcceleratorState
 
+from vitlab.errors import UserError
 from vitlab.models import load_model, save_model
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
@@ -27,7 +28,7 @@ def fit_on(
     if processes == 1:
         return fit(model, data, run, config, loss=loss)
     if 0 < torch.cuda.device_count() < processes:
-        raise ValueError(f"processes={processes}, but there are {torch.cuda.device_count()} GPUs; choose that many at most")
+        raise UserError(f"processes={processes}, but there are {torch.cuda.device_count()} GPUs; choose that many at most")
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training: the launcher wants to be the first
     launch = notebook_launcher if torch.cuda.is_available() else debug_launcher  # the latter is Accelerate's for processors
     launch(_fit_and_save, (model, data, run, config, loss), num_processes=processes)

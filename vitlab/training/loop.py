@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from vitlab.errors import UserError
 from vitlab.models import count_parameters, pieces
 from vitlab.registry import unknown
 from vitlab.runs import Run
@@ -307,9 +308,9 @@ class Training:
         """The lowest border; ValueError for what cannot be trained so."""
         columns = ["train_loss", *score_columns(self.data.classes)]
         if self.config.monitor not in columns:
-            raise ValueError(unknown("monitor", self.config.monitor, columns))
+            raise UserError(unknown("monitor", self.config.monitor, columns))
         if self.model.classes != self.data.classes:
-            raise ValueError(
+            raise UserError(
                 f"the model tells apart {', '.join(self.model.classes)}, but {self.data.name} has the classes "
                 f"{', '.join(self.data.classes)}; build the model with data.classes"
             )
@@ -325,13 +326,13 @@ class Training:
     def _check_imbalance(self) -> None:
         config, counts = self.config, np.bincount(self._train_labels(), minlength=len(self.data.classes))
         if config.synthetic != "none" and "synthetic" not in self.data.samples:
-            raise ValueError(
+            raise UserError(
                 f"synthetic={config.synthetic!r}, but {self.data.name} was loaded without synthetic images: write "
                 f"data = add_synthetic(data, {config.synthetic!r}, {config.synthetic_share}, seed) of vitlab.data before"
             )
         if (config.resample == "smote" and counts.min() < 2) or (config.resample != "none" and counts.min() < 1):
             name, count = self.data.classes[counts.argmin()], counts.min()
-            raise ValueError(
+            raise UserError(
                 f"resample={config.resample!r} needs {2 if config.resample == 'smote' else 1} training images of each class, and "
                 f"{name!r} has {count}; write resample='none'"
             )

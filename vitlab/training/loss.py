@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from vitlab.data import class_weights
+from vitlab.errors import UserError
 from vitlab.schema import DataBundle
 from vitlab.training.config import TrainConfig
 
@@ -43,7 +44,7 @@ class LabelLoss:
         if not self.mixer:
             return inputs, None
         if self.config.cutmix and inputs.ndim != 4:
-            raise ValueError(
+            raise UserError(
                 f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
                 "use mixup instead, or train the whole model"
             )

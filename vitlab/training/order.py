@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from vitlab.errors import UserError
 from vitlab.seeds import derive_seed
 
 
@@ -37,7 +38,7 @@ class BatchOrder(Sampler[list[int]]):
         parts = accumulation * processes
         self.batch_size = min(batch_size, length) // parts * parts
         if batch_size % parts or self.batch_size == 0:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {min(batch_size, length)} images cannot be cut into {accumulation} (accumulation) x {processes} "
                 f"(processes) equal parts; choose a batch_size that is a multiple of {parts}"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vitlab.errors import UserError
+
 WIDE = 256  # inputs and outputs of a linear layer from which on AMX pays
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,9 +40,9 @@ def resolve_precision(precision: str, device: torch.device, trained: nn.Module |
     if precision == "auto":
         return choose_precision(device, trained)
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision='fp16' needs a GPU, and this is a {device.type}; write precision='bf16' or 'fp32'")
+        raise UserError(f"precision='fp16' needs a GPU, and this is a {device.type}; write precision='bf16' or 'fp32'")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError("precision='bf16' needs a GPU of the Ampere generation or newer; write precision='fp16' or 'fp32'")
+        raise UserError("precision='bf16' needs a GPU of the Ampere generation or newer; write precision='fp16' or 'fp32'")
     return precision
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.training.config import CHOICES, TrainConfig
 
@@ -36,26 +37,26 @@ class SearchSpace:
         for name in RANGES:
             ends = getattr(self, name)
             if ends and not (len(ends) == 2 and ends[0] <= ends[1]):
-                raise ValueError(f"{name} must be a range (lowest, highest), or () to leave it alone; it is {ends}")
+                raise UserError(f"{name} must be a range (lowest, highest), or () to leave it alone; it is {ends}")
             if ends:
                 for end in ends:
                     replace(TrainConfig(), **{name: end})  # the config knows what it may be
                 if name in LOGARITHMIC and ends[0] == 0:
-                    raise ValueError(f"{name} is drawn over powers of ten, so it cannot begin at 0; write 1e-6, or () for none")
+                    raise UserError(f"{name} is drawn over powers of ten, so it cannot begin at 0; write 1e-6, or () for none")
         for name in self.augment:
             if name not in CHOICES["augment"]:
-                raise ValueError(unknown("augment", name, list(CHOICES["augment"])))
+                raise UserError(unknown("augment", name, list(CHOICES["augment"])))
         for blocks in self.trained_blocks:
             number = isinstance(blocks, int) and not isinstance(blocks, bool) and blocks >= 0
             if not number and blocks not in ("all", "recipe"):
-                raise ValueError(f"trained_blocks holds {blocks!r}; its choices are numbers from 0 on, 'all' and 'recipe'")
+                raise UserError(f"trained_blocks holds {blocks!r}; its choices are numbers from 0 on, 'all' and 'recipe'")
 
     def only(self, *names: str) -> SearchSpace:
         """The same ranges for these arguments; the others are left alone."""
         known = [field.name for field in fields(self)]
         for name in names:
             if name not in known:
-                raise ValueError(unknown("argument to tune", name, known))
+                raise UserError(unknown("argument to tune", name, known))
         return replace(self, **{name: () for name in known if name not in names})
 
     def active(self) -> dict[str, tuple]:
@@ -73,7 +74,7 @@ def fit_to_model(space: SearchSpace, num_blocks: int) -> SearchSpace:
     """The space without numbers of blocks that the model does not have; ValueError when none is left."""
     kept = tuple(blocks for blocks in space.trained_blocks if isinstance(blocks, str) or blocks <= num_blocks)
     if space.trained_blocks and not kept:
-        raise ValueError(
+        raise UserError(
             f"trained_blocks={space.trained_blocks}, but the model has {num_blocks}; choose 0 to {num_blocks}, or 'all'"
         )
     return replace(space, trained_blocks=kept)

@@ -7,6 +7,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from vitlab.errors import UserError
 from vitlab.models import block_positions, count_parameters, find_piece, pieces
 from vitlab.training.config import TrainConfig
 
@@ -34,10 +35,10 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
         case "from_piece":
             return find_piece(names, config.train_from)
     if config.last_blocks > len(blocks):
-        raise ValueError(f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to {len(blocks)}")
+        raise UserError(f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to {len(blocks)}")
     if config.strategy == "last_blocks":
         if config.last_blocks == 0:
-            raise ValueError("strategy='last_blocks' needs last_blocks of at least 1; for none, write strategy='linear_probe'")
+            raise UserError("strategy='last_blocks' needs last_blocks of at least 1; for none, write strategy='linear_probe'")
         return blocks[-config.last_blocks]
     thawed = (epoch - 1) // config.unfreeze_every  # gradual: the head first (arXiv 1801.06146, section 3.3)
     if config.last_blocks:

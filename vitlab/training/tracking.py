@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from accelerate import Accelerator
 
+from vitlab.errors import UserError
 from vitlab.runs import Run
 from vitlab.training.config import TrainConfig
 
@@ -18,7 +19,7 @@ PROJECT = "vitlab"
 def check_tracker(tracker: str) -> None:
     """ValueError when the package behind a tracker is not installed; Accelerate itself would go on without a word."""
     if tracker and importlib.util.find_spec(tracker) is None:
-        raise ValueError(f"tracker={tracker!r} needs a package that is not installed: pip install 'vitlab[tracking]'")
+        raise UserError(f"tracker={tracker!r} needs a package that is not installed: pip install 'vitlab[tracking]'")
 
 
 @contextmanager

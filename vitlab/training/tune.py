@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
 from vitlab.data import add_synthetic, load_dataset
+from vitlab.errors import UserError
 from vitlab.models import block_positions, build_model, pieces
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, reports_dir, run_name
@@ -77,9 +78,9 @@ def tune_recipe(
     """
     config = replace(config or recipe(model), tracker="")
     if trials < 1:
-        raise ValueError(f"trials must be at least 1, not {trials}")
+        raise UserError(f"trials must be at least 1, not {trials}")
     if pruner not in PRUNERS:
-        raise ValueError(unknown("pruner", pruner, list(PRUNERS)))
+        raise UserError(unknown("pruner", pruner, list(PRUNERS)))
     data = without_test(load_dataset(dataset, seed=config.seed))
     data = add_synthetic(data, config.synthetic, config.synthetic_share, config.seed)
     space = space or default_space(config)
@@ -183,7 +184,7 @@ def best_recipe(study: optuna.Study) -> TrainConfig:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         states = trials_table(study)["state"].value_counts()
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials at all"
-        raise ValueError(
+        raise UserError(
             f"study {study.study_name} has no finished trial yet ({found}); call tune_recipe again with more trials or minutes, "
             "or with a lower learning_rate in its space where trials fail"
         )
@@ -205,7 +206,7 @@ def without_test(data: DataBundle) -> DataBundle:
 
     def read(sample_id: str):
         if sample_id in test:
-            raise ValueError(f"{sample_id} belongs to the test split, which tuning must not see")
+            raise UserError(f"{sample_id} belongs to the test split, which tuning must not see")
         return data.read(sample_id)
 
     return replace(data, samples=data.samples[data.samples["split"] != "test"].reset_index(drop=True), read=read)
@@ -258,7 +259,7 @@ def _open_study(path: Path, name: str, made_with: dict, config: TrainConfig) -> 
         study.set_user_attr("made_with", made_with)
     elif before != made_with:
         differences = "; ".join(_differences(before, made_with))
-        raise ValueError(f"study {name} was made with other arguments: {differences}. Give another name, or delete {path}")
+        raise UserError(f"study {name} was made with other arguments: {differences}. Give another name, or delete {path}")
     return study
 
 

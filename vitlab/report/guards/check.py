@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitlab.errors import UserError
 from vitlab.report.gather import Report
 from vitlab.report.guards.execution import check_execution
 from vitlab.report.guards.figures import check_figures
@@ -29,7 +30,7 @@ class ReportRefused(Exception):
 def check_report(report: Report, settings: Settings, max_page_mb: float = MAX_PAGE_MB) -> list[Finding]:
     """What keeps a report from being published, in the order of its pages. ValueError for a limit that is not above 0."""
     if not max_page_mb > 0:
-        raise ValueError(f"the largest page may be any number of MB above 0, not {max_page_mb:g}")
+        raise UserError(f"the largest page may be any number of MB above 0, not {max_page_mb:g}")
     findings = [
         *check_unfinished(report.pages),
         *check_outdated(report.pages),

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitlab.errors import UserError
 from vitlab.runs import write_json
 
 RULES = {
@@ -51,7 +52,7 @@ class Finding:
 
     def __post_init__(self):
         if self.rule not in RULES:
-            raise ValueError(f"unknown rule {self.rule!r}; rules: {', '.join(RULES)}")
+            raise UserError(f"unknown rule {self.rule!r}; rules: {', '.join(RULES)}")
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
