@@ -35,7 +35,7 @@ def inside_project(file: Path | str) -> Iterator[Path]:
     """Use the project that a notebook or batch file lies in, here and in processes started within; gives the reports folder."""
     before = os.environ.pop("VITLAB_PROJECT", None)
     try:
-        os.environ["VITLAB_PROJECT"] = str(_find_project(Path(file).absolute().parent) or project_root())
+        os.environ["VITLAB_PROJECT"] = str(_find_project(Path(os.path.abspath(file)).parent) or project_root())
         yield reports_dir()
     finally:
         os.environ.pop("VITLAB_PROJECT", None)
