@@ -90,7 +90,14 @@ def test_the_bundle_holds_what_a_marker_needs(made, folder):
     of_run += ["notebooks/03_finetune.ipynb", "notebooks/04_evaluate.ipynb", "notebooks/assignment.ipynb"]
     environment = ["environment/environment.json", "environment/installed.txt", "environment/requirements.lock"]
     project = ["project/_quarto.yml", "project/reports/references.bib", "project/notebooks/assignment.ipynb"]
-    pages = ["report/index.html", "report/report.pdf", "runs/batches/toy/batch.json", "data/digits.csv", "rubric.yml", MANIFEST]
+    pages = [
+        "report/index.html",
+        "report/report.pdf",
+        "runs/batches/toy/batch.json",
+        f"data/{dataset_folder('digits')}.csv",
+        "rubric.yml",
+        MANIFEST,
+    ]
     assert names >= {"README.md", "TITLE.md", *(f"{run}/{name}" for name in of_run), *environment, *project, *pages}
     assert "Ada L." in (folder / "TITLE.md").read_text() and "says the course" in (folder / "TITLE.md").read_text()
     assert "not signatures" in (folder / "README.md").read_text()
