@@ -71,7 +71,7 @@ def run(
 def batch(
     file: Annotated[Path, typer.Argument(help="A batch file, like notebooks/batches/elpv.yml.")],
     workers: Annotated[int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, why, and at what cost; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and why; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run everything, what is up to date too.")] = False,
     scheduler: Annotated[
         str,

@@ -68,7 +68,7 @@ README = """\
 {summary}
 
 ```
-vitlab batch batch.yml --dry-run    # what would run, and about how long it takes
+vitlab batch batch.yml --dry-run    # what would run, and how long it took last time
 vitlab batch batch.yml              # run it; broken off, the same command carries on
 vitlab report batch                 # reports/_site/index.html and reports/_site/report.pdf
 vitlab report batch --strict        # the same, but nothing is published while anything is out of date, missing or broken
