@@ -40,6 +40,7 @@ def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: 
                 elif crew.has_place(task):
                     waiting.remove(number)
                     running.add(number)
+                    state.begin(number)
                     crew.start(number, task)
             for number, outcome in crew.collect() if running or waiting else ():
                 running.remove(number)
