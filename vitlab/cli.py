@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.places import MACHINE, check_writable, describe_machine, reports_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -52,7 +54,6 @@ def run(
         from vitlab.batch import run_notebook
         from vitlab.batch.summary import describe_problem
         from vitlab.notebook import fit_parameters
-        from vitlab.runs import reports_dir
 
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
@@ -60,6 +61,9 @@ def run(
                 raise UserError(f"-p {name} lacks a value; write -p NAME VALUE")
         parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
         copy = output or reports_dir() / "runs" / "notebooks" / notebook.name
+        if copy.is_dir():
+            raise UserError(f"--output {copy} is a folder; name a file, like {copy / notebook.name}")
+        check_writable(copy.parent)
         outcome = run_notebook(notebook, copy, parameters)
     typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}")
     if outcome["status"] == "failed":
@@ -86,6 +90,8 @@ def batch(
 
         if scheduler and workers > 1:
             raise UserError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
+        if not dry_run:
+            check_writable(reports_dir())
         try:
             with end_in_order():
                 content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
@@ -111,6 +117,7 @@ def report(
         from vitlab.report import ReportRefused, render_report
         from vitlab.report.guards import print_findings, read_findings
 
+        check_writable(reports_dir())
         names = [Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []]
         try:
             paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
@@ -138,7 +145,7 @@ def new(
 
         project = create_project(folder, data, title)
     typer.echo(f"{project.folder}: {len(project.files)} files\n{project.summary}\n")
-    typer.echo(f"cd {project.folder}\nvitlab batch batch.yml\nvitlab report batch")
+    typer.echo(f"cd {shlex.quote(str(project.folder))}\nvitlab batch batch.yml\nvitlab report batch")
 
 
 @app.command(name="app")
@@ -237,9 +244,19 @@ def verify(
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""
+    """A mistake in what was asked for, or a machine that refuses (no permission, disk full), is one line and exit status 2.
+
+    Any other error keeps its traceback.
+    """
     try:
         yield
     except UserError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        message = str(error)
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        message = describe_machine(error)
+    else:
+        return
+    typer.secho(f"Error: {message}", fg="red", err=True)
+    raise typer.Exit(2)

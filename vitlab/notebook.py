@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import MissingFileError, UserError
+from vitlab.errors import UserError
+from vitlab.places import read_text
 from vitlab.registry import unknown
 
 TYPES = ("int", "float", "str", "bool", "list", "dict", "None")  # that an annotation in the parameters cell may name
@@ -33,11 +34,9 @@ def read_cells(path: Path | str) -> list[dict[str, Any]]:
 
     MissingFileError or UserError where there is no notebook. It is read as JSON because importing nbformat takes a second.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no notebook {path}")
+    text = read_text(path, "notebook")
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(text)["cells"]
         return [
             {"cell_type": cell["cell_type"], "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
             for cell in cells

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vitlab.errors import MissingFileError, UserError
+
+# errors of the machine, not of the program: no permission, read-only, disk or quota full, too many open files
+MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -15,3 +25,70 @@ def project_root(start: Path | None = None) -> Path:
 def reports_dir() -> Path:
     """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, or reports/ in the project."""
     return Path(os.environ["VITLAB_REPORTS"]) if os.environ.get("VITLAB_REPORTS") else project_root() / "reports"
+
+
+def check_writable(folder: Path) -> None:
+    """UserError, before time is spent, where no results can be written to a folder; nothing is made."""
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        advice = "make it a folder that you may write to, or choose another one (VITLAB_REPORTS, --output)"
+        raise UserError(f"results cannot be written to {folder} ({error.strerror or error}); {advice}") from error
+
+
+def describe_machine(error: OSError) -> str:
+    """What a machine refuses, where, and what may help, as one sentence."""
+    place = (
+        f" ({', '.join(str(name) for name in (error.filename, error.filename2) if name is not None)})" if error.filename else ""
+    )
+    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see who may read and write there"
+    advice = "end other programs, or raise `ulimit -n`" if error.errno in (errno.EMFILE, errno.ENFILE) else advice
+    return f"{error.strerror or type(error).__name__}{place}: {advice}, or set VITLAB_REPORTS to another folder"
+
+
+def read_text(path: Path | str, what: str = "file") -> str:
+    """The text of a file that a user has named. UserError for one that does not exist, cannot be read or is not UTF-8."""
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"there is no {what} {path}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; name a {what}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text in UTF-8, so it is no {what}") from error
+    except OSError as error:
+        raise UserError(f"the {what} {path} cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def fill_folder(folder: Path | str) -> Iterator[tuple[Path, Path]]:
+    """The full path of a folder that is new or empty, and a temporary one beside it.
+
+    What the temporary one holds is moved to `folder` when the block ends well; in any case nothing else is left. UserError for a
+    folder that holds something, a file, or a place where nothing can be written.
+    """
+    folder = Path(os.path.abspath(Path(folder).expanduser()))  # so that `.` and `..` have a name
+    if folder.is_dir():
+        held = sorted(path.name for path in folder.iterdir())
+        if held:
+            names = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
+            raise UserError(f"{folder} is not empty, it holds {names}; nothing is overwritten: give the name of a new folder")
+    elif folder.exists():
+        raise UserError(f"{folder} is a file; give the name of a new folder")
+    elif not folder.parent.is_dir():
+        raise UserError(f"{folder.parent} is no folder; make it first, or give another place for the new folder")
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"nothing can be written in {folder.parent} ({error.strerror}); choose another place") from error
+    try:
+        yield folder, work
+        folder.mkdir(exist_ok=True)
+        for path in work.iterdir():  # not the folder itself: it may be somebody's working folder
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import pkgutil
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,8 @@ from vitlab.batch.plan import Step, Task
 from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
 from vitlab.batch.workers import Workers, describe_resources, probe_workers
-from vitlab.errors import MissingFileError, UserError
+from vitlab.errors import UserError
+from vitlab.places import read_text
 from vitlab.registry import unknown
 
 CLUSTERS = {
@@ -69,7 +71,11 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
         dask_cluster, address, patience = None, scheduler, PATIENCE
     cluster = None
     try:
-        how = f"`dask worker {address} --nthreads 1` starts one" if dask_cluster is None else "its jobs have been submitted"
+        how = (
+            f"`dask worker {shlex.quote(address)} --nthreads 1` starts one"
+            if dask_cluster is None
+            else "its jobs have been submitted"
+        )
         cluster = Cluster(connect(address), address, patience * 60, how, getattr(dask_cluster, "refusals", None))
         yield cluster
     finally:
@@ -111,10 +117,8 @@ async def _ask_who(address: str) -> str:
 def read_cluster_file(path: str) -> dict[str, Any]:
     """The content of a YAML file that describes a cluster, checked."""
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"there is no file {path} for --scheduler")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file, "file of a cluster"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or "cluster" not in content:
@@ -272,5 +276,5 @@ def check_resources(steps: list[Step], workers: Workers) -> None:
         wanted = step.resources or {}
         if wanted and not any(workers.offers(address, wanted) for address in workers.known):
             text = describe_resources(wanted)
-            how = f'start one with `dask worker ADDRESS --nthreads 1 --resources "{text}"`'
+            how = f"start one with `dask worker ADDRESS --nthreads 1 --resources {shlex.quote(text)}`"
             raise UserError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")

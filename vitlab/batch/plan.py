@@ -42,6 +42,7 @@ import yaml
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
 from vitlab.notebook import fit_parameters, notebook_parameters
+from vitlab.places import read_text
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
 
@@ -105,11 +106,11 @@ class Task:
 def load_batch(file: Path | str) -> Batch:
     """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError that names the choices."""
     file = Path(file)
-    if not file.is_file():
+    if not file.exists():
         there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
         raise MissingFileError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file, "batch file"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML: {error}") from error
     _check_keys(content, BATCH_KEYS, f"{file.name}")
@@ -214,7 +215,8 @@ def _find_notebook(name: str, file: Path) -> Path:
     folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)  # what is nearest counts
     found = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if name not in found:
-        raise UserError(unknown("notebook", name, sorted(found)))
+        looked = f"Looked in {', '.join(str(folder) for folder in folders)}."
+        raise UserError(unknown("notebook", name, sorted(found), "" if found else looked))
     return found[name]
 
 
