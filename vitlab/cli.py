@@ -183,7 +183,7 @@ def export_space(
     with clean_errors():
         from vitlab.deploy import export_space as write_space, find_run
 
-        write_space(find_run(run), folder, onnx=onnx)
+        folder = write_space(find_run(run), folder, onnx=onnx)
     typer.echo(f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space takes it")
 
 

@@ -65,11 +65,11 @@ def read_text(path: Path | str, what: str = "file") -> str:
 
 
 @contextmanager
-def fill_folder(folder: Path | str) -> Iterator[tuple[Path, Path]]:
+def fill_folder(folder: Path | str, *, parents: bool = False) -> Iterator[tuple[Path, Path]]:
     """The full path of a folder that is new or empty, and a temporary one beside it.
 
     What the temporary one holds is moved to `folder` when the block ends well; in any case nothing else is left. UserError for a
-    folder that holds something, a file, or a place where nothing can be written.
+    folder that holds something, a file, or a place where nothing can be written. parents: make the folders above it, too.
     """
     folder = Path(os.path.abspath(Path(folder).expanduser()))  # so that `.` and `..` have a name
     if folder.is_dir():
@@ -79,16 +79,20 @@ def fill_folder(folder: Path | str) -> Iterator[tuple[Path, Path]]:
             raise UserError(f"{folder} is not empty, it holds {names}; nothing is overwritten: give the name of a new folder")
     elif folder.exists():
         raise UserError(f"{folder} is a file; give the name of a new folder")
-    elif not folder.parent.is_dir():
-        raise UserError(f"{folder.parent} is no folder; make it first, or give another place for the new folder")
+    elif not folder.parent.is_dir() and not parents:
+        raise UserError(f"{folder.parent} does not exist; make it first, or give another place for the new folder")
+    work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
     except OSError as error:
         raise UserError(f"nothing can be written in {folder.parent} ({error.strerror}); choose another place") from error
     try:
         yield folder, work
-        folder.mkdir(exist_ok=True)
-        for path in work.iterdir():  # not the folder itself: it may be somebody's working folder
-            path.rename(folder / path.name)
+        if folder.is_dir():
+            for path in work.iterdir():  # not the folder itself: it may be somebody's working folder
+                path.rename(folder / path.name)
+        else:
+            work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

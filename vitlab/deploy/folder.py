@@ -115,7 +115,7 @@ def export_space(
     UserError where the folder holds something already; nothing is left behind when it fails.
     """
     run = run if isinstance(run, Run) else Run(run)
-    with fill_folder(folder) as (folder, work):
+    with fill_folder(folder, parents=True) as (folder, work):
         source = _find_onnx(run, onnx)
         data = data or load_run_data(run)
         _put_model(run, source, data, work)

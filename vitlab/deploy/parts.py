@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ def find_run(name: str | Path) -> Path:
     A name may begin with that of its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data, which are there to
     test explanations, are found in no other way.
     """
-    folder = Path(name)
-    if any((folder / file).is_file() for file in ("run.json", ONNX)):
+    folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
+    if str(name) and any((folder / file).is_file() for file in ("run.json", ONNX)):
         return folder
     runs = {"/".join(path.parts[-3:-1]): path.parent for path in sorted((reports_dir() / "runs").glob("*/*/run.json"))}
     helpers = tuple(prefix.replace(":", "_") for prefix in DERIVED)
