@@ -232,6 +232,8 @@ def verify(
 
         if junit and (junit.is_dir() or not junit.absolute().parent.is_dir()):
             raise UserError(f"--junit {junit} is a folder, or lies in one that does not exist; name a file, like result.xml")
+        if junit:
+            check_writable(junit.absolute().parent)
         verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
         if junit:
             write_junit(verdict, junit)  # first: an autograder reads it, whatever becomes of the terminal

@@ -41,7 +41,7 @@ def read_cells(path: Path | str) -> list[dict[str, Any]]:
             {"cell_type": cell["cell_type"], "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
             for cell in cells
         ]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
 
 

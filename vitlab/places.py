@@ -9,11 +9,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vitlab.errors import MissingFileError, UserError
 
-# errors of the machine, not of the program: no permission, read-only, disk or quota full, too many open files
-MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+# errors of a place or a machine, not of the program, and what may help
+MACHINE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may read and write (VITLAB_REPORTS)"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place (VITLAB_REPORTS)"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "end other programs, or raise `ulimit -n`"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
+}
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -40,13 +48,9 @@ def check_writable(folder: Path) -> None:
 
 
 def describe_machine(error: OSError) -> str:
-    """What a machine refuses, where, and what may help, as one sentence."""
-    place = (
-        f" ({', '.join(str(name) for name in (error.filename, error.filename2) if name is not None)})" if error.filename else ""
-    )
-    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see who may read and write there"
-    advice = "end other programs, or raise `ulimit -n`" if error.errno in (errno.EMFILE, errno.ENFILE) else advice
-    return f"{error.strerror or type(error).__name__}{place}: {advice}, or set VITLAB_REPORTS to another folder"
+    """An error of MACHINE as one sentence: what was refused, where, and what may help."""
+    place = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{error.strerror}{place and f' ({place})'}: {MACHINE[error.errno]}"
 
 
 def read_text(path: Path | str, what: str = "file") -> str:
@@ -62,6 +66,22 @@ def read_text(path: Path | str, what: str = "file") -> str:
         raise UserError(f"{path} is not a text in UTF-8, so it is no {what}") from error
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read ({error.strerror})") from error
+
+
+def read_yaml(path: Path | str, what: str, loader: type = yaml.SafeLoader) -> Any:
+    """The content of a YAML file that a user has named. UserError, in one line, for one that cannot be read or is not YAML."""
+    text = read_text(path, what)
+    try:
+        return yaml.load(text, Loader=loader)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:  # 2026-99-99 is a ValueError
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from distributed import Client
 from distributed.core import Status, connect as connect_comm
 
@@ -37,7 +36,7 @@ from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
 from vitlab.batch.workers import Workers, describe_resources, probe_workers
 from vitlab.errors import UserError
-from vitlab.places import read_text
+from vitlab.places import read_yaml
 from vitlab.registry import unknown
 
 CLUSTERS = {
@@ -116,11 +115,7 @@ async def _ask_who(address: str) -> str:
 
 def read_cluster_file(path: str) -> dict[str, Any]:
     """The content of a YAML file that describes a cluster, checked."""
-    file = Path(path)
-    try:
-        content = yaml.safe_load(read_text(file, "file of a cluster"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    file, content = Path(path), read_yaml(path, "file of a cluster")
     if not isinstance(content, dict) or "cluster" not in content:
         raise UserError(f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`")
     for key in content:

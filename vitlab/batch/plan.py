@@ -37,12 +37,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
 from vitlab.notebook import fit_parameters, notebook_parameters
-from vitlab.places import read_text
+from vitlab.places import read_yaml
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
 
@@ -106,13 +104,11 @@ class Task:
 def load_batch(file: Path | str) -> Batch:
     """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError that names the choices."""
     file = Path(file)
-    if not file.exists():
-        there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
-        raise MissingFileError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
     try:
-        content = yaml.safe_load(read_text(file, "batch file"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {error}") from error
+        content = read_yaml(file, "batch file")
+    except MissingFileError as error:
+        there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
+        raise MissingFileError(f"{error}; batch files in {file.parent}: {there}") from None
     _check_keys(content, BATCH_KEYS, f"{file.name}")
     parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
     _check_mapping(parameters, f"parameters of {file.name}")

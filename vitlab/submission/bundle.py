@@ -13,7 +13,7 @@ from typing import Any
 
 import vitlab
 from vitlab.errors import UserError
-from vitlab.places import project_root, reports_dir
+from vitlab.places import check_writable, project_root, reports_dir
 from vitlab.runs import Run, dataset_folder, write_json
 from vitlab.submission.archive import hash_file, write_zip
 from vitlab.submission.environment import describe_environment
@@ -69,6 +69,7 @@ def make_bundle(
     output = Path(output) if output else reports_dir() / "submission.zip"
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, like {output / 'submission.zip'}")
+    check_writable(output.parent)
     selection = select(runs, notebooks)
     with tempfile.TemporaryDirectory(prefix="vitlab-submit-") as place:
         folder = Path(place)
