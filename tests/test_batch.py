@@ -338,6 +338,10 @@ def test_each_part_of_a_fingerprint_follows_its_cause(project, monkeypatch):
     (package / "page.html").write_text("<p>")  # vitlab itself is a package that notebooks import
     assert {(label, part) for label, part in changes() if part == "code"} == trained
     (package / "page.html").unlink()
+    write_notebook(
+        project / "notebooks" / "judge.ipynb", 'run_name = ""\ndataset = "digits"', LOG.format("'judge', run_name"), ""
+    )
+    assert changes() == set(), "an empty cell changes no result"
     write_notebook(project / "notebooks" / "judge.ipynb", 'run_name = ""\ndataset = "digits"', "'another'")
     assert changes() == {("judge color=red", "notebook"), ("judge color=blue", "notebook"), ("compare", "needs")}
 

@@ -154,6 +154,17 @@ def test_a_source_edited_since_is_named_with_both_lines(project):
     assert findings[0].file == "runs/toy/vit-seed0/notebooks/03_train.ipynb"
 
 
+@pytest.mark.parametrize("cell", [new_code_cell(""), new_code_cell(" \n"), new_markdown_cell("")])
+def test_empty_cells_are_no_finding(project, cell):
+    project.edit(lambda cells: cells.append(nbformat.from_dict(cell)))
+    assert project.check() == []
+    path = project.root / "notebooks" / "03_train.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(1, nbformat.from_dict(cell))
+    nbformat.write(notebook, path)
+    assert project.check() == []
+
+
 def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
     notebook = nbformat.read(project.root / "notebooks" / "03_train.ipynb", as_version=4)
     del notebook.cells[3]

@@ -8,6 +8,7 @@ import io
 import json
 import shlex
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def read_cells(path: Path | str) -> list[dict[str, Any]]:
         ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
+
+
+def is_filled(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell holds anything. Jupyter does not execute an empty one, and adds one at the end of a notebook by itself."""
+    return bool(cell["source"].strip())
 
 
 def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:

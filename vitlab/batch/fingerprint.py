@@ -16,7 +16,7 @@ from pathlib import Path
 import vitlab
 from vitlab.batch.plan import Task
 from vitlab.errors import UserError
-from vitlab.notebook import read_cells
+from vitlab.notebook import is_filled, read_cells
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import PROMISED, find_damage, find_runs
 
@@ -36,7 +36,7 @@ def fingerprint_tasks(tasks: list[Task], data_version: Callable[[str], str]) -> 
     """
     versions, runs, library = cache(data_version), cache(describe_runs), cache(_describe_library)
     imports = {source: notebook_imports(source) for source in {task.step.source for task in tasks}}
-    notebooks = {source: _digest(read_cells(source)) for source in imports}
+    notebooks = {source: _digest([cell for cell in read_cells(source) if is_filled(cell)]) for source in imports}
     used = {source: used_files(modules, PACKAGE) for source, modules in imports.items()}
     code = {source: _hash_code(files) for source, files in used.items()}
     libraries = {source: _describe_libraries(imports[source], files, library) for source, files in used.items()}

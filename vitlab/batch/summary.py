@@ -47,12 +47,15 @@ def describe_plan(content: dict[str, Any]) -> str:
 
 
 def describe_problem(record: dict[str, Any]) -> str:
-    """`cell 7: history = fit(...): ValueError: what it says` for a failed task, the note for any other."""
+    """`cell 7: history = fit(...): ValueError: what it says` for a failed task, else the note.
+
+    Where the program itself failed, it is the traceback.
+    """
     error = record["error"]
     if not error:
         return record["note"]
     place = f"cell {error['cell']}: {error['line']}\n" if error["cell"] else ""
-    return f"{place}{error['name']}: {error['value']}"
+    return error.get("traceback") or f"{place}{error['name']}: {error['value']}"
 
 
 def format_seconds(seconds: float) -> str:
