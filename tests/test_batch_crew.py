@@ -106,7 +106,10 @@ def stop_half_way(tasks, crew, ending):
     """The batch is ended as soon as all tasks have been handed over; what is settled, by number."""
     settled = {}
     state = SimpleNamespace(
-        settle=lambda number, **outcome: settled.update({number: outcome["status"]}), content={}, reports=Path()
+        begin=lambda number: None,
+        settle=lambda number, **outcome: settled.update({number: outcome["status"]}),
+        content={},
+        reports=Path(),
     )
 
     def end():
@@ -147,6 +150,15 @@ def test_what_had_ended_here_when_the_batch_was_stopped_is_kept(notebook, tmp_pa
     assert stop_half_way(tasks, LocalCrew(2, None, tmp_path, Board(1)), lambda: None) == {0: "done"}
 
 
+@pytest.fixture
+def worker(monkeypatch):
+    """What `run_task` finds around it on a worker."""
+    scheduler = SimpleNamespace(get_metadata=None)
+    there = SimpleNamespace(loop=None, scheduler=scheduler, address="tcp://w", log_event=lambda *arguments: None)
+    monkeypatch.setattr("vitlab.batch.remote.get_worker", lambda: there)
+    monkeypatch.setattr("vitlab.batch.remote.sync", lambda *arguments, **options: None)
+
+
 class OddError(Exception):
     """One that pickle cannot build again."""
 
@@ -163,15 +175,10 @@ class OddError(Exception):
         (OSError(28, "No space left on device", "/tmp/x"), "OSError", "[Errno 28] No space left on device: '/tmp/x'", False),
     ],
 )
-def test_an_error_on_a_worker_is_described_there(monkeypatch, error, name, value, traced):
+def test_an_error_on_a_worker_is_described_there(worker, monkeypatch, error, name, value, traced):
     def borrow(job, worker):
         raise error
 
-    worker = SimpleNamespace(
-        loop=None, scheduler=SimpleNamespace(get_metadata=None), address="tcp://w", log_event=lambda *a: None
-    )
-    monkeypatch.setattr("vitlab.batch.remote.get_worker", lambda: worker)
-    monkeypatch.setattr("vitlab.batch.remote.sync", lambda *arguments, **options: None)
     monkeypatch.setattr("vitlab.batch.remote._borrow_site", borrow)
     outcome = pickle.loads(pickle.dumps(run_task(SimpleNamespace(key="k", session="s", number=0))))
     problem = outcome["error"]
@@ -183,12 +190,7 @@ def test_an_error_on_a_worker_is_described_there(monkeypatch, error, name, value
         assert shown == f"{name}: {value}"
 
 
-def test_a_task_that_is_stopped_on_a_worker_is_no_failure(monkeypatch):
-    worker = SimpleNamespace(
-        loop=None, scheduler=SimpleNamespace(get_metadata=None), address="tcp://w", log_event=lambda *a: None
-    )
-    monkeypatch.setattr("vitlab.batch.remote.get_worker", lambda: worker)
-    monkeypatch.setattr("vitlab.batch.remote.sync", lambda *arguments, **options: None)
+def test_a_task_that_is_stopped_on_a_worker_is_no_failure(worker, monkeypatch):
 
     def borrow(job, worker):
         raise Stopped("x")
