@@ -137,10 +137,10 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
 def describe_data(dataset: str) -> str:
     """How many images in which classes and splits, as a sentence; what is wrong with them is a ValueError."""
     from vitlab.data import check_name, load_dataset
-    from vitlab.data.sources import OUTLINES
+    from vitlab.data.sources import VERSIONS
 
     check_name(dataset)
-    if dataset in OUTLINES:
+    if dataset in VERSIONS:
         return f"The data set `{dataset}` is downloaded by the first notebook that needs it."
     bundle = load_dataset(dataset, seed=0)
     labels, splits = bundle.samples["label"].value_counts(), bundle.samples["split"].value_counts()
