@@ -28,9 +28,9 @@ def run_batch(
 ) -> dict[str, Any]:
     """Execute what is missing or out of date of a batch, and give the content of its batch.json.
 
-    A task is up to date when it ended well, its executed copy (and its run, marked as done) is there, none of the tasks that it
-    needs runs again, and notebook, parameters, data and the code of vitlab it uses are what they were. A task that fails is
-    kept with its error; later notebooks of its point are skipped, everything else goes on.
+    A task is up to date when it ended well, its executed copy is there, its run is done and holds the files that the notebook
+    promises (`vitlab.runs.PROMISED`), none of the tasks that it needs runs again, and what it depends on is as it was: see
+    `fingerprint_tasks`. A task that fails is kept with its error; later notebooks of its point are skipped, all others go on.
 
     workers: notebooks at a time, on this machine. scheduler: the address of a Dask scheduler, or a YAML file that describes a
     cluster to start (see cluster.py); the notebooks then run on its workers, as many at a time as they have threads.
