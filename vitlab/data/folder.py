@@ -13,6 +13,7 @@ import pandas as pd
 from vitlab.data.reading import read_file
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
 from vitlab.errors import UserError
+from vitlab.pictures import IMAGE_SUFFIXES
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -24,7 +25,6 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 CLASS_FILE = "classes.txt"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm")
 
 
 @DATASETS.register(name="folder:")
