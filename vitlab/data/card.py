@@ -117,8 +117,8 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
 
 def _describe_depth(low: float, high: float) -> str:
     return (
-        f"- Images of more than 8 bits a pixel are scaled to 8: {low:,.6g} is black and {high:,.6g} white, in all splits. The range was "
-        "estimated over all images, without their labels; values outside it are clipped."
+        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black and {high:,.6g} white. "
+        "This range was estimated over all images, without their labels; values outside it are clipped."
     )
 
 

@@ -1,8 +1,8 @@
 """Images are checked once: which cannot be decoded, and which pixel values are black and white where they exceed 8 bits.
 
 A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and nothing in it says which. So one range of pixel values is
-estimated over all images of a data set and used for each of them, so that exposures stay comparable. Test images count as well: no
-label is used, and the range must be the same for every seed, fold and later notebook.
+estimated over all images of a data set and used for each of them, and exposures stay comparable. The test images count as well:
+no label is used, and the range must be the same for every seed, fold and later notebook.
 """
 
 from __future__ import annotations
