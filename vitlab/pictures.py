@@ -162,7 +162,7 @@ def _strip_metadata(data: bytes) -> bytes:
         return b"".join(kept)
     if data.startswith(JPEG_SIGNATURE):
         kept, place = [JPEG_SIGNATURE], len(JPEG_SIGNATURE)
-        while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:  # from there on, pixels
+        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"", b"\xda"):  # from DA on, pixels
             marker, end = data[place + 1], place + 2 + int.from_bytes(data[place + 2 : place + 4])
             is_metadata = marker == 0xFE or 0xE0 <= marker <= 0xEF
             is_needed = data[place + 4 : place + 8] == b"Exif" or (marker == 0xEE and end - place >= 16)  # Adobe: the colours
