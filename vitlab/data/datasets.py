@@ -127,7 +127,8 @@ def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.Data
         raise UserError(f"{name} comes with its own test split, which folds would mix with the rest; write folds=0")
     else:
         table = table.assign(split=split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups))
-    _check_every_split(table, source.classes, f"{name}, seed={seed}, split_by={split_by!r}, folds={folds}")
+    given = set(source.samples["split"]) if "split" in source.samples else set()
+    _check_every_split(table, source.classes, name, given, seed, split_by, folds)
     return table, unreadable
 
 
@@ -142,15 +143,19 @@ def _find_groups(table, source, name, split_by) -> tuple[pd.DataFrame, pd.Series
     return table, table[split_by]
 
 
-def _check_every_split(table, classes, what) -> None:
+def _check_every_split(table, classes, name, given, seed, split_by, folds) -> None:
     counts = pd.crosstab(table["label"], table["split"]).reindex(index=list(classes), columns=list(SPLITS), fill_value=0)
     for split in SPLITS:
-        empty = counts.index[counts[split] == 0]
-        if len(empty):
+        empty = ", ".join(map(repr, counts.index[counts[split] == 0]))
+        if empty and split in given:
             raise UserError(
-                f"{what}: the split {split} gets no image of the class {', '.join(map(repr, empty))}; "
-                "try another seed, smaller groups or fewer folds"
+                f"{name} comes with its own split {split}, which holds no readable image of the class {empty}; add images of it "
+                f"to {split}, or take the class out of the other splits"
             )
+        if empty:
+            drawn = f"seed={seed}" + f", split_by={split_by!r}" * bool(split_by) + f", folds={folds}" * bool(folds)
+            advice = "another seed" + ", smaller groups" * bool(split_by) + ", fewer folds" * bool(folds)
+            raise UserError(f"{name}, {drawn}: the split {split} gets no image of the class {empty}; try {advice}")
 
 
 def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
