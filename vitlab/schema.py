@@ -101,6 +101,7 @@ class Anatomy:
     stages: modules that give feature maps, one for each resolution, the last one being the usual Grad-CAM layer. A map is
         (B, C, h, w), and (B, h, w, C) for "windowed".
     windows: for "windowed", how the attention of each block is cut; `attention` is empty then.
+    reason: why `attention` is empty, as a sentence without its full stop.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class Anatomy:
     grid: tuple[int, int]
     stages: tuple[str, ...]
     windows: tuple[Window, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
