@@ -64,9 +64,13 @@ def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
 
 
 def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame:
-    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions."""
+    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions.
+
+    The value range of the data is kept in the model's transform, so that images from elsewhere are scaled as these were.
+    """
     run.write_table("splits.csv", data.samples)
     run.write_text("data_card.md", data_card(data))
+    model = replace(model, transform=replace(model.transform, value_range=data.value_range))
     save_model(model, run.path)
     predictions = predict(model, data)
     run.write_table("predictions.parquet", predictions)
