@@ -38,6 +38,7 @@ SPEED_CASES = [("fp32", 160), ("bf16", 192)]  # precision, images
 CACHE_CASES = [("linear_probe", 1, ">= 8"), ("last_blocks", 1, ">= 3"), ("last_blocks", 4, ">= 1.4")]
 SPIN_CASES = {"alone": ">= 0.97", "beside a niced busy process": ">= 2.5"}
 SPIN_SECONDS, SPIN_THREADS = 7, 2
+BUSY = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
 GNU_SPIN = "300000"  # what GNU OpenMP takes by itself (OMP_DISPLAY_ENV=VERBOSE prints it)
 TARGETS = (0.90, 0.91, 0.92)  # validation ROC AUC of hybrid_vit on ELPV
 
@@ -228,7 +229,7 @@ class Trainer:
 
 
 def measure_spin(repeats: int) -> list[dict]:
-    """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone, and beside a niced busy process."""
+    """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and beside a niced process."""
     sides = {"short": Trainer({}), "default": Trainer({"GOMP_SPINCOUNT": GNU_SPIN})}
     rates = {(case, side): [] for case in SPIN_CASES for side in sides}
     try:
@@ -236,9 +237,7 @@ def measure_spin(repeats: int) -> list[dict]:
             trainer.rate(1)  # when this comes back, it has started
         for repeat in range(repeats):
             for case in SPIN_CASES:
-                busy = (
-                    subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"]) if case != "alone" else None
-                )
+                busy = subprocess.Popen(BUSY) if case != "alone" else None
                 for side in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
                     rates[case, side].append(sides[side].rate(SPIN_SECONDS))
                     print(f"   {repeat + 1}. {case:26} {side:8} {rates[case, side][-1]:6.3f} steps/s", flush=True)
@@ -250,9 +249,8 @@ def measure_spin(repeats: int) -> list[dict]:
             trainer.process.kill()
     records = []
     for case, bar in SPIN_CASES.items():
-        ratio = statistics.median(
-            ours / theirs for ours, theirs in zip(rates[case, "short"], rates[case, "default"], strict=True)
-        )
+        pairs = zip(rates[case, "short"], rates[case, "default"], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
         ours, theirs = (statistics.median(rates[case, side]) for side in ("short", "default"))
         name = f"vit_tiny_patch16_224, {SPIN_THREADS} threads, {case}"
         records.append(record(name, "steps/s", ours, theirs, "default spin", ratio, bar))
