@@ -15,7 +15,7 @@ from pathlib import Path
 import vitlab
 from vitlab.data.folder import CLASS_FILE
 from vitlab.errors import UserError
-from vitlab.places import fill_folder
+from vitlab.user_files import fill_folder
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = (

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
-from vitlab.places import read_text
 from vitlab.registry import unknown
+from vitlab.user_files import read_text
 
 TYPES = ("int", "float", "str", "bool", "list", "dict", "None")  # that an annotation in the parameters cell may name
 WORDS = {"True": True, "False": False, "None": None}

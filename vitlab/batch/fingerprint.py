@@ -6,7 +6,6 @@ import ast
 import hashlib
 import json
 import sys
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -18,12 +17,12 @@ from vitlab.batch.plan import Task
 from vitlab.errors import UserError
 from vitlab.notebook import is_filled, read_cells
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import PROMISED, find_damage, find_runs
+from vitlab.runs import read_runs
 
 PACKAGE = Path(vitlab.__file__).parent
 LISTED = ("libraries", "files")  # parts that are kept as text, `name value, name value`, so that a change can be named
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "imblearn": "imbalanced-learn", "PIL": "pillow", "yaml": "PyYAML"}
-READ_RUNS = {"vitlab.run_index", "vitlab.runs.find_runs", "vitlab.runs.latest_runs"}  # a notebook that imports one reads many
+READ_RUNS = {"vitlab.run_tables", "vitlab.runs.find_runs"}  # a notebook that imports one of these reads many runs
 
 
 def fingerprint_tasks(tasks: list[Task], data_version: Callable[[str], str]) -> list[dict[str, str]]:
@@ -81,12 +80,9 @@ def reads_runs(task: Task, imports: set[str]) -> bool:
 
 
 def describe_runs(dataset: str) -> str:
-    """How many finished runs of a data set there are, and a hash of their names, starts and what is wrong with their files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a damaged run.json; the notebook warns of it as well
-        found = find_runs(dataset)
-    states = [(run.name, run.info["start_s"], find_damage(run.path, PROMISED["03_finetune"])) for run in found]
-    return f"{len(states)} finished, {_digest(sorted(states))}"
+    """How many finished runs of a data set there are, and a hash of their names and starts. Damaged ones do not count."""
+    found, _ = read_runs(dataset, "done", {})
+    return f"{len(found)} finished, {_digest(sorted((run.name, run.info['start_s']) for run in found))}"
 
 
 def imported_modules(source: str, package: str = "") -> set[str]:

@@ -18,6 +18,7 @@ from vitlab.batch.state import BatchState
 from vitlab.errors import UserError
 from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters, notebook_parameters
+from vitlab.places import inside_project
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
 TRAINS = {"model", "epochs", "learning_rate"}  # a notebook that declares all of these trains a model by a recipe
@@ -43,7 +44,7 @@ def run_batch(
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
-    with kernel_environment(workers), WarmProcess() as warm:
+    with inside_project(batch.file), kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
@@ -98,7 +99,7 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
     declared = {name: default for name, (default, _) in notebook_parameters(notebook).items()}
-    with kernel_environment(), WarmProcess() as warm:
+    with inside_project(notebook), kernel_environment(), WarmProcess() as warm:
         warm.preload(sorted(notebook_imports(notebook)))
         from vitlab.batch.execute import Execution
 

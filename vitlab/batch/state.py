@@ -7,7 +7,10 @@ from typing import Any
 
 from vitlab.batch.fingerprint import describe_changes, describe_runs, find_dataset
 from vitlab.batch.plan import Batch, Task
-from vitlab.runs import PROMISED, find_damage, project_root, read_batch, reports_dir, write_json
+from vitlab.errors import UserError
+from vitlab.files import find_damage
+from vitlab.run_folders import read_info
+from vitlab.runs import PROMISED, project_root, read_batch, reports_dir, write_json
 
 OUTCOME = {
     "status": "pending",
@@ -111,10 +114,9 @@ class BatchState:
     def _read_run(self, run: str) -> dict[str, Any]:
         """The content of a run.json; empty without one, or with a damaged one."""
         try:
-            content = json.loads((self.reports / run / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_info(self.reports / run)
+        except UserError:
             return {}
-        return content if isinstance(content, dict) else {}
 
 
 def _new_record(task: Task) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.errors import UserError
-from vitlab.places import project_root, read_yaml
+from vitlab.places import project_root
+from vitlab.user_files import read_yaml
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import vitlab
 from vitlab.errors import UserError
-from vitlab.places import check_writable, project_root, reports_dir
+from vitlab.places import project_root, reports_dir
 from vitlab.runs import Run, dataset_folder, write_json
 from vitlab.submission.archive import hash_file, write_zip
 from vitlab.submission.environment import describe_environment
@@ -26,6 +26,7 @@ from vitlab.submission.safe_zip import Limits, UnsafeBundle, check_directory, ch
 from vitlab.submission.selection import Selection, select
 from vitlab.submission.templates import write_readme, write_title_page
 from vitlab.submission.verify import Verdict, judge_folder
+from vitlab.user_files import check_writable
 
 WEIGHTS = "model.safetensors"
 TAKEN = (".json", ".csv", ".parquet", ".md", ".safetensors")  # of the files in a run's folder

@@ -32,9 +32,9 @@ import pandas as pd
 import yaml
 
 from vitlab.errors import UserError
-from vitlab.places import read_yaml
 from vitlab.registry import unknown
 from vitlab.submission.answers import Answer
+from vitlab.user_files import read_yaml
 
 KEYS = ["title", "statement", "questions"]
 QUESTION_KEYS = ["points", "ask", "words", "evidence"]

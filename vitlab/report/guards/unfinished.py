@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitlab.errors import MissingFileError, UserError
+from vitlab.files import find_damage
 from vitlab.report.gather import HOME, Page
 from vitlab.report.guards.finding import Finding
-from vitlab.runs import PROMISED, dataset_folder, find_damage, reports_dir
+from vitlab.run_folders import list_runs
+from vitlab.runs import PROMISED, Run, reports_dir, runs_folder
 
 
 def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
@@ -28,30 +30,27 @@ def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
                 seen[page.run] = _judge_run(folder, page, page.run)
                 findings += seen[page.run]
             if not seen[page.run]:
-                findings += _judge_files(folder, page, page.run, PROMISED.get(page.stem, ()))
+                findings += _judge_files(folder, page, page.run)
     for page in pages:
         if page.stem == HOME and page.dataset:
-            for file in sorted((reports_dir() / "runs" / dataset_folder(page.dataset)).glob("*/run.json")):
-                run = file.parent.relative_to(reports_dir()).as_posix()
+            for folder in list_runs(runs_folder(page.dataset)):
+                run = folder.relative_to(reports_dir()).as_posix()
                 if run not in seen:
-                    advice = "; the comparison does without it: finish or remove it"
-                    seen[run] = _judge_run(file.parent, page, run, advice)
-                    seen[run] = seen[run] or _judge_files(file.parent, page, run, PROMISED["03_finetune"], advice)
+                    seen[run] = _judge_run(folder, page, run, "; the comparison does without it: finish or remove it")
                     findings += seen[run]
     return findings
 
 
-def _judge_files(folder: Path, page, run, files, advice="; run the batch again"):
-    damage = find_damage(folder, files)
-    return [Finding("run", run, f"{', '.join(damage)}{advice}", page=page.slug)] if damage else []
+def _judge_files(folder: Path, page, run):
+    damage = find_damage(folder, PROMISED.get(page.stem, ()))
+    return [Finding("run", run, f"{', '.join(damage)}; run the batch again", page=page.slug)] if damage else []
 
 
 def _judge_run(folder: Path, page, run, advice="; run the batch again"):
-    file = folder / "run.json"
-    if not file.is_file():
-        return [Finding("run", run, f"it holds no run.json{advice}", page=page.slug)]
     try:
-        status = json.loads(file.read_text(encoding="utf-8"))["status"]
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        return [Finding("run", run, f"its run.json cannot be read ({type(error).__name__}){advice}", page=page.slug)]
-    return [] if status == "done" else [Finding("run", run, f"this run is {status}, not done{advice}", page=page.slug)]
+        problem = Run(folder).problem
+    except MissingFileError:
+        problem = "it holds no run.json"
+    except UserError:
+        problem = "its run.json cannot be read"
+    return [Finding("run", run, f"{problem}{advice}", page=page.slug)] if problem else []
