@@ -80,16 +80,15 @@ def born_again(
 ) -> tuple[ModelBundle, pd.DataFrame]:
     """A new model of the teacher's architecture that learns from it, and its history (Furlanello et al. 2018, arXiv 1805.04770).
 
-    seed: of the new weights, by default one more than that of the config. pretrained: of `build_model`; None starts from the
-    weights that come with the model, where there are any. arguments: of `distill`. For another generation, call it with the
-    student as the teacher.
+    seed: of the new weights, by default one more than that of the config. pretrained: of `build_model`; None starts as the
+    teacher did. arguments: of `distill`. For another generation, call it with the student as the teacher.
     """
     if teacher.options.get("wrapped"):
         raise UserError(f"{teacher.name} was wrapped, not built by name; build its twin yourself and call distill(teacher, twin)")
     config = config or recipe(teacher.name)
-    options = {**teacher.options, "size": tuple(teacher.options["size"]), "fit": teacher.transform.fit}
+    options = {**teacher.options, "fit": teacher.transform.fit} | ({} if pretrained is None else {"pretrained": pretrained})
     seed = config.seed + 1 if seed is None else seed
-    student = build_model(teacher.name, teacher.classes, pretrained=pretrained, seed=seed, **options)
+    student = build_model(teacher.name, teacher.classes, seed=seed, **options)
     student = replace(student, transform=teacher.transform)
     return student, distill(teacher, student, data, run, config, **arguments)
 
