@@ -29,9 +29,9 @@ from pathlib import Path
 
 import pandas as pd
 from records import record, write_records
-
 from vitlab.compress.doctor import MARGIN, doctor_table, say_diagnosis
 from vitlab.compress.footprint import size_on_disk
+
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
 from vitlab.compress.processor import ARM, X86, read_instructions

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from records import record, write_records
+from vitlab.compress.footprint import footprint_table
 
 from vitlab.compress.cost import count_multiply_adds
 from vitlab.compress.export import export_onnx
-from vitlab.compress.footprint import footprint_table
 from vitlab.compress.importance import importance_table
 from vitlab.compress.latency import latency_table
 from vitlab.compress.pruning import plan_pruning, prune

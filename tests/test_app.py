@@ -26,6 +26,8 @@ from vitlab.app.table import answer_files
 from vitlab.app.uploads import Limits, UploadError, read_upload
 from vitlab.app.verdict import Calibration, judge
 from vitlab.compress.export import export_onnx
+from vitlab.compress.sidecar import read_sidecar, sidecar_path
+from vitlab.runs import write_json
 from vitlab.schema import Transform
 
 LIMITS = Limits(megabytes=0.2, megapixels=1, files=5)
@@ -243,8 +245,9 @@ def folder(tmp_path_factory):
     weight = torch.tensor(generator.normal(0, 0.2, (10, 192)), dtype=torch.float32)
     model = linear_model(weight, torch.zeros(10), data.classes, 8)
     folder = tmp_path_factory.mktemp("served")
-    noted = {"temperature": 2.0, "alpha": 0.1, "by_class": True, "limits": dict.fromkeys(data.classes, 0.7)}
-    export_onnx(model, folder / "model.onnx", data, calibration=noted)
+    path = export_onnx(model, folder / "model.onnx", data).path
+    noted = {"temperature": 2.0, "alpha": 0.1, "limits": dict.fromkeys(data.classes, 0.7)}
+    write_json(sidecar_path(path), read_sidecar(path) | {"calibration": noted})
     (folder / "app.json").write_text(json.dumps({"title": "Digits"}))
     (folder / "examples").mkdir()
     data.read(data.samples["sample_id"].iloc[0]).save(folder / "examples" / "1.png")

@@ -8,11 +8,8 @@ import torch
 
 from tests.toys import linear_digits, linear_model, small_digits, tiny_vit
 from vitlab.compress.explanations import compare_explanations, explanation_shift_table, find_masses, find_peaks
-from vitlab.compress.sides import make_side
 from vitlab.data import ImageDataset
 from vitlab.explain.randomisation import compare_models_table
-
-OPTIONS = {"occlusion": {"grid": (8, 8), "window": 1, "baseline": "mean"}}
 
 
 def digits(model, count=6):
@@ -91,17 +88,6 @@ def test_two_images_and_four_cells_by_hand():
     assert means.loc["similarity", ["low", "high", "other"]].tolist() == pytest.approx([0.2, 1, -0.2])
 
 
-def test_a_function_is_explained_by_what_is_taken_away():
-    model = linear_digits()
-    images = digits(model)
-    by_module = compare_explanations(model, model, images, ["occlusion"], options=OPTIONS)
-    by_function = compare_explanations(model, make_side(model), images, ["occlusion"], options=OPTIONS)
-    assert by_function["similarity"].tolist() == pytest.approx([1] * 6)
-    assert by_function["peak_shift"].tolist() == pytest.approx(by_module["peak_shift"].tolist())
-    turned = compare_explanations(model, lambda pixels: -make_side(model)(pixels), images, ["occlusion"], options=OPTIONS)
-    assert turned["similarity"].mean() < -0.9
-
-
 def test_one_image_has_no_interval():
     model = tiny_vit()
     table = explanation_shift_table(model, model, digits(model, 1), ["saliency"])
@@ -112,9 +98,7 @@ def test_one_image_has_no_interval():
 def test_bad_input_of_explanations():
     model = linear_digits()
     images = digits(model, 2)
-    with pytest.raises(ValueError, match=r"saliency looks inside the model.*methods that go without: .*occlusion"):
-        compare_explanations(model, make_side(model), images, ["occlusion", "saliency"])
-    with pytest.raises(ValueError, match=r"unknown method .oclusion."):
+    with pytest.raises(ValueError, match=r"unknown explanation method .oclusion."):
         compare_explanations(model, model, images, ["oclusion"])
     with pytest.raises(ValueError, match="names is empty"):
         compare_explanations(model, model, images, [])

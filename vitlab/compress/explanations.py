@@ -6,45 +6,35 @@ number: a measure that does not do better than that says nothing of compression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
-from vitlab.compress.sides import Side, make_side
 from vitlab.errors import UserError
-from vitlab.explain import perturbation
 from vitlab.explain.grid import choose_grid, number_cells
-from vitlab.explain.methods import available, explain, methods
+from vitlab.explain.methods import explain
 from vitlab.explain.randomisation import compare_maps
 from vitlab.explain.similarity import mean_interval
-from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
 
-NO_OPTIONS: Mapping[str, Mapping] = MappingProxyType({})
 MEASURES = {"similarity": "other_image", "absolute": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
 LEVEL = 1e-6  # of a map's range: values this near its largest one are as large
 
 
 def compare_explanations(
     model: ModelBundle,
-    compressed: ModelBundle | Path | str | Callable,
+    compressed: ModelBundle,
     images: torch.Tensor,
     names: Sequence[str],
     *,
     sample_ids: Sequence[str] | None = None,
-    options: Mapping[str, Mapping] = NO_OPTIONS,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """Maps of the full and the compressed model, image by image, for the class that the full one predicts.
 
-    compressed: a ModelBundle; or an ONNX file or a function from pixels to logits, which has no gradients and no layers, so that
-    only the methods of `vitlab.explain.perturbation` can explain it. names: of methods; options: of methods, by name.
+    names: of methods.
     Columns: method, sample_id; similarity, absolute (rank correlations over the cells of the full model's grid, of the maps and
     of their absolute values); peak_shift, mass_shift (pixels between the largest values, or the centres of mass of what is
     positive); other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full model's map of this
@@ -52,18 +42,19 @@ def compare_explanations(
     without anything positive has its centre in the middle. ValueError where classes differ, or a method cannot explain one of
     the two.
     """
-    other = _bundle(model, compressed, names)
-    if tuple(model.classes) != tuple(other.classes):
+    if not names:
+        raise UserError("names is empty: give at least one method, such as saliency")
+    if tuple(model.classes) != tuple(compressed.classes):
         raise UserError(
-            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(other.classes)}; "
+            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(compressed.classes)}; "
             "compare two models of the same classes"
         )
     size = tuple(images.shape[-2:])
     cells = number_cells(choose_grid(model.anatomy, size), size)
     settings, parts = {"sample_ids": sample_ids, "batch_size": batch_size}, []
     for name in names:
-        before = explain(model, images, name, **settings, **options.get(name, {}))
-        after = explain(other, images, name, before.target, **settings, **options.get(name, {}))
+        before = explain(model, images, name, **settings)
+        after = explain(compressed, images, name, before.target, **settings)
         table = compare_maps(before, after, cells)
         peaks, masses = ([find(maps.values) for maps in (before, after)] for find in (find_peaks, find_masses))
         for kind, (own, moved) in {"peak": peaks, "mass": masses}.items():
@@ -75,7 +66,7 @@ def compare_explanations(
 
 def explanation_shift_table(
     model: ModelBundle,
-    compressed: ModelBundle | Path | str | Callable,
+    compressed: ModelBundle,
     images: torch.Tensor,
     names: Sequence[str],
     *,
@@ -122,34 +113,3 @@ def _mean_distance(points: np.ndarray) -> np.ndarray | float:
     """Mean distance (N,) of each point to the others; NaN for a single one."""
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     return distance.sum(axis=1) / (len(points) - 1) if len(points) > 1 else np.nan
-
-
-def _bundle(model: ModelBundle, compressed, names: Sequence[str]) -> ModelBundle:
-    for name in names:
-        if name not in available():
-            raise UserError(unknown("method", name, available()))
-    if not names:
-        raise UserError("names is empty: give at least one method, such as occlusion")
-    if isinstance(compressed, ModelBundle):
-        return compressed
-    inside = [name for name in names if methods[name].compute.__module__ != perturbation.__name__]
-    if inside:
-        possible = [name for name in available() if methods[name].compute.__module__ == perturbation.__name__]
-        raise UserError(
-            f"{', '.join(inside)} looks inside the model, and an ONNX file or a function has neither gradients nor layers; "
-            f"methods that go without: {', '.join(possible)}"
-        )
-    name = Path(compressed).stem if isinstance(compressed, str | Path) else "compressed"
-    return replace(model, name=name, module=Outside(compressed))
-
-
-class Outside(nn.Module):
-    """A module around what is computed elsewhere: pixels go out, logits come back, and no gradient passes."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.side: Side = make_side(model)
-        self.weight = nn.Parameter(torch.zeros(()))  # says device and number format; takes no part
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.side(images.detach().cpu().numpy()), np.float32))

@@ -35,14 +35,11 @@ def open_session(path: Path | str | bytes, threads: int | None = None) -> onnxru
 
 
 def run_pixels(session: onnxruntime.InferenceSession, pixels: np.ndarray, transform, batch: int = BATCH) -> np.ndarray:
-    """Logits (N, num_classes) float32 of fitted pixels (N, h, w, C) uint8; normalised first where the graph wants floats."""
-    graph_input = session.get_inputs()[0]
-    logits = []
+    """Logits (N, num_classes) float32 of fitted pixels (N, h, w, C) uint8."""
+    name, logits = session.get_inputs()[0].name, []
     for start in range(0, len(pixels), batch):
-        part = pixels[start : start + batch]
-        if graph_input.type != "tensor(uint8)":
-            part = normalise(part, transform)  # (B, C, h, w)
-        logits.append(session.run(None, {graph_input.name: part})[0].astype(np.float32))
+        part = normalise(pixels[start : start + batch], transform)  # (B, C, h, w)
+        logits.append(session.run(None, {name: part})[0].astype(np.float32))
     return np.concatenate(logits)
 
 

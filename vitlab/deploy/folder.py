@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
-
 from vitlab.app.serving import CARD, EXAMPLES, ONNX, SETTINGS, WEIGHTS
 from vitlab.app.verdict import Calibration
-from vitlab.compress.export import export_onnx, find_calibration
+from vitlab.compress.confidence import note_calibration
+from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.deploy.card import model_card
@@ -22,7 +21,7 @@ from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, wri
 from vitlab.deploy.vendor import copy_modules
 from vitlab.errors import MissingFileError, UserError
 from vitlab.models import load_model
-from vitlab.runs import Run, write_json
+from vitlab.runs import Run
 from vitlab.schema import DataBundle
 
 ENTRY = "vitlab.app.serving"
@@ -141,19 +140,12 @@ def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> N
         shutil.copy(path, target)
 
 
-def _calibrate(classifier: OnnxClassifier, predictions: pd.DataFrame, alpha: float) -> Calibration:
-    """Fit on the validation images as the shipped file sees them, and note it in the JSON beside it."""
-    noted = find_calibration(predictions, alpha)
-    write_json(sidecar_path(classifier.path), {**classifier.description, "calibration": noted})
-    return Calibration.from_sidecar(noted, classifier.classes)
-
-
 def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     classifier = OnnxClassifier(work / ONNX)
     if tuple(classifier.classes) != data.classes:
         raise UserError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
     predictions = predict_splits(classifier, data)
-    calibration = _calibrate(classifier, predictions, alpha)
+    calibration = Calibration.from_sidecar(note_calibration(work / ONNX, predictions, alpha), data.classes)
     texts = describe_run(run, data.classes) | {"licence": data.licence}
     write_examples(data, work / EXAMPLES)
     _write(work / EXAMPLES / "LICENCE.txt", f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n")
