@@ -25,7 +25,7 @@ from vitlab.batch.fingerprint import PACKAGE, fingerprint_tasks, imported_module
 from vitlab.batch.summary import describe_problem, print_summary
 from vitlab.kernels import WarmProcess
 from vitlab.report.gather import gather_report
-from vitlab.runs import run_name
+from vitlab.run_names import dataset_folder, run_name
 
 ROOT = Path(__file__).parents[1]
 LOG = "import os\nwith open(os.environ['TOY_LOG'], 'a') as log:\n    print({}, file=log)"
@@ -102,8 +102,8 @@ def test_a_point_shares_a_run_and_gets_only_what_is_declared(project):
     name = run_name({"dataset": "digits", "color": "red"})
     assert tasks[1].parameters == {"dataset": "digits", "color": "red", "run_name": name}
     assert tasks[2].parameters == {"dataset": "digits", "run_name": name}
-    assert tasks[1].path == f"runs/digits/{name}/notebooks/train.ipynb"
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{name}"
+    assert tasks[1].path == f"runs/{dataset_folder('digits')}/{name}/notebooks/train.ipynb"
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{name}"
     assert (tasks[0].path, tasks[0].run) == ("runs/batches/toy/notebooks/look.ipynb", None)
 
 
@@ -132,7 +132,7 @@ def test_a_step_with_fewer_axes_gathers_the_points_it_contains(project):
 
 def test_without_a_grid_there_is_one_run(project):
     tasks = plan_tasks(load_batch(write_batch(project, grid={}, parameters={"color": "red"})))
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{run_name({'color': 'red'})}"
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{run_name({'color': 'red'})}"
     assert tasks[0].run is tasks[3].run is None
 
 
@@ -173,7 +173,9 @@ def test_a_case_stands_for_its_parameters(project):
     assert tasks[0].parameters == {"dataset": "digits", "variant": "plain", "run_name": names[0]}
     late = {"variant": "late blue", "seed": 7, "color": "blue"}
     assert tasks[3].parameters == {"dataset": "digits", **late, "run_name": names[2]}
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{names[1]}" and names[1].startswith("run-late-seed7-")
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{names[1]}" and names[1].startswith(
+        "run-late-seed7-"
+    )
     assert tasks[2].needs == (1,)
 
 
@@ -352,7 +354,7 @@ def test_a_batch_goes_on_past_a_failure_and_then_does_only_the_rest(project, rep
     assert any(output.get("evalue") == "red is [b]roken" for cell in copy.cells for output in cell.get("outputs", []))
     assert not (reports_folder / records["judge", "red"]["path"]).exists()
     assert len(log_lines(project)) == 5
-    assert not list(reports_folder.rglob(".*"))
+    assert {path.suffix for path in reports_folder.rglob(".*")} == {".lock"}
 
     print_summary(content)
     shown = capsys.readouterr().out

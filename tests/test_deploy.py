@@ -230,8 +230,11 @@ def test_runs_are_found_by_path_name_or_beginning(run, space):
     assert find_run(space) == space
     assert find_run(run.name[: len("vit_scratch-seed0")]) == run.path
     planted = Run.create(dataset="planted:digits", model="vit_scratch", seed=0)
+    with pytest.raises(ValueError, match="is not finished: its status is running"):
+        find_run(planted.path)
+    planted.finish()
     assert find_run("vit_scratch-seed0") == find_run("digits/vit_scratch-seed0") == run.path
-    assert find_run("planted_digits/vit_scratch") == planted.path
+    assert find_run("planted:digits/vit_scratch") == find_run(f"{planted.path.parent.name}/vit_scratch") == planted.path
     Run.create(dataset="digits", model="vit_scratch", seed=7)
     with pytest.raises(ValueError, match="is the beginning of 2 runs"):
         find_run("vit_scratch")

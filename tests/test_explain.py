@@ -285,7 +285,7 @@ def test_images_of_another_size_where_the_model_cannot(name, size):
         ({"method": "gradcam"}, "unknown explanation method 'gradcam'. Did you mean grad_cam"),
         (
             {"method": "rollout"},
-            r"rollout needs attention, and resnet18 \(cnn\) has none; methods that can.*grad_cam,.*saliency",
+            r"rollout needs attention, and resnet18 has none \(it has no attention\); methods that can.*grad_cam,.*saliency",
         ),
         ({"target": "d"}, "unknown target 'd'.*Choices: a, b, c"),
         ({"target": ["a", "b", 1]}, r"unknown target '1'.*Choices: a, b, c. model.classes\[i\] is the name of class i"),

@@ -133,7 +133,7 @@ def test_images_of_other_modes(tmp_path):
             Image.new("RGBA", (20, 200), (10, 20, 30, 40 * number)).save(tmp_path / label / f"glass{number}.png")
     data = load_dataset(f"planted:folder:{tmp_path}")
     images = {sample_id: data.read(sample_id) for sample_id in data.samples["sample_id"]}
-    assert len(images) == 24 and {image.mode for image in images.values()} == {"RGB"}
+    assert len(images) == 24 and {image.mode for image in images.values()} == {"L", "RGB"}
     assert {image.size for image in images.values()} == {(80, 80), (80, 800)}, "20 pixels are enlarged four times"
     assert all({0, 255} <= set(np.unique(image)) for image in images.values())
 

@@ -21,6 +21,9 @@ from vitlab.report.guards import Finding, check_report, findings_table, mark_rep
 from vitlab.report.guards.finding import code
 from vitlab.report.guards.references import bibliography_keys
 from vitlab.report.settings import Settings
+from vitlab.run_names import dataset_folder
+
+RUNS = f"runs/{dataset_folder('toy')}"
 
 BIBLIOGRAPHY = "@article{vaswani2017, title={Attention}, author={Vaswani, A.}, year={2017}}\n"
 POINT = {"model": "vit", "seed": 0}
@@ -55,7 +58,7 @@ class Project:
             new_code_cell("#| label: tbl-loss\n#| tbl-cap: Losses.\ntable", outputs=[make_table(epoch=[1, 2])]),
         ]
         compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), new_code_cell("1 + 1")]
-        self.write("03_train", POINT, self.train, "runs/toy/vit-seed0")
+        self.write("03_train", POINT, self.train, f"{RUNS}/vit-seed0")
         self.write("08_compare", {}, compare, None)
 
     def write(self, stem, point, cells, run):
@@ -87,6 +90,7 @@ class Project:
     def write_run(self, run, text=None, **content):
         file = self.reports / run / "run.json"
         file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"parameters": {"dataset": "toy"}, "facts": {}, "start_s": 1.0, "files": [], **content}
         file.write_text(json.dumps(content) if text is None else text)
 
     def edit(self, change, stem="03_train"):
@@ -139,7 +143,7 @@ def test_a_source_edited_since_is_named_with_both_lines(project):
     assert places(findings) == [("source", 4, "fig-loss"), ("source", 5, "tbl-loss")]
     assert findings[0].message == "executed as `plot()`, and the notebook now says `plot(epochs=3)`"
     assert findings[1].message == "the notebook has 1 more cells here: `new_cell()`"
-    assert findings[0].file == "runs/toy/vit-seed0/notebooks/03_train.ipynb"
+    assert findings[0].file == f"{RUNS}/vit-seed0/notebooks/03_train.ipynb"
 
 
 def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
@@ -342,20 +346,20 @@ def test_bibliography_is_read_by_pandoc(project, tmp_path):
 
 
 def test_half_done_runs_of_the_report_and_beside_it(project):
-    project.write_run("runs/toy/vit-seed0", status="running")
-    project.write_run("runs/toy/other", status="failed")
-    project.write_run("runs/toy/torn", text='{"status": "do')
-    project.write_run("runs/toy/whole", status="done")
+    project.write_run(f"{RUNS}/vit-seed0", status="running")
+    project.write_run(f"{RUNS}/other", status="failed")
+    project.write_run(f"{RUNS}/torn", text='{"status": "do')
+    project.write_run(f"{RUNS}/whole", status="done")
     project.write_run("runs/elsewhere/x", status="failed")
     findings = project.check()
     assert {finding.rule for finding in findings} == {"run"}
     assert [(finding.file, finding.message.split(";")[0]) for finding in findings] == [
-        ("runs/toy/other", "this run is failed, not done"),
-        ("runs/toy/torn", "its run.json cannot be read (JSONDecodeError)"),
-        ("runs/toy/vit-seed0", "this run is running, not done"),
+        (f"{RUNS}/other", "its status is failed"),
+        (f"{RUNS}/torn", "its run.json cannot be read"),
+        (f"{RUNS}/vit-seed0", "its status is running"),
     ]
-    shutil.rmtree(project.reports / "runs" / "toy" / "other")
-    assert "runs/toy/other" not in {finding.file for finding in project.check()}
+    shutil.rmtree(project.reports / RUNS / "other")
+    assert f"{RUNS}/other" not in {finding.file for finding in project.check()}
 
 
 def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project):
@@ -365,8 +369,8 @@ def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project)
     project.write("08_compare", {}, compare, None)
     del project.tasks[1]["parameters"]["dataset"]
     assert project.check() == []
-    project.write_run("runs/toy/other", status="failed")
-    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", "runs/toy/other")]
+    project.write_run(f"{RUNS}/other", status="failed")
+    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", f"{RUNS}/other")]
     project.tasks[0]["parameters"]["dataset"] = "digits"
     project.keep()
     assert gather_report().subtitle == "Data sets: toy, digits"
@@ -460,7 +464,7 @@ def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(proje
     title, where, _, first, second, *_ = page[place + 1].source.split("\n")
     rules = "not executed with its present source; a figure without an alternative text"
     assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
-    assert where == "Cell 4 of `runs/toy/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
+    assert where == f"Cell 4 of `{RUNS}/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
     assert first == "- executed as `plot()`, and the notebook now says `#| fig-alt: A falling line.`"
     assert second == "- this figure says nothing to who cannot see it: write `#| fig-alt: ...`"
 
@@ -499,7 +503,7 @@ def test_command_prints_where_and_tells_by_its_status(project):
     project.keep()
     result = CliRunner().invoke(app, ["report", "toy", "--strict"])
     assert result.exit_code == 1 and "HTML" not in result.stdout
-    assert "runs/toy/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
+    assert f"{RUNS}/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
     assert result.stderr == "Not published. What to mend, and where, stands above: 1.\n"
     result = CliRunner().invoke(app, ["report", "toy"])
     assert result.exit_code == 0 and "@fig-none" in result.stdout and "HTML" in result.stdout

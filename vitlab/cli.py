@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.places import inside_project
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -52,16 +53,16 @@ def run(
         from vitlab.batch import run_notebook
         from vitlab.batch.summary import describe_problem
         from vitlab.notebook import fit_parameters
-        from vitlab.runs import reports_dir
 
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
             if not equals:
                 raise UserError(f"-p {name} lacks a value; write -p NAME VALUE")
         parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
-        copy = output or reports_dir() / "runs" / "notebooks" / notebook.name
-        outcome = run_notebook(notebook, copy, parameters)
-    typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}")
+        with inside_project(notebook) as reports:
+            copy = output or reports / "runs" / "notebooks" / notebook.name
+            outcome = run_notebook(notebook, copy, parameters)
+    typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}\nResults: {reports}")
     if outcome["status"] == "failed":
         typer.secho(describe_problem(outcome), fg="red", err=True)
         raise typer.Exit(1)
@@ -87,15 +88,17 @@ def batch(
         if scheduler and workers > 1:
             raise UserError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
         try:
-            with end_in_order():
+            with inside_project(file) as reports, end_in_order():
                 content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
         except KeyboardInterrupt as stop:  # Ctrl+C is the signal 2
             typer.echo("Stopped. The same command carries on from here.", err=True)
             raise typer.Exit(128 + getattr(stop, "number", 2)) from None
     if dry_run:
         print_plan(content)
+        typer.echo(f"Results: {reports}")
         return typer.echo(content["jobs"]) if content.get("jobs") else None
     print_summary(content)
+    typer.echo(f"Results: {reports}")
     if any(task["status"] in ("failed", "skipped") for task in content["tasks"]):
         raise typer.Exit(1)
 
@@ -111,9 +114,11 @@ def report(
         from vitlab.report import ReportRefused, render_report
         from vitlab.report.guards import print_findings, read_findings
 
-        names = [Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []]
+        files = [name for name in batches or [] if name.endswith((".yml", ".yaml"))]
+        names = [Path(name).stem if name in files else name for name in batches or []]
         try:
-            paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
+            with inside_project(files[0] if files else "batch.yml"):
+                paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
         except ReportRefused as refused:
             print_findings(refused.findings)
             typer.secho(f"Not published. What to mend, and where, stands above: {len(refused.findings)}.", fg="red", err=True)

@@ -18,6 +18,7 @@ from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
 from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters
+from vitlab.places import inside_project
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
 
@@ -42,7 +43,7 @@ def run_batch(
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
-    with kernel_environment(workers), WarmProcess() as warm:
+    with inside_project(batch.file), kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
@@ -96,7 +97,7 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
     """Execute one notebook with parameters, checked before any cell runs, and give what `Execution.run` gives."""
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
-    with kernel_environment(), WarmProcess() as warm:
+    with inside_project(notebook), kernel_environment(), WarmProcess() as warm:
         warm.preload(sorted(notebook_imports(notebook)))
         from vitlab.batch.execute import Execution
 

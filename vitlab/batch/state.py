@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from vitlab.batch.plan import Batch, Task
+from vitlab.errors import UserError
+from vitlab.run_folders import read_info
 from vitlab.runs import project_root, read_batch, reports_dir, write_json
 
 OUTCOME = {
@@ -101,10 +103,9 @@ class BatchState:
     def _read_run(self, run: str) -> dict[str, Any]:
         """The content of a run.json; empty without one, or with a damaged one."""
         try:
-            content = json.loads((self.reports / run / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_info(self.reports / run)
+        except UserError:
             return {}
-        return content if isinstance(content, dict) else {}
 
 
 def _new_record(task: Task) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vitlab.data.folder import SPLIT_FOLDERS
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
 from vitlab.data.splits import complete_splits
 from vitlab.errors import MissingFileError, UserError
+from vitlab.pictures import open_picture
 from vitlab.registry import unknown
 
 OPTIONS = ("image", "label", "group", "config", "revision")
@@ -208,12 +209,15 @@ def _read_image(where: str, options: tuple[tuple[str, str], ...], column: str, s
     if split not in parts or not number.isdecimal() or int(number) >= parts[split].num_rows:
         first = next(iter(parts))
         raise UserError(f"unknown sample_id {sample_id!r}; those of hub:{where} are like {first}0000000 and {first}0000017")
-    image = _images_only(where, options, column, split)[int(number)][column]
-    if image is None:
+    stored = _images_only(where, options, column, split)[int(number)][column]
+    if stored is None:
         raise OSError("there is no image in this row")
-    return image
+    return open_picture(stored["bytes"] or stored["path"])
 
 
 @lru_cache(maxsize=16)
 def _images_only(where: str, options: tuple[tuple[str, str], ...], column: str, split: str) -> Any:
-    return _load_parts(where, options)[split].select_columns([column]).with_format(None)
+    import datasets
+
+    part = _load_parts(where, options)[split].select_columns([column]).with_format(None)
+    return part.cast_column(column, datasets.Image(decode=False))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import pandas as pd
 from PIL import Image
 
-from vitlab.errors import UserError
 from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
@@ -54,10 +53,3 @@ def split_derived(name: str) -> tuple[str, str]:
     """The prefix of a set that is made of another one, and the name of that one; an empty prefix for all other names."""
     prefix, colon, base = name.partition(":")
     return (prefix + colon, base) if prefix + colon in DERIVED else ("", name)
-
-
-def find_base(prefix: str, name: str) -> Source:
-    """The source that a set PREFIX:NAME is made of."""
-    if not name:
-        raise UserError(f"{prefix} needs the name of the data set that it is made of; write {prefix}digits, say")
-    return DATASETS[name]()

@@ -132,7 +132,7 @@ def explain(
     model = fit_anatomy(model, tuple(images.shape[-2:]))
     if not chosen.suits(model.anatomy):
         raise UserError(
-            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} ({model.anatomy.kind}) has none; "
+            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} has none ({model.anatomy.reason}); "
             f"methods that can explain it: {', '.join(suitable_methods(model))}"
         )
     targets = _read_classes(model, target, len(images), "target")

@@ -62,7 +62,7 @@ def build_model(
     merged: tokens that each block merges (`merging`): a number, or one for each block.
     options: of the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
-    Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
+    Raises UserError for an unknown name, option or size, and where weights are asked for and cannot be found.
     """
     check_name(name)
     classes = check_classes(classes)

@@ -58,6 +58,7 @@ def inside(project: Path) -> Iterator[None]:
     from vitlab.data.torchvision_sets import data_folder
 
     values = {
+        "VITLAB_PROJECT": str(project),
         "VITLAB_REPORTS": str(project / "reports"),
         "VITLAB_DATA": str(data_folder().absolute()),  # what was downloaded here before
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])),
@@ -138,6 +139,6 @@ def find_again(project: Path, place: str) -> Path | None:
     """The folder of the run that was made again: at its old place, or of its name under another data set's; finished."""
     runs = project / "reports" / "runs"
     for folder in [project / "reports" / place, *sorted(runs.glob(f"*/{Path(place).name}"))]:
-        if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and Run(folder).status == "done":
+        if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and not Run(folder).problem:
             return folder
     return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitlab.errors import MissingFileError, UserError
 from vitlab.report.gather import HOME, Page
 from vitlab.report.guards.finding import Finding
-from vitlab.runs import dataset_folder, reports_dir
+from vitlab.run_folders import list_runs
+from vitlab.runs import Run, reports_dir, runs_folder
 
 
 def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
@@ -27,20 +28,19 @@ def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
             findings += _judge_run(reports_dir() / page.run, page, page.run)
     for page in pages:
         if page.stem == HOME and page.dataset:
-            for folder in sorted((reports_dir() / "runs" / dataset_folder(page.dataset)).glob("*/run.json")):
-                run = folder.parent.relative_to(reports_dir()).as_posix()
+            for folder in list_runs(runs_folder(page.dataset)):
+                run = folder.relative_to(reports_dir()).as_posix()
                 if run not in seen:
                     seen.add(run)
-                    findings += _judge_run(folder.parent, page, run, "; the comparison does without it: finish or remove it")
+                    findings += _judge_run(folder, page, run, "; the comparison does without it: finish or remove it")
     return findings
 
 
 def _judge_run(folder: Path, page, run, advice="; run the batch again"):
-    file = folder / "run.json"
-    if not file.is_file():
-        return [Finding("run", run, f"it holds no run.json{advice}", page=page.slug)]
     try:
-        status = json.loads(file.read_text(encoding="utf-8"))["status"]
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        return [Finding("run", run, f"its run.json cannot be read ({type(error).__name__}){advice}", page=page.slug)]
-    return [] if status == "done" else [Finding("run", run, f"this run is {status}, not done{advice}", page=page.slug)]
+        problem = Run(folder).problem
+    except MissingFileError:
+        problem = "it holds no run.json"
+    except UserError:
+        problem = "its run.json cannot be read"
+    return [Finding("run", run, f"{problem}{advice}", page=page.slug)] if problem else []
