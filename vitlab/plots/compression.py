@@ -35,8 +35,8 @@ STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g}
 def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | None = None) -> Axes:
     """Score with its interval against the median latency (logarithmic); the area of a dot is the size on disk.
 
-    table: a `benchmark_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row
-    for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
+    table: a `benchmark_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a
+    row for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
     none is both faster and better. Others are hollow. A diamond stands for a size that is not known.
     """
     rows = _choose_rows(table, batch_size)
