@@ -19,12 +19,13 @@ from matplotlib import colormaps
 from PIL import Image
 from scipy.special import softmax
 
-from tests.toys import linear_model, small_digits
+from tests.toys import linear_model, small_digits, tiny_vit
 from vitlab.app.overlay import colour, occlusion_map, paint_overlay
 from vitlab.app.page import Facts, answer_all, build_page, explain_file, respond, show_verdict
 from vitlab.app.predictors import Predictor, temper
 from vitlab.app.serving import SESSIONS, open_predictor, read_facts, serve
 from vitlab.app.table import answer_files
+from vitlab.app.torch_maps import TorchMaps
 from vitlab.app.uploads import Limits, UploadError, read_upload
 from vitlab.app.verdict import Calibration, judge
 from vitlab.compress.export import export_onnx
@@ -270,9 +271,18 @@ def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
     path.write_bytes(encode(grey(240)))
     overlay, said = explain_file(predictor, LIMITS, str(path), "occlusion")
     assert min(overlay.size) >= 420
-    assert "<b>bright</b>" in said
+    assert "the more the odds of bright fall when it is covered" in said
     with pytest.raises(ValueError, match="no map by 'lime' here; choose one of occlusion"):
         predictor.explain(grey(1), "lime", "dark")
+
+
+def test_each_map_of_the_app_says_what_it_shows():
+    """Attention rollout knows nothing of the class, so its sentence names none."""
+    predictor = Predictor(Brightness(), Calibration(), TorchMaps(tiny_vit()))
+    said = {method: predictor.describe(method, "sunny") for method in predictor.methods}
+    assert set(said) == {"grad_cam", "transformer_attribution", "rollout", "occlusion"} and len(set(said.values())) == 4
+    assert {method for method, text in said.items() if "sunny" in text} == set(said) - {"rollout"}
+    assert "whatever the prediction is" in said["rollout"]
 
 
 def test_the_page_hands_uploads_on_unopened(predictor):
