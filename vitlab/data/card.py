@@ -93,7 +93,8 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
         ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
         limits.append(
             f"Imbalance: there are {ratio} as many images of the class {escape(sizes.index[-1])} as of "
-            f"{escape(sizes.index[0])}. A model that always names the first has an accuracy of {sizes.iloc[-1] / sizes.sum():.1%}."
+            f"{escape(sizes.index[0])}. A model that always names the first has an accuracy of "
+            f"{sizes.iloc[-1] / sizes.sum():.1%}."
         )
     for split in SPLITS:
         part = counts[split]

@@ -16,6 +16,7 @@ from vitlab.plots.style import (
     class_colors,
     few_ticks,
     legend_below,
+    legend_name,
     new_axes,
     panel_grid,
     readable,
@@ -152,7 +153,7 @@ def _subject(tables) -> str:
 
 
 def _label(name: str, score: str) -> str:
-    return f"{name} ({score})" if name else score
+    return f"{legend_name(name)} ({score})" if name else score
 
 
 def _finish_square(ax: Axes, title: str) -> Axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vitlab.plots.style import NAMES, readable
+from vitlab.plots.style import readable
 
 GAP = "–"  # what is not there
 
@@ -21,7 +21,7 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     shown = table.copy()
     for name in {"metric", "method", "measure", "importance"} & set(shown):
         if not pd.api.types.is_numeric_dtype(shown[name]):
-            shown[name] = shown[name].map(lambda text: NAMES.get(text, text) if " " in text else readable(text))
+            shown[name] = shown[name].map(readable)
     for name in ("value", "difference", "odds_ratio"):
         if {name, "low", "high"} <= set(shown):
             shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
