@@ -21,9 +21,9 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from vitlab.plots.comparison import plot_comparison
-from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities
+from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities, prepare_intensities
 from vitlab.plots.evaluation import list_marks, plot_threshold
-from vitlab.plots.style import class_colors, png_bytes, readable, series_colors
+from vitlab.plots.style import png_bytes, readable, series_colors
 from vitlab.plots.training import list_histories, mean_curve, plot_learning_curves
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "triangle-left", "triangle-right")
@@ -88,28 +88,28 @@ class Interactive:
 def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None = None) -> Interactive:
     """Brightness against contrast of each image; point at a dot to read its sample_id. Arguments as in `plot_intensities`."""
     static = plot_intensities(image_table, samples, classes)[0].figure
-    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id")
-    classes = list(classes if classes is not None else sorted(table["label"].unique()))
-    groups = sorted(table["group"].astype(str).unique())
-    counts = table["group"].astype(str).value_counts()
+    table, colors, groups = prepare_intensities(image_table, samples, classes)
+    counts = table["group"].value_counts()
+    across = min(4, len(groups))
+    rows = -(-len(groups) // across)
     figure = make_subplots(
-        1, len(groups), shared_yaxes=True, horizontal_spacing=0.04,
+        rows, across, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.36 / rows,
         subplot_titles=[f"{plotly_text(group)} (n = {counts[group]:,})" for group in groups],
     )  # fmt: skip
-    for position, (name, color) in enumerate(class_colors(classes).items()):
+    for position, (name, color) in enumerate(colors.items()):
         title = plotly_text(name)
-        for column, group in enumerate(groups, 1):
-            part = table[(table["label"] == name) & (table["group"].astype(str) == group)]
+        for place, group in enumerate(groups):
+            part = table[(table["class"] == name) & (table["group"] == group)]
             marker = {"color": color, "size": 5, "opacity": 0.55, "symbol": SYMBOLS[position % len(SYMBOLS)]}
             dots = go.Scatter(
                 x=part["mean"], y=part["std"], text=part["sample_id"].map(plotly_text), mode="markers", marker=marker,
-                name=title, legendgroup=name, showlegend=column == 1,
+                name=title, legendgroup=name, showlegend=place == 0,
                 hovertemplate=f"%{{text}}<br>{title}, {plotly_text(group)}<br>mean %{{x:.3g}}, s.d. %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
-            figure.add_trace(dots, row=1, col=column)
+            figure.add_trace(dots, row=place // across + 1, col=place % across + 1)
     figure.update_xaxes(title=BRIGHTNESS, matches="x")
-    figure.update_yaxes(title=CONTRAST, col=1)
-    return Interactive(dress(figure), static)
+    figure.update_yaxes(title=CONTRAST, matches="y", col=1)
+    return Interactive(dress(figure).update_layout(height=120 + 280 * rows), static)
 
 
 def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc") -> Interactive:

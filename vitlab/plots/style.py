@@ -126,6 +126,11 @@ def _at_least(colors: tuple[str, ...], count: int) -> Sequence[str]:
     return colors if count <= len(colors) else sns.color_palette("husl", count).as_hex()
 
 
+def shorten(name: str, longest: int = 30) -> str:
+    """The name, its end replaced by an ellipsis where it is too long for a figure."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 def legend_name(name: str) -> str:
     """The name for `label=`: matplotlib leaves labels that begin with an underscore out of the legend."""
     return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
@@ -173,6 +178,12 @@ def show_image(ax: Axes, image, **options) -> None:
     highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
     hide_ticks(ax)
+
+
+def note_above(figure: Figure, *notes: str) -> None:
+    """Small grey lines above a figure, such as what was left out; nothing where all notes are empty."""
+    if text := "\n".join(filter(None, notes)):
+        figure.suptitle(text, fontsize=8, color=GREY)
 
 
 def use_log_axis(ax: Axes) -> None:
