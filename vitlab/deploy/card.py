@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
-from vitlab.compress.export import find_calibration
+from vitlab.compress.confidence import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.conformal import binomial_interval
 from vitlab.extremes import keep_extremes
@@ -46,8 +46,8 @@ def model_card(
     """A run as Markdown: use, data, metrics with intervals, groups, calibration, "not sure", limits, licence, versions.
 
     predictions: of another form of the model, such as its ONNX file, named in `measured_on`; by default those of the run.
-    calibration: as it is shipped; by default fitted on the validation rows. files: name and bytes of what is shipped. usage:
-    Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
+    calibration: as it is shipped; by default `find_calibration` of the predictions. files: name and bytes of what is shipped.
+    usage: Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
     """
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
     classes = check_predictions(predictions)
@@ -110,7 +110,8 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     limits = [
         "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model "
         'says of anything else means nothing, and it will not always say "not sure" there.',
-        "The validation images chose the epoch, the temperature and the limits of the sets: the promise holds approximately.",
+        "The validation images chose the epoch, half of them the temperature, and the other half the limits of the sets: the "
+        "promise holds approximately.",
     ]
     if len(test) < MIN_TEST_IMAGES:
         limits.append(f"There are only {len(test)} test images: the intervals are wide.")
@@ -199,7 +200,7 @@ def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
     chance = tables[1].loc["ece", "calibrated"]
     return [
-        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on the validation images.",
+        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half of the validation images.",
         "",
         *pipe_table(["on the test images", "before", "after"], rows),
         "",
