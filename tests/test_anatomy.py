@@ -76,7 +76,10 @@ def test_convolutional_networks(name, size, grid, stages):
         ("pvt_v2_b0", "neither one sequence of all tokens from first to last nor windows"),
         ("levit_128s", "neither one sequence of all tokens from first to last nor windows"),
         ("mixer_s32_224", "no attention and no feature maps"),
-        ("convit_tiny", "10 of its 12 attention modules, blocks.0.attn among them, change the weights"),  # positions are mixed in
+        (
+            "convit_tiny",
+            "10 of its 12 attention modules, blocks.0.attn among them, use the attention weights in a way",
+        ),  # positions are mixed in
         ("cait_xxs24_224", "24 of its 26 attention modules"),  # talking heads
         ("efficientformerv2_s0", "4 of its 5 attention modules"),
         ("coat_lite_tiny", "8 of its 8 attention modules"),  # softmax over the keys; modules shared between blocks

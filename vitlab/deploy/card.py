@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,7 +67,7 @@ def model_card(
         "Do the probabilities mean what they say?": _describe_calibration(predictions, calibrated, calibration),
         'When it says "not sure"': _describe_doubt(test, classes, calibration),
         "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data)],
-        "How to use it": [usage] if usage else [f"`vitlab app {run.name}` opens it in the browser."],
+        "How to use it": [usage] if usage else [f"`vitlab app {shlex.quote(run.name)}` opens it in the browser."],
         "Licence": _describe_licence(data),
         "How it was made": _describe_making(run, files or {}),
     }

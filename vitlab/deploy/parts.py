@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,10 @@ def find_run(name: str | Path) -> Path:
     which serve to test explanations, are only found by such a name. UserError for an unknown name, one that fits several runs,
     and a run that is not finished or has lost files.
     """
-    folder = Path(name)
-    if (folder / "run.json").is_file():
+    folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
+    if str(name) and (folder / "run.json").is_file():
         return _check_finished(folder)
-    if (folder / ONNX).is_file():
+    if str(name) and (folder / ONNX).is_file():
         return folder
     runs = {f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")}
     names = {key: _names_of(path) for key, path in runs.items()}

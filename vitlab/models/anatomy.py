@@ -18,16 +18,20 @@ BATCH = 2  # images in the probe: two, so that a module which moves windows into
 
 @dataclass(frozen=True)
 class _Step:
-    """One submodule of the forward pass: its name, and the shapes of its first input and of its output."""
+    """One submodule of the forward pass: its name, and the shapes of its first input and of its output.
+
+    callers: names of the modules that were running when it was called, which a shared module's own name does not tell.
+    """
 
     name: str
     transparent: bool  # a plain nn.Sequential: its parts count as parts of what holds it
     input: tuple[int, ...]
     output: tuple[int, ...]
     follows_attention: bool
+    callers: tuple[str, ...]
 
     def is_within(self, others) -> bool:
-        return _is_inside(self.name, others)
+        return any(_is_inside(name, others) for name in (self.name, *self.callers))
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ class _Watch(AttentionWatch):
             if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor) and name:
                 self.steps.pop(name, None)  # a module used twice stands where it was used last
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
-                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending))
+                callers = tuple(caller for caller, *_ in self.running if caller)
+                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending), callers)
             self._keep_map(output)
 
         return leave
@@ -172,7 +177,7 @@ def _find_gap(watch: _Watch) -> str:
     lost = sorted(name for name in modules if not _is_inside(name, watch.attention))
     if lost:
         many = f"{len(lost)} of its {len(modules)} attention modules, {lost[0]} among them,"
-        return f"{many} change the weights between softmax and values, so that they cannot be followed"
+        return f"{many} use the attention weights in a way that cannot be followed"
     for name, seen in watch.attention.items():
         if seen.times > 1:
             return f"its module {name} computes attention {seen.times} times in one forward pass"

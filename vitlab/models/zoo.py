@@ -87,7 +87,8 @@ def build_model(
     transform = replace(transform, fit=fit)
     head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
     cut = {name: value for name, value in (("shrunk", shrunk), ("merged", merged)) if value}
-    kept = {"size": list(transform.size), "in_chans": in_chans, **head, **cut, **options}
+    start = {} if pretrained is None else {"pretrained": pretrained}
+    kept = {"size": list(transform.size), "in_chans": in_chans, **start, **head, **cut, **options}
     return ModelBundle(name, module, classes, transform, _look_inside(name, module, transform.size), kept)
 
 
