@@ -15,7 +15,7 @@ import torch
 
 from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, load_dataset
 from vitlab.errors import UserError
-from vitlab.models import build_model, save_model
+from vitlab.models import build_model, load_model, save_model
 from vitlab.registry import unknown
 from vitlab.run_folders import RunBusy, is_held, list_runs
 from vitlab.run_names import canonical_dataset, check_run_name
@@ -64,15 +64,31 @@ def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
 
 
 def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame:
-    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions."""
+    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions.
+
+    The value range of the data is kept in the model's transform, so that images from elsewhere are scaled as these were.
+    """
     run.write_table("splits.csv", data.samples)
     run.write_text("data_card.md", data_card(data))
+    model = replace(model, transform=replace(model.transform, value_range=data.value_range))
     save_model(model, run.path)
     predictions = predict(model, data)
     run.write_table("predictions.parquet", predictions)
     run.record(inference_ms=round(measure_inference(model), 2))
     run.finish(PROMISED["03_finetune"])
     return predictions
+
+
+def initial_model(run: Run) -> tuple[ModelBundle | None, str]:
+    """The model as it was before this run trained it, rebuilt from the run's options and seed, and an empty text.
+
+    None, and why, where its pretrained weights cannot be reached.
+    """
+    trained = load_model(run.path)
+    try:
+        return build_model(trained.name, trained.classes, seed=run.parameters["seed"], **trained.options), ""
+    except UserError as error:
+        return None, f"The initial weights cannot be rebuilt: {error}."
 
 
 def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
