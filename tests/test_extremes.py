@@ -134,3 +134,17 @@ def test_samples_are_drawn_evenly_from_what_there_is(counts, images, expected):
     found = drawn["label"].value_counts().to_dict()
     assert drawn["sample_id"].is_unique and drawn["label"].is_monotonic_increasing
     assert found == expected if expected else (len(found) == 12 and set(found.values()) == {1})
+
+
+def test_many_models_and_slices_are_cut():
+    scores = pd.DataFrame(
+        {"model": [f"m{i:02d}" for i in range(40)], "seed": 0, "metric": "accuracy", "value": np.linspace(0, 1, 40)}
+    )
+    (ax,) = plots.plot_comparison(scores)
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
+    assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"
+    drop = {"column": "label", "slice": [f"c{i}" for i in range(40)], "n": 9, "change": np.linspace(-1, 1, 40), "note": ""}
+    ax = plots.plot_drop(pd.DataFrame({**drop, "low": -1, "high": 1, "lost": 1, "gained": 0}))
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(names) == 13 and "c0 (n = 9)" in names and "c39 (n = 9)" in names and "c20 (n = 9)" not in names
