@@ -18,11 +18,11 @@ from torch import nn
 
 from vitlab.compress.sides import Side, make_side
 from vitlab.errors import UserError
+from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain import perturbation
 from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import available, explain, methods
 from vitlab.explain.randomisation import compare_maps
-from vitlab.explain.similarity import mean_interval
 from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
 
@@ -79,12 +79,10 @@ def explanation_shift_table(
     images: torch.Tensor,
     names: Sequence[str],
     *,
-    replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
     **settings,
 ) -> pd.DataFrame:
-    """Means of `compare_explanations` over the images, with bootstrap intervals; settings are its own.
+    """Means of `compare_explanations` over the images, with t intervals; settings are its own.
 
     Columns method, measure (similarity, absolute, peak_shift, mass_shift), value, low, high, n, other: what maps of different
     images give. Correlations are best at 1, shifts (pixels) at 0.
@@ -92,7 +90,7 @@ def explanation_shift_table(
     table = compare_explanations(model, compressed, images, names, **settings)
     rows = []
     for method, part in table.groupby("method", sort=False):
-        mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), replicates, confidence, seed)
+        mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence)
         for place, (measure, other) in enumerate(MEASURES.items()):
             row = {"method": method, "measure": measure, "value": mean[place], "low": low[place], "high": high[place]}
             rows.append(row | {"n": int(count[place]), "other": part[other].mean()})

@@ -1,0 +1,58 @@
+"""Means over a few images: t intervals and exact tests. The bootstrap is too narrow below about 30 images.
+
+Each takes values (N, M), one row an image; NaN values are left out, column by column. The bootstrap of 12 values gives 95 %
+intervals that hold the mean about 90 % of the time; Student's t holds it 95 % of the time for normal values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+FLIPS = 9999  # random sign flips where there are more than so many different ones, that is from 14 images on
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, low and high end of its t interval, and number of values, for each column of (N, M).
+
+    NaN ends for fewer than two values; NaN everywhere for none. Source: Student, 1908.
+    """
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, values, 0).sum(axis=0) / np.where(count > 0, count, np.nan)
+        spread = np.where(there, values - mean, 0) ** 2
+        error = np.sqrt(spread.sum(axis=0) / np.where(count > 1, count - 1, np.nan) / count)
+        half = stats.t.ppf((1 + confidence) / 2, np.maximum(count - 1, 1)) * error
+    return mean, mean - half, mean + half, count
+
+
+def sign_flip_p(values: np.ndarray, alternative: str = "two-sided", seed: int = 0) -> np.ndarray:
+    """P-value of each column (M,) of paired differences (N, M): how often random signs give a sum as extreme.
+
+    Exact for up to 13 images, else of 9999 random draws. Valid for any number of images where, without an effect, each difference
+    is as likely as its negative, as it is when two maps are exchangeable; normality is not needed. alternative: "greater", "less"
+    or "two-sided". n images reach no p below 0.5^n, one-sided. NaN for a column without values.
+    Source: Fisher, The Design of Experiments, 1935, section 21.
+    """
+    found = stats.permutation_test(
+        (np.round(values, 12),),  # no rounding error decides which of two sums is larger
+        np.nansum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        batch=500,
+        alternative=alternative,
+        rng=seed,
+    )
+    return np.where(np.isnan(values).all(axis=0), np.nan, found.pvalue)
+
+
+def correct(p: np.ndarray, method: str = "holm") -> np.ndarray:
+    """P-values of any shape corrected together by a method of statsmodels, NaN left out: "holm", or "fdr_bh" (1995)."""
+    from statsmodels.stats.multitest import multipletests  # takes a second to import
+
+    corrected, tested = np.full(np.shape(p), np.nan), ~np.isnan(p)
+    if tested.any():
+        corrected[tested] = multipletests(p[tested], method=method)[1]
+    return corrected
