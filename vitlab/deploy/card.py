@@ -12,7 +12,7 @@ from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
 from vitlab.compress.export import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.conformal import binomial_interval
+from vitlab.evaluation.calibration import wilson_interval
 from vitlab.runs import Run
 from vitlab.schema import SPLITS, check_predictions
 
@@ -204,7 +204,7 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
     label = test["label"].astype(str).to_numpy()
     right = np.array([verdict.classes[0] for verdict in verdicts]) == label
     covered = np.array([name in verdict.members for name, verdict in zip(label, verdicts, strict=True)])
-    share = binomial_interval(covered.sum(), len(covered))
+    share = wilson_interval(covered.mean(), len(covered))
     lines = [
         f"A set of classes is made that misses the true one for at most {calibration.alpha:.0%} of the images of each class. The "
         'answer is "not sure" unless the most probable class is alone in it. On the test images:',

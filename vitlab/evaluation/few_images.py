@@ -6,6 +6,8 @@ intervals that hold the mean about 90 % of the time; Student's t holds it 95 % o
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from scipy import stats
 
@@ -28,31 +30,31 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndar
 
 
 def sign_flip_p(values: np.ndarray, alternative: str = "two-sided", seed: int = 0) -> np.ndarray:
-    """P-value of each column (M,) of paired differences (N, M): how often random signs give a sum as extreme.
+    """P-value of each column of paired differences (N, ...): how often random signs give a sum as extreme.
 
     Exact for up to 13 images, else of 9999 random draws. Valid for any number of images where, without an effect, each difference
     is as likely as its negative, as it is when two maps are exchangeable; normality is not needed. alternative: "greater", "less"
     or "two-sided". n images reach no p below 0.5^n, one-sided. NaN for a column without values.
-    Source: Fisher, The Design of Experiments, 1935, section 21.
+    Source: Fisher, The Design of Experiments, 1935, section 21. As scipy's permutation_test, but all columns in one product.
     """
-    found = stats.permutation_test(
-        (np.round(values, 12),),  # no rounding error decides which of two sums is larger
-        np.nansum,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=500,
-        alternative=alternative,
-        rng=seed,
-    )
-    return np.where(np.isnan(values).all(axis=0), np.nan, found.pvalue)
+    flat = np.nan_to_num(values).reshape(len(values), -1)
+    if 2 ** len(flat) <= FLIPS:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(flat))))
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), (FLIPS + 1, len(flat)))
+        signs[0] = 1  # the signs as they are
+    sums = {"greater": signs @ flat, "less": -signs @ flat, "two-sided": np.abs(signs @ flat)}[alternative]
+    p = (sums >= sums[0] - 1e-9 * np.abs(flat).sum(axis=0)).mean(axis=0)  # rounding decides nothing
+    return np.where(np.isnan(values).all(axis=0), np.nan, p.reshape(values.shape[1:]))
 
 
-def correct(p: np.ndarray, method: str = "holm") -> np.ndarray:
-    """P-values of any shape corrected together by a method of statsmodels, NaN left out: "holm", or "fdr_bh" (1995)."""
-    from statsmodels.stats.multitest import multipletests  # takes a second to import
+def correct_holm(p: np.ndarray) -> np.ndarray:
+    """P-values of any shape after Holm's correction (1979) for their number; NaN is left out, and stays.
 
+    As statsmodels' multipletests(p, method="holm"), which collects garbage at each call: 0.8 s with torch loaded.
+    """
     corrected, tested = np.full(np.shape(p), np.nan), ~np.isnan(p)
-    if tested.any():
-        corrected[tested] = multipletests(p[tested], method=method)[1]
+    order = np.argsort(p[tested], kind="stable")
+    steps = np.maximum.accumulate(p[tested][order] * np.arange(len(order), 0, -1))
+    corrected[tested] = np.minimum(steps, 1)[order.argsort()]
     return corrected

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
+from scipy.stats import false_discovery_control, rankdata
 from torch.nn import functional as F
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct, mean_interval, sign_flip_p
+from vitlab.evaluation.few_images import mean_interval, sign_flip_p
 from vitlab.explain.faithfulness import correlate
 from vitlab.explain.inspection import differentiate_at, inspecting
 from vitlab.explain.interception import choose_indices, intercept_attention, list_attention
@@ -101,7 +101,7 @@ def correct_heads(changes: np.ndarray) -> np.ndarray:
     """Sign-flip p-values of changes (N, heads) over images, corrected for the number of heads; NaN for a single image."""
     if len(changes) < 2:
         return np.full(changes.shape[1:], np.nan)
-    return correct(sign_flip_p(changes), "fdr_bh")
+    return false_discovery_control(sign_flip_p(changes))
 
 
 def attention_change_table(
@@ -115,8 +115,9 @@ def attention_change_table(
     """What became of each head, from one set of weights to another of the same model: fine-tuning, above all.
 
     Columns: layer, head, measure, before, after, change, low, high, p_fdr; change = after - before, with its 95% t interval over
-    images and its p-value, corrected for the heads of a measure as in `head_ablation_table`. measure: distance (pixels) and entropy (nats) as in attention_table; similarity, the rank correlation between the two
-    models' attention from the tokens that the classifier reads to the patches, mean over images (before: with itself, 1).
+    images and its p-value, corrected for the heads of a measure as in `head_ablation_table`. measure: distance (pixels) and
+    entropy (nats) as in attention_table; similarity, the rank correlation between the two models' attention from the tokens that
+    the classifier reads to the patches, mean over images (before: with itself, 1).
     """
     anatomy = _fit_anatomy(after, images)
     if anatomy != _fit_anatomy(before, images):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct, mean_interval
+from vitlab.evaluation.few_images import correct_holm, mean_interval
 from vitlab.explain.faithfulness import correlate
 from vitlab.explain.grid import choose_grid, number_cells, pool_cells
 from vitlab.explain.inspection import inspecting
@@ -259,13 +259,13 @@ def _compare_with_threshold(values: dict[str, np.ndarray]) -> tuple[pd.DataFrame
     columns = [mean_interval(part[:, None]) for part in values.values()]
     mean, low, high, _ = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     below, above = (
-        correct(np.array([_test_mean(part, side) for part in values.values()])) <= LEVEL for side in ("less", "greater")
+        correct_holm(np.array([_test_mean(part, side) for part in values.values()])) <= LEVEL for side in ("less", "greater")
     )
     return pd.DataFrame({"method": list(values), "similarity": mean, "low": low, "high": high}), below, above
 
 
 def _test_mean(values: np.ndarray, side: str) -> float:
-    """P-value of a t-test of the mean against the threshold; 0 or 1 where all of several values are the same, NaN for a single one."""
+    """P-value of a t-test of the mean against the threshold; 0 or 1 where all values are the same, NaN for a single one."""
     if len(values) < 2:
         return np.nan
     if np.ptp(values) < 1e-9:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct, mean_interval, sign_flip_p
+from vitlab.evaluation.few_images import correct_holm, mean_interval, sign_flip_p
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.faithfulness import STEPS, area_table, comprehensiveness, curve_table, sensitivity_n, sufficiency
 from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
@@ -97,9 +97,7 @@ def add_controls(scorer: CellScorer, maps: Sequence[AttributionMap], seed: int =
     return maps + [found for found in control_maps(scorer.model, scorer.images, maps[0], seed) if found.method not in there]
 
 
-def trust_table(
-    scores: pd.DataFrame, confidence: float = 0.95, controls: Sequence[str] = CONTROLS
-) -> pd.DataFrame:
+def trust_table(scores: pd.DataFrame, confidence: float = 0.95, controls: Sequence[str] = CONTROLS) -> pd.DataFrame:
     """What each method's mean score is, and whether it is better than every control's: one row per method and metric.
 
     Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm,
@@ -191,7 +189,7 @@ def _judge(wide, methods, controls, sign, confidence) -> pd.DataFrame:
     if usable.any():
         better[usable] = sign_flip_p(gaps[:, usable], "greater").max(axis=1)
         worse[usable] = sign_flip_p(gaps[:, usable], "less")
-    better, worse = correct(better), correct(worse).min(axis=1)
+    better, worse = correct_holm(better), correct_holm(worse).min(axis=1)
     tail = (1 - confidence) / 2
     few = usable & (0.5**n * usable.sum() > tail)
     verdict = np.select([better <= tail, worse <= tail, few], [BETTER, WORSE, FEW], UNKNOWN)

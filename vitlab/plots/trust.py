@@ -35,9 +35,9 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
 
     A dot is the difference to the best map made without the model, right of zero being better, with its interval; colour and
     shape are the verdict. At the right stands on how many metrics a method is better than all controls.
-    trust_table: columns method, metric, difference, difference_low, difference_high, verdict ("better than all controls",
-    "not shown", "worse" or "too few images to show anything"), a row for each method and metric; a pair that is missing, or NaN, is a dash. order: methods from
-    top to bottom; else by mean rank of the difference.
+    trust_table: columns method, metric, difference, difference_low, difference_high, verdict ("better than all controls", "not
+    shown", "worse" or "too few images to show anything"), a row for each method and metric; a pair that is missing, or NaN, is a
+    dash. order: methods from top to bottom; else by mean rank of the difference.
     """
     _check_trust(trust_table, "trust_table")
     ranks = rank_methods(trust_table)
