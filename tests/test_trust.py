@@ -113,17 +113,17 @@ def test_many_methods_need_clearer_differences():
 def test_worthless_methods_are_seldom_called_better_or_worse(count, shape):
     """Nine worthless methods, one control of their kind and two far behind. Target: at most 3.5 % for 2.5 % nominal.
 
-    150 tables each: 12 of them are exceeded with a chance of 0.1 % at 3.5 %; the bootstrap had 10 % (normal, 12) and 17 % (6).
+    60 tables each: more than 5 errors have a chance of 0.4 % at 2.5 %; the bootstrap had 10 % (normal, 12) and 17 % (6).
     """
     generator, found = np.random.default_rng(count), np.zeros(2)
-    for _ in range(150):
+    for _ in range(60):
         names = [f"m{i}" for i in range(9)] + ["random", "centre"]
         image = generator.normal(size=count)
         noise = generator.normal(size=(11, count)) if shape == "normal" else generator.exponential(size=(11, count)) ** 2
         noise[-1] -= 30
         verdict = trust_table(make_scores(**dict(zip(names, noise + image, strict=True))))["verdict"]
         found += (verdict == "better than all controls").any(), (verdict == "worse").any()
-    assert (found <= 12).all() and (found > 0).any() == (count > 6)
+    assert (found <= 5).all() and (found > 0).any() == (count > 6)
 
 
 def test_too_few_images_are_called_so():

@@ -186,14 +186,14 @@ def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration
     tables = [calibration_table(part).set_index("metric") for part in (before, after)]
     names = {"ece": "expected calibration error", "brier": "Brier score", "nll": "negative log-likelihood"}
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
-    chance = tables[1].loc["ece", "calibrated"]
+    chance = tables[1].loc["ece", ["calibrated_low", "calibrated_high"]]
     return [
         f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on the validation images.",
         "",
         *_write_table(["on the test images", "before", "after"], rows),
         "",
         "All three are the better the smaller. On so few images, even probabilities that mean exactly what they say would show "
-        f"an expected calibration error of about {chance:.3f}.",
+        f"an expected calibration error of {chance.iloc[0]:.3f} to {chance.iloc[1]:.3f} in 95 % of cases.",
     ]
 
 

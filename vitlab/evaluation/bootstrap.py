@@ -135,8 +135,7 @@ def percentile_interval(
 
     estimate: the numbers (M,) whose intervals these are; the ends reach at least to them.
     """
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
+    check_confidence(confidence)
     undefined = np.isnan(values).mean(axis=0) if len(values) else np.ones(values.shape[1])
     low, high = np.full((2, values.shape[1]), np.nan)
     usable = undefined < 1
@@ -146,3 +145,9 @@ def percentile_interval(
     if estimate is not None:  # an interval that is not known stays so, and so does one of an unknown number
         low, high = np.minimum(low, estimate), np.maximum(high, estimate)
     return low, high, undefined
+
+
+def check_confidence(confidence: float) -> None:
+    """UserError unless it is a share between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")

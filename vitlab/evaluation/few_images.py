@@ -11,6 +11,8 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
+from vitlab.evaluation.bootstrap import check_confidence
+
 FLIPS = 9999  # random sign flips where there are more than so many different ones, that is from 14 images on
 
 
@@ -19,6 +21,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndar
 
     NaN ends for fewer than two values; NaN everywhere for none. Source: Student, 1908.
     """
+    check_confidence(confidence)
     there = ~np.isnan(values)
     count = there.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
