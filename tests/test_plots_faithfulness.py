@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy.stats import norm, sem, t
 
 from vitlab import plots
 from vitlab.plots.faithfulness import _interval, split_controls
@@ -108,15 +108,14 @@ def test_pointing_ranks_methods_and_shows_chance():
 
 def test_intervals_of_means_over_images():
     hits = np.array([1.0] * 8 + [0.0] * 2)
-    z, n, p = t.ppf(0.975, 3), 10, 0.8  # Wilson 1927
+    z, n, p = norm.ppf(0.975), 10, 0.8  # Wilson 1927
     middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(_interval(hits, "hit"), [middle - half, middle + half])
     assert _interval(np.array([0.5, 0.5, 1.0]), "hit") == _interval(np.array([0.0, 1.0, 1.0]), "hit"), "halves count as halves"
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
     low, high = _interval(values, "mass")
-    half = t.ppf(0.975, 3) * values.std() / 20
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.002)
-    assert _interval(values, "mass") == (low, high), "the same every time"
+    np.testing.assert_allclose([low, high], t.interval(0.95, 399, values.mean(), sem(values)))
+    assert _interval(np.array([0.1, 0.9]), "mass") == (0, 1), "shares stay within 0 and 1"
     assert _interval(np.full(3, 0.25), "rank") == (0.25, 0.25)
 
 

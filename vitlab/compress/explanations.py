@@ -20,6 +20,7 @@ from vitlab.explain.randomisation import compare_maps
 from vitlab.schema import ModelBundle
 
 MEASURES = {"similarity": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+LIMITS = np.array([[-1, 0, 0], [1, np.inf, np.inf]])  # of the measures
 LEVEL = 1e-6  # of a map's range: values this near its largest one are as large
 
 
@@ -81,7 +82,7 @@ def explanation_shift_tables(
     for name in others:
         table = compare_explanations(networks[first], networks[name], images, names)
         for method, part in table.groupby("method", sort=False):
-            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence)
+            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence, LIMITS)
             for place, (measure, other) in enumerate(MEASURES.items()):
                 row = {"model": name, "method": method, "measure": measure, "value": mean[place]}
                 row |= {"low": low[place], "high": high[place], "n": int(count[place]), "other": part[other].mean()}

@@ -16,10 +16,13 @@ from vitlab.evaluation.bootstrap import check_confidence
 FLIPS = 9999  # random sign flips where there are more than so many different ones, that is from 14 images on
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95, limits=(-np.inf, np.inf)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean, low and high end of its t interval, and number of values, for each column of (N, M).
 
-    NaN ends for fewer than two values; NaN everywhere for none. Source: Student, 1908.
+    NaN ends for fewer than two values; NaN everywhere for none. limits: least and greatest possible mean, such as (-1, 1) for
+    correlations, where the ends stop. Source: Student, 1908.
     """
     check_confidence(confidence)
     there = ~np.isnan(values)
@@ -29,7 +32,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[np.ndar
         spread = np.where(there, values - mean, 0) ** 2
         error = np.sqrt(spread.sum(axis=0) / np.where(count > 1, count - 1, np.nan) / count)
         half = stats.t.ppf((1 + confidence) / 2, np.maximum(count - 1, 1)) * error
-    return mean, mean - half, mean + half, count
+    return mean, np.maximum(mean - half, limits[0]), np.minimum(mean + half, limits[1]), count
 
 
 def sign_flip_p(values: np.ndarray, alternative: str = "two-sided", seed: int = 0) -> np.ndarray:

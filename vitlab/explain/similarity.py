@@ -56,7 +56,7 @@ def agreement_table(
     ranks = [_rank_cells(scorer.pool(found), part) for found in maps]
     pairs = list(combinations(range(len(maps)), 2))
     values = np.stack([correlate(ranks[a], ranks[b]) for a, b in pairs], axis=1)  # (N, pairs)
-    mean, low, high, count = mean_interval(values, confidence)
+    mean, low, high, count = mean_interval(values, confidence, (-1, 1))
     return pd.DataFrame(
         {
             "method_a": [maps[a].method for a, _ in pairs],
