@@ -13,6 +13,7 @@ from vitlab.evaluation.few_images import correct_holm
 from vitlab.evaluation.metrics import METRICS, REPORTED_SHARE, compute_metrics
 from vitlab.evaluation.scores import Scores, select_split, target_classes
 from vitlab.evaluation.slices import LEAST, cut_slices, describe_few
+from vitlab.markup import escape
 from vitlab.registry import unknown
 
 CHUNK = 200_000  # memberships held at once
@@ -142,14 +143,14 @@ def _judge(table: pd.DataFrame, level: float) -> pd.DataFrame:
 def describe_gaps(table: pd.DataFrame) -> str:
     """The worst slice of a `worst_slice_table` and what the corrected test shows, in two sentences."""
     worst, clear = table.iloc[0], table[table["verdict"].str.endswith("than the rest")]
-    measure = worst["metric"].replace("_", " ")
+    measure, name = worst["metric"].replace("_", " "), f"{worst['column']} {escape(worst['slice'])}"
     if np.isnan(worst["gap"]):
         return "No slice has enough images for a comparison."
     text = (
-        f"The worst of {table['gap'].notna().sum()} slices is *{worst['column']} {worst['slice']}* ({worst['n']} images): its "
-        f"{measure} less that of the other images is {worst['gap']:+.3f} [{worst['low']:+.3f}, {worst['high']:+.3f}]. "
+        f"The worst of {table['gap'].notna().sum()} slices is *{name}* ({worst['n']} images): its {measure} less that of the other "
+        f"images is {worst['gap']:+.3f} [{worst['low']:+.3f}, {worst['high']:+.3f}]. "
     )
     if clear.empty:
         return text + "After correction for the number of slices, **no difference is shown**; a small one may be hidden."
-    names = ", ".join(f"{row.column} {row.slice} ({row.gap:+.3f})" for row in clear.itertuples())
+    names = ", ".join(f"{row.column} {escape(row.slice)} ({row.gap:+.3f})" for row in clear.itertuples())
     return text + f"After correction for the number of slices, these differ from the rest: {names}."
