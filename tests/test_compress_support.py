@@ -83,7 +83,6 @@ def test_each_step_runs_or_says_why_not(name):
     [
         ("vit_wee_patch16_reg1_gap_256", {"depth": 2}),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-        ("xcit_nano_12_p16_224", {"depth": 2}),
     ],
 )
 def test_exports_of_other_families(name, options, tmp_path):
