@@ -468,7 +468,7 @@ class TestOutOfDate:
     def test_other_libraries_files_and_runs(self, recorded):
         now = dict(recorded.tasks[0]["fingerprint"])
         assert "python 3" in now["libraries"]
-        recorded.tasks[0]["fingerprint"]["libraries"] += ", torch 2.0"
+        recorded.tasks[0]["fingerprint"]["libraries"] += "\ntorch 2.0"
         assert self.messages(recorded) == ["libraries changed: torch 2.0 -> none; run the batch again"]
         recorded.tasks[0]["fingerprint"] = now | {"files": "published.csv 0123", "runs": "3 finished, 0123"}
         said = "runs changed; files changed: published.csv 0123 -> none; run the batch again"
