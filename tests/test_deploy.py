@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 import urllib.request
 import venv
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +30,7 @@ from vitlab.compress.session import OnnxClassifier
 from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts
 from vitlab.deploy.card import apply_temperature
 from vitlab.deploy.parts import load_run_data, predict_splits
+from vitlab.deploy.vendor import licence_text
 from vitlab.evaluation import metrics_table, slice_table
 from vitlab.runs import Run
 from vitlab.training import TrainConfig, fit, save_results
@@ -207,7 +212,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(run, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="there already and not empty"):
+    with pytest.raises(ValueError, match=r"is not empty, it holds mine\.txt"):
         export_space(run, full)
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
@@ -223,6 +228,54 @@ def test_another_file_is_shipped_into_an_empty_folder(run, space, tmp_path):
     written = export_space(run, tmp_path / "empty", onnx=space / "model.onnx", alpha=0.2)
     assert (written / "model.onnx").read_bytes() == (space / "model.onnx").read_bytes()
     assert json.loads((written / "model.onnx.json").read_text())["calibration"]["alpha"] == 0.2
+
+
+@pytest.mark.parametrize("place", [".", "./", "../here", "~", "new", "new/", "./a/../new", "deep/er"])
+def test_a_space_is_written_wherever_it_is_asked_for(run, space, tmp_path, monkeypatch, place):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    result = CliRunner().invoke(command_line, ["export-space", run.name, place, "--onnx", str(space / "model.onnx")])
+    assert result.exit_code == 0, result.output
+    written = here / {"new/": "new", "./a/../new": "new", "new": "new", "deep/er": "deep/er"}.get(place, "")
+    assert (written / "app.py").is_file() and (written / "vitlab" / "LICENSE").is_file()
+    assert Path.cwd() == here and os.path.samefile(".", here), "the working folder is still the one that it was"
+    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".here", ".new", ".er"))]
+    assert result.stdout.startswith(f"{written}: ")
+
+
+def test_a_run_may_be_the_working_folder(run, monkeypatch):
+    monkeypatch.chdir(run.path)
+    for name in (".", "./", f"../{run.name}", f"{run.path}/"):
+        assert find_run(name) == run.path
+
+
+def test_the_licence_goes_with_the_code(space, tmp_path, monkeypatch):
+    own = (Path(__file__).parents[1] / "LICENSE").read_text()
+    assert own.startswith("MIT License") and (space / "vitlab" / "LICENSE").read_text() == own
+    assert "`vitlab/LICENSE`" in (space / "README.md").read_text()
+    for found in (None, PackageNotFoundError("vitlab")):  # an installation without the text, and none
+        there = SimpleNamespace(read_text=lambda name: None) if found is None else None
+
+        def distribution(name, there=there, found=found):
+            if found:
+                raise found
+            return there
+
+        monkeypatch.setattr("vitlab.deploy.vendor.distribution", distribution)
+        assert licence_text() == own
+    monkeypatch.setattr(
+        "vitlab.deploy.vendor.distribution", lambda name: SimpleNamespace(read_text=lambda name: f"text of {name}")
+    )
+    assert licence_text() == "text of licenses/LICENSE"
+
+
+def test_the_command_in_the_card_can_be_pasted(run):
+    odd = Run(shutil.copytree(run.path, run.path.with_name("it's mine")))
+    (command,) = re.findall("`(vitlab app .*)` opens", model_card(odd))
+    assert shlex.split(command) == ["vitlab", "app", "it's mine"]
+    shutil.rmtree(odd.path)
 
 
 def test_runs_are_found_by_path_name_or_beginning(run, space):
@@ -261,7 +314,7 @@ def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):
 
 def test_the_commands_say_what_is_wrong(run, space):
     call = CliRunner().invoke
-    assert "is there already" in call(command_line, ["export-space", run.name, str(space)]).output
+    assert "is not empty" in call(command_line, ["export-space", run.name, str(space)]).output
     assert "nor the name of a run" in call(command_line, ["app", "nothing"]).output
     assert "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
 

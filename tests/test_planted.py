@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.toys import tiny_vit
-from vitlab.data import check_name, data_card, data_version, fit_image, load_dataset, outline_dataset, replace_stamps, stamp_masks
+from vitlab.data import check_name, data_card, data_version, fit_image, load_dataset, replace_stamps, stamp_masks
 from vitlab.data.planted import CELLS, DECOY, LOOKS, draw_look
 from vitlab.data.shuffled import interleave
 from vitlab.data.splits import draw_subset
@@ -144,10 +144,7 @@ def test_origin_is_carried_over_and_the_card_says_what_it_is(planted):
     assert "Labels of training and validation were shuffled" in data_card(load_dataset("shuffled:digits"))
     assert planted.samples["source"].str.contains("load_digits, row").all()
     assert planted.version == data_version("planted:digits") == data_version("digits") + ", planted 1"
-    sizes = outline_dataset("planted:digits").sizes
-    assert sizes == planted.samples["split"].value_counts().to_dict()
-    mnist = outline_dataset("planted:torchvision:MNIST")
-    assert mnist.num_classes == 10 and not mnist.sizes and mnist.version.endswith("planted 1")  # and nothing was downloaded
+    assert data_version("planted:torchvision:MNIST").endswith("planted 1")  # and nothing was downloaded
 
 
 def test_an_earlier_run_finds_its_images_again(planted):

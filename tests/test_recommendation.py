@@ -120,10 +120,10 @@ def test_a_choice_by_test_results_is_refused():
 
 
 def test_a_choice_on_validation_leaves_the_test_result_unbiased():
-    """400 draws, six fast variants that all lose 2 points, 400 images a split, of which 14 % change sides.
+    """400 draws, six fast variants that all lose 2 points, just the margin; 400 images a split, of which 14 % change sides.
 
-    The one that passes on validation seems to lose nothing there. On test it shows its loss: the mean over the draws is within
-    0.3 points of -2.
+    In 14 % of the draws one passes (2.5 % each). It seems to lose nothing on validation. On test it shows its loss: the mean over
+    these draws is within 0.7 points of -2.
     """
     seen, generator = {"val": [], "test": []}, np.random.default_rng(0)
     for _ in range(400):
@@ -139,9 +139,9 @@ def test_a_choice_on_validation_leaves_the_test_result_unbiased():
         name = choose_variant(pd.concat([first, tables["val"]], ignore_index=True), margin=0.02)
         for split, table in tables.items():
             seen[split] += [] if name == "full" else [table.set_index("side").loc[name, "change"]]
-    assert 100 < len(seen["val"]) < 300
+    assert 40 <= len(seen["val"]) <= 75
     assert np.mean(seen["val"]) > 0
-    assert np.mean(seen["test"]) == pytest.approx(-0.02, abs=0.003)
+    assert np.mean(seen["test"]) == pytest.approx(-0.02, abs=0.007)
 
 
 def test_predictions_of_sides_are_those_of_training():

@@ -128,7 +128,7 @@ class ModelBundle:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """One map an image: how much each pixel (or token, enlarged to pixels) spoke for the target.
+    """One map an image, a value for each pixel (tokens enlarged to pixels); `vitlab.explain.describe_map` says what it shows.
 
     values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean evidence against.
     versus: where differences of two logits are explained, the class name of the one subtracted, for each map; else empty.

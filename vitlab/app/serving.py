@@ -19,6 +19,7 @@ from vitlab.app.uploads import Limits, UploadError, check_bytes, read_upload
 from vitlab.app.verdict import Calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.errors import MissingFileError, UserError
+from vitlab.pictures import IMAGE_SUFFIXES
 
 ONNX = "model.onnx"
 WEIGHTS = "model.safetensors"
@@ -58,7 +59,7 @@ def read_facts(folder: Path | str) -> Facts:
     folder = Path(folder)
     settings = _read_settings(folder)
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
+    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     texts = {name: settings.get(name, "") for name in ("subtitle", "licence")}
     return Facts(settings.get("title", folder.resolve().name), card=card, examples=tuple(examples), **texts)
 

@@ -3,7 +3,11 @@ from .confidence import find_calibration as find_calibration, note_calibration a
 from .cost import count_cost as count_cost, count_multiply_adds as count_multiply_adds
 from .curves import merging_curve_table as merging_curve_table, pruning_curve_table as pruning_curve_table
 from .distillation import distill as distill
-from .explanations import compare_explanations as compare_explanations, explanation_shift_table as explanation_shift_table
+from .explanations import (
+    compare_explanations as compare_explanations,
+    describe_shifts as describe_shifts,
+    explanation_shift_tables as explanation_shift_tables,
+)
 from .export import export_onnx as export_onnx
 from .importance import importance_table as importance_table
 from .latency import latency_table as latency_table

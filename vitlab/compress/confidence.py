@@ -47,7 +47,7 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, seed: int = 
     if for_temperature.any():
         calibrated = calibrate(val.assign(split=np.where(for_temperature, "val", "test")), "temperature")
         logits = [f"logit_{name}" for name in classes]
-        before, after = (np.linalg.norm(table[logits].to_numpy(float)) for table in (val, calibrated))
+        before, after = (np.linalg.norm(table.loc[for_temperature, logits].to_numpy(float)) for table in (val, calibrated))
         temperature = float(before / after) if after > 0 else 1.0
         rest = calibrated[~for_temperature].assign(split="val")
     limits, _ = find_limits(rest, alpha, by_class=True)

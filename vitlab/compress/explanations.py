@@ -6,20 +6,21 @@ number: a measure that does not do better than that says nothing of compression.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
 from vitlab.errors import UserError
+from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import explain
 from vitlab.explain.randomisation import compare_maps
-from vitlab.explain.similarity import mean_interval
 from vitlab.schema import ModelBundle
 
-MEASURES = {"similarity": "other_image", "absolute": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+MEASURES = {"similarity": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+LIMITS = np.array([[-1, 0, 0], [1, np.inf, np.inf]])  # of the measures
 LEVEL = 1e-6  # of a map's range: values this near its largest one are as large
 
 
@@ -64,30 +65,41 @@ def compare_explanations(
     return pd.concat(parts, ignore_index=True)
 
 
-def explanation_shift_table(
-    model: ModelBundle,
-    compressed: ModelBundle,
+def explanation_shift_tables(
+    networks: Mapping[str, ModelBundle],
     images: torch.Tensor,
     names: Sequence[str],
     *,
-    replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
-    **settings,
 ) -> pd.DataFrame:
-    """Means of `compare_explanations` over the images, with bootstrap intervals; settings are its own.
+    """Means of `compare_explanations` over the images, with t intervals, of each network against the first one.
 
-    Columns method, measure (similarity, absolute, peak_shift, mass_shift), value, low, high, n, other: what maps of different
-    images give. Correlations are best at 1, shifts (pixels) at 0.
+    Columns model, method, measure (similarity, peak_shift, mass_shift), value, low, high, n, other: what maps of different images
+    give. Correlations are best at 1, shifts (pixels) at 0. Without a second network the table is empty.
     """
-    table = compare_explanations(model, compressed, images, names, **settings)
+    first, *others = networks
     rows = []
-    for method, part in table.groupby("method", sort=False):
-        mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), replicates, confidence, seed)
-        for place, (measure, other) in enumerate(MEASURES.items()):
-            row = {"method": method, "measure": measure, "value": mean[place], "low": low[place], "high": high[place]}
-            rows.append(row | {"n": int(count[place]), "other": part[other].mean()})
-    return pd.DataFrame(rows)
+    for name in others:
+        table = compare_explanations(networks[first], networks[name], images, names)
+        for method, part in table.groupby("method", sort=False):
+            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence, LIMITS)
+            for place, (measure, other) in enumerate(MEASURES.items()):
+                row = {"model": name, "method": method, "measure": measure, "value": mean[place]}
+                row |= {"low": low[place], "high": high[place], "n": int(count[place]), "other": part[other].mean()}
+                rows.append(row)
+    return pd.DataFrame(rows, columns=["model", "method", "measure", "value", "low", "high", "n", "other"])
+
+
+def describe_shifts(table: pd.DataFrame) -> str:
+    """A sentence on an `explanation_shift_tables`: whose maps are shown to be more alike than maps of different images."""
+    alike = table[table["measure"] == "similarity"]
+    if alike.empty:
+        return "There is no smaller network whose maps could be compared."
+    names = [f"{row.method.replace('_', ' ')} of *{row.model}*" for row in alike.itertuples()]
+    shown = (alike["low"] > alike["other"]).tolist()
+    kept, rest = ([name for name, one in zip(names, shown, strict=True) if one == wanted] for wanted in (True, False))
+    parts = [f"Shown to be more alike than maps of different images: {', '.join(kept)}."] if kept else []
+    return " ".join([*parts, *([f"Not shown for {', '.join(rest)}."] if rest else [])])
 
 
 def find_peaks(values: np.ndarray) -> np.ndarray:

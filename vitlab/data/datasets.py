@@ -12,7 +12,7 @@ from vitlab.data.clusters import cluster_table
 from vitlab.data.depth import check_images, find_range, read_scaled
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import split_fold
-from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source, split_derived
+from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, VERSIONS, Source, split_derived
 from vitlab.data.splits import check_class_sizes, complete_splits
 from vitlab.data.synthetic import drop_synthetic
 from vitlab.errors import UserError
@@ -31,8 +31,8 @@ def check_name(name: str) -> None:
     prefix, base = split_derived(name)
     if prefix and base:
         check_name(base)
-    elif name in OUTLINES:
-        OUTLINES[name]()
+    elif name in VERSIONS:
+        VERSIONS[name]()
 
 
 def data_version(name: str) -> str:
@@ -40,18 +40,7 @@ def data_version(name: str) -> str:
     prefix, base = split_derived(name)
     if prefix and base:
         return f"{data_version(base)}, {DERIVED[prefix]}"
-    return OUTLINES[name]().version if name in OUTLINES else DATASETS[name]().version
-
-
-def outline_dataset(name: str, seed: int = 0) -> Outline:
-    """Version, number of classes and images in each split, without decoding an image and without downloading anything."""
-    if name in OUTLINES:
-        return OUTLINES[name]()
-    if split_derived(name)[1] in OUTLINES:  # and this name is not: a set made of one that may not be there yet
-        return Outline(data_version(name), OUTLINES[split_derived(name)[1]]().num_classes)
-    source = DATASETS[name]()
-    splits = complete_splits(source.samples, seed=seed, strata=source.strata)
-    return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
+    return VERSIONS[name]() if name in VERSIONS else DATASETS[name]().version
 
 
 def load_dataset(

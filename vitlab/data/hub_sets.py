@@ -20,8 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from vitlab.data.folder import SPLIT_FOLDERS
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
-from vitlab.data.splits import complete_splits
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, VERSIONS, Source
 from vitlab.errors import MissingFileError, UserError
 from vitlab.pictures import open_picture
 from vitlab.registry import unknown
@@ -75,15 +74,11 @@ def hub_set(name: str = "") -> Source:
     )
 
 
-@OUTLINES.register(name="hub:")
-def hub_outline(name: str = "") -> Outline:
-    """A saved folder is counted, without decoding an image; of a set on the hub nothing is known before it is downloaded."""
+@VERSIONS.register(name="hub:")
+def hub_version(name: str = "") -> str:
+    """The version of a saved folder, or what is known of a set on the hub; no image is decoded and nothing is downloaded."""
     where, options = _read_name(name)
-    if not _is_saved(where):
-        return Outline(_version(name, where, options))
-    source = hub_set(name)
-    splits = complete_splits(source.samples, seed=0)
-    return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
+    return hub_set(name).version if _is_saved(where) else _version(name, where, options)
 
 
 def _read_name(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -13,7 +13,7 @@ from vitlab.registry import Registry
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
 NOT_CHOSEN = "not in the table given as samples="  # the reason of images that an earlier run's table does not hold
 DATASETS = Registry("dataset")  # name -> function without arguments (with PATH, for a prefix) that gives a Source
-OUTLINES = Registry("dataset")  # name -> function that gives an Outline, for sets that must first be downloaded
+VERSIONS = Registry("dataset")  # name -> function that gives the version of a set that must first be downloaded
 DERIVED = {"planted:": "planted 1", "shuffled:": "shuffled 1"}  # sets made of others, PREFIX:NAME: what their version ends in
 
 
@@ -38,15 +38,6 @@ class Source:
     licence: str = field(compare=False, default="")
     citation: str = field(compare=False, default="")
     coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What is known of a dataset before a file of it is there. sizes: images in each split; empty where that is not known."""
-
-    version: str
-    num_classes: int | None = None
-    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def split_derived(name: str) -> tuple[str, str]:

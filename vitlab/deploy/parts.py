@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +39,10 @@ def find_run(name: str | Path) -> Path:
     which serve to test explanations, are only found by such a name. UserError for an unknown name, one that fits several runs,
     and a run that is not finished or has lost files.
     """
-    folder = Path(name)
-    if (folder / "run.json").is_file():
+    folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
+    if str(name) and (folder / "run.json").is_file():
         return _check_finished(folder)
-    if (folder / ONNX).is_file():
+    if str(name) and (folder / ONNX).is_file():
         return folder
     runs = {f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")}
     names = {key: _names_of(path) for key, path in runs.items()}
@@ -133,7 +135,7 @@ def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
     asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
     title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
     subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
-    return {"title": title, "subtitle": subtitle, "licence": read_data_card(run)["licence"]}
+    return {"title": title, "subtitle": subtitle, "licence": unescape(read_data_card(run)["licence"])}
 
 
 def _read_classes(folder: Path) -> list[str]:

@@ -14,22 +14,33 @@ NEEDS = ("stages", "attention")
 BATCH = 32  # masked images at once in Score-CAM
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there that, averaged over the image, raise the score "
+    "of {target}; evidence against it is not shown.",
+)
 def grad_cam(model, images, targets, layer=None):
     """Sum of a layer's channels, each weighted by the mean gradient of the target logit over the map, negative values cut off.
 
     layer: name of a module with output (B, C, h, w) or (B, h, w, C), or (B, T, C) with the model's tokens. By default the last
-    feature map of a CNN or a Swin, and what goes into the last attention of a ViT or a hybrid: behind that, nothing flows from the
-    patches to a class token. In a hybrid the last convolutional map would be the other choice. On 29 test images of planted:elpv
-    that hybrid_vit classifies by their stamp (2026-11-30), Grad-CAM's highest point lies in the stamp in 17 % with that map and
-    in 82 % with this layer, Grad-CAM++'s in 34 and 89 %; LayerCAM's in 100 and 75 %, Eigen-CAM's in 34 and 0 % (chance 3 %).
+    feature map of a CNN or a Swin, and what goes into the last attention of a ViT or a hybrid: behind that, nothing flows from
+    the patches to a class token. In a hybrid the last convolutional map would be the other choice. On 29 test images of
+    planted:elpv that hybrid_vit classifies rightly by their stamp (2026-11-30), Grad-CAM's highest point lies in the stamp in 17 %
+    with that map and in 82 % with this layer, Grad-CAM++'s in 34 and 89 %, LayerCAM's in 100 and 75 %, Eigen-CAM's in 34 and
+    0 % (chance 3 %).
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
     activation, gradient = _differentiate(model, images, targets, layer)
     return _combine(gradient.mean(dim=(-2, -1)), activation)
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there that raise the score of {target} somewhere in "
+    "the image; evidence against it is not shown.",
+)
 def grad_cam_plus_plus(model, images, targets, layer=None):
     """Grad-CAM whose weights count the places where a channel speaks for the class, so that several objects all show.
 
@@ -43,7 +54,12 @@ def grad_cam_plus_plus(model, images, targets, layer=None):
     return _combine((gradient.relu() * share).sum(dim=(-2, -1)), activation)
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the more the features at this very place raise the score of {target}; evidence "
+    "against it is not shown.",
+)
 def layer_cam(model, images, targets, layer=None):
     """Sum of a layer's channels, each place weighted by its own positive gradient: finer than Grad-CAM in early layers.
 
@@ -54,7 +70,12 @@ def layer_cam(model, images, targets, layer=None):
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there whose region alone gives a high score of "
+    "{target}; evidence against it is not shown.",
+)
 def score_cam(model, images, targets, layer=None, channels=32):
     """Sum of a layer's channels, weighted by the softmax of the target logits of the image masked by each; needs no gradient.
 
@@ -77,7 +98,13 @@ def score_cam(model, images, targets, layer=None, channels=32):
         return _combine(torch.stack(weights).softmax(dim=1), activation)
 
 
-@explanation(signed=False, needs=NEEDS, class_specific=False)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    class_specific=False,
+    shows="The brighter a place, the stronger is the main pattern of the features there; the map is the same "
+    "whatever the prediction is.",
+)
 def eigen_cam(model, images, targets, layer=None):
     """The strongest pattern in a layer's features: their projection on the first principal component over the map.
 

@@ -78,7 +78,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
     from vitlab.batch.limits import Limits
-    from vitlab.batch.schedule import check_names, kernel_environment
+    from vitlab.batch.schedule import check_values, kernel_environment
     from vitlab.batch.summary import describe_problem
     from vitlab.kernels import WarmProcess
 
@@ -89,7 +89,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
         if bundle.options.data and "dataset" in given and len({run["dataset"] for run in bundle.runs}) == 1:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean, given) if given else {}
-        check_names([parameters], warm)
+        check_values([(name, {}, parameters)], warm)
         limits = Limits(minutes=bundle.options.minutes)
         outcome = Execution(clean, project / "reports" / name, parameters, warm, limits=limits).run()
         if outcome["status"] == "failed":
