@@ -25,10 +25,9 @@ def grad_cam(model, images, targets, layer=None):
 
     layer: name of a module with output (B, C, h, w) or (B, h, w, C), or (B, T, C) with the model's tokens. By default the last
     feature map of a CNN or a Swin, and what goes into the last attention of a ViT or a hybrid: behind that, nothing flows from
-    the patches to a class token. In a hybrid the last convolutional map would be the other choice. On 29 test images of
-    planted:elpv that hybrid_vit classifies rightly by their stamp (2026-11-30), Grad-CAM's highest point lies in the stamp in 17 %
-    with that map and in 82 % with this layer, Grad-CAM++'s in 34 and 89 %, LayerCAM's in 100 and 75 %, Eigen-CAM's in 34 and
-    0 % (chance 3 %).
+    the patches to a class token. In a hybrid the last convolutional map would be the other choice. On 29 stamped test images
+    of planted:elpv that hybrid_vit gets right (2026-11-30), Grad-CAM's highest point lies in the stamp in 17 % with that map and
+    in 82 % with this layer, Grad-CAM++'s in 34 and 89 %, LayerCAM's in 100 and 75 %, Eigen-CAM's in 34 and 0 % (chance 3 %).
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
     activation, gradient = _differentiate(model, images, targets, layer)

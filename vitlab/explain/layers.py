@@ -13,8 +13,8 @@ from vitlab.schema import Anatomy
 def choose_layer(anatomy: Anatomy, layer: str | None, *, local: bool = False) -> tuple[str, bool]:
     """Name of the layer, and whether what it takes in is meant instead of what it gives out.
 
-    By default what goes into the last attention of a ViT or a hybrid, else the last feature map. local: in a hybrid, too, the last
-    map of its convolutional part, whose features depend on a smaller part of the image.
+    By default what goes into the last attention of a ViT or a hybrid, else the last feature map. local: in a hybrid, too, the
+    last map of its convolutional part, whose features depend on a smaller part of the image.
     """
     if layer is not None:
         return layer, False
