@@ -18,10 +18,10 @@ from vitlab import report as report_package
 from vitlab.batch.fingerprint import fingerprint_tasks
 from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.cli import app
+from vitlab.markup import code
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.guards import Finding, check_report, findings_table, mark_report, print_findings, read_findings
-from vitlab.report.guards.finding import code
 from vitlab.report.guards.references import bibliography_keys
 from vitlab.report.settings import Settings
 from vitlab.run_names import dataset_folder

@@ -27,7 +27,6 @@ CHAIN = {
             "shown": "attention rollout grad_cam integrated_gradients occlusion",
             "tested": "rollout transformer_attribution grad_cam saliency occlusion",
             "test_images": 3,
-            "replicates": 50,
         }
     },
     "06_compress": {
