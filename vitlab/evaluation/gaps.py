@@ -147,8 +147,8 @@ def describe_gaps(table: pd.DataFrame) -> str:
     if np.isnan(worst["gap"]):
         return "No slice has enough images for a comparison."
     text = (
-        f"The worst of {table['gap'].notna().sum()} slices is *{name}* ({worst['n']} images): its {measure} less that of the other "
-        f"images is {worst['gap']:+.3f} [{worst['low']:+.3f}, {worst['high']:+.3f}]. "
+        f"The worst of {table['gap'].notna().sum()} slices is *{name}* ({worst['n']} images): its {measure} less that of the "
+        f"other images is {worst['gap']:+.3f} [{worst['low']:+.3f}, {worst['high']:+.3f}]. "
     )
     if clear.empty:
         return text + "After correction for the number of slices, **no difference is shown**; a small one may be hidden."
