@@ -34,21 +34,44 @@ assert (weights[0] - weights[1]).abs().max() < 1e-3
 """
 
 
-def call(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=600)
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone"
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe", "linear_probe --resample smote"])
-def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
+def call(*command, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {"ACCELERATE_USE_CPU": "1"})}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("launch", "strategy", "variables"),
+    [
+        (TORCHRUN, "full", {"CUDA_VISIBLE_DEVICES": ""}),  # a machine without a GPU
+        (LAUNCH, "linear_probe", {}),
+        (LAUNCH, "linear_probe --resample smote", {}),
+    ],
+)
+def test_two_processes_give_the_curve_of_one(launch, strategy, variables):
     arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
-    for result in (call(*arguments, "one"), call(*shlex.split(LAUNCH), *arguments, "two")):
+    for result in (call(*arguments, "one"), call(*shlex.split(launch), *arguments, "two", **variables)):
         assert result.returncode == 0, result.stderr[-3000:]
     runs = {run.name: run for run in find_runs("digits")}
     assert runs["two"].facts["processes"] == 2 and runs["one"].facts["processes"] == 1
     one, two = (runs[name].read_table("history.csv").drop(columns="seconds") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one[["train_loss", "val_loss"]], two[["train_loss", "val_loss"]], atol=1e-3, rtol=0)
     assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
+
+
+@pytest.mark.parametrize("options", ["", "--cpu"])
+def test_accelerate_launch_that_starts_one_process_is_refused(options, reports_folder):
+    launch = shlex.split(f"-m accelerate.commands.launch {options} --num_processes 2")
+    result = call(*launch, *shlex.split(ARGUMENTS), CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0 and not list(reports_folder.rglob("run.json"))
+    assert "write torchrun --nproc_per_node NUMBER -m vitlab.training" in result.stderr
+
+
+def test_a_world_size_without_a_launcher_is_refused(reports_folder):
+    result = call(*shlex.split(ARGUMENTS), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2 and "WORLD_SIZE=2" in result.stderr and not list(reports_folder.rglob("run.json"))
 
 
 def test_two_processes_from_a_notebook():

@@ -30,6 +30,7 @@ class DataBundle:
     excluded: images left out, with columns sample_id, source, reason.
     version: changes when the data changes; batches use it to know what is out of date.
     coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
+    flip: whether images mirrored left to right and top to bottom are still ones of the set; False for digits, text, upright objects.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DataBundle:
     citation: str = ""
     version: str = ""
     coarser: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    flip: bool = True
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, in the order of the table."""

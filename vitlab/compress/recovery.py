@@ -14,6 +14,7 @@ from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training import TrainConfig, recipe
 from vitlab.training.devices import join_processes
 from vitlab.training.loop import Training
+from vitlab.training.loss import build_weight
 from vitlab.training.scores import compute_logits, score_logits
 
 SHARE_OF_EPOCHS, SHARE_OF_RATE = 0.25, 0.2  # of the model's own recipe
@@ -57,7 +58,7 @@ def recover(
     objective = Distillation(teacher, **arguments) if teacher else None
     before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}
     training = Training(model, data, run, config, objective)  # checks all arguments
-    row = _score(model, data)
+    row = _score(model, data, config)
     training.resume()
     history = training.complete(on_epoch)
     sign = -1 if config.monitor.endswith("loss") else 1
@@ -71,9 +72,10 @@ def recover(
     return history
 
 
-def _score(model: ModelBundle, data: DataBundle) -> dict:
+def _score(model: ModelBundle, data: DataBundle, config: TrainConfig) -> dict:
     """The row of the history before any training."""
     state = join_processes()
     images = ImageDataset(data, "val", model.transform)
     logits, labels = compute_logits(model.module, images, state.device, rank=state.process_index, processes=state.num_processes)
-    return {"epoch": 0, "seconds": 0.0, "learning_rate": 0.0, **score_logits(logits, labels, data.classes)}
+    scores = score_logits(logits, labels, data.classes, build_weight(data, config))
+    return {"epoch": 0, "seconds": 0.0, "learning_rate": 0.0, **scores}

@@ -95,6 +95,7 @@ def load_dataset(
         citation=source.citation,
         version=source.version,
         coarser=source.coarser,
+        flip=source.flip,
     )
 
 

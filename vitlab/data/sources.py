@@ -25,6 +25,7 @@ class Source:
     samples: sample_id, label, group, source, and further columns. A column `split` where the set comes with its own splits.
     strata: columns whose combinations the drawn splits keep in proportion.
     excluded: files that are left out for what they are called or where they lie, with EXCLUDED_COLUMNS.
+    flip: whether images mirrored left to right and top to bottom are still ones of the set; False for digits, text, upright objects.
     """
 
     location: str
@@ -39,6 +40,7 @@ class Source:
     licence: str = field(compare=False, default="")
     citation: str = field(compare=False, default="")
     coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
+    flip: bool = field(compare=False, default=True)
 
 
 @dataclass(frozen=True)

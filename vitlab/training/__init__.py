@@ -9,6 +9,7 @@ from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.minority import imbalance_table
 from vitlab.training.objective import Objective
+from vitlab.training.reading import describe_training
 from vitlab.training.space import SearchSpace, default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
 from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
@@ -22,6 +23,7 @@ __all__ = [
     "best_recipe",
     "build_optimizer",
     "default_space",
+    "describe_training",
     "embed_images",
     "ensure_planted_run",
     "ensure_run",

@@ -87,7 +87,7 @@ def finetune(
     """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run.
 
     options: of `build_model`; splits: of `load_dataset` (split_by, folds, fold). Called in each process of
-    `accelerate launch`, all of them train; the first one writes.
+    `torchrun`, all of them train; the first one writes.
     """
     config = recipe(model, seed=seed, **overrides)
     data = add_synthetic(load_dataset(dataset, seed=seed, **splits), config.synthetic, config.synthetic_share, seed)
