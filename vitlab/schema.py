@@ -30,7 +30,7 @@ class DataBundle:
     excluded: images left out, with columns sample_id, source, reason.
     version: changes when the data changes; batches use it to know what is out of date.
     coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
-    flip: whether images mirrored left to right and top to bottom are still ones of the set; False for digits, text, upright objects.
+    flip: whether an image mirrored left to right or top to bottom could be of the set: False for digits, text, upright objects.
     """
 
     name: str

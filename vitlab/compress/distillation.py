@@ -86,7 +86,7 @@ def born_again(
     """
     if teacher.options.get("wrapped"):
         raise UserError(f"{teacher.name} was wrapped, not built by name; build its twin yourself and call distill(teacher, twin)")
-    config = config or recipe(teacher.name)
+    config = config or recipe(teacher.name, data)
     options = {**teacher.options, "size": tuple(teacher.options["size"]), "fit": teacher.transform.fit}
     seed = config.seed + 1 if seed is None else seed
     student = build_model(teacher.name, teacher.classes, pretrained=pretrained, seed=seed, **options)

@@ -20,18 +20,18 @@ from vitlab.training.scores import compute_logits, score_logits
 SHARE_OF_EPOCHS, SHARE_OF_RATE = 0.25, 0.2  # of the model's own recipe
 
 
-def recovery_recipe(model: str, **overrides) -> TrainConfig:
+def recovery_recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConfig:
     """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a short warm-up; with overrides.
 
     The cosine from there to zero brings back more than the last, smallest rate would (Renda et al. 2020, arXiv 2003.02389).
     """
-    usual = recipe(model)
+    usual = recipe(model, data)
     short = {
         "epochs": max(2, round(SHARE_OF_EPOCHS * usual.epochs)),
         "learning_rate": SHARE_OF_RATE * usual.learning_rate,
         "warmup_epochs": 0.25,
     }
-    return recipe(model, **(short | {name: value for name, value in overrides.items() if value is not None}))
+    return recipe(model, data, **(short | {name: value for name, value in overrides.items() if value is not None}))
 
 
 def recover(
@@ -54,7 +54,7 @@ def recover(
     """
     if arguments and teacher is None:
         raise UserError(f"{', '.join(arguments)}: these are of a training with a teacher; pass teacher=, the unpruned model")
-    config = config or recovery_recipe(model.name)
+    config = config or recovery_recipe(model.name, data)
     objective = Distillation(teacher, **arguments) if teacher else None
     before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}
     training = Training(model, data, run, config, objective)  # checks all arguments

@@ -10,7 +10,7 @@ from vitlab.compress.distillation import distill
 from vitlab.data import load_dataset
 from vitlab.models import build_model, load_model
 from vitlab.runs import Run
-from vitlab.training import recipe
+from vitlab.training import fit_options, recipe
 from vitlab.training.experiment import train_in_run
 
 NOTHING: Mapping = MappingProxyType({})
@@ -25,10 +25,11 @@ def finetune_student(
     The student is trained, validated and tested on the images that the teacher was, so neither has seen a test image.
     options: of `build_model`; how: of `distill`, such as temperature and alpha; overrides: of the student's recipe.
     """
-    config = recipe(model, seed=seed, **overrides)
     dataset = teacher.parameters["dataset"]
     data = load_dataset(dataset, samples=teacher.read_table("splits.csv"))
-    big, student = load_model(teacher.path, data.classes), build_model(model, data.classes, seed=seed, **options)
+    config = recipe(model, data, seed=seed, **overrides)
+    big = load_model(teacher.path, data.classes)
+    student = build_model(model, data.classes, seed=seed, **fit_options(model, data, options))
     split = {key: teacher.parameters[key] for key in SPLIT if teacher.parameters.get(key) is not None}
     parameters = {"dataset": dataset, "model": model, "seed": seed, "variant": f"distilled from {teacher.title}", **split}
     parameters |= {"teacher": teacher.name, **options, **how, **overrides}

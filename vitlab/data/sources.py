@@ -25,7 +25,7 @@ class Source:
     samples: sample_id, label, group, source, and further columns. A column `split` where the set comes with its own splits.
     strata: columns whose combinations the drawn splits keep in proportion.
     excluded: files that are left out for what they are called or where they lie, with EXCLUDED_COLUMNS.
-    flip: whether images mirrored left to right and top to bottom are still ones of the set; False for digits, text, upright objects.
+    flip: whether an image mirrored left to right or top to bottom could be of the set: False for digits, text, upright objects.
     """
 
     location: str

@@ -1,7 +1,7 @@
 """Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions, and whole runs."""
 
 from vitlab.training.cache import FrozenFeatures, FrozenFront
-from vitlab.training.config import TrainConfig, recipe, training_arguments
+from vitlab.training.config import TrainConfig, fit_options, recipe, training_arguments
 from vitlab.training.embedding import embed_images
 from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
 from vitlab.training.known_truth import ensure_planted_run, ensure_shuffled_run
@@ -32,6 +32,7 @@ __all__ = [
     "finetune",
     "fit",
     "fit_on",
+    "fit_options",
     "imbalance_table",
     "importance_table",
     "measure_inference",

@@ -53,15 +53,16 @@ def fit(
     """Train the model in place and return its history, a row an epoch; the weights of the best epoch are what it ends with.
 
     Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss (with the class weights of the training loss),
-    val_accuracy, val_balanced_accuracy, val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
-    utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept there, and a training that was
-    broken off carries on from the newest checkpoint. on_epoch: called with each row; what it raises ends the training.
+    val_accuracy, val_balanced_accuracy, val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each
+    class, and on a GPU its memory and utilisation. With a run, history.csv, the facts of the training and its checkpoints are
+    kept there, and a training that was broken off carries on from the newest checkpoint. on_epoch: called with each row; what it
+    raises ends the training.
     loss: what is minimised, where that is not the config's loss against the labels.
 
     Raises UserError for a config that does not suit model, data or device, before anything is computed, and DivergenceError
     when the loss or an output on validation is no longer a number.
     """
-    training = Training(model, data, run, config or recipe(model.name), loss)
+    training = Training(model, data, run, config or recipe(model.name, data), loss)
     training.resume()
     return training.complete(on_epoch)
 

@@ -35,15 +35,16 @@ def describe_training(history: pd.DataFrame, config: TrainConfig, data: DataBund
     limit = chance_limit(recalls, [int((labels == name).sum()) for name in data.classes], len(history))
     accuracy = best["val_balanced_accuracy"]
     text = (
-        f"The best epoch is number {facts['best_epoch']} of {len(history)}, with a validation ROC AUC of {best['val_roc_auc']:.3f} "
-        f"and a balanced accuracy of {accuracy:.3f}. Training took {facts['train_s']:.0f} s, {facts['frozen_s']:.0f} s of it to "
-        f"read the images and to pass them through the frozen pieces, in {facts['precision']} on {facts['device']}."
+        f"The best epoch is number {facts['best_epoch']} of {len(history)}, with a validation ROC AUC of "
+        f"{best['val_roc_auc']:.3f} and a balanced accuracy of {accuracy:.3f}. Training took {facts['train_s']:.0f} s, "
+        f"{facts['frozen_s']:.0f} s of it to read the images and to pass them through the frozen pieces, in "
+        f"{facts['precision']} on {facts['device']}."
     )
     if accuracy <= limit:
         return (
-            f"{text}\n\n**This model is at chance.** With these {len(labels)} validation images, the best of {len(history)} epochs "
-            f"of a model that guesses has a balanced accuracy of up to {limit:.3f} (in {1 - ALPHA:.0%} of cases). Try more epochs, "
-            "another learning rate or pretrained weights before you read anything into its results."
+            f"{text}\n\n**This model is at chance.** With these {len(labels)} validation images, the best of {len(history)} "
+            f"epochs of a model that guesses has a balanced accuracy of up to {limit:.3f} in {1 - ALPHA:.0%} of cases. Try more "
+            "epochs, another learning rate or pretrained weights before you draw conclusions from its results."
         )
     return f"{text} {describe_losses(history, config)}"
 
@@ -64,7 +65,9 @@ def describe_losses(history: pd.DataFrame, config: TrainConfig) -> str:
         names = ", ".join(f"`{name}`" for name in changed)
         return f"{text}. The training loss includes {names}, so the two losses cannot be compared."
     if train_end < train:
-        return f"{text}, while the training loss falls from {train:.3f} to {train_end:.3f}: the model overfits after epoch {lowest}."
+        return (
+            f"{text}, while the training loss falls from {train:.3f} to {train_end:.3f}: the model overfits after epoch {lowest}."
+        )
     return f"{text}; the training loss rises as well, so this is not overfitting: try a smaller learning rate."
 
 
