@@ -179,11 +179,12 @@ def test_vit_scratch_is_fitted_to_small_images():
     assert recipe("vit_scratch", large) == recipe("vit_scratch", flip=False) and fit_options("vit_scratch", large, {}) == {}
 
 
-def test_a_short_training_by_recipe_is_far_above_chance(digits):
-    """60 steps on 180 images of digits (chance: 0.1)."""
-    config = recipe("vit_scratch", digits, epochs=12, precision="fp32", learning_rate=3e-3, patience=12)
-    history = fit(tiny_vit(), digits, config=config)
-    assert history["val_balanced_accuracy"].max() > 0.3
+def test_a_short_training_by_recipe_is_far_above_chance():
+    """198 steps of a small ViT on the digits (chance: 0.1)."""
+    digits = load_dataset("digits")
+    model = build_model("vit_scratch", digits.classes, size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    history = fit(model, digits, config=recipe("vit_scratch", digits, epochs=6, learning_rate=3e-3, precision="fp32"))
+    assert history["val_balanced_accuracy"].max() > 0.4
 
 
 def test_tensors_that_modules_share_are_trained_saved_and_averaged(digits):
