@@ -120,16 +120,16 @@ def test_methods(monkeypatch):
     """Two methods of which it is known what they show: one the weights of a linear model, one the image alone."""
     monkeypatch.setattr(methods, "_functions", dict(methods._functions))
 
-    @explanation(signed=True)
+    @explanation(signed=True, shows="A test.")
     def weights(model, images, targets, sign=1):
         shown = sign * (targets.float() @ model.module.weight)  # (B, 3 * h * w)
         return shown.unflatten(1, (3, *images.shape[-2:])).sum(dim=1)
 
-    @explanation(signed=False)
+    @explanation(signed=False, shows="A test.")
     def edges(model, images, targets):
         return images.mean(dim=1).abs()
 
-    @explanation(signed=False)
+    @explanation(signed=False, shows="A test.")
     def blank(model, images, targets):
         return torch.zeros_like(images[:, 0])
 

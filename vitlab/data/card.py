@@ -52,6 +52,7 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
         "## Known limits",
         "",
         *(f"- {limit}" for limit in _find_limits(counts, groups, pairs, samples)),
+        *([_describe_depth(*data.value_range)] if data.value_range else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -112,6 +113,13 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
             limits.append(f"No image in {split} of the group {_name_some(absent)}.")
     limits.append(_describe_pairs(pairs, samples))
     return limits
+
+
+def _describe_depth(low: float, high: float) -> str:
+    return (
+        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black and {high:,.6g} white. "
+        "This range was estimated over all images, without their labels; values outside it are clipped."
+    )
 
 
 def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:

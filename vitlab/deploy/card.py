@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
-from vitlab.compress.export import find_calibration
+from vitlab.compress.confidence import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.conformal import binomial_interval
 from vitlab.runs import Run
@@ -42,8 +43,8 @@ def model_card(
     """A run as Markdown: use, data, metrics with intervals, groups, calibration, "not sure", limits, licence, versions.
 
     predictions: of another form of the model, such as its ONNX file, named in `measured_on`; by default those of the run.
-    calibration: as it is shipped; by default fitted on the validation rows. files: name and bytes of what is shipped. usage:
-    Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
+    calibration: as it is shipped; by default `find_calibration` of the predictions. files: name and bytes of what is shipped.
+    usage: Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
     """
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
     classes = check_predictions(predictions)
@@ -66,7 +67,7 @@ def model_card(
         "Do the probabilities mean what they say?": _describe_calibration(predictions, calibrated, calibration),
         'When it says "not sure"': _describe_doubt(test, classes, calibration),
         "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data)],
-        "How to use it": [usage] if usage else [f"`vitlab app {run.name}` opens it in the browser."],
+        "How to use it": [usage] if usage else [f"`vitlab app {shlex.quote(run.name)}` opens it in the browser."],
         "Licence": _describe_licence(data),
         "How it was made": _describe_making(run, files or {}),
     }
@@ -106,7 +107,8 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     limits = [
         "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model "
         'says of anything else means nothing, and it will not always say "not sure" there.',
-        "The validation images chose the epoch, the temperature and the limits of the sets: the promise holds approximately.",
+        "The validation images chose the epoch, half of them the temperature, and the other half the limits of the sets: the "
+        "promise holds approximately.",
     ]
     if len(test) < FEW:
         limits.append(f"There are only {len(test)} test images: the intervals are wide.")
@@ -188,7 +190,7 @@ def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
     chance = tables[1].loc["ece", "calibrated"]
     return [
-        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on the validation images.",
+        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half of the validation images.",
         "",
         *_write_table(["on the test images", "before", "after"], rows),
         "",

@@ -29,14 +29,14 @@ TEXT = {"fontsize": 7, "linespacing": 1.05}
 PADDING, LINE = 2, 3  # pixels that a label keeps free around itself, and that a line takes to either side
 GAPS = (1, 5, 12, 20, 30, 42)  # points between a dot and its label
 DIRECTIONS = np.array([(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)])
-STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g} MB"), "peak_mb": ("peak memory", "{:,.0f} MB")}
+STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g} MB")}
 
 
 def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | None = None) -> Axes:
     """Score with its interval against the median latency (logarithmic); the area of a dot is the size on disk.
 
-    table: a `doctor_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row
-    for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
+    table: a `benchmark_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a
+    row for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
     none is both faster and better. Others are hollow. A diamond stands for a size that is not known.
     """
     rows = _choose_rows(table, batch_size)
@@ -115,7 +115,7 @@ def find_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.ndarray:
-    """Each step as a share of the first one, a panel for latency, size on disk, peak memory (where known) and the score.
+    """Each step as a share of the first one, a panel for latency, size on disk (where known) and the score.
 
     table: as of `plot_pareto`, its rows in the order of the steps, the first being the model to be compressed.
     """
@@ -124,7 +124,7 @@ def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.n
     panels = {name: spec for name, spec in STEPS.items() if name in rows and rows[name].notna().all()} | {
         "value": (metric, "{:.3f}")
     }
-    axes = panel_grid(len(panels), 2 if len(panels) == 4 else 3, 0.75 + 0.27 * len(rows), sharey=True)
+    axes = panel_grid(len(panels), 3, 0.75 + 0.27 * len(rows), sharey=True)
     places = np.arange(len(rows))
     for ax, (name, (title, text)) in zip(axes, panels.items(), strict=True):
         shares = (rows[name] / rows[name].iloc[0]).to_numpy()

@@ -1,6 +1,6 @@
 """Hundreds of runs at once: what goes with a good score, and which runs these are.
 
-All take a table with a row for each run, as `vitlab.run_index.index_runs` gives it: columns run, model, seed, `parameters.NAME`,
+All take a table with a row for each run, as `vitlab.run_tables.run_table` gives it: columns run, model, seed, `parameters.NAME`,
 `facts.NAME`, `metrics.NAME`. `metric` is one of these columns, such as `metrics.roc_auc`; runs that lack it are left out.
 A metric that is a loss, an error or a time is best when low, any other when high.
 """

@@ -36,7 +36,7 @@ def iplot_runs_table(
 ) -> RunsTable:
     """The runs by their score, the best first, then those without one, with these columns beside it.
 
-    table: as `vitlab.run_index.index_runs` gives it. limit: rows; further runs are counted, not shown. A click on a run unfolds
+    table: as `vitlab.run_tables.run_table` gives it. limit: rows; further runs are counted, not shown. A click on a run unfolds
     all that is known of it. ValueError for an unknown column, or a limit so high that the table would be larger than 1.5 MB.
     """
     for name in (metric, *columns):

@@ -81,7 +81,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
     for name in batches or ():
         if name not in known:
-            raise UserError(unknown("batch", name, known, "Run `vitlab batch FILE.yml` first."))
+            raise UserError(unknown("batch", name, known, f"They lie in {folder}. Run `vitlab batch FILE.yml` first."))
     if not known:
         raise UserError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
     chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}

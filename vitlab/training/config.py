@@ -129,6 +129,11 @@ def training_arguments() -> list[str]:
     return [field.name for field in fields(TrainConfig)]
 
 
+def check_arguments(parameters: Mapping[str, object]) -> None:
+    """UserError where the training arguments among these parameters of a notebook (with `model`) do not fit together."""
+    recipe(parameters["model"], **{name: parameters[name] for name in training_arguments() if name in parameters})
+
+
 def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConfig:
     """The training arguments that suit a model, by name, and a data set; `overrides` come first, but None changes nothing.
 

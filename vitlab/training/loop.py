@@ -174,7 +174,7 @@ class Training:
                 parameters=count_parameters(self.model.module),
                 trained_parameters=self.trained_parameters,
             )
-        return pd.DataFrame(self.progress.history, columns=self.columns)
+        return self._write_history()  # here, too: a resumed training may have no epoch left
 
     def _open_stage(self) -> None:
         """Move the border to where this epoch wants it."""
@@ -254,8 +254,13 @@ class Training:
             self.best = self._snapshot(self.average.module if self.average else self.model.module)
         progress.history.append(row)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
+        self._write_history()
+
+    def _write_history(self) -> pd.DataFrame:
+        history = pd.DataFrame(self.progress.history, columns=self.columns)
         if self.run and self.accelerator.is_main_process:
-            self.run.write_table("history.csv", pd.DataFrame(progress.history, columns=self.columns))
+            self.run.write_table("history.csv", history)
+        return history
 
     def _finished(self) -> bool:
         done = self.progress.epoch - 1
