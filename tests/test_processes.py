@@ -7,8 +7,12 @@ import sys
 
 import pandas as pd
 import pytest
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
+from vitlab.errors import UserError
 from vitlab.runs import find_runs
+from vitlab.training.devices import join_processes
 
 ARGUMENTS = (
     "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128 --precision fp32 --learning_rate 1e-3 "
@@ -61,17 +65,30 @@ def test_two_processes_give_the_curve_of_one(launch, strategy, variables):
     assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
 
 
-@pytest.mark.parametrize("options", ["", "--cpu"])
-def test_accelerate_launch_that_starts_one_process_is_refused(options, reports_folder):
-    launch = shlex.split(f"-m accelerate.commands.launch {options} --num_processes 2")
+def test_accelerate_launch_that_starts_one_process_is_refused(reports_folder):
+    launch = shlex.split("-m accelerate.commands.launch --num_processes 2")
     result = call(*launch, *shlex.split(ARGUMENTS), CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0 and not list(reports_folder.rglob("run.json"))
     assert "write torchrun --nproc_per_node NUMBER -m vitlab.training" in result.stderr
 
 
-def test_a_world_size_without_a_launcher_is_refused(reports_folder):
-    result = call(*shlex.split(ARGUMENTS), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
-    assert result.returncode == 2 and "WORLD_SIZE=2" in result.stderr and not list(reports_folder.rglob("run.json"))
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "started one, .* write torchrun"),  # --cpu --num_processes 2
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* no launcher started this one; write torchrun"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, r"2 processes, but 1 GPU\(s\)"),
+    ],
+)
+def test_processes_that_could_not_train_together_are_refused(variables, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(UserError, match=message):
+        join_processes()
+    assert not PartialState._shared_state
 
 
 def test_two_processes_from_a_notebook():
