@@ -382,26 +382,26 @@ def test_versions_of_the_libraries_are_kept_and_a_change_is_named(project, monke
 
     before = libraries()
     python = f"python {sys.version_info.major}.{sys.version_info.minor}"
-    assert before["libraries"] == f"{python}, scikit-learn {version('scikit-learn')}"
-    assert f"pandas {version('pandas')}" in libraries(1)["libraries"], "which vitlab.runs imports"
+    assert before["libraries"].splitlines() == [python, f"scikit-learn {version('scikit-learn')}"]
+    assert f"pandas {version('pandas')}" in libraries(1)["libraries"].splitlines(), "which vitlab.runs imports"
     monkeypatch.setattr(fingerprint_module, "version", lambda name: "99.1" if name == "scikit-learn" else version(name))
     said = describe_changes(before, libraries())
     assert said == f"libraries changed: scikit-learn {version('scikit-learn')} -> 99.1"
     assert describe_changes(before, before) == ""
     assert describe_changes(before | {"code": "0", "data": "1"}, libraries()) == "code, data changed; " + said
     assert describe_changes({}, {"files": "a.csv 12"}) == "files changed: not recorded before"
-    many = ", ".join(f"lib{number} 1" for number in range(5))
+    many = "\n".join(f"lib{number} 1" for number in range(5))
     assert describe_changes({"libraries": many}, {"libraries": ""}).endswith("lib2 1 -> none and 2 more")
 
 
-@pytest.mark.parametrize("place", ["", "reports", "absolute"])
-def test_a_file_that_a_parameter_names_is_part_of_the_fingerprint(project, place):
+@pytest.mark.parametrize(("place", "name"), [("", "published.csv"), ("reports", "a, b c.csv"), ("absolute", "published.csv")])
+def test_a_file_that_a_parameter_names_is_part_of_the_fingerprint(project, place, name):
     """As `published` of notebook 08 does, given by the batch or as a default."""
-    table = project / ("elsewhere" if place == "absolute" else place) / "published.csv"
+    table = project / ("elsewhere" if place == "absolute" else place) / name
     table.parent.mkdir(exist_ok=True)
     table.write_text("model,accuracy\n")
     (project / "digits").mkdir()  # a folder of that name is no file
-    named = str(table) if place == "absolute" else "published.csv"
+    named = str(table) if place == "absolute" else name
     write_notebook(project / "notebooks" / "look.ipynb", 'dataset = "digits"\npublished = ""', LOG.format("'look'"))
     write_notebook(project / "notebooks" / "compare.ipynb", f"published = {named!r}\nodd = '\\0./'", LOG.format("'compare'"))
     steps = [CHAIN[0] | {"parameters": {"published": named}}, CHAIN[3]]
@@ -418,7 +418,7 @@ def test_a_file_that_a_parameter_names_is_part_of_the_fingerprint(project, place
 
 
 def test_a_comparison_is_out_of_date_when_another_run_of_its_data_set_is_finished(project, reports_folder):
-    reads = ("from vitlab.runs import latest_runs\nruns = latest_runs(dataset)", LOG.format("'compare', len(runs)"))
+    reads = ("from vitlab.run_tables import latest_runs\nruns, _ = latest_runs(dataset)", LOG.format("'compare', len(runs)"))
     write_notebook(project / "notebooks" / "compare.ipynb", 'dataset = "digits"', *reads)
     file = write_batch(project, grid={"color": ["red"]}, chain=[CHAIN[1], CHAIN[2], CHAIN[3]])
     run_batch(file)

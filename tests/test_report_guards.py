@@ -18,10 +18,10 @@ from vitlab import report as report_package
 from vitlab.batch.fingerprint import fingerprint_tasks
 from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.cli import app
+from vitlab.markup import code
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.guards import Finding, check_report, findings_table, mark_report, print_findings, read_findings
-from vitlab.report.guards.finding import code
 from vitlab.report.guards.references import bibliography_keys
 from vitlab.report.settings import Settings
 from vitlab.run_names import dataset_folder
@@ -468,7 +468,7 @@ class TestOutOfDate:
     def test_other_libraries_files_and_runs(self, recorded):
         now = dict(recorded.tasks[0]["fingerprint"])
         assert "python 3" in now["libraries"]
-        recorded.tasks[0]["fingerprint"]["libraries"] += ", torch 2.0"
+        recorded.tasks[0]["fingerprint"]["libraries"] += "\ntorch 2.0"
         assert self.messages(recorded) == ["libraries changed: torch 2.0 -> none; run the batch again"]
         recorded.tasks[0]["fingerprint"] = now | {"files": "published.csv 0123", "runs": "3 finished, 0123"}
         said = "runs changed; files changed: published.csv 0123 -> none; run the batch again"

@@ -20,9 +20,9 @@ from vitlab.places import project_root, reports_dir
 from vitlab.runs import read_runs
 
 PACKAGE = Path(vitlab.__file__).parent
-LISTED = ("libraries", "files")  # parts that are kept as text, `name value, name value`, so that a change can be named
+LISTED = ("libraries", "files")  # parts that are kept as lines `name value`, so that a change can be named
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "imblearn": "imbalanced-learn", "PIL": "pillow", "yaml": "PyYAML"}
-READ_RUNS = {"vitlab.run_tables", "vitlab.runs.find_runs"}  # a notebook that imports one of these reads many runs
+READ_RUNS = {"vitlab.run_tables", "vitlab.runs"}  # what a notebook imports that reads all runs of its data set
 
 
 def fingerprint_tasks(tasks: list[Task], data_version: Callable[[str], str]) -> list[dict[str, str]]:
@@ -160,11 +160,11 @@ def _find_data(folder: Path) -> list[Path]:
 
 
 def _describe_libraries(imports: set[str], files: set[Path], describe: Callable[[str], str]) -> str:
-    """`python 3.12, timm 1.0.31, torch 2.15.0`: what these modules and files import from outside of vitlab."""
+    """Lines such as `torch 2.15.0`: what these modules and files import from outside of vitlab."""
     names = imports.union(*(_file_imports(file, PACKAGE, file.stat().st_mtime_ns) for file in files))
     modules = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {PACKAGE.name, ""}
     found = {f"python {sys.version_info.major}.{sys.version_info.minor}", *filter(None, map(describe, modules))}
-    return ", ".join(sorted(found))
+    return "\n".join(sorted(found))
 
 
 def _describe_library(module: str) -> str:
@@ -178,7 +178,7 @@ def _describe_library(module: str) -> str:
         except (ImportError, ValueError):
             there = False
         names = _list_distributions().get(module, []) if there else []
-        return ", ".join(f"{name} {version(name)}" for name in sorted(set(names)))
+        return "\n".join(f"{name} {version(name)}" for name in sorted(set(names)))
 
 
 @cache
@@ -187,14 +187,14 @@ def _list_distributions() -> Mapping[str, list[str]]:
 
 
 def _describe_files(task: Task) -> str:
-    """The files that parameters name, below the working folder, the project or its reports, each with a hash of its content."""
+    """Lines of the files that parameters name, in the working folder, the project or its reports, with a hash of the content."""
     found = []
     for value in (task.step.declared | task.parameters).values():
-        if isinstance(value, str) and ("." in value or "/" in value) and len(value) < 1000:
+        if isinstance(value, str) and ("." in value or "/" in value) and value.isprintable():
             places = [Path(value).expanduser(), project_root() / value, project_root() / "reports" / value, reports_dir() / value]
             file = next(filter(_is_file, places), None)
             found += [f"{value} {_hash_file(file)}"] if file else []
-    return ", ".join(sorted(set(found)))
+    return "\n".join(sorted(set(found)))
 
 
 def _is_file(path: Path) -> bool:
@@ -207,7 +207,7 @@ def _is_file(path: Path) -> bool:
 def _list_changes(then: str | None, now: str) -> list[str]:
     if then is None:
         return ["not recorded before"]
-    before, after = (dict(entry.rsplit(" ", 1) for entry in text.split(", ") if entry) for text in (then, now))
+    before, after = (dict(entry.rsplit(" ", 1) for entry in text.splitlines()) for text in (then, now))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return [f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}" for name in names]
 

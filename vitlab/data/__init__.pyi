@@ -1,4 +1,4 @@
-from .balance import class_weights as class_weights, rare_classes as rare_classes
+from .balance import class_weights as class_weights, draw_samples as draw_samples, rare_classes as rare_classes
 from .card import data_card as data_card, hash_splits as hash_splits
 from .clusters import clean_test_ids as clean_test_ids, cluster_table as cluster_table
 from .datasets import (

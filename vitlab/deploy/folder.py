@@ -19,6 +19,7 @@ from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
 from vitlab.deploy.vendor import copy_modules
 from vitlab.errors import MissingFileError, UserError
+from vitlab.markup import escape
 from vitlab.models import load_model
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
@@ -149,7 +150,7 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     _write(work / SETTINGS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     _write(work / CARD, card)
-    start = START.format(title=texts["title"], subtitle=texts["subtitle"], python=python)
+    start = START.format(title=escape(texts["title"]), subtitle=escape(texts["subtitle"]), python=python)
     _write(work / "README.md", _front_matter(texts) + "\n" + start + card)
     _write(work / ".gitattributes", ATTRIBUTES)
     _write(work / "app.py", APP)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
     asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
     title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
     subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
-    return {"title": title, "subtitle": subtitle, "licence": read_data_card(run)["licence"]}
+    return {"title": title, "subtitle": subtitle, "licence": unescape(read_data_card(run)["licence"])}
 
 
 def _read_classes(folder: Path) -> list[str]:

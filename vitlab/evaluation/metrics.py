@@ -70,11 +70,13 @@ def measure(
 
 
 def describe_classes(scores: Scores) -> str:
-    """Which classes are missing; empty if all are there."""
+    """Which classes are missing, the first five by name; empty if all are there."""
     present = np.isin(range(len(scores.classes)), scores.label)
     if present.sum() == 1:
         return "only " + scores.classes[scores.label[0]]
-    return "" if present.all() else "no " + ", ".join(np.array(scores.classes)[~present])
+    missing = np.array(scores.classes)[~present]
+    further = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+    return f"no {', '.join(missing[:5])}{further}" if len(missing) else ""
 
 
 def describe_undefined(share: float) -> str:

@@ -22,6 +22,7 @@ from vitlab.plots.data import (
 from vitlab.plots.differences import plot_critical_difference, plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
+    plot_curves,
     plot_gaps,
     plot_mistakes,
     plot_precision_recall,
@@ -93,6 +94,7 @@ __all__ = [
     "plot_cost",
     "plot_counterfactuals",
     "plot_critical_difference",
+    "plot_curves",
     "plot_differences",
     "plot_drop",
     "plot_gaps",

@@ -21,6 +21,7 @@ PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</scrip
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
+ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")  # a backslash and punctuation, as pandoc writes them
 # pandas gives the name of the index a row of its own under the headers; it belongs into the cell above it, which is empty or
 # holds the name that all headers have together
 INDEX_NAME = re.compile(
@@ -177,6 +178,7 @@ def _convert_tables(cells):
             INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"]) for item in found
         ),
     )
+    text = ESCAPED.sub(lambda match: f"&#{ord(match[1])};", text)  # as `markup.escape`: what looks like markup is markup
     for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
         item.pop("text/html")
         item["text/markdown"] = table.strip() + "\n"

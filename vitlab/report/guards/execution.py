@@ -5,9 +5,10 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
+from vitlab.markup import code
 from vitlab.notebook import is_filled, read_cells
 from vitlab.report.gather import Page
-from vitlab.report.guards.finding import Finding, code
+from vitlab.report.guards.finding import Finding
 from vitlab.report.options import read_options
 
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
@@ -48,7 +49,7 @@ def _compare_sources(page):
     if page.source is None:
         return []
     if not page.source.is_file():
-        message = f"the notebook that this was made from is gone: {page.source}"
+        message = f"the notebook that this was made from is gone: {code(page.source)}"
         return [Finding("source", page.path, message, page=page.slug)]
     now = [(cell["cell_type"], cell["source"]) for cell in read_cells(page.source) if is_filled(cell)]
     there = [

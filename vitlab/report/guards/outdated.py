@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vitlab.batch.fingerprint import describe_changes, fingerprint_tasks
 from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.markup import code
 from vitlab.report.gather import Page
-from vitlab.report.guards.finding import Finding, code
+from vitlab.report.guards.finding import Finding
 from vitlab.runs import project_root, reports_dir
 
 
