@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
-from vitlab.data import load_dataset
+from vitlab.data import class_weights, load_dataset
 from vitlab.data.sources import DATASETS
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model
@@ -209,6 +209,24 @@ def test_the_average_takes_in_a_shared_tensor_once():
     average.update(100)
     torch.testing.assert_close(average.module[0].weight, before + 0.5)
     assert len(names) == 3  # one weight, two biases
+
+
+def test_the_validation_loss_has_the_class_weights_of_the_training_loss(digits):
+    logits, labels = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), np.array([0, 0, 1])
+    losses = -logits.log_softmax(dim=1)[range(3), labels]
+    weight = torch.tensor([0.75, 1.5])
+    expected = (0.75 * losses[0] + 0.75 * losses[1] + 1.5 * losses[2]) / 3  # over images, as the training loss is
+    assert score_logits(logits, labels, ("a", "b"), weight)["val_loss"] == pytest.approx(expected.item())
+    uneven = digits.samples[
+        ~((digits.samples["split"] == "train") & (digits.samples["label"] == "0")) | (digits.samples.index % 5 == 0)
+    ]
+    config = recipe("vit_scratch", epochs=1, batch_size=10_000, learning_rate=1e-9, precision="fp32", augment="none")
+    history = fit(tiny_vit(), replace(digits, samples=uneven), config=config)
+    weights = class_weights(uneven.query("split == 'train'")["label"], digits.classes, "balanced", 0.999)
+    counts = uneven.query("split == 'val'")["label"].map(dict(zip(digits.classes, weights, strict=True)))
+    assert history["val_loss"].iloc[0] == pytest.approx(
+        np.log(10) * counts.mean(), rel=0.05
+    )  # an untrained model says 0.1 of each
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(digits, reports_folder):
