@@ -70,10 +70,12 @@ def test_each_step_runs_or_says_why_not(name):
     student = build_student("hybrid_vit", model, depth=1)
     assert student.transform == model.transform
     assert student.module(torch.zeros(1, 3, *model.transform.size)).shape == (1, 10)
-    methods = shared_methods([model, student], ["grad_cam", "saliency"])
     images = torch.randn(2, 3, *model.transform.size, generator=torch.Generator().manual_seed(0))
-    shifts = explanation_shift_tables({"full": model, "distilled": student}, images, methods, replicates=20)
-    assert set(shifts["method"]) == set(methods) and "saliency" in methods
+    networks = {"full": model, "distilled": student}
+    methods, unable = shared_methods(networks, ["grad_cam", "saliency"], images[:1])
+    assert len(methods) + len(unable) == 2 and "saliency" in methods
+    assert all("are not compared: " in sentence for sentence in unable)
+    assert set(explanation_shift_tables(networks, images, methods)["method"]) == set(methods)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,6 @@ def test_each_step_runs_or_says_why_not(name):
     [
         ("vit_wee_patch16_reg1_gap_256", {"depth": 2}),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-        ("xcit_nano_12_p16_224", {"depth": 2}),
     ],
 )
 def test_exports_of_other_families(name, options, tmp_path):

@@ -90,7 +90,14 @@ def test_the_bundle_holds_what_a_marker_needs(made, folder):
     of_run += ["notebooks/03_finetune.ipynb", "notebooks/04_evaluate.ipynb", "notebooks/assignment.ipynb"]
     environment = ["environment/environment.json", "environment/installed.txt", "environment/requirements.lock"]
     project = ["project/_quarto.yml", "project/reports/references.bib", "project/notebooks/assignment.ipynb"]
-    pages = ["report/index.html", "report/report.pdf", "runs/batches/toy/batch.json", "data/digits.csv", "rubric.yml", MANIFEST]
+    pages = [
+        "report/index.html",
+        "report/report.pdf",
+        "runs/batches/toy/batch.json",
+        f"data/{dataset_folder('digits')}.csv",
+        "rubric.yml",
+        MANIFEST,
+    ]
     assert names >= {"README.md", "TITLE.md", *(f"{run}/{name}" for name in of_run), *environment, *project, *pages}
     assert "Ada L." in (folder / "TITLE.md").read_text() and "says the course" in (folder / "TITLE.md").read_text()
     assert "not signatures" in (folder / "README.md").read_text()
@@ -279,9 +286,9 @@ def test_images_left_out_of_every_split_are_caught(folder, tmp_path):
     splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False)
     splits = splits[~splits["sample_id"].isin(wrong)]
     splits.to_csv(run / "splits.csv", index=False)
-    hashes = pd.read_csv(folder / "data" / "digits.csv", dtype=str)
+    hashes = pd.read_csv(folder / "data" / f"{dataset_folder('digits')}.csv", dtype=str)
     hashes = hashes[~hashes["sample_id"].isin(wrong)]
-    hashes.to_csv(folder / "data" / "digits.csv", index=False)
+    hashes.to_csv(folder / "data" / f"{dataset_folder('digits')}.csv", index=False)
     digest, card = hash_splits(splits), (run / "data_card.md").read_text()
 
     def change(facts):
@@ -353,13 +360,13 @@ def test_exchanged_weights_are_caught(folder, tmp_path):
 
 
 def test_another_label_than_the_data_have_is_caught(folder, tmp_path):
-    path = folder / "data" / "digits.csv"
+    path = folder / "data" / f"{dataset_folder('digits')}.csv"
     path.write_text(path.read_text().replace("digit0000,0,", "digit0000,1,"))
     assert ("data", "digits") in forge(folder, tmp_path)[1]
 
 
 def test_an_image_that_is_another_one_here_is_named(folder, tmp_path):
-    path = folder / "data" / "digits.csv"
+    path = folder / "data" / f"{dataset_folder('digits')}.csv"
     table = pd.read_csv(path, dtype=str)
     table.loc[7, "sha256"] = "0" * 64
     table.to_csv(path, index=False)

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 from vitlab.errors import UserError
+from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import explain
 from vitlab.explain.randomisation import compare_maps
-from vitlab.explain.similarity import mean_interval
 from vitlab.schema import ModelBundle
 
 MEASURES = {"similarity": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+LIMITS = np.array([[-1, 0, 0], [1, np.inf, np.inf]])  # of the measures
 LEVEL = 1e-6  # of a map's range: values this near its largest one are as large
 
 
@@ -69,11 +70,9 @@ def explanation_shift_tables(
     images: torch.Tensor,
     names: Sequence[str],
     *,
-    replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    """Means of `compare_explanations` over the images, with bootstrap intervals, of each network against the first one.
+    """Means of `compare_explanations` over the images, with t intervals, of each network against the first one.
 
     Columns model, method, measure (similarity, peak_shift, mass_shift), value, low, high, n, other: what maps of different images
     give. Correlations are best at 1, shifts (pixels) at 0. Without a second network the table is empty.
@@ -83,7 +82,7 @@ def explanation_shift_tables(
     for name in others:
         table = compare_explanations(networks[first], networks[name], images, names)
         for method, part in table.groupby("method", sort=False):
-            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), replicates, confidence, seed)
+            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence, LIMITS)
             for place, (measure, other) in enumerate(MEASURES.items()):
                 row = {"model": name, "method": method, "measure": measure, "value": mean[place]}
                 row |= {"low": low[place], "high": high[place], "n": int(count[place]), "other": part[other].mean()}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from vitlab.compress.curves import KEEPS
 from vitlab.compress.export import export_onnx
@@ -15,7 +16,7 @@ from vitlab.compress.pruning import plan_pruning
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.errors import UserError
-from vitlab.explain import suitable_methods
+from vitlab.explain import explain
 from vitlab.models import build_model, count_parameters, pieces
 from vitlab.models.merging import check_merging
 from vitlab.schema import DataBundle, ModelBundle
@@ -80,9 +81,22 @@ def export_networks(
     return files, pd.DataFrame(rows, columns=["network", "parameters", "agreement", "passed", "float_nodes"]), skipped
 
 
-def shared_methods(models: Sequence[ModelBundle], names: Sequence[str]) -> list[str]:
-    """Those explanation methods among `names` that suit all of the models, in order."""
-    return [name for name in names if all(suitable_methods(model, [name]) for model in models)]
+def shared_methods(
+    networks: Mapping[str, ModelBundle], names: Sequence[str], images: torch.Tensor
+) -> tuple[list[str], list[str]]:
+    """Those explanation methods among `names` that can explain all of the networks, and a sentence on each of the others.
+
+    images: (N, 3, h, w), normalised, on which each method is tried; one is enough.
+    """
+    working, skipped = [], []
+    for method in names:
+        try:
+            for network in networks.values():
+                explain(network, images, method)
+            working.append(method)
+        except UserError as reason:
+            skipped.append(f"Maps of {method.replace('_', ' ')} are not compared: {reason}.")
+    return working, skipped
 
 
 def _try_pruning(model: ModelBundle, keep: float, drop_blocks: bool, by: str = "parameters") -> None:

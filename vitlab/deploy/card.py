@@ -13,7 +13,7 @@ from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
 from vitlab.compress.confidence import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.conformal import binomial_interval
+from vitlab.evaluation.calibration import wilson_interval
 from vitlab.extremes import keep_extremes
 from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.runs import Run
@@ -198,14 +198,14 @@ def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration
     tables = [calibration_table(part).set_index("metric") for part in (before, after)]
     names = {"ece": "expected calibration error", "brier": "Brier score", "nll": "negative log-likelihood"}
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
-    chance = tables[1].loc["ece", "calibrated"]
+    chance = tables[1].loc["ece", ["calibrated_low", "calibrated_high"]]
     return [
         f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half of the validation images.",
         "",
         *pipe_table(["on the test images", "before", "after"], rows),
         "",
         "Smaller is better for all three. On so few images, even perfectly calibrated probabilities would have an expected "
-        f"calibration error of about {chance:.3f}.",
+        f"calibration error of {chance.iloc[0]:.3f} to {chance.iloc[1]:.3f} in 95 % of cases.",
     ]
 
 
@@ -216,7 +216,7 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
     label = test["label"].astype(str).to_numpy()
     right = np.array([verdict.classes[0] for verdict in verdicts]) == label
     covered = np.array([name in verdict.members for name, verdict in zip(label, verdicts, strict=True)])
-    share = binomial_interval(covered.sum(), len(covered))
+    share = wilson_interval(covered.mean(), len(covered))
     lines = [
         f"A set of classes is made that misses the true one for at most {calibration.alpha:.0%} of the images of each class. The "
         'answer is "not sure" unless the most probable class is alone in it. On the test images:',

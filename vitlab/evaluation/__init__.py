@@ -2,12 +2,17 @@
 
 from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table, predict_value
 from vitlab.evaluation.bands import curve_band_table
-from vitlab.evaluation.calibration import classwise_calibration_error, expected_calibration_error, reliability_table
+from vitlab.evaluation.calibration import (
+    classwise_calibration_error,
+    describe_confidence,
+    expected_calibration_error,
+    reliability_table,
+)
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.examples import choose_examples, draw_findings
-from vitlab.evaluation.gaps import worst_slice_table
+from vitlab.evaluation.gaps import describe_gaps, worst_slice_table
 from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
@@ -16,7 +21,7 @@ from vitlab.evaluation.pairwise import corrected_t, describe_pairs, pairwise_tab
 from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
-from vitlab.evaluation.recalibration import calibrate, recalibration_table
+from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
 from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
 from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
@@ -46,7 +51,10 @@ __all__ = [
     "confusion_table",
     "corrected_t",
     "curve_band_table",
+    "describe_confidence",
+    "describe_gaps",
     "describe_pairs",
+    "describe_recalibration",
     "draw_findings",
     "expected_calibration_error",
     "friedman_table",

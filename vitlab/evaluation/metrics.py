@@ -60,7 +60,8 @@ def measure(
     """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
     compute = prepare_metrics(scores, targets)
     value = compute(np.ones((1, len(scores.label))))[0]
-    low, high, undefined = percentile_interval(bootstrap(compute, len(scores.label), replicates, seed, cluster), confidence)
+    drawn = bootstrap(compute, len(scores.label), replicates, seed, cluster)
+    low, high, undefined = percentile_interval(drawn, confidence, value)
     clusters = np.inf if cluster is None else len(np.unique(cluster))
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
     warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < FEW_CLUSTERS and replicates else ""

@@ -24,7 +24,7 @@ from vitlab.explain.removal import CellScorer
 from vitlab.explain.road import road
 from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, transformer_attribution
 from vitlab.explain.similarity import agreement_table, sparseness
-from vitlab.explain.stability import infidelity, max_sensitivity
+from vitlab.explain.stability import max_sensitivity
 from vitlab.explain.summary import summary_table
 from vitlab.explain.trust import add_controls, describe_table, legend_table, rank_table, score_maps, trust_table
 
@@ -58,7 +58,6 @@ __all__ = [
     "gradient_rollout",
     "gradient_shap",
     "head_ablation_table",
-    "infidelity",
     "input_x_gradient",
     "integrated_gradients",
     "kernel_shap",

@@ -147,7 +147,7 @@ def plot_curves(roc: pd.DataFrame, precision_recall: pd.DataFrame, bands: Mappin
     """`plot_roc` and `plot_precision_recall` side by side. bands: a `curve_band_table` each for "roc" and "precision_recall"."""
     bands = bands or {}
     entries = min(roc["class"].nunique(), MAX_LINES) + 2  # with chance and the title of the legend
-    axes = new_figure(3.2 + 0.17 * entries).subplots(1, 2)
+    axes = new_figure(3.3 + 0.17 * entries).subplots(1, 2)
     plot_roc(roc, axes[0], bands.get("roc"))
     plot_precision_recall(precision_recall, axes[1], bands.get("precision_recall"))
     return axes

@@ -117,7 +117,7 @@ class Training:
         lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.compute_loss = self.objective.build(data, config, state.device)
-        self.optimizer = self.accelerator.prepare_optimizer(self._build_optimizer())
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model.module, self.config))
         self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress, self.watch = Progress(), GpuWatch(state.device)
@@ -134,8 +134,6 @@ class Training:
         self._load(self.model.module, tensors, "model.")
         if self.average:
             self._load(self.average.module, tensors, "average.")
-        if self.objective.module:
-            self._load(self.objective.module, tensors, "objective.")
         self.best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
         restore_optimizer(self.optimizer.optimizer, tensors, progress.pop("groups"))
         scaler = progress.pop("scaler")
@@ -276,7 +274,6 @@ class Training:
             ("model", self._tensors(self.model.module)),
             ("average", self._tensors(self.average.module) if self.average else {}),
             ("best", self.best),
-            ("objective", self.objective.module.state_dict() if self.objective.module else {}),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -305,13 +302,6 @@ class Training:
             "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
             "arguments": arguments | self.objective.describe(),
         }
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        optimizer, config = build_optimizer(self.model.module, self.config), self.config
-        if self.objective.module:
-            rate = {"lr": config.learning_rate, "initial_lr": config.learning_rate, "weight_decay": config.weight_decay}
-            optimizer.add_param_group({"params": list(self.objective.module.parameters()), **rate})
-        return optimizer
 
     def _check_arguments(self) -> int:
         """The lowest border; ValueError for what cannot be trained so."""
