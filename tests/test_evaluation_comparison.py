@@ -153,7 +153,7 @@ def test_mcnemar_by_hand():
 
 
 def make_experiment(generator, images, test, seeds, fixed, accuracy=(0.8, 0.8), seed_sd=0.01):
-    """Predictions of the models a and b by seed; images of the same difficulty for both, on one test split or one for each seed."""
+    """Predictions of the models a and b by seed, on one test split or one for each seed; an image is as difficult for both."""
     right, tests = draw_answers(generator, images, test, seeds, fixed, accuracy, seed_sd)
     base = make_predictions(num_samples=images, seed=int(generator.integers(1000)))
     tables = {}
@@ -207,7 +207,7 @@ def test_copies_of_images_do_not_make_a_verdict_more_frequent():
 
 
 def test_a_difference_of_a_tenth_is_shown_with_two_seeds():
-    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in at least 90 % of 60 trials."""
+    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in 90 % of 60 trials or more."""
     generator, shown, slope = np.random.default_rng(0), {True: 0, False: 0}, np.sqrt(2)
     for fixed in [True] * 60 + [False] * 60:
         images = 500 if fixed else 2500

@@ -40,8 +40,8 @@ def paired_table(
     near-duplicates: the name of a column, or a Series of cluster ids with sample_ids as index.
     low, high, p: t interval and t-test with the standard deviation of the replicates; its degrees of freedom are the number of
     samples (or clusters) less one. effect_size: the difference as a share of what the worse model lacks to a perfect 1; 0.25
-    means a quarter of it is gone. verdict: which model is better at 1 - confidence, or "no difference shown", which is not "equal": the
-    interval says how large a difference may still be.
+    means a quarter of it is gone. verdict: which model is better at 1 - confidence, or "no difference shown", which is not
+    "equal": the interval says how large a difference may still be.
     """
     check_names(names)
     read_pair(a, b, names, split)
