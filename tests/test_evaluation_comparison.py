@@ -183,22 +183,28 @@ def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters
         right, tests = draw_answers(generator, drawn_images, test, seeds, fixed, (0.8, 0.8), seed_sd)
         if clusters is not None:
             right, tests = right[:, :, clusters], [np.arange(images)] * seeds
-        answers = [(answer, rows) for model in right for answer, rows in zip(model, tests, strict=True)]
-        values = np.array([[answer[rows].mean()] for answer, rows in answers])
-        drawn = np.stack([counts[:, rows] @ answer[rows] / counts[:, rows].sum(axis=1) for answer, rows in answers], axis=1)
+        tested = np.zeros((seeds, images))
+        np.put_along_axis(tested, np.array(tests), 1, axis=1)
+        answers, tested = (right * tested).reshape(2 * seeds, images), np.tile(tested, (2, 1))
+        values, drawn = answers.sum(axis=1) / tested.sum(axis=1), (counts @ answers.T) / (counts @ tested.T)
         units = tests * 2 if clusters is None else [clusters] * 2 * seeds
-        runs = Runs(values, drawn[:, :, None], tests * 2, units, [""] * 2 * seeds)
+        runs = Runs(values[:, None], drawn[:, :, None], tests * 2, units, [""] * 2 * seeds)
         shown += compare_runs(runs, range(seeds), range(seeds, 2 * seeds), 0, 0.95)["p"] < 0.05
     return shown / trials
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize(
-    ("images", "test", "fixed", "trials"), [(200, 200, True, 400), (10_000, 10_000, True, 60), (2000, 400, False, 200)]
+    ("images", "test", "fixed", "trials"), [(200, 200, True, 400), (10_000, 10_000, True, 200), (2000, 400, False, 300)]
 )
 def test_models_of_equal_accuracy_are_told_apart_as_seldom_as_promised(images, test, fixed, trials, seeds):
-    """Target: at most 7 % (with one seed among models whose seeds do not vary); more trials: benchmarks/bench_evaluation.py."""
-    assert share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01 if seeds > 1 else 0) <= 0.07
+    """Target: at most 7 %; the s.d. over seeds is .01. More trials: benchmarks/bench_evaluation.py."""
+    assert share_of_verdicts(images, test, seeds, fixed, trials) <= 0.07
+
+
+def test_one_seed_is_a_test_of_the_images():
+    """Models of equal accuracy whose seeds do not vary: at most 7 %."""
+    assert share_of_verdicts(200, 200, 1, True, 400, seed_sd=0) <= 0.07
 
 
 def test_copies_of_images_do_not_make_a_verdict_more_frequent():
@@ -207,9 +213,9 @@ def test_copies_of_images_do_not_make_a_verdict_more_frequent():
 
 
 def test_a_difference_of_a_tenth_is_shown_with_two_seeds():
-    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in 90 % of 60 trials or more."""
+    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in 90 % of the trials or more."""
     generator, shown, slope = np.random.default_rng(0), {True: 0, False: 0}, np.sqrt(2)
-    for fixed in [True] * 60 + [False] * 60:
+    for fixed in [True] * 100 + [False] * 150:
         images = 500 if fixed else 2500
         label = (generator.random(images) < 0.4).astype(int)
         common, own = generator.normal(size=images), generator.normal(size=(2, images))
@@ -224,7 +230,7 @@ def test_a_difference_of_a_tenth_is_shown_with_two_seeds():
                 places.append(rows)
         runs = resample_runs(scores, places, ["roc_auc"], [1], images, 100, 0)
         shown[fixed] += compare_runs(runs, [0, 1], [2, 3], 0, 0.95)["p"] < 0.05
-    assert min(shown.values()) >= 54
+    assert shown[True] >= 90 and shown[False] >= 135
 
 
 def test_a_pair_by_hand():
@@ -235,7 +241,7 @@ def test_a_pair_by_hand():
     right = [(runs[model][0]["label"] == runs[model][0]["pred"]).to_numpy(float) for model in "ab"]
     gaps = right[1] - right[0]
     expected = stats.ttest_1samp(gaps, 0)
-    assert one["difference"] == pytest.approx(gaps.mean()) and one["p"] == pytest.approx(expected.pvalue, rel=0.3)
+    assert one["difference"] == pytest.approx(gaps.mean()) and one["p"] == pytest.approx(expected.pvalue, abs=0.005)
     interval = expected.confidence_interval()
     assert [one["low"], one["high"]] == pytest.approx([interval.low, interval.high], abs=0.006)
     assert (
@@ -340,19 +346,21 @@ def test_uncertainty_apart():
     half = (row["sampling_high"] - row["sampling_low"]) / 2
     assert half == pytest.approx(1.96 * row["sampling_sd"] / np.sqrt(6), rel=0.15)  # six runs on other images: a mean of six
     half = (row["seed_high"] - row["seed_low"]) / 2
-    assert half == pytest.approx(1.96 * accuracy.std() / np.sqrt(6), rel=0.15)
-    assert row["total_high"] - row["total_low"] > max(2 * half, row["sampling_high"] - row["sampling_low"])
+    assert half == pytest.approx(stats.t.ppf(0.975, 5) * accuracy.std(ddof=1) / np.sqrt(6))
+    assert row["total_high"] - row["total_low"] > row["sampling_high"] - row["sampling_low"]
     assert (table["seeds"] == 6).all() and (table["note"] == "").all()
 
 
 def test_images_that_all_seeds_test_are_drawn_for_all_of_them():
     run = make_predictions(num_samples=300)
     table = uncertainty_table(dict.fromkeys(range(5), run), ["accuracy"], replicates=500).iloc[0]
-    single = metrics_table(run, replicates=500).set_index("metric").loc["accuracy"]
+    single = uncertainty_table({0: run}, ["accuracy"], replicates=500).iloc[0]
     assert table["seed_sd"] == 0 and table["seed_high"] - table["seed_low"] < 1e-9
     # five times the same run says no more than one: the interval must not shrink by sqrt(5)
-    assert table[["sampling_low", "sampling_high"]].tolist() == pytest.approx([single["low"], single["high"]], abs=1e-9)
-    assert table[["total_low", "total_high"]].tolist() == pytest.approx([single["low"], single["high"]], abs=1e-9)
+    ends = ["sampling_low", "sampling_high"]
+    assert table[ends].tolist() == pytest.approx(single[ends].tolist(), abs=1e-9)
+    wider = (table["total_high"] - table["total_low"]) / (table["sampling_high"] - table["sampling_low"])
+    assert wider == pytest.approx(np.sqrt(1 + 2 / 4 / 5), rel=0.01), "seeds that agree by luck are taken to vary a little"
 
 
 def test_few_seeds_are_said():
@@ -369,7 +377,7 @@ def test_few_seeds_are_said():
     assert table.loc[1, "mean"] > 0
     with pytest.raises(ValueError, match="no predictions"):
         uncertainty_table({})
-    with pytest.raises(ValueError, match="seed 1 0, 1, 2"):
+    with pytest.raises(ValueError, match="seed 1 has 0, 1, 2"):
         uncertainty_table({0: run, 1: make_predictions(DIGITS)})
 
 
