@@ -71,22 +71,6 @@ def test_a_model_does_not_differ_from_itself():
     assert (table["verdict"] == "no difference shown").all()
 
 
-def test_the_paired_bootstrap_finds_chance_as_often_as_it_says():
-    """Two models of equal worth: 5 % of the verdicts may name one of them."""
-    shown = 0
-    for seed in range(100):
-        predictions = make_predictions(num_samples=120, seed=seed)
-        other = make_predictions(num_samples=120, seed=seed + 1000)
-        other["label"] = predictions["label"]
-        for table, wrong in ((predictions, 0), (other, 1)):
-            flip = np.random.default_rng([seed, wrong]).random(120) < 0.3
-            answers = np.where(flip == (predictions["label"] == "functional"), "defective", "functional")
-            table["pred"] = answers
-        verdict = paired_table(predictions, other, metrics=["accuracy"], replicates=200, seed=seed)["verdict"].iloc[0]
-        shown += verdict != "no difference shown"
-    assert 1 <= shown <= 12  # a binomial of 100 and .05 leaves this range once in 100
-
-
 def test_clusters_of_copies_make_a_difference_less_sure():
     a = make_predictions(num_samples=60)
     b = improve(a, 4)
@@ -176,7 +160,7 @@ def draw_answers(generator, images, test, seeds, fixed, accuracy, seed_sd):
 
 def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters=None):
     """How often a difference is shown at 5 % between two models of the same expected accuracy."""
-    generator, shown = np.random.default_rng(0), 0
+    generator, shown = np.random.default_rng([images, test, seeds]), 0
     counts = np.concatenate(list(draw_counts(images, 100, 0, clusters)))
     drawn_images = images if clusters is None else clusters.max() + 1
     for _ in range(trials):
@@ -213,7 +197,7 @@ def test_copies_of_images_do_not_make_a_verdict_more_frequent():
 
 
 def test_a_difference_of_a_tenth_is_shown_with_two_seeds():
-    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in 90 % of the trials or more."""
+    """AUC .80 against .90 on 500 images, s.d. over seeds .015, fixed and resampled splits: shown in 90 % of the trials."""
     generator, shown, slope = np.random.default_rng(0), {True: 0, False: 0}, np.sqrt(2)
     for fixed in [True] * 100 + [False] * 150:
         images = 500 if fixed else 2500
