@@ -30,11 +30,11 @@ from pathlib import Path
 import pandas as pd
 from records import corrected_t, record, write_records
 
-from vitlab.compress.doctor import MARGIN, doctor_table, say_diagnosis
-from vitlab.compress.footprint import size_on_disk
+from vitlab.compress.benchmark import MARGIN, benchmark_table, size_on_disk
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
 from vitlab.compress.processor import ARM, X86, read_instructions
+from vitlab.compress.recommendation import describe_variants
 from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
 from vitlab.models import build_model, load_model, save_model
@@ -120,8 +120,8 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     pixels = load_images(data, data.split("val")["sample_id"].head(1), model.transform).numpy()
     for seed, split in enumerate(("val", "test")):  # timed anew: what was chosen for its time must show it again
         latency = latency_table(sides, pixels, (1,), options.repeats, options.threads, seed=seed)
-        tables[split] = doctor_table(latency, predictions, sizes, metric=METRIC, split=split)
-    print(f"{run.name}, on val:\n{say_diagnosis(tables['val'])}\n", flush=True)
+        tables[split] = benchmark_table(latency, predictions, sizes, metric=METRIC, split=split)
+    print("\n".join([f"{run.name}, on val:", *describe_variants(tables["val"])]), flush=True)
     val = tables["val"]
     good = val[(val["change"] >= -MARGIN) & (val["speed"] == "faster") & val["side"].isin(agreeing)]
     chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "side"] if len(good) else PEER

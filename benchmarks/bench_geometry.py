@@ -24,11 +24,12 @@ import numpy as np
 import pandas as pd
 from records import corrected_t, record, write_records
 
+from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.cost import count_multiply_adds
 from vitlab.compress.export import export_onnx
-from vitlab.compress.footprint import footprint_table
 from vitlab.compress.importance import importance_table
 from vitlab.compress.latency import latency_table
+from vitlab.compress.parity import Gate
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.recovery import recover, recovery_recipe
@@ -112,7 +113,7 @@ def measure_geometry(folder: Path, threads: int, repeats: int, _seeds: int) -> t
         began = time.perf_counter()
         counts[name] = {"parameters_m": count_parameters(model.module) / 1e6, "multiply_adds_g": count_multiply_adds(model) / 1e9}
         exported = export_onnx(model, folder / f"{name}.onnx", data, limit=GATE_IMAGES).path
-        int8 = quantise(exported, data, gate_images=GATE_IMAGES, float_nodes=[])  # ties all over: the gate says nothing
+        int8 = quantise(exported, data, gate_images=GATE_IMAGES, gate=Gate(agreement=0))  # random weights: ties
         made |= {(name, PEER): model, (name, "ONNX fp32"): exported, (name, "int8"): int8}
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     sides = {name: made[rung.network, rung.runtime] for name, rung in RUNGS.items() if rung.runtime != BF16}
@@ -121,7 +122,7 @@ def measure_geometry(folder: Path, threads: int, repeats: int, _seeds: int) -> t
     sides |= {BF16: make_side(sides[PEER], precision="bf16")}
     images = np.random.default_rng(0).standard_normal((1, 3, *sides[PEER].transform.size), dtype=np.float32)
     table = latency_table(sides, images, (1,), repeats, threads, seconds=SECONDS)
-    table = table.merge(footprint_table(files, images=4, threads=threads), on="side", how="left")
+    table["size_mb"] = table["side"].map({name: size_on_disk(path) for name, path in files.items()})  # NaN for bf16: no file
     table = add_shares(table, counts)
     return judge(table), table
 
@@ -141,7 +142,7 @@ def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.D
         saved = {"latency_saved": 1 - row["ratio"], "size_saved": 1 - row["size_mb"] / rows["size_mb"].iloc[0]}
         left = {"latency_of_before": row["ratio"] / before["ratio"], "size_of_before": row["size_mb"] / before["size_mb"]}
         found.append({"side": name, "after": rung.after, **counts[rung.network], **saved, **left})
-    columns = ["side", "repeats", "p50_ms", "p90_ms", "ratio", "ratio_low", "ratio_high", "size_mb", "peak_mb", "libraries_mb"]
+    columns = ["side", "repeats", "p50_ms", "p90_ms", "ratio", "ratio_low", "ratio_high", "size_mb"]
     return table[columns].merge(pd.DataFrame(found), on="side")
 
 

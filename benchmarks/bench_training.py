@@ -2,7 +2,8 @@
 
 All sides get the same images in the same order and alternate; ratios are of medians. Trainer runs the same timm model, wrapped.
 
-    python benchmarks/bench_training.py [speed cache target memory layout]     # all by default, about 40 minutes on two cores
+    python benchmarks/bench_training.py [speed cache target memory layout spin]  # all by default, about 45 minutes on two cores
+    python benchmarks/bench_training.py spin --repeats 6                         # about four minutes, on a quiet machine
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ from vitlab.models import build_model
 from vitlab.schema import DataBundle
 from vitlab.training import TrainConfig, fit, recipe
 
+PARTS = ["speed", "cache", "target", "memory", "layout", "spin"]
 MODEL = "vit_small_patch16_224"
 PLAIN = {"augment": "none", "class_weights": "none", "warmup_epochs": 0.0, "patience": 10_000, "channels_last": False}
 SPEED_CASES = [("fp32", 160), ("bf16", 192)]  # precision, images
 CACHE_CASES = [("linear_probe", 1, ">= 8"), ("last_blocks", 1, ">= 3"), ("last_blocks", 4, ">= 1.4")]
+SPIN_CASES = {"alone": ">= 0.97", "beside a niced busy process": ">= 2.5"}
+SPIN_SECONDS, SPIN_THREADS = 7, 2
+BUSY = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
+GNU_SPIN = "300000"  # what GNU OpenMP takes by itself (OMP_DISPLAY_ENV=VERBOSE prints it)
 TARGETS = (0.90, 0.91, 0.92)  # validation ROC AUC of hybrid_vit on ELPV
 
 
@@ -206,9 +212,54 @@ def measure_layout(repeats: int) -> list[dict]:
     ]
 
 
+class Trainer:
+    """A process that trains a ViT-Ti, from random weights on random images, whenever it is asked to; idle otherwise."""
+
+    def __init__(self, spin: dict[str, str]):
+        free = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        environment = {**free, "OMP_NUM_THREADS": str(SPIN_THREADS), **spin}
+        command = [sys.executable, "-c", "import vitlab, steps; steps.train_when_asked()"]  # in this order: torch reads the spin
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parent, env=environment, text=True, **pipes)
+
+    def rate(self, seconds: float) -> float:
+        """Steps a second over at least so many seconds."""
+        print(seconds, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def measure_spin(repeats: int) -> list[dict]:
+    """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and beside a niced process."""
+    sides = {"short": Trainer({}), "default": Trainer({"GOMP_SPINCOUNT": GNU_SPIN})}
+    rates = {(case, side): [] for case in SPIN_CASES for side in sides}
+    try:
+        for trainer in sides.values():
+            trainer.rate(1)  # when this comes back, it has started
+        for repeat in range(repeats):
+            for case in SPIN_CASES:
+                busy = subprocess.Popen(BUSY) if case != "alone" else None
+                for side in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
+                    rates[case, side].append(sides[side].rate(SPIN_SECONDS))
+                    print(f"   {repeat + 1}. {case:26} {side:8} {rates[case, side][-1]:6.3f} steps/s", flush=True)
+                if busy:
+                    busy.kill()
+                    busy.wait()
+    finally:
+        for trainer in sides.values():
+            trainer.process.kill()
+    records = []
+    for case, bar in SPIN_CASES.items():
+        pairs = zip(rates[case, "short"], rates[case, "default"], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        ours, theirs = (statistics.median(rates[case, side]) for side in ("short", "default"))
+        name = f"vit_tiny_patch16_224, {SPIN_THREADS} threads, {case}"
+        records.append(record(name, "steps/s", ours, theirs, "default spin", ratio, bar))
+    return records
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["speed", "cache", "target", "memory", "layout"])
+    parser.add_argument("parts", nargs="*", default=PARTS)
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=900, help="seconds that Trainer gets for `target` (default: %(default)s)")
     options = parser.parse_args()
@@ -227,8 +278,10 @@ def main() -> None:
                 records = measure_memory()
             case "layout":
                 records = measure_layout(options.repeats)
+            case "spin":
+                records = measure_spin(options.repeats)
             case _:
-                parser.error(f"unknown part {part!r}; choose among speed, cache, target, memory, layout")
+                parser.error(f"unknown part {part!r}; choose among {', '.join(PARTS)}")
         write_records("training", records, **further)
     print(json.dumps({"cases": "benchmarks/results/training.json"}))
 

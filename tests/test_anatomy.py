@@ -70,10 +70,72 @@ def test_convolutional_networks(name, size, grid, stages):
     assert (anatomy.grid, anatomy.stages) == (grid, stages)
 
 
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "levit_128s", "cait_xxs24_224", "mixer_s32_224"])
-def test_what_is_no_single_sequence_of_tokens_is_not_taken_for_one(name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pvt_v2_b0", "neither one sequence of all tokens from first to last nor windows"),
+        ("levit_128s", "neither one sequence of all tokens from first to last nor windows"),
+        ("mixer_s32_224", "no attention and no feature maps"),
+        (
+            "convit_tiny",
+            "10 of its 12 attention modules, blocks.0.attn among them, use the attention weights in a way",
+        ),  # positions are mixed in
+        ("cait_xxs24_224", "24 of its 26 attention modules"),  # talking heads
+        ("efficientformerv2_s0", "4 of its 5 attention modules"),
+        ("coat_lite_tiny", "8 of its 8 attention modules"),  # softmax over the keys; modules shared between blocks
+        ("vit_dwee_patch16_reg1_gap_256", "computes attention 2 times"),  # the difference of two
+    ],
+)
+def test_what_is_no_single_sequence_of_tokens_is_not_taken_for_one_and_says_why(name, reason):
     anatomy = anatomy_of(name)
     assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.grid) == ("other", (), (), (0, 0))
+    assert reason in anatomy.reason
+
+
+class Tied(nn.Module):
+    """One block used again and again, as in ALBERT (arXiv 1909.11942)."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.embed, self.depth = nn.Conv2d(3, 16, 8, 8), depth
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        for _ in range(self.depth):
+            tokens = self.block(tokens)
+        return self.head(tokens.mean(dim=1))
+
+
+def test_a_block_used_again_is_not_taken_for_one_block():
+    assert find_anatomy(Tied(1), (32, 32)).kind == "vit"
+    anatomy = find_anatomy(Tied(3), (32, 32))
+    assert (anatomy.kind, anatomy.attention) == ("other", ()) and "computes attention 3 times" in anatomy.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count"),
+    [
+        ("beit_base_patch16_224", 64, 12),
+        ("deit3_small_patch16_224", 64, 12),
+        ("eva02_tiny_patch14_224", 56, 12),
+        ("vit_pwee_patch16_reg1_gap_256", 64, 16),
+        ("vit_relpos_small_patch16_224", 64, 12),
+        ("test_vit3", 64, 9),  # and a pooling head
+        ("vit_tiny_r_s16_p8_224", 64, 12),
+        ("efficientformer_l1", 224, 1),
+        ("vitamin_small_224", 64, 14),
+        ("swin_tiny_patch4_window7_224", 224, 12),
+        ("gcvit_xxtiny", 224, 12),
+        ("tiny_vit_5m_224", 224, 10),
+        ("swinv2_tiny_window8_256", 256, 12),
+    ],
+)
+def test_all_attention_is_covered_where_any_is(name, size, count):
+    anatomy = anatomy_of(name, (size, size))
+    assert len(anatomy.attention or anatomy.windows) == len(anatomy.blocks) == count
+    assert anatomy.reason == ("" if anatomy.attention else "its attention sees windows of the map, never all tokens")
 
 
 @pytest.mark.parametrize(

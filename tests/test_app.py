@@ -5,27 +5,35 @@ import struct
 import threading
 import zipfile
 import zlib
+from dataclasses import replace
 
 import gradio as gr
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from matplotlib import colormaps
 from PIL import Image
 from scipy.special import softmax
 
-from tests.toys import linear_model, small_digits
+from tests.toys import linear_model, small_digits, tiny_vit
 from vitlab.app.overlay import colour, occlusion_map, paint_overlay
 from vitlab.app.page import Facts, answer_all, build_page, explain_file, respond, show_verdict
 from vitlab.app.predictors import Predictor, temper
 from vitlab.app.serving import SESSIONS, open_predictor, read_facts, serve
 from vitlab.app.table import answer_files
+from vitlab.app.torch_maps import TorchMaps
 from vitlab.app.uploads import Limits, UploadError, read_upload
 from vitlab.app.verdict import Calibration, judge
 from vitlab.compress.export import export_onnx
+from vitlab.compress.session import OnnxClassifier, read_image
+from vitlab.compress.sidecar import read_sidecar, sidecar_path
+from vitlab.data.reading import read_file
+from vitlab.pictures import FORMATS, IMAGE_SUFFIXES
+from vitlab.runs import write_json
 from vitlab.schema import Transform
 
 LIMITS = Limits(megabytes=0.2, megapixels=1, files=5)
@@ -89,7 +97,6 @@ BAD = {
     "large": (bare_png(1001, 1000), "1,001 x 1,000 pixels", True),
     "truncated": (encode(noise, "JPEG")[:4000], "damaged or cut off", False),
     "pixels_missing": (bare_png(200, 200), "damaged or cut off", False),
-    "comment": (text_bomb(), "damaged or cut off", False),
     "heavy": (encode(noise.resize((400, 400)), "BMP"), "0.5 MB", True),
     "strip": (encode(grey(9, (900, 3))), "strip", False),
     "nan": (encode(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), "not numbers", False),
@@ -119,8 +126,52 @@ def test_good_uploads_are_read_upright():
     exif = image.getexif()
     exif[274] = 6  # turned by 90 degrees
     assert read_upload(encode(image, "JPEG", exif=exif), LIMITS).size == (30, 40)
-    for format in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        assert read_upload(encode(image, format), LIMITS).size == (40, 30)
+
+
+def odd_exif():
+    """A JPEG whose EXIF block is cut off in the middle of an entry."""
+    whole = encode(grey(200, (40, 30)), "JPEG")
+    block = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03"
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + whole[2:]
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_what_training_accepts_the_demo_accepts(suffix, tmp_path):
+    """Every ending that a data set may have: the same pixels in training, by upload and in an ONNX classifier."""
+    format = next(name for name, suffixes in FORMATS.items() if suffix in suffixes)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(encode(noise if suffix != ".pbm" else noise.convert("1"), format))
+    expected = np.asarray(read_file({"one": path}, "one"))
+    for image in (read_upload(path, LIMITS), read_upload(path.read_bytes(), LIMITS), read_image(path)):
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize("make", [text_bomb, odd_exif])
+def test_odd_metadata_does_not_refuse_a_picture(make, tmp_path):
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(make())
+    expected = np.asarray(read_file({"one": path}, "one"))
+    for image in (read_upload(path, LIMITS), read_upload(make(), LIMITS), read_image(path)):
+        np.testing.assert_array_equal(np.asarray(image), expected)
+    assert expected.std() == 0
+
+
+def test_sixteen_bits_are_scaled_as_in_training(tmp_path):
+    """C7: the value range of the training images is kept beside the ONNX file, and the demo uses it."""
+    model = linear_model(torch.randn(2, 192, generator=torch.Generator().manual_seed(0)), torch.zeros(2), ("a", "b"), 8)
+    model = replace(model, transform=replace(model.transform, value_range=(0.0, 4095.0)))
+    data = replace(small_digits(), classes=("a", "b"), samples=small_digits().samples.assign(label="a"))
+    classifier = OnnxClassifier(export_onnx(model, tmp_path / "model.onnx", data, limit=4).path)
+    assert classifier.transform.value_range == (0.0, 4095.0)
+    eight = np.random.default_rng(0).integers(0, 256, (8, 8))
+    twelve = encode(Image.fromarray((eight * 4095 / 255).round().astype(np.uint16)), "PNG")
+    plain = encode(Image.fromarray(eight.astype(np.uint8)), "PNG")
+    answers = [Predictor(classifier, Calibration()).answer([read_upload(file, LIMITS)])[0] for file in (twelve, plain)]
+    assert answers[0].probabilities == pytest.approx(answers[1].probabilities, abs=0.02)
+    as_sixteen = replace(classifier.transform, value_range=(0.0, 65535.0))
+    classifier.transform = as_sixteen  # how it was: nearly black
+    dark = Predictor(classifier, Calibration()).answer([read_upload(twelve, LIMITS)])[0]
+    assert dark.as_dict()["probabilities"]["a"] != pytest.approx(answers[1].as_dict()["probabilities"]["a"], abs=0.05)
 
 
 def test_limits_must_be_positive():
@@ -220,9 +271,18 @@ def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
     path.write_bytes(encode(grey(240)))
     overlay, said = explain_file(predictor, LIMITS, str(path), "occlusion")
     assert min(overlay.size) >= 420
-    assert "<b>bright</b>" in said
+    assert "the more the odds of bright fall when it is covered" in said
     with pytest.raises(ValueError, match="no map by 'lime' here; choose one of occlusion"):
         predictor.explain(grey(1), "lime", "dark")
+
+
+def test_each_map_of_the_app_says_what_it_shows():
+    """Attention rollout knows nothing of the class, so its sentence names none."""
+    predictor = Predictor(Brightness(), Calibration(), TorchMaps(tiny_vit()))
+    said = {method: predictor.describe(method, "sunny") for method in predictor.methods}
+    assert set(said) == {"grad_cam", "transformer_attribution", "rollout", "occlusion"} and len(set(said.values())) == 4
+    assert {method for method, text in said.items() if "sunny" in text} == set(said) - {"rollout"}
+    assert "whatever the prediction is" in said["rollout"]
 
 
 def test_the_page_hands_uploads_on_unopened(predictor):
@@ -243,8 +303,9 @@ def folder(tmp_path_factory):
     weight = torch.tensor(generator.normal(0, 0.2, (10, 192)), dtype=torch.float32)
     model = linear_model(weight, torch.zeros(10), data.classes, 8)
     folder = tmp_path_factory.mktemp("served")
-    noted = {"temperature": 2.0, "alpha": 0.1, "by_class": True, "limits": dict.fromkeys(data.classes, 0.7)}
-    export_onnx(model, folder / "model.onnx", data, calibration=noted)
+    path = export_onnx(model, folder / "model.onnx", data).path
+    noted = {"temperature": 2.0, "alpha": 0.1, "limits": dict.fromkeys(data.classes, 0.7)}
+    write_json(sidecar_path(path), read_sidecar(path) | {"calibration": noted})
     (folder / "app.json").write_text(json.dumps({"title": "Digits"}))
     (folder / "examples").mkdir()
     data.read(data.samples["sample_id"].iloc[0]).save(folder / "examples" / "1.png")

@@ -1,6 +1,7 @@
 """Recorded attention against softmax(q k^T) worked out from the weights, and against what other libraries form themselves."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import timm
@@ -443,8 +444,8 @@ def test_layers_that_are_not_there(vit, anatomy, layers, message):
 
 
 def test_a_cnn_has_nothing_to_record():
-    module, anatomy = nn.Conv2d(3, 4, 3), Anatomy("cnn", (), (), 0, (2, 2), ("",))
-    with pytest.raises(ValueError, match=r"\(cnn\) has no attention"), record_attention(module, anatomy):
+    module, anatomy = nn.Conv2d(3, 4, 3), Anatomy("cnn", (), (), 0, (2, 2), ("",), reason="it has none")
+    with pytest.raises(ValueError, match=r"no attention that can be recorded \(it has none\)"), record_attention(module, anatomy):
         pass
 
 
@@ -475,5 +476,8 @@ def test_a_matrix_that_is_not_the_models_is_refused(way, message):
 def test_attention_made_of_two_matrices_is_refused():
     module = TimmVisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, attn_layer=DiffAttention).eval()
     anatomy = find_anatomy(module, (16, 16))
-    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn combines several"), record_attention(module, anatomy):
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn computes attention 2 times"), record_attention(module, anatomy):
+        pass
+    as_if = replace(anatomy, attention=("blocks.0.attn",))
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn combines several"), record_attention(module, as_if):
         run(module, torch.randn(1, 3, 16, 16))

@@ -1,16 +1,22 @@
 import json
 import os
 import pkgutil
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from safetensors.numpy import save_file
 
 from vitlab.batch import (
     fingerprint as fingerprint_module,
@@ -21,11 +27,20 @@ from vitlab.batch import (
     schedule as schedule_module,
 )
 from vitlab.batch.claim import claim_runs
-from vitlab.batch.fingerprint import PACKAGE, fingerprint_tasks, imported_modules, notebook_imports, used_files
+from vitlab.batch.fingerprint import (
+    PACKAGE,
+    describe_changes,
+    fingerprint_tasks,
+    imported_modules,
+    notebook_imports,
+    used_files,
+)
 from vitlab.batch.summary import describe_problem, print_summary
+from vitlab.files import find_damage
 from vitlab.kernels import WarmProcess
 from vitlab.report.gather import gather_report
-from vitlab.runs import run_name
+from vitlab.run_names import dataset_folder, run_name
+from vitlab.runs import PROMISED, Run
 
 ROOT = Path(__file__).parents[1]
 LOG = "import os\nwith open(os.environ['TOY_LOG'], 'a') as log:\n    print({}, file=log)"
@@ -102,8 +117,8 @@ def test_a_point_shares_a_run_and_gets_only_what_is_declared(project):
     name = run_name({"dataset": "digits", "color": "red"})
     assert tasks[1].parameters == {"dataset": "digits", "color": "red", "run_name": name}
     assert tasks[2].parameters == {"dataset": "digits", "run_name": name}
-    assert tasks[1].path == f"runs/digits/{name}/notebooks/train.ipynb"
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{name}"
+    assert tasks[1].path == f"runs/{dataset_folder('digits')}/{name}/notebooks/train.ipynb"
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{name}"
     assert (tasks[0].path, tasks[0].run) == ("runs/batches/toy/notebooks/look.ipynb", None)
 
 
@@ -132,7 +147,7 @@ def test_a_step_with_fewer_axes_gathers_the_points_it_contains(project):
 
 def test_without_a_grid_there_is_one_run(project):
     tasks = plan_tasks(load_batch(write_batch(project, grid={}, parameters={"color": "red"})))
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{run_name({'color': 'red'})}"
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{run_name({'color': 'red'})}"
     assert tasks[0].run is tasks[3].run is None
 
 
@@ -173,7 +188,9 @@ def test_a_case_stands_for_its_parameters(project):
     assert tasks[0].parameters == {"dataset": "digits", "variant": "plain", "run_name": names[0]}
     late = {"variant": "late blue", "seed": 7, "color": "blue"}
     assert tasks[3].parameters == {"dataset": "digits", **late, "run_name": names[2]}
-    assert tasks[1].run == tasks[2].run == f"runs/digits/{names[1]}" and names[1].startswith("run-late-seed7-")
+    assert tasks[1].run == tasks[2].run == f"runs/{dataset_folder('digits')}/{names[1]}" and names[1].startswith(
+        "run-late-seed7-"
+    )
     assert tasks[2].needs == (1,)
 
 
@@ -318,14 +335,153 @@ def test_each_part_of_a_fingerprint_follows_its_cause(project, monkeypatch):
     assert changes(parameters={"dataset": "digits", "pause": 3}) == {("look", "parameters")}
     (package / "other.py").write_text("unused = 1")
     assert changes() == set()
+    trained = {("train color=red", "code"), ("train color=blue", "code")}
     (package / "runs.py").write_text("used = 1")
-    assert {(label, part) for label, part in changes() if part == "code"} == {
-        ("train color=red", "code"),
-        ("train color=blue", "code"),
-    }
+    assert {(label, part) for label, part in changes() if part == "code"} == trained
     (package / "runs.py").write_text("")
+    (package / "page.html").write_text("<p>")  # vitlab itself is a package that notebooks import
+    assert {(label, part) for label, part in changes() if part == "code"} == trained
+    (package / "page.html").unlink()
+    write_notebook(
+        project / "notebooks" / "judge.ipynb", 'run_name = ""\ndataset = "digits"', LOG.format("'judge', run_name"), ""
+    )
+    assert changes() == set(), "an empty cell changes no result"
     write_notebook(project / "notebooks" / "judge.ipynb", 'run_name = ""\ndataset = "digits"', "'another'")
     assert changes() == {("judge color=red", "notebook"), ("judge color=blue", "notebook"), ("compare", "needs")}
+
+
+def test_data_files_of_a_package_belong_to_its_code(tmp_path):
+    package = tmp_path / "vitlab" / "models"
+    for folder in (package / "shipped", package / "other", package / "__pycache__"):
+        folder.mkdir(parents=True)
+    for name in ("__init__.py", "zoo.py", "zoo.pyi", "page.html", "shipped/a.safetensors", "shipped/a.csv", ".hidden"):
+        (package / name).write_text("")
+    for name in ("other/__init__.py", "other/page.css", "__pycache__/zoo.pyc"):
+        (package / name).write_text("")
+    found = {path.relative_to(package).as_posix() for path in fingerprint_module._find_data(package)}
+    assert found == {"page.html", "shipped/a.safetensors", "shipped/a.csv"}
+
+
+def test_the_data_files_of_vitlab_count_where_they_are_used(monkeypatch):
+    """What notebook 08 reads, and what only the report and the app read."""
+    hashed = []
+    monkeypatch.setattr(fingerprint_module, "_hash_file", lambda path: hashed.append(path.relative_to(PACKAGE).as_posix()) or "")
+    fingerprint_module._hash_code(used_files(notebook_imports(ROOT / "notebooks" / "08_compare.ipynb"), PACKAGE))
+    assert {"plots/runs_table.html", "models/shipped/vit_tiny_vitlab.safetensors"} <= set(hashed)
+    assert not any(name.startswith("report/") for name in hashed)
+
+
+def test_versions_of_the_libraries_are_kept_and_a_change_is_named(project, monkeypatch):
+    write_notebook(
+        project / "notebooks" / "look.ipynb", 'dataset = "digits"', "import sklearn.metrics, json", "import no_such_module"
+    )
+    tasks = plan_tasks(load_batch(write_batch(project, chain=CHAIN[:2], grid={})))
+
+    def libraries(number=0):
+        return fingerprint_tasks(tasks, lambda dataset: "")[number]
+
+    before = libraries()
+    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
+    assert before["libraries"].splitlines() == [python, f"scikit-learn {version('scikit-learn')}"]
+    assert f"pandas {version('pandas')}" in libraries(1)["libraries"].splitlines(), "which vitlab.runs imports"
+    monkeypatch.setattr(fingerprint_module, "version", lambda name: "99.1" if name == "scikit-learn" else version(name))
+    said = describe_changes(before, libraries())
+    assert said == f"libraries changed: scikit-learn {version('scikit-learn')} -> 99.1"
+    assert describe_changes(before, before) == ""
+    assert describe_changes(before | {"code": "0", "data": "1"}, libraries()) == "code, data changed; " + said
+    assert describe_changes({}, {"files": "a.csv 12"}) == "files changed: not recorded before"
+    many = "\n".join(f"lib{number} 1" for number in range(5))
+    assert describe_changes({"libraries": many}, {"libraries": ""}).endswith("lib2 1 -> none and 2 more")
+
+
+@pytest.mark.parametrize(("place", "name"), [("", "published.csv"), ("reports", "a, b c.csv"), ("absolute", "published.csv")])
+def test_a_file_that_a_parameter_names_is_part_of_the_fingerprint(project, place, name):
+    """As `published` of notebook 08 does, given by the batch or as a default."""
+    table = project / ("elsewhere" if place == "absolute" else place) / name
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("model,accuracy\n")
+    (project / "digits").mkdir()  # a folder of that name is no file
+    named = str(table) if place == "absolute" else name
+    write_notebook(project / "notebooks" / "look.ipynb", 'dataset = "digits"\npublished = ""', LOG.format("'look'"))
+    write_notebook(project / "notebooks" / "compare.ipynb", f"published = {named!r}\nodd = '\\0./'", LOG.format("'compare'"))
+    steps = [CHAIN[0] | {"parameters": {"published": named}}, CHAIN[3]]
+    file = write_batch(project, chain=steps, grid={})
+    assert {task["status"] for task in run_batch(file)["tasks"]} == {"done"}
+    assert {task["note"] for task in run_batch(file, dry_run=True)["tasks"]} == {""}
+    table.write_text("model,accuracy\nvit,0.9\n")
+    for task in run_batch(file, dry_run=True)["tasks"]:
+        assert re.fullmatch(rf"files changed: {re.escape(named)} \w{{12}} -> \w{{12}}", task["note"])
+    run_batch(file)
+    assert log_lines(project) == ["look", "compare"] * 2
+    table.unlink()
+    assert all(task["note"].endswith("-> none") for task in run_batch(file, dry_run=True)["tasks"])
+
+
+def test_a_comparison_is_out_of_date_when_another_run_of_its_data_set_is_finished(project, reports_folder):
+    reads = ("from vitlab.run_tables import latest_runs\nruns, _ = latest_runs(dataset)", LOG.format("'compare', len(runs)"))
+    write_notebook(project / "notebooks" / "compare.ipynb", 'dataset = "digits"', *reads)
+    file = write_batch(project, grid={"color": ["red"]}, chain=[CHAIN[1], CHAIN[2], CHAIN[3]])
+    run_batch(file)
+    assert [task["note"] for task in run_batch(file, dry_run=True)["tasks"]] == ["", "", ""], "its own runs are known"
+    other = Run.create(name="other", dataset="digits", model="vit")
+    assert [task["note"] for task in run_batch(file, dry_run=True)["tasks"]] == ["", "", ""], "it is not finished"
+    make_whole(other)
+    assert [task["note"] for task in run_batch(file, dry_run=True)["tasks"]] == ["", "", "runs changed"]
+    log_lines(project)
+    run_batch(file)
+    assert [line.split()[0] for line in log_lines(project)] == ["compare"]
+    elsewhere = Run.create(name="other", dataset="elpv", model="vit")
+    make_whole(elsewhere)
+    assert run_batch(file, dry_run=True)["tasks"][2]["note"] == ""
+    shutil.rmtree(other.path)
+    assert run_batch(file, dry_run=True)["tasks"][2]["note"] == "runs changed"
+
+
+def make_whole(run):
+    """Leave the files that notebook 03 promises, and finish."""
+    for name in PROMISED["03_finetune"]:
+        (run.path / name).write_text("{}")
+    pd.DataFrame({"sample_id": ["a"]}).to_parquet(run.path / "predictions.parquet")
+    save_file({"weight": np.zeros(2, np.float32)}, run.path / "model.safetensors")
+    run.finish()
+
+
+MAKES_ALL = """\
+from tests.test_batch import make_whole
+from vitlab.runs import Run
+run = Run.create(name=run_name, dataset=dataset, model="vit", seed=seed)
+make_whole(run)"""
+JUDGES = (
+    "from vitlab.runs import Run, run_path\nRun(run_path(dataset=dataset, name=run_name)).write_json('metrics.json', {'auc': 1})"
+)
+
+
+def test_a_file_that_a_run_has_lost_is_made_again(project, reports_folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    parameters = 'dataset = "digits"\nseed = 0\nrun_name = ""'
+    cells = {"03_finetune": MAKES_ALL, "04_evaluate": JUDGES, "05_interpret": "run_name", "08_compare": "seed"}
+    names = list(cells)
+    for name in names:
+        write_notebook(project / "notebooks" / f"{name}.ipynb", parameters if name != "08_compare" else "seed = 0", cells[name])
+    chain = [{"notebook": name} for name in names[:3]] + [{"notebook": names[3], "grid": {}}]
+    batch = write_batch(project, grid={"seed": [0]}, chain=chain)
+    run = reports_folder / run_batch(batch)["tasks"][0]["run"]
+    for notebook, files in PROMISED.items():
+        again = names.index(notebook)
+        for file in files:
+            assert [task["note"] for task in run_batch(batch, dry_run=True)["tasks"]] == [""] * 4
+            whole, is_text = (run / file).read_bytes(), file.endswith((".csv", ".md"))
+            for damage in [None, b"", *([] if is_text else [whole[: len(whole) // 2]])]:
+                (run / file).unlink() if damage is None else (run / file).write_bytes(damage)
+                state = "missing" if damage is None else "empty" if is_text else "damaged"
+                notes = [task["note"] for task in run_batch(batch, dry_run=True)["tasks"]]
+                assert notes == [""] * again + [f"{file} is {state}"] + [f"{notebook} runs again"] * (3 - again)
+            (run / file).write_bytes(whole)
+    (run / "model.safetensors").unlink()
+    (run / "metrics.json").write_text('{"auc": ')
+    assert {task["status"] for task in run_batch(batch)["tasks"]} == {"done"}
+    assert find_damage(run, [file for files in PROMISED.values() for file in files]) == []
+    assert [task["note"] for task in run_batch(batch, dry_run=True)["tasks"]] == [""] * 4
 
 
 # execution
@@ -352,7 +508,7 @@ def test_a_batch_goes_on_past_a_failure_and_then_does_only_the_rest(project, rep
     assert any(output.get("evalue") == "red is [b]roken" for cell in copy.cells for output in cell.get("outputs", []))
     assert not (reports_folder / records["judge", "red"]["path"]).exists()
     assert len(log_lines(project)) == 5
-    assert not list(reports_folder.rglob(".*"))
+    assert {path.suffix for path in reports_folder.rglob(".*")} == {".lock"}
 
     print_summary(content)
     shown = capsys.readouterr().out

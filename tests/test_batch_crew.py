@@ -1,5 +1,6 @@
 """The crew of a cluster and the order of a batch, held against a client that only notes what it is asked for."""
 
+import pickle
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,14 @@ import pytest
 
 from vitlab.batch.chain import execute_chain
 from vitlab.batch.crew import ClusterGone, DaskCrew
-from vitlab.batch.limits import Limits
+from vitlab.batch.limits import Limits, Stopped
 from vitlab.batch.local import LocalCrew
 from vitlab.batch.probe import probe_worker
 from vitlab.batch.progress import Board
+from vitlab.batch.remote import run_task
+from vitlab.batch.summary import describe_problem
 from vitlab.batch.workers import Workers
+from vitlab.errors import UserError
 
 DONE = {"status": "done", "seconds": 1.0, "peak_memory_mb": None, "error": None}
 
@@ -102,7 +106,10 @@ def stop_half_way(tasks, crew, ending):
     """The batch is ended as soon as all tasks have been handed over; what is settled, by number."""
     settled = {}
     state = SimpleNamespace(
-        settle=lambda number, **outcome: settled.update({number: outcome["status"]}), content={}, reports=Path()
+        begin=lambda number: None,
+        settle=lambda number, **outcome: settled.update({number: outcome["status"]}),
+        content={},
+        reports=Path(),
     )
 
     def end():
@@ -141,3 +148,53 @@ def test_what_had_ended_here_when_the_batch_was_stopped_is_kept(notebook, tmp_pa
     monkeypatch.setattr("vitlab.batch.local.Execution", Execution)
     tasks = [make_task(notebook.with_name(f"{name}.ipynb")) for name in ("first", "second")]
     assert stop_half_way(tasks, LocalCrew(2, None, tmp_path, Board(1)), lambda: None) == {0: "done"}
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """What `run_task` finds around it on a worker."""
+    scheduler = SimpleNamespace(get_metadata=None)
+    there = SimpleNamespace(loop=None, scheduler=scheduler, address="tcp://w", log_event=lambda *arguments: None)
+    monkeypatch.setattr("vitlab.batch.remote.get_worker", lambda: there)
+    monkeypatch.setattr("vitlab.batch.remote.sync", lambda *arguments, **options: None)
+
+
+class OddError(Exception):
+    """One that pickle cannot build again."""
+
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "value", "traced"),
+    [
+        (OddError(code=7), "OddError", "code 7", True),
+        (TypeError("None is no number"), "TypeError", "None is no number", True),
+        (UserError("no kernel starts"), "UserError", "no kernel starts", False),
+        (OSError(28, "No space left on device", "/tmp/x"), "OSError", "[Errno 28] No space left on device: '/tmp/x'", False),
+    ],
+)
+def test_an_error_on_a_worker_is_described_there(worker, monkeypatch, error, name, value, traced):
+    def borrow(job, worker):
+        raise error
+
+    monkeypatch.setattr("vitlab.batch.remote._borrow_site", borrow)
+    outcome = pickle.loads(pickle.dumps(run_task(SimpleNamespace(key="k", session="s", number=0))))
+    problem = outcome["error"]
+    assert (outcome["status"], problem["name"], problem["value"]) == ("failed", name, value)
+    shown = describe_problem(outcome)
+    if traced:
+        assert shown.startswith("Traceback") and "in borrow" in shown and shown.rstrip().endswith(f"{name}: {value}")
+    else:
+        assert shown == f"{name}: {value}"
+
+
+def test_a_task_that_is_stopped_on_a_worker_is_no_failure(worker, monkeypatch):
+
+    def borrow(job, worker):
+        raise Stopped("x")
+
+    monkeypatch.setattr("vitlab.batch.remote._borrow_site", borrow)
+    with pytest.raises(Stopped):
+        run_task(SimpleNamespace(key="k", session="s", number=0))

@@ -113,7 +113,7 @@ def test_a_notebook_over_its_budget_is_ended_with_what_it_started_and_the_rest_g
 
 def test_a_run_folder_removed_while_the_batch_runs_is_a_row_and_nothing_else_is_lost(project, reports_folder):
     """`own` removes the folder it runs in, at two points; `sweep` those to which a later notebook comes back."""
-    remove = "import shutil, vitlab.runs\nfolder = vitlab.runs.reports_dir() / 'runs' / 'any'\n"
+    remove = "import shutil, vitlab.runs\nfolder = vitlab.runs.runs_folder('any')\n"
     cells = {
         "first": ["run_name"],
         "own": ["print('printed')", remove + "if color == 'red':\n    shutil.rmtree(folder / run_name)", "run_name"],

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,6 +79,169 @@ def test_a_missing_file_is_one_line(tmp_path):
     assert (result.exit_code, result.stderr) == (2, f"Error: there is no notebook {tmp_path / 'none.ipynb'}\n")
     result = call("batch", tmp_path / "none.yml")
     assert result.exit_code == 2 and result.stderr.startswith(f"Error: there is no batch file {tmp_path / 'none.yml'}")
+
+
+@pytest.fixture
+def odd_files(notebook, tmp_path):
+    """Files and folders that are not what they are taken for, in the working folder."""
+    for name in ("folder", "folder.yml", "folder.ipynb"):
+        (tmp_path / name).mkdir()
+    for ending in ("", ".yml", ".ipynb"):
+        (tmp_path / f"binary{ending}").write_bytes(bytes(range(256)))
+    (tmp_path / "latin.yml").write_bytes("title: café".encode("latin-1"))
+    texts = {
+        "tab": "a:\tb: c",
+        "date": "title: 2026-99-99",
+        "deep": "[" * 5000,
+        "list": "[1]",
+        "empty": "",
+        "text": "chain: greet",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+    for name, text in {"null": "null", "numbers": '{"cells": [1]}', "deep": "[" * 100_000, "cut": '{"cells": ['}.items():
+        (tmp_path / f"{name}.ipynb").write_text(text)
+    (tmp_path / "loop.yml").symlink_to("loop.yml")
+    (tmp_path / "good.yml").write_text("chain: [{notebook: greet, grid: {}}]")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "good.yml").write_text("chain: [{notebook: none}]")
+
+
+LONG = "x" * 300
+MISTAKES = {
+    "run folder.ipynb": "folder.ipynb is a folder; name a notebook",
+    "run binary.ipynb": "binary.ipynb is not a text in UTF-8, so it is no notebook",
+    "run null.ipynb": "null.ipynb is not a notebook of nbformat 4",
+    "run numbers.ipynb": "numbers.ipynb is not a notebook of nbformat 4",
+    "run deep.ipynb": "deep.ipynb is not a notebook of nbformat 4: RecursionError",
+    "run cut.ipynb": "cut.ipynb is not a notebook of nbformat 4",
+    "run greet.ipynb/x": "the notebook greet.ipynb/x cannot be read (Not a directory)",
+    f"run {LONG}.ipynb": "cannot be read (File name too long)",
+    "run greet.ipynb --output folder": "--output folder is a folder; name a file, like folder/greet.ipynb",
+    "run greet.ipynb --output binary/x": "binary (Not a directory); make it a folder that you may write to, or choose",
+    f"run greet.ipynb --output {LONG}": "File name too long (xxx",
+    "batch folder.yml": "folder.yml is a folder; name a batch file",
+    "batch binary.yml": "binary.yml is not a text in UTF-8, so it is no batch file",
+    "batch latin.yml": "latin.yml is not a text in UTF-8",
+    "batch tab.yml": "tab.yml is not YAML: while scanning",
+    "batch date.yml": "date.yml is not YAML: month must be in 1..12",
+    "batch deep.yml": "deep.yml is not YAML",
+    "batch list.yml": "list.yml must have the keys title",
+    "batch empty.yml": "empty.yml must have the keys title",
+    "batch text.yml": "text.yml needs a chain",
+    "batch loop.yml": "the batch file loop.yml cannot be read (Too many levels of symbolic links)",
+    "batch binary/x.yml": "the batch file binary/x.yml cannot be read (Not a directory)",
+    f"batch {LONG}.yml": "cannot be read (File name too long)",
+    "batch good.yml --scheduler folder.yml": "folder.yml is a folder; name a file of a cluster",
+    "batch good.yml --scheduler binary.yml": "binary.yml is not a text in UTF-8, so it is no file of a cluster",
+    "batch good.yml --scheduler none.yml": "there is no file of a cluster none.yml",
+    "batch good.yml --scheduler x": "--scheduler is 'x'; write its address",
+    "report nothing": "unknown batch 'nothing'",
+    "report": "no batch in ",
+    "app none": "none is neither a folder with run.json",
+    f"app {LONG}": "File name too long",
+    "app folder": "folder is neither a folder with run.json",
+    "export-space binary out": "binary is neither a folder with run.json",
+    "submit folder --author a --title t": "folder is neither a folder with run.json",
+    "submit x --author a --title t --rubric folder": "folder is a folder; name a rubric",
+    "submit x --author a --title t --rubric binary": "binary is not a text in UTF-8, so it is no rubric",
+    "submit x --author a --title t --rubric none.yml": "there is no rubric none.yml",
+    "submit x --author a --title t --output folder": "--output folder is a folder",
+    "submit x --author a --title t --output binary/x": "binary (Not a directory)",
+    "verify none.zip": "there is no bundle ",
+    "verify folder --rubric tab.yml": "tab.yml is not YAML",
+    "verify folder --junit folder": "--junit folder is a folder",
+    "new folder/a/b --data digits": "does not exist; make it first",
+    "new binary --data digits": "binary is a file; give the name of a new folder",
+    f"new {LONG} --data digits": "File name too long",
+    "new made --data folder:none": "none does not exist; write folder:PATH",
+    "new made --data folder:binary": "binary is a file, not a folder",
+    "new made --data nothing": "unknown dataset 'nothing'",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: words[:60])
+def test_what_cannot_be_read_or_written_is_one_line(odd_files, reports_folder, words):
+    result = call(*words.split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ") and MISTAKES[words] in result.stderr and result.stderr.count("\n") == 1
+    assert not list(reports_folder.rglob("*.ipynb"))
+
+
+def test_a_folder_without_notebooks_says_where_it_looked(odd_files, tmp_path):
+    for path in tmp_path.glob("*.ipynb"):
+        path.rmdir() if path.is_dir() else path.unlink()
+    said = call("batch", "alone/good.yml").stderr
+    assert said.startswith("Error: unknown notebook 'none'. Choices: none yet. Looked in ") and str(tmp_path / "alone") in said
+
+
+COMMANDS = {
+    "vitlab.batch.run_batch": "batch good.yml",
+    "vitlab.batch.run_notebook": "run greet.ipynb",
+    "vitlab.report.render_report": "report",
+    "vitlab.new_project.create_project": "new made --data digits",
+    "vitlab.deploy.find_run": "export-space x out",
+    "vitlab.submission.make_bundle": "submit x --author a --title t",
+    "vitlab.submission.verify_bundle": "verify folder",
+}
+
+
+@pytest.mark.parametrize("function", COMMANDS)
+@pytest.mark.parametrize(
+    "error", [ValueError("math domain error"), KeyError("x"), TypeError("x"), FileNotFoundError(2, "gone", "x"), OSError("odd")]
+)
+def test_a_programming_error_keeps_its_traceback(odd_files, monkeypatch, function, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(function, fail)
+    result = call(*COMMANDS[function].split())
+    assert result.exception is error and result.exc_info[2].tb_next and "Error:" not in result.stderr
+
+
+@pytest.mark.parametrize("function", COMMANDS)
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "Permission denied (/a/b): choose a place that you may read and write (VITLAB_REPORTS)"),
+        (errno.EROFS, "Read-only file system (/a/b): choose a place that you may read and write (VITLAB_REPORTS)"),
+        (errno.ENOSPC, "No space left on device (/a/b): free some space, or choose another place (VITLAB_REPORTS)"),
+    ],
+)
+def test_a_machine_that_refuses_is_one_line(odd_files, monkeypatch, function, number, said):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number), "/a/b")
+
+    monkeypatch.setattr(function, fail)
+    result = call(*COMMANDS[function].split())
+    assert (result.exit_code, result.stderr) == (2, f"Error: {said}\n")
+
+
+@pytest.mark.parametrize("words", ["run greet.ipynb", "batch good.yml", "report"])
+@pytest.mark.parametrize("kind", ["a file", "below a file", "read-only"])
+def test_a_reports_folder_that_cannot_be_written_is_one_line_before_anything_runs(
+    odd_files, tmp_path, reports_folder, monkeypatch, words, kind
+):
+    """Case C17. These tests may run as root, whom no permission stops: the system's refusal is played there."""
+    reason = "Not a directory"
+    if kind == "read-only":
+        reason = "Permission denied"
+        reports_folder.mkdir()
+
+        def refuse(**options):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), options["dir"])
+
+        monkeypatch.setattr("vitlab.user_files.tempfile.TemporaryFile", refuse)
+    else:
+        reports_folder.write_text("")
+    if kind == "below a file":
+        monkeypatch.setenv("VITLAB_REPORTS", str(reports_folder / "deeper"))
+    result = call(*words.split())
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith(f"Error: results cannot be written to {reports_folder}")
+        and f"({reason}); make it" in result.stderr
+    )
 
 
 def test_batch_shows_the_plan_runs_it_and_tells_by_its_status(notebook, tmp_path):

@@ -55,34 +55,19 @@ def test_points_of_merging_are_the_scores_of_merging_models(family):
         assert row.value == pytest.approx(score(merge_tokens(model, row.merged)))
 
 
-def test_one_importance_is_named_by_its_measure_and_accuracy_is_a_choice():
-    model = tiny_vit()
-    table = importance_table(model, measure="magnitude")
-    curve = pruning_curve_table(
-        model, small_digits(), table, (0.5,), by="parameters", split="test", metric="accuracy", replicates=20
-    )
-    assert curve["importance"].tolist() == ["magnitude"] * 2 and curve["metric"].unique() == "accuracy"
-    predictions = predict(model, small_digits(), splits=("test",))
-    assert curve["value"][0] == pytest.approx((predictions["pred"] == predictions["label"]).mean())
-
-
 def test_what_cannot_be_drawn_is_refused_before_any_image_is_read():
     model, data = tiny_vit(), small_digits()
     table = importance_table(model, measure="magnitude")
     blind = replace(data, read=None)
     with pytest.raises(ValueError, match="cannot be reached"):
-        pruning_curve_table(model, blind, table, (0.5, 0.001))
+        pruning_curve_table(model, blind, {"weights": table}, (0.5, 0.001))
     with pytest.raises(ValueError, match="nothing pruned"):
-        pruning_curve_table(model, blind, table, (1.5,))
+        pruning_curve_table(model, blind, {"weights": table}, (1.5,))
     with pytest.raises(ValueError, match="keeps is empty"):
-        pruning_curve_table(model, blind, table, ())
-    with pytest.raises(ValueError, match="write multiply_adds or parameters"):
-        pruning_curve_table(model, blind, table, by="latency")
-    with pytest.raises(ValueError, match="unknown metric 'acuracy'"):
-        pruning_curve_table(model, blind, table, metric="acuracy")
+        pruning_curve_table(model, blind, {"weights": table}, ())
     with pytest.raises(ValueError, match="no images in the split 'val'"):
         samples = data.samples[data.samples["split"] != "val"]
-        pruning_curve_table(model, replace(data, samples=samples), table)
+        pruning_curve_table(model, replace(data, samples=samples), {"weights": table})
     with pytest.raises(ValueError, match="numbers is empty"):
         merging_curve_table(model, data, ())
     with pytest.raises(ValueError, match="not -3"):
@@ -92,6 +77,7 @@ def test_what_cannot_be_drawn_is_refused_before_any_image_is_read():
 def test_double_precision_stays():
     model = tiny_vit()
     model.module.double()
-    curve = pruning_curve_table(model, small_digits(), importance_table(model, measure="magnitude"), (0.5,), replicates=20)
+    importance = {"weights": importance_table(model, measure="magnitude")}
+    curve = pruning_curve_table(model, small_digits(), importance, (0.5,), replicates=20)
     assert np.isfinite(curve["value"]).all() and next(model.module.parameters()).dtype == torch.double
     assert isinstance(curve, pd.DataFrame)

@@ -3,16 +3,20 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.toys import linear_digits, linear_model, small_digits, tiny_vit
-from vitlab.compress.explanations import compare_explanations, explanation_shift_table, find_masses, find_peaks
-from vitlab.compress.sides import make_side
+from vitlab.compress.explanations import (
+    compare_explanations,
+    describe_shifts,
+    explanation_shift_tables,
+    find_masses,
+    find_peaks,
+)
 from vitlab.data import ImageDataset
 from vitlab.explain.randomisation import compare_models_table
-
-OPTIONS = {"occlusion": {"grid": (8, 8), "window": 1, "baseline": "mean"}}
 
 
 def digits(model, count=6):
@@ -35,11 +39,14 @@ def test_peaks_and_centres_by_hand():
 def test_a_copy_has_the_same_maps():
     model = tiny_vit()
     images = digits(model)
-    table = explanation_shift_table(model, tiny_vit(), images, ["saliency", "rollout"]).set_index(["method", "measure"])
-    assert table["n"].tolist() == [6] * 8
+    table = explanation_shift_tables({"full": model, "copy": tiny_vit()}, images, ["saliency", "rollout"])
+    assert describe_shifts(table).startswith("Shown to be more alike than maps of different images: saliency of *copy*")
+    assert set(table["model"]) == {"copy"}
+    table = table.set_index(["method", "measure"])
+    assert table["n"].tolist() == [6] * 6
     for method in ("saliency", "rollout"):
         values = table.loc[method]
-        assert values.loc[["similarity", "absolute"], ["value", "low", "high"]].to_numpy() == pytest.approx(np.ones((2, 3)))
+        assert values.loc["similarity", ["value", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
         assert values.loc[["peak_shift", "mass_shift"], ["value", "low", "high"]].to_numpy() == pytest.approx(np.zeros((2, 3)))
         assert values.loc["peak_shift", "other"] > 0
 
@@ -86,35 +93,32 @@ def test_two_images_and_four_cells_by_hand():
     assert table["other_image"].tolist() == pytest.approx([-0.2, -0.2])
     assert table["other_peak"].tolist() == pytest.approx([2**0.5] * 2)
     assert table["other_mass"].tolist() == pytest.approx([0.08**0.5] * 2)  # from row 0.5 and column 0.4
-    means = explanation_shift_table(*models, images, ["saliency"]).set_index("measure")
-    assert means["value"].tolist() == pytest.approx([0.6, 0.6, 0.5, 0.1]) and means["n"].tolist() == [2] * 4
-    assert means.loc["similarity", ["low", "high", "other"]].tolist() == pytest.approx([0.2, 1, -0.2])
-
-
-def test_a_function_is_explained_by_what_is_taken_away():
-    model = linear_digits()
-    images = digits(model)
-    by_module = compare_explanations(model, model, images, ["occlusion"], options=OPTIONS)
-    by_function = compare_explanations(model, make_side(model), images, ["occlusion"], options=OPTIONS)
-    assert by_function["similarity"].tolist() == pytest.approx([1] * 6)
-    assert by_function["peak_shift"].tolist() == pytest.approx(by_module["peak_shift"].tolist())
-    turned = compare_explanations(model, lambda pixels: -make_side(model)(pixels), images, ["occlusion"], options=OPTIONS)
-    assert turned["similarity"].mean() < -0.9
+    means = explanation_shift_tables(dict(zip("ab", models, strict=True)), images, ["saliency"]).set_index("measure")
+    assert means["value"].tolist() == pytest.approx([0.6, 0.5, 0.1]) and means["n"].tolist() == [2] * 3
+    assert means.loc["similarity", ["low", "high", "other"]].tolist() == pytest.approx([-1, 1, -0.2])
 
 
 def test_one_image_has_no_interval():
     model = tiny_vit()
-    table = explanation_shift_table(model, model, digits(model, 1), ["saliency"])
+    table = explanation_shift_tables({"full": model, "copy": model}, digits(model, 1), ["saliency"])
     assert table[["low", "high", "other"]].isna().all(axis=None)
-    assert table["value"].tolist() == pytest.approx([1, 1, 0, 0])
+    assert table["value"].tolist() == pytest.approx([1, 0, 0])
+
+
+def test_sentences_on_shifts():
+    rows = {"method": ["grad_cam", "saliency"], "measure": "similarity", "low": [0.6, 0.1], "other": 0.3}
+    table = pd.DataFrame({"model": "pruned", **rows})
+    words = "Shown to be more alike than maps of different images: grad cam of *pruned*. Not shown for saliency of *pruned*."
+    assert describe_shifts(table) == words
+    assert describe_shifts(table.tail(1)) == "Not shown for saliency of *pruned*."
+    model = tiny_vit()
+    assert "no smaller network" in describe_shifts(explanation_shift_tables({"full": model}, digits(model, 1), ["saliency"]))
 
 
 def test_bad_input_of_explanations():
     model = linear_digits()
     images = digits(model, 2)
-    with pytest.raises(ValueError, match=r"saliency looks inside the model.*methods that go without: .*occlusion"):
-        compare_explanations(model, make_side(model), images, ["occlusion", "saliency"])
-    with pytest.raises(ValueError, match=r"unknown method .oclusion."):
+    with pytest.raises(ValueError, match=r"unknown explanation method .oclusion."):
         compare_explanations(model, model, images, ["oclusion"])
     with pytest.raises(ValueError, match="names is empty"):
         compare_explanations(model, model, images, [])

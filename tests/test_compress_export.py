@@ -12,12 +12,11 @@ from torch import nn
 
 from tests.toys import linear_digits, small_digits, tiny_hybrid, tiny_vit
 from vitlab.compress import export
-from vitlab.compress.export import export_onnx, find_calibration
+from vitlab.compress.export import export_onnx
 from vitlab.compress.parity import Gate, compare_logits, draw_pixels, measure_sqnr, summarise_parity
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.data import preprocess
-from vitlab.evaluation import calibrate, conformal_sets
 from vitlab.models import build_model
 
 
@@ -35,18 +34,14 @@ def read_images(count):
     return [data.read(sample_id) for sample_id in data.samples["sample_id"].iloc[:count]]
 
 
-@pytest.mark.parametrize("preprocessing", ["beside", "inside"])
 @pytest.mark.parametrize("build", [tiny_vit, tiny_timm, tiny_hybrid, tiny_cnn])
-def test_same_logits_at_any_batch(tmp_path, build, preprocessing):
-    if preprocessing == "inside" and build is not tiny_vit:
-        pytest.skip("the graph in front is the same for every model")
+def test_same_logits_at_any_batch(tmp_path, build):
     model = build()
-    exported = export_onnx(model, tmp_path / "model.onnx", small_digits(), preprocessing=preprocessing, limit=8)
+    exported = export_onnx(model, tmp_path / "model.onnx", small_digits(), limit=8)
     assert exported.summary["passed"] and exported.summary["max_difference"] < 1e-4
     classifier = OnnxClassifier(exported.path, threads=1)
-    expected = {"beside": ("tensor(float)", [3, *model.transform.size]), "inside": ("tensor(uint8)", [*model.transform.size, 3])}
     graph_input = classifier.session.get_inputs()[0]
-    assert (graph_input.type, graph_input.shape[1:]) == expected[preprocessing]
+    assert (graph_input.type, graph_input.shape[1:]) == ("tensor(float)", [3, *model.transform.size])
     for count in (1, 5):
         images = read_images(count)
         batch = torch.stack([preprocess(image, model.transform) for image in images])
@@ -55,10 +50,9 @@ def test_same_logits_at_any_batch(tmp_path, build, preprocessing):
         np.testing.assert_allclose(classifier.predict_logits(images), logits, atol=1e-4)
 
 
-def test_grey_model_with_preprocessing_inside(tmp_path):
-    model = tiny_vit(in_chans=1)
-    path = export_onnx(model, tmp_path / "grey.onnx", small_digits(), preprocessing="inside", limit=4).path
-    assert OnnxClassifier(path).session.get_inputs()[0].shape[1:] == [16, 16, 1]
+def test_a_grey_model(tmp_path):
+    path = export_onnx(tiny_vit(in_chans=1), tmp_path / "grey.onnx", small_digits(), limit=4).path
+    assert OnnxClassifier(path).session.get_inputs()[0].shape[1:] == [1, 16, 16]
 
 
 def test_description_and_files(tmp_path):
@@ -75,45 +69,13 @@ def test_description_and_files(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 
-@pytest.fixture(scope="module")
-def predictions():
-    """Predictions whose logits are twice too large."""
-    import pandas as pd
-    from scipy.special import softmax
-
-    drawn = np.random.default_rng(0)
-    label = drawn.integers(0, 3, 600)
-    logits = drawn.normal(size=(600, 3)) + 1.5 * np.eye(3)[label]
-    logits *= 4
-    classes = np.array(["a", "b", "c"])
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(600)], "split": ["val", "test"] * 300, "group": "g"})
-    table["label"], table["pred"] = classes[label], classes[logits.argmax(axis=1)]
-    table[["logit_a", "logit_b", "logit_c"]], table[["prob_a", "prob_b", "prob_c"]] = logits, softmax(logits, axis=1)
-    return table
-
-
-@pytest.mark.parametrize("by_class", [True, False])
-def test_calibration_gives_the_sets_of_evaluation(predictions, by_class):
-    found = find_calibration(predictions, alpha=0.2, by_class=by_class)
-    calibrated = calibrate(predictions)
-    np.testing.assert_allclose(predictions["logit_a"] / found["temperature"], calibrated["logit_a"], rtol=1e-9)
-    sets = conformal_sets(calibrated, alpha=0.2, by_class=by_class)
-    test = calibrated[calibrated["split"] == "test"]
-    inside = 1 - test[["prob_a", "prob_b", "prob_c"]].to_numpy() <= [found["limits"][name] for name in "abc"]
-    np.testing.assert_array_equal(inside, sets[["in_a", "in_b", "in_c"]].to_numpy())
-
-
-def test_a_class_too_rare_to_promise_anything_is_in_every_set(predictions):
-    rare = predictions[(predictions["label"] != "c") | (predictions["split"] == "test") | (predictions.index < 20)]
-    assert find_calibration(rare, alpha=0.05)["limits"]["c"] is None
-
-
-def test_a_failing_gate_says_by_how_much_and_keeps_the_earlier_file(tmp_path):
+def test_a_failing_gate_says_by_how_much_and_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     export_onnx(linear_digits(), path, small_digits(), limit=4)
     before = path.read_bytes(), sidecar_path(path).read_bytes()
+    monkeypatch.setattr(export, "EXPORT_GATE", Gate(1.0, difference=-1.0))
     with pytest.raises(ValueError, match=r"fails the gate and was not written: 100\.0% of 4 images.*Worst images: "):
-        export_onnx(linear_digits(), path, small_digits(), limit=4, gate=Gate(1.0, difference=-1.0))
+        export_onnx(linear_digits(), path, small_digits(), limit=4)
     assert (path.read_bytes(), sidecar_path(path).read_bytes()) == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -156,10 +118,6 @@ def test_a_model_that_cannot_be_traced(tmp_path, module, message):
     ("name", "options", "message"),
     [
         ("model.bin", {}, "write .*model.onnx"),
-        ("model.onnx", {"preprocessing": "in"}, "Choices: beside, inside"),
-        ("model.onnx", {"opset": 11}, "from 18 to"),
-        ("model.onnx", {"calibration": {"temperature": 0}}, "temperature 0"),
-        ("model.onnx", {"calibration": {"temperature": 1.0, "limits": {"cat": 0.1}}}, "limits for cat"),
         ("model.onnx", {"split": ["nobody"]}, "no images"),
     ],
 )

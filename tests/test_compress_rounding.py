@@ -111,7 +111,7 @@ def quantise(proto, folder):
     """The convolution in 8 bits, as onnxruntime does it."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    from vitlab.compress.calibration import _Reader, silence
+    from vitlab.compress.ranges import _Reader, silence
 
     onnx.save(proto, folder / "float.onnx")
     with silence():

@@ -13,17 +13,18 @@ from PIL import Image
 from tests.toys import linear_digits, small_digits
 from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier, read_image
-from vitlab.compress.sidecar import sidecar_path
+from vitlab.compress.sidecar import read_sidecar, sidecar_path
 from vitlab.data import preprocess
+from vitlab.runs import write_json
 
 LIMITS = {str(digit): 0.7 for digit in range(9)} | {"9": None}
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    calibration = {"temperature": 2.0, "alpha": 0.1, "by_class": True, "limits": LIMITS}
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return export_onnx(linear_digits(), path, small_digits(), limit=4, calibration=calibration).path
+    path = export_onnx(linear_digits(), tmp_path_factory.mktemp("model") / "model.onnx", small_digits(), limit=4).path
+    write_json(sidecar_path(path), read_sidecar(path) | {"calibration": {"temperature": 2.0, "alpha": 0.1, "limits": LIMITS}})
+    return path
 
 
 @pytest.fixture

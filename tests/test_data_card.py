@@ -39,7 +39,7 @@ def test_counts_licence_source_and_excluded_images_are_there():
         "| dog | 2 | 1 | 0 | 3 |",
         "| **all** | 14 | 13 | 12 | 39 |",
         "| town | 2 | 1 | 0 | 3 |",
-        r"- 2 because: the file \| is empty",
+        "- 2 because: the file &#124; is empty",
         "They are `x1`, `x2`.",
     ):
         assert line in card.splitlines()

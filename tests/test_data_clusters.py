@@ -1,5 +1,7 @@
 """Near-duplicates by two distances, clusters of them, and splits and folds that keep them together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from tests.test_data_quality import make_bundle, noise
 from vitlab.data import (
     clean_test_ids,
     cluster_table,
+    cluster_test_images,
     draw_folds,
     draw_splits,
     load_dataset,
@@ -264,3 +267,13 @@ def test_splits_can_be_replaced(twins):
 def test_an_image_mode_does_not_matter():
     table = near_duplicate_table(make_bundle({"x": noise(1), "y": noise(1).convert("RGB"), "z": Image.new("L", (3, 3))}))
     assert table[["sample_id_a", "sample_id_b", "distance"]].values.tolist()[0] == ["x", "y", 0]
+
+
+def test_what_evaluation_draws_together():
+    """Near-duplicates among the test images; where the splits go by a column, all images of one of its values."""
+    images = {"a": noise(1), "a2": noise(1), "b": noise(2), "c": noise(3)}
+    bundle = make_bundle(images)
+    bundle = replace(bundle, samples=bundle.samples.assign(split=["test", "test", "test", "train"], patient=list("xyyz")))
+    assert cluster_test_images(bundle).to_dict() == {"a": "a", "a2": "a", "b": "b"}
+    assert cluster_test_images(bundle, "cluster").to_dict() == {"a": "a", "a2": "a", "b": "b"}
+    assert cluster_test_images(bundle, "patient").to_dict() == {"a": "x", "a2": "y", "b": "y"}

@@ -1,7 +1,6 @@
 """load_dataset over its registry: the contract of every set, names, tables of earlier runs."""
 
 import pickle
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.data import available, datasets, load_dataset
+from vitlab.data import available, datasets, depth, load_dataset
 from vitlab.data.datasets import DATASETS
 from vitlab.schema import SPLITS, check_samples
 
@@ -75,7 +74,7 @@ def test_splits_of_an_earlier_run_are_used_as_they_are(two_classes, tmp_path, mo
     first = load_dataset(two_classes, seed=0)
     part = first.samples.iloc[[5, 3, 19]]
     part.to_csv(tmp_path / "splits.csv", index=False)
-    monkeypatch.setattr(datasets, "_find_unreadable_once", lambda source: pytest.fail("images were checked again"))
+    monkeypatch.setattr(datasets, "check_images", lambda source: pytest.fail("images were checked again"))
     again = load_dataset(two_classes, seed=1, samples=pd.read_csv(tmp_path / "splits.csv"))
     pd.testing.assert_frame_equal(again.samples, part.reset_index(drop=True))
     assert len(again.excluded) == 17 and set(again.excluded["reason"]) == {"not in the table given as samples="}
@@ -101,11 +100,11 @@ def test_a_table_that_does_not_fit_is_refused():
 
 
 def test_images_are_checked_once_as_long_as_they_do_not_change(two_classes, monkeypatch):
-    checks = []
-    monkeypatch.setattr(datasets, "find_unreadable", lambda read, samples: checks.append(1) or samples.head(0).assign(reason=""))
-    monkeypatch.setattr(datasets, "_find_unreadable_once", lru_cache(datasets._find_unreadable_once.__wrapped__))
+    checked = []
+    examine = depth._examine
+    monkeypatch.setattr(depth, "_examine", lambda read, sample_id: checked.append(sample_id) or examine(read, sample_id))
     load_dataset(two_classes, seed=0), load_dataset(two_classes, seed=1)
-    assert len(checks) == 1
+    assert len(checked) == 20
     Image.new("L", (6, 4)).save(DATASETS[two_classes]().location + "/cat/new.png")
     load_dataset(two_classes)
-    assert len(checks) == 2
+    assert len(checked) == 41

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from torchvision import datasets as torchvision_datasets
 
-from vitlab.data import check_name, data_version, load_dataset, outline_dataset, torchvision_sets
+from vitlab.data import check_name, data_version, load_dataset, torchvision_sets
 from vitlab.data.torchvision_sets import PUBLISHED, data_folder, set_names
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
@@ -190,17 +190,13 @@ def test_a_misspelt_name_is_an_error_with_near_ones(function, name, message):
 # what is known without the files
 
 
-def test_version_and_sizes_are_known_without_a_file(tmp_path, monkeypatch, no_network):
+def test_the_version_is_known_without_a_file(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path / "data"))
-    known = outline_dataset("torchvision:CIFAR100")
-    assert (known.num_classes, known.sizes) == (100, {"train": 42_500, "val": 7_500, "test": 10_000})
-    assert data_version("torchvision:CIFAR100") == known.version and known.version.endswith("CIFAR100")
-    assert data_version("torchvision:CIFAR10") != known.version
+    known = data_version("torchvision:CIFAR100")
+    assert known.endswith("CIFAR100") and data_version("torchvision:CIFAR10") != known
     assert no_network == [] and not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("name", ["digits", "elpv:grade"])
-def test_the_outline_of_a_set_at_hand_is_counted(name):
-    data, known = load_dataset(name, seed=2), outline_dataset(name, seed=2)
-    assert known.sizes == data.samples["split"].value_counts().to_dict()
-    assert (known.num_classes, known.version) == (len(data.classes), data.version)
+def test_the_version_of_a_set_at_hand_is_that_of_the_loaded_one(name):
+    assert data_version(name) == load_dataset(name, seed=2).version

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 import urllib.request
 import venv
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,10 +25,13 @@ from typer.testing import CliRunner
 from tests.toys import small_digits, tiny_vit
 from vitlab.app.verdict import Calibration
 from vitlab.cli import app as command_line
+from vitlab.compress.confidence import find_calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts
 from vitlab.deploy.card import apply_temperature
-from vitlab.evaluation import calibrate, conformal_sets, metrics_table, slice_table
+from vitlab.deploy.parts import load_run_data, predict_splits
+from vitlab.deploy.vendor import licence_text
+from vitlab.evaluation import metrics_table, slice_table
 from vitlab.runs import Run
 from vitlab.training import TrainConfig, fit, save_results
 
@@ -68,6 +75,10 @@ def card(run):
     return model_card(run)
 
 
+def at_own_temperature(predictions):
+    return apply_temperature(predictions, find_calibration(predictions)["temperature"])
+
+
 def read_rows(card, title):
     """The rows of the tables below a title, as lists of cells."""
     part = card.split(f"## {title}")[1].split("\n## ")[0]
@@ -75,21 +86,21 @@ def read_rows(card, title):
 
 
 def test_the_card_says_what_the_run_measured(run, card):
-    predictions = run.read_table("predictions.parquet")
+    predictions = at_own_temperature(run.read_table("predictions.parquet"))
     shown = {row[0]: row[1:] for row in read_rows(card, "How well it does") if len(row) == 3}
     for metric, name in (
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("roc_auc", "area under the ROC curve"),
     ):
-        row = metrics_table(calibrate(predictions)).set_index("metric").loc[metric]
+        row = metrics_table(predictions).set_index("metric").loc[metric]
         assert shown[name] == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"]
     samples = run.read_table("splits.csv")
     counted = {row[0]: row[1:] for row in read_rows(card, "Data")}
     of_three = samples[samples["label"].astype(str) == "3"]["split"].value_counts()
     assert counted["3"] == [str(of_three[split]) for split in ("train", "val", "test")] + [str(of_three.sum())]
     groups = {row[0]: row[1:] for row in read_rows(card, "For each group")}
-    by_group = slice_table(calibrate(predictions), metrics=["recall"]).set_index("group")
+    by_group = slice_table(predictions, metrics=["recall"]).set_index("group")
     assert groups["odd"][0] == str(by_group.loc["odd", "n"])
     assert groups["odd"][2].startswith(f"{by_group.loc['odd', 'value']:.3f} (")
     assert "CC BY 4.0 (UCI" in card
@@ -104,13 +115,15 @@ def test_the_card_says_how_often_it_is_not_sure(run):
     table["label"], table["pred"] = np.array(classes)[label], np.array(classes)[logits.argmax(axis=1)]
     table[[f"logit_{name}" for name in classes]] = logits
     table[[f"prob_{name}" for name in classes]] = softmax(logits, axis=1)
-    sets = conformal_sets(calibrate(table), alpha=0.1)
-    best = np.array([row[f"in_{row['pred']}"] for _, row in sets.assign(pred=table["pred"].to_numpy()[300:]).iterrows()])
-    sure = ((sets["size"] == 1) & best).to_numpy()
+    limits = find_calibration(table)["limits"]
+    test = at_own_temperature(table).iloc[300:]
+    inside = 1 - test[[f"prob_{name}" for name in classes]].to_numpy() <= [limits[name] for name in classes]
+    covered = inside[np.arange(300), label[300:]]
+    sure = (inside.sum(axis=1) == 1) & inside[np.arange(300), logits[300:].argmax(axis=1)]
     right = (table["label"] == table["pred"]).to_numpy()[300:]
     card = model_card(run, table)
     assert 0.05 < sure.mean() < 0.95
-    assert f"the sets held the true class for {sets['covered'].mean():.1%}" in card
+    assert f"the sets held the true class for {covered.mean():.1%}" in card
     assert f"the answer was sure for {sure.mean():.1%};" in card
     assert f"where it was sure, it was right for {right[sure].mean():.1%};" in card
     assert f"its best guess was right for {right[~sure].mean():.1%}." in card
@@ -123,11 +136,10 @@ def test_the_card_names_its_limits(card):
     assert "Near-duplicates" in card.split("## Limits")[1]
 
 
-def test_temperature_in_the_card_is_that_of_calibrate(run, card):
+def test_temperature_in_the_card_is_that_of_the_predictions(run, card):
     predictions = run.read_table("predictions.parquet")
     temperature = float(re.search(r"temperature of ([\d.]+)", card).group(1))
-    ours, theirs = apply_temperature(predictions, temperature), calibrate(predictions)
-    assert ours.filter(like="prob_").to_numpy() == pytest.approx(theirs.filter(like="prob_").to_numpy(), abs=1e-3)
+    assert temperature == pytest.approx(find_calibration(predictions)["temperature"], abs=1e-3)
     fixed = model_card(run, calibration=Calibration(3.0, (0.2,) * 10, 0.2))
     assert "temperature of 3.000" in fixed
     assert "at most 20%" in fixed
@@ -159,12 +171,12 @@ def test_the_space_is_whole(space, run):
     assert not list(space.parent.glob(".*"))  # nothing half made is left beside it
 
 
-def test_its_calibration_is_that_of_the_shipped_file(space):
+def test_its_calibration_is_that_of_the_shipped_file(space, run):
     noted = json.loads((space / "model.onnx.json").read_text())["calibration"]
     temperature = float(re.search(r"temperature of ([\d.]+)", (space / "README.md").read_text(encoding="utf-8")).group(1))
     assert noted["temperature"] == pytest.approx(temperature, abs=1e-3)
-    assert set(noted["limits"]) == set(small_digits().classes)
-    OnnxClassifier(space / "model.onnx")  # the pair still fits
+    own = find_calibration(predict_splits(OnnxClassifier(space / "model.onnx"), load_run_data(run)))
+    assert noted == own
 
 
 def test_its_examples_are_test_images_of_all_classes_in_turn(space, run):
@@ -200,7 +212,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(run, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="there already and not empty"):
+    with pytest.raises(ValueError, match=r"is not empty, it holds mine\.txt"):
         export_space(run, full)
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
@@ -218,13 +230,64 @@ def test_another_file_is_shipped_into_an_empty_folder(run, space, tmp_path):
     assert json.loads((written / "model.onnx.json").read_text())["calibration"]["alpha"] == 0.2
 
 
+@pytest.mark.parametrize("place", [".", "./", "../here", "~", "new", "new/", "./a/../new", "deep/er"])
+def test_a_space_is_written_wherever_it_is_asked_for(run, space, tmp_path, monkeypatch, place):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    result = CliRunner().invoke(command_line, ["export-space", run.name, place, "--onnx", str(space / "model.onnx")])
+    assert result.exit_code == 0, result.output
+    written = here / {"new/": "new", "./a/../new": "new", "new": "new", "deep/er": "deep/er"}.get(place, "")
+    assert (written / "app.py").is_file() and (written / "vitlab" / "LICENSE").is_file()
+    assert Path.cwd() == here and os.path.samefile(".", here), "the working folder is still the one that it was"
+    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".here", ".new", ".er"))]
+    assert result.stdout.startswith(f"{written}: ")
+
+
+def test_a_run_may_be_the_working_folder(run, monkeypatch):
+    monkeypatch.chdir(run.path)
+    for name in (".", "./", f"../{run.name}", f"{run.path}/"):
+        assert find_run(name) == run.path
+
+
+def test_the_licence_goes_with_the_code(space, tmp_path, monkeypatch):
+    own = (Path(__file__).parents[1] / "LICENSE").read_text()
+    assert own.startswith("MIT License") and (space / "vitlab" / "LICENSE").read_text() == own
+    assert "`vitlab/LICENSE`" in (space / "README.md").read_text()
+    for found in (None, PackageNotFoundError("vitlab")):  # an installation without the text, and none
+        there = SimpleNamespace(read_text=lambda name: None) if found is None else None
+
+        def distribution(name, there=there, found=found):
+            if found:
+                raise found
+            return there
+
+        monkeypatch.setattr("vitlab.deploy.vendor.distribution", distribution)
+        assert licence_text() == own
+    monkeypatch.setattr(
+        "vitlab.deploy.vendor.distribution", lambda name: SimpleNamespace(read_text=lambda name: f"text of {name}")
+    )
+    assert licence_text() == "text of licenses/LICENSE"
+
+
+def test_the_command_in_the_card_can_be_pasted(run):
+    odd = Run(shutil.copytree(run.path, run.path.with_name("it's mine")))
+    (command,) = re.findall("`(vitlab app .*)` opens", model_card(odd))
+    assert shlex.split(command) == ["vitlab", "app", "it's mine"]
+    shutil.rmtree(odd.path)
+
+
 def test_runs_are_found_by_path_name_or_beginning(run, space):
     assert find_run(run.path) == find_run(run.name) == run.path
     assert find_run(space) == space
     assert find_run(run.name[: len("vit_scratch-seed0")]) == run.path
     planted = Run.create(dataset="planted:digits", model="vit_scratch", seed=0)
+    with pytest.raises(ValueError, match="is not finished: its status is running"):
+        find_run(planted.path)
+    planted.finish()
     assert find_run("vit_scratch-seed0") == find_run("digits/vit_scratch-seed0") == run.path
-    assert find_run("planted_digits/vit_scratch") == planted.path
+    assert find_run("planted:digits/vit_scratch") == find_run(f"{planted.path.parent.name}/vit_scratch") == planted.path
     Run.create(dataset="digits", model="vit_scratch", seed=7)
     with pytest.raises(ValueError, match="is the beginning of 2 runs"):
         find_run("vit_scratch")
@@ -251,7 +314,7 @@ def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):
 
 def test_the_commands_say_what_is_wrong(run, space):
     call = CliRunner().invoke
-    assert "is there already" in call(command_line, ["export-space", run.name, str(space)]).output
+    assert "is not empty" in call(command_line, ["export-space", run.name, str(space)]).output
     assert "nor the name of a run" in call(command_line, ["app", "nothing"]).output
     assert "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
 

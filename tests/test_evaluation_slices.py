@@ -5,13 +5,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from scipy.stats import permutation_test
 from statsmodels.stats.multitest import multipletests
 
 from tests.test_evaluation_metrics import make_predictions
 from vitlab.evaluation import METRICS, add_columns, bin_column, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.gaps import permutation_p
-from vitlab.evaluation.scores import read_scores
+from vitlab.evaluation.gaps import describe_gaps, permutation_p
+from vitlab.evaluation.scores import Scores, read_scores
 
 
 def answers(label, pred, **columns):
@@ -155,6 +156,34 @@ class TestGaps:
         assert np.mean(np.array(ps) <= 0.2) == pytest.approx(0.2, abs=0.085)  # three standard deviations
         assert np.mean(np.array(ps) <= 0.5) == pytest.approx(0.5, abs=0.11)
 
+    @pytest.mark.parametrize("prevalence", [(0.4, 0.4), (0.1, 0.4)])
+    @pytest.mark.parametrize("metric", ["balanced_accuracy", "roc_auc", "accuracy"])
+    def test_other_shares_of_the_classes_are_no_worse_slice(self, metric, prevalence):
+        """100 images in the slice, 200 in the rest, the same scores within each class: at most 7 % of 300 at 5 % nominal.
+
+        Membership permuted over the classes rejected 19 to 22 % at prevalences of .10 and .40.
+        """
+        generator, inside, rejected = np.random.default_rng(0), np.arange(300) < 100, 0
+        for seed in range(300):
+            label = (generator.random(300) < np.where(inside, *prevalence)).astype(int)
+            score = generator.normal(loc=np.where(label, 0.84, -0.84))  # 80 % right in either class
+            prob = np.column_stack([1 - expit(score), expit(score)])
+            scores = Scores(("no", "yes"), label, (score > 0).astype(int), prob)
+            rejected += permutation_p(scores, inside, [1], METRICS.index(metric), 99, seed) <= 0.05
+        assert rejected <= 21
+
+    def test_a_worse_slice_is_found(self):
+        generator = np.random.default_rng(0)
+        label, inside = generator.integers(2, size=400), np.arange(400) < 100
+        right = generator.random(400) < np.where(inside, 0.6, 0.9)
+        predictions = answers(label, np.where(right, label, 1 - label), group=np.where(inside, "a", "b"))
+        table = worst_slice_table(predictions, replicates=200)
+        assert table["verdict"].tolist() == ["worse than the rest"]
+        assert "these differ from the rest: group a (" in describe_gaps(table)
+        assert describe_gaps(table).startswith("The worst of 1 slices is *group a* (100 images): its balanced accuracy less")
+        even = worst_slice_table(answers(label, label, group=np.where(inside, "a", "b")), replicates=20)
+        assert "**no difference is shown**" in describe_gaps(even)
+
     def test_two_values_are_one_comparison(self):
         predictions = make_predictions(num_samples=100).assign(group=["a"] * 50 + ["b"] * 50, kind=["x", "y"] * 50)
         table = worst_slice_table(predictions, ["group", "kind"], replicates=20)
@@ -181,6 +210,7 @@ class TestGaps:
             ({"by": ["group"]}, "nothing to compare: group has one value"),
             ({"by": []}, "nothing to compare"),
             ({"metric": "auc"}, "unknown metric"),
+            ({"metric": "f1"}, "unknown metric for comparing slices 'f1'.*Choices: accuracy, balanced_accuracy, recall"),
             ({"replicates": 0}, "at least 1"),
             ({"split": "val"}, "no sample of split 'val'"),
             ({"positive": "maybe"}, "unknown class"),

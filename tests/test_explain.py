@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from tqdm import tqdm
 
-from vitlab.explain import available, describe_methods, explain, suitable_methods
+from vitlab.explain import available, describe_map, describe_methods, explain, suitable_methods
 from vitlab.explain.methods import explanation, methods
 from vitlab.models import build_model, wrap_model
 
@@ -226,7 +226,7 @@ def test_a_weight_that_is_not_a_number_is_named():
 def test_a_map_that_is_not_a_number_is_named(monkeypatch):
     monkeypatch.setattr(methods, "_functions", dict(methods._functions))
 
-    @explanation(signed=True)
+    @explanation(signed=True, shows="A test.")
     def overflow(model, images, targets):
         maps = images.mean(dim=1)
         maps[-1] *= torch.inf
@@ -254,7 +254,7 @@ def test_which_methods_suit_which_model():
 def test_a_new_method_is_a_function(monkeypatch):
     monkeypatch.setattr(methods, "_functions", dict(methods._functions))
 
-    @explanation(signed=True, needs=("stages",))
+    @explanation(signed=True, shows="A test.", needs=("stages",))
     def brightness(model, images, targets, power=1):
         return images.mean(dim=1) ** power
 
@@ -285,7 +285,7 @@ def test_images_of_another_size_where_the_model_cannot(name, size):
         ({"method": "gradcam"}, "unknown explanation method 'gradcam'. Did you mean grad_cam"),
         (
             {"method": "rollout"},
-            r"rollout needs attention, and resnet18 \(cnn\) has none; methods that can.*grad_cam,.*saliency",
+            r"rollout needs attention, and resnet18 has none \(it has no attention\); methods that can.*grad_cam,.*saliency",
         ),
         ({"target": "d"}, "unknown target 'd'.*Choices: a, b, c"),
         ({"target": ["a", "b", 1]}, r"unknown target '1'.*Choices: a, b, c. model.classes\[i\] is the name of class i"),
@@ -310,3 +310,14 @@ def test_what_does_not_fit_is_named(changes, message):
     arguments = {"images": make_images(model), "method": "grad_cam", **changes}
     with pytest.raises(ValueError, match=message):
         explain(model, **arguments)
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_method_has_one_true_sentence_on_its_maps(name):
+    """Only a map that depends on the class asked for names it; the sign is explained where there is one."""
+    method, said = methods[name], describe_map(name, "defective")
+    assert said.endswith(".") and said.count(".") == 1 and "{" not in said
+    assert ("defective" in said) == method.class_specific == ("{target}" in method.shows)
+    assert said.startswith("Positive values are" if method.signed else "The brighter a place, ")
+    assert ("add up" in said) == method.complete
+    assert describe_methods().set_index("method").loc[name, "shows"] == describe_map(name)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from tests.test_shrinking import FAMILIES, SPEC, draw_images, tiny_timm
 from tests.toys import tiny_vit
 from vitlab.compress.importance import importance_table, masking
-from vitlab.explain import attention_table, head_ablation_table
+from vitlab.explain import head_ablation_table
 from vitlab.models import build_model, shrink_model
 
 
@@ -83,17 +83,6 @@ def test_ablation_agrees_with_the_table_of_heads():
     assert np.allclose(mine["importance"], expected, atol=1e-5)
 
 
-def test_entropy_is_how_far_attention_is_from_even():
-    model = tiny_vit()
-    images = draw_images(model)
-    table = importance_table(model, images, measure="entropy")
-    assert np.allclose(table["importance"], np.log(16) - attention_table(model, images)["entropy"])
-    for block in model.module.blocks:
-        block.attn.qkv.weight.data[:16] = 0  # no queries: all tokens are looked at alike
-        block.attn.qkv.bias.data[:16] = 0
-    assert np.allclose(importance_table(model, images, measure="entropy")["importance"], 0, atol=1e-6)
-
-
 def test_magnitude_by_hand():
     model = tiny_vit()
     block = model.module.blocks[2]
@@ -124,7 +113,6 @@ def test_a_shrunk_model_has_its_own_importance_and_nothing_is_left_behind():
     ("arguments", "message"),
     [
         ({"measure": "gradient"}, "taylor"),
-        ({"measure": "entropy", "kinds": ["neuron"]}, "head"),
         ({"kinds": ["layer"]}, "neuron"),
         ({"images": None}, "measured on images"),
         ({"labels": None}, "3 class names"),

@@ -1,15 +1,22 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import traceback
 
 import pytest
 from jupyter_client.manager import KernelManager
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_notebook
 
+from vitlab.batch.execute import Execution
 from vitlab.batch.schedule import kernel_environment
-from vitlab.kernels import ForkedKernel, WarmProcess
+from vitlab.errors import UserError
+from vitlab.kernels import ForkedKernel, RemoteError, WarmProcess
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -144,6 +151,49 @@ def test_without_warm_process_kernels_start_the_ordinary_way(monkeypatch):
         kernel.close()
 
 
+def write_kernelspec(folder, text):
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    (folder / "kernels" / "python3" / "kernel.json").write_text(text)
+
+
+BROKEN = [
+    "{",
+    "{}",
+    json.dumps({"argv": ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "x"}),
+    json.dumps({"argv": [sys.executable, "-c", "raise SystemExit('broken')"], "display_name": "x", "language": "python"}),
+]
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=["no JSON", "empty", "no such Python", "ends at once"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_kernel_is_this_python_whatever_is_installed_as_python3(tmp_path, monkeypatch, text, alive):
+    """Case C17."""
+    write_kernelspec(tmp_path, text)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    with kernel_environment(), WarmProcess() as warm:
+        if not alive and warm._process:
+            warm._process.kill()
+            warm._process.wait()
+        kernel = Kernel(warm)
+        assert kernel.run("import sys; print(sys.executable)")["stdout"] == f"{sys.executable}\n"
+        kernel.close()
+
+
+def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    shadow = tmp_path / "ipykernel_launcher.py"
+    shadow.write_text("raise SystemExit('broken')")
+    write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "toy.ipynb")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(sys, "platform", "elsewhere")
+    with WarmProcess() as nothing:
+        monkeypatch.undo()
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        with pytest.raises(
+            UserError, match=r"^Kernel died before replying to kernel_info; `.*python.* -m ipykernel_launcher` shows why$"
+        ):
+            Execution(tmp_path / "toy.ipynb", tmp_path / "out" / "toy.ipynb", {}, nothing).run()
+
+
 @linux
 def test_a_warm_process_that_died_does_no_harm():
     with WarmProcess() as warm:
@@ -160,6 +210,84 @@ def test_call_runs_in_the_other_process_and_brings_errors_back(warm):
     with pytest.raises(ValueError, match="invalid literal"):
         warm.call("builtins:int", "x")
     assert warm.call("os:getpid") == warm._process.pid
+
+
+class KeywordError(Exception):
+    """Pickle can send it and not build it again."""
+
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+
+
+class KeywordMistake(UserError):
+    def __init__(self, *, name):
+        super().__init__(f"there is no {name}")
+
+
+class LockedError(Exception):
+    """Pickle cannot even send it."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class ChangedError(Exception):
+    """Pickle builds it again with another text."""
+
+    def __init__(self, text="nothing"):
+        super().__init__()
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+    def __reduce__(self):
+        return ChangedError, ()
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def fail(kind):
+    if kind == "keyword":
+        raise KeywordError(code=7)
+    if kind == "mistake":
+        raise KeywordMistake(name="data set x")
+    if kind == "locked":
+        raise LockedError("held")
+    if kind == "changed":
+        raise ChangedError("something")
+    if kind == "silent":
+        raise SilentError
+    if kind == "answer":
+        return threading.Lock()
+    raise LookupError("plain")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        ("keyword", RemoteError, "tests.test_kernels.KeywordError: code 7"),
+        ("mistake", UserError, "there is no data set x"),
+        ("locked", RemoteError, "tests.test_kernels.LockedError: held"),
+        ("changed", RemoteError, "tests.test_kernels.ChangedError: something"),
+        ("silent", RemoteError, "tests.test_kernels.SilentError: <exception str() failed>"),
+        ("answer", TypeError, "cannot pickle '_thread.lock' object"),
+        ("plain", LookupError, "plain"),
+    ],
+)
+def test_every_error_arrives_with_its_type_text_and_traceback(warm, monkeypatch, kind, error, text):
+    monkeypatch.setattr("vitlab.kernels.pkgutil.resolve_name", None)  # it must not be called here
+    with pytest.raises(error) as caught:
+        warm.call("tests.test_kernels:fail", kind)
+    assert (type(caught.value), str(caught.value)) == (error, text)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert kind == "answer" or ("in fail" in shown and "test_kernels.py" in shown)
+    assert warm.ask("os:getpid") == warm._process.pid
 
 
 @linux

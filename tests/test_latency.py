@@ -1,7 +1,5 @@
-"""Latency, memory and size: numbers that were worked out by hand, turns that are fair, processes that are fresh."""
+"""Latency and size: numbers that were worked out by hand, and turns that are fair."""
 
-import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys import tiny_vit
-from vitlab.compress import footprint, latency
-from vitlab.compress.footprint import footprint_table, peak_memory, size_on_disk
+from vitlab.compress import latency
+from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.latency import latency_table, summarise_times
 from vitlab.compress.sides import make_side
-from vitlab.models import save_model
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 
@@ -140,9 +136,7 @@ def test_files_that_are_no_models(tmp_path):
     with pytest.raises(ValueError, match="holds no saved model"):
         size_on_disk(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
-        peak_memory(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match=r"process of its own: .*cannot run"):
-        peak_memory(broken)
+        size_on_disk(tmp_path / "none.onnx")
 
 
 def test_size_counts_the_model_and_nothing_else(tmp_path):
@@ -152,41 +146,3 @@ def test_size_counts_the_model_and_nothing_else(tmp_path):
     (tmp_path / "predictions.parquet").write_bytes(bytes(9_000_000))
     assert size_on_disk(tmp_path / "model.onnx") == pytest.approx(2.0)
     assert size_on_disk(tmp_path) == pytest.approx(0.25)
-
-
-def test_a_fresh_process_loads_no_torch_for_onnx_and_knows_nothing_of_ours(tmp_path):
-    ballast = np.ones(150_000_000)  # 1.2 GB of our own, which getrusage would count for the child
-    found = peak_memory(save_onnx(tmp_path / "mean.onnx"), images=2, threads=1)
-    assert not found["torch"]
-    assert 20 < found["libraries_mb"] <= found["peak_mb"] < 300
-    assert ballast[-1] == 1
-    with pytest.raises(ValueError, match="say which one: size=224"):
-        peak_memory(save_onnx(tmp_path / "open.onnx", "height", "width"))
-    with pytest.raises(ValueError, match=r"took longer than 0\.01 s"):
-        peak_memory(tmp_path / "open.onnx", timeout=0.01)
-    assert peak_memory(tmp_path / "open.onnx", size=3000)["peak_mb"] > found["peak_mb"] + 80  # 108 MB of pixels
-
-
-def test_memory_of_a_saved_model(tmp_path):
-    save_model(tiny_vit(), tmp_path)
-    (row,) = footprint_table({"ours": tmp_path}, images=2, threads=1).to_dict("records")
-    assert row["torch"]
-    assert row["side"] == "ours"
-    assert row["peak_mb"] >= row["libraries_mb"] > 100
-    assert row["size_mb"] == pytest.approx(sum((tmp_path / n).stat().st_size for n in footprint.SAVED) / 1e6)
-
-
-def test_peak_in_bytes_on_other_systems(monkeypatch, tmp_path):
-    import resource
-
-    monkeypatch.setattr(footprint, "Path", lambda _: tmp_path / "no proc here")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert footprint.read_peak() == pytest.approx(peak, rel=0.05)
-    monkeypatch.setattr(sys, "platform", "darwin")  # where the unit is a byte
-    assert footprint.read_peak() == pytest.approx(peak / 1024, rel=0.05)
-
-
-def test_the_program_prints_one_line_of_json(tmp_path, capsys):
-    footprint.main([str(save_onnx(tmp_path / "mean.onnx")), "--images", "1"])
-    assert set(json.loads(capsys.readouterr().out)) == {"peak_mb", "libraries_mb", "torch"}

@@ -1,6 +1,6 @@
 """`vitlab new` makes a project whose batch can be planned at once, or nothing at all and says why."""
 
-import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,11 @@ def make_full(folder):
 @pytest.mark.parametrize(
     ("prepare", "data", "message"),
     [
-        (make_full, "folder:{images}", r"project is not empty, it holds notes\.txt; give the name of a new folder"),
+        (
+            make_full,
+            "folder:{images}",
+            r"project is not empty, it holds notes\.txt; .*: give the name of a new folder",
+        ),
         (Path.touch, "folder:{images}", r"project is a file; give the name of a new folder"),
         (None, "folder:{images}x", r"own imagesx does not exist; write folder:PATH"),
         (None, "folder:{images}/good", r"has no sub-folders; put the images of each class"),
@@ -136,7 +140,6 @@ def test_a_package_without_its_checkout_says_so(tmp_path, images):
 
 
 def test_a_write_that_fails_leaves_no_half_of_a_project(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(os, "getpid", lambda: 7)
     monkeypatch.setattr("vitlab.new_project._set_title", lambda *arguments: None)  # write_text refuses None
     with pytest.raises(TypeError):
         create_project(tmp_path / "p", f"folder:{images}")
@@ -146,3 +149,29 @@ def test_a_write_that_fails_leaves_no_half_of_a_project(tmp_path, images, monkey
 def test_command_says_how_to_go_on(tmp_path, images):
     result = CliRunner().invoke(app, ["new", str(tmp_path / "p"), "--data", f"folder:{images}", "--title", "Cells"])
     assert result.exit_code == 0 and result.stdout.endswith(f"cd {tmp_path / 'p'}\nvitlab batch batch.yml\nvitlab report batch\n")
+
+
+@pytest.mark.parametrize("name", ["my cells", "it's $HOME & co", "a;b", 'say "x"', "-p", "猫"])
+def test_the_command_that_is_printed_can_be_pasted(tmp_path, images, name):
+    """Case C16."""
+    result = CliRunner().invoke(app, ["new", str(tmp_path / name), "--data", f"folder:{images}"])
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("cd ")]
+    shown = subprocess.run(["bash", "-c", f"{line} && pwd"], capture_output=True, text=True, check=True, cwd="/")
+    assert shown.stdout == f"{tmp_path / name}\n"
+
+
+@pytest.mark.parametrize("place", [".", "../here", "~"])
+def test_the_working_folder_may_become_the_project(tmp_path, images, monkeypatch, place):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    project = create_project(place, f"folder:{images}")
+    assert project.folder == here and "batch.yml" in project.files
+    assert read_title(here / "_quarto.yml") == "Here"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "own images"]
+
+
+def read_title(file):
+    return yaml.safe_load(file.read_text())["website"]["title"]

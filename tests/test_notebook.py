@@ -1,11 +1,16 @@
 import shlex
+from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from papermill.cli import _resolve_type
 
-from vitlab.notebook import check_parameters, fit_parameters, format_call, notebook_parameters
+from vitlab.errors import UserError
+from vitlab.notebook import _read_declared, check_parameters, fit_parameters, format_call, notebook_parameters, read_word
+from vitlab.training.config import TrainConfig
 
 PARAMETERS = """# parameters
 dataset = "elpv"    # a name; may hold a # in it
@@ -84,6 +89,115 @@ def test_a_written_call_means_the_same_values(notebook):
     assert (program, run, path) == ("vitlab", "run", "notebooks/my notebook.ipynb")
     assert words[::3] == ["-p"] * len(values)
     assert fit_parameters(notebook, dict(zip(words[1::3], words[2::3], strict=True)), text=True) == values
+
+
+ANNOTATED = """seed: int = 0
+epochs: int | None = None
+rate: float | None = None
+strategy: str | None = None
+flip: bool | None = None
+size: int | list[int] | None = None
+odd: Path | None = None
+anything = None
+"""
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    cell = new_code_cell(ANNOTATED, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "annotated.ipynb")
+    return tmp_path / "annotated.ipynb"
+
+
+WORDS = "1e-3|1E5|12|-3|007|1_000| 4 |.5|nan|inf|-Infinity|True|False|None|true|null||no|banana|1e|0x10|1,5|2026-01-01|[1, 2]|'3'"
+
+
+@pytest.mark.parametrize("word", WORDS.split("|"))
+def test_a_word_is_what_papermill_makes_of_it(word, annotated):
+    expected = _resolve_type(word)
+    assert repr(read_word(word)) == repr(expected)
+    fitted = fit_parameters(annotated, {"anything": word})["anything"]  # as text of a batch file
+    assert repr(fitted) == repr(expected)
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("rate", "1e-3", 0.001),
+        ("rate", "1", 1.0),
+        ("rate", "None", None),
+        ("epochs", "7", 7),
+        ("epochs", "None", None),
+        ("strategy", "None", None),
+        ("strategy", "full", "full"),
+        ("strategy", "1e-3", "1e-3"),
+        ("flip", "False", False),
+        ("size", "64", 64),
+        ("seed", "5", 5),
+        ("odd", "2.5", 2.5),
+    ],
+)
+def test_words_take_the_annotated_type(annotated, name, word, value, text):
+    found = fit_parameters(annotated, {name: word}, text=text)[name]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_words_of_the_command_line_may_be_yaml(annotated):
+    words = {"flip": "no", "size": "[48, 64]", "rate": "null"}
+    assert fit_parameters(annotated, words, text=True) == {"flip": False, "size": [48, 64], "rate": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kinds"),
+    [
+        ("epochs", "banana", "int or None"),
+        ("epochs", 1.5, "int or None"),
+        ("epochs", True, "int or None"),
+        ("rate", "fast", "float or None"),
+        ("flip", 1, "bool or None"),
+        ("strategy", ["full"], "str or None"),
+        ("strategy", False, "str or None"),
+        ("size", "large", "int or list or None"),
+        ("seed", "None", "int, like its default 0"),
+    ],
+)
+@pytest.mark.parametrize("text", [True, False])
+def test_a_default_of_none_has_a_type_too(annotated, name, value, kinds, text):
+    with pytest.raises(UserError) as caught:
+        fit_parameters(annotated, {name: value}, text=text)
+    assert str(caught.value) == f"parameter {name} of annotated.ipynb is {value!r}; it must be of type {kinds}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rate": 1e-5, "epochs": None, "strategy": "it's $HOME", "flip": True, "size": [48, 64], "seed": -1},
+        {"rate": None, "strategy": None, "flip": False, "size": None, "odd": 0.1, "anything": [1, None, "a b", True, "1"]},
+        {"anything": None, "rate": float("inf"), "strategy": "1e-3"},
+        {"anything": {"a": [1.5, "x"]}, "strategy": ""},
+    ],
+)
+def test_a_written_call_of_annotated_parameters_means_the_same_values(annotated, values):
+    words = shlex.split(format_call("a b.ipynb", values).replace("\\\n", ""))[3:]
+    assert fit_parameters(annotated, dict(zip(words[1::3], words[2::3], strict=True)), text=True) == values
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_parameter_of_our_notebooks_has_a_type(path):
+    declared = _read_declared(path)
+    assert [name for name, parameter in declared.items() if not parameter.kinds] == []
+    trained = {field.name: type(field.default).__name__ for field in fields(TrainConfig)}
+    same = {name: declared[name].kinds for name in declared.keys() & trained.keys() if declared[name].default is None}
+    assert same == {name: (trained[name], "None") for name in same}
+
+
+def test_a_cell_of_parameters_that_is_not_python_is_said(tmp_path):
+    for number, source in enumerate(["seed = = 1", "seed = (1,", "seed: = 2", '"']):
+        cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+        nbformat.write(new_notebook(cells=[cell]), tmp_path / f"{number}.ipynb")
+        with pytest.raises(UserError, match=rf"^the cell tagged `parameters` of {number}.ipynb is not Python: "):
+            notebook_parameters(tmp_path / f"{number}.ipynb")
 
 
 def test_an_unknown_name_lists_those_there_are(notebook):

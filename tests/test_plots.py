@@ -307,7 +307,9 @@ def test_curves_of_several_classes():
     predictions = make_predictions(DIGITS)
     metrics = metrics_table(predictions, replicates=0).set_index("metric")["value"]
     one = plots.plot_roc(roc_table(predictions))
-    assert len(one.lines) == 11 and legend_texts(one)[0].startswith("0 (AUC")
+    assert len(one.lines) == 4 and legend_texts(one)[1] == f"mean of 10 classes (AUC {metrics['roc_auc']:.3f})"
+    five = plots.plot_roc(roc_table(make_predictions(DIGITS[:5])))
+    assert len(five.lines) == 6 and [text[:6] for text in legend_texts(five)[:2]] == ["0 (AUC", "1 (AUC"]
     several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
     assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
     assert several.get_legend().get_title().get_text() == "mean over 10 classes"

@@ -73,7 +73,7 @@ def test_layers_are_counted_or_named():
 
 def test_head_ablation_is_centred_on_zero_and_frames_what_is_sure():
     table = make_heads(2, 3)[["layer", "head"]].assign(change=[0.1, -0.02, 0.0, -0.4, 0.05, 0.01])
-    table["low"], table["high"] = table["change"] - 0.06, table["change"] + 0.06
+    table["p_fdr"] = [0.01, 0.06, 1, 0.0001, 0.2, 0.8]
     ax = plots.plot_head_ablation(table, "change of the accuracy")
     mesh = ax.collections[0]
     np.testing.assert_allclose(mesh.get_array().reshape(2, 3), table["change"].to_numpy().reshape(2, 3))
@@ -81,7 +81,7 @@ def test_head_ablation_is_centred_on_zero_and_frames_what_is_sure():
     assert [text.get_text() for text in ax.texts] == ["+0.10", "-0.02", "+0.00", "-0.40", "+0.05", "+0.01"]
     assert {tuple(np.floor(patch.get_xy())) for patch in ax.patches} == {(0, 0), (0, 1)}, "column, row of the sure ones"
     assert labels(ax.xaxis) == ["1", "2", "3"] and labels(ax.yaxis) == ["1", "2"]
-    plain = plots.plot_head_ablation(table.drop(columns=["low", "high"]))
+    plain = plots.plot_head_ablation(table.drop(columns="p_fdr"))
     assert not plain.patches and plain.get_legend() is None
     assert len(plots.plot_head_ablation(table.assign(change=0.0)).texts) == 6, "no change at all is drawn too"
     given = ax.figure.add_subplot()
@@ -104,7 +104,7 @@ def test_change_by_fine_tuning_joins_before_and_after():
     assert "before fine-tuning" not in by_label(axes[1]) and not axes[1].collections
     places = by_label(axes[1])["after"].get_xdata()
     assert places[0] > places[1], "heads of a block stand in the order of their values"
-    sure = plots.plot_attention_change(parts[0].assign(low=[1, -1, 1, -5], high=[5, 5, 5, -1]))[0].collections[0]
+    sure = plots.plot_attention_change(parts[0].assign(p_fdr=[0.01, 0.2, 0.04, 0.001]))[0].collections[0]
     assert [round(float(color[0]), 2) for color in sure.get_colors()] == [0.3, 0.8, 0.3, 0.3], "light where no change is shown"
 
 

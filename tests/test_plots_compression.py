@@ -103,16 +103,15 @@ def test_pareto_to_explore():
 
 
 def test_ingredients_are_shares_of_the_first():
-    rows = make_table().iloc[[0, 2, 5]].assign(peak_mb=[1200, 400, 300])
+    rows = make_table().iloc[[0, 2, 5]]
     axes = plots.plot_ingredients(rows)
-    assert [ax.get_title() for ax in axes] == ["latency", "size on disk", "peak memory", "balanced accuracy"]
+    assert [ax.get_title() for ax in axes] == ["latency", "size on disk", "balanced accuracy"]
     shares = [[bar.get_width() for bar in ax.patches] for ax in axes]
     assert shares[0] == pytest.approx([1, 61 / 232, 20 / 232])
-    assert shares[2] == pytest.approx([1, 1 / 3, 1 / 4])
     assert [text.get_text() for text in axes[1].texts] == ["344 MB", "89 MB (25.9%)", "23 MB (6.7%)"]
-    assert [text.get_text() for text in axes[3].texts] == ["0.952", "0.949 (−0.3 points)", "0.938 (−1.4 points)"]
+    assert [text.get_text() for text in axes[2].texts] == ["0.952", "0.949 (−0.3 points)", "0.938 (−1.4 points)"]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["ViT-B fp32", "ViT-B int8", "ViT-S int8"]
-    assert len(plots.plot_ingredients(rows.drop(columns=["peak_mb", "size_mb"]))) == 2
+    assert len(plots.plot_ingredients(rows.drop(columns="size_mb"))) == 2
 
 
 def test_drops_have_their_intervals_and_counts():

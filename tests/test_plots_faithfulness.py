@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, sem, t
 
 from vitlab import plots
 from vitlab.plots.faithfulness import _interval, split_controls
@@ -57,7 +57,7 @@ def test_few_methods_share_a_panel_for_each_kind():
     assert lines["random map (control)"].get_linestyle() == "--" and lines["random map (control)"].get_color() == "0.45"
     last = part.loc[part["share"] == 1, "score"]
     band = axes[0].collections[2].get_paths()[0].vertices[:, 1]
-    half = norm.ppf(0.975) * last.std() / 2
+    half = t.ppf(0.975, 3) * last.std() / 2
     np.testing.assert_allclose([band.max()], [last.mean() + half])
 
 
@@ -114,9 +114,8 @@ def test_intervals_of_means_over_images():
     assert _interval(np.array([0.5, 0.5, 1.0]), "hit") == _interval(np.array([0.0, 1.0, 1.0]), "hit"), "halves count as halves"
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
     low, high = _interval(values, "mass")
-    half = norm.ppf(0.975) * values.std() / 20
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.002)
-    assert _interval(values, "mass") == (low, high), "the same every time"
+    np.testing.assert_allclose([low, high], t.interval(0.95, 399, values.mean(), sem(values)))
+    assert _interval(np.array([0.1, 0.9]), "mass") == (0, 1), "shares stay within 0 and 1"
     assert _interval(np.full(3, 0.25), "rank") == (0.25, 0.25)
 
 

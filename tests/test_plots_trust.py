@@ -52,7 +52,7 @@ def test_trust_ranks_methods_and_shows_each_verdict():
     axes = plots.plot_trust(TRUST)
     assert axes.shape == (2,)
     assert labels(axes[0].yaxis) == ["Grad-CAM", "attention rollout", "saliency"], "ranks 1.5, 1.5, 3; ties in the table's order"
-    better, _, worse = (to_hex(color) for color, _ in VERDICTS.values())
+    better, _, worse, _ = (to_hex(color) for color, _ in VERDICTS.values())
     assert dots(axes[0]) == [(0.4, 0, ">", better), (0.2, 1, ">", better), (-0.3, 2, "<", worse)]
     assert [mark for *_, mark, _ in dots(axes[1])] == [">", ">", "o"]
     interval = next(line for line in axes[0].lines if len(set(line.get_xdata())) == 2)
@@ -60,7 +60,10 @@ def test_trust_ranks_methods_and_shows_each_verdict():
     assert texts(axes[0]) == ["insertion"]
     assert texts(axes[1]) == ["ROAD", "2 of 2", "2 of 2", "0 of 2"]
     legend = axes[0].get_figure(root=True).legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == list(VERDICTS)
+    assert [text.get_text() for text in legend.get_texts()] == list(VERDICTS)[:3]
+    few = plots.plot_trust(TRUST.assign(verdict="too few images to show anything"))
+    legend = few[0].get_figure(root=True).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == list(VERDICTS) and {mark for *_, mark, _ in dots(few[0])} == {"x"}
 
 
 def test_trust_in_an_order_of_ones_own_with_gaps():
@@ -132,5 +135,5 @@ def test_tables_that_do_not_fit(draw, message):
 
 
 def test_verdicts_differ_in_lightness_and_shape_too():
-    assert len({marker for _, marker in VERDICTS.values()}) == 3
+    assert len({marker for _, marker in VERDICTS.values()}) == 4
     assert {color for color, _ in VERDICTS.values()} & set(PALETTE) == {PALETTE[0], PALETTE[3]}

@@ -323,6 +323,16 @@ def test_report_parameters_show_the_values_of_the_run(site):
     assert "# Parameters" not in text
 
 
+def test_injected_values_replace_annotated_defaults():
+    own = "seed: int = 0  # Füße\nrate: float | None = (\n    None\n)\nname: str = 'a'; epochs = 3\nunset: int\nkept: int = 5"
+    given = "# Parameters\nseed = 4\nrate = 0.001\nname = 'b'\nepochs = 7\n"
+    cells = [make_code(own, tags=["parameters"]), make_code(given, tags=["injected-parameters"])]
+    (cell,) = clean_notebook(new_notebook(cells=cells)).cells
+    lines = read_options(cell.source)[1].splitlines()
+    assert lines[:1] == ["seed: int = 4  # Füße"] and lines[1].startswith("rate: float | None = ") and "0.001" in cell.source
+    assert lines[-3:] == ["name: str = 'b'; epochs = 7", "unset: int", "kept: int = 5"] and "None\n" not in cell.source
+
+
 def test_clean_notebook_turns_tables_to_markdown_with_numbers_to_the_right():
     table = make_table(name=["a", "b"], auc=[0.9, 0.8], range=["[0.1, 0.2]", "[0.3, 0.4]"])
     notebook = clean_notebook(new_notebook(cells=[make_code("t1", table), make_code("t2", make_table(only=["text"]))]))

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pypdf
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from rich.console import Console
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from tests.test_report import make_png, make_table
@@ -15,12 +18,16 @@ from vitlab import report as report_package
 from vitlab.batch.fingerprint import fingerprint_tasks
 from vitlab.batch.plan import load_batch, plan_tasks
 from vitlab.cli import app
+from vitlab.markup import code
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.guards import Finding, check_report, findings_table, mark_report, print_findings, read_findings
-from vitlab.report.guards.finding import code
 from vitlab.report.guards.references import bibliography_keys
 from vitlab.report.settings import Settings
+from vitlab.run_names import dataset_folder
+from vitlab.runs import PROMISED
+
+RUNS = f"runs/{dataset_folder('toy')}"
 
 BIBLIOGRAPHY = "@article{vaswani2017, title={Attention}, author={Vaswani, A.}, year={2017}}\n"
 POINT = {"model": "vit", "seed": 0}
@@ -55,7 +62,7 @@ class Project:
             new_code_cell("#| label: tbl-loss\n#| tbl-cap: Losses.\ntable", outputs=[make_table(epoch=[1, 2])]),
         ]
         compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), new_code_cell("1 + 1")]
-        self.write("03_train", POINT, self.train, "runs/toy/vit-seed0")
+        self.write("03_train", POINT, self.train, f"{RUNS}/vit-seed0")
         self.write("08_compare", {}, compare, None)
 
     def write(self, stem, point, cells, run):
@@ -87,7 +94,16 @@ class Project:
     def write_run(self, run, text=None, **content):
         file = self.reports / run / "run.json"
         file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"parameters": {"dataset": "toy"}, "facts": {}, "start_s": 1.0, "files": [], **content}
         file.write_text(json.dumps(content) if text is None else text)
+
+    def write_files(self, run):
+        """The files that notebooks 03 and 04 promise."""
+        folder = self.reports / run
+        for name in {name for names in PROMISED.values() for name in names}:
+            (folder / name).write_text("{}")
+        pd.DataFrame({"sample_id": ["a"]}).to_parquet(folder / "predictions.parquet")
+        save_file({"weight": np.zeros(2, np.float32)}, folder / "model.safetensors")
 
     def edit(self, change, stem="03_train"):
         """Change the executed copy of a notebook."""
@@ -139,7 +155,18 @@ def test_a_source_edited_since_is_named_with_both_lines(project):
     assert places(findings) == [("source", 4, "fig-loss"), ("source", 5, "tbl-loss")]
     assert findings[0].message == "executed as `plot()`, and the notebook now says `plot(epochs=3)`"
     assert findings[1].message == "the notebook has 1 more cells here: `new_cell()`"
-    assert findings[0].file == "runs/toy/vit-seed0/notebooks/03_train.ipynb"
+    assert findings[0].file == f"{RUNS}/vit-seed0/notebooks/03_train.ipynb"
+
+
+@pytest.mark.parametrize("cell", [new_code_cell(""), new_code_cell(" \n"), new_markdown_cell("")])
+def test_empty_cells_are_no_finding(project, cell):
+    project.edit(lambda cells: cells.append(nbformat.from_dict(cell)))
+    assert project.check() == []
+    path = project.root / "notebooks" / "03_train.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(1, nbformat.from_dict(cell))
+    nbformat.write(notebook, path)
+    assert project.check() == []
 
 
 def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
@@ -342,20 +369,42 @@ def test_bibliography_is_read_by_pandoc(project, tmp_path):
 
 
 def test_half_done_runs_of_the_report_and_beside_it(project):
-    project.write_run("runs/toy/vit-seed0", status="running")
-    project.write_run("runs/toy/other", status="failed")
-    project.write_run("runs/toy/torn", text='{"status": "do')
-    project.write_run("runs/toy/whole", status="done")
+    project.write_run(f"{RUNS}/vit-seed0", status="running")
+    project.write_run(f"{RUNS}/other", status="failed")
+    project.write_run(f"{RUNS}/torn", text='{"status": "do')
+    for name in ("lost", "whole"):
+        project.write_run(f"{RUNS}/{name}", status="done", files=PROMISED["03_finetune"])
+        project.write_files(f"{RUNS}/{name}")
+    (project.reports / RUNS / "lost" / "history.csv").unlink()
     project.write_run("runs/elsewhere/x", status="failed")
     findings = project.check()
     assert {finding.rule for finding in findings} == {"run"}
     assert [(finding.file, finding.message.split(";")[0]) for finding in findings] == [
-        ("runs/toy/other", "this run is failed, not done"),
-        ("runs/toy/torn", "its run.json cannot be read (JSONDecodeError)"),
-        ("runs/toy/vit-seed0", "this run is running, not done"),
+        (f"{RUNS}/lost", "history.csv is missing"),
+        (f"{RUNS}/other", "its status is failed"),
+        (f"{RUNS}/torn", "its run.json cannot be read"),
+        (f"{RUNS}/vit-seed0", "its status is running"),
     ]
-    shutil.rmtree(project.reports / "runs" / "toy" / "other")
-    assert "runs/toy/other" not in {finding.file for finding in project.check()}
+    shutil.rmtree(project.reports / RUNS / "other")
+    assert f"{RUNS}/other" not in {finding.file for finding in project.check()}
+
+
+@pytest.mark.parametrize(("stem", "file"), [(stem, file) for stem, files in PROMISED.items() for file in files])
+def test_strict_publishes_nothing_without_the_files_of_a_run(project, stem, file):
+    project.write(stem, {"model": "cnn"}, project.train, f"{RUNS}/cnn-seed0")
+    project.write_files(f"{RUNS}/cnn-seed0")
+    assert project.check() == []
+    path = project.reports / f"{RUNS}/cnn-seed0" / file
+    whole = path.read_bytes()
+    damages = [None] if path.suffix in (".csv", ".md") else [None, b'{"roc_auc": {"val', whole[: len(whole) // 2], b""]
+    for damage in damages:
+        path.unlink() if damage is None else path.write_bytes(damage)
+        (finding,) = project.check()
+        state = "missing" if damage is None else "damaged"
+        assert (finding.rule, finding.file) == ("run", f"{RUNS}/cnn-seed0")
+        assert finding.message == f"{file} is {state}; run the batch again"
+        with pytest.raises(ReportRefused):
+            render_report(strict=True)
 
 
 def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project):
@@ -365,8 +414,8 @@ def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project)
     project.write("08_compare", {}, compare, None)
     del project.tasks[1]["parameters"]["dataset"]
     assert project.check() == []
-    project.write_run("runs/toy/other", status="failed")
-    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", "runs/toy/other")]
+    project.write_run(f"{RUNS}/other", status="failed")
+    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", f"{RUNS}/other")]
     project.tasks[0]["parameters"]["dataset"] = "digits"
     project.keep()
     assert gather_report().subtitle == "Data sets: toy, digits"
@@ -412,9 +461,18 @@ class TestOutOfDate:
 
     def test_other_code(self, recorded):
         recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
-        assert self.messages(recorded) == ["the code of vitlab that it uses has changed; run the batch again"]
+        assert self.messages(recorded) == ["code changed; run the batch again"]
         recorded.tasks[0]["fingerprint"]["notebook"] = "0123456789ab"
         assert self.messages(recorded) == [], "a notebook that was edited may use other code; the rule source tells of it"
+
+    def test_other_libraries_files_and_runs(self, recorded):
+        now = dict(recorded.tasks[0]["fingerprint"])
+        assert "python 3" in now["libraries"]
+        recorded.tasks[0]["fingerprint"]["libraries"] += "\ntorch 2.0"
+        assert self.messages(recorded) == ["libraries changed: torch 2.0 -> none; run the batch again"]
+        recorded.tasks[0]["fingerprint"] = now | {"files": "published.csv 0123", "runs": "3 finished, 0123"}
+        said = "runs changed; files changed: published.csv 0123 -> none; run the batch again"
+        assert self.messages(recorded) == [said]
 
     def test_other_data_and_what_came_before_are_left_to_the_batch(self, recorded):
         recorded.tasks[0]["fingerprint"] |= {"data": "0123456789ab", "needs": "0123456789ab"}
@@ -460,7 +518,7 @@ def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(proje
     title, where, _, first, second, *_ = page[place + 1].source.split("\n")
     rules = "not executed with its present source; a figure without an alternative text"
     assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
-    assert where == "Cell 4 of `runs/toy/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
+    assert where == f"Cell 4 of `{RUNS}/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
     assert first == "- executed as `plot()`, and the notebook now says `#| fig-alt: A falling line.`"
     assert second == "- this figure says nothing to who cannot see it: write `#| fig-alt: ...`"
 
@@ -499,7 +557,7 @@ def test_command_prints_where_and_tells_by_its_status(project):
     project.keep()
     result = CliRunner().invoke(app, ["report", "toy", "--strict"])
     assert result.exit_code == 1 and "HTML" not in result.stdout
-    assert "runs/toy/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
+    assert f"{RUNS}/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
     assert result.stderr == "Not published. What to mend, and where, stands above: 1.\n"
     result = CliRunner().invoke(app, ["report", "toy"])
     assert result.exit_code == 0 and "@fig-none" in result.stdout and "HTML" in result.stdout

@@ -18,6 +18,7 @@ from vitlab.cli import app
 from vitlab.data import hash_splits
 from vitlab.plots import present
 from vitlab.report import render_report
+from vitlab.run_names import dataset_folder
 from vitlab.runs import Run, find_runs
 from vitlab.submission import make_bundle, verify_bundle
 from vitlab.submission.check_notebooks import _format
@@ -76,7 +77,7 @@ def find(folder, pattern):
 
 def test_the_bundle_holds_what_a_marker_needs(made, folder):
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    run = find(folder, "runs/digits/*").relative_to(folder).as_posix()
+    run = find(folder, "runs/digits-*/*").relative_to(folder).as_posix()
     of_run = [
         "run.json",
         "metrics.json",
@@ -89,7 +90,14 @@ def test_the_bundle_holds_what_a_marker_needs(made, folder):
     of_run += ["notebooks/03_finetune.ipynb", "notebooks/04_evaluate.ipynb", "notebooks/assignment.ipynb"]
     environment = ["environment/environment.json", "environment/installed.txt", "environment/requirements.lock"]
     project = ["project/_quarto.yml", "project/reports/references.bib", "project/notebooks/assignment.ipynb"]
-    pages = ["report/index.html", "report/report.pdf", "runs/batches/toy/batch.json", "data/digits.csv", "rubric.yml", MANIFEST]
+    pages = [
+        "report/index.html",
+        "report/report.pdf",
+        "runs/batches/toy/batch.json",
+        f"data/{dataset_folder('digits')}.csv",
+        "rubric.yml",
+        MANIFEST,
+    ]
     assert names >= {"README.md", "TITLE.md", *(f"{run}/{name}" for name in of_run), *environment, *project, *pages}
     assert "Ada L." in (folder / "TITLE.md").read_text() and "says the course" in (folder / "TITLE.md").read_text()
     assert "not signatures" in (folder / "README.md").read_text()
@@ -131,8 +139,8 @@ def test_a_rerun_gives_the_same_metrics(made):
 
 
 WHOLE = ("archive", "manifest")
-KINDS = ["*.md", "*.json", "*.yml", "report/*.html", "report/*.pdf", "data/*", "environment/*.json", "runs/digits/*/*.csv"]
-KINDS += [f"runs/digits/*/{name}" for name in ("*.json", "*.md", "*.parquet", "*.safetensors", "notebooks/*.ipynb")]
+KINDS = ["*.md", "*.json", "*.yml", "report/*.html", "report/*.pdf", "data/*", "environment/*.json", "runs/digits-*/*/*.csv"]
+KINDS += [f"runs/digits-*/*/{name}" for name in ("*.json", "*.md", "*.parquet", "*.safetensors", "notebooks/*.ipynb")]
 
 
 @pytest.mark.parametrize("pattern", KINDS)
@@ -162,7 +170,7 @@ def test_one_byte_in_the_zip_is_caught_by_name(made, folder, tmp_path, pattern):
 
 
 def test_a_removed_and_an_added_file_are_named(folder, tmp_path):
-    removed = find(folder, "runs/digits/*/splits.csv")
+    removed = find(folder, "runs/digits-*/*/splits.csv")
     removed.unlink()
     (folder / "notes.txt").write_text("more")
     verdict, failed = verify(pack(folder, tmp_path / "altered.zip"))
@@ -190,7 +198,7 @@ def forge(folder, tmp_path):
 
 
 def test_a_metric_edited_by_hand_does_not_follow_from_the_predictions(folder, tmp_path):
-    path = find(folder, "runs/digits/*/metrics.json")
+    path = find(folder, "runs/digits-*/*/metrics.json")
     content = json.loads(path.read_text())
     content["accuracy"]["value"] += 0.001
     path.write_text(json.dumps(content))
@@ -200,7 +208,7 @@ def test_a_metric_edited_by_hand_does_not_follow_from_the_predictions(folder, tm
 
 
 def test_predictions_edited_by_hand_do_not_fit_the_metrics(folder, tmp_path):
-    path = find(folder, "runs/digits/*/predictions.parquet")
+    path = find(folder, "runs/digits-*/*/predictions.parquet")
     table = pd.read_parquet(path)
     wrong = table.index[(table["split"] == "test") & (table["label"] != table["pred"])][0]
     label = table.loc[wrong, "label"]
@@ -213,7 +221,7 @@ def test_predictions_edited_by_hand_do_not_fit_the_metrics(folder, tmp_path):
 
 
 def test_a_class_that_is_not_the_most_probable_is_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/predictions.parquet")
+    path = find(folder, "runs/digits-*/*/predictions.parquet")
     table = pd.read_parquet(path)
     table["pred"] = table["label"]
     table.to_parquet(path, index=False)
@@ -221,7 +229,7 @@ def test_a_class_that_is_not_the_most_probable_is_caught(folder, tmp_path):
 
 
 def test_cells_in_another_order_are_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/notebooks/assignment.ipynb")
+    path = find(folder, "runs/digits-*/*/notebooks/assignment.ipynb")
     content = json.loads(path.read_text())
     code = [place for place, cell in enumerate(content["cells"]) if cell["cell_type"] == "code"]
     first, second = code[-2:]
@@ -233,9 +241,9 @@ def test_cells_in_another_order_are_caught(folder, tmp_path):
 
 
 def test_an_output_or_a_source_edited_by_hand_is_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/notebooks/04_evaluate.ipynb")
+    path = find(folder, "runs/digits-*/*/notebooks/04_evaluate.ipynb")
     kept, name = path.read_text(), path.relative_to(folder).as_posix()
-    value = json.loads(find(folder, "runs/digits/*/metrics.json").read_text())["accuracy"]["value"]
+    value = json.loads(find(folder, "runs/digits-*/*/metrics.json").read_text())["accuracy"]["value"]
     path.write_text(kept.replace(f"{value:.3f} [", "0.999 ["))
     assert ("shown", name) in forge(folder, tmp_path)[1]
     path.write_text(kept.replace("plots.present(metrics)", "plots.present( metrics)"))
@@ -245,7 +253,7 @@ def test_an_output_or_a_source_edited_by_hand_is_caught(folder, tmp_path):
 
 
 def test_a_picture_exchanged_in_the_report_is_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/notebooks/assignment.ipynb")
+    path = find(folder, "runs/digits-*/*/notebooks/assignment.ipynb")
     content = json.loads(path.read_text())
     output = next(o for cell in content["cells"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {}))
     output["data"]["image/png"] = output["data"]["image/png"][:-20] + "A" * 20
@@ -260,7 +268,7 @@ def change_manifest(folder, change):
 
 
 def test_a_run_laid_where_a_rerun_would_find_it_is_named_and_not_laid_out(folder, tmp_path):
-    run = find(folder, "runs/digits/*")
+    run = find(folder, "runs/digits-*/*")
     shutil.copytree(run, folder / "project" / "reports" / run.relative_to(folder))
     failed = forge(folder, tmp_path)[1]
     assert ("contents", f"project/reports/{run.relative_to(folder).as_posix()}/run.json") in failed
@@ -270,7 +278,7 @@ def test_a_run_laid_where_a_rerun_would_find_it_is_named_and_not_laid_out(folder
 
 def test_images_left_out_of_every_split_are_caught(folder, tmp_path):
     """The wrong ones are dropped everywhere, and everything is made to fit; only the data themselves can tell."""
-    run = find(folder, "runs/digits/*")
+    run = find(folder, "runs/digits-*/*")
     place = run.relative_to(folder).as_posix()
     predictions = pd.read_parquet(run / "predictions.parquet")
     wrong = set(predictions["sample_id"][(predictions["split"] == "test") & (predictions["label"] != predictions["pred"])])
@@ -278,9 +286,9 @@ def test_images_left_out_of_every_split_are_caught(folder, tmp_path):
     splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False)
     splits = splits[~splits["sample_id"].isin(wrong)]
     splits.to_csv(run / "splits.csv", index=False)
-    hashes = pd.read_csv(folder / "data" / "digits.csv", dtype=str)
+    hashes = pd.read_csv(folder / "data" / f"{dataset_folder('digits')}.csv", dtype=str)
     hashes = hashes[~hashes["sample_id"].isin(wrong)]
-    hashes.to_csv(folder / "data" / "digits.csv", index=False)
+    hashes.to_csv(folder / "data" / f"{dataset_folder('digits')}.csv", index=False)
     digest, card = hash_splits(splits), (run / "data_card.md").read_text()
 
     def change(facts):
@@ -299,28 +307,28 @@ def test_images_left_out_of_every_split_are_caught(folder, tmp_path):
 
 
 def test_a_notebook_given_to_another_run_is_caught(folder, tmp_path):
-    run = find(folder, "runs/digits/*")
+    run = find(folder, "runs/digits-*/*")
     other = run.with_name("other")
     other.mkdir()
     shutil.copy(run / "metrics.json", other)
-    name = find(folder, "runs/digits/*/notebooks/04_evaluate.ipynb").relative_to(folder).as_posix()
-    for given in ("runs/digits/other", ""):
+    name = find(folder, "runs/digits-*/*/notebooks/04_evaluate.ipynb").relative_to(folder).as_posix()
+    for given in (f"runs/{dataset_folder('digits')}/other", ""):
         change_manifest(
             folder, lambda facts, given=given: [b.update(run=given) for b in facts["notebooks"] if b["executed"] == name]
         )
         failed = forge(folder, tmp_path)[1]
-        assert ("contents", name) in failed and ("contents", "runs/digits/other/metrics.json") in failed
+        assert ("contents", name) in failed and ("contents", f"runs/{dataset_folder('digits')}/other/metrics.json") in failed
 
 
 def test_weights_that_are_there_are_looked_at_whatever_the_manifest_says(folder, tmp_path):
-    path = find(folder, "runs/digits/*/model.safetensors")
+    path = find(folder, "runs/digits-*/*/model.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     change_manifest(folder, lambda facts: facts["runs"][0]["weights"].update(included=False))
     assert ("weights", path.parent.relative_to(folder).as_posix()) in forge(folder, tmp_path)[1]
 
 
 def test_classes_in_another_order_are_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/predictions.parquet")
+    path = find(folder, "runs/digits-*/*/predictions.parquet")
     table = pd.read_parquet(path)
     names = list(table.columns)
     for kind in ("logit", "prob"):
@@ -337,14 +345,14 @@ def test_numbers_are_looked_for_as_tables_show_them(row):
 
 
 def test_test_images_moved_to_training_are_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/splits.csv")
+    path = find(folder, "runs/digits-*/*/splits.csv")
     path.write_text(path.read_text().replace(",test,", ",train,", 1))
     place = path.parent.relative_to(folder).as_posix()
     assert {("splits", place), ("predictions", place)} <= set(forge(folder, tmp_path)[1])
 
 
 def test_exchanged_weights_are_caught(folder, tmp_path):
-    path = find(folder, "runs/digits/*/model.safetensors")
+    path = find(folder, "runs/digits-*/*/model.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -352,13 +360,13 @@ def test_exchanged_weights_are_caught(folder, tmp_path):
 
 
 def test_another_label_than_the_data_have_is_caught(folder, tmp_path):
-    path = folder / "data" / "digits.csv"
+    path = folder / "data" / f"{dataset_folder('digits')}.csv"
     path.write_text(path.read_text().replace("digit0000,0,", "digit0000,1,"))
     assert ("data", "digits") in forge(folder, tmp_path)[1]
 
 
 def test_an_image_that_is_another_one_here_is_named(folder, tmp_path):
-    path = folder / "data" / "digits.csv"
+    path = folder / "data" / f"{dataset_folder('digits')}.csv"
     table = pd.read_csv(path, dtype=str)
     table.loc[7, "sha256"] = "0" * 64
     table.to_csv(path, index=False)
@@ -425,7 +433,7 @@ def test_a_notebook_changed_after_it_was_executed_is_told_at_submit(project, tmp
 
 
 def test_a_notebook_executed_by_hand_goes_along(project, tmp_path):
-    shutil.copy(next(project.glob("reports/runs/digits/*/notebooks/assignment.ipynb")), tmp_path / "extra.ipynb")
+    shutil.copy(next(project.glob("reports/runs/digits-*/*/notebooks/assignment.ipynb")), tmp_path / "extra.ipynb")
     bundle = make_bundle(["toy"], author="A", title="T", notebooks=[tmp_path / "extra.ipynb"], output=tmp_path / "extra.zip")
     assert not [result for result in bundle.verdict.failed if "extra" in result.subject and result.check != "answers"]
     assert any(result.subject == "runs/notebooks/extra.ipynb" and result.status == "pass" for result in bundle.verdict.results)
@@ -453,7 +461,7 @@ def test_a_run_that_no_notebook_belongs_to_is_refused(project, tmp_path):
     lone = Run.create(name="lone", dataset="digits", model="vit_scratch")
     lone.finish()
     try:
-        with pytest.raises(ValueError, match=r"no executed notebook belongs to runs/digits/lone.*--notebook FILE"):
+        with pytest.raises(ValueError, match=r"no executed notebook belongs to runs/digits-.*/lone.*--notebook FILE"):
             make_bundle(["lone"], author="Ada", title="Toy", output=tmp_path / "x.zip")
     finally:
         shutil.rmtree(lone.path)
@@ -472,7 +480,7 @@ def test_with_a_batch_go_its_own_notebooks_with_a_run_those_of_all(project):
 
 
 def test_an_unfinished_run_is_refused(project, tmp_path):
-    path = next(project.glob("reports/runs/digits/*/run.json"))
+    path = next(project.glob("reports/runs/digits-*/*/run.json"))
     kept = path.read_text()
     path.write_text(kept.replace('"status": "done"', '"status": "running"'))
     try:

@@ -55,7 +55,7 @@ def test_a_whole_execution_has_no_problem(executed, clean):
         (1, {"execution_count": 2}, "cell 2 was executed as number 2, where 1 was its turn"),
         (4, {"execution_count": None}, r"cell 5 was not executed: not top to bottom in a fresh kernel \(print\(1\)\)"),
         (1, {"execution_count": True}, "cell 2 was executed as number True, where 1 was its turn"),
-        (4, {"source": " \n"}, "cell 5 is an empty code cell"),
+        (4, {"source": " \n", "outputs": [{"output_type": "stream", "text": "0.999"}]}, "cell 5 shows something and has no code"),
         (4, {"outputs": [{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}]}, "cell 5 failed with KeyError: 'x'"),
     ],
 )
@@ -65,6 +65,27 @@ def test_how_it_was_not_executed(executed, cell, change, message):
     import re
 
     assert re.match(message, problem)
+
+
+@pytest.mark.parametrize("place", [0, 2, 4, 5])
+@pytest.mark.parametrize("source", ["", " \n\t\n"])
+@pytest.mark.parametrize("count", [None, 9])
+def test_empty_cells_do_not_count(executed, clean, place, source, count):
+    """JupyterLab adds one at the end, and a cell that was emptied may keep its count."""
+    empty = {"cell_type": "code", "source": source, "execution_count": count, "outputs": [], "tags": []}
+    text = {"cell_type": "markdown", "source": source, "tags": []}
+    for one in (empty, text):
+        longer = {"cells": [*executed["cells"][:place], one, *executed["cells"][place:]]}
+        assert find_execution_problems(longer) == []
+        assert find_source_problems(longer, clean, PARAMETERS) == []
+        assert find_source_problems(executed, {"cells": [*clean["cells"], one]}, PARAMETERS) == []
+
+
+def test_cells_with_a_comment_count(executed):
+    comment = {"cell_type": "code", "source": "# a comment", "execution_count": 5, "outputs": [], "tags": []}
+    assert find_execution_problems({"cells": [*executed["cells"], comment]}) == []
+    (problem,) = find_execution_problems({"cells": [*executed["cells"], comment | {"execution_count": None}]})
+    assert problem.startswith("cell 6 was not executed")
 
 
 def test_a_notebook_without_code_was_not_executed(executed):

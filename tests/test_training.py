@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -10,8 +12,9 @@ from torch import nn
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
 from vitlab.data import load_dataset
+from vitlab.errors import UserError
 from vitlab.models import build_model, load_model
-from vitlab.runs import Run, find_runs
+from vitlab.runs import PROMISED, Run, find_runs, runs_folder
 from vitlab.training import ensure_run, finetune, fit, predict, recipe, save_results
 from vitlab.training.precision import choose_precision, resolve_precision
 from vitlab.training.scores import score_logits
@@ -231,3 +234,79 @@ def test_a_run_with_a_variant_is_not_the_usual_one(monkeypatch):
     assert ensure_run("digits", "vit_scratch") == "trained"
     (run,) = find_runs("digits")
     assert ensure_run("digits", "vit_scratch", name=run.name).variant == "smote", "by its name it is found"
+
+
+def test_a_name_never_starts_a_training_run(monkeypatch, reports_folder):
+    monkeypatch.setattr("vitlab.training.experiment.finetune", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(UserError, match=f"unknown run_name 'first'.*none yet.*finished runs in {runs_folder('digits')}"):
+        ensure_run("digits", "vit_scratch", name="first")
+    assert not reports_folder.exists()
+    Run.create(name="first-try", dataset="digits", model="vit_scratch", seed=0).finish()
+    Run.create(name="unfinished", dataset="digits", model="vit_scratch", seed=0)
+    Run.create(name="other seed", dataset="digits", model="vit_scratch", seed=1).finish()
+    with pytest.raises(UserError, match=r"unknown run_name 'first-tyr'\. Did you mean first-try.*Leave run_name empty"):
+        ensure_run("digits", "vit_scratch", name="first-tyr")
+    with pytest.raises(UserError, match=r"run unfinished in .* cannot be used here: its status is running"):
+        ensure_run("digits", "vit_scratch", name="unfinished")
+    with pytest.raises(UserError, match="it has seed 1 instead of 0"):
+        ensure_run("digits", "vit_scratch", name="other seed")
+    with pytest.raises(UserError, match="it has model 'vit_scratch' instead of 'hybrid_vit'"):
+        ensure_run("digits", "hybrid_vit", name="first-try")
+    with pytest.raises(UserError, match="write one plain folder name"):
+        ensure_run("digits", "vit_scratch", name="../x")
+    assert ensure_run("digits", "vit_scratch", name="first-try").name == "first-try"
+
+
+def test_a_run_is_done_only_with_all_its_files(digits):
+    """The kernel was restarted after the training, then all cells were run: no epoch is left, and history.csv is there again."""
+    config = recipe("vit_scratch", epochs=2, batch_size=32, precision="fp32")
+    parameters = {"dataset": "digits", "model": "vit_scratch", "seed": 0}
+    history = fit(tiny_vit(), digits, Run.create(**parameters), config)
+    model, run = tiny_vit(), Run.create(**parameters)
+    again = fit(model, digits, run, config)
+    save_results(run, model, digits)
+    assert find_runs("digits")[0].problem == "" and len(again) == 2
+    pd.testing.assert_frame_equal(run.read_table("history.csv"), history, check_dtype=False)
+    for file in PROMISED["03_finetune"]:
+        content = (run.path / file).read_bytes()
+        (run.path / file).unlink()
+        with pytest.warns(UserWarning, match=f"is left out: {file} is missing"):
+            assert find_runs("digits") == []
+        with pytest.raises(UserError, match=f"not complete: {file} is missing"):
+            Run(run.path).finish(PROMISED["03_finetune"])
+        (run.path / file).write_bytes(content)
+    assert len(find_runs("digits")) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_finished_run_survives_when_its_replacement_is_killed_and_the_replacement_goes_on(digits):
+    parameters = {"dataset": "digits", "model": "vit_scratch", "seed": 0}
+    config = recipe("vit_scratch", epochs=4, batch_size=32, precision="fp32")
+
+    def train(stop=None):
+        model, run = tiny_vit(), Run.create(**parameters)
+        history = fit(model, digits, run, config, on_epoch=stop)
+        save_results(run, model, digits)
+        return run, history
+
+    def kill_myself(row):
+        if row["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    first, history = train()
+    (first.path / "notebooks").mkdir()
+    start = first.info["start_s"]
+    torch.set_num_threads(1)
+    child = os.fork()
+    if child == 0:
+        train(kill_myself)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    (kept,) = find_runs("digits")
+    assert kept.info["start_s"] == start and kept.problem == ""
+    epochs = []
+    second, again = train(lambda row: epochs.append(row["epoch"]))
+    assert epochs == [4], "from the checkpoint"
+    (found,) = find_runs("digits")
+    assert found.path == first.path == second.path and found.info["start_s"] > start
+    assert (found.path / "notebooks").is_dir() and not (found.path / "checkpoints").exists()
+    assert again["val_loss"].tolist() == history["val_loss"].tolist()

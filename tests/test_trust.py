@@ -6,15 +6,14 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.filters import scharr
-from statsmodels.stats.multitest import multipletests
 
 from tests.test_faithfulness import make_additive, make_map
 from tests.toys import tiny_vit
-from vitlab.evaluation.bootstrap import draw_counts
+from vitlab.evaluation.few_images import mean_interval, sign_flip_p
 from vitlab.explain import explain
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.removal import CellScorer
-from vitlab.explain.trust import METRICS, correct_holm, describe_table, legend_table, rank_table, score_maps, trust_table
+from vitlab.explain.trust import FEW, METRICS, describe_table, legend_table, rank_table, score_maps, trust_table
 
 
 def make_scores(**values):
@@ -59,13 +58,11 @@ def test_the_truth_is_better_than_all_controls():
     scores = score_maps(scorer, [exact, turned])
     assert set(scores["method"]) == {"exact", "turned", *CONTROLS}
     assert set(scores["metric"]) == {name for name, metric in METRICS.items() if metric.compute}
-    assert not scores.duplicated(["method", "metric", "sample_id"]).any() and len(scores) == 5 * 8 * 16
+    assert not scores.duplicated(["method", "metric", "sample_id"]).any() and len(scores) == 5 * 7 * 16
     trust = trust_table(scores)
     table = trust.set_index(["method", "metric"])
     assert (table.loc["exact", "verdict"] == "better than all controls").all()
-    ordered = ["deletion", "insertion", "comprehensiveness", "sufficiency", "sensitivity_n", "road"]
-    assert (table.loc["turned"].loc[ordered, "verdict"] == "worse").all()
-    assert table.loc[("turned", "infidelity"), "verdict"] == "better than all controls"  # it forecasts as well, upside down
+    assert (table.loc["turned", "verdict"] == "worse").all(), "a map and its negative never both pass"
     assert "sparseness" not in set(trust["metric"]) and "sparseness" in set(describe_table(scores)["metric"])
     for (method, metric), row in table.iterrows():
         means = scores[scores["metric"] == metric].groupby("method")["value"].mean()
@@ -75,21 +72,21 @@ def test_the_truth_is_better_than_all_controls():
         assert row["difference"] == pytest.approx(sign * (means[method] - best))
         assert row["low"] <= row["value"] <= row["high"] and row["difference_low"] <= row["difference"] <= row["difference_high"]
     ranks = rank_table(trust)
-    assert ranks["method"].tolist() == ["exact", "turned"] and ranks["better"].tolist() == [7, 1]
+    assert ranks["method"].tolist() == ["exact", "turned"] and ranks["better"].tolist() == [6, 0]
     assert ranks["verdict"].tolist() == [
-        "follows the model: better than all controls in 7 of 7",
-        "misleads: worse than a control in 6 of 7, better than all in 1",
+        "follows the model: better than all controls in 6 of 6",
+        "misleads: worse than a control in 6 of 6",
     ]
 
 
-def test_the_interval_is_that_of_the_paired_bootstrap():
+def test_intervals_are_t_and_the_test_is_sign_flip():
     scores = make_scores(good=draw(1), random=draw(seed=1), centre=draw(-0.5, seed=2))
-    row = trust_table(scores, replicates=500, seed=3).iloc[0]
-    gaps = draw(1) - draw(seed=1)
-    drawn = np.concatenate(list(draw_counts(24, 500, seed=3))) @ gaps / 24
-    assert row["control"] == "random" and row["difference"] == pytest.approx(gaps.mean())
-    np.testing.assert_allclose(row[["difference_low", "difference_high"]].astype(float), np.quantile(drawn, [0.025, 0.975]))
-    assert row["p_holm"] == pytest.approx(((drawn <= 0).sum() + 1) / 501) and row["n"] == 24
+    row = trust_table(scores).iloc[0]
+    gaps = np.stack([draw(1) - draw(seed=1), draw(1) - draw(-0.5, seed=2)], axis=1)
+    mean, low, high, _ = mean_interval(gaps)
+    assert row["control"] == "random" and row["n"] == 24
+    np.testing.assert_allclose(row[["difference", "difference_low", "difference_high"]].astype(float), [mean[0], low[0], high[0]])
+    assert row["p_holm"] == pytest.approx(sign_flip_p(gaps, "greater").max())
 
 
 def test_every_control_counts_not_the_best_alone():
@@ -97,7 +94,7 @@ def test_every_control_counts_not_the_best_alone():
     wild = 40 * draw(seed=5)
     wild -= wild.mean() + 2
     row = trust_table(make_scores(good=draw(3), random=draw(seed=1), centre=wild)).iloc[0]
-    assert row["control"] == "random" and row["difference_low"] > 0 and row["verdict"] == "not shown"
+    assert row["control"] == "random" and row["difference_low"] > 0 and row["verdict"] == "not shown" and row["p_holm"] > 0.025
 
 
 def test_many_methods_need_clearer_differences():
@@ -111,18 +108,35 @@ def test_many_methods_need_clearer_differences():
     assert among["verdict"].iloc[0] == "not shown" and among["p_holm"].iloc[0] > alone["p_holm"].iloc[0]
 
 
-def test_holms_correction_is_that_of_statsmodels():
-    p = np.array([0.01, 0.2, 0.01, 0.03, 0.6])
-    np.testing.assert_allclose(correct_holm(p), multipletests(p, method="holm")[1])
-    assert correct_holm(np.empty(0)).shape == (0,)
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+@pytest.mark.parametrize("count", [6, 12, 24])
+def test_worthless_methods_are_seldom_called_better_or_worse(count, shape):
+    """Nine worthless methods, one control of their kind and two far behind. Target: at most 3.5 % for 2.5 % nominal.
+
+    60 tables each: more than 5 errors have a chance of 0.4 % at 2.5 %; the bootstrap had 10 % (normal, 12) and 17 % (6).
+    """
+    generator, found = np.random.default_rng(count), np.zeros(2)
+    for _ in range(60):
+        names = [f"m{i}" for i in range(9)] + ["random", "centre"]
+        image = generator.normal(size=count)
+        noise = generator.normal(size=(11, count)) if shape == "normal" else generator.exponential(size=(11, count)) ** 2
+        noise[-1] -= 30
+        verdict = trust_table(make_scores(**dict(zip(names, noise + image, strict=True))))["verdict"]
+        found += (verdict == "better than all controls").any(), (verdict == "worse").any()
+    assert (found <= 5).all() and (found > 0).any() == (count > 6)
 
 
-def test_worthless_methods_are_seldom_called_better():
-    called = 0
-    for seed in range(80):
-        rows = {name: draw(seed=1000 * seed + place) for place, name in enumerate(["a", "b", "c", *CONTROLS])}
-        called += (trust_table(make_scores(**rows), replicates=200)["verdict"] == "better than all controls").any()
-    assert called <= 5  # below .025 in each; a binomial of 80 and .025 leaves this range twice in 100
+def test_too_few_images_are_called_so():
+    good = {f"m{i}": draw(9, 6, seed=i) for i in range(9)}
+    few = trust_table(make_scores(**good, random=draw(count=6, seed=99)))
+    assert (few["verdict"] == FEW).all() and (few["p_holm"] > 0.025).all(), "6 images reach no p below 1 in 64, times 9 methods"
+    ranks = rank_table(few)
+    assert (ranks["verdict"] == FEW).all() and (ranks["not_shown"] == 1).all()
+    good = {f"m{i}": draw(9, 9, seed=i) for i in range(9)}
+    enough = trust_table(make_scores(**good, random=draw(count=9, seed=99)))
+    assert (enough["verdict"] == "better than all controls").all()
+    good["m8"] = np.append(good["m8"][:8], np.nan)
+    assert (trust_table(make_scores(**good, random=draw(count=9, seed=99)))["verdict"] != FEW)[:8].all()
 
 
 def test_gaps_and_single_images():
@@ -135,9 +149,8 @@ def test_gaps_and_single_images():
     assert table.loc["never", "verdict"] == "not shown" and table.loc["good", "verdict"] == "better than all controls"
     assert rank_table(table.reset_index()).set_index("method").loc["never", "verdict"] == "not measured"
     one = trust_table(make_scores(good=[2.0], random=[1.0])).iloc[0]
-    assert one["difference"] == 1 and one["verdict"] == "not shown"
+    assert one["difference"] == 1 and one["n"] == 1 and one["verdict"] == "not shown"
     assert np.isnan([one["low"], one["high"], one["difference_low"], one["difference_high"], one["p_holm"]]).all()
-    assert (trust_table(make_scores(good=draw(3), random=draw()), replicates=0)["verdict"] == "not shown").all()
 
 
 @pytest.mark.parametrize(

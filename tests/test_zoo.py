@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
+from vitlab.errors import UserError
 from vitlab.models import available, build_model, count_parameters, load_model, save_model
 from vitlab.models.saving import DESCRIPTION, WEIGHTS
 from vitlab.models.weights import packaged_checkpoint, rename_by_order
@@ -164,7 +165,7 @@ def no_hub(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("pretrained", [None, True])
 def test_weights_out_of_reach_are_an_error_within_seconds_and_never_random(no_hub, pretrained):
     start = time.perf_counter()
-    with pytest.raises(RuntimeError, match=r"weights of resnet18.*at hand .* efficientnet_lite0 .* hybrid_vit.*pretrained=False"):
+    with pytest.raises(UserError, match=r"weights of resnet18.*at hand .* efficientnet_lite0 .* hybrid_vit.*pretrained=False"):
         build_model("resnet18", CLASSES, pretrained=pretrained)
     assert time.perf_counter() - start < 10
 
@@ -182,7 +183,7 @@ def test_weights_in_the_local_cache_need_no_hub(no_hub):
 
 
 def test_a_timm_model_without_published_weights_says_so():
-    with pytest.raises(RuntimeError, match="no pretrained weights for test_vit4"):
+    with pytest.raises(UserError, match="no pretrained weights for test_vit4"):
         build_model("test_vit4", CLASSES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.places import inside_project
+from vitlab.user_files import MACHINE, check_writable, describe_machine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -52,16 +55,19 @@ def run(
         from vitlab.batch import run_notebook
         from vitlab.batch.summary import describe_problem
         from vitlab.notebook import fit_parameters
-        from vitlab.runs import reports_dir
 
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
             if not equals:
                 raise UserError(f"-p {name} lacks a value; write -p NAME VALUE")
         parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
-        copy = output or reports_dir() / "runs" / "notebooks" / notebook.name
-        outcome = run_notebook(notebook, copy, parameters)
-    typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}")
+        with inside_project(notebook) as reports:
+            copy = output or reports / "runs" / "notebooks" / notebook.name
+            if copy.is_dir():
+                raise UserError(f"--output {copy} is a folder; name a file, like {copy / notebook.name}")
+            check_writable(copy.parent)
+            outcome = run_notebook(notebook, copy, parameters)
+    typer.echo(f"{notebook.name} {outcome['status']} in {outcome['seconds']} s: {copy}\nResults: {reports}")
     if outcome["status"] == "failed":
         typer.secho(describe_problem(outcome), fg="red", err=True)
         raise typer.Exit(1)
@@ -71,7 +77,7 @@ def run(
 def batch(
     file: Annotated[Path, typer.Argument(help="A batch file, like notebooks/batches/elpv.yml.")],
     workers: Annotated[int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, why, and at what cost; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and why; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run everything, what is up to date too.")] = False,
     scheduler: Annotated[
         str,
@@ -87,15 +93,19 @@ def batch(
         if scheduler and workers > 1:
             raise UserError("--workers is for this machine, --scheduler for a cluster, which has workers of its own; give one")
         try:
-            with end_in_order():
+            with inside_project(file) as reports, end_in_order():
+                if not dry_run:
+                    check_writable(reports)
                 content = run_batch(file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler)
         except KeyboardInterrupt as stop:  # Ctrl+C is the signal 2
             typer.echo("Stopped. The same command carries on from here.", err=True)
             raise typer.Exit(128 + getattr(stop, "number", 2)) from None
     if dry_run:
         print_plan(content)
+        typer.echo(f"Results: {reports}")
         return typer.echo(content["jobs"]) if content.get("jobs") else None
     print_summary(content)
+    typer.echo(f"Results: {reports}")
     if any(task["status"] in ("failed", "skipped") for task in content["tasks"]):
         raise typer.Exit(1)
 
@@ -111,9 +121,12 @@ def report(
         from vitlab.report import ReportRefused, render_report
         from vitlab.report.guards import print_findings, read_findings
 
-        names = [Path(name).stem if name.endswith((".yml", ".yaml")) else name for name in batches or []]
+        files = [name for name in batches or [] if name.endswith((".yml", ".yaml"))]
+        names = [Path(name).stem if name in files else name for name in batches or []]
         try:
-            paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
+            with inside_project(files[0] if files else "batch.yml") as reports:
+                check_writable(reports)
+                paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
         except ReportRefused as refused:
             print_findings(refused.findings)
             typer.secho(f"Not published. What to mend, and where, stands above: {len(refused.findings)}.", fg="red", err=True)
@@ -138,7 +151,7 @@ def new(
 
         project = create_project(folder, data, title)
     typer.echo(f"{project.folder}: {len(project.files)} files\n{project.summary}\n")
-    typer.echo(f"cd {project.folder}\nvitlab batch batch.yml\nvitlab report batch")
+    typer.echo(f"cd {shlex.quote(str(project.folder))}\nvitlab batch batch.yml\nvitlab report batch")
 
 
 @app.command(name="app")
@@ -176,7 +189,7 @@ def export_space(
     with clean_errors():
         from vitlab.deploy import export_space as write_space, find_run
 
-        write_space(find_run(run), folder, onnx=onnx)
+        folder = write_space(find_run(run), folder, onnx=onnx)
     typer.echo(f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space takes it")
 
 
@@ -225,6 +238,8 @@ def verify(
 
         if junit and (junit.is_dir() or not junit.absolute().parent.is_dir()):
             raise UserError(f"--junit {junit} is a folder, or lies in one that does not exist; name a file, like result.xml")
+        if junit:
+            check_writable(junit.absolute().parent)
         verdict = verify_bundle(bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
         if junit:
             write_junit(verdict, junit)  # first: an autograder reads it, whatever becomes of the terminal
@@ -237,9 +252,19 @@ def verify(
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """A mistake in what was asked for is one line and exit status 2; any other error keeps its traceback."""
+    """A mistake in what was asked for, or a machine that refuses (no permission, disk full), is one line and exit status 2.
+
+    Any other error keeps its traceback.
+    """
     try:
         yield
     except UserError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        message = str(error)
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        message = describe_machine(error)
+    else:
+        return
+    typer.secho(f"Error: {message}", fg="red", err=True)
+    raise typer.Exit(2)

@@ -13,22 +13,32 @@ import atexit
 import gc
 import importlib
 import os
+import pickle
 import pkgutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.pool import ExceptionWithTraceback
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+from vitlab.errors import UserError
+
 GONE = (OSError, EOFError)  # what a connection raises when there is nobody at the other end
+
+
+class RemoteError(RuntimeError):
+    """Stands for an exception of another process that cannot be sent: its type and text are the message."""
 
 
 class NobodyThere(ConnectionError):
@@ -53,7 +63,11 @@ class WarmProcess:
         theirs.close()
 
     def call(self, function: str, *arguments) -> Any:
-        """Call `module:name` where the libraries are loaded, and give or raise what it does; or call it here if need be."""
+        """Call `module:name` where the libraries are loaded, and give or raise what it does; without that process, call it here.
+
+        An exception that cannot travel between processes arrives as a RemoteError of the same text. The traceback of the other
+        process is the cause of each.
+        """
         try:
             return self.ask(function, *arguments)
         except NobodyThere:
@@ -81,7 +95,9 @@ class WarmProcess:
         raise answer
 
     def attach(self, manager: KernelManager) -> KernelManager:
-        """Let the manager start its kernel from here."""
+        """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is installed as `python3`."""
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
         manager.provisioner = WarmProvisioner(kernel_spec=manager.kernel_spec, parent=manager)
         manager.provisioner.warm = self
         return manager
@@ -156,10 +172,28 @@ def serve() -> None:
         except GONE:
             os._exit(0)
         try:
-            answer = True, pkgutil.resolve_name(function)(*arguments)
+            connection.send((True, pkgutil.resolve_name(function)(*arguments)))
         except Exception as error:
-            answer = False, error
-        connection.send(answer)
+            connection.send((False, pack_error(error)))
+
+
+def pack_error(error: Exception) -> ExceptionWithTraceback:
+    """An exception and its traceback in a form that can be pickled; unpickled, it is the exception, with the traceback as cause.
+
+    One that pickle loses or changes, as when its constructor needs keyword arguments, becomes a RemoteError (or UserError) with
+    the same text.
+    """
+    sent = error
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        travels = type(copy) is type(error) and str(copy) == str(error)
+    except Exception:
+        travels = False
+    if not travels and isinstance(error, UserError):
+        sent = UserError(str(error))
+    elif not travels:
+        sent = RemoteError("".join(traceback.format_exception_only(error)).strip())
+    return ExceptionWithTraceback(sent, error.__traceback__)
 
 
 def import_modules(names: list[str]) -> None:

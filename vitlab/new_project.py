@@ -6,7 +6,6 @@ Everything is checked before a file is written, the images too, so that the firs
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import vitlab
 from vitlab.data.folder import CLASS_FILE
 from vitlab.errors import UserError
+from vitlab.user_files import fill_folder
 
 CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = (
@@ -68,7 +68,7 @@ README = """\
 {summary}
 
 ```
-vitlab batch batch.yml --dry-run    # what would run, and about how long it takes
+vitlab batch batch.yml --dry-run    # what would run, and how long it took last time
 vitlab batch batch.yml              # run it; broken off, the same command carries on
 vitlab report batch                 # reports/_site/index.html and reports/_site/report.pdf
 vitlab report batch --strict        # the same, but nothing is published while anything is out of date, missing or broken
@@ -104,42 +104,32 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
     looked up. ValueError: a folder that holds something or lies among the images, a path that is wrong, a single class, too few
     images. The folder appears when all of it is there.
     """
-    folder = Path(folder).expanduser().absolute()
-    _check_folder(folder)
     dataset = _make_absolute(data)
-    _check_place(folder, dataset)
-    sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
-    if not any(path.suffix == ".ipynb" for path in sources) or not (checkout / "_quarto.yml").is_file():
-        raise UserError(f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip install -e .`")
-    summary = describe_data(dataset)
-    title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
-    words = {"title": json.dumps(title, ensure_ascii=False), "dataset": json.dumps(dataset, ensure_ascii=False)}
-    texts = {
-        "batch.yml": BATCH.format(**words),
-        "README.md": README.format(title=title, summary=summary, dataset_word=shlex.quote(dataset)),
-        ".gitignore": IGNORED,
-        "reports/published.csv": PUBLISHED,
-        "_quarto.yml": _set_title((checkout / "_quarto.yml").read_text(encoding="utf-8"), title),
-    }
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with fill_folder(folder) as (folder, work):
+        _check_place(folder, dataset)
+        sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
+        if not any(path.suffix == ".ipynb" for path in sources) or not (checkout / "_quarto.yml").is_file():
+            raise UserError(f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip install -e .`")
+        summary = describe_data(dataset)
+        title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
+        words = {"title": json.dumps(title, ensure_ascii=False), "dataset": json.dumps(dataset, ensure_ascii=False)}
+        texts = {
+            "batch.yml": BATCH.format(**words),
+            "README.md": README.format(title=title, summary=summary, dataset_word=shlex.quote(dataset)),
+            ".gitignore": IGNORED,
+            "reports/published.csv": PUBLISHED,
+            "_quarto.yml": _set_title((checkout / "_quarto.yml").read_text(encoding="utf-8"), title),
+        }
         for source in sources:
-            target = temporary / source.relative_to(checkout)
+            target = work / source.relative_to(checkout)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        start = temporary / "notebooks" / "00_start.md"
+        start = work / "notebooks" / "00_start.md"
         if start.is_file():
             kept = start.read_text(encoding="utf-8").partition("## Three ways to go on")[0]
             start.write_text(kept + GOING_ON.format(**words), encoding="utf-8")
         for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        if folder.is_dir():
-            for path in temporary.iterdir():  # not the folder itself: one may stand in it
-                path.rename(folder / path.name)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (work / name).write_text(text, encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return NewProject(folder, tuple(files), summary)
 
@@ -147,10 +137,10 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
 def describe_data(dataset: str) -> str:
     """How many images in which classes and splits, as a sentence; what is wrong with them is a ValueError."""
     from vitlab.data import check_name, load_dataset
-    from vitlab.data.sources import OUTLINES
+    from vitlab.data.sources import VERSIONS
 
     check_name(dataset)
-    if dataset in OUTLINES:
+    if dataset in VERSIONS:
         return f"The data set `{dataset}` is downloaded by the first notebook that needs it."
     bundle = load_dataset(dataset, seed=0)
     labels, splits = bundle.samples["label"].value_counts(), bundle.samples["split"].value_counts()
@@ -165,18 +155,6 @@ def describe_data(dataset: str) -> str:
 def _how_to_turn(dataset: str) -> str:
     path = dataset.removeprefix("folder:")
     return "" if path == dataset else f"; for the other one, write both names into {Path(path) / CLASS_FILE}, it last"
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir():
-        held = sorted(path.name for path in folder.iterdir())
-        if held:
-            names = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
-            raise UserError(f"{folder} is not empty, it holds {names}; give the name of a new folder")
-    elif folder.exists():
-        raise UserError(f"{folder} is a file; give the name of a new folder")
-    elif not folder.parent.is_dir():
-        raise UserError(f"{folder.parent} does not exist; make it first, or give another place for the new folder")
 
 
 def _make_absolute(data: str) -> str:

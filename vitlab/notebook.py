@@ -8,59 +8,77 @@ import io
 import json
 import shlex
 import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import MissingFileError, UserError
+from vitlab.errors import UserError
 from vitlab.registry import unknown
+from vitlab.user_files import read_text
+
+TYPES = ("int", "float", "str", "bool", "list", "dict", "None")  # that an annotation in the parameters cell may name
+WORDS = {"True": True, "False": False, "None": None}
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A parameter as its cell declares it. kinds: names of the types that it takes; empty for any."""
+
+    default: Any
+    comment: str
+    kinds: tuple[str, ...]
 
 
 def read_cells(path: Path | str) -> list[dict[str, Any]]:
     """The cells of a notebook as dictionaries of cell_type, source (one text) and tags.
 
-    FileNotFoundError or ValueError when it is no notebook. It is read as JSON, because to import nbformat takes more than a
-    second, in which the batch wants to be under way.
+    MissingFileError or UserError where there is no notebook. It is read as JSON because importing nbformat takes a second.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no notebook {path}")
+    text = read_text(path, "notebook")
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(text)["cells"]
         return [
             {"cell_type": cell["cell_type"], "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
             for cell in cells
         ]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
 
 
-def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
-    """Name -> (default, comment) for each parameter a notebook declares, in the order of the cell.
+def is_filled(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell holds anything. Jupyter does not execute an empty one, and adds one at the end of a notebook by itself."""
+    return bool(cell["source"].strip())
 
-    A notebook has exactly one code cell tagged `parameters`, with assignments of plain values; anything else is a ValueError.
+
+def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
+    """Name -> (default, comment) for each parameter that a notebook declares, in the order of the cell.
+
+    UserError unless the notebook has exactly one code cell tagged `parameters`, with assignments of plain values.
     """
-    tagged = [cell["source"] for cell in read_cells(path) if "parameters" in cell["tags"]]
-    if len(tagged) != 1:
-        raise UserError(f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
-    comments = _comments(tagged[0])
-    declared = {}
-    for name, node in _assignments(tagged[0]).items():
-        try:
-            declared[name] = (ast.literal_eval(node), comments.get(node.end_lineno, ""))
-        except ValueError:
-            text = ast.unparse(node)
-            raise UserError(f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value") from None
-    return declared
+    return {name: (declared.default, declared.comment) for name, declared in _read_declared(path).items()}
 
 
 def fit_parameters(path: Path | str, given: dict[str, Any], *, text: bool = False) -> dict[str, Any]:
-    """The given values in the types of the notebook's defaults. ValueError for an undeclared name or a value of another type.
+    """The given values in the types that the notebook declares. UserError for an undeclared name or a value of another type.
 
-    text: the values are words from the command line, read as YAML unless the default is a text.
+    The types are those of the annotation (`epochs: int | None = None`), else that of the default. A default of None without an
+    annotation takes any value. A word for a parameter that is not a text becomes what papermill makes of it: `1e-3` a number,
+    `None` nothing. text: the values are words of the command line, so lists and mappings are read as YAML, too.
     """
-    declared = notebook_parameters(path)
+    declared = _read_declared(path)
     check_names(given, list(declared), Path(path).name)
-    return {name: _fit(f"{name} of {Path(path).name}", value, declared[name][0], text) for name, value in given.items()}
+    return {name: _fit(f"{name} of {Path(path).name}", value, declared[name], text) for name, value in given.items()}
+
+
+def read_word(word: str) -> Any:
+    """The value of a word, as `papermill -p NAME WORD` reads it: True, False, None, a number, or the text itself."""
+    if word in WORDS:
+        return WORDS[word]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
 
 
 def format_call(notebook: str, parameters: dict[str, Any]) -> str:
@@ -76,7 +94,7 @@ def check_names(given, declared: list[str], notebook: str) -> None:
 
 
 def check_parameters(shell=None) -> None:
-    """To be called in the first cells of a notebook: a handed-over parameter that the notebook does not declare is a ValueError.
+    """Call this in one of the first cells of a notebook. UserError for a given parameter that the notebook does not declare.
 
     papermill only warns of it. It puts what it was given into a cell that begins with `# Parameters`, after the one tagged
     `parameters`; both are in the history of IPython (`shell`: the running one) by the time this is called.
@@ -88,17 +106,49 @@ def check_parameters(shell=None) -> None:
     history = [] if shell is None else shell.user_ns["In"]
     injected = max((i for i, source in enumerate(history) if source.startswith("# Parameters\n")), default=0)
     if injected > 1:  # In[0] is always empty
-        check_names(_assignments(history[injected]), list(_assignments(history[injected - 1])), "this notebook")
+        check_names(find_assignments(history[injected]), list(find_assignments(history[injected - 1])), "this notebook")
 
 
-def _assignments(source: str) -> dict[str, ast.expr]:
-    """Name -> value of the assignments `name = value` and `name: type = value` at the top level."""
+def _read_declared(path: Path | str) -> dict[str, _Declared]:
+    tagged = [cell["source"] for cell in read_cells(path) if "parameters" in cell["tags"]]
+    if len(tagged) != 1:
+        raise UserError(f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
+    try:
+        comments, assignments = _comments(tagged[0]), find_assignments(tagged[0])
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"the cell tagged `parameters` of {Path(path).name} is not Python: {error}") from error
+    declared = {}
+    for name, statement in assignments.items():
+        try:
+            default = ast.literal_eval(statement.value)
+        except ValueError:
+            text = ast.unparse(statement.value)
+            raise UserError(f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value") from None
+        kinds = _read_annotation(getattr(statement, "annotation", None))
+        if default is not None or kinds:
+            kinds = tuple(dict.fromkeys([*kinds, "None" if default is None else type(default).__name__]))
+        declared[name] = _Declared(default, comments.get(statement.value.end_lineno, ""), kinds)
+    return declared
+
+
+def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
+    """Name -> the last of the statements `name = value` and `name: type = value` at the top level of Python source."""
     found = {}
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            found.update({target.id: statement.value for target in targets if isinstance(target, ast.Name)})
+            found.update({target.id: statement for target in targets if isinstance(target, ast.Name)})
     return found
+
+
+def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
+    """`int | None` as ("int", "None"); empty for an annotation with a type that is not among TYPES."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        left, right = _read_annotation(node.left), _read_annotation(node.right)
+        return (*left, *right) if left and right else ()
+    node = node.value if isinstance(node, ast.Subscript) else node  # list[int] is read as list
+    name = "" if node is None else ast.unparse(node)
+    return (name,) if name in TYPES else ()
 
 
 def _comments(source: str) -> dict[int, str]:
@@ -109,20 +159,32 @@ def _comments(source: str) -> dict[int, str]:
 def _write(value) -> str:
     import yaml
 
-    return value if isinstance(value, str) else yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+    if isinstance(value, list | dict):
+        return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    return value if isinstance(value, str) else repr(value)
 
 
-def _fit(name, value, default, text):
-    if text and not isinstance(default, str):
+def _fit(name, given, declared, text):
+    kinds = declared.kinds
+    as_word = isinstance(given, str) and ("str" not in kinds or (given == "None" and "None" in kinds))
+    value = _read_text(given, kinds, text) if as_word else given
+    if not kinds or ("None" if value is None else type(value).__name__) in kinds:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and "float" in kinds:
+            return float(value)
+        if "str" in kinds:
+            return str(value)
+    like = "" if declared.default is None else f", like its default {declared.default!r}"
+    raise UserError(f"parameter {name} is {given!r}; it must be of type {' or '.join(kinds)}{like}")
+
+
+def _read_text(word, kinds, text):
+    """What a text stands for where a text is not wanted, or not known to be wanted."""
+    value = read_word(word)
+    if text and isinstance(value, str) and (kinds or word.startswith(("[", "{"))):
         import yaml
 
-        value = yaml.safe_load(value)
-    if default is None or type(value) is type(default):
-        return value
-    plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-    if isinstance(default, str) and plain:
-        return str(value)
-    if isinstance(default, float) and plain:
-        with contextlib.suppress(ValueError):
-            return float(value)  # YAML reads 1e-3 as a text, and 1 as a whole number
-    raise UserError(f"parameter {name} is {value!r}; it must be of type {type(default).__name__}, like its default {default!r}")
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(word)
+    return value

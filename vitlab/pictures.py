@@ -1,15 +1,78 @@
-"""From a decoded image of any size and mode to one of a model's size, in Pillow alone: a deployed model sees the same pixels."""
+"""From a file to an image of a model's size, in Pillow alone: training and a deployed model see the same pixels.
+
+`open_picture` decodes a file of one of FORMATS, `fit_picture` brings the image to a model's size and to 8 bits. Images deeper
+than 8 bits are scaled by `Transform.value_range`, which is estimated over the training data set (`vitlab.data.depth`) and kept
+with the model. Whoever passes the model's whole Transform to `fit_picture` therefore gets the brightness of training.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import Transform
 
 INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
+FORMATS = {  # Pillow's name of each format that is accepted -> how its files end
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+UPRIGHT = {  # EXIF orientation -> what turns the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG
+
+
+def open_picture(file: Path | str | bytes, check: Callable[[Image.Image], object] = lambda image: None) -> Image.Image:
+    """The decoded image of a file (or of its bytes), upright where its EXIF orientation says how the camera was held.
+
+    Odd metadata do no harm: what Pillow refuses for its metadata is decoded without them. Of several frames or pages, the first
+    is read. check: called with the image before a pixel is decoded; what it raises ends the reading.
+    Raises whatever Pillow raises where the format is none of FORMATS or the pixels are damaged or cut off.
+    """
+
+    def decode(source) -> Image.Image:
+        with Image.open(source, formats=tuple(FORMATS)) as image:
+            check(image)
+            image.load()
+        return image
+
+    try:
+        return _turn_upright(decode(io.BytesIO(file) if isinstance(file, bytes) else file))
+    except (UserError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        stripped = _strip_metadata(file if isinstance(file, bytes) else Path(file).read_bytes())
+        if not stripped:
+            raise
+        try:
+            return _turn_upright(decode(io.BytesIO(stripped)))
+        except UserError:
+            raise
+        except Exception:  # the pixels are damaged as well: the first error tells more
+            pass
+        raise
 
 
 def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
@@ -25,7 +88,7 @@ def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
     height, width = transform.size
     method = Image.Resampling[transform.interpolation.upper()]
     fill = tuple(round(255 * mean) for mean in transform.mean) * (3 // len(transform.mean))
-    image = to_rgb(image, fill)
+    image = to_rgb(image, fill, transform.value_range)
     if transform.fit == "pad":
         image = ImageOps.pad(_thicken(image, (width, height), method), (width, height), method, color=fill)
     else:
@@ -33,19 +96,37 @@ def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
     return image if len(transform.mean) == 3 else image.convert("L")
 
 
-def to_rgb(image: Image.Image, fill: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
-    """8-bit RGB from any mode; `fill` shows through transparent pixels.
-
-    Integer grey values beyond 8 bits are read as 0..65535, whatever part of that an image uses, so that exposures stay
-    comparable. Floating-point values, and integers outside that range, run from the image's darkest to its brightest.
-    Raises ValueError where pixels are NaN or infinite.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _to_eight_bits(image)  # Pillow's own conversion clips all above 255 to white
+def to_rgb(
+    image: Image.Image, fill: tuple[int, int, int] = (0, 0, 0), value_range: tuple[float, float] | None = None
+) -> Image.Image:
+    """8-bit RGB from any mode; `fill` shows through transparent pixels. value_range: see `scale_to_eight_bits`."""
+    if is_deep(image):
+        image = scale_to_eight_bits(image, value_range)  # Pillow's own conversion clips all above 255 to white
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*fill, 255)), image)
     return image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether its pixels are integers of more than 8 bits, or floating-point numbers."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
+def scale_to_eight_bits(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """8-bit grey from a deep image: the values of `value_range` become 0 and 255, and what lies outside is clipped.
+
+    Without a range, integers are read as 0..65535; floating-point values, and integers outside that range, run from the image's
+    darkest to its brightest. Raises UserError where pixels are NaN or infinite.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise UserError("it holds NaN or infinite pixels")
+    low, high = value_range or (0.0, 65535.0)
+    if value_range is None and (image.mode == "F" or values.min() < low or values.max() > high):
+        low, high = values.min(), values.max()
+    shares = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return Image.fromarray(np.round(shares * 255).astype(np.uint8))
 
 
 def _thicken(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
@@ -58,11 +139,34 @@ def _thicken(image: Image.Image, size: tuple[int, int], method: Image.Resampling
     return image
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise UserError("it holds NaN or infinite pixels")
-    low, high = 0.0, 65535.0
-    if image.mode == "F" or values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    return Image.fromarray(np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8))
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data: SyntaxError, struct.error, TypeError, ...
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info.pop("exif", None)  # which would turn it again
+    return turned
+
+
+def _strip_metadata(data: bytes) -> bytes:
+    """A PNG's or JPEG's bytes without what does not concern its pixels or its orientation; empty for other formats."""
+    if data.startswith(PNG_SIGNATURE):
+        kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+        while place < len(data):
+            end = place + 12 + int.from_bytes(data[place : place + 4])
+            kept += [data[place:end]] if data[place + 4 : place + 8] in PIXEL_CHUNKS else []
+            place = end
+        return b"".join(kept)
+    if data.startswith(JPEG_SIGNATURE):
+        kept, place = [JPEG_SIGNATURE], len(JPEG_SIGNATURE)
+        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"", b"\xda"):  # from DA on, pixels
+            marker, end = data[place + 1], place + 2 + int.from_bytes(data[place + 2 : place + 4])
+            is_metadata = marker == 0xFE or 0xE0 <= marker <= 0xEF
+            is_needed = data[place + 4 : place + 8] == b"Exif" or (marker == 0xEE and end - place >= 16)  # Adobe: the colours
+            kept += [data[place:end]] if is_needed or not is_metadata else []
+            place = end
+        return b"".join(kept) + data[place:]
+    return b""

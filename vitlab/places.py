@@ -1,17 +1,47 @@
-"""Where things lie on this machine: the project, and the folder for everything that is made."""
+"""Where things lie on this machine: the project, and the folder for results.
+
+Results go to $VITLAB_REPORTS where it is set, else to reports/ of a project. A project is the nearest folder upwards that holds
+_quarto.yml: of the notebook or batch file that is run, else of the working folder. `vitlab run` and `vitlab batch` tell their
+kernels by $VITLAB_PROJECT.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The nearest folder upwards that holds _quarto.yml; the starting folder (default: the working one) when there is none."""
+    """The nearest folder upwards that holds _quarto.yml; the starting folder where there is none.
+
+    Without a starting folder: $VITLAB_PROJECT, else the project of the working folder.
+    """
+    if start is None and os.environ.get("VITLAB_PROJECT"):
+        return Path(os.environ["VITLAB_PROJECT"])
     start = Path(start or Path.cwd()).resolve()
-    return next((folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), start)
+    return _find_project(start) or start
 
 
 def reports_dir() -> Path:
-    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, or reports/ in the project."""
-    return Path(os.environ["VITLAB_REPORTS"]) if os.environ.get("VITLAB_REPORTS") else project_root() / "reports"
+    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, else reports/ of the project."""
+    own = os.environ.get("VITLAB_REPORTS")
+    return Path(own).expanduser().absolute() if own else project_root() / "reports"
+
+
+@contextmanager
+def inside_project(file: Path | str) -> Iterator[Path]:
+    """Use the project that a notebook or batch file lies in, here and in processes started within; gives the reports folder."""
+    before = os.environ.pop("VITLAB_PROJECT", None)
+    try:
+        os.environ["VITLAB_PROJECT"] = str(_find_project(Path(os.path.abspath(file)).parent) or project_root())
+        yield reports_dir()
+    finally:
+        os.environ.pop("VITLAB_PROJECT", None)
+        if before is not None:
+            os.environ["VITLAB_PROJECT"] = before
+
+
+def _find_project(start: Path) -> Path | None:
+    return next((folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), None)

@@ -1,85 +1,41 @@
 """The run directory: whoever has the folder has the result.
 
-reports/runs/<dataset>/<name>/ holds run.json (parameters, versions, commit, status, facts) and the tables and weights that the
-notebooks put there. Every file is written under a temporary name and renamed, so what is there is whole.
+reports/runs/<data set>-<hash>/<name>/ holds run.json (parameters, versions, commit, status, facts) and the tables and weights
+that the notebooks put there. Every file is written under a temporary name and renamed, so it is whole. A finished run stays until
+its replacement is finished (see run_folders.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
 from vitlab.errors import MissingFileError, UserError
+from vitlab.files import atomic, find_damage, write_json
 from vitlab.places import project_root, reports_dir
+from vitlab.run_folders import building_folder, hold, let_go, list_runs, read_info, recover, replace_run
+from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, old_dataset_folder, run_name
 
 # What each notebook promises to leave in the run it works on. A run is a result only while the files of 03 are there and whole.
 PROMISED = {
     "03_finetune": ("history.csv", "splits.csv", "predictions.parquet", "model.safetensors", "model.json", "data_card.md"),
     "04_evaluate": ("metrics.json",),
 }
+DRAW = {"seed", "split_by", "folds", "fold"}
+NOT_OPTIONS = DRAW | {"dataset", "model", "variant", "teacher", "tracker", "checkpoint_minutes"}
 PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "captum")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
-
-
-def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
-    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all are there and whole.
-
-    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds.
-    """
-    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file))]
-
-
-def _find_problem(path: Path) -> str:
-    if not path.is_file():
-        return "is missing"
-    try:
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".parquet":
-            pq.read_metadata(path)
-        elif path.suffix == ".safetensors":
-            with safe_open(path, framework="np"):
-                pass
-        elif not path.stat().st_size:
-            return "is empty"
-    except (OSError, ValueError, SafetensorError):  # pyarrow's errors are ValueErrors
-        return "is damaged"
-    return ""
 
 
 def read_batch(path: Path) -> dict:
@@ -93,24 +49,16 @@ def read_batch(path: Path) -> dict:
     return content
 
 
-def run_name(parameters: dict) -> str:
-    """Readable parameters (model, variant, seed) and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    names = [str(parameters.get("model", "run")), str(parameters.get("variant") or "")]
-    readable = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in names if name)
-    return f"{readable}-seed{parameters.get('seed', 0)}-{digest}"
-
-
-def dataset_folder(dataset: str) -> str:
-    """A folder name for a dataset's name: `folder:/data/cats` becomes `folder_data_cats`."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset).strip("_")
+def runs_folder(dataset: str) -> Path:
+    """The folder that holds the runs of a data set, whether it is there or not."""
+    return reports_dir() / "runs" / dataset_folder(dataset)
 
 
 def run_path(*, name: str = "", **parameters) -> Path:
-    """The folder of the run of these parameters, whether it is there or not."""
+    """The folder of the run of these parameters, whether it is there or not. UserError unless the name is a plain folder name."""
     if "dataset" not in parameters:
         raise UserError("a run needs at least the parameter dataset=")
-    return reports_dir() / "runs" / dataset_folder(parameters["dataset"]) / (name or run_name(parameters))
+    return runs_folder(parameters["dataset"]) / (check_run_name(name) if name else run_name(parameters))
 
 
 class Run:
@@ -118,22 +66,22 @@ class Run:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        if not (self.path / "run.json").is_file():
-            raise MissingFileError(f"{self.path} is no run directory: it holds no run.json")
-        try:
-            self.info: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.path / 'run.json'} is damaged ({error}); remove the folder, or run it again") from error
+        self.info: dict = read_info(self.path)
 
     @classmethod
     def create(cls, *, name: str = "", **parameters) -> Run:
-        """Start a run of these parameters, or start again the one that was broken off.
+        """Start a run of these parameters, or go on with the one that was broken off.
 
-        An earlier run of the same name makes room; its executed notebooks stay. If it was of the same parameters and versions
-        and did not end well, its checkpoints stay too, and the training carries on from them.
+        A finished run of the same name stays until this one is finished; an unfinished one makes room, except for its executed
+        notebooks. Checkpoints of an unfinished run with the same parameters and versions stay too, and the training goes on from
+        them. UserError for a name that is not a plain folder name, for a folder that is not a run of this data set, and while
+        another process trains this run.
         """
         path = run_path(name=name, **parameters)
+        recover(path)
+        _check_replaceable(path, parameters["dataset"])
         info = {
+            "dataset": canonical_dataset(parameters["dataset"]),
             "parameters": parameters,
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,18 +89,55 @@ class Run:
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
             "commit": _commit(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+            "process": f"{os.getpid()} on {platform.node()}",
             "facts": {},
         }
-        kept = {"notebooks"} | ({"checkpoints"} if _was_broken_off(path, info) else set())
-        for old in path.iterdir() if path.is_dir() else ():
+        hold(path)
+        if _status(path) == "done":
+            folder = building_folder(path)
+        else:
+            folder = path
+            shutil.rmtree(building_folder(path), ignore_errors=True)  # its finished run is gone
+        kept = {"notebooks"} | ({"checkpoints"} if _was_broken_off(folder, info) else set())
+        for old in folder.iterdir() if folder.is_dir() else ():
             if old.name not in kept:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        write_json(path / "run.json", info)
-        return cls(path)
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        write_json(folder / "run.json", info)
+        return cls(folder)
+
+    @classmethod
+    def join(cls, *, name: str = "", **parameters) -> Run:
+        """The run that another process of the same training has started with `create`."""
+        path = run_path(name=name, **parameters)
+        new = building_folder(path)
+        return cls(new if (new / "run.json").is_file() else path)
+
+    @property
+    def place(self) -> Path:
+        """The folder that the run has when it is finished. `path` is a hidden one beside it while an older run is still there."""
+        name = self.path.name
+        return self.path.with_name(name[1:-4]) if name.startswith(".") and name.endswith(".new") else self.path
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.place.name
+
+    @property
+    def dataset(self) -> str:
+        """The full name of the data set, see `canonical_dataset`."""
+        return str(self.info.get("dataset") or canonical_dataset(self.parameters.get("dataset", "")))
+
+    @property
+    def problem(self) -> str:
+        """Why this run is not a result, such as "history.csv is missing"; empty if it is done and has all promised files."""
+        if self.status != "done":
+            return f"its status is {self.status}"
+        return "; ".join(find_damage(self.path, self.info.get("files", PROMISED["03_finetune"])))
+
+    @property
+    def options(self) -> dict:
+        """All parameters that were given, except data set, model, variant and draw: what two runs of a model must share."""
+        return {key: value for key, value in self.parameters.items() if key not in NOT_OPTIONS and value not in (None, "")}
 
     @property
     def parameters(self) -> dict:
@@ -186,15 +171,34 @@ class Run:
         self.info["facts"].update(facts)
         write_json(self.path / "run.json", self.info)
 
-    def finish(self) -> None:
-        """Mark the run as done: from now on it counts as a result, and needs its checkpoints no more."""
-        self.info.update(status="done", wall_s=round(time.time() - self.info["start_s"], 1), peak_memory_mb=peak_memory_mb())
+    def finish(self, files: Iterable[str] = ()) -> None:
+        """Mark the run as done, if these files are there and whole: from now on it counts as a result, as long as it has them.
+
+        The run takes its final place, in one step where it replaces another one, and loses its checkpoints. UserError, and the
+        run is not done, where a file is missing or damaged.
+        """
+        damage = find_damage(self.path, files)
+        if damage:
+            problem = "; ".join(damage)
+            raise UserError(f"run {self.name} is not complete: {problem}. Run notebook 03 from its first cell to its last")
+        self.info.update(
+            status="done",
+            files=list(files),
+            wall_s=round(time.time() - self.info["start_s"], 1),
+            peak_memory_mb=peak_memory_mb(),
+        )
         write_json(self.path / "run.json", self.info)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        place = self.place
+        if place != self.path:
+            replace_run(place)
+            self.path = place
+        let_go(place)
 
     def fail(self, error: BaseException) -> None:
         self.info.update(status="failed", error=f"{type(error).__name__}: {error}")
         write_json(self.path / "run.json", self.info)
+        let_go(self.place)
 
     def write_table(self, file: str, table: pd.DataFrame) -> None:
         """Write a table as CSV or Parquet, by the ending of `file`."""
@@ -236,34 +240,44 @@ def describe_draw(parameters: dict) -> str:
 
 
 def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
-    """The runs of a dataset with this status and these parameter values, oldest first. A folder without run.json is no run.
+    """The runs of a data set with this status and these parameter values, oldest first. A folder without run.json is not a run.
 
-    One whose run.json is damaged is passed over with a warning; `vitlab.run_index` lists it.
+    A finished run counts only with all files that it promised. Runs that are left out for missing files or a damaged run.json are
+    named by a warning.
     """
-    folder = reports_dir() / "runs" / dataset_folder(dataset)
-    runs = []
-    for path in folder.glob("*/run.json"):
+    runs, problems = read_runs(dataset, status, parameters)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
+    return runs
+
+
+def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], list[str]]:
+    """`find_runs`, with the sentences about runs left out instead of warnings."""
+    folder, wanted = runs_folder(dataset), canonical_dataset(dataset)
+    runs, problems = [], []
+    for path in list_runs(folder):
         try:
-            runs.append(Run(path.parent))
-        except ValueError as error:
-            warnings.warn(str(error), stacklevel=2)
-    fitting = [run for run in runs if run.status == status and parameters.items() <= run.parameters.items()]
-    return sorted(fitting, key=lambda run: run.info["start_s"])
+            run = Run(path)
+        except UserError as error:
+            problems.append(f"{error}. It is left out")
+            continue
+        if run.dataset != wanted or run.status != status or not parameters.items() <= run.parameters.items():
+            continue
+        if status == "done" and run.problem:
+            problems.append(f"Run {run.name} is left out: {run.problem}. Run notebook 03 again with its parameters, or remove it")
+            continue
+        runs.append(run)
+    if not runs and not folder.is_dir():
+        problems += _describe_old_folder(dataset, folder)
+    return sorted(runs, key=lambda run: run.info["start_s"]), problems
 
 
-def latest_runs(dataset: str, *, variants: bool = False) -> list[Run]:
-    """The newest finished run of each model and draw (seed, fold), ordered by them.
-
-    variants: the runs that have a variant, instead of those that have none: the newest of each model, variant and draw, the
-    variants in the order in which they were first trained.
-    """
-    newest: dict[tuple, Run] = {}
-    for run in find_runs(dataset):
-        if bool(run.variant) == variants:
-            newest[str(run.parameters.get("model")), run.variant, run.draw] = run
-    order = list(dict.fromkeys(variant for _, variant, _ in newest))
-    place = {key: (key[0], order.index(key[1]), run.parameters.get("seed", 0), run.draw) for key, run in newest.items()}
-    return [newest[key] for key in sorted(newest, key=place.__getitem__)]
+def _describe_old_folder(dataset: str, folder: Path) -> list[str]:
+    """A hint where the runs lie as they did before folders of data sets had a hash."""
+    old = folder.with_name(old_dataset_folder(dataset))
+    if old == folder or not os.path.isdir(old) or not list_runs(old):
+        return []
+    return [f"{old} holds runs of an earlier version of vitlab. To use them, rename it to {folder.name}"]
 
 
 def peak_memory_mb() -> int:
@@ -276,14 +290,41 @@ def peak_memory_mb() -> int:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
 
 
+def _check_replaceable(path: Path, dataset: str) -> None:
+    """UserError where the folder of a new run holds something else than a run of this data set."""
+    problem = ""
+    if path.is_symlink():
+        problem = "is a symbolic link"
+    elif path.exists() and not path.is_dir():
+        problem = "is not a folder"
+    elif path.is_dir() and not (path / "run.json").is_file():
+        others = sorted(item.name for item in path.iterdir() if item.name != "notebooks")  # a batch makes that one first
+        problem = f"is not a run, but holds {', '.join(others[:3])}" if others else ""
+    elif path.is_dir():
+        try:
+            found = Run(path).dataset
+        except UserError:  # damaged, in the folder of this data set
+            return
+        problem = f"is a run of {found}, not of {dataset}" if found != canonical_dataset(dataset) else ""
+    if problem:
+        raise UserError(f"{path} {problem}; nothing was written. Choose another run_name, or move it away")
+
+
+def _status(path: Path) -> str:
+    try:
+        return read_info(path)["status"]
+    except UserError:
+        return ""
+
+
 def _was_broken_off(path: Path, info: dict) -> bool:
     """Whether an unfinished run lies there that the same code began with the same parameters."""
     try:
-        before = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = read_info(path)
+    except UserError:
         return False
     same = json.loads(json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str))
-    return before.get("status") != "done" and {key: before.get(key) for key in same} == same
+    return before["status"] != "done" and {key: before.get(key) for key in same} == same
 
 
 def _version(package: str) -> str:

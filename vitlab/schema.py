@@ -26,7 +26,9 @@ class DataBundle:
 
     samples: one row an image with SAMPLE_COLUMNS; `label` holds class names, `source` says where the image lies.
         Further columns (a defect probability, a grade) may follow.
-    read: gives the decoded image, in its own size and mode, of one `sample_id`.
+    read: gives the decoded image, in its own size, of one `sample_id`: in its own mode, or as 8-bit grey where its own values are
+        deeper than that.
+    find_range: gives `value_range`; images are measured when it is called first.
     excluded: images left out, with columns sample_id, source, reason.
     version: changes when the data changes; batches use it to know what is out of date.
     coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
@@ -41,6 +43,12 @@ class DataBundle:
     citation: str = ""
     version: str = ""
     coarser: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    find_range: Callable[[], tuple[float, float] | None] = field(default=lambda: None, repr=False)
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The pixel values that `read` makes 0 and 255 in images deeper than 8 bits; None where all images have 8 bits."""
+        return self.find_range()
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, in the order of the table."""
@@ -55,6 +63,8 @@ class Transform:
 
     size: height and width in pixels. mean, std: per RGB channel, or one value for grey images, for values in 0..1.
     fit: `pad` keeps the whole image and fills up to the model's aspect ratio, `crop` fills the frame and cuts.
+    value_range: the pixel values that are black and white in images deeper than 8 bits, as in `DataBundle`; None where the
+        training images had 8 bits.
     """
 
     size: tuple[int, int]
@@ -62,6 +72,7 @@ class Transform:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     fit: str = "pad"
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Anatomy:
     stages: modules that give feature maps, one for each resolution, the last one being the usual Grad-CAM layer. A map is
         (B, C, h, w), and (B, h, w, C) for "windowed".
     windows: for "windowed", how the attention of each block is cut; `attention` is empty then.
+    reason: why `attention` is empty, as a sentence without its full stop.
     """
 
     kind: str
@@ -99,6 +111,7 @@ class Anatomy:
     grid: tuple[int, int]
     stages: tuple[str, ...]
     windows: tuple[Window, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class ModelBundle:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """One map an image: how much each pixel (or token, enlarged to pixels) spoke for the target.
+    """One map an image, a value for each pixel (tokens enlarged to pixels); `vitlab.explain.describe_map` says what it shows.
 
     values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean evidence against.
     versus: where differences of two logits are explained, the class name of the one subtracted, for each map; else empty.

@@ -1,15 +1,19 @@
 """Every notebook runs, on digits at the smallest size, as one batch; and what comes out is a report with both pages and PDF."""
 
+import html
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pypdf
 import pytest
 import yaml
+from PIL import Image
 
 from vitlab.batch import run_batch
 from vitlab.notebook import notebook_parameters
@@ -27,7 +31,6 @@ CHAIN = {
             "shown": "attention rollout grad_cam integrated_gradients occlusion",
             "tested": "rollout transformer_attribution grad_cam saliency occlusion",
             "test_images": 3,
-            "replicates": 50,
         }
     },
     "06_compress": {
@@ -145,3 +148,25 @@ def test_notebook_is_committed_as_the_design_asks(path):
         assert not any(line.startswith(("def ", "class ", "async def ")) for line in lines)
         if "#| label: fig-" in cell.source:
             assert "#| fig-cap: " in cell.source and "#| fig-alt: " in cell.source
+
+
+def test_names_with_markup_are_shown_as_they_are(tmp_path, reports_folder):
+    """Notebook 01 on a folder whose class names, one of them rare, look like markup; a strict report accepts it."""
+    names = ["R&D @home", "back\\slash", "*star*", "<b>bold", "[x](y)", "$a$ _b_ `c` | # ^d^"]
+    random = np.random.default_rng(0)
+    for label in names:
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(3 if label == "*star*" else 6):
+            Image.fromarray(random.integers(0, 255, (24, 24), dtype=np.uint8)).save(tmp_path / "images" / label / f"{i}.png")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    title = "Names: *x* $y$ <b> @z"
+    batch = {"title": title, "parameters": {"dataset": f"folder:{tmp_path}/images"}, "chain": [{"notebook": "01_explore_data"}]}
+    file = tmp_path / "notebooks" / "batches" / "names.yml"
+    file.write_text(yaml.safe_dump(batch))
+    (task,) = run_batch(file)["tasks"]
+    assert task["status"] == "done", task["error"]
+    paths = render_report(strict=True)
+    shown = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", paths["html"].read_text(), flags=re.DOTALL))
+    assert all(shown.count(name) >= 4 for name in names)  # in text, tables, data card
+    text = " ".join("".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages).split())
+    assert all(text.count(name) >= 4 for name in [*names, title])

@@ -13,6 +13,7 @@ from vitlab.errors import UserError
 
 OPACITY = 0.75  # of full strength, as in vitlab.plots
 CLIP = 99.0  # percentile that counts as full strength
+OCCLUSION_SHOWS = "The brighter a place, the more the odds of {target} fall when it is covered; evidence against it is not shown."
 INFERNO = "000004 210c4a 57106e 8a226a bc3754 e45a31 f98e09 f9cb35 fcffa4"  # of matplotlib's map of that name, from 0 to 1
 
 
@@ -58,9 +59,9 @@ def occlusion_map(
 
 
 def paint_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
-    """The map (rows, columns) over the image in grey: the more a place spoke for the class, the brighter it glows.
+    """The map (rows, columns) over the image in grey: the larger a value, the brighter the place; negative values are left out.
 
-    What spoke against it is left out. A map without anything positive leaves the grey image.
+    A map without anything positive leaves the grey image.
     """
     grey = np.asarray(frame.convert("L"), dtype=np.float32)[..., None]  # (h, w, 1)
     strength = np.maximum(np.asarray(values, dtype=np.float32), 0)

@@ -1,4 +1,4 @@
-"""The page in the browser: one image with its reasons, many images to a table, and what is to be known of the model."""
+"""The page in the browser: one image with its maps, many images to a table, and the model card."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 with gr.Column(min_width=250):
                     overlay = gr.Image(
                         painted,
-                        label="What spoke for it",
+                        label="Map",
                         interactive=False,
                         height=HEIGHT,
                         buttons=["download", "fullscreen"],
@@ -164,8 +164,8 @@ def explain_file(predictor: Predictor, limits: Limits, path: str | None, method:
         image = read_upload(path, limits)
         with predictor.places:
             best = predictor.answer([image])[0].classes[0]
-        text = f"The brighter a place, the more it spoke for <b>{html.escape(best)}</b>. A map is a hint, not a proof."
-        return predictor.explain(image, method, best), f"<p>{text}</p>"
+        text = f"{predictor.describe(method, best)} A map is a hint, not a proof."
+        return predictor.explain(image, method, best), f"<p>{html.escape(text)}</p>"
     except UploadError:
         return None, ""
 

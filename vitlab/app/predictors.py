@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vitlab.app.overlay import occlusion_map, paint_overlay
+from vitlab.app.overlay import OCCLUSION_SHOWS, occlusion_map, paint_overlay
 from vitlab.app.verdict import Calibration, Verdict, judge
 from vitlab.compress.preprocess import fit_image
 from vitlab.compress.session import OnnxClassifier
@@ -28,6 +28,8 @@ class Maps(Protocol):
     methods: tuple[str, ...]
 
     def explain(self, image: Image.Image, method: str, target: str) -> np.ndarray: ...
+
+    def describe(self, method: str, target: str) -> str: ...
 
 
 @dataclass
@@ -73,9 +75,8 @@ class Predictor:
         return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
 
     def explain(self, image: Image.Image, method: str, target: str) -> Image.Image:
-        """The image with a map of what spoke for the class `target`. ValueError names the methods where it is none of them."""
-        if method not in self.methods:
-            raise UserError(f"no map by {method!r} here; choose one of {', '.join(self.methods)}")
+        """The image with a map of this method for the class `target`; ValueError names the methods where it is none of them."""
+        self._check_method(method)
         frame = self.frame(image)
         if method == "occlusion":
             means = self.transform.mean
@@ -86,6 +87,15 @@ class Predictor:
             values = self.maps.explain(image, method, target)
         larger = -(-LEAST // min(frame.size))
         return paint_overlay(frame.resize((larger * frame.width, larger * frame.height), Image.Resampling.BICUBIC), values)
+
+    def describe(self, method: str, target: str) -> str:
+        """One sentence that is true of a map of this method."""
+        self._check_method(method)
+        return OCCLUSION_SHOWS.replace("{target}", target) if method == "occlusion" else self.maps.describe(method, target)
+
+    def _check_method(self, method: str) -> None:
+        if method not in self.methods:
+            raise UserError(f"no map by {method!r} here; choose one of {', '.join(self.methods)}")
 
 
 def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:

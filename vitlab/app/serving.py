@@ -19,6 +19,7 @@ from vitlab.app.uploads import Limits, UploadError, check_bytes, read_upload
 from vitlab.app.verdict import Calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.errors import MissingFileError, UserError
+from vitlab.pictures import IMAGE_SUFFIXES
 
 ONNX = "model.onnx"
 WEIGHTS = "model.safetensors"
@@ -58,7 +59,7 @@ def read_facts(folder: Path | str) -> Facts:
     folder = Path(folder)
     settings = _read_settings(folder)
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
+    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     texts = {name: settings.get(name, "") for name in ("subtitle", "licence")}
     return Facts(settings.get("title", folder.resolve().name), card=card, examples=tuple(examples), **texts)
 
@@ -140,17 +141,17 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
 
 
 def _find_calibration(folder: Path, classifier) -> Calibration:
-    """What lies beside the ONNX file, whose probabilities have its temperature already; else what the run's validation
-    predictions give; else none."""
-    noted = getattr(classifier, "description", {}).get("calibration") or {}
-    if not noted.get("limits") and (folder / "predictions.parquet").is_file():
-        import pandas as pd
+    """That of the model that is served, and of no other: of an ONNX file what is noted beside it (its probabilities have its
+    temperature already), of a run's weights what is fitted on the run's validation predictions; else none."""
+    if isinstance(classifier, OnnxClassifier):
+        return replace(Calibration.from_sidecar(classifier.description["calibration"] or {}, classifier.classes), temperature=1.0)
+    if not (folder / "predictions.parquet").is_file():
+        return Calibration()
+    import pandas as pd
 
-        from vitlab.compress.export import find_calibration
+    from vitlab.compress.confidence import find_calibration
 
-        found = Calibration.from_sidecar(find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes)
-        return replace(found, temperature=1.0) if noted.get("temperature") else found
-    return replace(Calibration.from_sidecar(noted, classifier.classes), temperature=1.0)
+    return Calibration.from_sidecar(find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes)
 
 
 def _read_settings(folder: Path) -> dict:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vitlab.data import preprocess
-from vitlab.explain import explain, suitable_methods
+from vitlab.explain import describe_map, explain, suitable_methods
 from vitlab.schema import ModelBundle, Transform
 
 OFFERED = ("grad_cam", "transformer_attribution", "rollout")  # one of each family, all in one or two passes
@@ -28,6 +28,10 @@ class TorchMaps:
         pixels = preprocess(image, self.model.transform)[None]  # (1, C, h, w)
         with self._lock:
             return explain(self.model, pixels, method, target).values[0]
+
+    def describe(self, method: str, target: str) -> str:
+        """What a map of this method shows; the overlay leaves out negative values."""
+        return describe_map(method, target)
 
 
 class TorchClassifier:

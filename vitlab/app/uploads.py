@@ -1,19 +1,18 @@
-"""A file from a stranger, read without trust: its size and its pixels are known to be few before anything is decoded."""
+"""An uploaded file, read without trust: its size and its pixels are known to be few before anything is decoded."""
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vitlab.errors import UserError
+from vitlab.pictures import FORMATS, open_picture
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow also opens formats that call other programs: EPS does
-NAMED = "PNG, JPEG, WebP, BMP, GIF or TIFF"  # the same, for people
+NAMED = " or ".join([", ".join(list(FORMATS)[:-1]), list(FORMATS)[-1]])  # what training accepts, as a phrase
 STRIP = 10  # times as long as wide, at most
 
 
@@ -44,19 +43,15 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
-    """The decoded image, upright where its EXIF data say how it was held. Raises UploadError for anything else.
+    """The decoded image, as `open_picture` gives it to training. Raises UploadError for anything else.
 
-    Size in bytes and pixels of the header are held against the limits before a pixel is decoded. Of an animation or a file of
-    several pages, the first is read.
+    Size in bytes and pixels of the header are compared with the limits before a pixel is decoded.
     """
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        with Image.open(source, formats=FORMATS) as image:
-            _check_pixels(image.width, image.height, limits)
-            image.load()
-            _check_finite(image)
-            return ImageOps.exif_transpose(image)
+        image = open_picture(file, lambda opened: _check_pixels(opened.width, opened.height, limits))
+        _check_finite(image)
+        return image
     except UploadError:
         raise
     except UnidentifiedImageError:

@@ -59,7 +59,7 @@ class Verdict:
     def reason(self) -> str:
         """A sentence for the reader."""
         if self.promise is None:
-            return "Without validation images nothing is known of when this model had better say that it is not sure."
+            return "No limits were fitted for this model, so it is not known when it should say that it is not sure."
         odds = f"A set of classes that misses the truth at most {self._describe_alpha()} holds"
         if self.sure:
             return f"{odds} this class alone."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Protocol
 
 from vitlab.batch.plan import Task
 from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
+from vitlab.errors import UserError
 
 
 class Crew(Protocol):
@@ -40,6 +42,7 @@ def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: 
                 elif crew.has_place(task):
                     waiting.remove(number)
                     running.add(number)
+                    state.begin(number)
                     crew.start(number, task)
             for number, outcome in crew.collect() if running or waiting else ():
                 running.remove(number)
@@ -53,8 +56,13 @@ def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: 
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An outcome for a task whose kernel did not even start, or whose results could not be kept: the batch goes on."""
+    """An outcome for a task whose kernel did not even start, or whose results could not be kept: the batch goes on.
+
+    An error of the program, other than one of the user or the system, brings its traceback.
+    """
     problem = {"cell": None, "line": "", "name": type(error).__name__, "value": str(error)}
+    if not isinstance(error, UserError | OSError):
+        problem["traceback"] = "".join(traceback.format_exception(error))
     return {"status": "failed", "seconds": 0.0, "peak_memory_mb": None, "error": problem}
 
 
@@ -82,5 +90,5 @@ def _find_obstacle(tasks: list[Task], number: int, state: BatchState) -> dict[st
     return None
 
 
-class RunFolderRemoved(Exception):
+class RunFolderRemoved(UserError):
     """A folder with results has gone while the batch was running."""

@@ -24,7 +24,7 @@ PATIENCE = 60  # seconds for others that look and claim at the same time; it tak
 
 @contextmanager
 def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
-    """Hold a batch, by its folder, and its runs as long as the block lasts. ValueError when another process has one of them."""
+    """Hold a batch, by its folder, and its runs as long as the block lasts. UserError when another process has one of them."""
     mine, own = sorted(set(runs)), FileLock(folder / LOCK)
     folder.mkdir(parents=True, exist_ok=True)
     look = FileLock(folder.parent / LOCK)
@@ -73,7 +73,7 @@ def _read_claim(claim: Path) -> dict:
         return {}
 
 
-def _describe(claim: Path, folder: Path) -> ValueError:
+def _describe(claim: Path, folder: Path) -> UserError:
     who = _read_claim(claim)
     place = f"pid {who['pid']} on {who['host']}" if who else "its process is ending"
-    return ValueError(f"another batch ({place}) is running over {folder}; wait for it, or end it")
+    return UserError(f"another batch ({place}) is running over {folder}; wait for it, or end it")

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import pkgutil
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from distributed import Client
 from distributed.core import Status, connect as connect_comm
 
@@ -35,8 +35,9 @@ from vitlab.batch.plan import Step, Task
 from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
 from vitlab.batch.workers import Workers, describe_resources, probe_workers
-from vitlab.errors import MissingFileError, UserError
+from vitlab.errors import UserError
 from vitlab.registry import unknown
+from vitlab.user_files import read_yaml
 
 CLUSTERS = {
     "slurm": "dask_jobqueue:SLURMCluster",
@@ -69,7 +70,11 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
         dask_cluster, address, patience = None, scheduler, PATIENCE
     cluster = None
     try:
-        how = f"`dask worker {address} --nthreads 1` starts one" if dask_cluster is None else "its jobs have been submitted"
+        how = (
+            f"`dask worker {shlex.quote(address)} --nthreads 1` starts one"
+            if dask_cluster is None
+            else "its jobs have been submitted"
+        )
         cluster = Cluster(connect(address), address, patience * 60, how, getattr(dask_cluster, "refusals", None))
         yield cluster
     finally:
@@ -110,13 +115,7 @@ async def _ask_who(address: str) -> str:
 
 def read_cluster_file(path: str) -> dict[str, Any]:
     """The content of a YAML file that describes a cluster, checked."""
-    file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"there is no file {path} for --scheduler")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    file, content = Path(path), read_yaml(path, "file of a cluster")
     if not isinstance(content, dict) or "cluster" not in content:
         raise UserError(f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`")
     for key in content:
@@ -272,5 +271,5 @@ def check_resources(steps: list[Step], workers: Workers) -> None:
         wanted = step.resources or {}
         if wanted and not any(workers.offers(address, wanted) for address in workers.known):
             text = describe_resources(wanted)
-            how = f'start one with `dask worker ADDRESS --nthreads 1 --resources "{text}"`'
+            how = f"start one with `dask worker ADDRESS --nthreads 1 --resources {shlex.quote(text)}`"
             raise UserError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")

@@ -313,7 +313,7 @@ class DaskCrew:
         return address if worker is None or worker["name"] == address else f"{worker['name']} ({address})"
 
 
-class WorkersLost(Exception):
+class WorkersLost(UserError):
     """A task over which too many workers were lost."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +27,13 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
 
 from vitlab.batch.limits import Limits, Stopped, Watch, read_peak_mb
+from vitlab.errors import UserError
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 from vitlab.runs import atomic
 
 CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
+NOT_STARTED = ("Kernel died before", "Kernel didn't respond")  # as jupyter_client puts it
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -129,6 +133,8 @@ class Execution:
             return self._describe(failure.ename, failure.evalue, "".join(failure.traceback))
         except Exception as failure:  # DeadKernelError; or the kernel was ended before its first cell
             self._raise_when_stopped()
+            if str(failure).startswith(NOT_STARTED) and not self.ended:
+                raise UserError(f"{failure}; `{shlex.quote(sys.executable)} -m ipykernel_launcher` shows why") from failure
             if not (self.ended or isinstance(failure, DeadKernelError)):
                 raise
             held = f", it held {self.peak_memory_mb} MB" if self.peak_memory_mb else ""

@@ -37,13 +37,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
 from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
+from vitlab.user_files import read_yaml
 
 BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
 STEP_KEYS = ["notebook", "grid", "parameters", "limits", "resources"]
@@ -105,13 +104,11 @@ class Task:
 def load_batch(file: Path | str) -> Batch:
     """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError that names the choices."""
     file = Path(file)
-    if not file.is_file():
-        there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
-        raise MissingFileError(f"there is no batch file {file}; batch files in {file.parent}: {there}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {error}") from error
+        content = read_yaml(file, "batch file")
+    except MissingFileError as error:
+        there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
+        raise MissingFileError(f"{error}; batch files in {file.parent}: {there}") from None
     _check_keys(content, BATCH_KEYS, f"{file.name}")
     parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
     _check_mapping(parameters, f"parameters of {file.name}")
@@ -214,7 +211,8 @@ def _find_notebook(name: str, file: Path) -> Path:
     folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)  # what is nearest counts
     found = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if name not in found:
-        raise UserError(unknown("notebook", name, sorted(found)))
+        looked = f"Looked in {', '.join(str(folder) for folder in folders)}."
+        raise UserError(unknown("notebook", name, sorted(found), "" if found else looked))
     return found[name]
 
 

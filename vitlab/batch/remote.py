@@ -22,6 +22,7 @@ from distributed import get_worker
 from distributed.utils import sync
 from distributed.worker import Worker
 
+from vitlab.batch.chain import describe_error
 from vitlab.batch.files import find_changes, list_files
 from vitlab.batch.limits import Limits, Stopped
 from vitlab.batch.probe import probe_worker
@@ -87,7 +88,8 @@ def run_task(job: Job, *needs: dict) -> dict[str, Any]:
     """Execute one notebook and give its outcome, with what has changed on this worker under `left` when nobody else sees it.
 
     needs: outcomes of the tasks before it. A task that had ended before, and whose outcome was lost with a worker, is not run
-    again: the scheduler keeps what the batch has settled.
+    again: the scheduler keeps what the batch has settled. An error is described here, as Dask keeps no more than the text of one
+    that cannot be pickled.
     """
     worker = get_worker()
     settled = sync(worker.loop, worker.scheduler.get_metadata, keys=[job.key], default=None)
@@ -102,8 +104,13 @@ def run_task(job: Job, *needs: dict) -> dict[str, Any]:
         return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed")
 
     tell(kind="started")
-    with _borrow_site(job, worker) as site:
-        return _run_on(site, job, tell, is_unwanted, worker.address)
+    try:
+        with _borrow_site(job, worker) as site:
+            return _run_on(site, job, tell, is_unwanted, worker.address)
+    except Stopped:
+        raise
+    except Exception as error:
+        return describe_error(error)
 
 
 def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool], address: str) -> dict[str, Any]:

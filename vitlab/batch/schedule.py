@@ -11,15 +11,17 @@ from typing import Any
 
 from vitlab.batch.chain import execute_chain
 from vitlab.batch.claim import claim_runs
-from vitlab.batch.estimate import estimate_batch
 from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import Task, load_batch, plan_tasks
 from vitlab.batch.progress import Board
 from vitlab.batch.state import BatchState
+from vitlab.errors import UserError
 from vitlab.kernels import WarmProcess, environment
-from vitlab.notebook import fit_parameters
+from vitlab.notebook import fit_parameters, notebook_parameters
+from vitlab.places import inside_project
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
+TRAINS = {"model", "epochs", "learning_rate"}  # a notebook that declares all of these trains a model by a recipe
 
 
 def run_batch(
@@ -27,14 +29,14 @@ def run_batch(
 ) -> dict[str, Any]:
     """Execute what is missing or out of date of a batch, and give the content of its batch.json.
 
-    A task is up to date when it ended well, its executed copy (and its run, marked as done) is there, none of the tasks that it
-    needs runs again, and notebook, parameters, data and the code of vitlab it uses are what they were. A task that fails is
-    kept with its error; later notebooks of its point are skipped, everything else goes on.
+    A task is up to date when it ended well, its executed copy is there, its run is done and holds the files that the notebook
+    promises (`vitlab.runs.PROMISED`), none of the tasks that it needs runs again, and what it depends on is as it was: see
+    `fingerprint_tasks`. A task that fails is kept with its error; later notebooks of its point are skipped, all others go on.
 
     workers: notebooks at a time, on this machine. scheduler: the address of a Dask scheduler, or a YAML file that describes a
     cluster to start (see cluster.py); the notebooks then run on its workers, as many at a time as they have threads.
-    force: run everything. dry_run: run nothing and download nothing; `note` says why a task would run, and a further key
-    `estimate` holds what `estimate_batch` gives, and `jobs` the script of a cluster's jobs.
+    force: run everything. dry_run: run nothing and download nothing; `note` says why a task would run. Two more keys are then
+    `measured_s`, the seconds that each task took when it last ended well (or None), and `jobs`, the script of a cluster's jobs.
     Mistakes in the file, a scheduler that does not answer, workers with another vitlab and another batch that is at the same
     runs (see claim.py) are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
     A cluster is asked for only when there is something to run.
@@ -42,15 +44,15 @@ def run_batch(
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
-    with kernel_environment(workers), WarmProcess() as warm:
+    with inside_project(batch.file), kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
         prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
         state = BatchState(batch, tasks)
         measured = state.measured_seconds()
         stale = state.find_stale(prints, force)
-        check_names([tasks[number].parameters for number in stale], warm)
+        check_values([(task.label, task.step.declared, task.parameters) for task in map(tasks.__getitem__, stale)], warm)
         if dry_run:
-            return state.content | {"estimate": estimate_batch(tasks, stale, measured, warm.call), "jobs": jobs}
+            return state.content | {"measured_s": measured, "jobs": jobs}
         if stale:
             with claim_runs(state.path.parent, [task.run for task in tasks if task.run]):
                 state = BatchState(batch, tasks)  # as it stands now that no other batch changes it
@@ -96,11 +98,12 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
     """Execute one notebook with parameters, checked before any cell runs, and give what `Execution.run` gives."""
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
-    with kernel_environment(), WarmProcess() as warm:
+    declared = {name: default for name, (default, _) in notebook_parameters(notebook).items()}
+    with inside_project(notebook), kernel_environment(), WarmProcess() as warm:
         warm.preload(sorted(notebook_imports(notebook)))
         from vitlab.batch.execute import Execution
 
-        check_names([parameters], warm)
+        check_values([(notebook.stem, declared, parameters)], warm)
         with Board(1) as board:
             return Execution(notebook, copy, parameters, warm, on_progress=partial(board.show, 0, notebook.stem)).run()
 
@@ -116,8 +119,17 @@ def kernel_environment(workers: int = 1) -> Iterator[None]:
         yield
 
 
-def check_names(parameters: list[dict[str, Any]], warm: WarmProcess) -> None:
-    """ValueError for a dataset or model that there is not."""
+def check_values(tasks: list[tuple[str, dict[str, Any], dict[str, Any]]], warm: WarmProcess) -> None:
+    """UserError for a data set or model that does not exist, or training arguments that do not fit together.
+
+    tasks: label, declared parameters with their defaults, and given parameters.
+    """
     for kind, function in NAME_CHECKS.items():
-        for name in dict.fromkeys(given[kind] for given in parameters if kind in given):
+        for name in dict.fromkeys(given[kind] for _, _, given in tasks if kind in given):
             warm.call(function, name)
+    for label, declared, given in tasks:
+        if declared.keys() >= TRAINS:
+            try:
+                warm.call("vitlab.training.config:check_arguments", declared | given)
+            except UserError as error:
+                raise UserError(f"{label}: {error}") from None

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vitlab.batch.fingerprint import describe_changes, describe_runs, find_dataset
 from vitlab.batch.plan import Batch, Task
-from vitlab.runs import project_root, read_batch, reports_dir, write_json
+from vitlab.errors import UserError
+from vitlab.files import find_damage
+from vitlab.run_folders import read_info
+from vitlab.runs import PROMISED, project_root, read_batch, reports_dir, write_json
 
 OUTCOME = {
     "status": "pending",
@@ -58,6 +62,12 @@ class BatchState:
                 record |= OUTCOME | {"fingerprint": prints[number], "note": reason}
         return stale
 
+    def begin(self, number: int) -> None:
+        """Note which runs there are when a task that reads them all begins: the batch has made some since it was planned."""
+        record = self.content["tasks"][number]
+        if record["fingerprint"].get("runs"):
+            record["fingerprint"] = record["fingerprint"] | {"runs": describe_runs(find_dataset(self.tasks[number]))}
+
     def settle(self, number: int, **outcome) -> None:
         run = self.tasks[number].run
         start = self._read_start(run) if run else None
@@ -75,19 +85,22 @@ class BatchState:
 
     def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
         again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
-        changed = [part for part, value in fingerprint.items() if record["fingerprint"].get(part) != value]
+        changed = describe_changes(record["fingerprint"], fingerprint)
         if not record["fingerprint"]:
             return "new"
         if again:
             return f"{again[0]} runs again"
         if changed:
-            return f"{', '.join(changed)} changed"
+            return changed
         if record["status"] != "done":
             return "not finished" if record["status"] == "pending" else f"{record['status']} before"
         if not (self.reports / task.path).is_file():
             return "executed copy is gone"
         if "run_name" in task.parameters and not self._run_is_done(task):
             return "run is not complete"
+        damage = find_damage(self.reports / task.run, PROMISED.get(task.step.notebook, ())) if task.run else []
+        if damage:
+            return ", ".join(damage)
         if record["run_start"] is not None and record["run_start"] != self._starts[task.run]:
             return "its run was made again since"  # by another batch; what this task had left there is gone
         return ""
@@ -101,10 +114,9 @@ class BatchState:
     def _read_run(self, run: str) -> dict[str, Any]:
         """The content of a run.json; empty without one, or with a damaged one."""
         try:
-            content = json.loads((self.reports / run / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_info(self.reports / run)
+        except UserError:
             return {}
-        return content if isinstance(content, dict) else {}
 
 
 def _new_record(task: Task) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tables that a batch prints: before it, what it would do and at what cost; after it, how it went."""
+"""The tables that a batch prints: before it, what it would do and how long that took last time; after it, how it went."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vitlab.batch.estimate import REFERENCE, UTILISATION
-
 COLORS = {"done": "green", "failed": "red", "skipped": "yellow", "pending": "default"}
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
-PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9))
 
 
 def print_summary(content: dict[str, Any], console: Console | None = None) -> None:
@@ -25,62 +22,40 @@ def print_summary(content: dict[str, Any], console: Console | None = None) -> No
 
 
 def print_plan(content: dict[str, Any], console: Console | None = None) -> None:
-    """Print what a dry run gives: each task with its estimated cost and why it would run, the total, and how it was estimated."""
-    estimate, console = content["estimate"], _open_console(console)
-    table = _start_table(content, "FLOPs", "here", f"1 {REFERENCE}")
-    for record, cost in zip(content["tasks"], estimate["tasks"], strict=True):
-        training = f"{cost['images']:,} images × {cost['epochs']} epochs" if cost.get("images") else ""
-        here = "" if cost["seconds"] is None else f"{'' if cost['measured'] else '~'}{format_seconds(cost['seconds'])}"
-        reference = "" if cost["reference_s"] is None else f"~{format_seconds(cost['reference_s'])}"
-        flops = "" if cost["flops"] is None else format_flops(cost["flops"])
-        problem = f"not estimated: {cost['problem']}" if cost["problem"] else ""
-        note = "; ".join(part for part in (describe_problem(record), training, problem) if part)
-        table.add_row(*_identify(record), flops, here, reference, escape(note or "up to date"))
+    """Print what a dry run gives: each task, how long it took when it last ran, why it would run again, and the total."""
+    console, table = _open_console(console), _start_table(content, "last time")
+    for record, seconds in zip(content["tasks"], content["measured_s"], strict=True):
+        last = "" if seconds is None else format_seconds(seconds)
+        table.add_row(*_identify(record), last, escape(describe_problem(record) or "up to date"))
     console.print(table)
-    for line in describe_estimate(content):
-        console.print(line, markup=False, highlight=False)
+    console.print(describe_plan(content), markup=False, highlight=False)
 
 
-def describe_estimate(content: dict[str, Any]) -> list[str]:
-    """The total of a dry run in words, and how it came about."""
-    totals, speeds = content["estimate"]["totals"], content["estimate"]["speeds"]
-    if not totals["tasks"]:
-        return ["Everything is up to date; nothing would run."]
-    known = totals["tasks"] - totals["without_seconds"]
-    lines = [f"To run: {totals['tasks']} of {len(content['tasks'])} notebooks."]
+def describe_plan(content: dict[str, Any]) -> str:
+    """The total of a dry run in words."""
+    pairs = zip(content["tasks"], content["measured_s"], strict=True)
+    last = [seconds for record, seconds in pairs if record["status"] == "pending"]
+    if not last:
+        return "Everything is up to date; nothing would run."
+    known = [seconds for seconds in last if seconds is not None]
+    words = f"To run: {len(last)} of {len(content['tasks'])} notebooks."
     if known:
-        lines[0] += f" Here, {known} of them take about {format_seconds(totals['seconds'])} in all."
-    if totals["without_seconds"]:
-        lines[0] += f" Without an estimate: {totals['without_seconds']}."
-    if totals["flops"]:
-        lines.append(
-            f"Training alone: {format_flops(totals['flops'])}, about {format_seconds(totals['reference_s'])} on one {REFERENCE}."
-        )
-    for speed in speeds:
-        rate = (
-            f"{format_flops(speed['flops_per_s'])} a second in {speed['precision']}" if speed["flops_per_s"] else speed["problem"]
-        )
-        line = f"Matrix products on this machine ({speed['device']}): {rate}."
-        lines += [line] if line not in lines else []
-    how = "An estimate. Without ~: seconds that the notebook took when it last ran."
-    if totals["flops"]:
-        how += (
-            " With ~: training images × epochs × 3 × FLOPs of a forward pass (less with a frozen part), counted on the model, "
-            f"over {UTILISATION} of the rate of matrix products: this machine's as measured now, the {REFERENCE}'s by its data "
-            "sheet (312 TFLOP/s in bf16, 19.5 in fp32). All epochs, one notebook after the other. Validation and the rest of the "
-            "notebook come on top, and so does the preparation of images, which may keep a fast GPU waiting longer than its own "
-            "work takes. Within a factor of three at best; small and many-layered models are slower."
-        )
-    return [*lines, how]
+        words += f" {len(known)} of them took {format_seconds(sum(known))} in all when they last ran."
+    if len(known) < len(last):
+        words += f" Never run before, so of unknown time: {len(last) - len(known)}."
+    return words
 
 
 def describe_problem(record: dict[str, Any]) -> str:
-    """`cell 7: history = fit(...): ValueError: what it says` for a failed task, the note for any other."""
+    """`cell 7: history = fit(...): ValueError: what it says` for a failed task, else the note.
+
+    Where the program itself failed, it is the traceback.
+    """
     error = record["error"]
     if not error:
         return record["note"]
     place = f"cell {error['cell']}: {error['line']}\n" if error["cell"] else ""
-    return f"{place}{error['name']}: {error['value']}"
+    return error.get("traceback") or f"{place}{error['name']}: {error['value']}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -88,12 +63,6 @@ def format_seconds(seconds: float) -> str:
     unit, size = next(((unit, size) for unit, size in UNITS if seconds >= 2 * size), ("s", 1))
     value = seconds / size
     return f"{value:.0f} {unit}" if value >= 10 or value == 0 else f"{value:.1f} {unit}"
-
-
-def format_flops(flops: float) -> str:
-    prefix, size = next(((prefix, size) for prefix, size in PREFIXES if flops >= size), ("M", 1e6))
-    value = flops / size
-    return f"{value:.0f} {prefix}FLOP" if value >= 10 else f"{value:.1f} {prefix}FLOP"
 
 
 def _start_table(content: dict[str, Any], *measures: str) -> Table:

@@ -1,24 +1,22 @@
-"""From a float ONNX graph to one with fewer bits: the methods, each a call of onnxruntime's quantisers. No gate here."""
+"""From a float ONNX graph to one with 8-bit weights: two methods, each a call of onnxruntime's quantisers. No gate here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic as ort_dynamic, quantize_static as ort_static
 
-from vitlab.compress.calibration import CALIBRATIONS, feed_images, measure_ranges, silence
 from vitlab.compress.graph import MAP_OPS, WEIGHTED, drop_notes, map_nodes, name_nodes, weight_bytes, weighted_nodes
 from vitlab.compress.isolation import isolate_node
 from vitlab.compress.parity import PixelSet
+from vitlab.compress.ranges import feed_images, measure_ranges, silence
 from vitlab.compress.rounding import LARGEST, Moments, collect_moments, level_logits, refine_weights
 from vitlab.compress.shielding import shield_float_nodes
 from vitlab.errors import UserError
 
-METHODS = ("dynamic", "static", "fp16", "weights8", "weights4")
-OPS = {"static": WEIGHTED, "fp16": WEIGHTED, "dynamic": ("MatMul", "Gemm")}  # of the others MatMul
-BLOCK = {"weights8": 128, "weights4": 32}  # weights that share one scale
+METHODS = {"static": WEIGHTED, "dynamic": ("MatMul", "Gemm")}  # kinds of nodes that each quantises
 REDUCED = 64  # largest weight of 7 bits
 MOMENTS = 32  # calibration images from which the rounding is computed
 
@@ -31,19 +29,17 @@ def load_graph(path: Path | str) -> onnx.ModelProto:
 
 
 class Converter:
-    """Quantised files of one float graph, by one method; calibrates once, however many variants are asked for.
+    """Quantised files of one float graph, by one method; ranges are measured once, however many variants are asked for.
 
-    images: calibrate, of static only. rounding: of static, `compensated` (see `vitlab.compress.rounding`) or `nearest`.
-    folder: where the files go.
+    images: for static, on which ranges are measured. folder: where the files go.
     """
 
-    def __init__(self, proto, method, calibration, images: PixelSet, transform, reduce_range, rounding, folder: Path):
-        self.proto, self.method, self.calibration, self.images = proto, method, calibration, images
-        self.transform, self.reduce_range, self.rounding, self.folder = transform, reduce_range, rounding, folder
+    def __init__(self, proto, method, images: PixelSet, transform, reduce_range, folder: Path):
+        self.proto, self.method, self.images = proto, method, images
+        self.transform, self.reduce_range, self.folder = transform, reduce_range, folder
         self.source = folder / "source.onnx"
         onnx.save(proto, self.source)
-        ops = OPS.get(method, ("MatMul",))
-        self.nodes = [name for name, node in weighted_nodes(proto).items() if node.op_type in ops]
+        self.nodes = [name for name, node in weighted_nodes(proto).items() if node.op_type in METHODS[method]]
         self._count = 0
         self._moments: dict[str, Moments] | None = None
         self._whole: onnx.ModelProto | None = None
@@ -51,8 +47,6 @@ class Converter:
     def share(self, float_nodes: Sequence[str] = ()) -> float:
         """Share of the weights (of linear layers and convolutions) that are quantised."""
         size = weight_bytes(self.proto, weighted_nodes(self.proto))
-        if self.method == "fp16":
-            return 1.0
         return sum(size[name] for name in self.nodes if name not in set(float_nodes)) / max(sum(size.values()), 1)
 
     def convert(self, float_nodes: Sequence[str] = (), only: Sequence[str] | None = None) -> Path:
@@ -63,7 +57,7 @@ class Converter:
         if not names:
             raise UserError(f"{self.method} finds nothing to quantise: the graph has no linear layer that it takes; use static")
         with silence():
-            _CONVERT[self.method](self, names, target)
+            self._static(names, target) if self.method == "static" else self._dynamic(names, target)
         onnx.save(drop_notes(onnx.load(target)), target)
         return target
 
@@ -79,7 +73,7 @@ class Converter:
         between = sorted(map_nodes(self.proto, set(self.nodes) - set(names)))
         ranges = self.folder / "ranges.json"
         if not ranges.exists():
-            measure_ranges(self.source, ranges, self.calibration, feed_images(self.proto, self.images, self.transform))
+            measure_ranges(self.source, ranges, feed_images(self.images, self.transform))
         ort_static(
             str(self.source),
             str(target),
@@ -90,7 +84,6 @@ class Converter:
             reduce_range=self.reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CALIBRATIONS[self.calibration],
             calibration_cache_path=ranges,
             extra_options={
                 "MatMulConstBOnly": True,
@@ -98,15 +91,14 @@ class Converter:
             },
         )
         onnx.save(shield_float_nodes(onnx.load(target)), target)
-        if self.rounding == "compensated":
-            self._refine(target)
+        self._refine(target)
 
     def _refine(self, target: Path) -> None:
         few = self.images.take(slice(MOMENTS))
         if self._moments is None:
-            self._moments = collect_moments(self.proto, self.nodes, feed_images(self.proto, few, self.transform))
+            self._moments = collect_moments(self.proto, self.nodes, feed_images(few, self.transform))
         refined = refine_weights(onnx.load(target), self.proto, self._moments, REDUCED if self.reduce_range else LARGEST)
-        onnx.save(level_logits(refined, self.proto, feed_images(self.proto, self.images, self.transform)), target)
+        onnx.save(level_logits(refined, self.proto, feed_images(self.images, self.transform)), target)
 
     def _dynamic(self, names, target):
         ort_dynamic(
@@ -118,31 +110,3 @@ class Converter:
             reduce_range=self.reduce_range,
             weight_type=QuantType.QInt8,
         )
-
-    def _fp16(self, names, target):
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        onnx.save(convert_float_to_float16(onnx.load(self.source), keep_io_types=True), target)
-
-    def _weights(self, names, target):
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(self.source),
-            bits=int(self.method[-1]),
-            block_size=BLOCK[self.method],
-            is_symmetric=True,
-            accuracy_level=4,  # activations int8, which VNNI multiplies
-            nodes_to_include=names,
-        )
-        quantizer.process()
-        quantizer.model.save_model_to_file(str(target), False)
-
-
-_CONVERT: dict[str, Callable] = {
-    "static": Converter._static,
-    "dynamic": Converter._dynamic,
-    "fp16": Converter._fp16,
-    "weights8": Converter._weights,
-    "weights4": Converter._weights,
-}

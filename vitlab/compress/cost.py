@@ -1,15 +1,11 @@
-"""What a transformer's parts cost: parameters, multiply-adds and time, of the whole model and of each head, neuron and block."""
+"""What a transformer's parts cost in parameters and multiply-adds: the whole model, each block, head and neuron."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.compress.latency import time_sides
 from vitlab.compress.tokens import count_tokens, make_image
 from vitlab.errors import UserError
 from vitlab.models import count_parameters
@@ -26,7 +22,7 @@ def count_multiply_adds(model: ModelBundle) -> int:
 
     Additions, norms and activations are not counted.
     """
-    with evaluating(model.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model.module), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model.module(make_image(model))
     return counter.get_total_flops() // 2
 
@@ -67,25 +63,6 @@ def cost_parts(model: ModelBundle, by: str) -> list[dict[str, int]]:
             neuron = T * (mlp.fc1.in_features + mlp.fc2.out_features)
         rows.append({"head": head, "neuron": neuron})
     return rows
-
-
-def measure_ratio(
-    model: ModelBundle, original: ModelBundle, *, batch_size: int = 1, repeats: int = 15, seconds: float = 30.0
-) -> float:
-    """How long the model takes against the original: the median ratio over turns of `time_sides`, on torch's threads as set.
-
-    Noise at each model's own size, on its own device. seconds: after which no further turn begins.
-    """
-    sides = {"original": _fix_images(original, batch_size), "model": _fix_images(model, batch_size)}
-    with evaluating(model.module), evaluating(original.module), torch.inference_mode():
-        times = time_sides(sides, None, repeats, warmup=2, seconds=seconds, generator=np.random.default_rng(0))
-    return float(np.median(np.divide(times["model"], times["original"])))
-
-
-def _fix_images(model: ModelBundle, batch_size: int) -> Callable[[object], float]:
-    """The model as a side to time, on images of its own."""
-    images = make_image(model).expand(batch_size, -1, -1, -1)
-    return lambda _: model.module(images).sum().item()  # waits for a GPU
 
 
 def _per_row(linear: nn.Linear) -> int:

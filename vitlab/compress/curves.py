@@ -20,50 +20,40 @@ from vitlab.compress.sides import Side, predict_sides
 from vitlab.compress.tokens import count_tokens, make_image, merge_tokens
 from vitlab.errors import UserError
 from vitlab.evaluation import metrics_table
-from vitlab.evaluation.metrics import METRICS
 from vitlab.models import pieces
 from vitlab.models.anatomy import evaluating
-from vitlab.registry import unknown
 from vitlab.schema import DataBundle, ModelBundle
 
-KEEPS = (0.8, 0.6, 0.4, 0.2)  # of the cost of the blocks
-NUMBERS = (0, 8, 16, 32)  # of tokens merged in a block
+KEEPS = (0.6, 0.2)  # of the cost of the blocks
+NUMBERS = (0, 8, 32)  # of tokens merged in a block
+METRIC = "balanced_accuracy"
 
 
 def pruning_curve_table(
     model: ModelBundle,
     data: DataBundle,
-    importance: pd.DataFrame | Mapping[str, pd.DataFrame],
+    importance: Mapping[str, pd.DataFrame],
     keeps: Sequence[float] = KEEPS,
     *,
-    by: str = "multiply_adds",
-    split: str = "val",
-    metric: str = "balanced_accuracy",
     replicates: int = 1000,
     seed: int = 0,
-    **options,
 ) -> pd.DataFrame:
-    """One-shot pruning without recovery: the score for each share kept, by each importance.
+    """One-shot pruning without recovery: the score on the validation split for each share kept, by each importance.
 
-    importance: a table of `importance_table`, or several by name. keeps: shares of the blocks' cost, counted `by` multiply_adds
-    or parameters, each between 0 and 1; the model itself comes first, with keep 1. options: of `plan_pruning`.
-    Columns: importance, keep, multiply_adds and parameters (shares of the whole model that are left), metric, value, low, high
-    (95 %, bootstrap over the images), n. All variants are in memory at a time. ValueError, before any image is read, for a share
-    that cannot be reached.
+    importance: tables of `importance_table` by name. keeps: shares of the blocks' multiply-adds, each between 0 and 1; the model
+    itself comes first, with keep 1. Columns: importance, keep, multiply_adds and parameters (shares of the whole model that are
+    left), metric, value, low, high (95 %, bootstrap over the images), n. All variants are in memory at a time. ValueError, before
+    any image is read, for a share that cannot be reached.
     """
-    tables = importance if isinstance(importance, Mapping) else {_name(importance): importance}
-    _check(data, split, metric, tables, "importance")
-    _check(data, split, metric, keeps, "keeps")
-    if by == "latency":
-        raise UserError("by='latency': what is kept is counted here; write multiply_adds or parameters")
+    _check(data, keeps, "keeps")
     variants: dict[Hashable, ModelBundle] = {"full": model}
-    for name, table in tables.items():
+    for name, table in importance.items():
         for keep in keeps:
-            variants[name, keep] = prune(model, plan_pruning(model, table, keep, by, of="blocks", **options))
-    scores = _judge(model, variants, data, split, metric, replicates, seed)
+            variants[name, keep] = prune(model, plan_pruning(model, table, keep, "multiply_adds", of="blocks"))
+    scores = _score(model, variants, data, replicates, seed)
     whole = {count: count_cost(model, count) for count in ("multiply_adds", "parameters")}
     rows = []
-    for name in tables:
+    for name in importance:
         for keep in (1.0, *keeps):
             variant = "full" if keep == 1 else (name, keep)
             left = {count: count_cost(variants[variant], count) / total for count, total in whole.items()}
@@ -76,23 +66,21 @@ def merging_curve_table(
     data: DataBundle,
     numbers: Sequence[int] = NUMBERS,
     *,
-    split: str = "val",
-    metric: str = "balanced_accuracy",
     repeats: int = 20,
     threads: int | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Token merging: the score and the time of one image in PyTorch, for each number of tokens merged in a block.
+    """Token merging: the score on the validation split and the time of one image in PyTorch, by tokens merged in a block.
 
     numbers: r of `merge_tokens`; 0, the model itself, comes first whether it is among them or not. Columns: merged, tokens (that
     the last block takes in), multiply_adds (share left), metric, value, low, high (95 %, bootstrap over the images), n, and those
     of `latency_table` from batch_size on, ratios being to the model itself.
     """
-    _check(data, split, metric, numbers, "numbers")
+    _check(data, numbers, "numbers")
     numbers = list(dict.fromkeys((0, *numbers)))
     variants: dict[Hashable, ModelBundle] = {r: merge_tokens(model, r) if r else model for r in numbers}
-    scores = _judge(model, variants, data, split, metric, replicates, seed)
+    scores = _score(model, variants, data, replicates, seed)
     noise = make_image(model).cpu().numpy()
     latency = latency_table({str(r): variants[r] for r in numbers}, noise, (1,), repeats, threads, seed=seed).drop(columns="side")
     whole = count_multiply_adds(model)
@@ -131,28 +119,22 @@ def _cut(model: ModelBundle) -> tuple[nn.Sequential, nn.Sequential]:
     return before, behind
 
 
-def _judge(model, variants, data, split, metric, replicates, seed) -> dict[Hashable, dict]:
+def _score(model, variants, data, replicates, seed) -> dict[Hashable, dict]:
     with ExitStack() as stack:
         for variant in (model, *variants.values()):
             stack.enter_context(evaluating(variant.module))
         shared = _SharedFront(model)
         sides = {name: shared.make_side(variant) for name, variant in variants.items()}
-        predictions = predict_sides(sides, data, model.transform, (split,))
+        predictions = predict_sides(sides, data, model.transform, ("val",))
     found = {}
     for name, table in predictions.items():
-        row = metrics_table(table, split=split, replicates=replicates, seed=seed).set_index("metric").loc[metric]
-        found[name] = {"metric": metric, "value": row["value"], "low": row["low"], "high": row["high"], "n": len(table)}
+        row = metrics_table(table, split="val", replicates=replicates, seed=seed).set_index("metric").loc[METRIC]
+        found[name] = {"metric": METRIC, "value": row["value"], "low": row["low"], "high": row["high"], "n": len(table)}
     return found
 
 
-def _check(data, split, metric, values, name) -> None:
-    if metric not in METRICS:
-        raise UserError(unknown("metric", metric, list(METRICS)))
-    if data.split(split).empty:
-        raise UserError(f"{data.name} has no images in the split {split!r}; take one that has some, such as val")
+def _check(data, values, name) -> None:
+    if data.split("val").empty:
+        raise UserError(f"{data.name} has no images in the split 'val', on which variants are compared")
     if not len(values):
         raise UserError(f"{name} is empty, and there would be no curve; give at least one")
-
-
-def _name(importance: pd.DataFrame) -> str:
-    return str(importance["measure"].iloc[0]) if len(importance) else "importance"

@@ -6,45 +6,36 @@ number: a measure that does not do better than that says nothing of compression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
-from vitlab.compress.sides import Side, make_side
 from vitlab.errors import UserError
-from vitlab.explain import perturbation
+from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain.grid import choose_grid, number_cells
-from vitlab.explain.methods import available, explain, methods
+from vitlab.explain.methods import explain
 from vitlab.explain.randomisation import compare_maps
-from vitlab.explain.similarity import mean_interval
-from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
 
-NO_OPTIONS: Mapping[str, Mapping] = MappingProxyType({})
-MEASURES = {"similarity": "other_image", "absolute": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+MEASURES = {"similarity": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}
+LIMITS = np.array([[-1, 0, 0], [1, np.inf, np.inf]])  # of the measures
 LEVEL = 1e-6  # of a map's range: values this near its largest one are as large
 
 
 def compare_explanations(
     model: ModelBundle,
-    compressed: ModelBundle | Path | str | Callable,
+    compressed: ModelBundle,
     images: torch.Tensor,
     names: Sequence[str],
     *,
     sample_ids: Sequence[str] | None = None,
-    options: Mapping[str, Mapping] = NO_OPTIONS,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """Maps of the full and the compressed model, image by image, for the class that the full one predicts.
 
-    compressed: a ModelBundle; or an ONNX file or a function from pixels to logits, which has no gradients and no layers, so that
-    only the methods of `vitlab.explain.perturbation` can explain it. names: of methods; options: of methods, by name.
+    names: of methods.
     Columns: method, sample_id; similarity, absolute (rank correlations over the cells of the full model's grid, of the maps and
     of their absolute values); peak_shift, mass_shift (pixels between the largest values, or the centres of mass of what is
     positive); other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full model's map of this
@@ -52,18 +43,19 @@ def compare_explanations(
     without anything positive has its centre in the middle. ValueError where classes differ, or a method cannot explain one of
     the two.
     """
-    other = _bundle(model, compressed, names)
-    if tuple(model.classes) != tuple(other.classes):
+    if not names:
+        raise UserError("names is empty: give at least one method, such as saliency")
+    if tuple(model.classes) != tuple(compressed.classes):
         raise UserError(
-            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(other.classes)}; "
+            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(compressed.classes)}; "
             "compare two models of the same classes"
         )
     size = tuple(images.shape[-2:])
     cells = number_cells(choose_grid(model.anatomy, size), size)
     settings, parts = {"sample_ids": sample_ids, "batch_size": batch_size}, []
     for name in names:
-        before = explain(model, images, name, **settings, **options.get(name, {}))
-        after = explain(other, images, name, before.target, **settings, **options.get(name, {}))
+        before = explain(model, images, name, **settings)
+        after = explain(compressed, images, name, before.target, **settings)
         table = compare_maps(before, after, cells)
         peaks, masses = ([find(maps.values) for maps in (before, after)] for find in (find_peaks, find_masses))
         for kind, (own, moved) in {"peak": peaks, "mass": masses}.items():
@@ -73,30 +65,41 @@ def compare_explanations(
     return pd.concat(parts, ignore_index=True)
 
 
-def explanation_shift_table(
-    model: ModelBundle,
-    compressed: ModelBundle | Path | str | Callable,
+def explanation_shift_tables(
+    networks: Mapping[str, ModelBundle],
     images: torch.Tensor,
     names: Sequence[str],
     *,
-    replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
-    **settings,
 ) -> pd.DataFrame:
-    """Means of `compare_explanations` over the images, with bootstrap intervals; settings are its own.
+    """Means of `compare_explanations` over the images, with t intervals, of each network against the first one.
 
-    Columns method, measure (similarity, absolute, peak_shift, mass_shift), value, low, high, n, other: what maps of different
-    images give. Correlations are best at 1, shifts (pixels) at 0.
+    Columns model, method, measure (similarity, peak_shift, mass_shift), value, low, high, n, other: what maps of different images
+    give. Correlations are best at 1, shifts (pixels) at 0. Without a second network the table is empty.
     """
-    table = compare_explanations(model, compressed, images, names, **settings)
+    first, *others = networks
     rows = []
-    for method, part in table.groupby("method", sort=False):
-        mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), replicates, confidence, seed)
-        for place, (measure, other) in enumerate(MEASURES.items()):
-            row = {"method": method, "measure": measure, "value": mean[place], "low": low[place], "high": high[place]}
-            rows.append(row | {"n": int(count[place]), "other": part[other].mean()})
-    return pd.DataFrame(rows)
+    for name in others:
+        table = compare_explanations(networks[first], networks[name], images, names)
+        for method, part in table.groupby("method", sort=False):
+            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence, LIMITS)
+            for place, (measure, other) in enumerate(MEASURES.items()):
+                row = {"model": name, "method": method, "measure": measure, "value": mean[place]}
+                row |= {"low": low[place], "high": high[place], "n": int(count[place]), "other": part[other].mean()}
+                rows.append(row)
+    return pd.DataFrame(rows, columns=["model", "method", "measure", "value", "low", "high", "n", "other"])
+
+
+def describe_shifts(table: pd.DataFrame) -> str:
+    """A sentence on an `explanation_shift_tables`: whose maps are shown to be more alike than maps of different images."""
+    alike = table[table["measure"] == "similarity"]
+    if alike.empty:
+        return "There is no smaller network whose maps could be compared."
+    names = [f"{row.method.replace('_', ' ')} of *{row.model}*" for row in alike.itertuples()]
+    shown = (alike["low"] > alike["other"]).tolist()
+    kept, rest = ([name for name, one in zip(names, shown, strict=True) if one == wanted] for wanted in (True, False))
+    parts = [f"Shown to be more alike than maps of different images: {', '.join(kept)}."] if kept else []
+    return " ".join([*parts, *([f"Not shown for {', '.join(rest)}."] if rest else [])])
 
 
 def find_peaks(values: np.ndarray) -> np.ndarray:
@@ -122,34 +125,3 @@ def _mean_distance(points: np.ndarray) -> np.ndarray | float:
     """Mean distance (N,) of each point to the others; NaN for a single one."""
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     return distance.sum(axis=1) / (len(points) - 1) if len(points) > 1 else np.nan
-
-
-def _bundle(model: ModelBundle, compressed, names: Sequence[str]) -> ModelBundle:
-    for name in names:
-        if name not in available():
-            raise UserError(unknown("method", name, available()))
-    if not names:
-        raise UserError("names is empty: give at least one method, such as occlusion")
-    if isinstance(compressed, ModelBundle):
-        return compressed
-    inside = [name for name in names if methods[name].compute.__module__ != perturbation.__name__]
-    if inside:
-        possible = [name for name in available() if methods[name].compute.__module__ == perturbation.__name__]
-        raise UserError(
-            f"{', '.join(inside)} looks inside the model, and an ONNX file or a function has neither gradients nor layers; "
-            f"methods that go without: {', '.join(possible)}"
-        )
-    name = Path(compressed).stem if isinstance(compressed, str | Path) else "compressed"
-    return replace(model, name=name, module=Outside(compressed))
-
-
-class Outside(nn.Module):
-    """A module around what is computed elsewhere: pixels go out, logits come back, and no gradient passes."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.side: Side = make_side(model)
-        self.weight = nn.Parameter(torch.zeros(()))  # says device and number format; takes no part
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.side(images.detach().cpu().numpy()), np.float32))

@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file that any language can run; written only when it gives the same answers on real images."""
+"""A classifier as an ONNX file that any language can run; written only when it gives the same predictions on real images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ import onnx
 import onnxruntime
 import pandas as pd
 import torch
-from onnx import TensorProto, compose, helper, numpy_helper
 
 from vitlab.compress.parity import Gate, PixelSet, compare_logits, draw_pixels, explain_failure, summarise_parity
 from vitlab.compress.preprocess import normalise
 from vitlab.compress.session import open_session, run_pixels
-from vitlab.compress.sidecar import PREPROCESSING, check_target, describe_transform, write_pair
-from vitlab.data import normalise as torch_normalise, preprocess as torch_preprocess
+from vitlab.compress.sidecar import INPUT, check_target, describe_transform, write_pair
+from vitlab.data import preprocess as torch_preprocess
 from vitlab.errors import UserError
-from vitlab.evaluation.conformal import find_limits
-from vitlab.evaluation.recalibration import calibrate
-from vitlab.registry import unknown
 from vitlab.schema import DataBundle, ModelBundle, Transform
 
-OPSETS = (18, 24)  # what both the exporter and onnxruntime 1.32 handle; LayerNormalization came with 17, Gelu with 20
+OPSET = 20  # LayerNormalization came with 17, Gelu with 20; onnxruntime 1.32 handles up to 24
 LARGEST = 2**31 - 2**24  # bytes in one ONNX file: protobuf's limit, less room for the graph
 EXPORT_GATE = Gate(agreement=0.99, difference=1e-3)
 PIXEL_TOLERANCE = 1e-5  # of normalised values, which are about 1
@@ -51,79 +47,46 @@ def export_onnx(
     *,
     split: str | Sequence[str] = "val",
     limit: int = 32,
-    preprocessing: str = "beside",
-    calibration: dict | None = None,
-    opset: int = 20,
-    gate: Gate = EXPORT_GATE,
     seed: int = 0,
 ) -> Export:
     """Write `path` (.onnx) and `path`.json: float32, any number of images at once, one file.
 
-    data, split, limit: the real images of the gate. preprocessing: what the graph takes (the input is called `images`, the
-    output `logits`): `beside` takes normalised floats (B, C, h, w); `inside` takes uint8 (B, h, w, C), already at the model's
-    size, and scales and normalises them itself. Fitting an image of any size to the model's stays outside in both.
-    calibration: from `find_calibration`: temperature and conformal limits, kept in the JSON.
-
-    The gate: preprocessing is compared with vitlab's pixel by pixel, logits with PyTorch's, one image at a time and in batches.
+    The graph takes `images`, normalised floats (B, C, h, w), and gives `logits` (B, num_classes). The JSON says how an image of
+    any size becomes its input, and has room for temperature and conformal limits (`vitlab.compress.note_calibration`).
+    data, split, limit: the real images of the gate, which compares preprocessing with vitlab's pixel by pixel, and logits with
+    PyTorch's, one image at a time and in batches.
     ValueError, by how much and on which images, when one fails, and where the model cannot be traced; then nothing is written.
     """
     path = check_target(path)
-    if preprocessing not in PREPROCESSING:
-        raise UserError(unknown("preprocessing", preprocessing, list(PREPROCESSING)))
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise UserError(f"opset={opset}: write a number from {OPSETS[0]} to {OPSETS[1]}; 20 suits most")
-    _check_calibration(calibration, model.classes)
     if tuple(data.classes) != tuple(model.classes):
         known, given = ", ".join(model.classes), ", ".join(data.classes)
         raise UserError(f"{model.name} tells apart {known}; the classes of {data.name} are {given}")
     images = draw_pixels(data, model.transform, split, limit, seed)
     module = copy.deepcopy(model.module).cpu().float().eval()
-    proto = trace_module(module, model.transform, opset, model.name)
+    proto = trace_module(module, model.transform, model.name)
     _check_preprocessing(data, images, model.transform)
-    if preprocessing == "inside":
-        proto = put_preprocessing_inside(proto, model.transform, images)
     serialized = proto.SerializeToString()
     reference = _run_torch(module, images, model.transform)
     logits = _run_both_ways(open_session(serialized), images, model.transform)
     table = compare_logits(images.sample_ids, reference, logits, model.classes)
-    summary = summarise_parity(table, reference, logits, gate)
+    summary = summarise_parity(table, reference, logits, EXPORT_GATE)
     if not summary["passed"]:
         raise UserError(explain_failure(f"{model.name} as ONNX", table, summary))
     description = {
         "name": model.name,
         "classes": list(model.classes),
         "transform": describe_transform(model.transform),
-        "preprocessing": preprocessing,
-        "input": PREPROCESSING[preprocessing],
+        "input": INPUT,
         "method": "fp32",
-        "opset": opset,
-        "calibration": calibration,
+        "opset": OPSET,
+        "calibration": None,
         "parity": {"against": "PyTorch", **summary},
     }
     write_pair(path, lambda temporary: temporary.write_bytes(serialized), description)
     return Export(path, {"method": "fp32", "bytes": path.stat().st_size, **summary}, table)
 
 
-def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, by_class: bool = True) -> dict:
-    """Temperature and conformal limits for the JSON of an export, both fitted on the validation split of a predictions table.
-
-    Keys temperature, alpha, by_class, limits: for each class the largest 1 - probability (after the temperature) that is let
-    into a set, None where the class is in every set.
-    """
-    calibrated = calibrate(predictions, "temperature")
-    columns = [name for name in predictions.columns if name.startswith("logit_")]
-    before, after = (table[columns].to_numpy(float) for table in (predictions, calibrated))
-    limits, _ = find_limits(calibrated, alpha, by_class)
-    classes = [name.removeprefix("logit_") for name in columns]
-    return {
-        "temperature": float((before * before).sum() / max((before * after).sum(), 1e-300)),
-        "alpha": alpha,
-        "by_class": by_class,
-        "limits": {name: float(limit) if np.isfinite(limit) else None for name, limit in zip(classes, limits, strict=True)},
-    }
-
-
-def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name: str) -> onnx.ModelProto:
+def trace_module(module: torch.nn.Module, transform: Transform, name: str) -> onnx.ModelProto:
     """The graph of a module in evaluation mode, `images` (B, C, h, w) to `logits`, B left open.
 
     ValueError with the cause where the exporter cannot follow the code, or where the code fixes the batch.
@@ -143,7 +106,7 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
+                opset_version=OPSET,
                 verbose=False,
             )
     except Exception as error:  # the exporter raises its own kinds, and whatever the traced code raises
@@ -156,45 +119,6 @@ def trace_module(module: torch.nn.Module, transform: Transform, opset: int, name
             "int(images.shape[0]) do; write images.shape[0]"
         )
     return proto
-
-
-def put_preprocessing_inside(proto: onnx.ModelProto, transform: Transform, images: PixelSet) -> onnx.ModelProto:
-    """The graph with scaling and normalisation in front: `images` becomes uint8 (B, h, w, C).
-
-    What is put in front is run by itself on the images and compared with vitlab's, pixel by pixel; ValueError where they differ.
-    """
-    front = _build_preprocessing(transform, proto)
-    ours = open_session(front.SerializeToString()).run(None, {"images": images.pixels})[0]
-    theirs = torch_normalise(torch.from_numpy(images.pixels.copy()).permute(0, 3, 1, 2), transform).numpy()
-    _compare_pixels(ours, theirs, images, "the preprocessing in the graph")
-    whole = compose.merge_models(
-        compose.add_prefix(front, "preprocess_", rename_inputs=False, rename_outputs=False),
-        compose.add_prefix(proto, "", rename_nodes=False, rename_edges=False, rename_inputs=True),
-        io_map=[("normalised", proto.graph.input[0].name)],
-    )
-    return whole
-
-
-def _build_preprocessing(transform: Transform, like: onnx.ModelProto) -> onnx.ModelProto:
-    """uint8 `images` (B, h, w, C) to float32 `normalised` (B, C, h, w): /255, - mean, / std."""
-    height, width = transform.size
-    constants = {"scale": 255.0, "mean": transform.mean, "std": transform.std}
-    nodes = [
-        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["values", "scale"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["standardised"]),
-        helper.make_node("Transpose", ["standardised"], ["normalised"], perm=[0, 3, 1, 2]),
-    ]
-    channels = len(transform.mean)
-    graph = helper.make_graph(
-        nodes,
-        "preprocessing",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", height, width, channels])],
-        [helper.make_tensor_value_info("normalised", TensorProto.FLOAT, ["batch", channels, height, width])],
-        [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=like.opset_import, ir_version=like.ir_version)
 
 
 def _check_preprocessing(data: DataBundle, images: PixelSet, transform: Transform) -> None:
@@ -225,17 +149,6 @@ def _run_both_ways(session: onnxruntime.InferenceSession, images: PixelSet, tran
     alone = run_pixels(session, images.pixels[:1], transform)
     rest = [run_pixels(session, images.pixels[1:], transform, batch=5)] if len(images) > 1 else []
     return np.concatenate([alone, *rest])
-
-
-def _check_calibration(calibration: dict | None, classes: Sequence[str]) -> None:
-    if calibration is None:
-        return
-    temperature = calibration.get("temperature")
-    if not (isinstance(temperature, int | float) and temperature > 0):
-        raise UserError(f"calibration has temperature {temperature!r}; find_calibration(predictions) makes what is needed here")
-    limits = calibration.get("limits")
-    if limits is not None and set(limits) != set(classes):
-        raise UserError(f"calibration has limits for {', '.join(limits)}, the model tells apart {', '.join(classes)}")
 
 
 def _find_cause(error: BaseException) -> str:

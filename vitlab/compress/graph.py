@@ -58,17 +58,6 @@ def weight_bytes(proto: onnx.ModelProto, names) -> dict[str, int]:
     return {name: size[node.input[1]] for name, node in weighted_nodes(proto).items() if name in set(names)}
 
 
-def origin(node: onnx.NodeProto) -> str:
-    """The PyTorch module that a node came from, such as `blocks.3.mlp.fc1`, where the exporter noted it; else empty.
-
-    The note is a text, a list of the names of all enclosing modules: the last but one is the one that computes.
-    """
-    notes = {entry.key: entry.value for entry in node.metadata_props}
-    scopes = notes.get("pkg.torch.onnx.name_scopes", "")
-    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 else ""
-
-
 def drop_notes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Take off the exporter's notes for readers (modules, lines of code, shapes), a tenth of a small file; the graph itself."""
     del proto.graph.value_info[:]

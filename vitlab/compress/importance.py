@@ -1,7 +1,7 @@
-"""What each head, MLP neuron and block of a transformer is worth, measured on images: the ground that pruning stands on.
+"""How important each head, MLP neuron and block of a transformer is, measured on images: what pruning goes by.
 
-A mask of ones is laid over the outputs of heads, over neurons and over what blocks add to their tokens; to prune a part is to set
-its mask to 0, and its importance says what that would cost.
+A mask of ones multiplies the outputs of heads, the neurons and what blocks add to their tokens. Pruning a part sets its mask to
+0; its importance is what that costs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from vitlab.errors import UserError
-from vitlab.explain.heads import attention_table
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import check_images
 from vitlab.models.chain import pieces
@@ -26,7 +24,7 @@ from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
 
 KINDS = ("head", "neuron", "block")
-MEASURES = {"taylor": KINDS, "ablation": KINDS, "magnitude": KINDS, "entropy": ("head",)}
+MEASURES = ("taylor", "ablation", "magnitude")
 Masks = Mapping[tuple[str, int], torch.Tensor]
 
 
@@ -38,16 +36,14 @@ def importance_table(
     measure: str = "taylor",
     *,
     batch_size: int = 16,
-    progress: bool = False,
 ) -> pd.DataFrame:
     """How important each part is; columns kind (head, neuron, block), block, index (within the block), importance, measure.
 
     images: (N, 3, h, w), normalised, of the validation split rather than the test split; labels: the class name of each.
-    kinds: all that the measure knows by default. Values of one measure can be compared across kinds, those of two cannot.
+    kinds: all by default. Values of one measure can be compared across kinds, those of two measures cannot.
     measure: taylor, the mean over images of |d cross-entropy / d mask|, what the loss changes by to first order without the part;
     one backward pass gives all of them. ablation, by how much the mean cross-entropy really rises without the part (below 0: it
     falls); one pass of the images, from the part's block on, for each part, so choose heads and blocks unless the model is small.
-    entropy, by how many nats a head's attention over the patches is less spread out than even attention; needs no labels.
     magnitude, the Euclidean norm of the weights that would go; needs no images.
 
     Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on what was shrunk of them. ValueError for anything else.
@@ -55,10 +51,10 @@ def importance_table(
     """
     if measure not in MEASURES:
         raise UserError(unknown("measure", measure, list(MEASURES)))
-    kinds = MEASURES[measure] if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    kinds = KINDS if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in kinds:
-        if kind not in MEASURES[measure]:
-            raise UserError(unknown(f"kind for {measure}", kind, list(MEASURES[measure])))
+        if kind not in KINDS:
+            raise UserError(unknown("kind", kind, list(KINDS)))
     sizes = count_parts(model.module)
     wanted = {(kind, block): size for kind in kinds for block, size in enumerate(sizes[kind])}
     if measure == "magnitude":
@@ -67,19 +63,15 @@ def importance_table(
     if images is None:
         raise UserError(f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the validation split")
     check_images(images, None, batch_size)
-    if measure == "entropy":
-        return _tabulate(_measure_focus(model, images, batch_size), measure)
     targets = _read_labels(model, labels, len(images))
     compute = _differentiate if measure == "taylor" else _ablate
     weight = next(model.module.parameters())
     total = {part: torch.zeros(size, dtype=torch.float64) for part, size in wanted.items()}
-    starts = tqdm(range(0, len(images), batch_size), desc=measure, leave=False, unit="batch", disable=not progress)
     with inspecting(model.module):
-        for start in starts:
+        for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(weight.device, weight.dtype)
-            for part, values in compute(
-                model.module, batch, targets[start : start + batch_size].to(batch.device), wanted
-            ).items():
+            labelled = targets[start : start + batch_size].to(batch.device)
+            for part, values in compute(model.module, batch, labelled, wanted).items():
                 total[part] += values.double().cpu()
     return _tabulate({part: values / len(images) for part, values in total.items()}, measure)
 
@@ -168,19 +160,6 @@ def _measure_weights(block, kind, size) -> torch.Tensor:
         columns = out.weight.float().square().sum(dim=0)
         rows = rows.reshape(-1, size, len(columns) // size).sum(dim=(0, 2))  # q, k and v; heads; numbers of a head
         return (rows + columns.reshape(size, -1).sum(dim=1)).sqrt().cpu()
-
-
-def _measure_focus(model, images, batch_size) -> dict[tuple[str, int], torch.Tensor]:
-    table = attention_table(model, images, batch_size=batch_size)
-    patches = np.prod(model.anatomy.grid) if images.shape[-2:] == tuple(model.transform.size) else None
-    if patches is None:
-        raise UserError(
-            f"entropy is measured at the model's own size, {model.transform.size}; preprocess images by its transform"
-        )
-    return {
-        ("head", int(layer)): torch.tensor((np.log(patches) - rows["entropy"]).to_numpy())
-        for layer, rows in table.groupby("layer")
-    }
 
 
 def _tabulate(found: Mapping[tuple[str, int], torch.Tensor], measure: str) -> pd.DataFrame:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
 from vitlab.compress.distillation import Distillation
 from vitlab.data import ImageDataset
-from vitlab.errors import UserError
-from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training import TrainConfig, recipe
 from vitlab.training.devices import join_processes
@@ -34,41 +30,26 @@ def recovery_recipe(model: str, **overrides) -> TrainConfig:
 
 
 def recover(
-    model: ModelBundle,
-    data: DataBundle,
-    run: Run | None = None,
-    config: TrainConfig | None = None,
-    teacher: ModelBundle | None = None,
-    *,
-    on_epoch: Callable[[dict], None] | None = None,
-    **arguments,
+    model: ModelBundle, data: DataBundle, config: TrainConfig | None = None, teacher: ModelBundle | None = None
 ) -> pd.DataFrame:
     """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its history, as of `fit`.
 
     The history begins with a row of epoch 0: the model as it came, before any step. Where no epoch is better than that by
     config.monitor, the model keeps the weights it came with, so recovery never makes it worse on the validation images.
-    teacher: the model before it was pruned, or any other of the same classes, from which it learns as well. arguments: of
-    `distill`, such as temperature and alpha. A run's `best_epoch` is that of the trained epochs, `recovered` says whether they
-    are kept.
+    teacher: the model before it was pruned, or any other of the same classes, from which it learns as well, as in `distill`.
     """
-    if arguments and teacher is None:
-        raise UserError(f"{', '.join(arguments)}: these are of a training with a teacher; pass teacher=, the unpruned model")
     config = config or recovery_recipe(model.name)
-    objective = Distillation(teacher, **arguments) if teacher else None
+    objective = Distillation(teacher) if teacher else None
     before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}
-    training = Training(model, data, run, config, objective)  # checks all arguments
+    training = Training(model, data, None, config, objective)  # checks all arguments
     row = _score(model, data)
     training.resume()
-    history = training.complete(on_epoch)
+    history = training.complete()
     sign = -1 if config.monitor.endswith("loss") else 1
     better = config.monitor not in row or (sign * history[config.monitor]).max() > sign * row[config.monitor]
     if not better:
         model.module.load_state_dict(before)
-    history = pd.concat([pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True)
-    if run and join_processes().is_main_process:
-        run.write_table("history.csv", history)
-        run.record(recovered=bool(better), **(objective.describe() if objective else {}))
-    return history
+    return pd.concat([pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True)
 
 
 def _score(model: ModelBundle, data: DataBundle) -> dict:

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from vitlab.compress.converting import Converter
 from vitlab.compress.export import Export
-from vitlab.compress.graph import origin, weight_bytes, weighted_nodes
 from vitlab.compress.parity import Gate, PixelSet, compare_logits, measure_sqnr, summarise_parity
 from vitlab.compress.session import open_session, run_pixels
 from vitlab.schema import Transform
@@ -32,25 +31,13 @@ def measure_variant(
 def rank_nodes(converter: Converter, testing: PixelSet, reference: np.ndarray, transform: Transform) -> pd.DataFrame:
     """A row a node, quantised by itself, the most sensitive first.
 
-    Columns node, op, module (of PyTorch), sqnr_db (of the logits), noise (mean square of the change in the margin of the
-    reference's class over the next), agreement (top-1), kilobytes (of the weight).
+    Columns node, sqnr_db (of the logits), noise (mean square of the change in the margin of the reference's class over the next).
     """
-    nodes = weighted_nodes(converter.proto)
-    size = weight_bytes(converter.proto, converter.nodes)
     margin, rows = measure_margins(reference, reference), []
     for name in tqdm(converter.nodes, desc="sensitivity of nodes", unit="node", delay=10, leave=False):
         logits = run_pixels(open_session(converter.isolate(name)), testing.pixels, transform)
-        rows.append(
-            {
-                "node": name,
-                "op": nodes[name].op_type,
-                "module": origin(nodes[name]),
-                "sqnr_db": measure_sqnr(reference, logits),
-                "noise": float(((measure_margins(reference, logits) - margin) ** 2).mean()),
-                "agreement": float((reference.argmax(axis=1) == logits.argmax(axis=1)).mean()),
-                "kilobytes": size[name] / 1000,
-            }
-        )
+        noise = float(((measure_margins(reference, logits) - margin) ** 2).mean())
+        rows.append({"node": name, "sqnr_db": measure_sqnr(reference, logits), "noise": noise})
     return pd.DataFrame(rows).sort_values("sqnr_db", ignore_index=True)
 
 
@@ -87,14 +74,14 @@ def spare_nodes(
     best, spared, count = result, [], min(max(1, planned), START, most)
     while True:
         tried = measure_variant(converter, names[:count], testing, reference, transform, classes, gate)
-        if tried.summary["passed"] or _judge(tried, gate) > _judge(best, gate):
+        if tried.summary["passed"] or _rank(tried, gate) > _rank(best, gate):
             best, spared = tried, names[:count]
         if best.summary["passed"] or count == most:
             return best, spared
         count = min(2 * count, most)
 
 
-def _judge(result: Export, gate: Gate) -> tuple[float, float]:
+def _rank(result: Export, gate: Gate) -> tuple[float, float]:
     """What the gate looks at, larger being better."""
     difference = result.summary["relative_difference"] if np.isfinite(gate.difference) else 0.0
     return result.summary["agreement"], -difference

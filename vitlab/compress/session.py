@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vitlab.compress.preprocess import fit_image, normalise
 from vitlab.compress.sidecar import available_threads, read_sidecar, read_transform
 from vitlab.errors import MissingFileError, UserError
+from vitlab.pictures import open_picture
 
 BATCH = 32  # images computed together, so that memory does not grow with their number
 MAX_PIXELS = 50_000_000  # of one image file: 150 MB decoded
@@ -35,14 +36,11 @@ def open_session(path: Path | str | bytes, threads: int | None = None) -> onnxru
 
 
 def run_pixels(session: onnxruntime.InferenceSession, pixels: np.ndarray, transform, batch: int = BATCH) -> np.ndarray:
-    """Logits (N, num_classes) float32 of fitted pixels (N, h, w, C) uint8; normalised first where the graph wants floats."""
-    graph_input = session.get_inputs()[0]
-    logits = []
+    """Logits (N, num_classes) float32 of fitted pixels (N, h, w, C) uint8."""
+    name, logits = session.get_inputs()[0].name, []
     for start in range(0, len(pixels), batch):
-        part = pixels[start : start + batch]
-        if graph_input.type != "tensor(uint8)":
-            part = normalise(part, transform)  # (B, C, h, w)
-        logits.append(session.run(None, {graph_input.name: part})[0].astype(np.float32))
+        part = normalise(pixels[start : start + batch], transform)  # (B, C, h, w)
+        logits.append(session.run(None, {name: part})[0].astype(np.float32))
     return np.concatenate(logits)
 
 
@@ -118,23 +116,23 @@ class OnnxClassifier:
 
 
 def read_image(image: Image.Image | Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a file, upright where its EXIF data say how it was held; an image in memory is given back as it is.
+    """Decode a file as `open_picture` does for training; an image in memory is given back as it is.
 
-    The size is looked at before anything is decoded. ValueError for what is no image, is damaged, or is too large.
+    The size is checked before anything is decoded. ValueError for what is no image, is damaged, or is too large.
     """
     if isinstance(image, Image.Image):
         return image
     path = Path(image)
     if not path.is_file():
         raise MissingFileError(f"there is no file {path}")
+
+    def check(opened: Image.Image) -> None:
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise UserError(f"{path.name} has {width} x {height} pixels; at most {max_pixels:,} are taken: make it smaller")
+
     try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            if width * height > max_pixels:
-                raise UserError(f"{path.name} has {width} x {height} pixels; at most {max_pixels:,} are taken: make it smaller")
-            opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-        return opened
+        return open_picture(path, check)
     except UnidentifiedImageError as error:
         raise UserError(f"{path.name} is not an image that can be read") from error
     except Image.DecompressionBombError as error:

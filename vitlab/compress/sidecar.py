@@ -11,16 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.registry import unknown
 from vitlab.runs import atomic, write_json
 from vitlab.schema import Transform
 
-FIELDS = ("name", "classes", "transform", "preprocessing", "method", "sha256", "versions", "calibration", "parity")
+FIELDS = ("name", "classes", "transform", "input", "method", "sha256", "versions", "calibration", "parity")
 PACKAGES = ("vitlab", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")
-PREPROCESSING = {
-    "beside": "images: float32 (B, C, h, w), fitted to size, scaled to 0..1, mean taken off, divided by std",
-    "inside": "images: uint8 (B, h, w, C), fitted to size; scaling, mean and std are in the graph, fitting to the size is not",
-}
+INPUT = "images: float32 (B, C, h, w), fitted to size, scaled to 0..1, minus mean, divided by std"
 
 
 def sidecar_path(path: Path | str) -> Path:
@@ -58,8 +54,8 @@ def read_sidecar(path: Path | str) -> dict:
         raise UserError(f"{beside} is damaged: {error}") from error
     if missing:
         raise UserError(f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}")
-    if description["preprocessing"] not in PREPROCESSING:
-        raise UserError(f"{beside}: {unknown('preprocessing', description['preprocessing'], list(PREPROCESSING))}")
+    if description["input"] != INPUT:
+        raise UserError(f"{path} takes other inputs than this version of vitlab gives ({description['input']}); export it again")
     if digest(path) != description["sha256"]:
         raise UserError(f"{path} is damaged or of another export than {beside.name}: its checksum is not the one noted there")
     return description

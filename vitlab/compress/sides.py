@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Side = Callable[[np.ndarray], np.ndarray]
 PRECISIONS = ("fp32", "bf16", "fp16")
-ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8, "tensor(double)": np.float64}
 
 
 def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> Side:
@@ -48,20 +47,8 @@ def make_side(model, *, threads: int | None = None, precision: str = "fp32") -> 
 
 
 def _call_session(session) -> Side:
-    entry = session.get_inputs()[0]
-    if entry.type not in ELEMENTS:
-        raise UserError(f"the input {entry.name!r} of the ONNX model is a {entry.type}; known: {', '.join(ELEMENTS)}")
-    element = ELEMENTS[entry.type]
-
-    def compute(pixels: np.ndarray) -> np.ndarray:
-        if element == np.uint8 and pixels.dtype != np.uint8:
-            raise UserError(
-                "this ONNX model prepares its images itself and takes raw ones, uint8; to set it beside others, export it with "
-                "preprocessing='beside', or give a function that hands it raw images"
-            )
-        return session.run(None, {entry.name: np.asarray(pixels, element)})[0].astype(np.float32, copy=False)
-
-    return compute
+    name = session.get_inputs()[0].name
+    return lambda pixels: session.run(None, {name: np.asarray(pixels, np.float32)})[0].astype(np.float32, copy=False)
 
 
 def _call_module(module, precision: str) -> Side:

@@ -1,14 +1,12 @@
-"""A teacher's answers to the images a student trains on: computed once where the views are fixed, else beside the student."""
+"""A teacher's logits for the images a student trains on: computed once where the views are fixed, else beside the student."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
-from vitlab.compress.inside import Reader, normalise_maps, resample_maps
 from vitlab.data import ImageDataset, build_augmentation
 from vitlab.errors import UserError
 from vitlab.schema import ModelBundle, Transform
@@ -16,55 +14,19 @@ from vitlab.training import FrozenFeatures, FrozenFront, TrainConfig
 from vitlab.training.stage import IN_MEMORY, Stage
 
 
-class TeacherOutputs(nn.Module):
-    """A teacher as a function from its images to one row an image: logits, then features and attention where they are asked for.
-
-    The maps are brought to the student's grids first. Features are standardised over the channels of each place, since their
-    scale says nothing.
-    features, attention: the student's grids (h, w); None leaves that out.
-    """
-
-    def __init__(self, teacher: ModelBundle, features: tuple[int, int] | None, attention: tuple[int, int] | None):
-        super().__init__()
-        self.reader = Reader(teacher.module, teacher, features is not None, attention is not None)
-        self.grids = {"features": features, "attention": attention}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def forward(self, images) -> torch.Tensor:
-        found = self.reader(images)
-        read = {"logits": found["logits"].float()}
-        if "features" in found:
-            maps = resample_maps(found["features"], self.grids["features"])  # (B, C, h, w)
-            read["features"] = nn.functional.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1)
-        if "attention" in found:
-            read["attention"] = normalise_maps(resample_maps(found["attention"][:, None], self.grids["attention"])[:, 0])
-        self.shapes = {name: tuple(values.shape[1:]) for name, values in read.items()}
-        return torch.cat([values.flatten(1) for values in read.values()], dim=1)  # (B, K)
-
-    def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inverse of what `forward` puts together: (B, K) to the values by name."""
-        parts = rows.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
-        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-
-
 class Teacher(FrozenFront):
-    """The frozen teacher: (B, 3, h, w) of its own size and normalisation to rows (B, K), float32, without gradient."""
+    """The frozen teacher: (B, 3, h, w) of its own size and normalisation to logits (B, num_classes), float32, no gradient."""
 
-    def __init__(self, teacher: ModelBundle, outputs: TeacherOutputs, precision: str, device: torch.device):
-        super().__init__(outputs.to(device), precision, device)
-        self.teacher, self.outputs, self.dtype = teacher, outputs, torch.float32
-        blank = torch.zeros(1, len(teacher.transform.mean), *teacher.transform.size)
-        self(blank)  # from now on the shapes are known
-
-    def key(self) -> bytes:
-        return super().key() + repr(sorted(self.outputs.grids.items())).encode()
+    def __init__(self, teacher: ModelBundle, precision: str, device: torch.device):
+        super().__init__(teacher.module.to(device), precision, device)
+        self.teacher, self.dtype = teacher, torch.float32
 
 
 class WithTeacher(Dataset):
-    """The items of a student's training set, each with what the teacher needs or says: (inputs, label, position, more).
+    """The items of a student's training set, each with what the teacher needs or gives: (inputs, label, position, more).
 
-    more: a row of the teacher's outputs (K,) where the student's views are fixed, read from the cache in reports/cache; else the
-    teacher's image (3, h, w) of the same view, for it to look at now.
+    more: the teacher's logits (num_classes,) where the student's views are fixed, read from the cache in reports/cache; else the
+    teacher's image (3, h, w) of the same view, which it is shown during the step.
     """
 
     def __init__(self, items: Dataset, front: Teacher, student: Transform, stage: Stage):

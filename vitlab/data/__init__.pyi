@@ -1,12 +1,11 @@
-from .balance import class_weights as class_weights, rare_classes as rare_classes
+from .balance import class_weights as class_weights, draw_samples as draw_samples, rare_classes as rare_classes
 from .card import data_card as data_card, hash_splits as hash_splits
-from .clusters import clean_test_ids as clean_test_ids, cluster_table as cluster_table
+from .clusters import clean_test_ids as clean_test_ids, cluster_table as cluster_table, cluster_test_images as cluster_test_images
 from .datasets import (
     available as available,
     check_name as check_name,
     data_version as data_version,
     load_dataset as load_dataset,
-    outline_dataset as outline_dataset,
     replace_splits as replace_splits,
 )
 from .duplicates import near_duplicate_table as near_duplicate_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.registry import unknown
@@ -31,6 +32,13 @@ def class_weights(labels: Sequence[str], classes: Sequence[str], scheme: str = "
         return np.ones(len(classes))
     effective = counts if scheme == "balanced" else (1 - beta**counts) / (1 - beta)
     return (1 / effective) * counts.sum() / (counts / effective).sum()
+
+
+def draw_samples(samples: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """At most `count` rows drawn at random, as far as possible equally many of each class, in the order of the class names."""
+    mixed = samples.sample(frac=1, random_state=seed)
+    turn = mixed.groupby("label").cumcount().sort_values(kind="stable")  # first one of each class, then a second one
+    return mixed.loc[turn.index[:count]].sort_values("label", kind="stable")
 
 
 def rare_classes(labels: Sequence[str], classes: Sequence[str]) -> list[str]:

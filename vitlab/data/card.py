@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vitlab.data.synthetic import drop_synthetic
+from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.schema import SPLITS, DataBundle
 
 RARE = 10  # images of a class in a split, below which its share found moves by more than 10 % with one image
 IMBALANCED = 3  # times as many images in the largest class as in the smallest
-MOST_LISTED = 20  # classes, groups and excluded images that are named; more are counted
+MAX_LISTED = 20  # classes, groups and excluded images that are named; more are counted
 
 
 def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
@@ -25,17 +26,17 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
     counts = _count(samples, "label", data.classes)
     groups = _count(samples, "group", sorted(samples["group"].astype(str).unique()))
     lines = [
-        f"# Data card: {data.name}",
+        f"# Data card: {escape(data.name)}",
         "",
         f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,} excluded",
         *([f"- Synthetic images, for training only and not counted below: {synthetic:,}"] if synthetic else []),
-        f"- Version: {data.version or 'not stated'}",
-        f"- Licence: {data.licence or 'not stated'}",
+        f"- Version: {escape(data.version or 'not stated')}",
+        f"- Licence: {escape(data.licence or 'not stated')}",
         f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines `sample_id split`)",
         "",
         "## Source",
         "",
-        *(f"- {line}" for line in (data.citation or "not stated").splitlines()),
+        *(f"- {escape(line)}" for line in (data.citation or "not stated").splitlines()),
         "",
         "## Images of each class and split",
         "",
@@ -52,6 +53,7 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
         "## Known limits",
         "",
         *(f"- {limit}" for limit in _find_limits(counts, groups, pairs, samples)),
+        *([_describe_depth(*data.value_range)] if data.value_range else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -69,21 +71,19 @@ def _count(samples: pd.DataFrame, column: str, values: Sequence[str]) -> pd.Data
 
 
 def _write_table(counts: pd.DataFrame, title: str) -> list[str]:
-    lines = [f"| {title} | " + " | ".join([*counts.columns, "all"]) + " |", "|---" + "|--:" * (counts.shape[1] + 1) + "|"]
-    rows = [(_escape(name), row) for name, *row in counts.head(MOST_LISTED).itertuples()]
-    if len(counts) > MOST_LISTED:
-        rows.append((f"{len(counts) - MOST_LISTED} more", counts.iloc[MOST_LISTED:].sum().tolist()))
-    for name, row in [*rows, ("**all**", counts.sum().tolist())]:
-        lines.append("| " + " | ".join([name, *(f"{count:,}" for count in [*row, sum(row)])]) + " |")
-    return lines
+    rows = [(escape(name), row) for name, *row in counts.head(MAX_LISTED).itertuples()]
+    if len(counts) > MAX_LISTED:
+        rows.append((f"{len(counts) - MAX_LISTED} more", counts.iloc[MAX_LISTED:].sum().tolist()))
+    rows.append(("**all**", counts.sum().tolist()))
+    return pipe_table([title, *counts.columns, "all"], [[name, *(f"{n:,}" for n in [*row, sum(row)])] for name, row in rows])
 
 
 def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
     if not len(excluded):
         return ["None."]
-    lines = [f"- {count:,} because: {_escape(reason)}" for reason, count in excluded["reason"].value_counts().items()]
-    if len(excluded) <= MOST_LISTED:
-        lines += ["", "They are " + ", ".join(f"`{sample_id}`" for sample_id in excluded["sample_id"]) + "."]
+    lines = [f"- {count:,} because: {escape(reason)}" for reason, count in excluded["reason"].value_counts().items()]
+    if len(excluded) <= MAX_LISTED:
+        lines += ["", "They are " + ", ".join(map(code, excluded["sample_id"])) + "."]
     return lines
 
 
@@ -93,8 +93,9 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
     if sizes.iloc[-1] >= IMBALANCED * sizes.iloc[0]:
         ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
         limits.append(
-            f"Imbalance: there are {ratio} as many images of the class {sizes.index[-1]} as of {sizes.index[0]}. A model that "
-            f"always names the first has an accuracy of {sizes.iloc[-1] / sizes.sum():.1%}."
+            f"Imbalance: there are {ratio} as many images of the class {escape(sizes.index[-1])} as of "
+            f"{escape(sizes.index[0])}. A model that always names the first has an accuracy of "
+            f"{sizes.iloc[-1] / sizes.sum():.1%}."
         )
     for split in SPLITS:
         part = counts[split]
@@ -103,15 +104,22 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
             continue
         missing, rare = list(part.index[part == 0]), part[(part > 0) & (part < RARE)]
         if missing:
-            limits.append(f"No image in {split} of the class {_name_some(missing)}: nothing can be said of it there.")
+            limits.append(f"No image in {split} of the class {list_some(missing, MAX_LISTED)}: nothing can be said of it there.")
         if len(rare):
-            named = _name_some([f"{name} ({count})" for name, count in rare.items()])
+            named = list_some([f"{name} ({count})" for name, count in rare.items()], MAX_LISTED)
             limits.append(f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are rough.")
         absent = list(groups.index[groups[split] == 0])
         if absent:
-            limits.append(f"No image in {split} of the group {_name_some(absent)}.")
+            limits.append(f"No image in {split} of the group {list_some(absent, MAX_LISTED)}.")
     limits.append(_describe_pairs(pairs, samples))
     return limits
+
+
+def _describe_depth(low: float, high: float) -> str:
+    return (
+        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black and {high:,.6g} white. "
+        "This range was estimated over all images, without their labels; values outside it are clipped."
+    )
 
 
 def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:
@@ -126,12 +134,3 @@ def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:
         f"Of {len(pairs):,} pairs of near-duplicates, {len(crossing):,} lie in different splits; {touched:,} of "
         f"{(split == 'test').sum():,} test images have a near-duplicate in training or validation."
     )
-
-
-def _name_some(names: list[str]) -> str:
-    shown = ", ".join(names[:MOST_LISTED])
-    return shown if len(names) <= MOST_LISTED else f"{shown} and {len(names) - MOST_LISTED} more"
-
-
-def _escape(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from vitlab.data.duplicates import near_duplicate_table
 from vitlab.errors import UserError
 from vitlab.registry import unknown
-from vitlab.schema import SPLITS
+from vitlab.schema import SPLITS, DataBundle
 
 
 def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -34,6 +36,18 @@ def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     splits = samples["split"].astype(str).groupby(component) if "split" in samples else None
     table["splits"] = "" if splits is None else splits.transform(lambda part: " ".join(sorted(set(part)))).to_numpy()
     return table
+
+
+def cluster_test_images(data: DataBundle, split_by: str = "") -> pd.Series:
+    """The cluster of each test image, with sample_ids as index: what evaluation has to draw together.
+
+    split_by: that of the run. Where it names a column (a patient, a module), images of one value are a cluster, as other values
+    are what the result should hold for; otherwise near-duplicates are.
+    """
+    tested = replace(data, samples=data.split("test"))
+    if split_by not in ("", "cluster"):
+        return tested.samples.set_index("sample_id")[split_by]
+    return cluster_table(tested.samples, near_duplicate_table(tested)).set_index("sample_id")["cluster"]
 
 
 def clean_test_ids(samples: pd.DataFrame, pairs: pd.DataFrame, against: Sequence[str] = ("train",)) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pandas as pd
 
 from vitlab.data import digits, elpv, folder, hub_sets, planted, shuffled, torchvision_sets  # noqa: F401  (this registers them)
 from vitlab.data.clusters import cluster_table
+from vitlab.data.depth import check_images, find_range, read_scaled
 from vitlab.data.duplicates import near_duplicate_table
 from vitlab.data.folds import split_fold
-from vitlab.data.quality import find_unreadable
-from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, OUTLINES, Outline, Source, split_derived
+from vitlab.data.sources import DATASETS, DERIVED, EXCLUDED_COLUMNS, NOT_CHOSEN, VERSIONS, Source, split_derived
 from vitlab.data.splits import check_class_sizes, complete_splits
 from vitlab.data.synthetic import drop_synthetic
 from vitlab.errors import UserError
@@ -31,8 +32,8 @@ def check_name(name: str) -> None:
     prefix, base = split_derived(name)
     if prefix and base:
         check_name(base)
-    elif name in OUTLINES:
-        OUTLINES[name]()
+    elif name in VERSIONS:
+        VERSIONS[name]()
 
 
 def data_version(name: str) -> str:
@@ -40,18 +41,7 @@ def data_version(name: str) -> str:
     prefix, base = split_derived(name)
     if prefix and base:
         return f"{data_version(base)}, {DERIVED[prefix]}"
-    return OUTLINES[name]().version if name in OUTLINES else DATASETS[name]().version
-
-
-def outline_dataset(name: str, seed: int = 0) -> Outline:
-    """Version, number of classes and images in each split, without decoding an image and without downloading anything."""
-    if name in OUTLINES:
-        return OUTLINES[name]()
-    if split_derived(name)[1] in OUTLINES:  # and this name is not: a set made of one that may not be there yet
-        return Outline(data_version(name), OUTLINES[split_derived(name)[1]]().num_classes)
-    source = DATASETS[name]()
-    splits = complete_splits(source.samples, seed=seed, strata=source.strata)
-    return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
+    return VERSIONS[name]() if name in VERSIONS else DATASETS[name]().version
 
 
 def load_dataset(
@@ -89,12 +79,13 @@ def load_dataset(
         name=name,
         classes=source.classes,
         samples=check_samples(table[["sample_id", "label", "split", "group", "source", *further]], source.classes),
-        read=source.read,
+        read=source.read if split_derived(name)[0] else partial(read_scaled, source),  # a set made of another reads scaled ones
         excluded=pd.concat([source.excluded, left_out], ignore_index=True),
         licence=source.licence,
         citation=source.citation,
         version=source.version,
         coarser=source.coarser,
+        find_range=partial(find_range, source),
     )
 
 
@@ -106,7 +97,15 @@ def replace_splits(data: DataBundle, split: pd.Series) -> DataBundle:
 
 def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.DataFrame, pd.DataFrame]:
     check_class_sizes(source.samples, source.classes, name)  # before the images are decoded, and again without the unreadable
-    unreadable = _find_unreadable_once(source)
+    checked = check_images(source)
+    unreadable = checked.unreadable
+    if checked.deep:
+        low, high = checked.value_range
+        warnings.warn(
+            f"{name}: {checked.deep} of {len(source.samples)} images have more than 8 bits a pixel; their values "
+            f"{low:.6g} to {high:.6g}, estimated over all of them, become black to white",
+            stacklevel=3,
+        )
     table = source.samples[~source.samples["sample_id"].isin(unreadable["sample_id"])]
     table = table.sort_values("sample_id", ignore_index=True)
     check_class_sizes(table, source.classes, f"{name} without {len(unreadable)} unreadable images" if len(unreadable) else name)
@@ -117,7 +116,8 @@ def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.Data
         raise UserError(f"{name} comes with its own test split, which folds would mix with the rest; write folds=0")
     else:
         table = table.assign(split=split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups))
-    _check_every_split(table, source.classes, f"{name}, seed={seed}, split_by={split_by!r}, folds={folds}")
+    given = set(source.samples["split"]) if "split" in source.samples else set()
+    _check_every_split(table, source.classes, name, given, seed, split_by, folds)
     return table, unreadable
 
 
@@ -132,15 +132,19 @@ def _find_groups(table, source, name, split_by) -> tuple[pd.DataFrame, pd.Series
     return table, table[split_by]
 
 
-def _check_every_split(table, classes, what) -> None:
+def _check_every_split(table, classes, name, given, seed, split_by, folds) -> None:
     counts = pd.crosstab(table["label"], table["split"]).reindex(index=list(classes), columns=list(SPLITS), fill_value=0)
     for split in SPLITS:
-        empty = counts.index[counts[split] == 0]
-        if len(empty):
+        empty = ", ".join(map(repr, counts.index[counts[split] == 0]))
+        if empty and split in given:
             raise UserError(
-                f"{what}: the split {split} gets no image of the class {', '.join(map(repr, empty))}; "
-                "try another seed, smaller groups or fewer folds"
+                f"{name} comes with its own split {split}, which holds no readable image of the class {empty}; add images of it "
+                f"to {split}, or take the class out of the other splits"
             )
+        if empty:
+            drawn = f"seed={seed}" + f", split_by={split_by!r}" * bool(split_by) + f", folds={folds}" * bool(folds)
+            advice = "another seed" + ", smaller groups" * bool(split_by) + ", fewer folds" * bool(folds)
+            raise UserError(f"{name}, {drawn}: the split {split} gets no image of the class {empty}; try {advice}")
 
 
 def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -163,15 +167,10 @@ def _adopt_splits(source: Source, name: str, samples: pd.DataFrame) -> tuple[pd.
 
 
 @lru_cache(maxsize=8)
-def _find_unreadable_once(source: Source) -> pd.DataFrame:
-    return find_unreadable(source.read, source.samples)
-
-
-@lru_cache(maxsize=8)
 def _cluster_once(source: Source) -> dict[str, str]:
     """sample_id -> cluster of all readable images of a source."""
-    unreadable = _find_unreadable_once(source)["sample_id"]
+    unreadable = check_images(source).unreadable["sample_id"]
     table = source.samples[~source.samples["sample_id"].isin(unreadable)].sort_values("sample_id", ignore_index=True)
-    images = DataBundle("", source.classes, table.assign(split="train"), source.read, source.excluded)
+    images = DataBundle("", source.classes, table.assign(split="train"), partial(read_scaled, source), source.excluded)
     clusters = cluster_table(images.samples, near_duplicate_table(images))
     return dict(zip(clusters["sample_id"], clusters["cluster"], strict=True))

@@ -20,9 +20,9 @@ import pandas as pd
 from PIL import Image
 
 from vitlab.data.folder import SPLIT_FOLDERS
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, OUTLINES, Outline, Source
-from vitlab.data.splits import complete_splits
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, VERSIONS, Source
 from vitlab.errors import MissingFileError, UserError
+from vitlab.pictures import open_picture
 from vitlab.registry import unknown
 
 OPTIONS = ("image", "label", "group", "config", "revision")
@@ -74,15 +74,11 @@ def hub_set(name: str = "") -> Source:
     )
 
 
-@OUTLINES.register(name="hub:")
-def hub_outline(name: str = "") -> Outline:
-    """A saved folder is counted, without decoding an image; of a set on the hub nothing is known before it is downloaded."""
+@VERSIONS.register(name="hub:")
+def hub_version(name: str = "") -> str:
+    """The version of a saved folder, or what is known of a set on the hub; no image is decoded and nothing is downloaded."""
     where, options = _read_name(name)
-    if not _is_saved(where):
-        return Outline(_version(name, where, options))
-    source = hub_set(name)
-    splits = complete_splits(source.samples, seed=0)
-    return Outline(source.version, len(source.classes), splits.value_counts().to_dict())
+    return hub_set(name).version if _is_saved(where) else _version(name, where, options)
 
 
 def _read_name(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -208,12 +204,15 @@ def _read_image(where: str, options: tuple[tuple[str, str], ...], column: str, s
     if split not in parts or not number.isdecimal() or int(number) >= parts[split].num_rows:
         first = next(iter(parts))
         raise UserError(f"unknown sample_id {sample_id!r}; those of hub:{where} are like {first}0000000 and {first}0000017")
-    image = _images_only(where, options, column, split)[int(number)][column]
-    if image is None:
+    stored = _images_only(where, options, column, split)[int(number)][column]
+    if stored is None:
         raise OSError("there is no image in this row")
-    return image
+    return open_picture(stored["bytes"] or stored["path"])
 
 
 @lru_cache(maxsize=16)
 def _images_only(where: str, options: tuple[tuple[str, str], ...], column: str, split: str) -> Any:
-    return _load_parts(where, options)[split].select_columns([column]).with_format(None)
+    import datasets
+
+    part = _load_parts(where, options)[split].select_columns([column]).with_format(None)
+    return part.cast_column(column, datasets.Image(decode=False))

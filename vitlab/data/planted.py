@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vitlab.data.sources import DATASETS, DERIVED, Source, find_base
+from vitlab.data.depth import find_base
+from vitlab.data.sources import DATASETS, DERIVED, Source
 from vitlab.data.splits import draw_subset, order_by_hash
 from vitlab.errors import UserError
 from vitlab.pictures import fit_picture, to_rgb

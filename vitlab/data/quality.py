@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitlab.data.reading import map_images
 from vitlab.data.sources import EXCLUDED_COLUMNS
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle
 
@@ -49,13 +50,20 @@ def _measure(image):
     return (image.width, image.height, image.mode), to_rgb(image).convert("L").histogram()
 
 
+def describe_failure(error: Exception) -> str:
+    """Why an image cannot be decoded, in a few words and without the path on this machine."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in any known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than the {2 * Image.MAX_IMAGE_PIXELS / 1e6:.3g} megapixels that are read; scale it down"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def _why_unreadable(read, sample_id) -> str:
     try:
         to_rgb(read(sample_id))
-    except UnidentifiedImageError:
-        return "not an image in any known format"
-    except OSError as error:
-        return error.strerror or str(error)  # strerror leaves out the path on this machine
-    except Exception as error:  # a broken file makes Pillow's decoders fail in every way: SyntaxError, struct.error, a bomb, ...
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # a broken file makes Pillow's decoders fail in every way: SyntaxError, struct.error, ...
+        return describe_failure(error)
     return ""

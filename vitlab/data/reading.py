@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from vitlab.errors import UserError
+from vitlab.pictures import open_picture
 
 T = TypeVar("T")
 THREADS = os.cpu_count() or 1
@@ -29,10 +30,7 @@ def read_file(paths: Mapping[str, Path], sample_id: str) -> Image.Image:
         )
     if paths[sample_id].stat().st_size == 0:
         raise OSError("the file is empty")
-    with Image.open(paths[sample_id]) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+    return open_picture(paths[sample_id])
 
 
 def map_images(function: Callable[[str], T], sample_ids: Sequence[str], task: str) -> list[T]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vitlab.data.sources import DATASETS, DERIVED, Source, find_base
+from vitlab.data.depth import find_base
+from vitlab.data.sources import DATASETS, DERIVED, Source
 from vitlab.data.splits import complete_splits, draw_subset, order_by_hash
 
 NOTE = (

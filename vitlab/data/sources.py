@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 from PIL import Image
 
-from vitlab.errors import UserError
 from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
 NOT_CHOSEN = "not in the table given as samples="  # the reason of images that an earlier run's table does not hold
 DATASETS = Registry("dataset")  # name -> function without arguments (with PATH, for a prefix) that gives a Source
-OUTLINES = Registry("dataset")  # name -> function that gives an Outline, for sets that must first be downloaded
+VERSIONS = Registry("dataset")  # name -> function that gives the version of a set that must first be downloaded
 DERIVED = {"planted:": "planted 1", "shuffled:": "shuffled 1"}  # sets made of others, PREFIX:NAME: what their version ends in
 
 
@@ -41,23 +40,7 @@ class Source:
     coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Outline:
-    """What is known of a dataset before a file of it is there. sizes: images in each split; empty where that is not known."""
-
-    version: str
-    num_classes: int | None = None
-    sizes: dict[str, int] = field(default_factory=dict)
-
-
 def split_derived(name: str) -> tuple[str, str]:
     """The prefix of a set that is made of another one, and the name of that one; an empty prefix for all other names."""
     prefix, colon, base = name.partition(":")
     return (prefix + colon, base) if prefix + colon in DERIVED else ("", name)
-
-
-def find_base(prefix: str, name: str) -> Source:
-    """The source that a set PREFIX:NAME is made of."""
-    if not name:
-        raise UserError(f"{prefix} needs the name of the data set that it is made of; write {prefix}digits, say")
-    return DATASETS[name]()

@@ -23,8 +23,7 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
-from vitlab.data.sources import DATASETS, OUTLINES, Outline, Source
-from vitlab.data.splits import VAL_SHARE
+from vitlab.data.sources import DATASETS, VERSIONS, Source
 from vitlab.errors import MissingFileError, UserError
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
@@ -38,11 +37,8 @@ WITHOUT_CLASSES = ("Kitti",)  # boxes around objects instead
 
 @dataclass(frozen=True)
 class Published:
-    """What the authors of a set say of it: images of each part, number of classes, licence, and where to read more."""
+    """What the authors of a set say of it: the licence, and where to read more."""
 
-    train: int
-    test: int
-    num_classes: int
     licence: str
     citation: str
 
@@ -52,36 +48,24 @@ _TINY_IMAGES = (
     "https://www.cs.toronto.edu/~kriz/cifar.html"
 )
 PUBLISHED = {
-    "CIFAR10": Published(50_000, 10_000, 10, "none stated; see the source", _TINY_IMAGES),
-    "CIFAR100": Published(50_000, 10_000, 100, "none stated; see the source", _TINY_IMAGES),
+    "CIFAR10": Published("none stated; see the source", _TINY_IMAGES),
+    "CIFAR100": Published("none stated; see the source", _TINY_IMAGES),
     "MNIST": Published(
-        60_000,
-        10_000,
-        10,
         "none stated; see the source",
         "LeCun, Y., Bottou, L., Bengio, Y., Haffner, P. (1998). Gradient-based learning applied to document recognition. "
         "Proceedings of the IEEE 86(11), 2278-2324. doi:10.1109/5.726791",
     ),
     "FashionMNIST": Published(
-        60_000,
-        10_000,
-        10,
         "MIT (Zalando SE)",
         "Xiao, H., Rasul, K., Vollgraf, R. (2017). Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
         "Algorithms. arXiv:1708.07747",
     ),
     "KMNIST": Published(
-        60_000,
-        10_000,
-        10,
         "CC BY-SA 4.0 (Center for Open Data in the Humanities)",
         "Clanuwat, T., Bober-Irizar, M., Kitamoto, A., Lamb, A., Yamamoto, K., Ha, D. (2018). Deep Learning for Classical "
         "Japanese Literature. arXiv:1812.01718",
     ),
     "USPS": Published(
-        7_291,
-        2_007,
-        10,
         "none stated; see the source",
         "Hull, J. J. (1994). A database for handwritten text recognition research. IEEE Transactions on Pattern Analysis and "
         "Machine Intelligence 16(5), 550-554. doi:10.1109/34.291440",
@@ -111,15 +95,11 @@ def torchvision_set(name: str = "") -> Source:
     )
 
 
-@OUTLINES.register(name="torchvision:")
-def torchvision_outline(name: str = "") -> Outline:
-    """What is published of the set; nothing is read or downloaded."""
+@VERSIONS.register(name="torchvision:")
+def torchvision_version(name: str = "") -> str:
+    """Changes with the set and with torchvision; nothing is read or downloaded."""
     _find_class(name)
-    facts = PUBLISHED.get(name)
-    if not facts:
-        return Outline(_version(name))
-    val = round(VAL_SHARE * facts.train)
-    return Outline(_version(name), facts.num_classes, {"train": facts.train - val, "val": val, "test": facts.test})
+    return _version(name)
 
 
 def data_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,9 +11,11 @@ import pandas as pd
 
 from vitlab.app.predictors import temper
 from vitlab.app.verdict import Calibration, judge
-from vitlab.compress.export import find_calibration
+from vitlab.compress.confidence import find_calibration
 from vitlab.evaluation import calibration_table, class_table, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.conformal import binomial_interval
+from vitlab.evaluation.calibration import wilson_interval
+from vitlab.extremes import keep_extremes
+from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.runs import Run
 from vitlab.schema import SPLITS, check_predictions
 
@@ -27,7 +30,8 @@ SHOWN = {
     "average_precision": "average precision",
 }
 BY_GROUP = ("balanced_accuracy", "recall", "roc_auc")
-FEW = 100  # test images, below which a figure's interval is wide enough to say so
+MIN_TEST_IMAGES = 100  # below it, the card says that intervals are wide
+MIN_CLASS_IMAGES = 30  # of the test split, below it the card says that the figures of a class are imprecise
 
 
 def model_card(
@@ -42,8 +46,8 @@ def model_card(
     """A run as Markdown: use, data, metrics with intervals, groups, calibration, "not sure", limits, licence, versions.
 
     predictions: of another form of the model, such as its ONNX file, named in `measured_on`; by default those of the run.
-    calibration: as it is shipped; by default fitted on the validation rows. files: name and bytes of what is shipped. usage:
-    Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
+    calibration: as it is shipped; by default `find_calibration` of the predictions. files: name and bytes of what is shipped.
+    usage: Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
     """
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
     classes = check_predictions(predictions)
@@ -66,11 +70,11 @@ def model_card(
         "Do the probabilities mean what they say?": _describe_calibration(predictions, calibrated, calibration),
         'When it says "not sure"': _describe_doubt(test, classes, calibration),
         "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data)],
-        "How to use it": [usage] if usage else [f"`vitlab app {run.name}` opens it in the browser."],
+        "How to use it": [usage] if usage else [f"{code(f'vitlab app {shlex.quote(run.name)}')} opens it in the browser."],
         "Licence": _describe_licence(data),
         "How it was made": _describe_making(run, files or {}),
     }
-    lines = [f"# Model card: {run.title} on {run.parameters['dataset']}"]
+    lines = [f"# Model card: {escape(run.title)} on {escape(run.parameters['dataset'])}"]
     for title, content in sections.items():
         lines += ["", f"## {title}", "", *content]
     return "\n".join(lines) + "\n"
@@ -87,16 +91,16 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
 
 
 def read_data_card(run: Run) -> dict[str, str]:
-    """Licence, version and source of the data, as the run's data card states them; empty texts where it has none."""
+    """Licence, version, source and duplicates of the data as Markdown, from the run's data card; empty where it has none."""
     path = run.path / "data_card.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = {name: re.search(rf"^- {name}: (.*)$", text, re.MULTILINE) for name in ("Licence", "Version")}
     source = re.search(r"^## Source\n\n(.*?)\n\n## ", text, re.MULTILINE | re.DOTALL)
-    searched = "" if "were not looked for" in text else text
+    duplicates = re.search(r"^- (Of [\d,]+ pairs of near-duplicates, .*)$", text, re.MULTILINE)
     return {
         **{name.lower(): match.group(1) if match and match.group(1) != "not stated" else "" for name, match in found.items()},
         "source": source.group(1) if source and source.group(1) != "- not stated" else "",
-        "duplicates": next((line[2:] for line in searched.splitlines() if "near-duplicates" in line), ""),
+        "duplicates": duplicates[1] if duplicates else "",
     }
 
 
@@ -106,23 +110,25 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     limits = [
         "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model "
         'says of anything else means nothing, and it will not always say "not sure" there.',
-        "The validation images chose the epoch, the temperature and the limits of the sets: the promise holds approximately.",
+        "The validation images chose the epoch, half of them the temperature, and the other half the limits of the sets: the "
+        "promise holds approximately.",
     ]
-    if len(test) < FEW:
+    if len(test) < MIN_TEST_IMAGES:
         limits.append(f"There are only {len(test)} test images: the intervals are wide.")
     scarce = test["label"].value_counts().reindex(classes, fill_value=0)
-    scarce = [f"{name} ({count})" for name, count in scarce.items() if count < 30]
+    scarce = [f"{name} ({count})" for name, count in scarce.items() if count < MIN_CLASS_IMAGES]
     if scarce:
-        limits.append(f"Fewer than 30 test images of {', '.join(scarce)}: what is said of these classes is vague.")
+        named = list_some(scarce)
+        limits.append(f"Fewer than {MIN_CLASS_IMAGES} test images of {named}: the figures of these classes are imprecise.")
     if test["group"].nunique() > 1:
         gaps = worst_slice_table(calibrated, ["group"])
         for _, row in gaps[gaps["verdict"].str.contains("worse", na=False)].iterrows():
             limits.append(
-                f"The group {row['slice']} does worse than the rest: {_readable(row['metric'])} {row['value']:.3f} against "
-                f"{row['rest']:.3f} (difference {row['gap']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f})."
+                f"The group {escape(row['slice'])} is worse than the rest: {_readable(row['metric'])} {row['value']:.3f} "
+                f"against {row['rest']:.3f} (difference {row['gap']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f})."
             )
     else:
-        limits.append("The images have no groups: whether the model does worse for some part of them is not known.")
+        limits.append("The images have no groups: whether the model is worse on some part of them is not known.")
     limits.append(
         data["duplicates"] or "Near-duplicates between training and test were not looked for; they would flatter the figures."
     )
@@ -131,8 +137,8 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
 
 def _describe_use(run: Run, classes: tuple[str, ...], data: Mapping[str, str]) -> list[str]:
     return [
-        f"It looks at one image and names one of {len(classes)} classes: {', '.join(classes)}. It is for images like those of "
-        f"the data set {run.parameters['dataset']} (below), for research, teaching and as a second look.",
+        f"It looks at one image and names one of {len(classes)} classes: {list_some(classes)}. It is for images like those of "
+        f"the data set {escape(run.parameters['dataset'])} (below), for research, teaching and as a second look.",
         "",
         "It is not for decisions about people or safety, or for decisions that nobody checks.",
     ]
@@ -142,7 +148,8 @@ def _describe_data(samples: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     counts = pd.crosstab(samples["label"].astype(str), samples["split"]).reindex(
         index=list(classes), columns=list(SPLITS), fill_value=0
     )
-    rows = [[name, *(f"{count:,}" for count in [*row, sum(row)])] for name, *row in counts.itertuples()]
+    sized = keep_extremes(counts.assign(all=counts.sum(axis=1)), "all")
+    rows = [[escape(name), *(f"{count:,}" for count in row)] for name, *row in sized.itertuples()]
     total = counts.sum().tolist()
     rows.append(["**all**", *(f"{count:,}" for count in [*total, sum(total)])])
     groups = samples["group"].nunique()
@@ -150,50 +157,55 @@ def _describe_data(samples: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     source = ["", "Source:", "", data["source"]] if data["source"] else []
     count = f"{len(samples):,} images" + (f" in {groups} groups" if groups > 1 else "")
     said = f"{count}. `train` taught the model, `val` chose the epoch and the calibration, `test` was kept for the figures below."
-    return [said, "", *version, *_write_table(["class", *SPLITS, "all"], rows), *source]
+    return [said, "", *version, *pipe_table(["class", *SPLITS, "all"], rows), *_note_cut(len(sized), len(counts)), *source]
 
 
 def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
     table = metrics_table(calibrated).set_index("metric")
     kept = [metric for metric in SHOWN if np.isfinite(table.loc[metric, "value"])]
     rows = [[SHOWN[metric], *_with_interval(table.loc[metric])] for metric in kept]
-    of = f"of the class {classes[-1]}" if len(classes) == 2 else "means over the classes"
+    of = f"of the class {escape(classes[-1])}" if len(classes) == 2 else "means over the classes"
     note = f"Precision, recall, specificity, F1 and the two areas are {of}."
-    return [*_write_table(["metric", "value", "95% interval"], rows), "", note]
+    return [*pipe_table(["metric", "value", "95% interval"], rows), "", note]
 
 
 def _write_classes(calibrated: pd.DataFrame) -> list[str]:
+    table = class_table(calibrated)
+    shown = keep_extremes(table, "f1")
     rows = [
-        [row["class"], f"{int(row['support']):,}", *(_number(row[name]) for name in ("precision", "recall", "f1"))]
-        for _, row in class_table(calibrated).iterrows()
+        [escape(row["class"]), f"{int(row['support']):,}", *(_number(row[name]) for name in ("precision", "recall", "f1"))]
+        for _, row in shown.iterrows()
     ]
-    return _write_table(["class", "images", "precision", "recall", "F1"], rows)
+    return [*pipe_table(["class", "images", "precision", "recall", "F1"], rows), *_note_cut(len(shown), len(table), "F1")]
 
 
 def _write_groups(calibrated: pd.DataFrame) -> list[str]:
     table = slice_table(calibrated, metrics=BY_GROUP)
     if table["group"].nunique() < 2:
         return ["The images have no groups."]
+    first = table[table["metric"] == BY_GROUP[0]]
+    shown = keep_extremes(first, "value")["group"]
     rows = []
-    for group, part in table.groupby("group", sort=False):
-        part = part.set_index("metric")
+    for group in shown:
+        part = table[table["group"] == group].set_index("metric")
         cells = [" ".join(_with_interval(part.loc[metric])) for metric in BY_GROUP]
-        rows.append([str(group), f"{part['n'].iloc[0]:,}", *cells])
-    return _write_table(["group", "images", *(SHOWN[metric] for metric in BY_GROUP)], rows)
+        rows.append([escape(group), f"{part['n'].iloc[0]:,}", *cells])
+    lines = pipe_table(["group", "images", *(SHOWN[metric] for metric in BY_GROUP)], rows)
+    return [*lines, *_note_cut(len(shown), len(first), SHOWN[BY_GROUP[0]], "groups")]
 
 
 def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration) -> list[str]:
     tables = [calibration_table(part).set_index("metric") for part in (before, after)]
     names = {"ece": "expected calibration error", "brier": "Brier score", "nll": "negative log-likelihood"}
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
-    chance = tables[1].loc["ece", "calibrated"]
+    chance = tables[1].loc["ece", ["calibrated_low", "calibrated_high"]]
     return [
-        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on the validation images.",
+        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half of the validation images.",
         "",
-        *_write_table(["on the test images", "before", "after"], rows),
+        *pipe_table(["on the test images", "before", "after"], rows),
         "",
-        "All three are the better the smaller. On so few images, even probabilities that mean exactly what they say would show "
-        f"an expected calibration error of about {chance:.3f}.",
+        "Smaller is better for all three. On so few images, even perfectly calibrated probabilities would have an expected "
+        f"calibration error of {chance.iloc[0]:.3f} to {chance.iloc[1]:.3f} in 95 % of cases.",
     ]
 
 
@@ -204,7 +216,7 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
     label = test["label"].astype(str).to_numpy()
     right = np.array([verdict.classes[0] for verdict in verdicts]) == label
     covered = np.array([name in verdict.members for name, verdict in zip(label, verdicts, strict=True)])
-    share = binomial_interval(covered.sum(), len(covered))
+    share = wilson_interval(covered.mean(), len(covered))
     lines = [
         f"A set of classes is made that misses the true one for at most {calibration.alpha:.0%} of the images of each class. The "
         'answer is "not sure" unless the most probable class is alone in it. On the test images:',
@@ -214,8 +226,11 @@ def _describe_doubt(test: pd.DataFrame, classes: tuple[str, ...], calibration: C
         *([f"- where it was sure, it was right for {right[sure].mean():.1%};"] if sure.any() else []),
         *([f"- where it was not sure, its best guess was right for {right[~sure].mean():.1%}."] if not sure.all() else []),
     ]
-    rows = [[name, _number(limit)] for name, limit in zip(classes, calibration.limits, strict=True)]
-    return [*lines, "", *_write_table(["class", "in the set from a probability of"], rows)]
+    table = pd.DataFrame({"class": classes, "limit": calibration.limits})
+    shown = keep_extremes(table, "limit")
+    rows = [[escape(name), _number(limit)] for name, limit in shown.itertuples(index=False)]
+    header = ["class", "in the set from a probability of"]
+    return [*lines, "", *pipe_table(header, rows), *_note_cut(len(shown), len(table), "limit")]
 
 
 def _describe_licence(data: Mapping[str, str]) -> list[str]:
@@ -225,7 +240,7 @@ def _describe_licence(data: Mapping[str, str]) -> list[str]:
 
 
 def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
-    chosen = [f"{name} {value}" for name, value in run.parameters.items() if value not in (None, "")]
+    chosen = [escape(f"{name} {value}") for name, value in run.parameters.items() if value not in (None, "")]
     facts = {
         "parameters": f"{run.facts['parameters']:,}" if "parameters" in run.facts else "",
         "best epoch": run.facts.get("best_epoch", ""),
@@ -234,10 +249,10 @@ def _describe_making(run: Run, files: Mapping[str, int]) -> list[str]:
         "commit of vitlab": run.info.get("commit", ""),
     }
     return [
-        f"- run: `{run.name}`, {run.info.get('started', '')[:10]}",
+        f"- run: {code(run.name)}, {run.info.get('started', '')[:10]}",
         f"- set: {', '.join(chosen)}",
-        *(f"- {name}: {value}" for name, value in facts.items() if value != ""),
-        *(f"- `{name}`: {_describe_bytes(size)}" for name, size in files.items()),
+        *(f"- {name}: {escape(value)}" for name, value in facts.items() if value != ""),
+        *(f"- {code(name)}: {_describe_bytes(size)}" for name, size in files.items()),
         f"- versions: {', '.join(f'{name} {value}' for name, value in run.info.get('versions', {}).items())}",
     ]
 
@@ -259,7 +274,6 @@ def _readable(metric: str) -> str:
     return SHOWN.get(metric, metric.replace("_", " "))
 
 
-def _write_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in escaped]
+def _note_cut(shown: int, total: int, by: str = "images", what: str = "classes") -> list[str]:
+    note = f"The table has {shown} of {total:,} {what}: those with the lowest and the highest {by}."
+    return ["", note] if shown < total else []

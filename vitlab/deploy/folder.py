@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
-
 from vitlab.app.serving import CARD, EXAMPLES, ONNX, SETTINGS, WEIGHTS
 from vitlab.app.verdict import Calibration
-from vitlab.compress.export import export_onnx, find_calibration
+from vitlab.compress.confidence import note_calibration
+from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
 from vitlab.deploy.vendor import copy_modules
 from vitlab.errors import MissingFileError, UserError
+from vitlab.markup import escape
 from vitlab.models import load_model
-from vitlab.runs import Run, write_json
+from vitlab.runs import Run
 from vitlab.schema import DataBundle
+from vitlab.user_files import fill_folder
 
 ENTRY = "vitlab.app.serving"
 REQUIRED = ("gradio", "onnxruntime", "numpy", "pandas", "pillow")
@@ -74,6 +74,8 @@ This folder is the whole app: the page, the model as ONNX, and the part of the p
 - In a container: `docker build -t app .`, then `docker run --rm -p 7860:7860 app` and http://127.0.0.1:7860.
 - On Hugging Face Spaces: `hf upload YOU/NAME . --repo-type space` (`pip install huggingface_hub`, `hf auth login` before it).
 
+`app.py` and `vitlab/` are under the MIT licence in `vitlab/LICENSE`; the terms of the model and of the images are below.
+
 """
 
 ATTRIBUTES = "".join(
@@ -110,23 +112,14 @@ def export_space(
     onnx: the file to ship; by default the run's own, and where it has none its weights are exported. data: by default that of
     the run. alpha: share of sets that may miss. Metrics and calibration in it are those of the shipped file, not of the weights.
 
-    Raises ValueError where the folder holds something already; nothing is left behind when it fails.
+    UserError where the folder holds something already; nothing is left behind when it fails.
     """
     run = run if isinstance(run, Run) else Run(run)
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not empty; nothing is overwritten: name a new folder, or empty it")
-    source = _find_onnx(run, onnx)
-    data = data or load_run_data(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        work.mkdir()
+    with fill_folder(folder, parents=True) as (folder, work):
+        source = _find_onnx(run, onnx)
+        data = data or load_run_data(run)
         _put_model(run, source, data, work)
         _fill(run, data, work, alpha)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -141,19 +134,12 @@ def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> N
         shutil.copy(path, target)
 
 
-def _calibrate(classifier: OnnxClassifier, predictions: pd.DataFrame, alpha: float) -> Calibration:
-    """Fit on the validation images as the shipped file sees them, and note it in the JSON beside it."""
-    noted = find_calibration(predictions, alpha)
-    write_json(sidecar_path(classifier.path), {**classifier.description, "calibration": noted})
-    return Calibration.from_sidecar(noted, classifier.classes)
-
-
 def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     classifier = OnnxClassifier(work / ONNX)
     if tuple(classifier.classes) != data.classes:
         raise UserError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
     predictions = predict_splits(classifier, data)
-    calibration = _calibrate(classifier, predictions, alpha)
+    calibration = Calibration.from_sidecar(note_calibration(work / ONNX, predictions, alpha), data.classes)
     texts = describe_run(run, data.classes) | {"licence": data.licence}
     write_examples(data, work / EXAMPLES)
     _write(work / EXAMPLES / "LICENCE.txt", f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n")
@@ -164,7 +150,7 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     _write(work / SETTINGS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     _write(work / CARD, card)
-    start = START.format(title=texts["title"], subtitle=texts["subtitle"], python=python)
+    start = START.format(title=escape(texts["title"]), subtitle=escape(texts["subtitle"]), python=python)
     _write(work / "README.md", _front_matter(texts) + "\n" + start + card)
     _write(work / ".gitattributes", ATTRIBUTES)
     _write(work / "app.py", APP)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from vitlab.data.sources import DERIVED
 from vitlab.deploy.card import model_card, read_data_card
 from vitlab.errors import UserError
 from vitlab.models.saving import DESCRIPTION
-from vitlab.runs import Run, reports_dir
+from vitlab.places import reports_dir
+from vitlab.run_folders import list_all_runs
+from vitlab.runs import Run
 from vitlab.schema import DataBundle, check_predictions
 
 EXAMPLES = 8  # images
@@ -29,26 +33,45 @@ LONGEST = 60  # letters of a title that names the classes
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a run or an exported app: a path, or the name of a run under reports/runs, or its beginning if one fits.
+    """The folder of a finished run or an exported app: a path, or the name of a run under reports/runs, or how one name begins.
 
-    A name may begin with that of its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data, which are there to
-    test explanations, are found in no other way.
+    A name may begin with that of its data set or of its folder, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data,
+    which serve to test explanations, are only found by such a name. UserError for an unknown name, one that fits several runs,
+    and a run that is not finished or has lost files.
     """
-    folder = Path(name)
-    if any((folder / file).is_file() for file in ("run.json", ONNX)):
+    folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
+    if str(name) and (folder / "run.json").is_file():
+        return _check_finished(folder)
+    if str(name) and (folder / ONNX).is_file():
         return folder
-    runs = {"/".join(path.parts[-3:-1]): path.parent for path in sorted((reports_dir() / "runs").glob("*/*/run.json"))}
-    helpers = tuple(prefix.replace(":", "_") for prefix in DERIVED)
-    names = {key: (key,) if key.startswith(helpers) else (key, key.partition("/")[2]) for key in runs}
+    runs = {f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")}
+    names = {key: _names_of(path) for key, path in runs.items()}
     fitting = [key for key in runs if str(name) in names[key]]
     fitting = fitting or [key for key in runs if any(one.startswith(str(name)) for one in names[key])]
     if len(fitting) == 1:
-        return runs[fitting[0]]
+        return _check_finished(runs[fitting[0]])
     if fitting:
         raise UserError(f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more of it")
-    near = difflib.get_close_matches(str(name), runs, n=3) or list(runs)[:5]
+    near = difflib.get_close_matches(str(name), [one for each in names.values() for one in each], n=3) or list(runs)[:5]
     there = f"there are {', '.join(near)}" if near else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
     raise UserError(f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}")
+
+
+def _names_of(path: Path) -> tuple[str, ...]:
+    """What a run may be called: with its folder, with its data set, and by its name alone unless the data set is derived."""
+    try:
+        dataset = Run(path).parameters.get("dataset", "")
+    except UserError:  # damaged; `_check_finished` says so
+        dataset = ""
+    full = (f"{path.parent.name}/{path.name}", f"{dataset}/{path.name}")
+    return full if str(dataset).startswith(tuple(DERIVED)) else (*full, path.name)
+
+
+def _check_finished(folder: Path) -> Path:
+    problem = Run(folder).problem
+    if problem:
+        raise UserError(f"run {folder} is not finished: {problem}; run notebook 03 again with its parameters")
+    return folder
 
 
 def load_run_data(run: Run) -> DataBundle:
@@ -112,7 +135,7 @@ def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
     asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
     title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
     subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
-    return {"title": title, "subtitle": subtitle, "licence": read_data_card(run)["licence"]}
+    return {"title": title, "subtitle": subtitle, "licence": unescape(read_data_card(run)["licence"])}
 
 
 def _read_classes(folder: Path) -> list[str]:

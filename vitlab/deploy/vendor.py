@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import vitlab
@@ -17,8 +19,8 @@ SOURCES = (".css",)  # files beside the modules that they read
 def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
     """Copy modules and all of vitlab that they import when loaded into `folder`/vitlab; gives the names of the modules.
 
-    Imports inside functions are left out: they are for what may be absent. A package's __init__ is replaced by its docstring, for
-    what it gathers is not wanted. ValueError for an import that needs what stands in such an __init__.
+    The licence of vitlab goes with them. Imports inside functions are left out: they are for what may be absent. A package's
+    __init__ is replaced by its docstring, as what it gathers is not wanted. UserError for an import that needs such an __init__.
     """
     wanted, found = list(entries), {}
     while wanted:
@@ -39,7 +41,17 @@ def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
                 shutil.copy(beside, target.parent)
         for package in target.relative_to(folder).parents[:-1]:
             _write_init(ROOT.parent / package / "__init__.py", folder / package / "__init__.py")
+    (folder / ROOT.name / "LICENSE").write_text(licence_text(), encoding="utf-8")
     return sorted(found)
+
+
+def licence_text() -> str:
+    """The licence of vitlab, from its installation (a wheel brings it) or from the checkout."""
+    with suppress(PackageNotFoundError):
+        text = distribution("vitlab").read_text("licenses/LICENSE")
+        if text:
+            return text
+    return (ROOT.parent / "LICENSE").read_text(encoding="utf-8")
 
 
 def _find_imports(path: Path) -> list[str]:

@@ -2,12 +2,17 @@
 
 from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table, predict_value
 from vitlab.evaluation.bands import curve_band_table
-from vitlab.evaluation.calibration import classwise_calibration_error, expected_calibration_error, reliability_table
+from vitlab.evaluation.calibration import (
+    classwise_calibration_error,
+    describe_confidence,
+    expected_calibration_error,
+    reliability_table,
+)
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.examples import choose_examples, draw_findings
-from vitlab.evaluation.gaps import worst_slice_table
+from vitlab.evaluation.gaps import describe_gaps, worst_slice_table
 from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
@@ -15,7 +20,7 @@ from vitlab.evaluation.paired import mcnemar_table, paired_table
 from vitlab.evaluation.pairwise import describe_order, describe_pairs, pairwise_table
 from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
-from vitlab.evaluation.recalibration import calibrate, recalibration_table
+from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
 from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
 from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
@@ -44,8 +49,11 @@ __all__ = [
     "conformal_table",
     "confusion_table",
     "curve_band_table",
+    "describe_confidence",
+    "describe_gaps",
     "describe_order",
     "describe_pairs",
+    "describe_recalibration",
     "draw_findings",
     "expected_calibration_error",
     "leakage_table",

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
+from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
 
@@ -21,6 +21,7 @@ def annotator_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
     """What the model says where the annotators said a value: a row for each of their values.
 
@@ -28,13 +29,15 @@ def annotator_table(
     of `positive`, or of the last one of two classes; with more classes each of which stands for one value (the grades of
     elpv:grade), it is the expected value under the predicted probabilities.
     Columns: annotators (their value), n, mean, mean_low, mean_high (bootstrap interval), quarter, median, three_quarters.
+    cluster: None, or a Series of cluster ids with sample_ids as index, as in `metrics_table`.
     """
     said = predict_value(predictions, samples, column, split, positive)
     rows = []
-    for value, part in said.groupby("annotators")["predicted"]:
-        predicted = part.to_numpy()
-        drawn = [counts @ predicted / len(predicted) for counts in draw_counts(len(predicted), replicates, seed)]
-        low, high, _ = percentile_interval(np.concatenate([[], *drawn])[:, None], confidence)
+    for value, part in said.groupby("annotators"):
+        predicted = part["predicted"].to_numpy()
+        counted = draw_counts(len(predicted), replicates, seed, read_clusters(part, cluster))
+        drawn = [counts @ predicted / counts.sum(axis=1) for counts in counted]
+        low, high, _ = percentile_interval(np.concatenate([[], *drawn])[:, None], confidence, predicted.mean())
         quartiles = dict(zip(("quarter", "median", "three_quarters"), np.quantile(predicted, [0.25, 0.5, 0.75]), strict=True))
         mean = {"mean": predicted.mean(), "mean_low": low[0], "mean_high": high[0]}
         rows.append({"annotators": value, "n": len(predicted), **mean, **quartiles})
@@ -50,6 +53,7 @@ def annotator_agreement_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
     """How near the model comes to the annotators, with bootstrap intervals: columns metric, value, low, high, note.
 
@@ -61,12 +65,12 @@ def annotator_agreement_table(
     predicted, annotated = said["predicted"].to_numpy(), said["annotators"].to_numpy()
     every = np.arange(len(said))
     drawn = [_agree(predicted, annotated)]
-    for counts in draw_counts(len(said), replicates, seed):
+    for counts in draw_counts(len(said), replicates, seed, read_clusters(said, cluster)):
         for row in counts:
             chosen = np.repeat(every, row.astype(int))
             drawn.append(_agree(predicted[chosen], annotated[chosen]))
     drawn = np.array(drawn)
-    low, high, _ = percentile_interval(drawn[1:], confidence)
+    low, high, _ = percentile_interval(drawn[1:], confidence, drawn[0])
     note = ["" if np.isfinite(value) else "one of the two says the same everywhere" for value in drawn[0]]
     return pd.DataFrame({"metric": AGREEMENT, "value": drawn[0], "low": low, "high": high, "note": note})
 

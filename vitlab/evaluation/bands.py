@@ -45,8 +45,10 @@ def curve_band_table(
         is_positive = scores.label == target
         if 0 < is_positive.sum() < len(is_positive):
             curve = prepare_curve(scores.prob[:, target], is_positive, kind, grid)
-            low, high, _ = percentile_interval(bootstrap(curve, len(is_positive), replicates, seed, clusters), confidence)
-            values = {x: grid, y: curve(np.ones((1, len(is_positive))))[0], "low": low, "high": high}
+            value = curve(np.ones((1, len(is_positive))))[0]
+            drawn = bootstrap(curve, len(is_positive), replicates, seed, clusters)
+            low, high, _ = percentile_interval(drawn, confidence, value)
+            values = {x: grid, y: value, "low": low, "high": high}
             tables.append(pd.DataFrame({"class": scores.classes[target], **values}))
     return pd.concat(tables[1:] or tables, ignore_index=True)
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from vitlab.errors import UserError
-from vitlab.evaluation.scores import Scores, read_scores, target_classes
+from vitlab.evaluation.bootstrap import effective_count, read_clusters
+from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
 from vitlab.registry import unknown
 
-Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 STRATEGIES = ("width", "mass")
 
 
 def reliability_table(
-    predictions: pd.DataFrame, bins: int = 10, split: str = "test", positive: str | None = None, strategy: str = "width"
+    predictions: pd.DataFrame,
+    bins: int = 10,
+    split: str = "test",
+    positive: str | None = None,
+    strategy: str = "width",
+    cluster=None,
 ) -> pd.DataFrame:
     """Confidence against accuracy in bins: columns bin, start, end, n, confidence, accuracy, low, high.
 
@@ -22,6 +28,7 @@ def reliability_table(
     With `positive`, confidence is the mean probability of that class and accuracy the share of samples that are of it.
     strategy: bins of equal `width` on 0..1, or of equal `mass` (as many samples in each; equal probabilities stay together, so
     there may be fewer bins). A bin holds start < p <= end (the first one p = start too); an empty bin has n = 0 and NaN.
+    cluster: as in `metrics_table`; images of one cluster then count as about one (`effective_count`).
     """
     probability, hit = confidence_of(read_scores(predictions, split), positive)
     edges, place = assign_bins(probability, bins, strategy)
@@ -30,7 +37,8 @@ def reliability_table(
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, probability, minlength=bins) / count
         accuracy = np.bincount(place, hit, minlength=bins) / count
-    low, high = wilson_interval(accuracy, count)
+    clusters = read_clusters(select_split(predictions, split), cluster)
+    low, high = wilson_interval(accuracy, effective_count(place, bins, clusters))
     table = {"bin": range(bins), "start": edges[:-1], "end": edges[1:], "n": count}
     return pd.DataFrame({**table, "confidence": confidence, "accuracy": accuracy, "low": low, "high": high})
 
@@ -90,10 +98,28 @@ def binned_error(probability: np.ndarray, hit: np.ndarray, place: np.ndarray, we
     return np.abs(gap).sum(axis=1) / weights.sum(axis=1)
 
 
-def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(share, count) -> tuple[np.ndarray, np.ndarray]:
     """95 % score interval of a share of `count` (Wilson, 1927): within 0..1, fair for small counts, NaN for none."""
+    from statsmodels.stats.proportion import proportion_confint  # takes a second to import
+
     count = np.where(np.asarray(count) > 0, count, np.nan)
-    middle = share + Z95**2 / (2 * count)
-    half = Z95 * np.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    scale = 1 + Z95**2 / count
-    return np.maximum((middle - half) / scale, 0.0), np.minimum((middle + half) / scale, 1.0)  # rounding may leave 0..1 by 1e-17
+    low, high = proportion_confint(np.asarray(share) * count, count, method="wilson")
+    return np.clip(low, 0, share), np.clip(high, share, 1)  # rounding may leave 0..1, or the share, by 1e-17
+
+
+def describe_confidence(predictions: pd.DataFrame, split: str = "test", cluster=None) -> str:
+    """One sentence: is the model right as often as it says, more often (under-confident) or less often (over-confident)?
+
+    By a 95 % t interval of accuracy less confidence over the images, or with clusters over as many as they are worth.
+    """
+    confidence, right = confidence_of(read_scores(predictions, split))
+    clusters = read_clusters(select_split(predictions, split), cluster)
+    count = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
+    gap = right - confidence
+    half = t.ppf(0.975, count - 1) * gap.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
+    text = f"On average the model gives its answers a probability of {confidence.mean():.1%}, and {right.mean():.1%} are right. "
+    if abs(gap.mean()) <= half:
+        return text + f"{len(right)} images do not show whether the two differ."
+    if gap.mean() > 0:
+        return text + "On the whole it is under-confident: it is right more often than it says."
+    return text + "On the whole it is over-confident: it is right less often than it says."

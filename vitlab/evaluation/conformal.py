@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from vitlab.errors import UserError
+from vitlab.evaluation.bootstrap import effective_count, read_clusters
+from vitlab.evaluation.calibration import wilson_interval
 from vitlab.evaluation.scores import Scores, read_scores, select_split
 
 SLACK = 1e-9  # so that (n + 1) (1 - alpha) that is a whole number stays it
@@ -34,18 +35,21 @@ def conformal_sets(predictions: pd.DataFrame, alpha: float = 0.1, by_class: bool
     return table.assign(size=inside.sum(axis=1), covered=_covers(inside, test))
 
 
-def conformal_table(predictions: pd.DataFrame, alphas: Sequence[float] = (0.05, 0.1, 0.2), by_class: bool = True) -> pd.DataFrame:
+def conformal_table(
+    predictions: pd.DataFrame, alphas: Sequence[float] = (0.05, 0.1, 0.2), by_class: bool = True, cluster=None
+) -> pd.DataFrame:
     """What the sets promise and keep on the test split: a row for each alpha.
 
     Columns promise (1 - alpha), coverage (share of sets that hold the true class), coverage_low, coverage_high (95 %
-    Clopper-Pearson), size (mean number of classes), single (share of sets of one class), single_accuracy (how often that one is
+    Wilson), size (mean number of classes), single (share of sets of one class), single_accuracy (how often that one is
     right), empty (share of empty sets), worst_class, worst_coverage (the class that is covered least), note.
+    cluster: of the test images, as in `reliability_table`.
     """
-    rows = []
+    rows, clusters = [], read_clusters(select_split(predictions, "test"), cluster)
     for alpha in alphas:
         inside, test, note = _read_sets(predictions, alpha, by_class)
         covered, size = _covers(inside, test), inside.sum(axis=1)
-        low, high = binomial_interval(covered.sum(), len(covered))
+        low, high = wilson_interval(covered.mean(), effective_count(np.zeros(len(covered), dtype=int), 1, clusters)[0])
         shares = {name: covered[test.label == k].mean() for k, name in enumerate(test.classes) if k in test.label}
         worst = min(shares, key=shares.get)
         single = size == 1
@@ -56,22 +60,25 @@ def conformal_table(predictions: pd.DataFrame, alphas: Sequence[float] = (0.05, 
     return pd.DataFrame(rows)
 
 
-def conformal_class_table(predictions: pd.DataFrame, alpha: float = 0.1, by_class: bool = True) -> pd.DataFrame:
+def conformal_class_table(predictions: pd.DataFrame, alpha: float = 0.1, by_class: bool = True, cluster=None) -> pd.DataFrame:
     """The promise class by class on the test split: a row for each true class.
 
     Columns class, calibration (validation images of it), limit (least probability that puts it into a set), n (test images of
-    it), coverage, coverage_low, coverage_high (95 % Clopper-Pearson), size (mean size of their sets), note. NaN without images.
+    it), coverage, coverage_low, coverage_high (95 % Wilson), size (mean size of their sets), note. NaN without images.
+    cluster: of the test images, as in `reliability_table`.
     """
     limits, calibration = find_limits(predictions, alpha, by_class)
     inside, test, _ = _read_sets(predictions, alpha, by_class)
     covered, size = _covers(inside, test), inside.sum(axis=1)
+    worth = effective_count(test.label, len(test.classes), read_clusters(select_split(predictions, "test"), cluster))
     rows = []
     for k, name in enumerate(test.classes):
         of_class = test.label == k
         n = int(of_class.sum())
-        low, high = binomial_interval(covered[of_class].sum(), n)
+        coverage = covered[of_class].mean() if n else np.nan
+        low, high = wilson_interval(coverage, worth[k])
         row = {"class": name, "calibration": calibration[k], "limit": max(1 - limits[k], 0.0), "n": n}
-        row |= {"coverage": covered[of_class].mean() if n else np.nan, "coverage_low": low, "coverage_high": high}
+        row |= {"coverage": coverage, "coverage_low": low, "coverage_high": high}
         row["size"] = size[of_class].mean() if n else np.nan
         rows.append({**row, "note": "in every set: too few in validation" if np.isinf(limits[k]) else ""})
     return pd.DataFrame(rows)
@@ -93,14 +100,6 @@ def conformal_quantile(score: np.ndarray, alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest of n scores; infinite when that is more than n."""
     rank = int(np.ceil((len(score) + 1) * (1 - alpha) - SLACK))
     return float(np.sort(score)[rank - 1]) if rank <= len(score) else np.inf
-
-
-def binomial_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a share (Clopper and Pearson, 1934); NaN for none."""
-    if count == 0:
-        return np.nan, np.nan
-    interval = binomtest(int(hits), int(count)).proportion_ci(confidence, method="exact")
-    return interval.low, interval.high
 
 
 def _read_sets(predictions: pd.DataFrame, alpha: float, by_class: bool) -> tuple[np.ndarray, Scores, str]:

@@ -60,7 +60,8 @@ def measure(
     """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
     compute = prepare_metrics(scores, targets)
     value = compute(np.ones((1, len(scores.label))))[0]
-    low, high, undefined = percentile_interval(bootstrap(compute, len(scores.label), replicates, seed, cluster), confidence)
+    drawn = bootstrap(compute, len(scores.label), replicates, seed, cluster)
+    low, high, undefined = percentile_interval(drawn, confidence, value)
     clusters = np.inf if cluster is None else len(np.unique(cluster))
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
     warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < FEW_CLUSTERS and replicates else ""
@@ -70,11 +71,13 @@ def measure(
 
 
 def describe_classes(scores: Scores) -> str:
-    """Which classes are missing; empty if all are there."""
+    """Which classes are missing, the first five by name; empty if all are there."""
     present = np.isin(range(len(scores.classes)), scores.label)
     if present.sum() == 1:
         return "only " + scores.classes[scores.label[0]]
-    return "" if present.all() else "no " + ", ".join(np.array(scores.classes)[~present])
+    missing = np.array(scores.classes)[~present]
+    further = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+    return f"no {', '.join(missing[:5])}{further}" if len(missing) else ""
 
 
 def describe_undefined(share: float) -> str:

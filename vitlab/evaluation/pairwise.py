@@ -118,12 +118,10 @@ def describe_order(table: pd.DataFrame, digits: int = 3) -> str:
     rivals = own["model_a"].where(own["model_a"] != first, own["model_b"])
     beaten = set(rivals[own["verdict"] == f"{first} better"])
     level = [name for name in means.index[1:] if name not in beaten]
-    shown = "; ".join(f"*{name}* {value:.{digits}f}" for name, value in means.items())
+    shown = "; ".join(f"{name} {value:.{digits}f}" for name, value in means.items())
     if not level:
-        verdict = f"**{first}** is shown to be better than every other model"
+        verdict = f"{first} is shown to be better than every other model"
     else:
-        verdict = (
-            f"**{first}** has the highest mean, but is not shown to be better than {', '.join(f'*{name}*' for name in level)}"
-        )
+        verdict = f"{first} has the highest mean, but is not shown to be better than {', '.join(level)}"
     one = " on other images; there is one seed" if (own["seeds"] == 1).all() else ""
     return f"{verdict}{one} ({shown})."

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
+from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
 from vitlab.evaluation.calibration import assign_bins, binned_error, confidence_of
-from vitlab.evaluation.scores import Scores, read_scores
+from vitlab.evaluation.scores import Scores, read_scores, select_split
 
 BRIER_PARTS = ("brier", "reliability", "resolution", "uncertainty", "within_bins")
 CALIBRATION_METRICS = ("ece", "ece_mass", "classwise_ece", *BRIER_PARTS, "nll")
+INTERVALS = ("brier", "uncertainty", "nll")  # plain means or nearly; a resample inflates all others
 
 
 def calibration_table(
@@ -20,33 +21,37 @@ def calibration_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
-    """CALIBRATION_METRICS with bootstrap intervals: columns metric, value, low, high, calibrated, note.
+    """CALIBRATION_METRICS beside what honest probabilities would give.
+
+    Columns metric, value, low, high, calibrated, calibrated_low, calibrated_high, note.
 
     ece, ece_mass: of the predicted class, in bins of equal width and equal mass; classwise_ece: mean over classes, equal width.
     brier: sum of squared distances of all class probabilities from the label (Brier, 1950: 0 to 2, for two classes twice the
     binary score); its parts as in `brier_table`, summed over classes. nll: mean negative log-likelihood in nats.
-    calibrated: the mean value if the labels were drawn from these very probabilities. It is not 0 for an ECE of few samples, and
-    an ECE near it shows no fault. Replicates of an ECE overshoot it as it overshoots the truth; low and high are therefore the
-    reversed percentiles (2 value - percentile; Davison and Hinkley, 1997, section 5.2), and may both lie below the value. In a
-    simulation of 500 images those of the ECEs held the truth 88 to 94 % of the time, plain ones 5 to 93 %; where the truth is
-    nearly 0 (honest probabilities) 56 to 76 %, plain ones never: look at `calibrated` then.
-    A label whose probability is 0 makes nll infinite; it has no interval then.
+    calibrated, calibrated_low, calibrated_high: mean and range of the values when labels are drawn from these very probabilities.
+    An ECE of few images is never 0, even for honest probabilities; in the range it shows no fault. low, high: bootstrap
+    interval, of brier, uncertainty and nll only. The replicates of the others overshoot them: no percentile interval of an ECE
+    holds the truth where probabilities are honest, and reversed ones do so in 72 % of cases.
+    A label whose probability is 0 makes nll infinite; it has no interval then. cluster: as in `metrics_table`; labels of one
+    cluster are drawn together, as alike as their probabilities allow.
     """
     scores = read_scores(predictions, split)
+    clusters = read_clusters(select_split(predictions, split), cluster)
     num_samples = len(scores.label)
-    weights = [np.ones((1, num_samples)), *draw_counts(num_samples, replicates, seed)]
+    weights = [np.ones((1, num_samples)), *draw_counts(num_samples, replicates, seed, clusters)]
     measured = np.concatenate([measure_calibration(scores, part, bins) for part in weights])
-    value = np.where(np.isfinite(measured[0]), measured[0], np.nan)
-    lowest, highest, _ = percentile_interval(measured[1:] + 0 * value, confidence)
-    least = np.where(np.array(CALIBRATION_METRICS) == "within_bins", -np.inf, 0)
-    low, high = np.maximum(2 * value - highest, least), np.maximum(2 * value - lowest, least)
+    value = np.where(np.isin(CALIBRATION_METRICS, INTERVALS) & np.isfinite(measured[0]), measured[0], np.nan)
+    low, high, _ = percentile_interval(measured[1:] + 0 * value, confidence, value)
     impossible = int((_label_probability(scores) == 0).sum())
     notes = dict.fromkeys(CALIBRATION_METRICS, "") | {"nll": f"{impossible} with a label of probability 0" * bool(impossible)}
-    drawn = [measure_calibration(one, weights[0], bins) for one in _draw_labels(scores, min(replicates, 200), seed)]
-    calibrated = np.mean(drawn, axis=0)[0] if drawn else np.nan
-    table = {"metric": CALIBRATION_METRICS, "value": measured[0], "low": low, "high": high}
-    return pd.DataFrame({**table, "calibrated": calibrated, "note": list(notes.values())})
+    drawn = [measure_calibration(one, weights[0], bins)[0] for one in _draw_labels(scores, replicates, seed, clusters)]
+    drawn = np.array(drawn).reshape(-1, len(CALIBRATION_METRICS))
+    calibrated = drawn.mean(axis=0) if replicates else np.nan
+    least, most, _ = percentile_interval(drawn, confidence)
+    table = {"metric": CALIBRATION_METRICS, "value": measured[0], "low": low, "high": high, "calibrated": calibrated}
+    return pd.DataFrame({**table, "calibrated_low": least, "calibrated_high": most, "note": list(notes.values())})
 
 
 def brier_table(predictions: pd.DataFrame, split: str = "test", bins: int = 10) -> pd.DataFrame:
@@ -98,10 +103,11 @@ def _label_probability(scores: Scores) -> np.ndarray:
     return np.take_along_axis(scores.prob, scores.label[:, None], axis=1)[:, 0]
 
 
-def _draw_labels(scores: Scores, replicates: int, seed: int):
-    """The scores with labels drawn from their own probabilities."""
+def _draw_labels(scores: Scores, replicates: int, seed: int, cluster: np.ndarray | None = None):
+    """The scores with labels drawn from their own probabilities, by one random number for each sample or cluster."""
+    cluster = np.arange(len(scores.label)) if cluster is None else cluster
     generator = np.random.default_rng(seed)
     steps = np.cumsum(scores.prob, axis=1)[:, :-1]
     for _ in range(replicates):
-        label = (generator.random((len(scores.label), 1)) > steps).sum(axis=1)
+        label = (generator.random((cluster.max() + 1, 1))[cluster] > steps).sum(axis=1)
         yield Scores(scores.classes, label, scores.pred, scores.prob)

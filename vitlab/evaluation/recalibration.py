@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
+from sklearn.model_selection import KFold
 
 from vitlab.errors import UserError
 from vitlab.evaluation.probability import CALIBRATION_METRICS, measure_calibration
@@ -19,6 +20,7 @@ from vitlab.schema import check_predictions
 LIMIT = 20.0  # temperatures between 1/20 and 20, weights up to 20: without mistakes on validation the best fit is at infinity
 IMPOSSIBLE = -1000.0  # the logit of a class with probability 0, as finite as a predictions table wants it
 RECALIBRATED_METRICS = ("ece", "ece_mass", "classwise_ece", "brier", "nll")
+FOLDS = 5  # of the validation images, by which methods are compared
 Fit = tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]  # (logits, prob) -> new logits, (N, C); and a note
 
 
@@ -44,20 +46,49 @@ def recalibration_table(
 ) -> pd.DataFrame:
     """Calibration before and after: a row for `none` and each method, measured on one split, fitted on validation.
 
-    Columns method, ece, ece_mass, classwise_ece, brier, nll (all as in `calibration_table`), accuracy, note (what was fitted, or
-    why it could not be; then the rest is NaN).
+    Columns method, val_brier, ece, ece_mass, classwise_ece, brier, nll (all as in `calibration_table`), accuracy, note (what was
+    fitted, or why it could not be; then the rest is NaN). val_brier: the Brier score on validation, five-fold cross-validated, by
+    which to choose; the other columns are those of `split` and come too late for a choice.
     """
-    rows = [{"method": "none", **_measure(predictions, bins, split), "note": ""}]
+    rows = [{"method": "none", "val_brier": _cross_validate(predictions, None), **_measure(predictions, bins, split), "note": ""}]
     for method in methods:
         try:
             transform, note = _fit(predictions, method)
         except _CannotFit as reason:
             rows.append({"method": method, "note": str(reason)})
             continue
-        row = {"method": method, **_measure(_replace(predictions, transform), bins, split), "note": note}
+        row = {"method": method, "val_brier": _cross_validate(predictions, method)}
+        row |= {**_measure(_replace(predictions, transform), bins, split), "note": note}
         row["note"] += "; some labels get probability 0" if np.isinf(row["nll"]) else ""
         rows.append(row)
-    return pd.DataFrame(rows)[["method", *RECALIBRATED_METRICS, "accuracy", "note"]]
+    return pd.DataFrame(rows)[["method", "val_brier", *RECALIBRATED_METRICS, "accuracy", "note"]]
+
+
+def describe_recalibration(table: pd.DataFrame) -> str:
+    """Which method of a `recalibration_table` validation chooses, and what it does on the test split: two sentences."""
+    before, best = table.iloc[0], table.loc[table["val_brier"].idxmin()]
+    if best["method"] == "none":
+        return "Cross-validated on the validation split, no method has a lower Brier score than the model as trained."
+    return (
+        f"Cross-validated on the validation split, *{best['method']}* has the lowest Brier score. On the test split it takes the "
+        f"Brier score from {before['brier']:.3f} to {best['brier']:.3f}, the class-wise error from {before['classwise_ece']:.3f} "
+        f"to {best['classwise_ece']:.3f} and accuracy from {before['accuracy']:.1%} to {best['accuracy']:.1%}."
+    )
+
+
+def _cross_validate(predictions: pd.DataFrame, method: str | None) -> float:
+    """Brier score of the validation images, each mapped by a fit to the other folds; NaN where a fold cannot be fitted."""
+    val = predictions[predictions["split"] == "val"]
+    if len(val) < FOLDS:
+        return np.nan
+    tables = []
+    for rest, fold in KFold(FOLDS, shuffle=True, random_state=0).split(val):
+        try:
+            transform = _fit(val.iloc[rest], method)[0] if method else lambda logits, prob: logits
+        except _CannotFit:
+            return np.nan
+        tables.append(_replace(val.iloc[fold], transform))
+    return _measure(pd.concat(tables), 1, "val")["brier"]
 
 
 class _CannotFit(UserError):

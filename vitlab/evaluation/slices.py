@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.evaluation.bootstrap import read_clusters, renumber
 from vitlab.evaluation.metrics import METRICS, measure
 from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
 from vitlab.registry import unknown
@@ -28,13 +29,14 @@ def slice_table(
     confidence: float = 0.95,
     bins: int = 4,
     least: int = LEAST,
+    cluster=None,
 ) -> pd.DataFrame:
     """The metrics of all samples, then of each value of the column `by` if it has several.
 
     Columns: the one named by `by`, n, metric, value, low, high, note; for several columns, given as a list, `column` and
     `slice` in place of the one. Numbers are cut into `bins` slices of about equal size (see bin_column). A slice of fewer than
     `least` samples has NaN and a note with their number. One that lacks a class has NaN for the metrics that need it, and the
-    note says which class that is.
+    note says which class that is. cluster: as in `metrics_table`.
     """
     columns = [by] if isinstance(by, str) else list(by)
     for name in metrics:
@@ -42,13 +44,14 @@ def slice_table(
             raise UserError(unknown("metric", name, list(METRICS)))
     scores, parts = cut_slices(predictions, columns, split, bins)
     targets = target_classes(scores.classes, positive)
+    clusters = read_clusters(select_split(predictions, split), cluster)
     everything = np.ones(len(scores.label), dtype=bool)
     tables = []
     for (column, name), rows in {("", "all"): everything, **parts}.items():
         if column and rows.sum() < least:
             table = pd.DataFrame({"metric": METRICS, "value": np.nan, "low": np.nan, "high": np.nan, "note": describe_few(rows)})
         else:
-            table = measure(scores.take(rows), targets, replicates, seed, confidence)
+            table = measure(scores.take(rows), targets, replicates, seed, confidence, renumber(clusters, rows))
         chosen = table.set_index("metric").loc[list(metrics)].reset_index()
         for place, (header, value) in enumerate({"column": column, "slice": name, "n": int(rows.sum())}.items()):
             chosen.insert(place, header, value)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
+from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
 from vitlab.evaluation.curves import count_reaching
-from vitlab.evaluation.scores import read_scores, target_classes
+from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
 from vitlab.schema import check_predictions
 
@@ -61,6 +61,7 @@ def threshold_choice_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
     """What each rule's threshold, chosen on validation, does on the test split: a row for 0.5 (the reference) and for each rule.
 
@@ -68,18 +69,20 @@ def threshold_choice_table(
     followed by its bootstrap interval (recall_low, recall_high, ...); saved (cost at 0.5 less cost, from the same replicates: a
     paired comparison) with its interval; note. Intervals are those of the test images at the threshold as it stands, without
     the spread of the choice itself. More than two classes need `positive`. A rule that finds no threshold has NaN and a note.
+    cluster: of the test images, as in `metrics_table`.
     """
     options = {"cost_miss": cost_miss, "cost_false_alarm": cost_false_alarm, "least_recall": least_recall}
     thresholds = {"0.5": 0.5} | {rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES}
     score, is_positive, name = _read_target(predictions, "test", positive)
     at = np.array(list(thresholds.values()))
     reach = score[:, None] >= at  # (N, T); nothing reaches NaN
-    weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, seed)]
+    clusters = read_clusters(select_split(predictions, "test"), cluster)
+    weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, seed, clusters)]
     read = np.concatenate([_read(*_count(reach, is_positive, part), cost_miss, cost_false_alarm) for part in weights])
     cost = read[:, :, [READINGS.index("cost")]]
     read = np.concatenate([read, cost[:, :1] - cost], axis=2)  # (1 + R, T, 7)
     value, replicate = read[0], read[1:]
-    low, high, _ = percentile_interval(replicate.reshape(len(replicate), value.size), confidence)
+    low, high, _ = percentile_interval(replicate.reshape(len(replicate), value.size), confidence, value.ravel())
     low, high = low.reshape(value.shape), high.reshape(value.shape)
     value[np.isnan(at)] = value[0, -1] = np.nan
     low[np.isnan(value)] = high[np.isnan(value)] = np.nan

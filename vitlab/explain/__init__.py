@@ -9,7 +9,7 @@ from vitlab.explain.counterfactual import Counterfactual, find_counterfactual
 from vitlab.explain.faithfulness import area_table, comprehensiveness, curve_table, sensitivity_n, sufficiency
 from vitlab.explain.gradients import gradient_shap, input_x_gradient, integrated_gradients, saliency, smooth_grad
 from vitlab.explain.heads import attention_change_table, attention_table, head_ablation_table
-from vitlab.explain.methods import available, describe_methods, explain, suitable_methods
+from vitlab.explain.methods import available, describe_map, describe_methods, explain, suitable_methods
 from vitlab.explain.perturbation import feature_ablation, kernel_shap, lime, occlusion
 from vitlab.explain.pointing import pointing_scores, pointing_table, stamp_effect_table
 from vitlab.explain.randomisation import (
@@ -24,7 +24,7 @@ from vitlab.explain.removal import CellScorer
 from vitlab.explain.road import road
 from vitlab.explain.rollout import compute_rollout, gradient_rollout, rollout, transformer_attribution
 from vitlab.explain.similarity import agreement_table, sparseness
-from vitlab.explain.stability import infidelity, max_sensitivity
+from vitlab.explain.stability import max_sensitivity
 from vitlab.explain.summary import summary_table
 from vitlab.explain.trust import add_controls, describe_table, legend_table, rank_table, score_maps, trust_table
 
@@ -46,6 +46,7 @@ __all__ = [
     "control_maps",
     "convergence_delta",
     "curve_table",
+    "describe_map",
     "describe_methods",
     "describe_table",
     "eigen_cam",
@@ -57,7 +58,6 @@ __all__ = [
     "gradient_rollout",
     "gradient_shap",
     "head_ablation_table",
-    "infidelity",
     "input_x_gradient",
     "integrated_gradients",
     "kernel_shap",

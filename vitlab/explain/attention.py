@@ -160,7 +160,7 @@ def _choose_layers(anatomy, layers) -> tuple[list[str], list[Window | None]]:
     windows = anatomy.windows or (None,) * len(anatomy.attention)
     names = [window.attention for window in anatomy.windows] or anatomy.attention
     if not names:
-        raise UserError(f"this model ({anatomy.kind}) has no attention over its tokens to record; take a ViT, a hybrid or a Swin")
+        raise UserError(f"this model has no attention that can be recorded ({anatomy.reason}); take a ViT, a hybrid or a Swin")
     wrong = [layer for layer in layers or () if not -len(names) <= layer < len(names)]
     if wrong:
         raise UserError(f"no attention layer {wrong[0]}: the model has {len(names)}, 0 to {len(names) - 1} or counted from -1")

@@ -11,7 +11,13 @@ from vitlab.explain.methods import explanation
 from vitlab.explain.rollout import share_read_tokens
 
 
-@explanation(signed=False, needs=("attention", "windows"), class_specific=False)
+@explanation(
+    signed=False,
+    needs=("attention", "windows"),
+    class_specific=False,
+    shows="The brighter a place, the more the tokens that the classifier reads attend to it in one layer; the map is "
+    "the same whatever the prediction is.",
+)
 def attention(model, images, targets, layer=-1, head=None):
     """Where the tokens that the classifier reads look in one layer: their attention to each patch.
 

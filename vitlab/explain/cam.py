@@ -14,7 +14,12 @@ NEEDS = ("stages", "attention")
 BATCH = 32  # masked images at once in Score-CAM
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there that, averaged over the image, raise the score "
+    "of {target}; evidence against it is not shown.",
+)
 def grad_cam(model, images, targets, layer=None):
     """Sum of a layer's channels, each weighted by the mean gradient of the target logit over the map, negative values cut off.
 
@@ -27,7 +32,12 @@ def grad_cam(model, images, targets, layer=None):
     return _combine(gradient.mean(dim=(-2, -1)), activation)
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there that raise the score of {target} somewhere in "
+    "the image; evidence against it is not shown.",
+)
 def grad_cam_plus_plus(model, images, targets, layer=None):
     """Grad-CAM whose weights count the places where a channel speaks for the class, so that several objects all show.
 
@@ -41,7 +51,12 @@ def grad_cam_plus_plus(model, images, targets, layer=None):
     return _combine((gradient.relu() * share).sum(dim=(-2, -1)), activation)
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the more the features at this very place raise the score of {target}; evidence "
+    "against it is not shown.",
+)
 def layer_cam(model, images, targets, layer=None):
     """Sum of a layer's channels, each place weighted by its own positive gradient: finer than Grad-CAM in early layers.
 
@@ -51,7 +66,12 @@ def layer_cam(model, images, targets, layer=None):
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
-@explanation(signed=False, needs=NEEDS)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    shows="The brighter a place, the stronger are the features there whose region alone gives a high score of "
+    "{target}; evidence against it is not shown.",
+)
 def score_cam(model, images, targets, layer=None, channels=32):
     """Sum of a layer's channels, weighted by the softmax of the target logits of the image masked by each; needs no gradient.
 
@@ -73,7 +93,13 @@ def score_cam(model, images, targets, layer=None, channels=32):
         return _combine(torch.stack(weights).softmax(dim=1), activation)
 
 
-@explanation(signed=False, needs=NEEDS, class_specific=False)
+@explanation(
+    signed=False,
+    needs=NEEDS,
+    class_specific=False,
+    shows="The brighter a place, the stronger is the main pattern of the features there; the map is the same "
+    "whatever the prediction is.",
+)
 def eigen_cam(model, images, targets, layer=None):
     """The strongest pattern in a layer's features: their projection on the first principal component over the map.
 

@@ -16,7 +16,9 @@ BATCH = 16  # images in memory at once, with all that a backward pass keeps of t
 SHORTER = 4  # each part of the way is so many times shorter than the next: with the first trace of contrast, logits leap
 
 
-@explanation(signed=False)
+@explanation(
+    signed=False, shows="The brighter a place, the more a small change of its pixels changes the score of {target}, up or down."
+)
 def saliency(model, images, targets):
     """How strongly the target logit reacts to each pixel: the largest absolute gradient of its channels.
 
@@ -28,7 +30,11 @@ def saliency(model, images, targets):
     return found.amax(dim=1)
 
 
-@explanation(signed=True)
+@explanation(
+    signed=True,
+    shows="Positive values are pixels that raise the score of {target} above that of a baseline image, and negative "
+    "ones lower it, as far as the model is linear.",
+)
 def input_x_gradient(model, images, targets, baseline="mean"):
     """What each pixel would add to the target logit, against the baseline, if the model were linear (channels summed).
 
@@ -43,7 +49,12 @@ def input_x_gradient(model, images, targets, baseline="mean"):
     return found.sum(dim=1)
 
 
-@explanation(signed=True, complete=True)
+@explanation(
+    signed=True,
+    complete=True,
+    shows="Positive values are pixels that raise the score of {target} on the way from a baseline image to this one, "
+    "and negative ones lower it; all add up to the difference.",
+)
 def integrated_gradients(model, images, targets, steps=8, parts=4, baseline="mean", internal_batch_size=BATCH):
     """The difference between the target logit of the image and that of the baseline, divided among the pixels (channels summed).
 
@@ -67,7 +78,11 @@ def integrated_gradients(model, images, targets, steps=8, parts=4, baseline="mea
     return found.sum(dim=1)
 
 
-@explanation(signed=False)
+@explanation(
+    signed=False,
+    shows="The brighter a place, the more a small change of its pixels changes the score of {target}, up or down, "
+    "averaged over noisy copies of the image.",
+)
 def smooth_grad(model, images, targets, samples=16, noise=0.15, seed=0, internal_batch_size=BATCH):
     """The gradient, averaged over noisy copies of the image; then, as saliency, the largest absolute value of its channels.
 
@@ -97,7 +112,12 @@ def smooth_grad(model, images, targets, samples=16, noise=0.15, seed=0, internal
     return found.abs().amax(dim=1)
 
 
-@explanation(signed=True, complete=True)
+@explanation(
+    signed=True,
+    complete=True,
+    shows="Positive values are pixels that raise the score of {target} above that of random reference images, and "
+    "negative ones lower it; all add up to the mean difference.",
+)
 def gradient_shap(model, images, targets, samples=16, baseline="mean", references=None, seed=0, internal_batch_size=BATCH):
     """Expected gradients: integrated gradients at random points on the ways from random references (channels summed).
 

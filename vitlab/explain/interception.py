@@ -74,7 +74,7 @@ def list_attention(anatomy: Anatomy) -> tuple[str, ...]:
     """Names of the attention modules in order, windowed ones too; ValueError for a model that has none."""
     names = anatomy.attention or tuple(window.attention for window in anatomy.windows)
     if not names:
-        raise UserError(f"this model ({anatomy.kind}) has no attention over its tokens; take a ViT, a Swin or a hybrid")
+        raise UserError(f"this model has no attention that can be used ({anatomy.reason}); take a ViT, a Swin or a hybrid")
     return names
 
 

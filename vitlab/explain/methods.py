@@ -34,11 +34,13 @@ class Method:
     needs: fields of Anatomy of which one at least must not be empty.
     class_specific: whether the map depends on the class asked for.
     complete: whether the map's values claim to add up to the difference between the score of the image and that of a baseline.
+    shows: one sentence that is true of the map; `{target}` in it stands for the class asked for, in class-specific methods only.
     """
 
     compute: Callable[..., torch.Tensor]
     signed: bool
     needs: tuple[str, ...]
+    shows: str
     class_specific: bool = True
     complete: bool = False
 
@@ -46,11 +48,11 @@ class Method:
         return not self.needs or any(getattr(anatomy, part) for part in self.needs)
 
 
-def explanation(*, signed: bool, needs: tuple[str, ...] = (), class_specific: bool = True, complete: bool = False):
+def explanation(*, signed: bool, shows: str, needs: tuple[str, ...] = (), class_specific: bool = True, complete: bool = False):
     """Decorator: make a function available as an explanation method under its own name (see Method)."""
 
     def register(function):
-        methods.register(Method(function, signed, needs, class_specific, complete), name=function.__name__)
+        methods.register(Method(function, signed, needs, shows, class_specific, complete), name=function.__name__)
         return function
 
     return register
@@ -66,11 +68,20 @@ def suitable_methods(model: ModelBundle, among: Sequence[str] | None = None) -> 
     return [name for name in (available() if among is None else among) if methods[name].suits(model.anatomy)]
 
 
+def describe_map(method: str, target: str = "the class asked for") -> str:
+    """One sentence on what a map of this method shows.
+
+    >>> describe_map("saliency", "defective")
+    'The brighter a place, the more a small change of its pixels changes the score of defective, up or down.'
+    """
+    return methods[method].shows.replace("{target}", target)
+
+
 def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
-    """What is to be known of each method: method, family, signed, class_specific, complete, needs, options, what, source.
+    """A row a method, columns method, family, signed, class_specific, complete, needs, options, shows, what, source.
 
     Given a model, only methods that can explain it. family: attention, cam, gradients or perturbation, after the module that
-    holds the method. needs: parts that a model must have. options: with their defaults.
+    holds the method. needs: parts that a model must have. options: with their defaults. shows: see `describe_map`.
     """
     rows = []
     for name in available() if model is None else suitable_methods(model):
@@ -85,6 +96,7 @@ def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
                 "complete": method.complete,
                 "needs": " or ".join(method.needs),
                 "options": ", ".join(f"{option.name}={option.default}" for option in _list_options(method)),
+                "shows": describe_map(name),
                 "what": what.replace("\n", " "),
                 "source": _find_source(" ".join([what, *rest]).replace("\n", " ")),
             }
@@ -114,7 +126,7 @@ def explain(
     progress: bool = False,
     **options,
 ) -> AttributionMap:
-    """One map an image: how much each pixel spoke for the target class, enlarged to the images' size where it is coarser.
+    """One map an image, enlarged to the images' size where it is coarser; `describe_map` says what it shows.
 
     images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name for all images, one for each,
     or None for the class that the model predicts; hand over the labels to explain the true class, and model.classes[i] for the
@@ -132,7 +144,7 @@ def explain(
     model = fit_anatomy(model, tuple(images.shape[-2:]))
     if not chosen.suits(model.anatomy):
         raise UserError(
-            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} ({model.anatomy.kind}) has none; "
+            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} has none ({model.anatomy.reason}); "
             f"methods that can explain it: {', '.join(suitable_methods(model))}"
         )
     targets = _read_classes(model, target, len(images), "target")

@@ -27,7 +27,10 @@ BATCH = 16
 KERNEL_WIDTH = 0.25  # of LIME's weights: copies with few segments removed count most; the value of the authors' own code
 
 
-@explanation(signed=True)
+@explanation(
+    signed=True,
+    shows="Positive values are places whose covering lowers the score of {target}, and covering negative ones raises it.",
+)
 def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="blur", internal_batch_size=BATCH):
     """How far the target logit falls when a window of cells is covered, averaged over the windows that cover a cell.
 
@@ -43,7 +46,11 @@ def occlusion(model, images, targets, grid=None, window=2, stride=1, baseline="b
     return _cover(Occlusion, model, images, targets, (rows, columns), baseline, internal_batch_size, **options)
 
 
-@explanation(signed=True)
+@explanation(
+    signed=True,
+    shows="Positive values are places whose removal, one at a time, lowers the score of {target}, and removing "
+    "negative ones raises it.",
+)
 def feature_ablation(model, images, targets, grid=None, baseline="blur", internal_batch_size=BATCH):
     """How far the target logit falls when one cell alone is taken away.
 
@@ -53,7 +60,12 @@ def feature_ablation(model, images, targets, grid=None, baseline="blur", interna
     return _cover(FeatureAblation, model, images, targets, grid, baseline, internal_batch_size)
 
 
-@explanation(signed=True, complete=True)
+@explanation(
+    signed=True,
+    complete=True,
+    shows="Positive values are places that raise the score of {target}, averaged over all orders in which places are "
+    "added, and negative ones lower it; all add up to the difference.",
+)
 def kernel_shap(model, images, targets, grid=None, samples=None, baseline="blur", seed=0, internal_batch_size=BATCH):
     """Shapley values of the cells: what each adds to the target logit, averaged over all orders in which cells could be added.
 
@@ -82,7 +94,11 @@ def kernel_shap(model, images, targets, grid=None, samples=None, baseline="blur"
     return spread_cells(values / torch.bincount(cells.flatten()), cells)
 
 
-@explanation(signed=True)
+@explanation(
+    signed=True,
+    shows="Positive values are segments whose presence raises the score of {target} in a linear model fitted around "
+    "this image, and negative ones lower it.",
+)
 def lime(model, images, targets, segments=40, samples=150, compactness=10.0, baseline="blur", seed=0, internal_batch_size=BATCH):
     """Weights of a linear model of the target logit, fitted to copies of the image that lack random superpixels.
 

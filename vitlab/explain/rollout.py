@@ -38,7 +38,13 @@ def compute_rollout(
     return flow
 
 
-@explanation(signed=False, needs=("attention",), class_specific=False)
+@explanation(
+    signed=False,
+    needs=("attention",),
+    class_specific=False,
+    shows="The brighter a place, the more of it reaches the tokens that the classifier reads, by attention alone; "
+    "the map is the same whatever the prediction is.",
+)
 def rollout(model, images, targets, head_fusion="mean", discard=0.0):
     """How much of each patch reaches the tokens that the classifier reads; it does not depend on the class asked for.
 
@@ -59,7 +65,12 @@ def rollout(model, images, targets, head_fusion="mean", discard=0.0):
     return _follow_back(share_read_tokens(gradient), [mixed[layer].detach() for layer in sorted(mixed)], anatomy)
 
 
-@explanation(signed=False, needs=("attention",))
+@explanation(
+    signed=False,
+    needs=("attention",),
+    shows="The brighter a place, the more of it reaches the tokens that the classifier reads through attention that "
+    "raises the score of {target}; evidence against it is not shown.",
+)
 def gradient_rollout(model, images, targets, discard=0.0):
     """Rollout of attention that is weighted by its gradient: heads and places that do not raise the target logit drop out.
 
@@ -74,7 +85,12 @@ def gradient_rollout(model, images, targets, discard=0.0):
     return _follow_back(share, mixed, model.anatomy)
 
 
-@explanation(signed=False, needs=("attention",))
+@explanation(
+    signed=False,
+    needs=("attention",),
+    shows="The brighter a place, the more attention to it raises the score of {target}, summed over the blocks; "
+    "evidence against it is not shown.",
+)
 def transformer_attribution(model, images, targets):
     """Relevance of each patch for the target logit, gathered block by block.
 

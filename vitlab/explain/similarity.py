@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain.faithfulness import correlate
 from vitlab.explain.removal import DIGITS, CellScorer, check_maps
 from vitlab.registry import unknown
@@ -39,19 +39,14 @@ def compute_gini(values: np.ndarray) -> np.ndarray:
 
 
 def agreement_table(
-    scorer: CellScorer,
-    maps: Sequence[AttributionMap],
-    part: str = "absolute",
-    replicates: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    scorer: CellScorer, maps: Sequence[AttributionMap], part: str = "absolute", confidence: float = 0.95
 ) -> pd.DataFrame:
     """Spearman's rank correlation of the cells of each two methods, mean over the images.
 
     Columns method_a, method_b, value, low, high, n: one row a pair. part: of signed maps, absolute values (what
     matters, for or against) or the positive ones (what speaks for the target; the rest is level). n: images counted; those on
-    which one of the two maps is blank are not, and where none is left, value is NaN. low, high: bootstrap interval over images,
-    NaN for a single one.
+    which one of the two maps is blank are not, and where none is left, value is NaN. low, high: t interval over images, NaN for
+    a single one.
     """
     if part not in PARTS:
         raise UserError(unknown("part", part, list(PARTS)))
@@ -61,7 +56,7 @@ def agreement_table(
     ranks = [_rank_cells(scorer.pool(found), part) for found in maps]
     pairs = list(combinations(range(len(maps)), 2))
     values = np.stack([correlate(ranks[a], ranks[b]) for a, b in pairs], axis=1)  # (N, pairs)
-    mean, low, high, count = mean_interval(values, replicates, confidence, seed)
+    mean, low, high, count = mean_interval(values, confidence, (-1, 1))
     return pd.DataFrame(
         {
             "method_a": [maps[a].method for a, _ in pairs],
@@ -72,26 +67,6 @@ def agreement_table(
             "n": count,
         }
     )
-
-
-def mean_interval(values: np.ndarray, replicates: int, confidence: float, seed: int):
-    """Mean, low and high end of its bootstrap interval, and number of rows counted, for each column of (N, M); NaN left out.
-
-    NaN ends for fewer than two rows: how far one image is from another is not known then.
-    """
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    drawn = bootstrap(lambda weights: weigh_means(values, weights), len(values), replicates, seed)
-    low, high, _ = percentile_interval(drawn, confidence)
-    low[count < 2] = high[count < 2] = np.nan
-    return weigh_means(values, np.ones((1, len(values))))[0], low, high, count
-
-
-def weigh_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means of the columns of (N, M) with NaN left out, for each row of weights (R, N): (R, M), NaN where nothing is left."""
-    there = ~np.isnan(values)
-    total = weights @ there
-    return np.where(total > 0, (weights @ np.where(there, values, 0)) / np.where(total > 0, total, 1), np.nan)
 
 
 def _rank_cells(values: np.ndarray, part: str) -> np.ndarray:

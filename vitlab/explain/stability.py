@@ -1,58 +1,18 @@
-"""Does a map say how the score answers to changes, and is it itself steady under small ones?"""
+"""Is a map steady under small changes of the image?"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
 from vitlab.errors import UserError
-from vitlab.explain.faithfulness import score_falls
 from vitlab.explain.methods import explain
-from vitlab.explain.removal import CellScorer, check_maps
 from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
-SQUARES = 32
 RADIUS = 0.05
 SAMPLES = 5
-
-
-def infidelity(scorer: CellScorer, maps: Sequence[AttributionMap], squares: int = SQUARES, seed: int = 0) -> pd.DataFrame:
-    """Mean squared error of a map as a forecast: the sum of its values in a square, for the fall of the score without it.
-
-    Better low. A map has no unit, so it is first multiplied by the factor that serves it best, one for each image; a blank map
-    forecasts no fall anywhere. Squares of cells, with sides up to half of the grid, are the same for all maps. Large squares cost
-    more than small ones whatever is in them, so an even map does well here, and a fine signed one badly. A scores table.
-    Source: Yeh et al. 2019, arXiv 1901.09392; as captum.metrics.infidelity with normalize=True.
-    """
-    if squares < 2:
-        raise UserError(f"squares must be at least 2, not {squares}: one is forecast without error by any map")
-    maps = check_maps(maps, scorer)
-    removed = draw_squares(scorer, squares, seed)  # (N, squares, n)
-    falls = score_falls(scorer, removed)  # (N, squares)
-    tables = []
-    for found in maps:
-        sums = (removed * scorer.sum(found)[:, None]).sum(axis=-1)  # (N, squares)
-        power = (sums**2).sum(axis=1, keepdims=True)
-        factor = (sums * falls).sum(axis=1, keepdims=True) / np.where(power > 0, power, 1)
-        tables.append(scorer.table(found.method, "infidelity", ((factor * sums - falls) ** 2).mean(axis=1)))
-    return pd.concat(tables, ignore_index=True)
-
-
-def draw_squares(scorer: CellScorer, squares: int, seed: int) -> np.ndarray:
-    """Random squares of cells, own ones for each image: (N, squares, n) bool."""
-    rows, columns = scorer.grid
-    found = np.zeros((len(scorer.sample_ids), squares, rows, columns), bool)
-    for image, name in enumerate(scorer.sample_ids):
-        generator = np.random.default_rng(derive_seed(seed, "squares", name))
-        for square in range(squares):
-            side = generator.integers(1, max(1, min(rows, columns) // 2), endpoint=True)
-            top, left = generator.integers(rows - side, endpoint=True), generator.integers(columns - side, endpoint=True)
-            found[image, square, top : top + side, left : left + side] = True
-    return found.reshape(len(found), squares, -1)
 
 
 def max_sensitivity(

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.few_images import correct_holm, mean_interval, sign_flip_p
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.faithfulness import STEPS, area_table, comprehensiveness, curve_table, sensitivity_n, sufficiency
 from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
 from vitlab.explain.road import road
-from vitlab.explain.similarity import sparseness, weigh_means
-from vitlab.explain.stability import infidelity
+from vitlab.explain.similarity import sparseness
 from vitlab.registry import unknown
 from vitlab.schema import AttributionMap
 
-BETTER, UNKNOWN, WORSE = VERDICTS = ("better than all controls", "not shown", "worse")
+BETTER, UNKNOWN, WORSE = "better than all controls", "not shown", "worse"
+FEW = "too few images to show anything"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ METRICS: Mapping[str, Metric] = {
     "comprehensiveness": Metric(comprehensiveness, "high", "fall of the score without the highest cells"),
     "sufficiency": Metric(sufficiency, "low", "fall of the score with nothing but the highest cells"),
     "sensitivity_n": Metric(sensitivity_n, "high", "correlation of a random set's values with the fall of the score without it"),
-    "infidelity": Metric(infidelity, "low", "squared error when the map forecasts the fall of the score without a square"),
     "road": Metric(
         road, "high", "half of: score without the lowest cells less that without the highest, holes filled from around"
     ),
@@ -98,26 +97,22 @@ def add_controls(scorer: CellScorer, maps: Sequence[AttributionMap], seed: int =
     return maps + [found for found in control_maps(scorer.model, scorer.images, maps[0], seed) if found.method not in there]
 
 
-def trust_table(
-    scores: pd.DataFrame,
-    replicates: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    controls: Sequence[str] = CONTROLS,
-) -> pd.DataFrame:
+def trust_table(scores: pd.DataFrame, confidence: float = 0.95, controls: Sequence[str] = CONTROLS) -> pd.DataFrame:
     """What each method's mean score is, and whether it is better than every control's: one row per method and metric.
 
     Columns method, metric, value, low, high, control, control_value, difference, difference_low, difference_high, p_holm,
-    verdict, n. value, low, high: mean over images and its bootstrap interval.
-    control: the one of the best mean. difference: method less that control, turned so that positive is better, on the images that
-    have both scores (n of them); intervals: bootstrap over images, the same draws for all. NaN scores, of blank maps, are left
-    out; with fewer than two images left there is no interval.
+    verdict, n. value, low, high: mean over images and its t interval.
+    control: the one with the best mean. difference: method less that control, with the sign that makes positive better, on the n
+    images that have both scores, and its t interval. NaN scores, of blank maps, are left out; with fewer than two images there is
+    no interval.
 
-    verdict: "better than all controls" or "worse" (than the best of them) at one-sided (1 - confidence) / 2, else "not shown",
-    which is not "equal". p_holm: the share of the draws in which the method is not above a control, the largest of all controls,
-    after Holm's correction for the methods of a metric. So for a metric the chance that *any* worthless one is called better
-    is held; over several metrics it is not. "worse", whose control is chosen by the same images, is a hint. The percentile
-    bootstrap of few images is a little bold. All of it speaks of this one trained model, and of more images of this kind.
+    verdict: "better than all controls" or "worse" (than at least one) at one-sided (1 - confidence) / 2, else "not shown", which
+    is not "equal", or "too few images to show anything": nine methods need 9 images, since n images reach no p below 0.5^n. The
+    tests are exact sign-flip tests of the differences between paired images (`sign_flip_p`): they hold their level for any number
+    of images and any distribution of scores where a worthless map and a control could be exchanged. p_holm: the largest p of the
+    tests of "better" against each control, after Holm's correction for the methods of a metric; "worse" is corrected for methods
+    and controls. So for each metric the chance that *any* worthless method is called better is held; over several metrics it is
+    not. All of it speaks of this one trained model, and of more images of this kind.
 
     Metrics that only describe (sparseness, max_sensitivity) are left out: see `describe_table`. ValueError without any control.
     """
@@ -133,7 +128,7 @@ def trust_table(
         sign = {"high": 1, "low": -1, "": 0}[METRICS[name].better]
         if sign:
             wide = _widen(scores, name)
-            tables.append(_judge(wide, methods, controls, sign, replicates, confidence, seed).assign(metric=name))
+            tables.append(_judge(wide, methods, controls, sign, confidence).assign(metric=name))
     if not tables:
         raise UserError("none of the metrics can be compared with controls; see vitlab.explain.legend_table()")
     columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
@@ -141,14 +136,10 @@ def trust_table(
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def describe_table(scores: pd.DataFrame, replicates: int = 2000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Mean of each method and control, with bootstrap interval over images. Columns method, metric, value, low, high, n."""
+def describe_table(scores: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean of each method and control, with its t interval over images. Columns method, metric, value, low, high, n."""
     _check_scores(scores)
-    tables = []
-    for name in scores["metric"].unique():
-        wide = _widen(scores, name)
-        drawn = _resample(wide.to_numpy(), replicates, seed)
-        tables.append(_summarise(wide, drawn, confidence).assign(metric=name))
+    tables = [_summarise(_widen(scores, name), confidence).assign(metric=name) for name in scores["metric"].unique()]
     return pd.concat(tables, ignore_index=True)[["method", "metric", "value", "low", "high", "n"]]
 
 
@@ -156,17 +147,18 @@ def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
     """One row a method, best first: method, mean_rank, better, not_shown, worse, metrics, verdict.
 
     mean_rank: of the difference to the control, 1 the best, mean over the metrics that have one. better, not_shown, worse: in how
-    many of them each verdict stands. The metrics are relatives (deletion and comprehensiveness see the same images), so
-    the counts are no independent votes. verdict: in words.
+    many of them each verdict was given; not_shown counts "too few images to show anything" as well. The metrics are correlated
+    (deletion and comprehensiveness see the same images), so the counts are not independent votes. verdict: in words.
     """
     known = trust.dropna(subset=["difference"])
     ranks = known.groupby("metric")["difference"].rank(ascending=False)
     rows = []
     for method in trust["method"].unique():
         mine = known[known["method"] == method]
-        better, unknown_, worse = (int((mine["verdict"] == verdict).sum()) for verdict in VERDICTS)
+        better, worse, few = (int((mine["verdict"] == verdict).sum()) for verdict in (BETTER, WORSE, FEW))
         rank = ranks[mine.index].mean() if len(mine) else np.nan
-        rows.append((method, rank, better, unknown_, worse, len(mine), _say_overall(better, worse, len(mine))))
+        overall = FEW if few and few == len(mine) else _say_overall(better, worse, len(mine))
+        rows.append((method, rank, better, len(mine) - better - worse, worse, len(mine), overall))
     table = pd.DataFrame(rows, columns=["method", "mean_rank", "better", "not_shown", "worse", "metrics", "verdict"])
     return table.sort_values("mean_rank", kind="stable", ignore_index=True)
 
@@ -185,63 +177,30 @@ def _say_overall(better: int, worse: int, count: int) -> str:
     return f"better in part: than all controls in {better} of {count}, worse in none" if better else "not shown in any"
 
 
-def correct_holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction (1979) of p-values (M,): below a, the chance that any of them is so small by accident is below a."""
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(steps, 1)[order.argsort()]
-
-
-def _judge(wide, methods, controls, sign, replicates, confidence, seed) -> pd.DataFrame:
+def _judge(wide, methods, controls, sign, confidence) -> pd.DataFrame:
     """The rows of one metric. wide: images x methods."""
-    values = wide.to_numpy()
-    drawn = _resample(values, replicates, seed)
-    table = _summarise(wide, drawn, confidence).set_index("method")
+    table = _summarise(wide, confidence).set_index("method")
     means = sign * table.loc[controls, "value"]
-    best = means.idxmax() if means.notna().any() else controls[0]
-    gaps = sign * np.stack([wide[[name]].to_numpy() - wide[controls].to_numpy() for name in methods], axis=1)
-    gaps = gaps.reshape(len(wide), -1)  # (N, methods * controls), NaN where one of the two is
-    value = weigh_means(gaps, np.ones((1, len(gaps)))).reshape(len(methods), len(controls))
-    moved = _resample(gaps, replicates, seed)  # (R, methods * controls)
-    low, high, _ = percentile_interval(moved, confidence)
-    count = (~np.isnan(gaps)).sum(axis=0).reshape(value.shape)
-    low, high = (np.where(count < 2, np.nan, ends.reshape(value.shape)) for ends in (low, high))
-    moved = np.round(moved.reshape(-1, *value.shape), 12)  # no rounding error decides on which side of 0
+    best = controls.index(means.idxmax()) if means.notna().any() else 0
+    gaps = sign * (wide[methods].to_numpy()[:, :, None] - wide[controls].to_numpy()[:, None])  # (N, methods, controls)
+    difference, low, high, n = (part[:, best] for part in mean_interval(gaps, confidence))
+    usable = ((~np.isnan(gaps)).sum(axis=0) >= 2).all(axis=1)
+    better, worse = np.full(len(methods), np.nan), np.full((len(methods), len(controls)), np.nan)
+    if usable.any():
+        better[usable] = sign_flip_p(gaps[:, usable], "greater").max(axis=1)
+        worse[usable] = sign_flip_p(gaps[:, usable], "less")
+    better, worse = correct_holm(better), correct_holm(worse).min(axis=1)
     tail = (1 - confidence) / 2
-    at = controls.index(best)
-    usable = (count >= 2).all(axis=1) & (replicates > 0)
-    p = np.where(usable, ((moved <= 0).sum(axis=0).max(axis=-1) + 1) / (replicates + 1), np.nan)
-    p[usable] = correct_holm(p[usable])
-    worse = ((moved[:, :, at] >= 0).sum(axis=0) + 1) / (replicates + 1)
-    verdict = np.select([usable & (p <= tail), usable & (worse <= tail)], [BETTER, WORSE], UNKNOWN)
-    return (
-        table.loc[methods, ["value", "low", "high"]]
-        .reset_index()
-        .assign(
-            control=best,
-            control_value=table.loc[best, "value"],
-            difference=value[:, at],
-            difference_low=low[:, at],
-            difference_high=high[:, at],
-            p_holm=p,
-            verdict=verdict,
-            n=count[:, at],
-        )
-    )
+    few = usable & (0.5**n * usable.sum() > tail)
+    verdict = np.select([better <= tail, worse <= tail, few], [BETTER, WORSE, FEW], UNKNOWN)
+    judged = {"control": controls[best], "control_value": table["value"].loc[controls[best]], "difference": difference}
+    judged |= {"difference_low": low, "difference_high": high, "p_holm": better, "verdict": verdict, "n": n}
+    return table.loc[methods, ["value", "low", "high"]].reset_index().assign(**judged)
 
 
-def _summarise(wide, drawn, confidence) -> pd.DataFrame:
-    values = wide.to_numpy()
-    low, high, _ = percentile_interval(drawn, confidence)
-    count = (~np.isnan(values)).sum(axis=0)
-    mean = weigh_means(values, np.ones((1, len(values))))[0]
-    low[count < 2] = high[count < 2] = np.nan
+def _summarise(wide, confidence) -> pd.DataFrame:
+    mean, low, high, count = mean_interval(wide.to_numpy(), confidence)
     return pd.DataFrame({"method": wide.columns, "value": mean, "low": low, "high": high, "n": count})
-
-
-def _resample(values, replicates, seed) -> np.ndarray:
-    """Bootstrap means (R, M) of the columns of (N, M); the same seed draws the same images."""
-    return bootstrap(lambda weights: weigh_means(values, weights), len(values), replicates, seed)
 
 
 def _widen(scores, metric) -> pd.DataFrame:

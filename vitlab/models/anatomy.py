@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,26 +18,34 @@ BATCH = 2  # images in the probe: two, so that a module which moves windows into
 
 @dataclass(frozen=True)
 class _Step:
-    """One submodule of the forward pass: its name, and the shapes of its first input and of its output."""
+    """One submodule of the forward pass: its name, and the shapes of its first input and of its output.
+
+    callers: names of the modules that were running when it was called, which a shared module's own name does not tell.
+    """
 
     name: str
     transparent: bool  # a plain nn.Sequential: its parts count as parts of what holds it
     input: tuple[int, ...]
     output: tuple[int, ...]
     follows_attention: bool
+    callers: tuple[str, ...]
 
     def is_within(self, others) -> bool:
-        return any(self.name == other or self.name.startswith(f"{other}.") for other in others)
+        return any(_is_inside(name, others) for name in (self.name, *self.callers))
 
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch of so many."""
+    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch of so many.
+
+    times: how often it did so in one forward pass.
+    """
 
     batch: int
     queries: int
     keys: int
     window: Window | None
+    times: int = 1
 
 
 def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
@@ -48,20 +56,26 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
 
     kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (Swin), "cnn" (feature
     maps, no attention) or "other": attention that neither sees one and the same sequence of all tokens from first to last nor
-    windows of a map (PVT's shrinking maps, LeViT), or no attention and no feature maps either (MLP-Mixer). For "other" blocks,
-    attention and grid stay empty.
+    windows of a map (PVT's shrinking maps, LeViT), attention of which only a part can be followed (ConViT's gated blocks, CaiT's
+    talking heads), or no attention and no feature maps either (MLP-Mixer). For "other" blocks, attention and grid stay empty, and
+    `reason` says which of these it is.
     """
     watch = _Watch()
     watch.run(module, size)
     steps = watch.steps
+    reason = _find_gap(watch)
     found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}  # pooling is a kind of head
     blocks = {name: _find_block(name, steps) for name in found}
     inside = (*watch.attending, *blocks.values())
     maps = _find_maps(steps, size, inside)
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
-    if not watch.attending and stages:
-        return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages)
+    if not watch.attending:
+        if stages:
+            return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages, reason="it has no attention")
+        return Anatomy("other", (), (), 0, (0, 0), (), reason="it has no attention and no feature maps")
+    if reason:
+        return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
     before = [name for name in maps if not steps[name].follows_attention]
     grid = steps[before[-1]].output[2:] if before else (0, 0)
     num_tokens = _count_tokens([steps.get(name) for name in blocks.values()], found.values())
@@ -71,8 +85,10 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     windows = tuple(seen.window for seen in found.values())
     if windows and all(windows):
         stages = _find_windowed_stages(steps, windows, inside)
-        return Anatomy("windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows)
-    return Anatomy("other", (), (), 0, (0, 0), stages)
+        reason = "its attention sees windows of the map, never all tokens"
+        return Anatomy("windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows, reason)
+    reason = "its attention sees neither one sequence of all tokens from first to last nor windows of a map"
+    return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
 
 
 @contextmanager
@@ -122,11 +138,13 @@ class _Watch(AttentionWatch):
         if name not in self.attention:
             window = find_window(name, tokens, source) if tokens is not None and source is not None else None
             self.attention[name] = _Attention(batch, queries, keys, window)
+        else:
+            self.attention[name] = replace(self.attention[name], times=self.attention[name].times + 1)
         return call.output
 
-    def see_weights(self, weights: torch.Tensor) -> None:
-        if weights.shape[-1] == weights.shape[-2]:
-            self.attending.add(self.running[-1][0])
+    def see_weights(self, weights: torch.Tensor, axis: int) -> None:
+        if (axis == -1 and weights.shape[-1] == weights.shape[-2] > 1) or (axis == -2 and weights.ndim == 4):
+            self.attending.add(self.running[-1][0])  # over the axis before: keys (B, H, T, d) that are summed before any query
 
     def _enter(self, name):
         def enter(part, inputs):
@@ -142,7 +160,8 @@ class _Watch(AttentionWatch):
             if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor) and name:
                 self.steps.pop(name, None)  # a module used twice stands where it was used last
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
-                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending))
+                callers = tuple(caller for caller, *_ in self.running if caller)
+                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending), callers)
             self._keep_map(output)
 
         return leave
@@ -150,6 +169,23 @@ class _Watch(AttentionWatch):
     def _keep_map(self, tensor) -> None:
         if isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and len(tensor) == BATCH:
             self.map = tensor
+
+
+def _find_gap(watch: _Watch) -> str:
+    """Which attention cannot be followed, as a sentence without its full stop; empty where all can."""
+    modules = {name for name in watch.attending if not _is_inside(name, watch.attending - {name})}
+    lost = sorted(name for name in modules if not _is_inside(name, watch.attention))
+    if lost:
+        many = f"{len(lost)} of its {len(modules)} attention modules, {lost[0]} among them,"
+        return f"{many} use the attention weights in a way that cannot be followed"
+    for name, seen in watch.attention.items():
+        if seen.times > 1:
+            return f"its module {name} computes attention {seen.times} times in one forward pass"
+    return ""
+
+
+def _is_inside(name: str, others) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 def _find_block(name, steps) -> str:

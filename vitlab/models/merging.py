@@ -142,7 +142,7 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
 def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
     """r for each block; ValueError where it is no count or the model cannot merge tokens."""
     if not isinstance(module, VisionTransformer | HybridViT | TimmVisionTransformer):
-        raise UserError(f"a {type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit or vit_scratch")
+        raise UserError(f"{type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit or vit_scratch")
     for i, block in enumerate(module.blocks):
         if isinstance(block, MergingBlock):
             raise UserError("this model merges tokens already; start from the model as it was before")

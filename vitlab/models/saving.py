@@ -62,8 +62,8 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
         raise UserError(
             f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is not the one noted there"
         )
-    options = {**description["options"], "size": tuple(description["options"]["size"])}
-    model = build_model(description["name"], description["classes"], pretrained=False, **options)
+    options = {**description["options"], "pretrained": False}
+    model = build_model(description["name"], description["classes"], **options)
     try:
         safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
@@ -71,7 +71,9 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
         raise UserError(
             f"the weights in {folder} do not fit {description['name']} as built now (saved with {built}): {error}"
         ) from error
-    return replace(model, transform=_read_transform(description["transform"]))
+    start = {name: value for name, value in description["options"].items() if name == "pretrained"}
+    options = {name: value for name, value in model.options.items() if name != "pretrained"} | start
+    return replace(model, options=options, transform=_read_transform(description["transform"]))
 
 
 def _read_description(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The weights that come with vitlab: a small ViT, pretrained by `vitlab.pretrain`, in bfloat16 beside its card and checksum."""
+"""The weights that come with vitlab: a small ViT in bfloat16, made by `benchmarks/pretraining`, beside its card and checksum."""
 
 from __future__ import annotations
 

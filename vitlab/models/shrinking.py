@@ -97,7 +97,8 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     blocks = getattr(module, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or not len(blocks) or not all(hasattr(block, "attn") for block in blocks):
         raise UserError(
-            f"a {type(module).__name__} has no transformer blocks to prune; take a ViT or DeiT of timm, hybrid_vit or vit_scratch"
+            f"{type(module).__name__} has no transformer blocks that can be pruned; take a ViT or DeiT of timm, hybrid_vit or "
+            "vit_scratch"
         )
     for i, block in enumerate(blocks):
         _check_block(block, i)
@@ -108,14 +109,14 @@ def _check_block(block, i) -> None:
     if isinstance(block, MergingBlock):
         raise UserError("this model merges tokens; shrink it first and merge its tokens afterwards")
     if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-        raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be shrunk")
+        raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be pruned")
     if type(block.mlp) not in (Mlp, TimmMlp):
-        raise UserError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be shrunk")
+        raise UserError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be pruned")
     extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]  # they mix or weigh heads and neurons
     for part, name in extra:
         if not isinstance(getattr(part, name, None), nn.Identity | None):
             raise UserError(
-                f"block {i} has a {name} over all its {'heads' if part is block.attn else 'neurons'}; it cannot be shrunk"
+                f"block {i} has a {name} over all its {'heads' if part is block.attn else 'neurons'}; it cannot be pruned"
             )
 
 

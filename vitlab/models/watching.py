@@ -49,8 +49,8 @@ class AttentionWatch(TorchFunctionMode):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         raise NotImplementedError
 
-    def see_weights(self, weights: torch.Tensor) -> None:
-        """Called with every softmax over the last axis, (..., T, T) or of another shape, whatever becomes of it."""
+    def see_weights(self, weights: torch.Tensor, axis: int) -> None:
+        """Called with every softmax and its axis, counted from the end (-1 is the last), whatever becomes of it."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -59,9 +59,12 @@ class AttentionWatch(TorchFunctionMode):
         if function is F.multi_head_attention_forward:
             return self._attend_multi_head(*args, **kwargs)
         output = function(*args, **kwargs)
-        if function in SOFTMAX and output.ndim > 2 and _is_last(args, kwargs, output.ndim):
-            self.weights = output
-            self.see_weights(output)
+        if function in SOFTMAX and output.ndim > 2:
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if axis is not None:
+                axis = axis % output.ndim - output.ndim
+                self.weights = output if axis == -1 else self.weights
+                self.see_weights(output, axis)
         elif self.weights is not None and args and args[0] is self.weights:
             if function in SAME:
                 self.weights = output
@@ -98,8 +101,3 @@ def form_weights(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=Fal
         )
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)  # (B, H, T, T)
     return (scores if mask is None else scores + mask).softmax(dim=-1)
-
-
-def _is_last(args, kwargs, ndim) -> bool:
-    axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    return axis in (-1, ndim - 1)

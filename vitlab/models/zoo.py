@@ -62,7 +62,7 @@ def build_model(
     merged: tokens that each block merges (`merging`): a number, or one for each block.
     options: of the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
-    Raises ValueError for an unknown name, option or size, and RuntimeError where weights are asked for and cannot be had.
+    Raises UserError for an unknown name, option or size, and where weights are asked for and cannot be found.
     """
     check_name(name)
     classes = check_classes(classes)
@@ -87,7 +87,8 @@ def build_model(
     transform = replace(transform, fit=fit)
     head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
     cut = {name: value for name, value in (("shrunk", shrunk), ("merged", merged)) if value}
-    kept = {"size": list(transform.size), "in_chans": in_chans, **head, **cut, **options}
+    start = {} if pretrained is None else {"pretrained": pretrained}
+    kept = {"size": list(transform.size), "in_chans": in_chans, **start, **head, **cut, **options}
     return ModelBundle(name, module, classes, transform, _look_inside(name, module, transform.size), kept)
 
 

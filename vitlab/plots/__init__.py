@@ -22,6 +22,7 @@ from vitlab.plots.data import (
 from vitlab.plots.differences import plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
+    plot_curves,
     plot_gaps,
     plot_mistakes,
     plot_precision_recall,
@@ -92,6 +93,7 @@ __all__ = [
     "plot_corruptions",
     "plot_cost",
     "plot_counterfactuals",
+    "plot_curves",
     "plot_differences",
     "plot_drop",
     "plot_gaps",

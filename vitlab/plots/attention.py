@@ -32,6 +32,7 @@ from vitlab.plots.vit import outline_cell, read_attention
 
 UNITS = {"distance": "attention distance (pixels)", "entropy": "attention entropy (nats)", "similarity": "similarity to before"}
 NUMBERS = 12  # heads of which the value is written into its cell
+SHOWN = 0.05  # share of false finds among the heads whose change is shown
 BLOCK = "block, from the image to the head"
 
 
@@ -111,8 +112,8 @@ def plot_attention_distance(table: pd.DataFrame, uniform: dict[str, float] | Non
 def plot_head_ablation(table: pd.DataFrame, label: str = "change of the score without this head", ax: Axes | None = None) -> Axes:
     """What switching off each head (columns) of each block (rows) changes, on a scale with zero in the middle.
 
-    Cells whose interval leaves out zero have a frame.
-    table: columns layer, head, change; and low, high where there is an interval. label: what changes, and in which unit.
+    Heads whose change is shown (p_fdr below 0.05) have a frame.
+    table: columns layer, head, change; and p_fdr, corrected for the number of heads. label: what changes, and in which unit.
     """
     check_table(table, ("layer", "head", "change"), "head ablation table")
     table = table.assign(place=number_layers(table))
@@ -125,14 +126,14 @@ def plot_head_ablation(table: pd.DataFrame, label: str = "change of the score wi
         grid, cmap=DIVERGING, vmin=-limit, vmax=limit, ax=ax, linewidths=1, annot=grid.shape[1] <= NUMBERS, fmt=f"+.{decimals}f",
         annot_kws={"fontsize": 6.5}, cbar_kws={"label": label},
     )  # fmt: skip
-    if {"low", "high"} <= set(table):
-        sure = table[(table["low"] > 0) | (table["high"] < 0)]
+    if "p_fdr" in table:
+        sure = table[table["p_fdr"] < SHOWN]
         rows, columns = grid.index.get_indexer(sure["place"]), grid.columns.get_indexer(sure["head"])
         for row, column in zip(rows, columns, strict=True):
             outline_cell(ax, (row + 0.5, column + 0.5), 1, 1, color="black", linewidth=1.2, inside=0.04)
         if len(sure):
             frame = Line2D([], [], color="none", marker="s", markersize=7, markeredgecolor="black", markerfacecolor="none")
-            legend_below(ax, 1, handles=[frame], labels=["95 % interval leaves out 0"])
+            legend_below(ax, 1, handles=[frame], labels=["change shown (5 % false discoveries)"])
     ax.set_xlabel("head")
     ax.set_ylabel("block")
     ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [_count(head) for head in grid.columns], rotation=0)
@@ -146,8 +147,8 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
 
     A hollow dot is a head before, the filled one it is joined to the same head after; blocks from left to right, the
     heads of a block in the order of their value before. The similarity to the weights before has only filled dots.
-    table: columns layer, head, measure ("distance", "entropy", "similarity"), before, after; with low and high, the interval of
-    the change, the line that joins two dots is dark where it leaves out 0 and light where no change is shown.
+    table: columns layer, head, measure ("distance", "entropy", "similarity"), before, after; with p_fdr, the line that
+    joins two dots is dark where the change is shown (p_fdr below 0.05) and light where it is not.
     """
     check_table(table, ("layer", "head", "measure", "before", "after"), "table of attention before and after")
     table = table.assign(place=number_layers(table))
@@ -158,7 +159,7 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
         alone = measure == "similarity" or part["before"].isna().any()
         x = part["place"] + _offsets(part, "after" if alone else "before")
         if not alone:
-            sure = (part["low"] > 0) | (part["high"] < 0) if {"low", "high"} <= set(part) else np.full(len(part), True)
+            sure = part["p_fdr"] < SHOWN if "p_fdr" in part else np.full(len(part), True)
             ax.vlines(x, part["before"], part["after"], color=np.where(sure, "0.3", "0.8"), linewidth=1, zorder=1)
             ax.plot(x, part["before"], "o", color=PALETTE[1], markerfacecolor="white", markersize=3.5, label="before fine-tuning")
         ax.plot(x, part["after"], "o", color=PALETTE[0], markersize=3.5, label="after")

@@ -13,11 +13,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from matplotlib.transforms import Bbox
 
 from vitlab.errors import UserError
+from vitlab.extremes import describe_cut
 from vitlab.plots.checking import check_table
 from vitlab.plots.data import plot_sample_grid
-from vitlab.plots.evaluation import finish_rows, stack_rows
+from vitlab.plots.evaluation import cut_slices, finish_rows, stack_rows
 from vitlab.plots.interactive import Interactive, dress
-from vitlab.plots.style import GREY, MARKERS, PALETTE, legend_below, new_axes, panel_grid, readable, series_colors
+from vitlab.plots.style import GREY, MARKERS, PALETTE, legend_below, new_axes, note_above, panel_grid, readable, series_colors
 from vitlab.registry import unknown
 
 MINUS, ARROW = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
@@ -29,14 +30,14 @@ TEXT = {"fontsize": 7, "linespacing": 1.05}
 PADDING, LINE = 2, 3  # pixels that a label keeps free around itself, and that a line takes to either side
 GAPS = (1, 5, 12, 20, 30, 42)  # points between a dot and its label
 DIRECTIONS = np.array([(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)])
-STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g} MB"), "peak_mb": ("peak memory", "{:,.0f} MB")}
+STEPS = {"p50_ms": ("latency", "{:.3g} ms"), "size_mb": ("size on disk", "{:.3g} MB")}
 
 
 def plot_pareto(table: pd.DataFrame, batch_size: int | None = None, ax: Axes | None = None) -> Axes:
     """Score with its interval against the median latency (logarithmic); the area of a dot is the size on disk.
 
-    table: a `doctor_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a row
-    for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
+    table: a `benchmark_table`, or any with columns side, p50_ms, metric, value, low, high and, if known, size_mb, batch_size: a
+    row for each model. batch_size: which rows to draw, the smallest by default. The line joins the Pareto front: those than which
     none is both faster and better. Others are hollow. A diamond stands for a size that is not known.
     """
     rows = _choose_rows(table, batch_size)
@@ -115,7 +116,7 @@ def find_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.ndarray:
-    """Each step as a share of the first one, a panel for latency, size on disk, peak memory (where known) and the score.
+    """Each step as a share of the first one, a panel for latency, size on disk (where known) and the score.
 
     table: as of `plot_pareto`, its rows in the order of the steps, the first being the model to be compressed.
     """
@@ -124,7 +125,7 @@ def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.n
     panels = {name: spec for name, spec in STEPS.items() if name in rows and rows[name].notna().all()} | {
         "value": (metric, "{:.3f}")
     }
-    axes = panel_grid(len(panels), 2 if len(panels) == 4 else 3, 0.75 + 0.27 * len(rows), sharey=True)
+    axes = panel_grid(len(panels), 3, 0.75 + 0.27 * len(rows), sharey=True)
     places = np.arange(len(rows))
     for ax, (name, (title, text)) in zip(axes, panels.items(), strict=True):
         shares = (rows[name] / rows[name].iloc[0]).to_numpy()
@@ -154,22 +155,25 @@ def plot_drop(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None
     """Change of the accuracy within each class and group with its paired interval, and a line at zero.
 
     tables: one `drop_table`, or one for each compressed model, with the same slices. At the right of a single table stands how
-    many images were lost and won.
+    many images were lost and won. Of more than a dozen slices of a column, those with the lowest and the highest change are
+    shown.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     if not named:
         raise UserError("there is no table to draw: give a drop_table, or one for each model")
     for name, table in named.items():
         check_table(table, DROP, name or "drop_table")
-    first = next(iter(named.values()))
+    every = next(iter(named.values()))
+    kept = cut_slices(every.reset_index(drop=True), "change").index
+    first = every.iloc[kept]
     places, names, heads = stack_rows(first["column"], first["slice"], first["n"])
     step = 0.2 + 0.1 * (len(named) - 1)
     ax = new_axes(ax, 0.8 + step * (places[-1] + 1) + 0.3 * (len(named) > 1), 5.2)
     for number, (name, color) in enumerate(series_colors(named).items()):
         table, offset = named[name], 0.5 * (number - (len(named) - 1) / 2) / max(len(named) - 1, 1) if len(named) > 1 else 0.0
-        if table[["column", "slice"]].values.tolist() != first[["column", "slice"]].values.tolist():
+        if table[["column", "slice"]].values.tolist() != every[["column", "slice"]].values.tolist():
             raise UserError(f"the table of {name} has other slices than the first one; make all with the same columns `by`")
-        for place, row in zip(places, table.itertuples(), strict=True):
+        for place, row in zip(places, table.iloc[kept].itertuples(), strict=True):
             if np.isnan(row.change):
                 if number == 0:
                     _write_note(ax, place, row.note)
@@ -187,6 +191,7 @@ def plot_drop(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel(f"accuracy: after minus before{'' if len(named) > 1 else f' (at the right: images lost {MINUS}, won +)'}")
     finish_rows(ax, places, names, heads)
+    note_above(ax.figure, describe_cut(len(first), len(every), "slices", "change"))
     if any(named):
         legend_below(ax, min(len(named), 3))
     return ax

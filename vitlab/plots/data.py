@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
+from vitlab.extremes import MAX_LINES, MAX_PANELS, MAX_SHOWN, describe_cut, find_extremes
 from vitlab.plots.style import (
     GREY,
     PALETTE,
@@ -22,7 +23,10 @@ from vitlab.plots.style import (
     image_shape,
     new_axes,
     new_figure,
+    note_above,
     panel_grid,
+    readable,
+    shorten,
     show_image,
 )
 from vitlab.registry import unknown
@@ -31,25 +35,43 @@ BRIGHTNESS, CONTRAST = "mean brightness (0 black, 1 white)", "contrast (standard
 
 
 def plot_class_balance(samples: pd.DataFrame, by: str = "group", classes: Sequence[str] | None = None) -> np.ndarray:
-    """Number and share of samples of each class: a panel for all samples, then one for each value of the column `by`."""
+    """Number and share of samples of each class: a panel for all samples, then one for each value of the column `by`.
+
+    Of many classes and groups, those with the fewest and the most samples are shown.
+    """
     if by not in samples.columns:
         raise UserError(unknown("column", by, list(samples.columns)))
-    classes = list(classes if classes is not None else sorted(samples["label"].unique()))
-    colors = class_colors(classes)
-    order = [name for name in ("train", "val", "test") if by == "split"] or sorted(samples[by].astype(str).unique())
-    parts = {"all": samples} | {name: samples[samples[by].astype(str) == name] for name in order if len(order) > 1}
+    every = list(classes if classes is not None else sorted(samples["label"].unique()))
+    sizes = samples["label"].value_counts().reindex(every, fill_value=0)
+    classes = [every[place] for place in find_extremes(sizes)]
+    colors = class_colors(every)
+    groups = samples[by].astype(str)
+    order = [name for name in ("train", "val", "test") if by == "split"] or largest_groups(groups)
+    parts = {"all": samples} | {name: samples[groups == name] for name in order if len(order) > 1}
     axes = panel_grid(len(parts), 4, 0.75 + 0.28 * len(classes), sharey=True)
     room = 1 / (1 - 0.9 / ((WIDTH - 0.8) / min(4, len(parts))))  # the text behind a bar is about 0.9 inches long
     for ax, (name, part) in zip(axes, parts.items(), strict=True):
         counts = part["label"].value_counts().reindex(classes, fill_value=0)
-        bars = ax.barh(classes, counts, color=[colors[name] for name in classes], height=0.72)
+        bars = ax.barh(range(len(classes)), counts, color=[colors[name] for name in classes], height=0.72)
         texts = [f"{count:,} ({count / max(1, len(part)):.0%})" for count in counts]
         ax.bar_label(bars, texts, padding=3, fontsize=7.5)
-        ax.set(title=f"{name} (n = {len(part):,})", xlabel="images", xlim=(0, max(1, counts.max()) * room))
+        ax.set(title=f"{shorten(name)} (n = {len(part):,})", xlabel="images", xlim=(0, max(1, counts.max()) * room))
         ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], integer=True))
+        ax.set_yticks(range(len(classes)), [shorten(name) for name in classes])
         ax.tick_params(axis="y", length=0)
     axes[0].invert_yaxis()
+    cut = describe_cut(len(classes), len(every), by="number of images")
+    note_above(axes[0].figure, cut, note_groups(len(order), groups.nunique(), by))
     return axes
+
+
+def largest_groups(groups: pd.Series) -> list[str]:
+    """The names of the largest groups, as many as a figure has panels, in alphabetical order."""
+    return sorted(groups.value_counts().index[: MAX_PANELS - 1])
+
+
+def note_groups(shown: int, total: int, what: str = "group") -> str:
+    return f"the {shown} largest of {total:,} values of {readable(what)}" if shown < total else ""
 
 
 def plot_sample_grid(
@@ -68,6 +90,7 @@ def plot_sample_grid(
     rows = -(-len(images) // columns)
     ratio = max(height / width for height, width in map(image_shape, images))
     colors = class_colors(classes if classes is not None else sorted(set(labels))) if labels is not None else {}
+    colors = {name: color for name, color in colors.items() if len(colors) <= MAX_SHOWN or name in set(labels)}
     legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
     axes = panel_grid(len(images), columns, ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows)
     for ax, image in zip(axes, images, strict=True):
@@ -77,7 +100,7 @@ def plot_sample_grid(
     if labels is not None:
         for ax, label in zip(axes, labels, strict=True):
             frame(ax, colors[label])
-        handles = [Patch(color=color, label=name) for name, color in colors.items()]
+        handles = [Patch(color=color, label=shorten(name)) for name, color in colors.items()]
         axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return axes
 
@@ -98,21 +121,37 @@ def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None = None) -> np.ndarray:
-    """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a panel for each group."""
-    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one")
-    classes = list(classes if classes is not None else sorted(table["label"].unique()))
+    """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a panel for each group.
+
+    Of many classes, the darkest and the brightest have a colour; of many groups, the largest have a panel.
+    """
+    table, colors, groups = prepare_intensities(image_table, samples, classes)
     table = table.sample(frac=1, random_state=0)  # mixed, so that no class hides the others
-    groups = sorted(table["group"].astype(str).unique())
-    colors = class_colors(classes)
     axes = panel_grid(len(groups), 3, 3.0, sharex=True, sharey=True)
     for ax, group in zip(axes, groups, strict=True):
-        part = table[table["group"].astype(str) == group]
-        ax.scatter(part["mean"], part["std"], s=7, c=part["label"].map(colors), alpha=0.5, linewidths=0)
-        ax.set(title=f"{group} (n = {len(part):,})", xlabel=BRIGHTNESS)
+        part = table[table["group"] == group]
+        ax.scatter(part["mean"], part["std"], s=7, c=part["class"].map(colors), alpha=0.5, linewidths=0)
+        ax.set_title(f"{shorten(group)} (n = {len(part):,})")
     axes[0].set_ylabel(CONTRAST)
-    handles = [Line2D([], [], marker="o", linestyle="", color=color, label=name) for name, color in colors.items()]
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), 5))
+    axes[0].figure.supxlabel(BRIGHTNESS, fontsize=9)
+    handles = [Line2D([], [], marker="o", linestyle="", color=color, label=shorten(name)) for name, color in colors.items()]
+    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(colors), 5))
+    note_above(axes[0].figure, note_groups(len(groups), table["group"].nunique()))
     return axes
+
+
+def prepare_intensities(
+    image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """The images with label and group; the colours of the classes drawn, others as one in the column class; groups drawn."""
+    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one")
+    table["group"] = table["group"].astype(str)
+    every = list(classes if classes is not None else sorted(table["label"].unique()))
+    shown = [every[place] for place in find_extremes(table.groupby("label")["mean"].mean().reindex(every), MAX_LINES * 2)]
+    others = f"{len(every) - len(shown):,} others"
+    colors = class_colors(shown) | ({others: "#737373"} if len(shown) < len(every) else {})
+    table["class"] = table["label"].where(table["label"].isin(shown), others)
+    return table, colors, largest_groups(table["group"])
 
 
 def plot_augmentations(original, variants: Sequence, columns: int = 6) -> np.ndarray:

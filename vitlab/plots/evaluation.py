@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from vitlab.errors import UserError
+from vitlab.extremes import MAX_LINES, MAX_SHOWN, describe_cut, find_extremes, keep_extremes
 from vitlab.plots.data import plot_sample_grid
 from vitlab.plots.style import (
     GREY,
@@ -16,19 +17,28 @@ from vitlab.plots.style import (
     class_colors,
     few_ticks,
     legend_below,
+    legend_name,
     new_axes,
+    new_figure,
+    note_above,
     panel_grid,
     readable,
     series_colors,
+    shorten,
 )
 
 GRID = np.linspace(0, 1, 201)  # where the curves of several classes are averaged
 
 
 def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Counts, and their share of the true class: a row for each true class, a column for each predicted one."""
-    counts = confusion_table.to_numpy()
-    classes = list(confusion_table.columns)
+    """Counts, and their share of the true class: a row for each true class, a column for each predicted one.
+
+    Of more than a dozen classes, those that are confused most often are shown, and the others together as one.
+    """
+    total = len(confusion_table)
+    table = _pool_classes(confusion_table)
+    counts = table.to_numpy()
+    classes = list(table.columns)
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     side = min(4.4, 1.0 + 0.85 * len(classes))
@@ -36,19 +46,22 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     few = len(classes) <= 5
     for (row, column), count in np.ndenumerate(counts):
-        text = f"{count:,}\n{share[row, column]:.0%}" if few or (count and len(classes) <= 15) else ""
+        text = f"{count:,}\n{share[row, column]:.0%}" if few or count else ""
         color = "white" if share[row, column] > 0.5 else "black"
         ax.text(column, row, text, ha="center", va="center", color=color, fontsize=9 if few else 6.5)
-    turned = max(map(len, classes)) * len(classes) > 45
+    names = [shorten(name) for name in classes]
+    turned = max(map(len, names)) * len(names) > 45
     ax.set_xticks(
-        range(len(classes)),
-        classes,
+        range(len(names)),
+        names,
         rotation=40 if turned else 0,
         ha="right" if turned else "center",
         rotation_mode="anchor" if turned else "default",
     )
-    ax.set_yticks(range(len(classes)), [f"{name}\nn = {total:,}" for name, total in zip(classes, totals[:, 0], strict=True)])
+    ax.set_yticks(range(len(names)), [f"{name}\nn = {total:,}" for name, total in zip(names, totals[:, 0], strict=True)])
     ax.set(xlabel="predicted class", ylabel="true class")
+    if len(classes) < total:
+        ax.set_title(f"the {len(classes) - 1} of {total:,} classes that are confused most often", fontsize=8, color=GREY)
     ax.tick_params(length=0)
     ax.grid(False)
     for spine in ax.spines.values():
@@ -58,6 +71,25 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     return ax
 
 
+def _pool_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """The classes of the most frequent confusions, in the order of the table, and all others as one last row and column."""
+    counts = table.to_numpy()
+    if len(counts) <= MAX_SHOWN:
+        return table
+    wrong = counts - np.diag(np.diag(counts))
+    pairs = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape))[0]
+    kept = np.sort(pd.unique(pairs.ravel())[: MAX_SHOWN - 1])
+    rest = np.setdiff1d(np.arange(len(counts)), kept)
+    pooled = np.block(
+        [
+            [counts[np.ix_(kept, kept)], counts[np.ix_(kept, rest)].sum(axis=1, keepdims=True)],
+            [counts[np.ix_(rest, kept)].sum(axis=0, keepdims=True), counts[np.ix_(rest, rest)].sum(keepdims=True)],
+        ]
+    )
+    names = [*table.columns[kept], f"{len(rest):,} others"]
+    return pd.DataFrame(pooled, index=names, columns=names)
+
+
 def plot_roc(
     tables: pd.DataFrame | Mapping[str, pd.DataFrame],
     ax: Axes | None = None,
@@ -65,20 +97,23 @@ def plot_roc(
 ) -> Axes:
     """ROC curves with their area, and the line of chance. tables: one `roc_table`, or one for each name (model, seed).
 
-    One table of several classes gives a curve for each class; several such tables give one curve each, the mean over its classes.
+    One table of up to five classes gives a curve for each class; of more, the mean, the range, the lowest and the highest curve.
+    Several tables of several classes give one curve each, the mean over its classes.
     bands: a `curve_band_table` of the same kind, or one for each name, drawn around its curve; a mean over classes has none.
     """
     x, y = "false_positive_rate", "true_positive_rate"
-    lines = _list_curves(tables)
+    lines, everyone = _list_lines(tables, lambda curve: np.trapezoid(curve[y], curve[x]))
     ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
-    for name, color, curves in lines:
-        area = np.mean([np.trapezoid(curve[y], curve[x]) for curve in curves])
+    heights = [np.array([0, *np.interp(GRID, curve[x], curve[y])]) for curve in everyone]
+    _fill_range(ax, np.array([0, *GRID]), heights)
+    for name, color, curves, area in lines:
+        label = _label(name, f"AUC {area:.3f}")
         if len(curves) == 1:
-            ax.plot(curves[0][x], curves[0][y], color=color, label=_label(name, f"AUC {area:.3f}"))
+            ax.plot(curves[0][x], curves[0][y], color=color, label=label)
         else:
             mean = np.mean([np.interp(GRID, curve[x], curve[y]) for curve in curves], axis=0)
-            ax.plot([0, *GRID], [0, *mean], color=color, label=_label(name, f"AUC {area:.3f}"))
-    _fill_bands(ax, lines, tables, bands, x)
+            ax.plot([0, *GRID], [0, *mean], color=color, label=label)
+    _fill_bands(ax, lines, everyone, tables, bands, x)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance (AUC 0.500)")
     ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
     return _finish_square(ax, _subject(tables))
@@ -90,48 +125,78 @@ def plot_precision_recall(
     bands: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
 ) -> Axes:
     """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
-    lines = _list_curves(tables)
+    lines, everyone = _list_lines(tables, lambda curve: -(curve["recall"].diff() * curve["precision"].shift()).sum())
     ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
-    prevalences = []
-    for name, color, curves in lines:
-        average = np.mean([-(curve["recall"].diff() * curve["precision"].shift()).sum() for curve in curves])
-        prevalences += [curve["precision"].iloc[0] for curve in curves]
+    _fill_range(ax, GRID, [_precision_at(curve) for curve in everyone])
+    for name, color, curves, average in lines:
         label = _label(name, f"AP {average:.3f}")
         if len(curves) == 1:
             ax.step(curves[0]["recall"], curves[0]["precision"], where="post", color=color, label=label)
         else:
-            rising = [curve.iloc[::-1] for curve in curves]
-            mean = np.mean([np.interp(GRID, curve["recall"], curve["precision"]) for curve in rising], axis=0)
-            ax.plot(GRID, mean, color=color, label=label)
-    _fill_bands(ax, lines, tables, bands, "recall")
+            ax.plot(GRID, np.mean([_precision_at(curve) for curve in curves], axis=0), color=color, label=label)
+    _fill_bands(ax, lines, everyone, tables, bands, "recall")
+    prevalences = [curve["precision"].iloc[0] for _, _, curves, _ in lines for curve in curves]
     if prevalences:
-        level = np.mean(prevalences)
+        level = np.mean([curve["precision"].iloc[0] for curve in everyone] or prevalences)
         ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label=f"prevalence ({level:.3f})")
     ax.set(xlabel="recall", ylabel="precision")
     return _finish_square(ax, _subject(tables))
 
 
-def _list_curves(tables) -> list[tuple[str, str, list[pd.DataFrame]]]:
-    """Name, colour and the curves behind each line to be drawn."""
+def plot_curves(roc: pd.DataFrame, precision_recall: pd.DataFrame, bands: Mapping[str, pd.DataFrame] | None = None) -> np.ndarray:
+    """`plot_roc` and `plot_precision_recall` side by side. bands: a `curve_band_table` each for "roc" and "precision_recall"."""
+    bands = bands or {}
+    entries = min(roc["class"].nunique(), MAX_LINES) + 2  # with chance and the title of the legend
+    axes = new_figure(3.3 + 0.17 * entries).subplots(1, 2)
+    plot_roc(roc, axes[0], bands.get("roc"))
+    plot_precision_recall(precision_recall, axes[1], bands.get("precision_recall"))
+    return axes
+
+
+def _list_lines(tables, measure) -> tuple[list[tuple[str, str, list[pd.DataFrame], float]], list[pd.DataFrame]]:
+    """Name, colour, curves and mean area of each line to be drawn; and all curves where not every class has a line."""
     if isinstance(tables, Mapping) and len(tables) > 1:
         colors = series_colors(tables)
-        return [
+        lines = [
             (name, colors[name], [curve for _, curve in table.groupby("class", sort=False)]) for name, table in tables.items()
         ]
+        lines = [(*line, float(np.mean([measure(curve) for curve in line[2]]))) for line in lines]
+        return [lines[place] for place in find_extremes([line[3] for line in lines])], []
     name, table = next(iter(tables.items())) if isinstance(tables, Mapping) else ("", tables)
     groups = dict(list(table.groupby("class", sort=False)))
+    areas = pd.Series({label: float(measure(curve)) for label, curve in groups.items()}, dtype=float)
     if len(groups) == 1:
-        return [(name, series_colors([name])[name], list(groups.values()))]
-    return [(label, color, [groups[label]]) for label, color in class_colors(list(groups)).items()]
+        return [(name, series_colors([name])[name], list(groups.values()), areas.iloc[0])], []
+    if len(groups) <= MAX_LINES:
+        colors = class_colors(list(groups))
+        return [(label, color, [groups[label]], areas[label]) for label, color in colors.items()], []
+    low, high = areas.idxmin(), areas.idxmax()
+    return [
+        (f"mean of {len(groups):,} classes", "black", list(groups.values()), areas.mean()),
+        (f"lowest: {shorten(low)}", PALETTE[3], [groups[low]], areas[low]),
+        (f"highest: {shorten(high)}", PALETTE[0], [groups[high]], areas[high]),
+    ], list(groups.values())
 
 
-def _fill_bands(ax: Axes, lines, tables, bands, x: str) -> None:
-    """The area between low and high of each line that has a band."""
-    if bands is None:
+def _precision_at(curve: pd.DataFrame) -> np.ndarray:
+    """The precision over the grid of recalls."""
+    rising = curve.iloc[::-1]
+    return np.interp(GRID, rising["recall"], rising["precision"])
+
+
+def _fill_range(ax: Axes, at: np.ndarray, heights: list[np.ndarray]) -> None:
+    if heights:
+        low, high = np.min(heights, axis=0), np.max(heights, axis=0)
+        ax.fill_between(at, low, high, color=GREY, alpha=0.2, linewidth=0, label="range of the classes")
+
+
+def _fill_bands(ax: Axes, lines, everyone, tables, bands, x: str) -> None:
+    """The area between low and high of each line that has a band; the range of many classes stands in its place."""
+    if bands is None or everyone:
         return
     if isinstance(tables, Mapping) != isinstance(bands, Mapping) or (isinstance(bands, Mapping) and set(bands) != set(tables)):
         raise UserError("bands go with the curves: one table for one table, or a mapping of the same names")
-    for name, color, curves in lines:
+    for name, color, curves, _ in lines:
         if len(curves) > 1:
             raise UserError("a mean over classes has no band: make curves and bands of one class, with positive=")
         table = bands[name] if isinstance(bands, Mapping) and name in bands else bands
@@ -147,19 +212,19 @@ def _subject(tables) -> str:
     parts = list(tables.values()) if isinstance(tables, Mapping) else [tables]
     classes = {name for table in parts for name in table["class"].unique()}
     if len(classes) == 1:
-        return f"class: {classes.pop()}"
+        return f"class: {shorten(classes.pop())}"
     return "class, against the rest" if len(parts) == 1 else f"mean over {len(classes)} classes"
 
 
 def _label(name: str, score: str) -> str:
-    return f"{name} ({score})" if name else score
+    return f"{legend_name(name)} ({score})" if name else score
 
 
 def _finish_square(ax: Axes, title: str) -> Axes:
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
     ax.grid(True)
     width = ax.get_position().width * ax.get_figure().get_size_inches()[0]
-    legend_below(ax, 1 if len(ax.lines) <= 3 or width < 2.6 else 2, title=title)  # two columns run into a neighbour's
+    legend_below(ax, 1 if len(ax.lines) <= 3 or width < 2.8 else 2, title=title)  # two columns run into a neighbour's
     return ax
 
 
@@ -197,12 +262,14 @@ def list_marks(chosen: pd.DataFrame | None) -> dict[float, str]:
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
     """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples.
 
-    Of a table of several columns, slices of one column stand together under its name.
+    Of a table of several columns, slices of one column stand together under its name. Of more than a dozen slices of a column,
+    those with the lowest and the highest value of the first metric are shown.
     """
     several = {"column", "slice"} <= set(slice_table.columns)
     keys = ["column", "slice"] if several else [slice_table.columns[0]]
     table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
-    slices = table.drop_duplicates("key")
+    every = table.drop_duplicates("key")  # with the first metric
+    slices = cut_slices(every.assign(column=every["column"] if several else ""), "value")
     columns_of = slices["column"] if several else [""] * len(slices)
     places, names, heads = stack_rows(columns_of, slices[keys[-1]], slices["n"], " " if several else "\n")
     metrics = list(table["metric"].unique())
@@ -216,13 +283,22 @@ def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
         ax.axvline(overall, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         ax.set_title(readable(metric))
         finish_rows(ax, places, names, heads)
+    note_above(axes[0].figure, describe_cut(len(slices), len(every), "slices", readable(metrics[0])))
     return axes
 
 
+def cut_slices(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Of each column with more than a dozen slices, those with the lowest and the highest values in the column `by`."""
+    parts = [keep_extremes(part, by) for _, part in table.groupby("column", sort=False)]
+    return pd.concat(parts) if parts else table
+
+
 def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How far each slice is above or below the rest, with its interval; filled where the test shows a difference."""
-    order = {name: position for position, name in enumerate(worst_slice_table["column"].unique())}
-    table = worst_slice_table.sort_values("column", key=lambda column: column.map(order), kind="stable")
+    """How far each slice is above or below the rest, with its interval; filled where the test shows a difference.
+
+    Of more than a dozen slices of a column, those with the lowest and the highest gap are shown.
+    """
+    table = cut_slices(worst_slice_table, "gap")
     places, names, heads = stack_rows(table["column"], table["slice"], table["n"])
     ax = new_axes(ax, 0.75 + 0.2 * (places[-1] + 1), 5.2)
     for place, row in zip(places, table.rename(columns={"gap": "value", "value": "own"}).itertuples(), strict=True):
@@ -231,6 +307,7 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel(f"{readable(table['metric'].iloc[0])}: slice minus rest")
     finish_rows(ax, places, names, heads)
+    note_above(ax.figure, describe_cut(len(table), len(worst_slice_table), "slices", "gap"))
     return ax
 
 
@@ -243,7 +320,7 @@ def stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[float
             heads[place] = readable(column)
         place, before = place + 1, column
         places.append(place)
-        texts.append(f"{name}{separator}(n = {count:,})")
+        texts.append(f"{shorten(str(name))}{separator}(n = {count:,})")
     return places, texts, heads
 
 
@@ -252,7 +329,7 @@ def draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True) 
     if np.isnan(row.value):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
-        ax.text(0.5, place, row.note, color=GREY, fontsize=7, bbox=box, **middle)
+        ax.text(0.5, place, shorten(row.note, 40), color=GREY, fontsize=7, bbox=box, **middle)
         return
     ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
     ax.plot(row.value, place, color=color, marker="o", markersize=5, markerfacecolor=color if filled else "white")

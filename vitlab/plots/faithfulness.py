@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from scipy.stats import bootstrap, norm
+from scipy.stats import sem, t
 from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.errors import UserError
@@ -113,11 +113,10 @@ def _dress_share(ax: Axes) -> None:
 
 
 def _mean_over_images(table: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
-    """Mean, and its 95 % interval from the standard error over images; a single image has no interval."""
-    grouped = table.groupby(by, sort=False)[column]
-    means = grouped.mean().rename("mean").reset_index()
-    error = norm.ppf(0.975) * (grouped.std() / np.sqrt(grouped.count())).to_numpy()
-    return means.assign(low=means["mean"] - error, high=means["mean"] + error)
+    """Mean, and its 95 % t interval over images; a single image has no interval."""
+    table = table.groupby(by, sort=False)[column].agg(["mean", "sem", "count"]).reset_index()
+    error = t.ppf(0.975, (table["count"] - 1).clip(lower=1)) * table["sem"]
+    return table.assign(low=table["mean"] - error, high=table["mean"] + error)
 
 
 def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
@@ -181,7 +180,7 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
 def plot_pointing(table: pd.DataFrame) -> np.ndarray:
     """How well each method (rows, best first) finds the planted stamp: hit rate, mass and rank, an array of axes (3,).
 
-    Dots are means over images; the interval of the hit rate is Wilson's, the others are bootstrapped (95 %). The dashed line is
+    Dots are means over images; the 95 % interval of the hit rate is Wilson's, the others are t intervals. The dashed line is
     what a map without any knowledge of the stamp reaches on average: the stamp's share of the area. Controls are grey and hollow.
     table: columns method, sample_id, hit (bool, or the share of equal maxima that hit), mass, rank, chance (all 0..1);
     hit_chance where the hit rate has a chance of its own.
@@ -219,6 +218,5 @@ def _interval(values: np.ndarray, column: str) -> tuple[float, float]:
         return float(low), float(high)
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
-    options = {"n_resamples": 1000, "method": "percentile", "rng": np.random.default_rng(0)}
-    found = bootstrap((values,), np.mean, **options).confidence_interval
-    return float(found.low), float(found.high)
+    low, high = t.interval(0.95, len(values) - 1, values.mean(), sem(values))
+    return max(low, 0.0), min(high, 1.0)

@@ -8,6 +8,7 @@ of a kernel, so a saved page works without a network. Reports find figures by th
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -20,9 +21,9 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from vitlab.plots.comparison import plot_comparison
-from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities
+from vitlab.plots.data import BRIGHTNESS, CONTRAST, plot_intensities, prepare_intensities
 from vitlab.plots.evaluation import list_marks, plot_threshold
-from vitlab.plots.style import class_colors, png_bytes, readable, series_colors
+from vitlab.plots.style import png_bytes, readable, series_colors
 from vitlab.plots.training import list_histories, mean_curve, plot_learning_curves
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "triangle-left", "triangle-right")
@@ -87,27 +88,28 @@ class Interactive:
 def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None = None) -> Interactive:
     """Brightness against contrast of each image; point at a dot to read its sample_id. Arguments as in `plot_intensities`."""
     static = plot_intensities(image_table, samples, classes)[0].figure
-    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id")
-    classes = list(classes if classes is not None else sorted(table["label"].unique()))
-    groups = sorted(table["group"].astype(str).unique())
-    counts = table["group"].astype(str).value_counts()
+    table, colors, groups = prepare_intensities(image_table, samples, classes)
+    counts = table["group"].value_counts()
+    across = min(4, len(groups))
+    rows = -(-len(groups) // across)
     figure = make_subplots(
-        1, len(groups), shared_yaxes=True, horizontal_spacing=0.04,
-        subplot_titles=[f"{group} (n = {counts[group]:,})" for group in groups],
+        rows, across, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.36 / rows,
+        subplot_titles=[f"{plotly_text(group)} (n = {counts[group]:,})" for group in groups],
     )  # fmt: skip
-    for position, (name, color) in enumerate(class_colors(classes).items()):
-        for column, group in enumerate(groups, 1):
-            part = table[(table["label"] == name) & (table["group"].astype(str) == group)]
+    for position, (name, color) in enumerate(colors.items()):
+        title = plotly_text(name)
+        for place, group in enumerate(groups):
+            part = table[(table["class"] == name) & (table["group"] == group)]
             marker = {"color": color, "size": 5, "opacity": 0.55, "symbol": SYMBOLS[position % len(SYMBOLS)]}
             dots = go.Scatter(
-                x=part["mean"], y=part["std"], text=part["sample_id"], mode="markers", marker=marker,
-                name=name, legendgroup=name, showlegend=column == 1,
-                hovertemplate=f"%{{text}}<br>{name}, {group}<br>mean %{{x:.3g}}, deviation %{{y:.3g}}<extra></extra>",
+                x=part["mean"], y=part["std"], text=part["sample_id"].map(plotly_text), mode="markers", marker=marker,
+                name=title, legendgroup=name, showlegend=place == 0,
+                hovertemplate=f"%{{text}}<br>{title}, {plotly_text(group)}<br>mean %{{x:.3g}}, s.d. %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
-            figure.add_trace(dots, row=1, col=column)
+            figure.add_trace(dots, row=place // across + 1, col=place % across + 1)
     figure.update_xaxes(title=BRIGHTNESS, matches="x")
-    figure.update_yaxes(title=CONTRAST, col=1)
-    return Interactive(dress(figure), static)
+    figure.update_yaxes(title=CONTRAST, matches="y", col=1)
+    return Interactive(dress(figure).update_layout(height=120 + 280 * rows), static)
 
 
 def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc") -> Interactive:
@@ -122,7 +124,7 @@ def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], me
                 legendgroup=name, showlegend=False, hoverinfo="skip",
             )  # fmt: skip
         mean = mean_curve(runs, metric)
-        label = f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name
+        label = plotly_text(f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name)
         figure.add_scatter(
             x=mean["epoch"], y=mean[metric], mode="lines+markers", line={"color": color, "width": 2.5}, marker={"size": 5},
             name=label, legendgroup=name, hovertemplate="%{y:.4f}",
@@ -142,9 +144,10 @@ def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None =
         offset = 0.22 * (place - (len(colors) - 1) / 2)
         at = table["metric"].map(metrics.index) + offset
         figure.add_scatter(
-            x=at, y=table["value"], text=table["metric"].map(readable), customdata=table["seed"], mode="markers", name=model,
+            x=at, y=table["value"], text=table["metric"].map(readable), customdata=table["seed"], mode="markers",
+            name=plotly_text(model),
             marker={"color": color, "size": 9, "opacity": 0.8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
-            hovertemplate=f"{model}, seed %{{customdata}}<br>%{{text}} %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{plotly_text(model)}, seed %{{customdata}}<br>%{{text}} %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(
         tickvals=list(range(len(metrics))), ticktext=[readable(name).replace(" ", "<br>") for name in metrics], zeroline=False
@@ -166,9 +169,16 @@ def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame | None =
     for threshold, names in list_marks(chosen).items():
         figure.add_vline(x=threshold, line={"color": "black", "width": 1})
         figure.add_annotation(
-            x=threshold, y=1, yref="paper", text=names, textangle=-40, showarrow=False, xanchor="left", yanchor="bottom"
+            x=threshold,
+            y=1,
+            yref="paper",
+            text=plotly_text(names),
+            textangle=-40,
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
         )
-    title = f"threshold on the probability of {threshold_table['class'].iloc[0]}"
+    title = plotly_text(f"threshold on the probability of {threshold_table['class'].iloc[0]}")
     figure.update_layout(
         hovermode="x unified", xaxis={"title": title, "range": [0, 1]}, yaxis={"title": "score", "range": [0, 1.02]}
     )
@@ -176,6 +186,11 @@ def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame | None =
     if chosen is not None:
         figure.update_layout(margin_t=80, height=440)  # room for the names of the rules
     return Interactive(figure, static)
+
+
+def plotly_text(text: object) -> str:
+    """The text so that Plotly shows it as it is: it reads some HTML, formulas between `$`, and `%{name}` where one points at."""
+    return re.sub(r"[<>&${]", lambda match: f"&#{ord(match[0])};", str(text))
 
 
 def dress(figure: go.Figure) -> go.Figure:

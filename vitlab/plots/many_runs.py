@@ -1,6 +1,6 @@
 """Hundreds of runs at once: what goes with a good score, and which runs these are.
 
-All take a table with a row for each run, as `vitlab.run_index.index_runs` gives it: columns run, model, seed, `parameters.NAME`,
+All take a table with a row for each run, as `vitlab.run_tables.run_table` gives it: columns run, model, seed, `parameters.NAME`,
 `facts.NAME`, `metrics.NAME`. `metric` is one of these columns, such as `metrics.roc_auc`; runs that lack it are left out.
 A metric that is a loss, an error or a time is best when low, any other when high.
 """
@@ -19,12 +19,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import NullFormatter
 from plotly.subplots import make_subplots
 
 from vitlab.errors import UserError
-from vitlab.plots.interactive import SYMBOLS, Interactive, dress
-from vitlab.plots.style import SEQUENTIAL, few_ticks, new_axes, panel_grid, readable, series_colors
+from vitlab.plots.interactive import SYMBOLS, Interactive, dress, plotly_text
+from vitlab.plots.style import SEQUENTIAL, few_ticks, new_axes, panel_grid, readable, series_colors, use_log_axis
 from vitlab.registry import unknown
 
 BY_RECIPE = "by recipe"  # what a parameter is called that was left to the model's recipe
@@ -78,8 +77,7 @@ def plot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) ->
             )
             ax.set(xlabel=name_column(name), ylabel=name_column(metric))
             if scale.logarithmic:
-                ax.set_xscale("log")
-                ax.xaxis.set_minor_formatter(NullFormatter())
+                use_log_axis(ax)
             else:
                 ax.xaxis.set_major_locator(few_ticks(4))
         ax.set_title(name_column(name))
@@ -101,13 +99,13 @@ def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -
     rows = max(1, -(-len(columns) // across))
     titles = [name_column(name) for name in columns]
     figure = make_subplots(rows, across, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.42 / rows)
-    names = runs["run"].str.rpartition("/")[2]
+    names = runs["run"].str.rpartition("/")[2].map(plotly_text)
     colors = series_colors(runs["model"].unique())
     for place, name in enumerate(columns):
         cell = {"row": place // across + 1, "col": place % across + 1}
         scale = Scale.of(runs[name])
         at = scale.values + _jitter(len(runs), 0.26) if scale.choices else scale.values
-        told = names + "<br>" + name_column(name) + ": " + runs[name].map(_as_text)
+        told = names + "<br>" + name_column(name) + ": " + runs[name].map(_as_text).map(plotly_text)
         for number, (model, color) in enumerate(colors.items()):
             mine = runs["model"] == model
             marker = {
@@ -118,14 +116,14 @@ def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -
             }
             dots = go.Scatter(
                 x=[float(f"{value:.4g}") for value in at[mine]], y=runs.loc[mine, metric].round(4), text=told[mine],
-                mode="markers", name=model, legendgroup=model, showlegend=place == 0 and columns != ["model"], marker=marker,
-                hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+                mode="markers", name=plotly_text(model), legendgroup=model, marker=marker,
+                showlegend=place == 0 and columns != ["model"], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
             )  # fmt: skip
             figure.add_trace(dots, **cell)
         axis = {"type": "log", "dtick": 1, "exponentformat": "power"} if scale.logarithmic else {"nticks": 5}
         if scale.choices:
             texts, ends = (
-                [_cut(text, 16 if len(scale.choices) > 4 else 24) for text in scale.choices],
+                [plotly_text(_cut(text, 16 if len(scale.choices) > 4 else 24)) for text in scale.choices],
                 [-0.6, len(scale.choices) - 0.4],
             )
             axis = {"tickvals": list(range(len(texts))), "ticktext": texts, "range": ends, "tickangle": -35}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
 from vitlab.plots.checking import check_table
-from vitlab.plots.style import MARKERS, PALETTE, legend_below, new_axes, panel_grid, readable, series_colors
+from vitlab.plots.style import MARKERS, PALETTE, legend_below, new_axes, panel_grid, readable, series_colors, use_log_axis
 
 LOG = ("epoch", "loss", "accuracy")
 HUNGER = ("model", "images_per_class", "seed")
@@ -42,9 +42,8 @@ def plot_hunger(table: pd.DataFrame, metric: str = "accuracy", ax: Axes | None =
         marker = MARKERS[number % len(MARKERS)]
         ax.plot(means.index, means, color=color, marker=marker, markersize=5, linewidth=1.2, label=readable(name))
         ax.scatter(rows["images_per_class"], rows[metric], s=9, color=color, alpha=0.5, linewidths=0, marker=marker)
-    ax.set_xscale("log")
+    use_log_axis(ax)
     ax.set_xticks(sorted(table["images_per_class"].unique()))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.minorticks_off()
     ax.set(xlabel="training images of each class", ylabel=readable(metric))
     ax.grid(True)

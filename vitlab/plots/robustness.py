@@ -16,6 +16,7 @@ from vitlab.plots.style import (
     few_ticks,
     image_shape,
     legend_below,
+    legend_name,
     new_axes,
     new_figure,
     readable,
@@ -135,4 +136,4 @@ def plot_attack_images(before: np.ndarray, after: np.ndarray, predictions: pd.Da
 
 def _draw_line(ax: Axes, x: pd.Series, table: pd.DataFrame, color: str, marker: str, label: str) -> None:
     ax.fill_between(x, table["low"], table["high"], color=color, alpha=BAND, linewidth=0)
-    ax.plot(x, table["value"], color=color, marker=marker, markersize=3.5, label=label or None)
+    ax.plot(x, table["value"], color=color, marker=marker, markersize=3.5, label=legend_name(label) or None)

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.markup import escape as escape_markdown
 from vitlab.plots.many_runs import BY_RECIPE, LOW_IS_BEST, name_column
 from vitlab.registry import unknown
 
@@ -36,7 +37,7 @@ def iplot_runs_table(
 ) -> RunsTable:
     """The runs by their score, the best first, then those without one, with these columns beside it.
 
-    table: as `vitlab.run_index.index_runs` gives it. limit: rows; further runs are counted, not shown. A click on a run unfolds
+    table: as `vitlab.run_tables.run_table` gives it. limit: rows; further runs are counted, not shown. A click on a run unfolds
     all that is known of it. ValueError for an unknown column, or a limit so high that the table would be larger than 1.5 MB.
     """
     for name in (metric, *columns):
@@ -103,10 +104,10 @@ def _write_cell(value, text: str) -> str:
 
 def _write_markdown(runs, metric, columns, heads) -> str:
     sides = ["---:" if pd.api.types.is_numeric_dtype(runs[name]) else ":---" for name in columns]
-    rows = [heads, [":---", "---:", *sides, ":---"]]
+    rows = [list(map(escape_markdown, heads)), [":---", "---:", *sides, ":---"]]
     for run in runs.head(ON_PAPER).to_dict("records"):
-        name = f"`{run['run'].rpartition('/')[2]}`"
-        rows.append([name, _score(run, metric), *(_escape(_text(run[column])) for column in columns), run["status"]])
+        texts = [run["run"].rpartition("/")[2], _score(run, metric), *(_text(run[column]) for column in columns), run["status"]]
+        rows.append(list(map(escape_markdown, texts)))
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     if len(runs) > ON_PAPER:
         text += f"\n\nThe first {ON_PAPER} of {len(runs)} runs; the web page has more of them, with all that is known of each."
@@ -130,7 +131,3 @@ def _text(value) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e12 else f"{value:.4g}"
-
-
-def _escape(text: str) -> str:
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>|#@$~^" else char for char in text)

@@ -10,7 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.plots.style import GREY, MARKERS, PALETTE, few_ticks, legend_below, new_axes, new_figure, series_colors
+from vitlab.extremes import describe_cut, keep_extremes
+from vitlab.plots.style import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    few_ticks,
+    legend_below,
+    new_axes,
+    new_figure,
+    note_above,
+    series_colors,
+    shorten,
+)
 
 WORST = {"linestyle": "", "marker": "v", "markersize": 5, "markerfacecolor": "none"}
 
@@ -74,10 +86,13 @@ def plot_conformal(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> np.ndar
 def plot_class_coverage(tables: pd.DataFrame | Mapping[str, pd.DataFrame], promise: float, ax: Axes | None = None) -> Axes:
     """How often the sets of each class's images hold that class, with 95 % intervals; the dotted line is the promise.
 
+    Of more than a dozen classes, those with the lowest and the highest coverage in the first table are shown.
+
     tables: one `conformal_class_table`, or one for each name.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
-    classes = list(next(iter(named.values()))["class"])
+    first = next(iter(named.values()))
+    classes = list(keep_extremes(first, "coverage")["class"])
     ax = new_axes(ax, 1.3 + 0.22 * len(classes) * max(1, len(named) / 1.4))
     for place, (name, color) in enumerate(series_colors(named).items()):
         table = named[name].set_index("class").loc[classes]
@@ -86,8 +101,9 @@ def plot_class_coverage(tables: pd.DataFrame | Mapping[str, pd.DataFrame], promi
         look = {"color": color, "marker": MARKERS[place % len(MARKERS)], "markersize": 5, "linestyle": "", "elinewidth": 1.2}
         ax.errorbar(table["coverage"], at, xerr=reach, label=name or None, **look)
     ax.axvline(promise, color=GREY, linestyle=":", linewidth=0.8, label=f"promised ({promise:.0%})")
-    counts = next(iter(named.values())).set_index("class")["n"]
-    ax.set_yticks(range(len(classes)), [f"{name} (n = {counts[name]:,})" for name in classes])
+    counts = first.set_index("class")["n"]
+    ax.set_yticks(range(len(classes)), [f"{shorten(name)} (n = {counts[name]:,})" for name in classes])
+    note_above(ax.figure, describe_cut(len(classes), len(first), by="coverage"))
     ax.set(ylim=(len(classes) - 0.5, -0.5), xlabel="sets that hold the true class")
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.tick_params(axis="y", length=0)

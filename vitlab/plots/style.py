@@ -12,8 +12,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
+
+from vitlab.plots.fonts import ReadableFigure
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are counted from the front and
 # models or runs from further on, so that within one report a colour rarely stands for a class here and for a model there.
@@ -86,6 +88,7 @@ NAMES = {
 def set_style() -> None:
     """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts. Call it once a notebook."""
     pd.set_option("display.max_colwidth", None)
+    pd.set_option("display.html.use_mathjax", False)
     small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8)
     large = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize"), 9)
     rc = {
@@ -102,6 +105,7 @@ def set_style() -> None:
         "legend.frameon": False,
         "lines.linewidth": 1.6,
         "image.cmap": SEQUENTIAL,
+        "text.parse_math": False,  # a name such as "$x$" is shown as it is
     }
     sns.set_theme(context="paper", style="ticks", palette=list(PALETTE), rc=rc)
 
@@ -122,8 +126,20 @@ def _at_least(colors: tuple[str, ...], count: int) -> Sequence[str]:
     return colors if count <= len(colors) else sns.color_palette("husl", count).as_hex()
 
 
+def shorten(name: str, longest: int = 30) -> str:
+    """The name, its end replaced by an ellipsis where it is too long for a figure."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def legend_name(name: str) -> str:
+    """The name for `label=`: matplotlib leaves labels that begin with an underscore out of the legend."""
+    return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
+
+
 def readable(name: str) -> str:
-    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`."""
+    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`; texts with blanks stay."""
+    if " " in name:  # such as "recall of class_01", which holds a name
+        return NAMES.get(name, name)
     for prefix, word in (("val_", "validation "), ("train_", "training ")):
         if name.startswith(prefix) and name not in NAMES:
             return word + readable(name.removeprefix(prefix))
@@ -136,7 +152,7 @@ def new_axes(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    return plt.figure(figsize=(width, height), layout="constrained")
+    return plt.figure(figsize=(width, height), layout="constrained", FigureClass=ReadableFigure)
 
 
 def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray:
@@ -162,6 +178,19 @@ def show_image(ax: Axes, image, **options) -> None:
     highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
     hide_ticks(ax)
+
+
+def note_above(figure: Figure, *notes: str) -> None:
+    """Small grey lines above a figure, such as what was left out; nothing where all notes are empty."""
+    if text := "\n".join(filter(None, notes)):
+        figure.suptitle(text, fontsize=8, color=GREY)
+
+
+def use_log_axis(ax: Axes) -> None:
+    """A logarithmic x axis with plain numbers at its ticks."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def few_ticks(count: int) -> MaxNLocator:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vitlab.plots.style import NAMES, readable
+from vitlab.extremes import keep_extremes
+from vitlab.plots.style import readable
 
 GAP = "–"  # what is not there
 
 
-def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) -> pd.DataFrame:
+def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None, extremes: str | None = None) -> pd.DataFrame:
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean, spread` become 0.912 ± 0.012.
 
     `difference` and `odds_ratio` take in low and high as well, and any column `x` takes in `x_low` and `x_high`; a p-value too
@@ -17,11 +18,13 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
     columns: the column whose values become the headers (`metric`, for one row a model or slice instead of one a number); what is
     not there is "–". Empty notes go; whole numbers from 10,000 on get commas; the first column becomes the row names unless it
     holds numbers.
+    extremes: a column with numbers; of more than a dozen rows, those with its lowest and its highest values are shown.
     """
+    total, table = len(table), table if extremes is None else keep_extremes(table, extremes)
     shown = table.copy()
     for name in {"metric", "method", "measure", "importance"} & set(shown):
         if not pd.api.types.is_numeric_dtype(shown[name]):
-            shown[name] = shown[name].map(lambda text: NAMES.get(text, text) if " " in text else readable(text))
+            shown[name] = shown[name].map(readable)
     for name in ("value", "difference", "odds_ratio"):
         if {name, "low", "high"} <= set(shown):
             shown[name] = [_interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)]
@@ -43,6 +46,10 @@ def present(table: pd.DataFrame, digits: int = 3, columns: str | None = None) ->
         shown = shown.rename_axis(columns=None).reset_index()
     shown = shown.apply(_write_numbers, digits=digits).rename(columns=readable)
     first = shown.columns[0]
+    if len(table) < total:
+        gap = pd.DataFrame([[f"… {total - len(table):,} more", *["…"] * (shown.shape[1] - 1)]], columns=shown.columns)
+        half = len(table) - len(table) // 2
+        return pd.concat([shown.iloc[:half], gap, shown.iloc[half:]]).set_index(first).rename_axis(index=None, columns=first)
     if pd.api.types.is_numeric_dtype(table[table.columns[0]]):
         return shown.set_axis([""] * len(shown))
     return shown.set_index(first).rename_axis(index=None, columns=first)  # its name stands in the row of the headers

@@ -10,7 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
-from vitlab.plots.style import GREY, MARKERS, class_colors, legend_below, new_axes, new_figure, readable, series_colors
+from vitlab.plots.style import (
+    GREY,
+    MARKERS,
+    class_colors,
+    legend_below,
+    legend_name,
+    new_axes,
+    new_figure,
+    readable,
+    series_colors,
+    use_log_axis,
+)
 from vitlab.registry import unknown
 
 SCORES = ("val_accuracy", "val_balanced_accuracy", "val_roc_auc")
@@ -51,7 +62,7 @@ def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarra
 def _draw_recalls(ax: Axes, history: pd.DataFrame, recalls: list[str]) -> None:
     if len(recalls) <= MOST_LINES:
         for name, color in class_colors(recalls).items():
-            _draw(ax, history, name, color, name.removeprefix("val_recall_"))
+            _draw(ax, history, name, color, legend_name(name.removeprefix("val_recall_")))
         return
     values = history[recalls]
     lowest = values.iloc[-1].idxmin()
@@ -90,7 +101,7 @@ def plot_learning_curves(
             ax.plot(run["epoch"], run[metric], color=color, linewidth=0.7, alpha=0.7)
         mean = mean_curve(runs, metric)
         seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-        ax.plot(mean["epoch"], mean[metric], color=color, linewidth=2, label=name + seeds)
+        ax.plot(mean["epoch"], mean[metric], color=color, linewidth=2, label=legend_name(name) + seeds)
     ax.set(xlabel="epoch", ylabel=readable(metric))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(axis="y")
@@ -122,11 +133,11 @@ def plot_cost(
     for marker, (name, color) in zip(MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False):
         runs = table[table["model"] == name]
         area = 25 + 375 * runs[size] / table[size].max()
-        label = f"{name}: {short_number(runs[size].mean())} {readable(size)}"
+        label = f"{legend_name(name)}: {short_number(runs[size].mean())} {readable(size)}"
         ax.scatter(runs[x], runs[y], s=area, color=color, alpha=0.75, marker=marker, linewidths=0, label=label)
     low, high = table[x].min(), table[x].max()
     if 0 < 20 * low < high:
-        ax.set_xscale("log")
+        use_log_axis(ax)
         ax.set_xlim(low / 2, high * 2)
     else:
         ax.set_xlim(0, high * 1.12)

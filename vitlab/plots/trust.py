@@ -22,8 +22,9 @@ VERDICTS = {  # colour and marker: the shapes say it once more, for those who do
     "better than all controls": (PALETTE[0], ">"),
     "not shown": (GREY, "o"),
     "worse": (PALETTE[3], "<"),
+    "too few images to show anything": (GREY, "x"),
 }
-BETTER = next(iter(VERDICTS))
+BETTER, _, _, FEW = VERDICTS
 TRUST_COLUMNS = ("method", "metric", "difference", "difference_low", "difference_high", "verdict")
 ROW = 0.25  # inches a method
 WIDE = 7  # metrics beside each other that leave room for two numbers below each; of more, zero is the line alone
@@ -34,9 +35,9 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
 
     A dot is the difference to the best map made without the model, right of zero being better, with its interval; colour and
     shape are the verdict. At the right stands on how many metrics a method is better than all controls.
-    trust_table: columns method, metric, difference, difference_low, difference_high, verdict ("better than all controls",
-    "not shown" or "worse"), a row for each method and metric; a pair that is missing, or NaN, is a dash. order: methods from
-    top to bottom; else by mean rank of the difference.
+    trust_table: columns method, metric, difference, difference_low, difference_high, verdict ("better than all controls", "not
+    shown", "worse" or "too few images to show anything"), a row for each method and metric; a pair that is missing, or NaN, is a
+    dash. order: methods from top to bottom; else by mean rank of the difference.
     """
     _check_trust(trust_table, "trust_table")
     ranks = rank_methods(trust_table)
@@ -78,7 +79,7 @@ def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) ->
     handles = [
         Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.2, label=verdict,
                markerfacecolor="white" if marker == "o" else color)
-        for verdict, (color, marker) in VERDICTS.items()
+        for verdict, (color, marker) in list(VERDICTS.items())[: 4 if FEW in set(trust_table["verdict"]) else 3]
     ]  # fmt: skip
     title = "difference to the best control (right of 0: the method is better)"
     figure.legend(handles=handles, loc="outside lower center", ncols=3, title=title)

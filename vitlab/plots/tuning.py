@@ -13,11 +13,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from vitlab.plots.interactive import Interactive, dress
-from vitlab.plots.style import GREY, SEQUENTIAL, SERIES, few_ticks, legend_below, new_axes, panel_grid, readable
+from vitlab.plots.style import GREY, SEQUENTIAL, SERIES, few_ticks, legend_below, new_axes, panel_grid, readable, use_log_axis
 
 FIXED = ("trial", "state", "value", "best_epoch", "epochs", "seconds", "note")
 FINISHED, BEST = SERIES[0], SERIES[1]
@@ -169,8 +169,7 @@ def plot_arguments(trials: pd.DataFrame, metric: str) -> np.ndarray:
             ax.set_xticks(range(len(scale.choices)), scale.choices)
             ax.set_xlim(-0.5, len(scale.choices) - 0.5)
         elif scale.logarithmic:
-            ax.set_xscale("log")
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            use_log_axis(ax)
         else:
             ax.xaxis.set_major_locator(few_ticks(4))
         ax.set(xlabel=readable(name), ylabel=readable(metric).replace(" ", "\n", 1) if place % 3 == 0 else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from vitlab.notebook import find_assignments
 from vitlab.report.blocks import callout, code_block, raw_html, run_pandoc
 from vitlab.report.options import read_options, write_options
 
@@ -20,6 +21,7 @@ PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</scrip
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
+ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")  # a backslash and punctuation, as pandoc writes them
 # pandas gives the name of the index a row of its own under the headers; it belongs into the cell above it, which is empty or
 # holds the name that all headers have together
 INDEX_NAME = re.compile(
@@ -81,9 +83,8 @@ def _merge_parameters(cells):
     injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
     values = {}
     for cell in injected:
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                values[node.targets[0].id] = ast.get_source_segment(cell.source, node.value)
+        for name, node in find_assignments(cell.source).items():
+            values[name] = ast.get_source_segment(cell.source, node.value)
     for cell in cells:
         if "parameters" in cell.metadata.get("tags", ()):
             options, code = read_options(_replace_values(cell.source, values))
@@ -93,13 +94,14 @@ def _merge_parameters(cells):
 
 def _replace_values(source, values):
     lines = source.splitlines()
-    for node in reversed(ast.parse(source).body):  # from the end, so that earlier positions stay right
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in values:
-            old, first, last = node.value, node.value.lineno - 1, node.value.end_lineno - 1
-            # ast counts bytes, str counts characters
-            before = lines[first].encode()[: old.col_offset].decode()
-            after = lines[last].encode()[old.end_col_offset :].decode()
-            lines[first : last + 1] = [before + values[node.targets[0].id] + after]
+    found = [(node.value, values[name]) for name, node in find_assignments(source).items() if name in values]
+    # from the end, so that earlier positions stay right
+    for old, new in sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
+        first, last = old.lineno - 1, old.end_lineno - 1
+        # ast counts bytes, str counts characters
+        before = lines[first].encode()[: old.col_offset].decode()
+        after = lines[last].encode()[old.end_col_offset :].decode()
+        lines[first : last + 1] = [before + new + after]
     return "\n".join(lines)
 
 
@@ -176,6 +178,7 @@ def _convert_tables(cells):
             INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"]) for item in found
         ),
     )
+    text = ESCAPED.sub(lambda match: f"&#{ord(match[1])};", text)  # as `markup.escape`: what looks like markup is markup
     for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
         item.pop("text/html")
         item["text/markdown"] = table.strip() + "\n"

@@ -8,6 +8,7 @@ import re
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
 
+from vitlab.markup import escape
 from vitlab.report.blocks import find_headings, shift_headings
 from vitlab.report.clean import KERNEL, for_paper
 from vitlab.report.gather import Report
@@ -21,16 +22,16 @@ CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 def combine_pages(report: Report) -> NotebookNode:
     """One notebook of the whole report. Code stands where a notebook comes first; later ones show the parameters that differ."""
-    front = {"title": report.title, "subtitle": report.subtitle, "date": report.date}
+    front = {"title": escape(report.title), "subtitle": escape(report.subtitle), "date": report.date}
     header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
     cells = [new_raw_cell(f"---\n{header}\n---")]
     first = {}
     for page in (page for page in report.pages if page.paper):
-        cells.append(new_markdown_cell(f"# {page.title} {{#{page.slug}}}"))
+        cells.append(new_markdown_cell(f"# {page.title_markdown} {{#{page.slug}}}"))
         origin = first.setdefault(page.stem, page)
         chapter = for_paper(page.notebook).cells
         if origin is not page and any(cell.cell_type == "code" for cell in chapter):
-            shared = f"*Code, and parameters that are not shown, are those of [{origin.title}](#{origin.slug}).*"
+            shared = f"*Code, and parameters that are not shown, are those of [{origin.title_markdown}](#{origin.slug}).*"
             cells.append(new_markdown_cell(shared))
             _hide_code(chapter, origin.notebook.cells)
         _rename(chapter, page.slug)

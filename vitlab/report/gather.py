@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from vitlab.errors import UserError
+from vitlab.markup import code, escape
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.report.blocks import callout, code_block, find_headings
@@ -63,6 +64,11 @@ class Page:
     def title(self) -> str:
         return " · ".join([self.heading, *describe_point(self.point)])
 
+    @property
+    def title_markdown(self) -> str:
+        """The title as Markdown: the heading is Markdown of the notebook, the words of the grid point are plain text."""
+        return " · ".join([self.heading, *map(escape, describe_point(self.point))])
+
 
 @dataclass(frozen=True)
 class Report:
@@ -81,7 +87,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
     for name in batches or ():
         if name not in known:
-            raise UserError(unknown("batch", name, known, "Run `vitlab batch FILE.yml` first."))
+            raise UserError(unknown("batch", name, known, f"They lie in {folder}. Run `vitlab batch FILE.yml` first."))
     if not known:
         raise UserError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
     chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}
@@ -192,8 +198,8 @@ def _trouble(task, copied):
         what = code_block(f"{error['name']}: {error['value']}", ".output")
         return f"{where}{line}\n\n{what}"
     if task["status"] != "done":
-        return task.get("note") or f"Its status in the batch is *{task['status']}*."
-    return "" if copied else f"Its executed copy `{task['path']}` is missing; run the batch again."
+        return escape(task.get("note") or "") or f"Its status in the batch is *{task['status']}*."
+    return "" if copied else f"Its executed copy {code(task['path'])} is missing; run the batch again."
 
 
 def _take_heading(notebook):
@@ -250,7 +256,7 @@ def _with_overview(pages):
     """Say on the first page which notebooks did not make it."""
     troubled = [page for page in pages if page.trouble]
     if troubled:
-        lines = [f"- [{page.title}]({page.slug}.ipynb)" for page in troubled]
+        lines = [f"- [{page.title_markdown}]({page.slug}.ipynb)" for page in troubled]
         title = f"{len(troubled)} of {len(pages)} notebooks did not run to their end"
         pages[0].notebook.cells.insert(0, new_markdown_cell(callout("warning", title, "\n".join(lines))))
     return pages
@@ -262,5 +268,5 @@ def _day(file):
 
 def page_notebook(page: Page, cells: list) -> NotebookNode:
     """These cells under the page's title, as a notebook that Quarto can render."""
-    front = nbformat.v4.new_raw_cell(f"---\ntitle: {json.dumps(page.title, ensure_ascii=False)}\n---")
+    front = nbformat.v4.new_raw_cell(f"---\ntitle: {json.dumps(page.title_markdown, ensure_ascii=False)}\n---")
     return new_notebook(cells=[front, *cells], metadata={"kernelspec": KERNEL})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import nbformat
 import typst
+from matplotlib import font_manager
 
+from vitlab.plots.fonts import USUAL, describe_missing, find_fonts
 from vitlab.report.blocks import run_pandoc
 from vitlab.report.clean import for_web, split_plotly
 from vitlab.report.combine import has_citations
@@ -46,7 +49,10 @@ def render_pdf(report: Report, settings: Settings, build: Path, output: Path) ->
     defaults = {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata}
     source = _render_markdown(markdown, "typst", folder / "report", settings, defaults)
     (folder / "report.typ").write_text(source, encoding="utf-8")
-    typst.compile(folder / "report.typ", output=output / "report.pdf", root=folder, ignore_system_fonts=True)
+    if missing := find_fonts(markdown)[1]:
+        logging.getLogger(__name__).warning("report.pdf: %s", describe_missing(missing))
+    fonts = Path(font_manager.findfont(USUAL)).parent  # Typst falls back on these and on the fonts of the machine
+    typst.compile(folder / "report.typ", output=output / "report.pdf", root=folder, font_paths=[fonts])
     return output / "report.pdf"
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from vitlab.errors import UserError
-from vitlab.runs import project_root
+from vitlab.places import project_root
+from vitlab.user_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,9 @@ def read_settings(root: Path | None = None) -> Settings:
     """The settings of the project; defaults where it has no _quarto.yml. ValueError names a bibliography that is not there."""
     root = root or project_root()
     file = root / "_quarto.yml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = (read_yaml(file, "settings file") if file.is_file() else None) or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{file} must hold names and values, such as `bibliography: reports/references.bib`; it holds {config!r}")
     listed = config.get("bibliography", [])
     bibliography = tuple(root / name for name in ([listed] if isinstance(listed, str) else listed))
     csl = root / config["csl"] if "csl" in config else None

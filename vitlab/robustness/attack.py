@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset, fit_image
 from vitlab.data.reading import map_images
 from vitlab.errors import UserError
+from vitlab.evaluation.bootstrap import effective_count, read_clusters
 from vitlab.evaluation.calibration import wilson_interval
 from vitlab.explain.inspection import inspecting
 from vitlab.registry import Registry
@@ -64,12 +65,14 @@ def attack_table(
     images: int = 64,
     split: str = "test",
     seed: int = 0,
+    cluster=None,
 ) -> pd.DataFrame:
     """Accuracy when every pixel may change by epsilon grey levels, of 0..255 and at the model's size, to raise the loss.
 
     Columns: attack, epsilon, n, metric (accuracy), value, low, high (95 % Wilson interval). An image counts as right at an
     epsilon if the model is right about it as it is and after every attack up to there; only what is still right is attacked.
-    Changes below half a grey level exist in numbers only: an image file with 8 bits cannot hold them.
+    Changes below half a grey level exist in numbers only: an image file with 8 bits cannot hold them. cluster: as in
+    `robustness_table`.
     """
     _check(attack, epsilons, steps)
     ids = draw_subset(data, images, split, seed)
@@ -85,7 +88,8 @@ def attack_table(
                 right[some] = _predict(model, changed).argmax(dim=1).numpy() == labels[some]
         rows.append((attack, epsilon, len(ids), "accuracy", right.mean()))
     table = pd.DataFrame(rows, columns=["attack", "epsilon", "n", "metric", "value"])
-    table["low"], table["high"] = wilson_interval(table["value"].to_numpy(), table["n"].to_numpy())
+    worth = effective_count(np.zeros(len(ids), dtype=int), 1, read_clusters(pd.DataFrame({"sample_id": ids}), cluster))
+    table["low"], table["high"] = wilson_interval(table["value"].to_numpy(), worth)
     return table
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset
 from vitlab.data.reading import map_images
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import draw_counts, percentile_interval
+from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
 from vitlab.evaluation.metrics import METRICS, compute_metrics
 from vitlab.evaluation.scores import Scores, target_classes
 from vitlab.models.anatomy import evaluating
@@ -41,6 +41,7 @@ def robustness_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    cluster=None,
 ) -> pd.DataFrame:
     """The model's scores on at most `images` images of a split, clean and under every corruption (None: all there are).
 
@@ -48,9 +49,9 @@ def robustness_table(
     images (corruption "clean", severity 0) come first. change: value minus that of the same images clean; since they are the
     same, its bootstrap interval is narrower than those of the two values suggest.
     metrics: those of vitlab.evaluation, and calibration_error (mean distance of confidence and accuracy in 10 bins, as in
-    vitlab.evaluation; replicates are shifted to have the value as their mean, since drawing again adds to the error) and
-    overconfidence (mean confidence minus accuracy: above 0 the model is surer than it is right). A metric that needs a class
-    which the images lack is NaN, and the note says so.
+    vitlab.evaluation; without intervals, since drawing again adds to the error) and overconfidence (mean confidence minus
+    accuracy: above 0 the model is surer than it is right). A metric that needs a class which the images lack is NaN, and the note
+    says so. cluster: None, or a Series of cluster ids with sample_ids as index, as in `vitlab.evaluation.metrics_table`.
     """
     names = CORRUPTIONS.names() if corruptions is None else list(corruptions)
     conditions = [(CLEAN, 0)] + [(name, severity) for name in names for severity in sorted(set(severities) - {0})]
@@ -60,6 +61,7 @@ def robustness_table(
     for name, severity in conditions[1:]:
         find_corruption(name, severity)  # wrong names are told before any work
     ids = draw_subset(data, images, split, seed)
+    clusters = read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
     decoded = dict(
         zip(ids, map_images(lambda sample_id: to_eight_bits(data.read(sample_id)), ids, "reading images"), strict=True)
     )
@@ -73,12 +75,12 @@ def robustness_table(
             logits, labels = compute_logits(model.module, pixels, device, choose_precision(device))
         prob = logits.double().softmax(dim=1).numpy()
         scores = Scores(data.classes, labels, prob.argmax(axis=1), prob)
-        value, drawn = _resample(scores, targets, metrics, replicates, seed)
+        value, drawn = _resample(scores, targets, metrics, replicates, seed, clusters)
         clean = clean or (value, drawn)
         table = pd.DataFrame({"corruption": name, "severity": severity, "n": len(ids), "metric": list(metrics), "value": value})
-        table["low"], table["high"], _ = percentile_interval(drawn, confidence)
+        table["low"], table["high"], _ = percentile_interval(drawn, confidence, value)
         table["change"] = value - clean[0]
-        table["change_low"], table["change_high"], _ = percentile_interval(drawn - clean[1], confidence)
+        table["change_low"], table["change_high"], _ = percentile_interval(drawn - clean[1], confidence, value - clean[0])
         absent = ", ".join(np.array(data.classes)[~np.isin(range(len(data.classes)), labels)])
         table["note"] = np.where(np.isnan(value), f"no {absent}", "")
         table.loc[np.isnan(value), ["low", "high", "change_low", "change_high"]] = np.nan
@@ -118,7 +120,7 @@ def drop_table(robustness_table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "corruption", "clean", "worse", "change", "relative"])
 
 
-def _resample(scores: Scores, targets, metrics, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _resample(scores: Scores, targets, metrics, replicates: int, seed: int, clusters) -> tuple[np.ndarray, np.ndarray]:
     """The metrics (M,) and their bootstrap replicates (R, M). The same seed draws the same images, whatever their scores."""
     names = [*METRICS, *CALIBRATION]
     columns = [names.index(name) for name in metrics]
@@ -127,10 +129,9 @@ def _resample(scores: Scores, targets, metrics, replicates: int, seed: int) -> t
         return np.hstack([compute_metrics(scores, weights, targets), _compute_calibration(scores, weights)])[:, columns]
 
     value = compute(np.ones((1, len(scores.label))))[0]
-    counts = draw_counts(len(scores.label), replicates, seed)
+    counts = draw_counts(len(scores.label), replicates, seed, clusters)
     drawn = np.concatenate([np.empty((0, len(columns))), *map(compute, counts)])
-    for place in [place for place, name in enumerate(metrics) if name == "calibration_error" and replicates]:
-        drawn[:, place] = np.maximum(drawn[:, place] - drawn[:, place].mean() + value[place], 0)
+    drawn[:, np.array(metrics) == "calibration_error"] = np.nan
     return value, drawn
 
 

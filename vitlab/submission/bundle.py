@@ -26,6 +26,7 @@ from vitlab.submission.safe_zip import Limits, UnsafeBundle, check_directory, ch
 from vitlab.submission.selection import Selection, select
 from vitlab.submission.templates import write_readme, write_title_page
 from vitlab.submission.verify import Verdict, judge_folder
+from vitlab.user_files import check_writable
 
 WEIGHTS = "model.safetensors"
 TAKEN = (".json", ".csv", ".parquet", ".md", ".safetensors")  # of the files in a run's folder
@@ -69,6 +70,7 @@ def make_bundle(
     output = Path(output) if output else reports_dir() / "submission.zip"
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, like {output / 'submission.zip'}")
+    check_writable(output.parent)
     selection = select(runs, notebooks)
     with tempfile.TemporaryDirectory(prefix="vitlab-submit-") as place:
         folder = Path(place)

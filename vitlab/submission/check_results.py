@@ -204,14 +204,12 @@ def _judge_intervals(bundle: Bundle, place: str) -> tuple[str, str]:
 
 def _measure_intervals(bundle: Bundle, place: str, dataset: str, replicates: int) -> dict[str, dict[str, float]]:
     """As notebook 04 does: near-duplicates among the test images are drawn together."""
-    from dataclasses import replace
-
-    from vitlab.data import cluster_table, load_dataset, near_duplicate_table
+    from vitlab.data import cluster_test_images, load_dataset
     from vitlab.evaluation import metrics_table
 
+    run = next(run for run in bundle.runs if run["path"] == place)
     images = load_dataset(dataset, samples=_read_splits(bundle, place))
-    tested = replace(images, samples=images.split("test"))
-    clusters = cluster_table(tested.samples, near_duplicate_table(tested)).set_index("sample_id")["cluster"]
+    clusters = cluster_test_images(images, run["parameters"].get("split_by", ""))
     predictions = bundle.read_table(f"{place}/predictions.parquet")
     return metrics_table(predictions, replicates=replicates, cluster=clusters).set_index("metric").to_dict("index")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.notebook import is_filled
 
 LARGEST = 50 * 10**6  # bytes of a notebook that are read
 LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
@@ -43,10 +44,15 @@ def strip_outputs(path: Path) -> str:
 
 
 def find_execution_problems(notebook: dict[str, Any]) -> list[str]:
-    """Why it was not executed once, from top to bottom, in a fresh kernel and without an error; empty where it was."""
+    """Why it was not executed once, from top to bottom, in a fresh kernel and without an error; empty where it was.
+
+    Cells without code, as JupyterLab adds one at the end, count only where they show something.
+    """
     code = [(number, cell) for number, cell in enumerate(notebook["cells"], start=1) if cell["cell_type"] == "code"]
-    problems = [f"cell {number} is an empty code cell" for number, cell in code if not cell["source"].strip()]
-    filled = [(number, cell) for number, cell in code if cell["source"].strip()]
+    filled = [(number, cell) for number, cell in code if is_filled(cell)]
+    problems = [
+        f"cell {number} shows something and has no code" for number, cell in code if not is_filled(cell) and cell["outputs"]
+    ]
     for place, (number, cell) in enumerate(filled, start=1):
         count = cell.get("execution_count")
         if type(count) is not int or count != place:
@@ -61,12 +67,14 @@ def find_execution_problems(notebook: dict[str, Any]) -> list[str]:
 
 
 def find_source_problems(executed: dict[str, Any], clean: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
-    """Where the executed notebook differs from the clean one, apart from parameters that were put in; empty where it does not.
+    """Where the executed notebook differs from the clean one, apart from cells without content and parameters that were put in.
 
+    The list is empty where they are the same.
     parameters: those that the bundle names. The cell that puts them in must hold them and nothing else.
     """
     injected = [cell for cell in executed["cells"] if "injected-parameters" in cell["tags"]]
-    cells = [cell for cell in executed["cells"] if "injected-parameters" not in cell["tags"]]
+    cells = [cell for cell in executed["cells"] if "injected-parameters" not in cell["tags"] and is_filled(cell)]
+    wanted = [cell for cell in clean["cells"] if is_filled(cell)]
     try:
         given = injected_parameters(executed)
     except ValueError as error:
@@ -83,12 +91,12 @@ def find_source_problems(executed: dict[str, Any], clean: dict[str, Any], parame
         if name not in given or name not in parameters or not _same(given[name], parameters[name]):
             told = [repr(part[name]) if name in part else "not set" for part in (given, parameters)]
             problems.append(f"the parameter {name} is {told[0]} in it and {told[1]} in the manifest")
-    for number, (one, other) in enumerate(zip(cells, clean["cells"], strict=False), start=1):
+    for number, (one, other) in enumerate(zip(cells, wanted, strict=False), start=1):
         if one["cell_type"] != other["cell_type"] or one["source"] != other["source"]:
             problems.append(f"cell {number} differs from the clean notebook: {_first_difference(one['source'], other['source'])}")
             break
-    if len(cells) != len(clean["cells"]):
-        problems.append(f"it has {len(cells)} cells, the clean notebook {len(clean['cells'])}")
+    if len(cells) != len(wanted):
+        problems.append(f"it has {len(cells)} cells, the clean notebook {len(wanted)}")
     return problems
 
 
@@ -147,6 +155,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _follows_parameters(cells: Cells) -> bool:
+    cells = [cell for cell in cells if is_filled(cell)]
     place = next(number for number, cell in enumerate(cells) if "injected-parameters" in cell["tags"])
     return place == 0 or "parameters" in cells[place - 1]["tags"] or not any("parameters" in cell["tags"] for cell in cells)
 

@@ -58,6 +58,7 @@ def inside(project: Path) -> Iterator[None]:
     from vitlab.data.torchvision_sets import data_folder
 
     values = {
+        "VITLAB_PROJECT": str(project),
         "VITLAB_REPORTS": str(project / "reports"),
         "VITLAB_DATA": str(data_folder().absolute()),  # what was downloaded here before
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])),
@@ -77,7 +78,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
     from vitlab.batch.limits import Limits
-    from vitlab.batch.schedule import check_names, kernel_environment
+    from vitlab.batch.schedule import check_values, kernel_environment
     from vitlab.batch.summary import describe_problem
     from vitlab.kernels import WarmProcess
 
@@ -88,7 +89,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
         if bundle.options.data and "dataset" in given and len({run["dataset"] for run in bundle.runs}) == 1:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean, given) if given else {}
-        check_names([parameters], warm)
+        check_values([(name, {}, parameters)], warm)
         limits = Limits(minutes=bundle.options.minutes)
         outcome = Execution(clean, project / "reports" / name, parameters, warm, limits=limits).run()
         if outcome["status"] == "failed":
@@ -138,6 +139,6 @@ def find_again(project: Path, place: str) -> Path | None:
     """The folder of the run that was made again: at its old place, or of its name under another data set's; finished."""
     runs = project / "reports" / "runs"
     for folder in [project / "reports" / place, *sorted(runs.glob(f"*/{Path(place).name}"))]:
-        if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and Run(folder).status == "done":
+        if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and not Run(folder).problem:
             return folder
     return None

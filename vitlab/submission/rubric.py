@@ -31,9 +31,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from vitlab.errors import MissingFileError, UserError
+from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.submission.answers import Answer
+from vitlab.user_files import read_yaml
 
 KEYS = ["title", "statement", "questions"]
 QUESTION_KEYS = ["points", "ask", "words", "evidence"]
@@ -97,14 +98,9 @@ class _NoAliases(yaml.SafeLoader):
 def load_rubric(path: Path | str) -> Rubric:
     """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no rubric {path}")
-    if path.stat().st_size > LARGEST:
+    if path.is_file() and path.stat().st_size > LARGEST:
         raise UserError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoAliases)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path.name} is not YAML: {error}") from error
+    content = read_yaml(path, "rubric", _NoAliases)
     _check_keys(content, KEYS, path.name)
     questions = content.get("questions")
     if not isinstance(questions, dict) or not questions:

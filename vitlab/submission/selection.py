@@ -61,8 +61,8 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
     found = {name: {_run_place(run): run for run in _find(name, batches)} for name in names}
     runs = {place: run for those in found.values() for place, run in those.items()}
     for place, run in runs.items():
-        if run.status != "done":
-            raise UserError(f"run {place} is not finished (status {run.status}); run its batch again, or leave it out")
+        if run.problem:
+            raise UserError(f"run {place} is not finished: {run.problem}; run its batch again, or leave it out")
     alone = {place for name, those in found.items() if name not in asked for place in those}
     chosen = {
         name: content
@@ -132,7 +132,7 @@ def _find(name: str, batches: dict[str, dict[str, Any]]) -> list[Run]:
 
 
 def _run_place(run: Run) -> str:
-    return f"runs/{dataset_folder(run.parameters['dataset'])}/{run.name}"
+    return f"runs/{dataset_folder(run.dataset)}/{run.name}"
 
 
 def _find_sources(content: dict[str, Any]) -> dict[str, Path]:
@@ -186,8 +186,8 @@ def _check(selection: Selection) -> None:
     if not selection.notebooks:
         names = ", ".join(selection.runs)
         raise UserError(
-            f"no executed notebook belongs to {names}: no batch here made it. Run it by `vitlab batch`, or hand its executed "
-            "notebook over with --notebook FILE"
+            f"no executed notebook belongs to {names}: no batch in {reports_dir() / 'runs' / 'batches'} made it. Run it with "
+            "`vitlab batch`, or give its executed notebook with --notebook FILE"
         )
     clean: dict[str, Notebook] = {}
     for notebook in selection.notebooks:

@@ -3,7 +3,7 @@
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, recipe, training_arguments
 from vitlab.training.embedding import embed_images
-from vitlab.training.experiment import ensure_run, finetune, measure_inference, predict, save_results
+from vitlab.training.experiment import ensure_run, finetune, initial_model, measure_inference, predict, save_results
 from vitlab.training.known_truth import ensure_planted_run, ensure_shuffled_run
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
@@ -32,6 +32,7 @@ __all__ = [
     "fit_on",
     "imbalance_table",
     "importance_table",
+    "initial_model",
     "measure_inference",
     "predict",
     "recipe",

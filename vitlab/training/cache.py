@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset, find_synthetic
 from vitlab.errors import UserError
 from vitlab.runs import atomic, reports_dir
-from vitlab.schema import DataBundle, ModelBundle, Transform
+from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.devices import join_processes
 from vitlab.training.precision import autocast, choose_precision
 
@@ -112,32 +112,6 @@ class FrozenFeatures(Dataset):
             for i, row in zip(chosen, self.read_view(view, [positions[i] for i in chosen]), strict=True):
                 features[i] = row
         return [(feature, int(self.labels[i]), i) for feature, i in zip(features, positions, strict=True)]
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, int]:
-        return self.__getitems__([position])[0]
-
-
-class FixedViews(Dataset):
-    """The images of a split, in the views that FrozenFeatures would have of them, which take turns in the same order."""
-
-    def __init__(self, data: DataBundle, split: str, transform: Transform, augment, views: int, *, in_memory: bool = False):
-        self.images = ImageDataset(data, split, transform, seed=VIEW_SEED, in_memory=in_memory)
-        self.labels, self.augment, self.views, self.epoch = self.images.labels, augment, views, 1
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, positions: list[int]) -> list[tuple[torch.Tensor, int, int]]:
-        items: list = [None] * len(positions)
-        for view, chosen in _take_turns(positions, self.epoch, self.views):
-            self.images.augment = self.augment if view else None
-            self.images.set_epoch(view)
-            for i, item in zip(chosen, self.images.__getitems__([positions[i] for i in chosen]), strict=True):
-                items[i] = item
-        return items
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int, int]:
         return self.__getitems__([position])[0]

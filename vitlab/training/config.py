@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from vitlab.errors import UserError
@@ -123,6 +124,11 @@ RECIPES = {
 def training_arguments() -> list[str]:
     """The names of all arguments, as notebook 03 has them for parameters."""
     return [field.name for field in fields(TrainConfig)]
+
+
+def check_arguments(parameters: Mapping[str, object]) -> None:
+    """UserError where the training arguments among these parameters of a notebook (with `model`) do not fit together."""
+    recipe(parameters["model"], **{name: parameters[name] for name in training_arguments() if name in parameters})
 
 
 def recipe(model: str, **overrides) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +14,20 @@ import pandas as pd
 import torch
 
 from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, load_dataset
-from vitlab.models import build_model, save_model
-from vitlab.runs import Run, find_runs, run_path
+from vitlab.errors import UserError
+from vitlab.models import build_model, load_model, save_model
+from vitlab.registry import unknown
+from vitlab.run_folders import RunBusy, is_held, list_runs
+from vitlab.run_names import canonical_dataset, check_run_name
+from vitlab.runs import PROMISED, Run, find_runs, runs_folder
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.devices import join_processes
 from vitlab.training.loop import fit
 from vitlab.training.scores import compute_logits
+
+MAX_NAMES = 8  # of runs in a message
+BUSY_SECONDS = 5  # between two looks at a run that another process trains
 
 
 def predict(model: ModelBundle, data: DataBundle, splits=("val", "test")) -> pd.DataFrame:
@@ -56,22 +64,77 @@ def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
 
 
 def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame:
-    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions."""
+    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions.
+
+    The value range of the data is kept in the model's transform, so that images from elsewhere are scaled as these were.
+    """
     run.write_table("splits.csv", data.samples)
     run.write_text("data_card.md", data_card(data))
+    model = replace(model, transform=replace(model.transform, value_range=data.value_range))
     save_model(model, run.path)
     predictions = predict(model, data)
     run.write_table("predictions.parquet", predictions)
     run.record(inference_ms=round(measure_inference(model), 2))
-    run.finish()
+    run.finish(PROMISED["03_finetune"])
     return predictions
 
 
+def initial_model(run: Run) -> tuple[ModelBundle | None, str]:
+    """The model as it was before this run trained it, rebuilt from the run's options and seed, and an empty text.
+
+    None, and why, where its pretrained weights cannot be reached.
+    """
+    trained = load_model(run.path)
+    try:
+        return build_model(trained.name, trained.classes, seed=run.parameters["seed"], **trained.options), ""
+    except UserError as error:
+        return None, f"The initial weights cannot be rebuilt: {error}."
+
+
 def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
-    """The newest finished run of this data set, model and seed without a variant (or the one of this name); else trained now."""
-    runs = find_runs(dataset, model=model, seed=seed)
-    runs = [run for run in runs if (run.name == name if name else not run.variant)]
-    return runs[-1] if runs else finetune(dataset, model, seed, name)
+    """The newest finished run of this data set, model and seed without a variant, else one trained now; with a name, that run.
+
+    UserError for a name that no finished run of this data set, model and seed has: a name never starts a training run.
+    """
+    if name:
+        return _find_named(dataset, model, seed, name)
+    return find_or_train(
+        lambda: [run for run in find_runs(dataset, model=model, seed=seed) if not run.variant],
+        lambda: finetune(dataset, model, seed),
+    )
+
+
+def find_or_train(find: Callable[[], list[Run]], train: Callable[[], Run]) -> Run:
+    """The last of the runs found; else a new one. While another process trains the same run, wait for it and look again."""
+    while not (runs := find()):
+        try:
+            return train()
+        except RunBusy as busy:
+            print(f"Waiting: {busy}")
+            while is_held(busy.path):
+                time.sleep(BUSY_SECONDS)
+    return runs[-1]
+
+
+def _find_named(dataset: str, model: str, seed: int, name: str) -> Run:
+    folder = runs_folder(dataset)
+    if check_run_name(name) not in {path.name for path in list_runs(folder)}:
+        names = [run.name for run in find_runs(dataset)]
+        near = difflib.get_close_matches(name, names, n=MAX_NAMES, cutoff=0) or names[:MAX_NAMES]
+        advice = f"These are finished runs in {folder}. Leave run_name empty for the newest run of model and seed."
+        raise UserError(unknown("run_name", name, near, advice))
+    run = Run(folder / name)
+    differs = [
+        f"{key} {found!r} instead of {asked!r}"
+        for key, asked in (("model", model), ("seed", seed))
+        if (found := run.parameters.get(key)) != asked
+    ]
+    if run.dataset != canonical_dataset(dataset):
+        differs.append(f"dataset {run.dataset!r} instead of {dataset!r}")
+    problem = f"it has {' and '.join(differs)}" if differs else run.problem
+    if problem:
+        raise UserError(f"run {name} in {folder} cannot be used here: {problem}")
+    return run
 
 
 def finetune(
@@ -104,15 +167,15 @@ def train_in_run(
     train: called with model, data, run and config, as `fit` is. All processes train, the first one writes.
     """
     state = join_processes()
-    if state.is_main_process:
-        Run.create(name=name, **parameters)
+    run = Run.create(name=name, **parameters) if state.is_main_process else None
     state.wait_for_everyone()
-    run = Run(run_path(name=name, **parameters))
+    run = run or Run.join(name=name, **parameters)
     try:
         train(model, data, run, config)
         if state.is_main_process:
             save_results(run, model, data)
     except BaseException as error:
-        run.fail(error)
+        if state.is_main_process:
+            run.fail(error)
         raise
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitlab.runs import Run, find_runs
 from vitlab.schema import ModelBundle
-from vitlab.training.experiment import finetune
+from vitlab.training.experiment import find_or_train, finetune
 
 TRAINED_FROM = {"hybrid_vit": "embed", "efficientnet_lite0": "stage6"}  # later than the recipes: a stamp is easy to learn
 PLAIN = {"views": 1, "mixup": 0.0}  # a stamp must keep its look, and nothing is to be learnt but the images at hand
@@ -33,8 +33,8 @@ def ensure_shuffled_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
 
 def _ensure(dataset: str, like: ModelBundle, seed: int, overrides: dict) -> Run:
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in like.options.items()}
-    runs = find_runs(dataset, model=like.name, seed=seed, **options)
-    if runs:
-        return runs[-1]
     part = {"train_from": TRAINED_FROM[like.name]} if like.name in TRAINED_FROM else {}
-    return finetune(dataset, like.name, seed, options=options, **overrides, **PLAIN, **part)
+    return find_or_train(
+        lambda: find_runs(dataset, model=like.name, seed=seed, **options),
+        lambda: finetune(dataset, like.name, seed, options=options, **overrides, **PLAIN, **part),
+    )

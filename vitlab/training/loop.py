@@ -116,7 +116,7 @@ class Training:
         lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.compute_loss = self.objective.build(data, config, state.device)
-        self.optimizer = self.accelerator.prepare_optimizer(self._build_optimizer())
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model.module, self.config))
         self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress, self.watch = Progress(), GpuWatch(state.device)
@@ -133,8 +133,6 @@ class Training:
         self._load(self.model.module, tensors, "model.")
         if self.average:
             self._load(self.average.module, tensors, "average.")
-        if self.objective.module:
-            self._load(self.objective.module, tensors, "objective.")
         self.best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
         restore_optimizer(self.optimizer.optimizer, tensors, progress.pop("groups"))
         scaler = progress.pop("scaler")
@@ -173,7 +171,7 @@ class Training:
                 parameters=count_parameters(self.model.module),
                 trained_parameters=self.trained_parameters,
             )
-        return pd.DataFrame(self.progress.history, columns=self.columns)
+        return self._write_history()  # here, too: a resumed training may have no epoch left
 
     def _open_stage(self) -> None:
         """Move the border to where this epoch wants it."""
@@ -250,8 +248,13 @@ class Training:
             self.best = self._snapshot(self.average.module if self.average else self.model.module)
         progress.history.append(row)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
+        self._write_history()
+
+    def _write_history(self) -> pd.DataFrame:
+        history = pd.DataFrame(self.progress.history, columns=self.columns)
         if self.run and self.accelerator.is_main_process:
-            self.run.write_table("history.csv", pd.DataFrame(progress.history, columns=self.columns))
+            self.run.write_table("history.csv", history)
+        return history
 
     def _finished(self) -> bool:
         done = self.progress.epoch - 1
@@ -267,7 +270,6 @@ class Training:
             ("model", self._tensors(self.model.module)),
             ("average", self._tensors(self.average.module) if self.average else {}),
             ("best", self.best),
-            ("objective", self.objective.module.state_dict() if self.objective.module else {}),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -296,13 +298,6 @@ class Training:
             "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
             "arguments": arguments | self.objective.describe(),
         }
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        optimizer, config = build_optimizer(self.model.module, self.config), self.config
-        if self.objective.module:
-            rate = {"lr": config.learning_rate, "initial_lr": config.learning_rate, "weight_decay": config.weight_decay}
-            optimizer.add_param_group({"params": list(self.objective.module.parameters()), **rate})
-        return optimizer
 
     def _check_arguments(self) -> int:
         """The lowest border; ValueError for what cannot be trained so."""

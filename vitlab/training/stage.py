@@ -14,7 +14,7 @@ from vitlab.data import ImageDataset, build_augmentation, rare_classes
 from vitlab.models import pieces
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.average import MovingAverage
-from vitlab.training.cache import FixedViews, FrozenFeatures, FrozenFront
+from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig
 from vitlab.training.minority import RareMixup, SmoteFeatures
 from vitlab.training.objective import Objective
@@ -47,7 +47,7 @@ class Stage:
         frozen.requires_grad_(False)
         self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
         self.cached = border > 0 and config.cache
-        self.views = self._count_views(objective)
+        self.views = self._count_views()
         self.train_set = objective.extend(self._help_rare(self._open_split("train")), self)
         self.val_set = self._open_split("val")
         if config.gradient_checkpointing:
@@ -55,7 +55,7 @@ class Stage:
             trained = nn.Sequential(*[Recomputed(part) for part in parts])
         if config.compile:
             trained = torch.compile(trained)
-        self.trained = accelerator.prepare_model(objective.wrap(trained))
+        self.trained = accelerator.prepare_model(trained)
 
     def take(self, inputs: torch.Tensor) -> torch.Tensor:
         """A batch of a data set as the trained part wants it, on the device."""
@@ -67,10 +67,10 @@ class Stage:
         module = split_model(average.module if average else self.model.module, self.border)[1]
         return module if self.cached or not self.front else nn.Sequential(_OnTheFly(self.front), module)
 
-    def _count_views(self, objective: Objective) -> int:
+    def _count_views(self) -> int:
         if self.config.augment == "none" or (self.front and self.config.views == 1):
             return 1  # one view is the image itself, cached or not
-        return self.config.views if self.cached else objective.views
+        return self.config.views if self.cached else 0
 
     def _open_split(self, split: str) -> Dataset:
         config, transform, views = self.config, self.model.transform, self.views if split == "train" else 1
@@ -78,8 +78,6 @@ class Stage:
         if self.cached:
             return FrozenFeatures(self.data, split, self.model, self.front, views=views, augment=augment)
         in_memory = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split)) < IN_MEMORY
-        if views > 1:
-            return FixedViews(self.data, split, transform, augment, views, in_memory=in_memory)
         return ImageDataset(self.data, split, transform, augment, seed=config.seed, in_memory=in_memory)
 
     def _help_rare(self, train_set: Dataset) -> Dataset:

@@ -1,7 +1,7 @@
 """A search for better training arguments, with Optuna: judged on the validation split, in a journal that processes share.
 
-reports/tuning/<dataset>/<name>.journal is the study. Every process that has the file adds trials to it, one after the other or at
-the same time; a machine that dies loses the trial it was at and nothing else.
+reports/tuning/<data set>-<hash>/<name>.journal is the study. Every process that has the file adds trials to it, one after the
+other or at the same time; a machine that dies loses the trial it was at and nothing else.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 from vitlab.data import add_synthetic, load_dataset
 from vitlab.errors import UserError
 from vitlab.models import block_positions, build_model, pieces
+from vitlab.places import reports_dir
 from vitlab.registry import unknown
-from vitlab.runs import dataset_folder, reports_dir, run_name
+from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, run_name
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.config import TrainConfig, recipe
@@ -87,8 +88,8 @@ def tune_recipe(
     if space.trained_blocks:
         module = build_model(model, data.classes, seed=config.seed, **options).module
         space = fit_to_model(space, len(block_positions([name for name, _ in pieces(module)])))
-    made_with = {"dataset": dataset, "data": data.version, "model": model, "options": dict(options), "pruner": pruner}
-    made_with |= {"config": asdict(config), "space": asdict(space)}
+    made_with = {"dataset": canonical_dataset(dataset), "data": data.version, "model": model, "options": dict(options)}
+    made_with |= {"pruner": pruner, "config": asdict(config), "space": asdict(space)}
     name = name or run_name({"model": model, "seed": config.seed, **made_with})
     deadline = time.monotonic() + 60 * minutes if minutes else math.inf
 
@@ -127,7 +128,8 @@ def tune_recipe(
 
 
 def study_path(dataset: str, name: str) -> Path:
-    return reports_dir() / "tuning" / dataset_folder(dataset) / f"{name}.journal"
+    """The file of a study. UserError unless the name is a plain file name."""
+    return reports_dir() / "tuning" / dataset_folder(dataset) / f"{check_run_name(name, 'study_name')}.journal"
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from vitlab.notebook import read_cells
+from vitlab.markup import code
+from vitlab.notebook import is_filled, read_cells
 from vitlab.report.gather import Page
-from vitlab.report.guards.finding import Finding, code
+from vitlab.report.guards.finding import Finding
 from vitlab.report.options import read_options
 
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
@@ -22,7 +23,7 @@ def check_execution(page: Page) -> list[Finding]:
 def _check_cells(page):
     findings, last, failed, left_out = [], 0, False, []
     for number, cell in enumerate(page.executed.cells, start=1):
-        if cell.cell_type != "code" or not cell.source.strip():
+        if cell.cell_type != "code" or not is_filled(cell):
             continue
         where = {"file": page.path, "page": page.slug, "cell": number, "label": cell_label(cell)}
         error = next((output for output in cell.outputs if output.output_type == "error"), None)
@@ -48,13 +49,13 @@ def _compare_sources(page):
     if page.source is None:
         return []
     if not page.source.is_file():
-        message = f"the notebook that this was made from is gone: {page.source}"
+        message = f"the notebook that this was made from is gone: {code(page.source)}"
         return [Finding("source", page.path, message, page=page.slug)]
-    now = [(cell["cell_type"], cell["source"]) for cell in read_cells(page.source)]
+    now = [(cell["cell_type"], cell["source"]) for cell in read_cells(page.source) if is_filled(cell)]
     there = [
         (number, cell)
         for number, cell in enumerate(page.executed.cells, start=1)
-        if not ADDED_BY_PAPERMILL & set(cell.metadata.get("tags", ()))
+        if is_filled(cell) and not ADDED_BY_PAPERMILL & set(cell.metadata.get("tags", ()))
     ]
     then = [(cell.cell_type, cell.source) for _, cell in there]
     findings = []

@@ -90,11 +90,3 @@ def read_findings(file: Path) -> list[Finding]:
     names = {field.name for field in fields(Finding)}
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     return [Finding(**{key: value for key, value in item.items() if key in names}) for item in content]
-
-
-def code(text: str) -> str:
-    """Text as code inside a sentence of Markdown."""
-    line = " ".join(text.split())
-    ticks = "`" * (1 + max((len(run) for run in line.split() if set(run) == {"`"}), default=int("`" in line)))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}" if line else "(nothing)"

@@ -10,6 +10,7 @@ from itertools import groupby
 from nbformat import from_dict
 from nbformat.v4 import new_markdown_cell
 
+from vitlab.markup import code
 from vitlab.report.blocks import callout
 from vitlab.report.gather import Page, Report
 from vitlab.report.guards.finding import RULES, Finding
@@ -46,9 +47,9 @@ def _write_marks(findings):
         same = list(group)
         first = same[0]
         about = f" (*{first.label}*)" if first.label else ""
-        where = f"Cell {cell} of `{first.file}`{about}" if cell else f"`{first.file}`" if len(same) == 1 else "In these files"
+        where = f"Cell {cell} of {code(first.file)}{about}" if cell else code(first.file) if len(same) == 1 else "In these files"
         rules = list(dict.fromkeys(RULES[finding.rule] for finding in same))
-        lines = [finding.message if cell or len(same) == 1 else f"`{finding.file}`: {finding.message}" for finding in same]
+        lines = [finding.message if cell or len(same) == 1 else f"{code(finding.file)}: {finding.message}" for finding in same]
         said = f" {lines[0]}" if len(same) == 1 else "\n\n" + "\n".join(f"- {line}" for line in lines)
         marks.append(new_markdown_cell(callout("warning", f"Not fit to publish: {'; '.join(rules)}", f"{where}:{said}")))
     return marks
@@ -61,6 +62,6 @@ def _sum_up(pages, findings) -> str:
         if counts[page.slug]:
             rules = Counter(finding.rule for finding in findings if finding.page == page.slug)
             what = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in rules.items())
-            lines.append(f"- [{page.title}]({page.slug}.ipynb): {what}")
+            lines.append(f"- [{page.title_markdown}]({page.slug}.ipynb): {what}")
     many = "1 place of this report is" if len(findings) == 1 else f"{len(findings)} places of this report are"
     return callout("warning", f"{many} not fit to publish", "\n".join(lines))

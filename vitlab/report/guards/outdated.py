@@ -1,4 +1,4 @@
-"""Whether a page was made with the parameters and the code of vitlab that the batch would use now."""
+"""Whether a page was made with the parameters, files, runs, libraries and code of vitlab that the batch would use now."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.batch.fingerprint import fingerprint_tasks
+from vitlab.batch.fingerprint import describe_changes, fingerprint_tasks
 from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.markup import code
 from vitlab.report.gather import Page
-from vitlab.report.guards.finding import Finding, code
+from vitlab.report.guards.finding import Finding
 from vitlab.runs import project_root, reports_dir
 
 
@@ -58,9 +59,10 @@ def _judge_task(record, now, name):
         return f"{name} does not ask for it any more"
     if then.get("parameters") != parts["parameters"]:
         return f"{name} gives it other parameters now"
-    if then.get("notebook") == parts["notebook"] and then.get("code") != parts["code"]:  # else the rule source says more
-        return "the code of vitlab that it uses has changed"
-    return ""
+    ignored = {"notebook", "parameters", "data", "needs"}
+    if then.get("notebook") != parts["notebook"]:  # it may use other code; the rule source says more
+        ignored |= {"code", "libraries"}
+    return describe_changes(then, parts, ignored)
 
 
 def _identify(notebook, point):

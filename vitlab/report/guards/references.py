@@ -15,10 +15,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+from vitlab.markup import code
 from vitlab.report.blocks import run_pandoc
 from vitlab.report.gather import NOTEBOOK_LINK, Page
 from vitlab.report.guards.execution import cell_label
-from vitlab.report.guards.finding import Finding, code
+from vitlab.report.guards.finding import Finding
 from vitlab.report.options import read_options
 
 ATTRIBUTES = {"Header": 1, "Div": 0, "Span": 0, "Code": 0, "CodeBlock": 0, "Figure": 0, "Table": 0, "Link": 0, "Image": 0}

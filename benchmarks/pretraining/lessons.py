@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from vitlab.pretrain.images import ImageArray
-from vitlab.pretrain.teacher import Advice, AdviceCache, Teacher, enlarge
+from pretraining.images import ImageArray
+from pretraining.teacher import Advice, AdviceCache, Teacher, enlarge
 
 STRIDE = 16  # pixels a place of the teacher's map, and a patch of the student
 

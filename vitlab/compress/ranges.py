@@ -1,4 +1,4 @@
-"""Ranges of the activations of an ONNX graph on real images, from which their 8-bit scales are made."""
+"""Ranges of the activations of an ONNX graph on real images; their 8-bit scales are computed from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
@@ -18,16 +17,10 @@ from vitlab.compress.parity import PixelSet
 from vitlab.compress.preprocess import normalise
 from vitlab.schema import Transform
 
-CALIBRATIONS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
-PERCENTILE = 99.99  # of the activations, with calibration="percentile"; what lies beyond is clipped
 CHUNK = 8  # images in memory at a time
 
 
-def measure_ranges(source: Path, cache: Path, calibration: str, batches: Iterator[np.ndarray]) -> None:
+def measure_ranges(source: Path, cache: Path, batches: Iterator[np.ndarray]) -> None:
     """Write the ranges that onnxruntime's quantiser reads, from inputs of the graph, a few images at a time.
 
     onnxruntime keeps in memory what it has not yet counted.
@@ -37,20 +30,17 @@ def measure_ranges(source: Path, cache: Path, calibration: str, batches: Iterato
             source,
             [*WEIGHTED, *MAP_OPS],
             augmented_model_path=str(cache.with_name("augmented.onnx")),
-            calibrate_method=CALIBRATIONS[calibration],
-            extra_options={"percentile": PERCENTILE} if calibration == "percentile" else {},
+            calibrate_method=CalibrationMethod.MinMax,
         )
         for batch in batches:
             calibrator.collect_data(_Reader(batch))
         save_tensors_data(calibrator.compute_data(), cache)
 
 
-def feed_images(proto: onnx.ModelProto, images: PixelSet, transform: Transform) -> Iterator[np.ndarray]:
-    """Inputs of the graph, a few images at a time: as they are where it prepares them itself, else normalised."""
-    raw = proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+def feed_images(images: PixelSet, transform: Transform) -> Iterator[np.ndarray]:
+    """Inputs of the graph (B, C, h, w), a few images at a time."""
     for start in range(0, len(images), CHUNK):
-        part = images.pixels[start : start + CHUNK]
-        yield part if raw else normalise(part, transform)
+        yield normalise(images.pixels[start : start + CHUNK], transform)
 
 
 class _Reader(CalibrationDataReader):

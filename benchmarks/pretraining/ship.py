@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vitlab.pretrain.recipe import Recipe
+from pretraining.recipe import Recipe
 from vitlab.runs import atomic
 
 NAME = "vit_tiny_vitlab"

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pretraining.images import ImageArray
 from vitlab.models import build_model
 from vitlab.models.hybrid import STEM_STAGES
-from vitlab.pretrain.images import ImageArray
 from vitlab.training.precision import autocast, choose_precision
 
 MAP_CHANNELS, EMBED_DIM = 112, 1280

@@ -10,8 +10,8 @@ from timm.layers import PatchDropoutWithIndices
 from torch import nn
 from torch.nn import functional as F
 
-from vitlab.pretrain.lessons import Lesson
-from vitlab.pretrain.teacher import EMBED_DIM, MAP_CHANNELS
+from pretraining.lessons import Lesson
+from pretraining.teacher import EMBED_DIM, MAP_CHANNELS
 
 MEAN = STD = 0.5
 TEMPERATURE = 2.0

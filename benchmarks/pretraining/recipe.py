@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from pretraining.student import Weights
 from vitlab.errors import UserError
-from vitlab.pretrain.student import Weights
 from vitlab.registry import unknown
 
 

@@ -12,12 +12,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
+from pretraining.images import ImageArray
+from pretraining.lessons import CachedLessons, OnlineLessons
+from pretraining.recipe import Recipe
+from pretraining.student import Student, measure_loss
+from pretraining.teacher import enlarge
 from vitlab.errors import UserError
-from vitlab.pretrain.images import ImageArray
-from vitlab.pretrain.lessons import CachedLessons, OnlineLessons
-from vitlab.pretrain.recipe import Recipe
-from vitlab.pretrain.student import Student, measure_loss
-from vitlab.pretrain.teacher import enlarge
 from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.precision import autocast

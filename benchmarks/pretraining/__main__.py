@@ -1,4 +1,4 @@
-"""`python -m vitlab.pretrain FOLDER OUTPUT`: pretrain a small ViT on a set of images and write its weights."""
+"""`python -m pretraining FOLDER OUTPUT`, in the folder benchmarks/: pretrain a small ViT on a set of images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated
 import torch
 import typer
 
-from vitlab.pretrain.images import load_images
-from vitlab.pretrain.lessons import CachedLessons, OnlineLessons
-from vitlab.pretrain.loop import pretrain, validate
-from vitlab.pretrain.recipe import RECIPES, find_recipe
-from vitlab.pretrain.ship import write_weights
-from vitlab.pretrain.teacher import AdviceCache, Teacher
+from pretraining.images import load_images
+from pretraining.lessons import CachedLessons, OnlineLessons
+from pretraining.loop import pretrain, validate
+from pretraining.recipe import RECIPES, find_recipe
+from pretraining.ship import write_weights
+from pretraining.teacher import AdviceCache, Teacher
 
 
 def main(

@@ -1,0 +1,35 @@
+"""What is shown of many classes, groups or models: all up to a dozen, else those with the lowest and the highest values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+MAX_SHOWN = 12  # classes, groups or models that one figure or table names
+MAX_LINES = 5  # classes with a curve each in one panel; of more, the mean, the range and the extremes
+MAX_PANELS = 8  # panels of a figure that has one for each group
+
+
+def find_extremes(values: Sequence[float], most: int = MAX_SHOWN) -> np.ndarray:
+    """The positions to show: all in their order where there are at most `most`, else the lowest half and then the highest half.
+
+    Missing values (NaN) are shown only where there are too few others.
+    """
+    order = np.argsort(np.asarray(values, float), kind="stable")  # NaN comes last
+    if len(order) <= most:
+        return np.arange(len(order))
+    known = int(np.isfinite(np.asarray(values, float)).sum())
+    order = order[: max(known, most)]
+    return np.concatenate([order[: most - most // 2], order[len(order) - most // 2 :]])
+
+
+def keep_extremes(table: pd.DataFrame, by: str, most: int = MAX_SHOWN) -> pd.DataFrame:
+    """The rows with the lowest and then the highest values in the column `by`; all rows as they are where there are few."""
+    return table.iloc[find_extremes(table[by], most)]
+
+
+def describe_cut(shown: int, total: int, what: str = "classes", by: str = "value") -> str:
+    """A note such as "12 of 100 classes: lowest and highest recall"; empty where all are shown."""
+    return f"{shown} of {total:,} {what}: lowest and highest {by}" if shown < total else ""

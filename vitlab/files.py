@@ -1,0 +1,58 @@
+"""Files that are whole or not there: written under a temporary name and renamed; and a check that they still are."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
+
+
+def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
+    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all are there and whole.
+
+    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds.
+    """
+    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file))]
+
+
+def _find_problem(path: Path) -> str:
+    if not path.is_file():
+        return "is missing"
+    try:
+        if path.suffix == ".json":
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return "is damaged"
+        elif path.suffix == ".parquet":
+            pq.read_metadata(path)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="np"):
+                pass
+        elif not path.stat().st_size:
+            return "is empty"
+    except (OSError, ValueError, RecursionError, SafetensorError):  # pyarrow's errors are ValueErrors
+        return "is damaged"
+    return ""

@@ -1,0 +1,108 @@
+"""Characters that the usual font lacks: installed fonts that have them, or a hint which package to install."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from functools import cache
+
+import matplotlib as mpl
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+USUAL = "DejaVu Sans"  # comes with matplotlib
+PACKAGES = {  # of Debian and Ubuntu, by the first word of a character's Unicode name
+    **dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO"), "fonts-noto-cjk"),
+}
+EMOJI, OTHERS = "fonts-symbola", "fonts-noto-core"  # fonts of coloured bitmaps cannot be drawn by matplotlib
+
+
+class ReadableFigure(Figure):
+    """A figure that, when it is drawn, finds fonts for the characters in its texts."""
+
+    def draw(self, renderer):
+        families, missing = find_fonts("".join(_texts_of(self)))
+        if families:
+            _use_fonts(self, [*mpl.rcParams["font.family"], USUAL, *families])
+        with warnings.catch_warnings():
+            if missing:
+                _hint_once(missing)
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            super().draw(renderer)
+
+
+def find_fonts(text: str) -> tuple[list[str], str]:
+    """Families of installed fonts that together draw what the usual font lacks, and the characters that no font has."""
+    usual = _characters(font_manager.findfont(USUAL)) | _characters(font_manager.findfont(font_manager.FontProperties()))
+    missing = {char for char in text if char.isprintable() and not char.isspace() and ord(char) not in usual}
+    families = []
+    while missing:
+        path = max(_installed(), key=lambda path: len(_covered(missing, path)), default="")
+        if not (found := _covered(missing, path)):
+            break
+        if path not in {entry.fname for entry in font_manager.fontManager.ttflist}:
+            font_manager.fontManager.addfont(path)  # installed since matplotlib listed the fonts of this machine
+        families.append(font_manager.get_font(path).family_name)
+        missing -= found
+    return families, "".join(sorted(missing))
+
+
+def describe_missing(missing: str) -> str:
+    """What to do about characters that no installed font has."""
+    packages = sorted({_find_package(char) for char in missing})
+    shown = missing if len(missing) <= 20 else missing[:20] + "…"
+    return (
+        f"no installed font has the characters {shown}, so a box or nothing is drawn in their place: install a font that has "
+        f"them (Debian and Ubuntu: apt-get install {' '.join(packages)}), then start again"
+    )
+
+
+def _find_package(char):
+    if unicodedata.category(char) in ("So", "Sk"):
+        return EMOJI
+    return PACKAGES.get(unicodedata.name(char, "").split(" ")[0], OTHERS)
+
+
+@cache
+def _hint_once(missing):
+    warnings.warn(describe_missing(missing), stacklevel=2)
+
+
+def _texts_of(figure) -> Iterator[str]:
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            yield from (label.get_text() for label in axis.get_ticklabels())
+    yield from (text.get_text() for text in figure.findobj(Text))
+
+
+def _use_fonts(figure, families):
+    for ax in figure.axes:
+        ax.tick_params(labelfontfamily=families)
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """The fonts of this machine, upright ones of usual weight first."""
+    odd = ("bold", "oblique", "italic", "light", "thin", "black", "condensed", "medium")
+    return tuple(sorted(font_manager.findSystemFonts(), key=lambda path: (any(word in path.lower() for word in odd), path)))
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """The code points that a font has; none where it cannot be drawn or has a box for every character."""
+    try:
+        font = FT2Font(path)
+    except (RuntimeError, OSError):  # coloured bitmaps, a damaged file, or no file
+        return frozenset()
+    name = font.family_name.lower()
+    return frozenset() if "last" in name and "resort" in name else frozenset(font.get_charmap())
+
+
+def _covered(missing: set[str], path: str) -> set[str]:
+    characters = _characters(path)
+    return {char for char in missing if ord(char) in characters}
