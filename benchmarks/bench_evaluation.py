@@ -59,14 +59,14 @@ def loop_over_sklearn(scores: Scores, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def measure_false_alarms(trials: int) -> list[dict]:
-    """A record for each kind of split and number of seeds; the s.d. over seeds is .01, the accuracy .8."""
+    """A record for each kind of split and number of seeds; the accuracy is .8, its s.d. over seeds about what the images make."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.test_evaluation_comparison import share_of_verdicts
 
     records = []
-    for images, test, fixed in ((200, 200, True), (10_000, 10_000, True), (2000, 400, False)):
+    for images, test, fixed, seed_sd in ((200, 200, True, 0.01), (10_000, 10_000, True, 0.003), (2000, 400, False, 0.01)):
         for seeds in (2, 3, 5, 10):
-            share = share_of_verdicts(images, test, seeds, fixed, trials)
+            share = share_of_verdicts(images, test, seeds, fixed, trials, seed_sd)
             case = f"{'fixed test split' if fixed else f'splits of {images:,} images'}, {test:,} test images, {seeds} seeds"
             records.append(
                 record(case, f"share of verdicts without a difference, {trials} trials", share, 0.05, "nominal", share, "<= 0.07")

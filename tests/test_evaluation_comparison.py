@@ -179,11 +179,12 @@ def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize(
-    ("images", "test", "fixed", "trials"), [(200, 200, True, 400), (10_000, 10_000, True, 200), (2000, 400, False, 300)]
+    ("images", "test", "fixed", "trials", "seed_sd"),
+    [(200, 200, True, 400, 0.01), (10_000, 10_000, True, 200, 0.003), (2000, 400, False, 300, 0.01)],
 )
-def test_models_of_equal_accuracy_are_told_apart_as_seldom_as_promised(images, test, fixed, trials, seeds):
-    """Target: at most 7 %; the s.d. over seeds is .01. More trials: benchmarks/bench_evaluation.py."""
-    assert share_of_verdicts(images, test, seeds, fixed, trials) <= 0.07
+def test_models_of_equal_accuracy_are_told_apart_as_seldom_as_promised(images, test, fixed, trials, seed_sd, seeds):
+    """Target: at most 7 %, where the s.d. over seeds is about what the test images make. More: benchmarks/bench_evaluation.py."""
+    assert share_of_verdicts(images, test, seeds, fixed, trials, seed_sd) <= 0.07
 
 
 def test_one_seed_is_a_test_of_the_images():
