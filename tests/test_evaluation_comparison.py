@@ -187,6 +187,41 @@ def test_models_of_equal_accuracy_are_told_apart_as_seldom_as_promised(images, t
     assert share_of_verdicts(images, test, seeds, fixed, trials, seed_sd) <= 0.07
 
 
+def share_of_normal_verdicts(seeds, shared, seed_sd, common=0.5, own=0.3, trials=1500):
+    """`share_of_verdicts` for normal scores. The images of one run have variance 1: `common` to both models, each model's `own`,
+    the rest of the run alone. shared: which part of its test images a seed shares with another one."""
+    generator = np.random.default_rng(seeds)
+
+    def draw(rows):  # (rows, 2 * seeds), all seeds of the first model first
+        values = np.sqrt(1 - common - own) * generator.normal(size=(rows, 2, seeds))
+        for variance, models in ((common, 1), (own, 2)):
+            values += np.sqrt(variance * shared) * generator.normal(size=(rows, models, 1))
+            values += np.sqrt(variance * (1 - shared)) * generator.normal(size=(rows, models, seeds))
+        return values.reshape(rows, -1)
+
+    drawn, values = draw(2000), draw(trials)
+    values += seed_sd * generator.normal(size=values.shape)
+    units = [np.arange(1000)] * 2 * seeds
+    runs = (Runs(row[:, None], drawn[:, :, None], units, units, [""] * 2 * seeds) for row in values)
+    return np.mean([compare_runs(run, range(seeds), range(seeds, 2 * seeds), 0, 0.95)["p"] < 0.05 for run in runs])
+
+
+@pytest.mark.parametrize("common", [0.5, 0.9])
+@pytest.mark.parametrize("shared", [1.0, 0.2], ids=["fixed", "resampled"])
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.5), (3, 1.5), (3, 2.5), (5, 1.5), (10, 1.5), (10, 10)])
+def test_three_seeds_and_more_hold_the_level_whatever_the_seeds_do(seeds, seed_sd, shared, common):
+    """Target: at most 7 %. seed_sd: in units of what the test images make in one run."""
+    assert share_of_normal_verdicts(seeds, shared, seed_sd, common, (1 - common) / 2) <= 0.07
+
+
+@pytest.mark.parametrize(("shared", "most"), [(1.0, 0.1), (0.2, 0.12)], ids=["fixed", "resampled"])
+def test_two_seeds_hold_the_level_while_the_seeds_vary_little(shared, most):
+    """At most 7 % for a s.d. up to 1.5 times that of the images; the docstring of `pairwise_table` says what is beyond."""
+    assert max(share_of_normal_verdicts(2, shared, seed_sd) for seed_sd in (0.35, 0.75, 1.0)) <= 0.05
+    assert share_of_normal_verdicts(2, shared, 1.5) <= 0.075
+    assert share_of_normal_verdicts(2, shared, 3.0) <= most
+
+
 def test_one_seed_is_a_test_of_the_images():
     """Models of equal accuracy whose seeds do not vary: at most 7 %."""
     assert share_of_verdicts(200, 200, 1, True, 400, seed_sd=0) <= 0.07

@@ -62,6 +62,9 @@ def compare_runs(runs: Runs, a: Sequence[int], b: Sequence[int], column: int, co
     units, drawn = runs.count_units(a), runs.drawn[:, :, column]
     images = image_variance((drawn[:, b] - drawn[:, a]).round(12), units)
     seeds = sum(seed_variance(runs.values[rows, column], drawn[:, rows], units) for rows in (a, b))
+    if len(a) > 2:  # the differences may vary more than the models by themselves; of two seeds nobody can tell
+        gaps = runs.values[b, column] - runs.values[a, column]
+        seeds = max(seeds, seed_variance(gaps, drawn[:, b] - drawn[:, a], units))
     error, freedom = total_error(images, seeds, len(a), 2, units)
     low, high = t_interval(difference, error, freedom, confidence)
     unvaried = 1.0 if difference == 0 else float(error)  # 0 without any variation; NaN where the variation is not known

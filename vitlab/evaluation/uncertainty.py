@@ -124,15 +124,16 @@ def total_error(images: ImageVariance, seed_variance: float, seeds: int, models:
     """Standard error and degrees of freedom of a mean over seeds, for other images and other seeds (one seed: other images).
 
     images: of the quantity whose mean it is. seed_variance: how much that quantity varies with the seed in one run, estimated
-    from the runs of so many models, without what their images explain. A few seeds may agree by luck: it is taken to be at least
-    2 / (k - 1) times the variance of one run by its images. Only the part above the noise of the images lowers the degrees of
-    freedom.
+    from the runs of so many models, without what their images explain. A few seeds may agree by luck, so it is taken to be at
+    least 2 / (k - 1) times the variance of one run by its images. It lowers the degrees of freedom; with two seeds only the part
+    above the noise of the images does, since a test with two degrees of freedom could show almost nothing.
     """
     total, uncertain = images.mean, images.mean**2 / (units - 1) if units > 1 else np.nan
     if seeds > 1:
-        total += max(seed_variance, LEAST_SEEDS / (seeds - 1) * images.run) / seeds
-        doubtful = max(seed_variance - images.spread / (seeds - 1), 0.0) / seeds
-        uncertain += doubtful**2 / (models * (seeds - 1))
+        counted = max(seed_variance, LEAST_SEEDS / (seeds - 1) * images.run)
+        doubtful = counted if seeds > 2 else max(seed_variance - images.spread, 0.0)
+        total += counted / seeds
+        uncertain += (doubtful / seeds) ** 2 / (models * (seeds - 1))
     return float(np.sqrt(total)), float(total**2 / uncertain) if uncertain > 0 else np.inf
 
 
