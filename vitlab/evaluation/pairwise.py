@@ -41,11 +41,11 @@ def pairwise_table(
     difference as a share of what the worse model lacks to 1. p_holm: p corrected for the number of pairs (Holm, 1979); the
     verdict goes by it. The intervals are those of one pair, not widened for the number of pairs.
 
-    The t interval and the t-test take images and seeds as random, the training data as given. In simulations without a difference,
-    at most 7 % of the verdicts at a nominal 5 % name a model with 3, 5 and 10 seeds, whatever the seeds do. With two seeds this
-    holds while their s.d. is at most 1.5 times what the test images make in one run; where it is larger, up to 9 % (fixed test
-    split) and 11 % (resampled splits) do. The test of two seeds shows a difference of .10 AUC on 500 images in 90 % of the cases, and
-    no test can hold both. With one seed the verdict is about images only, and the note says so.
+    The t interval and the t-test take images and seeds as random, the training data as given. In simulations without a
+    difference, at most 7 % of the verdicts at a nominal 5 % name a model with 3, 5 and 10 seeds, however much the seeds vary.
+    With two seeds this holds while their s.d. is at most 1.5 times what the test images make in one run; where it is larger, up
+    to 9 % (fixed test split) and 11 % (resampled splits) do. The test of two seeds shows a difference of .10 AUC on 500 images
+    in 90 % of the cases, and no test holds both. With one seed the verdict is about images only, and the note says so.
     """
     from statsmodels.stats.multitest import multipletests
 
