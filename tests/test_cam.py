@@ -87,12 +87,23 @@ def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
     assert explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.0").values.shape == (1, 16, 16)
 
 
-def test_hybrid_takes_the_last_map_of_the_stem():
-    model = build_model("hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=1, num_heads=2)
+@pytest.mark.parametrize(
+    ("method", "layer"),
+    [
+        ("grad_cam", "blocks.1.norm1"),
+        ("grad_cam_plus_plus", "blocks.1.norm1"),
+        ("score_cam", "stem"),
+        ("layer_cam", "stem"),
+        ("eigen_cam", "stem"),
+    ],
+)
+def test_the_layer_of_a_hybrid(method, layer):
+    model = build_model("hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=2, num_heads=2)
     images = torch.randn(2, 3, 64, 64)
-    stem, tokens = (explain(model, images, "grad_cam", layer=layer).values for layer in ("stem", "blocks.0.norm1"))
-    np.testing.assert_array_equal(explain(model, images, "grad_cam").values, stem)
-    assert tokens.shape == stem.shape and not np.allclose(tokens, stem)
+    other = "stem" if layer != "stem" else "blocks.1.norm1"
+    found, same, different = (explain(model, images, method, layer=name).values for name in (None, layer, other))
+    np.testing.assert_array_equal(found, same)
+    assert found.shape == different.shape and not np.allclose(found, different)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +213,8 @@ def normalise(maps):
 def test_equals_pytorch_grad_cam_on_the_default_layer(method, name, monkeypatch):
     get_2d_projection = pytest.importorskip("pytorch_grad_cam").eigen_cam.get_2d_projection
     model, layer = loud_model(name, std=1 if method == "score_cam" else 1e5)
+    if name == "hybrid_vit" and method in ("grad_cam", "grad_cam_plus_plus"):
+        layer = "blocks.0.norm1"
     images, targets = torch.randn(2, 3, *model.transform.size), [2, 0]
     options = {"channels": None} if method == "score_cam" else {}
     if method == "score_cam" and name == "resnet18":  # 64 channels in the place of 512

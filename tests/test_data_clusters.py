@@ -17,7 +17,6 @@ from vitlab.data import (
     draw_splits,
     load_dataset,
     near_duplicate_table,
-    replace_splits,
     split_fold,
 )
 
@@ -254,14 +253,6 @@ def test_what_does_not_go_together_is_refused(twins, mnist_files):
         load_dataset(twins, samples=load_dataset(twins).samples, split_by="cluster")
     with pytest.raises(ValueError, match="comes with its own test split"):
         load_dataset("torchvision:MNIST", folds=3)
-
-
-def test_splits_can_be_replaced(twins):
-    data = load_dataset(twins)
-    other = replace_splits(data, draw_splits(data.samples, seed=9))
-    assert (other.samples["split"] != data.samples["split"]).any() and other.read is data.read
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
-        replace_splits(data, pd.Series(["dev"] * 60))
 
 
 def test_an_image_mode_does_not_matter():

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -159,6 +160,7 @@ def test_the_range_goes_into_the_run_and_from_there_to_images_from_elsewhere(tmp
     assert "0 is black and 4,095 white" in data_card(data)
     model = build_model("vit_scratch", data.classes, size=36, embed_dim=16, depth=1, num_heads=1)
     run = Run.create(dataset=data.name, model=model.name, seed=0)
+    run.write_table("history.csv", pd.DataFrame({"epoch": [1]}))
     save_results(run, model, data)
     transform = load_model(run.path).transform
     assert transform.value_range == (0, 4095)

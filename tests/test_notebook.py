@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.cli import _resolve_type
@@ -96,7 +97,7 @@ epochs: int | None = None
 rate: float | None = None
 strategy: str | None = None
 flip: bool | None = None
-size: int | list[int] | None = None
+size: int | list[int] or None = None
 odd: Path | None = None
 anything = None
 """
@@ -190,6 +191,12 @@ def test_every_parameter_of_our_notebooks_has_a_type(path):
     trained = {field.name: type(field.default).__name__ for field in fields(TrainConfig)}
     same = {name: declared[name].kinds for name in declared.keys() & trained.keys() if declared[name].default is None}
     assert same == {name: (trained[name], "None") for name in same}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_papermill_knows_every_parameter_of_our_notebooks(path):
+    """Else it warns of an unknown parameter, which it then sets."""
+    assert list(papermill.inspect_notebook(path)) == list(notebook_parameters(path))
 
 
 def test_a_cell_of_parameters_that_is_not_python_is_said(tmp_path):

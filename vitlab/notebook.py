@@ -62,8 +62,8 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
 def fit_parameters(path: Path | str, given: dict[str, Any], *, text: bool = False) -> dict[str, Any]:
     """The given values in the types that the notebook declares. UserError for an undeclared name or a value of another type.
 
-    The types are those of the annotation (`epochs: int | None = None`), else that of the default. A default of None without an
-    annotation takes any value. A word for a parameter that is not a text becomes what papermill makes of it: `1e-3` a number,
+    The types are those of the annotation (`epochs: int = None`) and of the default. A default of None without an annotation takes
+    any value. A word for a parameter that is not a text becomes what papermill makes of it: `1e-3` a number,
     `None` nothing. text: the values are words of the command line, so lists and mappings are read as YAML, too.
     """
     declared = _read_declared(path)
@@ -142,10 +142,12 @@ def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
 
 
 def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
-    """`int | None` as ("int", "None"); empty for an annotation with a type that is not among TYPES."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        left, right = _read_annotation(node.left), _read_annotation(node.right)
-        return (*left, *right) if left and right else ()
+    """`int | None`, or `int or None` (which papermill reads as well), as ("int", "None"); empty for a type not among TYPES."""
+    sides = [node.left, node.right] if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) else []
+    sides = node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) else sides
+    if sides:
+        kinds = [_read_annotation(side) for side in sides]
+        return tuple(kind for side in kinds for kind in side) if all(kinds) else ()
     node = node.value if isinstance(node, ast.Subscript) else node  # list[int] is read as list
     name = "" if node is None else ast.unparse(node)
     return (name,) if name in TYPES else ()

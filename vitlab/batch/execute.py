@@ -232,4 +232,5 @@ class WatchedEngine(NBClientEngine):
 LOG = logging.getLogger("vitlab.batch")
 LOG.addHandler(logging.NullHandler())  # what went wrong is told by the executed copy and by the table at the end
 LOG.propagate = False
+logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters whose annotation it cannot read
 papermill_engines.register("vitlab", WatchedEngine)

@@ -6,7 +6,6 @@ from .datasets import (
     check_name as check_name,
     data_version as data_version,
     load_dataset as load_dataset,
-    replace_splits as replace_splits,
 )
 from .duplicates import near_duplicate_table as near_duplicate_table
 from .folds import draw_folds as draw_folds, split_fold as split_fold

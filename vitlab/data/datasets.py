@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from functools import lru_cache, partial
 
 import pandas as pd
@@ -85,14 +84,9 @@ def load_dataset(
         citation=source.citation,
         version=source.version,
         coarser=source.coarser,
+        flip=source.flip,
         find_range=partial(find_range, source),
     )
-
-
-def replace_splits(data: DataBundle, split: pd.Series) -> DataBundle:
-    """The same images with another column `split`, in the order of `data.samples`: drawn by clusters, by hand, by fold."""
-    samples = data.samples.assign(split=split.to_numpy())
-    return replace(data, samples=check_samples(samples, data.classes))
 
 
 def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.DataFrame, pd.DataFrame]:

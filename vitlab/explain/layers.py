@@ -10,14 +10,17 @@ from vitlab.explain.inspection import find_layer
 from vitlab.schema import Anatomy
 
 
-def choose_layer(anatomy: Anatomy, layer: str | None) -> tuple[str, bool]:
+def choose_layer(anatomy: Anatomy, layer: str | None, *, local: bool = False) -> tuple[str, bool]:
     """Name of the layer, and whether what it takes in is meant instead of what it gives out.
 
-    By default the last feature map where there are any; else, in a ViT, what goes into the last attention.
+    By default what goes into the last attention of a ViT or a hybrid, else the last feature map. local: in a hybrid, too, the
+    last map of its convolutional part, whose features depend on a smaller part of the image.
     """
     if layer is not None:
         return layer, False
-    return (anatomy.stages[-1], False) if anatomy.stages else (anatomy.attention[-1], True)
+    if anatomy.stages and (local or not anatomy.attention):
+        return anatomy.stages[-1], False
+    return anatomy.attention[-1], True
 
 
 def compute_until(layer: str, module: nn.Module, images: torch.Tensor, *, before: bool = False) -> torch.Tensor:
