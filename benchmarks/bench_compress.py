@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from records import record, write_records
+from records import corrected_t, record, write_records
 
 from vitlab.compress.benchmark import MARGIN, benchmark_table, size_on_disk
 from vitlab.compress.latency import latency_table
@@ -37,7 +37,6 @@ from vitlab.compress.processor import ARM, X86, read_instructions
 from vitlab.compress.recommendation import describe_variants
 from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
-from vitlab.evaluation import corrected_t
 from vitlab.models import build_model, load_model, save_model
 from vitlab.places import reports_dir
 from vitlab.runs import Run, write_json

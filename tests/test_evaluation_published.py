@@ -95,6 +95,8 @@ def test_published_rows_stand_beside_ours():
     assert gaps["verdict"].to_dict() == {"mono": "no difference shown", "poly": "above"}
     few = published_gap_table(table.assign(sampling_sd=0.02)).set_index("cells")
     assert few.loc["poly", "verdict"] == "no difference shown", "0.05 is within 1.96 root of 0.02^2 + 0.02^2"
+    unknown = table.assign(sampling_sd=0.02, spread=table["spread"].where(table["source"] == "this report"))
+    assert set(published_gap_table(unknown)["verdict"]) == {"no difference shown"}, "0.05 is within 1.96 root of 2 * 0.02^2"
     assert gaps.loc["mono", "against"] == "VGG, Song" and gaps.loc["mono", "difference"] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="lacks the columns task"):
         published_table(published.drop(columns="task"), ours)

@@ -112,6 +112,8 @@ def test_ingredients_are_shares_of_the_first():
     assert [text.get_text() for text in axes[2].texts] == ["0.952", "0.949 (−0.3 points)", "0.938 (−1.4 points)"]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["ViT-B fp32", "ViT-B int8", "ViT-S int8"]
     assert len(plots.plot_ingredients(rows.drop(columns="size_mb"))) == 2
+    blank = plots.plot_ingredients(rows.assign(value=[0.0, 0.0, 0.5]))[2]
+    assert [bar.get_width() for bar in blank.patches] == [0, 0, 0.5], "a score of 0 leaves the panel readable"
 
 
 def test_drops_have_their_intervals_and_counts():

@@ -7,8 +7,12 @@ import sys
 
 import pandas as pd
 import pytest
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
+from vitlab.errors import UserError
 from vitlab.runs import find_runs
+from vitlab.training.devices import join_processes
 
 ARGUMENTS = (
     "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128 --precision fp32 --learning_rate 1e-3 "
@@ -34,21 +38,57 @@ assert (weights[0] - weights[1]).abs().max() < 1e-3
 """
 
 
-def call(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=600)
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone"
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe", "linear_probe --resample smote"])
-def test_accelerate_launch_gives_the_curve_of_one_process(strategy):
+def call(*command, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {"ACCELERATE_USE_CPU": "1"})}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("launch", "strategy", "variables"),
+    [
+        (TORCHRUN, "full", {"CUDA_VISIBLE_DEVICES": ""}),  # a machine without a GPU
+        (LAUNCH, "linear_probe", {}),
+        (LAUNCH, "linear_probe --resample smote", {}),
+    ],
+)
+def test_two_processes_give_the_curve_of_one(launch, strategy, variables):
     arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
-    for result in (call(*arguments, "one"), call(*shlex.split(LAUNCH), *arguments, "two")):
+    for result in (call(*arguments, "one"), call(*shlex.split(launch), *arguments, "two", **variables)):
         assert result.returncode == 0, result.stderr[-3000:]
     runs = {run.name: run for run in find_runs("digits")}
     assert runs["two"].facts["processes"] == 2 and runs["one"].facts["processes"] == 1
     one, two = (runs[name].read_table("history.csv").drop(columns="seconds") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one[["train_loss", "val_loss"]], two[["train_loss", "val_loss"]], atol=1e-3, rtol=0)
     assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
+
+
+def test_accelerate_launch_that_starts_one_process_is_refused(reports_folder):
+    launch = shlex.split("-m accelerate.commands.launch --num_processes 2")
+    result = call(*launch, *shlex.split(ARGUMENTS), CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0 and not list(reports_folder.rglob("run.json"))
+    assert "write torchrun --nproc_per_node NUMBER -m vitlab.training" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "started one, .* write torchrun"),  # --cpu --num_processes 2
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* no launcher started this one; write torchrun"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, r"2 processes, but 1 GPU\(s\)"),
+    ],
+)
+def test_processes_that_could_not_train_together_are_refused(variables, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(UserError, match=message):
+        join_processes()
+    assert not PartialState._shared_state
 
 
 def test_two_processes_from_a_notebook():

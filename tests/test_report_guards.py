@@ -520,7 +520,7 @@ def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(proje
     assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
     assert where == f"Cell 4 of `{RUNS}/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
     assert first == "- executed as `plot()`, and the notebook now says `#| fig-alt: A falling line.`"
-    assert second == "- this figure says nothing to who cannot see it: write `#| fig-alt: ...`"
+    assert second == "- this figure has no alternative text: write `#| fig-alt: ...`"
 
 
 def test_strict_publishes_nothing_and_the_marks_reach_page_and_pdf(project):
@@ -558,10 +558,10 @@ def test_command_prints_where_and_tells_by_its_status(project):
     result = CliRunner().invoke(app, ["report", "toy", "--strict"])
     assert result.exit_code == 1 and "HTML" not in result.stdout
     assert f"{RUNS}/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
-    assert result.stderr == "Not published. What to mend, and where, stands above: 1.\n"
+    assert result.stderr == "Not published: 1 problem, listed above.\n"
     result = CliRunner().invoke(app, ["report", "toy"])
     assert result.exit_code == 0 and "@fig-none" in result.stdout and "HTML" in result.stdout
-    assert result.stderr == "Marked in the pages, and not published with --strict: 1.\n"
+    assert result.stderr == "1 problem, listed above and marked in the pages; --strict would not publish.\n"
     result = CliRunner().invoke(app, ["report", "toy", "--max-page-mb", "-1"])
     assert result.exit_code == 2 and "above 0" in result.stderr
 

@@ -30,7 +30,7 @@ def test_draws_stay_within_the_space():
 def test_trained_blocks_name_a_strategy(blocks, strategy, last_blocks, train_from):
     config = apply_values(recipe("hybrid_vit"), {"trained_blocks": blocks, "learning_rate": 0.00123456, "augment": "strong"})
     assert (config.strategy, config.last_blocks, config.train_from) == (strategy, last_blocks, train_from)
-    assert config.learning_rate == 0.00123 and config.augment == "strong"
+    assert config.learning_rate == 0.00123456 and config.augment == "strong"
     assert config.mixup == recipe("hybrid_vit").mixup
 
 

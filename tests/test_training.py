@@ -7,17 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
-from vitlab.data import load_dataset
+from vitlab.data import class_weights, load_dataset
+from vitlab.data.sources import DATASETS
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model
 from vitlab.runs import PROMISED, Run, find_runs, runs_folder
-from vitlab.training import ensure_run, finetune, fit, predict, recipe, save_results
+from vitlab.training import ensure_run, finetune, fit, fit_options, predict, recipe, save_results
+from vitlab.training.average import MovingAverage
+from vitlab.training.loop import _list_tensors
 from vitlab.training.precision import choose_precision, resolve_precision
 from vitlab.training.scores import score_logits
+
+COAT = {"epochs": 1, "batch_size": 256, "augment": "none", "ema": 0.5}
 
 
 @pytest.fixture
@@ -138,6 +144,89 @@ def test_nan_loss_names_samples_and_rate(digits):
     config = recipe("vit_scratch", epochs=3, batch_size=32, learning_rate=1e30, warmup_epochs=0, clip=1e30, precision="fp32")
     with pytest.raises(FloatingPointError, match=r"learning rate .* Samples of the batch: \S+"):
         fit(tiny_vit(), digits, config=config)
+
+
+def test_validation_that_is_no_number_gives_the_same_advice(digits):
+    config = recipe("vit_scratch", epochs=3, batch_size=10_000, learning_rate=1e30, warmup_epochs=0, clip=0.0, precision="fp32")
+    with pytest.raises(UserError, match=r"outputs for validation images .* epoch 1 .* Try a learning_rate ten times smaller"):
+        fit(tiny_vit(), digits, config=config)  # one step an epoch: its loss is still finite, and its weights are not
+
+
+@pytest.mark.parametrize(
+    ("name", "flip"), [("digits", False), ("planted:digits", False), ("shuffled:digits", False), ("elpv", True)]
+)
+def test_recipes_mirror_only_what_may_be_mirrored(name, flip):
+    source = DATASETS[name]()
+    data = replace(small_digits(), flip=source.flip)
+    for model in ("vit_scratch", "hybrid_vit", "resnet18"):
+        assert recipe(model, data).flip == recipe(model).flip * flip
+        assert recipe(model, data, flip=True).flip and not recipe(model, data, flip=False).flip
+
+
+def test_a_dataset_tells_whether_it_may_be_mirrored(mnist_files):
+    assert not load_dataset("digits").flip and not load_dataset("planted:digits").flip
+    assert not DATASETS["torchvision:MNIST"]().flip
+
+
+def test_vit_scratch_is_fitted_to_small_images():
+    digits = load_dataset("digits")
+    config, images = recipe("vit_scratch", digits), len(digits.split("train"))
+    assert config.epochs * (images // config.batch_size) >= 600
+    assert recipe("vit_scratch", digits, epochs=2, batch_size=8).epochs == 2
+    assert recipe("vit_scratch", digits, batch_size=8).epochs == 8  # no fewer than on large images
+    assert recipe("hybrid_vit", digits).epochs == recipe("hybrid_vit").epochs
+    assert fit_options("vit_scratch", digits, {"depth": 2}) == {"depth": 2, "size": 48}
+    assert fit_options("vit_scratch", digits, TINY) == TINY and fit_options("hybrid_vit", digits, {}) == {}
+    large = replace(digits, read=lambda sample_id: Image.new("L", (300, 300)))
+    assert recipe("vit_scratch", large) == recipe("vit_scratch", flip=False) and fit_options("vit_scratch", large, {}) == {}
+
+
+def test_a_short_training_by_recipe_is_far_above_chance():
+    """198 steps of a small ViT on the digits (chance: 0.1)."""
+    digits = load_dataset("digits")
+    model = build_model("vit_scratch", digits.classes, size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    history = fit(model, digits, config=recipe("vit_scratch", digits, epochs=6, learning_rate=3e-3, precision="fp32"))
+    assert history["val_balanced_accuracy"].max() > 0.4
+
+
+def test_tensors_that_modules_share_are_trained_saved_and_averaged(digits):
+    """CoaT shares its position encodings between blocks; saving failed, and the average took them in once for each block."""
+    run = finetune("digits", "coat_lite_tiny", options={"size": 32, "pretrained": False}, **COAT)
+    model = load_model(run.path)
+    table = predict(model, load_dataset("digits", samples=run.read_table("splits.csv")), splits=("test",))
+    kept = run.read_table("predictions.parquet").query("split == 'test'")
+    assert (table["pred"].to_numpy() == kept["pred"].to_numpy()).all()
+    assert model.module.cpe1.proj.weight is model.module.serial_blocks1[1].cpe.proj.weight
+
+
+def test_the_average_takes_in_a_shared_tensor_once():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    names = _list_tensors(module, module)
+    average = MovingAverage(module, 0.5, names)
+    before = module[0].weight.detach().clone()
+    module[0].weight.data += 1
+    average.update(100)
+    torch.testing.assert_close(average.module[0].weight, before + 0.5)
+    assert len(names) == 3  # one weight, two biases
+
+
+def test_the_validation_loss_has_the_class_weights_of_the_training_loss(digits):
+    logits, labels = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), np.array([0, 0, 1])
+    losses = -logits.log_softmax(dim=1)[range(3), labels]
+    weight = torch.tensor([0.75, 1.5])
+    expected = (0.75 * losses[0] + 0.75 * losses[1] + 1.5 * losses[2]) / 3  # over images, as the training loss is
+    assert score_logits(logits, labels, ("a", "b"), weight)["val_loss"] == pytest.approx(expected.item())
+    uneven = digits.samples[
+        ~((digits.samples["split"] == "train") & (digits.samples["label"] == "0")) | (digits.samples.index % 5 == 0)
+    ]
+    config = recipe("vit_scratch", epochs=1, batch_size=10_000, learning_rate=1e-9, precision="fp32", augment="none")
+    history = fit(tiny_vit(), replace(digits, samples=uneven), config=config)
+    weights = class_weights(uneven.query("split == 'train'")["label"], digits.classes, "balanced", 0.999)
+    counts = uneven.query("split == 'val'")["label"].map(dict(zip(digits.classes, weights, strict=True)))
+    assert history["val_loss"].iloc[0] == pytest.approx(
+        np.log(10) * counts.mean(), rel=0.05
+    )  # an untrained model says 0.1 of each
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(digits, reports_folder):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 from tests.toys import TINY, small_digits
 from vitlab.data import ImageDataset
-from vitlab.notebook import notebook_parameters
+from vitlab.errors import UserError
+from vitlab.notebook import fit_parameters, format_call, notebook_parameters
 from vitlab.runs import find_runs
 from vitlab.training import SearchSpace, best_recipe, importance_table, recipe, recipe_changes, trials_table, tune_recipe
 
 module = sys.modules["vitlab.training.tune"]
 CONFIG = recipe("vit_scratch", epochs=4, monitor="val_accuracy", flip=False, precision="fp32")
+NOTEBOOK_03 = Path(__file__).parents[1] / "notebooks" / "03_finetune.ipynb"
 LEARNING_RATE = SearchSpace().only("learning_rate")
 PROCESS = """
 import sys, time
@@ -83,7 +86,7 @@ def test_a_real_search(data):
 
 
 def test_notebook_03_takes_what_a_search_finds():
-    declared = notebook_parameters(Path(__file__).parents[1] / "notebooks" / "03_finetune.ipynb")
+    declared = notebook_parameters(NOTEBOOK_03)
     assert {*SearchSpace().active(), "strategy", "last_blocks", "epochs", "monitor", "views", "flip"} - set(declared) == {
         "trained_blocks"
     }
@@ -163,6 +166,29 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(trained, monke
     failed = table[table["state"] == "failed"]
     assert (failed["learning_rate"] > 1e-3).all() and failed["value"].isna().all()
     assert set(failed["note"]) == {"FloatingPointError: the loss became nan in epoch 1"}
+
+
+def test_trials_that_really_diverge_fail_and_the_study_goes_on():
+    config = recipe("vit_scratch", epochs=1, batch_size=10_000, clip=0.0, warmup_epochs=0, precision="fp32")
+    table = trials_table(tune(3, SearchSpace(learning_rate=(1e29, 1e30)).only("learning_rate"), config))
+    assert list(table["state"]) == ["failed"] * 3
+    assert table["note"].str.contains("Try a learning_rate ten times smaller").all()
+
+
+def test_an_empty_space_is_named():
+    with pytest.raises(UserError, match="nothing to tune; choose at least one of learning_rate, layer_decay"):
+        SearchSpace().only()
+
+
+def test_the_command_that_is_recommended_makes_the_best_trial_again(trained):
+    study = tune(7)
+    best = best_recipe(study)
+    assert best.learning_rate == study.best_params["learning_rate"]  # not rounded
+    changes = recipe_changes(best, "vit_scratch")
+    words = shlex.split(format_call(str(NOTEBOOK_03), changes).replace("\\\n", ""))[3:]
+    given = {words[i + 1]: words[i + 2] for i in range(0, len(words), 3)}
+    again = recipe("vit_scratch", **fit_parameters(NOTEBOOK_03, given, text=True))
+    assert again == best and best in trained
 
 
 def test_a_score_that_is_no_number_fails_the_trial(monkeypatch):

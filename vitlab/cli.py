@@ -119,7 +119,7 @@ def report(
     """Render what batches have produced: a web site and a PDF. What is out of date, missing or broken is marked in the pages."""
     with clean_errors():
         from vitlab.report import ReportRefused, render_report
-        from vitlab.report.guards import print_findings, read_findings
+        from vitlab.report.guards import count_problems, print_findings, read_findings
 
         files = [name for name in batches or [] if name.endswith((".yml", ".yaml"))]
         names = [Path(name).stem if name in files else name for name in batches or []]
@@ -129,12 +129,13 @@ def report(
                 paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
         except ReportRefused as refused:
             print_findings(refused.findings)
-            typer.secho(f"Not published. What to mend, and where, stands above: {len(refused.findings)}.", fg="red", err=True)
+            typer.secho(f"Not published: {count_problems(refused.findings)}, listed above.", fg="red", err=True)
             raise typer.Exit(1) from None
         findings = read_findings(paths["findings"])
     if findings:
         print_findings(findings)
-        typer.secho(f"Marked in the pages, and not published with --strict: {len(findings)}.", fg="yellow", err=True)
+        text = f"{count_problems(findings)}, listed above and marked in the pages; --strict would not publish."
+        typer.secho(text, fg="yellow", err=True)
     for kind in ("html", "pdf"):
         typer.echo(f"{kind.upper():5} {paths[kind]}")
 

@@ -32,6 +32,7 @@ class DataBundle:
     excluded: images left out, with columns sample_id, source, reason.
     version: changes when the data changes; batches use it to know what is out of date.
     coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
+    flip: whether an image mirrored left to right or top to bottom could be of the set: False for digits, text, upright objects.
     """
 
     name: str
@@ -43,6 +44,7 @@ class DataBundle:
     citation: str = ""
     version: str = ""
     coarser: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    flip: bool = True
     find_range: Callable[[], tuple[float, float] | None] = field(default=lambda: None, repr=False)
 
     @property

@@ -84,6 +84,7 @@ def load_dataset(
         citation=source.citation,
         version=source.version,
         coarser=source.coarser,
+        flip=source.flip,
         find_range=partial(find_range, source),
     )
 

@@ -36,6 +36,7 @@ def digits() -> Source:
         licence="CC BY 4.0 (UCI Machine Learning Repository)",
         citation="Alpaydin, E., Kaynak, C. (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning Repository. "
         "doi:10.24432/C50P49",
+        flip=False,
     )
 
 

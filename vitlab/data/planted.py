@@ -81,6 +81,7 @@ def planted(name: str = "") -> Source:
         excluded=base.excluded,
         licence=base.licence,
         citation=f"{base.citation}\n{NOTE}".lstrip(),
+        flip=base.flip,
     )
 
 

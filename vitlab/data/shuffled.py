@@ -45,6 +45,7 @@ def shuffled(name: str = "") -> Source:
         excluded=base.excluded,
         licence=base.licence,
         citation=f"{base.citation}\n{NOTE}".lstrip(),
+        flip=base.flip,
     )
 
 

@@ -24,6 +24,7 @@ class Source:
     samples: sample_id, label, group, source, and further columns. A column `split` where the set comes with its own splits.
     strata: columns whose combinations the drawn splits keep in proportion.
     excluded: files that are left out for what they are called or where they lie, with EXCLUDED_COLUMNS.
+    flip: whether an image mirrored left to right or top to bottom could be of the set: False for digits, text, upright objects.
     """
 
     location: str
@@ -38,6 +39,7 @@ class Source:
     licence: str = field(compare=False, default="")
     citation: str = field(compare=False, default="")
     coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
+    flip: bool = field(compare=False, default=True)
 
 
 def split_derived(name: str) -> tuple[str, str]:

@@ -92,6 +92,7 @@ def torchvision_set(name: str = "") -> Source:
         read=partial(_read_image, name, data_folder()),
         licence=facts.licence if facts else "see the source",
         citation=facts.citation if facts else page,
+        flip=False,  # characters, and objects that stand upright
     )
 
 

@@ -17,10 +17,9 @@ from vitlab.evaluation.leakage import leakage_table
 from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
-from vitlab.evaluation.pairwise import corrected_t, describe_pairs, pairwise_table
+from vitlab.evaluation.pairwise import describe_order, describe_pairs, pairwise_table
 from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
-from vitlab.evaluation.ranking import friedman_table, nemenyi_table, ranks_table
 from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
 from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
@@ -49,21 +48,19 @@ __all__ = [
     "conformal_sets",
     "conformal_table",
     "confusion_table",
-    "corrected_t",
     "curve_band_table",
     "describe_confidence",
     "describe_gaps",
+    "describe_order",
     "describe_pairs",
     "describe_recalibration",
     "draw_findings",
     "expected_calibration_error",
-    "friedman_table",
     "leakage_table",
     "mcnemar_table",
     "merge_classes",
     "metrics_table",
     "mistakes_table",
-    "nemenyi_table",
     "paired_table",
     "pairwise_table",
     "precision_recall_table",
@@ -71,7 +68,6 @@ __all__ = [
     "protocol_table",
     "published_gap_table",
     "published_table",
-    "ranks_table",
     "recalibration_table",
     "reliability_table",
     "remedy_table",

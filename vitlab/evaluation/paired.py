@@ -1,9 +1,9 @@
 """Two models on the same test samples: is one of them better?
 
-What chance gave to one model's test set it gave to the other's too, so the difference is far surer than the two intervals
-side by side suggest. All p-values are two-sided. They speak of these two trained models and other samples of the same kind;
-whether the *recipe* is better needs several seeds (`pairwise_table`). Ten metrics are ten chances to find something: name the
-one that counts beforehand.
+Both models had the same test samples, easy or hard, so their difference is known better than two intervals side by side suggest.
+All p-values are two-sided. They hold for these two trained models and other samples of the same kind; whether the *recipe* is
+better needs several seeds (`pairwise_table`). Ten metrics are ten chances to find something: choose the one that counts
+beforehand.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
-from vitlab.evaluation.metrics import METRICS, describe_classes, prepare_metrics
-from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
-from vitlab.registry import unknown
+from vitlab.evaluation.bootstrap import read_clusters
+from vitlab.evaluation.metrics import METRICS
+from vitlab.evaluation.scores import Scores, read_scores, select_split
+from vitlab.evaluation.uncertainty import Runs, image_variance, measure_runs, seed_variance, t_interval, total_error
 
 
 def paired_table(
@@ -30,66 +31,50 @@ def paired_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-    cluster=None,
+    cluster: str | pd.Series | None = None,
 ) -> pd.DataFrame:
-    """Paired bootstrap of the difference b - a of each metric, both models measured on the same resamples.
+    """The difference b - a of each metric, with the bootstrap error of both models measured on the same resamples.
 
     Columns model_a, model_b, metric, value_a, value_b, difference, low, high, effect_size, p, verdict.
-    a, b: predictions tables of the same samples (in any order), else ValueError. cluster: as in `metrics_table`.
-    low, high: percentile interval of the difference. p: twice the share of replicates on the other side of 0, itself counted in,
-    so never below 2 / (replicates + 1) (Davison and Hinkley, 1997, section 4.4). effect_size: the difference as a share of what
-    the worse model lacks to a perfect 1; 0.25 means a quarter of it is gone. verdict: who is better at 1 - confidence, or
-    "no difference shown", which is not "equal": the interval says how large a difference may still be.
+    a, b: predictions tables of the same samples (in any order), else UserError. cluster: samples that are drawn together, such as
+    near-duplicates: the name of a column, or a Series of cluster ids with sample_ids as index.
+    low, high, p: t interval and t-test with the standard deviation of the replicates; its degrees of freedom are the number of
+    samples (or clusters) less one. effect_size: the difference as a share of what the worse model lacks to a perfect 1; 0.25
+    means a quarter of it is gone. verdict: which model is better at 1 - confidence, or "no difference shown", which is not
+    "equal": the interval says how large a difference may still be.
     """
     check_names(names)
-    check_metrics(metrics)
-    scores_a, scores_b, rows = read_pair(a, b, names, split)
-    targets = target_classes(scores_a.classes, positive)
-    chosen = [METRICS.index(name) for name in metrics]
-    measure_a, measure_b = prepare_metrics(scores_a, targets), prepare_metrics(scores_b, targets)
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        return np.round((measure_b(weights) - measure_a(weights))[:, chosen], 12)  # no rounding error decides on which side of 0
-
-    num_samples = len(scores_a.label)
-    once = np.ones((1, num_samples))
-    value_a, value_b = measure_a(once)[0, chosen], measure_b(once)[0, chosen]
-    clusters = read_clusters(rows, cluster)
-    drawn = bootstrap(measure, num_samples, replicates, seed, clusters)
-    if clusters is not None and clusters.max() == 0:
-        drawn[:] = np.nan  # one cluster is always drawn: its spread is not known
-    low, high, _ = percentile_interval(drawn, confidence)
-    difference = value_b - value_a
-    p = bootstrap_p(drawn)
-    p[np.isnan(difference)] = low[np.isnan(difference)] = high[np.isnan(difference)] = np.nan
-    missing = describe_classes(scores_a)
-    with np.errstate(invalid="ignore"):
-        effect_size = difference / (1 - np.minimum(value_a, value_b))
-    return pd.DataFrame(
-        {
-            "model_a": names[0],
-            "model_b": names[1],
-            "metric": list(metrics),
-            "value_a": value_a,
-            "value_b": value_b,
-            "difference": difference,
-            "low": low,
-            "high": high,
-            "effect_size": effect_size,
-            "p": p,
-            "verdict": [
-                f"not defined: {missing}" if np.isnan(gap) else say_verdict(names, gap, share, 1 - confidence)
-                for gap, share in zip(difference, p, strict=True)
-            ],
-        }
-    )
+    read_pair(a, b, names, split)
+    runs = measure_runs(dict(zip(names, (a, b), strict=True)), metrics, split, positive, replicates, seed, cluster)
+    rows = []
+    for column, metric in enumerate(metrics):
+        found = compare_runs(runs, [0], [1], column, confidence)
+        verdict = say_verdict(names, found["difference"], found["p"], 1 - confidence)
+        verdict = f"not defined: {runs.missing[0]}" if np.isnan(found["difference"]) else verdict
+        rows.append({"model_a": names[0], "model_b": names[1], "metric": metric, **found, "verdict": verdict})
+    return pd.DataFrame(rows)
 
 
-def bootstrap_p(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-value for a difference of 0 of each column of replicates (R, M); NaN replicates are left out."""
-    defined = (~np.isnan(differences)).sum(axis=0)
-    tail = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
-    return np.where(defined > 0, np.minimum(2 * (tail + 1) / (defined + 1), 1), np.nan)
+def compare_runs(runs: Runs, a: Sequence[int], b: Sequence[int], column: int, confidence: float) -> dict[str, float]:
+    """value_a, value_b, difference, low, high, effect_size and p of the runs b against the runs a, pairs on the same images."""
+    value_a, value_b = (float(runs.values[rows, column].mean()) for rows in (a, b))
+    difference = round(value_b - value_a, 12)  # no rounding error makes a difference
+    units, drawn = runs.count_units(a), runs.drawn[:, :, column]
+    images = image_variance((drawn[:, b] - drawn[:, a]).round(12), units)
+    seeds = sum(seed_variance(runs.values[rows, column], drawn[:, rows], units) for rows in (a, b))
+    error, freedom = total_error(images, seeds, len(a), 2, units)
+    low, high = t_interval(difference, error, freedom, confidence)
+    unvaried = 1.0 if difference == 0 else float(error)  # 0 without any variation; NaN where the variation is not known
+    p = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error > 0 else unvaried
+    return {
+        "value_a": value_a,
+        "value_b": value_b,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "effect_size": difference / (1 - min(value_a, value_b)) if min(value_a, value_b) < 1 else np.nan,
+        "p": p,
+    }
 
 
 def mcnemar_table(
@@ -98,36 +83,37 @@ def mcnemar_table(
     names: tuple[str, str] = ("a", "b"),
     split: str = "test",
     confidence: float = 0.95,
+    cluster: str | pd.Series | None = None,
 ) -> pd.DataFrame:
-    """McNemar's test (1947) of the answers, right or wrong: one row. Samples on which both are right, or both wrong, say nothing.
+    """McNemar's exact test (1947) of right and wrong predictions, in one row. Samples that both have right, or wrong, do not
+    count.
 
     Columns model_a, model_b, both_right, only_a_right, only_b_right, both_wrong, odds_ratio, low, high, effect_size, p, verdict.
-    p: of the exact test (binomial), for many discordant samples as for few; the chi-squared approximation is not needed.
-    odds_ratio: only_b_right / only_a_right with its exact interval (Clopper and Pearson); infinite when b
-    never loses. effect_size: Cohen's g, the share of the discordant samples that b has right, less one half: .05 is small,
-    .15 medium, .25 large (Cohen, 1988).
+    The test takes the samples as independent. cluster: samples that are not, such as near-duplicates, as in `paired_table`; the
+    four counts are still of samples, but a cluster then counts once in what follows, for the model that has more of it right.
+    odds_ratio: (only_b_right / only_a_right) with its exact interval (Clopper and Pearson); infinite when b never loses.
+    effect_size: Cohen's g, the share that b wins of the discordant samples, less one half: .05 is small, .15 medium, .25 large
+    (Cohen, 1988).
     """
-    from statsmodels.stats.contingency_tables import mcnemar
-    from statsmodels.stats.proportion import proportion_confint
-
     check_names(names)
-    scores_a, scores_b, _ = read_pair(a, b, names, split)
+    scores_a, scores_b, rows = read_pair(a, b, names, split)
     right_a, right_b = scores_a.pred == scores_a.label, scores_b.pred == scores_b.label
-    counts = np.array([[(x & y).sum() for y in (right_b, ~right_b)] for x in (right_a, ~right_a)])
-    only_a, only_b = int(counts[0, 1]), int(counts[1, 0])
-    discordant = only_a + only_b
+    gained = right_b.astype(int) - right_a
+    clusters = read_clusters(rows, cluster)
+    votes = gained if clusters is None else np.bincount(clusters, weights=gained)
+    only_a, only_b = int((votes < 0).sum()), int((votes > 0).sum())
     row = {"odds_ratio": np.nan, "low": np.nan, "high": np.nan, "effect_size": np.nan, "p": np.nan}
     verdict = "no difference shown: no sample on which only one of them is right"
-    if discordant:
-        low, high = proportion_confint(only_b, discordant, 1 - confidence, method="beta")
-        odds = [share / (1 - share) if share < 1 else np.inf for share in (only_b / discordant, low, high)]
-        p = float(mcnemar(counts, exact=True).pvalue)
-        verdict = say_verdict(names, only_b - only_a, p, 1 - confidence)
+    if only_a + only_b:
+        test = stats.binomtest(only_b, only_a + only_b)
+        interval = test.proportion_ci(confidence, method="exact")
+        odds = [share / (1 - share) if share < 1 else np.inf for share in (test.statistic, interval.low, interval.high)]
+        verdict = say_verdict(names, only_b - only_a, test.pvalue, 1 - confidence)
         row = dict(zip(("odds_ratio", "low", "high"), odds, strict=True))
-        row |= {"effect_size": only_b / discordant - 0.5, "p": p}
-    table = {"model_a": names[0], "model_b": names[1], "both_right": int(counts[0, 0])}
-    table |= {"only_a_right": only_a, "only_b_right": only_b, "both_wrong": int(counts[1, 1])}
-    return pd.DataFrame([{**table, **row, "verdict": verdict}])
+        row |= {"effect_size": test.statistic - 0.5, "p": float(test.pvalue)}
+    table = {"model_a": names[0], "model_b": names[1], "both_right": int((right_a & right_b).sum())}
+    table |= {"only_a_right": int((gained < 0).sum()), "only_b_right": int((gained > 0).sum())}
+    return pd.DataFrame([{**table, "both_wrong": int((~right_a & ~right_b).sum()), **row, "verdict": verdict}])
 
 
 def say_verdict(names: tuple[str, str], difference: float, p: float, alpha: float) -> str:
@@ -140,7 +126,7 @@ def say_verdict(names: tuple[str, str], difference: float, p: float, alpha: floa
 
 
 def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: str) -> tuple[Scores, Scores, pd.DataFrame]:
-    """The scores of both models in the order of a, and a's rows; ValueError that says what differs if the samples do."""
+    """The scores of both models in the order of a, and a's rows; UserError that says what differs if the samples do."""
     scores_a, scores_b = read_scores(a, split), read_scores(b, split)
     if scores_a.classes != scores_b.classes:
         one, other = (", ".join(scores.classes) for scores in (scores_a, scores_b))
@@ -171,13 +157,6 @@ def read_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], split: s
 
 
 def check_names(names: Sequence[str]) -> None:
-    """ValueError unless there are two different names."""
+    """UserError unless there are two different names."""
     if len(names) != 2 or names[0] == names[1]:
-        raise UserError(f"names are two different ones, those of the models; got {names!r}")
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """ValueError for a name that is none of METRICS."""
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(unknown("metric", name, list(METRICS)))
+        raise UserError(f"names must be two different ones, those of the models; got {names!r}")

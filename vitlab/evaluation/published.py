@@ -70,10 +70,10 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
 def published_gap_table(table: pd.DataFrame, source: str = "this report") -> pd.DataFrame:
     """Ours against the best published model: columns task, cells, metric, model, value, against, published, difference, verdict.
 
-    The number of replicates behind a published standard deviation is not always known, so there is no test. A difference
-    is called one that shows nothing where single runs would differ as much by chance (95 %): within 1.96 times the root of the
-    sum of their variance, where it is known, and ours, by seeds or by test images, whichever is larger: few seeds may lie close
-    by luck.
+    The number of replicates behind a published standard deviation is not always known, so there is no test. The verdict is "no
+    difference shown" where two single runs would differ as much by chance (95 %): within 1.96 times the root of the sum of their
+    variance and ours. Ours is that over seeds or over test images, whichever is larger, as a few seeds may agree by luck. Theirs
+    is taken to be as large as ours where it was not published.
     """
     rows = []
     for keys, part in table.groupby(["task", "cells", "metric"], sort=False):
@@ -83,7 +83,7 @@ def published_gap_table(table: pd.DataFrame, source: str = "this report") -> pd.
         best = theirs.loc[theirs["mean"].idxmax()]
         for own in part[part["source"] == source].itertuples():
             difference, spread = own.mean - best["mean"], np.nanmax([own.spread, own.sampling_sd, 0.0])
-            noise = NORMAL * np.hypot(spread, np.nan_to_num(best["spread"]))
+            noise = NORMAL * np.hypot(spread, spread if np.isnan(best["spread"]) else best["spread"])
             verdict = "above" if difference > noise else "below" if difference < -noise else "no difference shown"
             rows.append((*keys, own.model, own.mean, f"{best['model']}, {best['source']}", best["mean"], difference, verdict))
     columns = ["task", "cells", "metric", "model", "value", "against", "published", "difference", "verdict"]

@@ -19,7 +19,7 @@ from vitlab.plots.data import (
     plot_pairs,
     plot_sample_grid,
 )
-from vitlab.plots.differences import plot_critical_difference, plot_differences, plot_uncertainty
+from vitlab.plots.differences import plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
     plot_curves,
@@ -93,7 +93,6 @@ __all__ = [
     "plot_corruptions",
     "plot_cost",
     "plot_counterfactuals",
-    "plot_critical_difference",
     "plot_curves",
     "plot_differences",
     "plot_drop",

@@ -128,7 +128,7 @@ def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.n
     axes = panel_grid(len(panels), 3, 0.75 + 0.27 * len(rows), sharey=True)
     places = np.arange(len(rows))
     for ax, (name, (title, text)) in zip(axes, panels.items(), strict=True):
-        shares = (rows[name] / rows[name].iloc[0]).to_numpy()
+        shares = (rows[name] / (rows[name].iloc[0] or 1.0)).to_numpy()  # a score of 0 has no shares
         colors = [GREY, *[PALETTE[2] if name == "value" else PALETTE[0]] * (len(rows) - 1)]
         bars = ax.barh(places, shares, color=colors, height=0.7)
         texts = [f"{text.format(value)} ({share:.1%})" for value, share in zip(rows[name], shares, strict=True)]

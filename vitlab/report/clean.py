@@ -213,4 +213,4 @@ def _pick_for_paper(output, cell):
     for kind in ("text/markdown", *PICTURES, "text/latex", "text/plain"):
         if kind in data:
             return {kind: data[kind]}, {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
-    return ({"text/markdown": "*This output is only to be had in the HTML report.*"},)
+    return ({"text/markdown": "*This output is only available in the HTML report.*"},)

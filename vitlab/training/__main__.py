@@ -1,7 +1,7 @@
-"""Train one model from the command line, on one device or, behind `accelerate launch`, on several.
+"""Train one model from the command line, in one process or, with torchrun, in several: one for each GPU, or on the processor.
 
 python -m vitlab.training --dataset elpv --model hybrid_vit
-accelerate launch --num_processes 4 -m vitlab.training --dataset elpv --model vit_small_patch16_224 --batch_size 256
+torchrun --nproc_per_node 4 -m vitlab.training --dataset elpv --model vit_small_patch16_224 --batch_size 256
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import fields
 
 import yaml
 
+from vitlab.errors import UserError
 from vitlab.training.config import TrainConfig
+from vitlab.training.devices import join_processes
 from vitlab.training.experiment import finetune
 
 FORMAT = argparse.RawDescriptionHelpFormatter
@@ -31,10 +33,12 @@ def main() -> None:
     options = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in arguments.pop("option"))}
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
+        state = join_processes()  # raises, before data are read, where several processes would train apart
         run = finetune(dataset, model, seed or 0, name, options=options, **given)
-    except ValueError as error:
+    except UserError as error:
         parser.exit(2, f"Error: {error}\n")
-    print(run.path)
+    if state.is_main_process:
+        print(run.path)
 
 
 if __name__ == "__main__":

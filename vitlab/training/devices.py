@@ -6,14 +6,50 @@ import os
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+from vitlab.errors import UserError
 
 GPU_COLUMNS = ("peak_allocated_mb", "peak_reserved_mb", "utilisation_percent")
 
 
+WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # set by torchrun, and by MPI
+RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+TORCHRUN = "torchrun --nproc_per_node NUMBER -m vitlab.training ..."
+
+
 def join_processes() -> PartialState:
-    """This process among those that `accelerate launch` or `torchrun` started (rank, number, device); alone without them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """This process among those that `torchrun` or `accelerate launch` started (rank, number, device); alone without them.
+
+    Without a GPU they train on the processor together (gloo). Raises UserError where they cannot train together: each would
+    train alone, and all would write into one run.
+    """
+    if PartialState._shared_state:
+        return PartialState()
+    asked, forced = get_int_from_env(WORLD_SIZES, 1), parse_flag_from_env("ACCELERATE_USE_CPU")
+    if asked == 1 and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on a machine without several GPUs; "
+            f"write {TORCHRUN} instead"
+        )
+    if asked > 1 and get_int_from_env(RANKS, -1) < 0 and not torch.distributed.is_initialized():
+        raise UserError(f"WORLD_SIZE={asked} asks for several processes, but no launcher started this one; write {TORCHRUN}")
+    gpus = torch.cuda.device_count() if asked > 1 and not forced else 0
+    if 0 < gpus < get_int_from_env(["LOCAL_WORLD_SIZE"], 1):
+        raise UserError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes, but {gpus} GPU(s): start at most one process for each GPU, or set "
+            "ACCELERATE_USE_CPU=1 to train on the processor"
+        )
+    state = PartialState(cpu=forced or (asked > 1 and not _share_accelerators()))
+    if state.num_processes < asked:
+        raise UserError(f"{asked} processes were asked for, and this one would train alone; write {TORCHRUN}")
+    return state
+
+
+def _share_accelerators() -> bool:
+    """Whether this machine has accelerators that several processes can train on; Apple's cannot."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type != "mps"
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -21,7 +21,7 @@ from vitlab.run_folders import RunBusy, is_held, list_runs
 from vitlab.run_names import canonical_dataset, check_run_name
 from vitlab.runs import PROMISED, Run, find_runs, runs_folder
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
-from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.config import TrainConfig, fit_options, recipe
 from vitlab.training.devices import join_processes
 from vitlab.training.loop import fit
 from vitlab.training.scores import compute_logits
@@ -150,11 +150,13 @@ def finetune(
     """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run.
 
     options: of `build_model`; splits: of `load_dataset` (split_by, folds, fold). Called in each process of
-    `accelerate launch`, all of them train; the first one writes.
+    `torchrun`, all of them train; the first one writes.
     """
-    config = recipe(model, seed=seed, **overrides)
-    data = add_synthetic(load_dataset(dataset, seed=seed, **splits), config.synthetic, config.synthetic_share, seed)
-    classifier = build_model(model, data.classes, seed=seed, **options)
+    recipe(model, seed=seed, **overrides)  # raises for what does not fit together, before data are read
+    data = load_dataset(dataset, seed=seed, **splits)
+    config = recipe(model, data, seed=seed, **overrides)
+    data = add_synthetic(data, config.synthetic, config.synthetic_share, seed)
+    classifier = build_model(model, data.classes, seed=seed, **fit_options(model, data, options))
     parameters = {"dataset": dataset, "model": model, "seed": seed, **splits, **options, **overrides}
     return train_in_run(fit, classifier, data, config, parameters, name)
 

@@ -40,7 +40,7 @@ def hunger_table(
             for label, arguments in models.items():
                 arguments = dict(arguments)
                 model = build_model(arguments.pop("name"), data.classes, seed=seed, **arguments)
-                config = recipe(model.name, seed=seed, **overrides)
+                config = recipe(model.name, data, seed=seed, **overrides)
                 steps = -(-int((few.samples["split"] == "train").sum()) // config.batch_size)
                 epochs = max(config.epochs, -(-STEPS // steps)) if count else config.epochs
                 fit(model, few, config=replace(config, epochs=epochs))

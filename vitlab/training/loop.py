@@ -28,7 +28,7 @@ from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes, seed_device
-from vitlab.training.loss import LossRecord
+from vitlab.training.loss import LossRecord, build_weight, diverged
 from vitlab.training.objective import Objective
 from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
 from vitlab.training.precision import resolve_precision
@@ -52,16 +52,17 @@ def fit(
 ) -> pd.DataFrame:
     """Train the model in place and return its history, a row an epoch; the weights of the best epoch are what it ends with.
 
-    Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss, val_accuracy, val_balanced_accuracy,
-    val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
-    utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept there, and a training that was
-    broken off carries on from the newest checkpoint. on_epoch: called with each row; what it raises ends the training.
+    Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss (with the class weights of the training loss),
+    val_accuracy, val_balanced_accuracy, val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each
+    class, and on a GPU its memory and utilisation. With a run, history.csv, the facts of the training and its checkpoints are
+    kept there, and a training that was broken off carries on from the newest checkpoint. on_epoch: called with each row; what it
+    raises ends the training.
     loss: what is minimised, where that is not the config's loss against the labels.
 
-    Raises ValueError for a config that does not suit model, data or device, before anything is computed, and
-    FloatingPointError, with the sample_ids of the batch, when the loss is no longer a number.
+    Raises UserError for a config that does not suit model, data or device, before anything is computed, and DivergenceError
+    when the loss or an output on validation is no longer a number.
     """
-    training = Training(model, data, run, config or recipe(model.name), loss)
+    training = Training(model, data, run, config or recipe(model.name, data), loss)
     training.resume()
     return training.complete(on_epoch)
 
@@ -231,12 +232,15 @@ class Training:
         judged = self.stage.judged(self.average)
         own = {"rank": self.order.rank, "processes": self.order.processes}
         logits, labels = compute_logits(judged, self.stage.val_set, self.accelerator.device, self.precision, **own)
+        if not logits.isfinite().all():
+            what = "the outputs for validation images are no longer numbers"
+            raise diverged(what, self.progress.epoch, self.config.learning_rate)
         return {
             "epoch": self.progress.epoch,
             "seconds": round(time.perf_counter() - start, 1),
             "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": sum(self.progress.losses) / len(self.progress.losses),
-            **score_logits(logits, labels, self.data.classes),
+            **score_logits(logits, labels, self.data.classes, build_weight(self.data, self.config)),
             **self.watch.row(),
         }
 
@@ -337,6 +341,10 @@ class Training:
 
 
 def _list_tensors(module: nn.Module, part: nn.Module) -> set[str]:
-    """Names, in the module's state dict, of the parameters and buffers that a part made of its modules holds."""
+    """Names, in the module's state dict, of the parameters and buffers that a part made of its modules holds.
+
+    A tensor that several modules share has one of its names here, so that it is saved and averaged once.
+    """
     held = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
-    return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in held}
+    names = {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in held}
+    return set(names.values())

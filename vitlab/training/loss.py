@@ -13,13 +13,18 @@ from vitlab.training.config import TrainConfig
 
 
 def build_loss(data: DataBundle, config: TrainConfig, device) -> LabelLoss:
-    """The loss that a config asks for; its class weights average to 1 over the training set."""
-    weight = None
-    if config.class_weights != "none":
-        labels = data.split("train")["label"]
-        values = class_weights(labels, data.classes, config.class_weights, config.class_weights_beta)
-        weight = torch.tensor(values, dtype=torch.float32, device=device)
-    return LabelLoss(len(data.classes), config, weight)
+    """The loss that a config asks for."""
+    weight = build_weight(data, config)
+    return LabelLoss(len(data.classes), config, None if weight is None else weight.to(device))
+
+
+def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
+    """The weight of each class in the loss (K,), 1 on average over the training images; None where all are 1."""
+    if config.class_weights == "none":
+        return None
+    labels = data.split("train")["label"]
+    values = class_weights(labels, data.classes, config.class_weights, config.class_weights_beta)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 class LabelLoss:
@@ -76,10 +81,21 @@ def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, weight
     return (losses if weight is None else losses * weight).sum(dim=1).mean()
 
 
+class DivergenceError(UserError, FloatingPointError):
+    """The training diverged: its numbers are NaN or infinite. Made by `diverged`."""
+
+
+def diverged(what: str, epoch: int, learning_rate: float, further: str = "") -> DivergenceError:
+    return DivergenceError(
+        f"{what} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten times smaller, clip=1.0, or "
+        f"precision='fp32'; the weights of the last checkpoint are kept.{further and ' ' + further}"
+    )
+
+
 class LossRecord:
     """Losses of an epoch, read from the device one step late, so that a GPU need not wait for the processor.
 
-    `add` raises FloatingPointError, with what is known of the batch, when the loss of the step before was NaN or infinite.
+    `add` raises DivergenceError, with what is known of the batch, when the loss of the step before was NaN or infinite.
     """
 
     def __init__(self, data: DataBundle, values: list[float] | None = None):
@@ -103,9 +119,6 @@ class LossRecord:
             if not -torch.inf < value < torch.inf:
                 known = positions[positions < len(self.sample_ids)]  # rows that SMOTE made come after the images
                 names = self.sample_ids[known.cpu().numpy()]
-                raise FloatingPointError(
-                    f"the loss became {value} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten "
-                    "times smaller, clip=1.0, or precision='fp32'; the weights of the last checkpoint are kept. "
-                    f"Samples of the batch: {', '.join(names[:8])}"
-                )
+                samples = f"Samples of the batch: {', '.join(names[:8])}"
+                raise diverged(f"the loss became {value}", epoch, learning_rate, samples)
             self.values.append(value)

@@ -39,15 +39,20 @@ def score_columns(classes: tuple[str, ...]) -> list[str]:
     return ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_roc_auc", *(f"val_recall_{name}" for name in classes)]
 
 
-def score_logits(logits: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
-    """The validation columns of the history; the area under the ROC curve is one against the rest for more than two classes."""
+def score_logits(
+    logits: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...], weight: torch.Tensor | None = None
+) -> dict[str, float]:
+    """The validation columns of the history; the area under the ROC curve is one against the rest for more than two classes.
+
+    weight: of each class in val_loss, as in the training loss: the sum is divided by the number of images.
+    """
     probabilities = logits.softmax(dim=1).numpy()
     predicted = probabilities.argmax(axis=1)
     indices = range(len(classes))
     ranking = probabilities[:, 1] if len(classes) == 2 else probabilities
     recalls = recall_score(labels, predicted, labels=indices, average=None, zero_division=0)
     values = (
-        F.cross_entropy(logits, torch.tensor(labels)).item(),
+        F.cross_entropy(logits, F.one_hot(torch.tensor(labels), len(classes)).float(), weight).item(),
         float((predicted == labels).mean()),
         balanced_accuracy_score(labels, predicted),
         roc_auc_score(labels, ranking, multi_class="ovr", labels=indices if len(classes) > 2 else None),

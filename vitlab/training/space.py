@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 LOGARITHMIC = ("learning_rate", "weight_decay")  # drawn evenly over powers of ten
 RANGES = (*LOGARITHMIC, "layer_decay", "mixup")
-DIGITS = 3  # significant digits of a drawn number: what is printed is what was trained with
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class SearchSpace:
     trained_blocks: tuple[int | str, ...] = (0, 1, 2, 4, "all")
 
     def __post_init__(self):
+        if not self.active():
+            raise UserError(f"there is nothing to tune; choose at least one of {', '.join(field.name for field in fields(self))}")
         for name in RANGES:
             ends = getattr(self, name)
             if ends and not (len(ends) == 2 and ends[0] <= ends[1]):
@@ -101,8 +102,8 @@ def draw(space: SearchSpace, trial: Trial) -> dict:
 
 
 def apply_values(config: TrainConfig, values: dict) -> TrainConfig:
-    """The recipe with drawn values in place of its own; numbers are rounded to three significant digits."""
-    changes = {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in values.items()}
+    """The recipe with drawn values in place of its own."""
+    changes = dict(values)
     blocks = changes.pop("trained_blocks", "recipe")
     if blocks != "recipe":
         changes["strategy"] = "full" if blocks == "all" else "last_blocks" if blocks else "linear_probe"

@@ -36,7 +36,7 @@ from vitlab.registry import unknown
 from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, run_name
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
-from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.config import TrainConfig, fit_options, recipe
 from vitlab.training.loop import fit
 from vitlab.training.space import RANGES, SearchSpace, apply_values, default_space, draw, fit_to_model, recipe_values
 
@@ -77,12 +77,13 @@ def tune_recipe(
     The score of a trial is the best value of `config.monitor`. The test split is taken away before the search begins. Raises
     ValueError for trials, a pruner, space or model that do not fit, and for a study of this name made with other arguments.
     """
-    config = replace(config or recipe(model), tracker="")
     if trials < 1:
         raise UserError(f"trials must be at least 1, not {trials}")
     if pruner not in PRUNERS:
         raise UserError(unknown("pruner", pruner, list(PRUNERS)))
-    data = without_test(load_dataset(dataset, seed=config.seed))
+    data = without_test(load_dataset(dataset, seed=config.seed if config else 0))
+    config = replace(config or recipe(model, data), tracker="")
+    options = fit_options(model, data, options)
     data = add_synthetic(data, config.synthetic, config.synthetic_share, config.seed)
     space = space or default_space(config)
     if space.trained_blocks:
@@ -193,9 +194,9 @@ def best_recipe(study: optuna.Study) -> TrainConfig:
     return apply_values(TrainConfig(**study.user_attrs["made_with"]["config"]), study.best_params)
 
 
-def recipe_changes(config: TrainConfig, model: str) -> dict:
-    """Where a config departs from the model's recipe: with it, `recipe(model, **changes)` and notebook 03 make it again."""
-    usual = recipe(model, seed=config.seed)
+def recipe_changes(config: TrainConfig, model: str, data: DataBundle | None = None) -> dict:
+    """Where a config departs from the recipe: with it, `recipe(model, data, **changes)` and notebook 03 make it again."""
+    usual = recipe(model, data, seed=config.seed)
     changes = {name: value for name, value in asdict(config).items() if value != getattr(usual, name)}
     if "strategy" in changes and not config.train_from:
         changes.pop("train_from", None)  # another strategy drops it by itself

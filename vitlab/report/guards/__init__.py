@@ -5,7 +5,14 @@ at each place, so that a page that is rendered nevertheless says so itself.
 """
 
 from vitlab.report.guards.check import MAX_PAGE_MB, ReportRefused, check_files, check_report
-from vitlab.report.guards.finding import Finding, findings_table, print_findings, read_findings, write_findings
+from vitlab.report.guards.finding import (
+    Finding,
+    count_problems,
+    findings_table,
+    print_findings,
+    read_findings,
+    write_findings,
+)
 from vitlab.report.guards.marks import mark_report
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "ReportRefused",
     "check_files",
     "check_report",
+    "count_problems",
     "findings_table",
     "mark_report",
     "print_findings",

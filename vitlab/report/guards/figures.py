@@ -45,7 +45,7 @@ def _judge(options, outputs):
     if drawn and not is_table and not str(options.get("fig-cap") or "").strip():
         yield "caption", "this figure has no caption: write `#| fig-cap: ...`"
     if drawn and not str(options.get("fig-alt") or "").strip():
-        yield "alternative text", "this figure says nothing to who cannot see it: write `#| fig-alt: ...`"
+        yield "alternative text", "this figure has no alternative text: write `#| fig-alt: ...`"
 
 
 def _is_picture(data):

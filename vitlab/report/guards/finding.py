@@ -61,6 +61,11 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
     return pd.DataFrame([asdict(finding) for finding in findings], columns=columns).astype({"cell": "Int64"})
 
 
+def count_problems(findings: Sequence[Finding]) -> str:
+    """Such as "1 problem" or "3 problems"."""
+    return f"{len(findings)} problem{'s' * (len(findings) != 1)}"
+
+
 def print_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print what is wrong under the file that it is in: cell, label, rule, message."""
     console = console or Console()
