@@ -27,7 +27,7 @@ from vitlab.app.verdict import Calibration
 from vitlab.cli import app as command_line
 from vitlab.compress.confidence import find_calibration
 from vitlab.compress.session import OnnxClassifier
-from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts
+from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts, parts as parts_module
 from vitlab.deploy.card import apply_temperature
 from vitlab.deploy.parts import load_run_data, predict_splits
 from vitlab.deploy.vendor import licence_text
@@ -301,6 +301,25 @@ def test_the_page_of_a_run_has_card_and_examples(run, space):
     assert facts.card.startswith("# Model card: vit_scratch on digits")
     assert len(facts.examples) == 8
     assert page_facts(space).licence.startswith("CC BY 4.0")
+
+
+def test_examples_are_all_there_or_not_at_all(run, monkeypatch):
+    shutil.rmtree(run.path / "app", ignore_errors=True)
+    written = parts_module.write_examples
+
+    def stop_half_way(data, folder):
+        written(data, folder, count=3)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(parts_module, "write_examples", stop_half_way)
+    assert page_facts(run.path).examples == () and not list((run.path / "app").iterdir())
+
+    def be_second(data, folder):
+        written(data, run.path / "app" / "examples")  # another process has just made them
+        return written(data, folder)
+
+    monkeypatch.setattr(parts_module, "write_examples", be_second)
+    assert len(page_facts(run.path).examples) == 8 and len(list((run.path / "app").iterdir())) == 1
 
 
 def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):
