@@ -107,6 +107,27 @@ def test_the_card_says_what_the_run_measured(run, card):
     assert f"torch {run.info['versions']['torch']}" in card
 
 
+def test_the_card_draws_the_clusters_that_notebook_04_has_kept(run, card):
+    predictions = at_own_temperature(run.read_table("predictions.parquet"))
+    ids = predictions.loc[predictions["split"] == "test", "sample_id"]
+    clusters = pd.Series([f"c{number // 4}" for number in range(len(ids))], index=pd.Index(ids, name="sample_id"))
+    run.write_table("clusters.parquet", clusters.rename("cluster").reset_index())
+    try:
+        clustered = model_card(run)
+    finally:
+        (run.path / "clusters.parquet").unlink()
+    assert "bootstrap over single test images" in card and "bootstrap over clusters of near-duplicates" in clustered
+    title = "How well it does"
+    alone, together = ({row[0]: row[1:] for row in read_rows(text, title) if len(row) == 3} for text in (card, clustered))
+    row = metrics_table(predictions, cluster=clusters).set_index("metric").loc["accuracy"]
+    assert together["accuracy"] == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"] != alone["accuracy"]
+    recall = slice_table(predictions, metrics=["recall"], cluster=clusters).set_index("group").loc["odd"]
+    groups = {row[0]: row[1:] for row in read_rows(clustered, "For each group")}
+    assert groups["odd"][2] == f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    for part in ("Do the probabilities mean", "For each group"):
+        assert read_rows(card, part) != read_rows(clustered, part)
+
+
 def test_the_card_says_how_often_it_is_not_sure(run):
     classes, generator = small_digits().classes, np.random.default_rng(0)
     label = generator.integers(0, 10, 600)
@@ -127,7 +148,7 @@ def test_the_card_says_how_often_it_is_not_sure(run):
     assert f"the answer was sure for {sure.mean():.1%};" in card
     assert f"where it was sure, it was right for {right[sure].mean():.1%};" in card
     assert f"its best guess was right for {right[~sure].mean():.1%}." in card
-    assert "whether the model does worse for some part of them is not known" in card
+    assert "whether the model is worse on some part of them is not known" in card
 
 
 def test_the_card_names_its_limits(card):
