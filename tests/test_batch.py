@@ -167,6 +167,44 @@ def test_a_parameter_of_a_notebook_that_runs_once_renames_no_run(project):
     assert [task.run for task in tasks] == [task.run for task in plain]
 
 
+def test_only_a_run_that_the_chain_makes_is_asked_for_by_name(project):
+    """The notebooks 03 to 06 themselves, and a training notebook of the user's own."""
+    for name in ("03_finetune", "04_evaluate", "05_interpret", "06_compress"):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", project / "notebooks")
+
+    def plan(*chain, **content):
+        chain = [step if isinstance(step, dict) else {"notebook": step} for step in chain]
+        grid = {"model": ["hybrid_vit"], "seed": [0, 1]}
+        return plan_tasks(load_batch(write_batch(project, chain=chain, grid=grid, **content)))
+
+    alone = plan("04_evaluate", "05_interpret", "06_compress")
+    assert all("run_name" not in task.parameters and task.run is None for task in alone) and len({t.path for t in alone}) == 6
+    assert [task.needs for task in alone] == [(), (0,), (0, 1), (), (3,), (3, 4)]
+    for trains in ("03_finetune", "train"):
+        both = plan(trains, "04_evaluate", {"notebook": "05_interpret", "grid": {"model": ["hybrid_vit"], "seed": [1]}})
+        assert len(both) == 5
+        assert all(task.run == f"runs/{dataset_folder('digits')}/{task.parameters['run_name']}" for task in both)
+    assert "run_name" not in plan("04_evaluate", "03_finetune")[0].parameters, "it is trained too late"
+    other = plan({"notebook": "03_finetune", "grid": {"model": ["hybrid_vit"], "seed": [0]}}, "04_evaluate")
+    assert [task.parameters.get("run_name", "") for task in other if task.step.notebook == "04_evaluate"] == [
+        other[0].parameters["run_name"],
+        "",
+    ], "seed 1 is not trained"
+
+
+def test_a_notebook_that_finds_its_run_by_itself_is_done_once(project):
+    write_notebook(
+        project / "notebooks" / "04_evaluate.ipynb",
+        'dataset = "digits"\nseed = 0\nrun_name = ""',
+        LOG.format("'evaluate', seed, repr(run_name)") + "\n# ensure_run(dataset, seed, name=run_name)",
+    )
+    file = write_batch(project, chain=[{"notebook": "04_evaluate"}], grid={"seed": [0, 1]})
+    assert [task["status"] for task in run_batch(file)["tasks"]] == ["done", "done"]
+    assert log_lines(project) == ["evaluate 0 ''", "evaluate 1 ''"]
+    run_batch(file)
+    assert log_lines(project) == []
+
+
 VARIED = 'dataset = "digits"\ncolor = "red"\nseed = 0\nvariant = ""\nrun_name = ""'
 CASES = {"plain": None, "late": {"seed": 7}, "late blue": {"seed": 7, "color": "blue"}}
 

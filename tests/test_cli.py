@@ -28,6 +28,11 @@ def call(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def test_the_module_is_a_command():
+    shown = subprocess.run([sys.executable, "-m", "vitlab.cli", "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown == f"vitlab {vitlab.__version__}\n"
+
+
 def test_help_comes_at_once_and_loads_nothing_heavy():
     code = "import sys; from vitlab.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\nprint([*sys.modules])"
     start = time.perf_counter()

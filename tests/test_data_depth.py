@@ -1,11 +1,14 @@
 """Images deeper than 8 bits: one range for a whole data set, kept with the model."""
 
+import struct
 import warnings
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 from vitlab.data import data_card, load_dataset
@@ -174,3 +177,35 @@ def test_without_a_range_a_single_image_is_read_as_16_bits():
     plain = Transform((1, 3), (0.5,), (0.5,), "nearest")
     assert np.asarray(fit_picture(image, plain)).tolist() == [[0, 100, 255]]
     assert np.asarray(fit_picture(image, replace(plain, value_range=(0, 51400)))).tolist() == [[0, 128, 255]]
+
+
+def write_deep_png(path, pixels):
+    """A PNG of 16 bits a channel, from (rows, columns, 2 to 4) whole numbers; Pillow writes none."""
+    rows, columns, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", columns, rows, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def write_deep_tiff(path, pixels):
+    tifffile.imwrite(path, pixels, photometric="rgb")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write", "channels"),
+    [("png", write_deep_png, 2), ("png", write_deep_png, 3), ("png", write_deep_png, 4), ("tif", write_deep_tiff, 3)],
+)
+def test_colour_of_16_bits_a_channel_is_named(tmp_path, suffix, write, channels):
+    for place, label in enumerate("ab"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            seed = number + 10 * place
+            pixels = np.random.default_rng(seed).integers(0, 4096, (16, 16, channels)).astype(np.uint16)
+            write(tmp_path / label / f"{number}.{suffix}", pixels)
+        Image.fromarray(noise(place, 255, dtype=np.uint8)).convert("RGB").save(tmp_path / label / "plain.png")
+    with pytest.warns(UserWarning, match="of 20 colour images with 16 bits a channel, only the upper 8 bits are read"):
+        data = load_dataset(f"folder:{tmp_path}")
+    image = np.asarray(data.read(f"a/0.{suffix}"))
+    assert data.value_range is None and image[..., :3].max() == 15, "of 4095"

@@ -27,7 +27,7 @@ from vitlab.app.verdict import Calibration
 from vitlab.cli import app as command_line
 from vitlab.compress.confidence import find_calibration
 from vitlab.compress.session import OnnxClassifier
-from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts
+from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts, parts as parts_module
 from vitlab.deploy.card import apply_temperature
 from vitlab.deploy.parts import load_run_data, predict_splits
 from vitlab.deploy.vendor import licence_text
@@ -107,6 +107,27 @@ def test_the_card_says_what_the_run_measured(run, card):
     assert f"torch {run.info['versions']['torch']}" in card
 
 
+def test_the_card_draws_the_clusters_that_notebook_04_has_kept(run, card):
+    predictions = at_own_temperature(run.read_table("predictions.parquet"))
+    ids = predictions.loc[predictions["split"] == "test", "sample_id"]
+    clusters = pd.Series([f"c{number // 4}" for number in range(len(ids))], index=pd.Index(ids, name="sample_id"))
+    run.write_table("clusters.parquet", clusters.rename("cluster").reset_index())
+    try:
+        clustered = model_card(run)
+    finally:
+        (run.path / "clusters.parquet").unlink()
+    assert "bootstrap over single test images" in card and "bootstrap over clusters of near-duplicates" in clustered
+    title = "How well it does"
+    alone, together = ({row[0]: row[1:] for row in read_rows(text, title) if len(row) == 3} for text in (card, clustered))
+    row = metrics_table(predictions, cluster=clusters).set_index("metric").loc["accuracy"]
+    assert together["accuracy"] == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"] != alone["accuracy"]
+    recall = slice_table(predictions, metrics=["recall"], cluster=clusters).set_index("group").loc["odd"]
+    groups = {row[0]: row[1:] for row in read_rows(clustered, "For each group")}
+    assert groups["odd"][2] == f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    for part in ("Do the probabilities mean", "For each group"):
+        assert read_rows(card, part) != read_rows(clustered, part)
+
+
 def test_the_card_says_how_often_it_is_not_sure(run):
     classes, generator = small_digits().classes, np.random.default_rng(0)
     label = generator.integers(0, 10, 600)
@@ -127,7 +148,7 @@ def test_the_card_says_how_often_it_is_not_sure(run):
     assert f"the answer was sure for {sure.mean():.1%};" in card
     assert f"where it was sure, it was right for {right[sure].mean():.1%};" in card
     assert f"its best guess was right for {right[~sure].mean():.1%}." in card
-    assert "whether the model does worse for some part of them is not known" in card
+    assert "whether the model is worse on some part of them is not known" in card
 
 
 def test_the_card_names_its_limits(card):
@@ -301,6 +322,25 @@ def test_the_page_of_a_run_has_card_and_examples(run, space):
     assert facts.card.startswith("# Model card: vit_scratch on digits")
     assert len(facts.examples) == 8
     assert page_facts(space).licence.startswith("CC BY 4.0")
+
+
+def test_examples_are_all_there_or_not_at_all(run, monkeypatch):
+    shutil.rmtree(run.path / "app", ignore_errors=True)
+    written = parts_module.write_examples
+
+    def stop_half_way(data, folder):
+        written(data, folder, count=3)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(parts_module, "write_examples", stop_half_way)
+    assert page_facts(run.path).examples == () and not list((run.path / "app").iterdir())
+
+    def be_second(data, folder):
+        written(data, run.path / "app" / "examples")  # another process has just made them
+        return written(data, folder)
+
+    monkeypatch.setattr(parts_module, "write_examples", be_second)
+    assert len(page_facts(run.path).examples) == 8 and len(list((run.path / "app").iterdir())) == 1
 
 
 def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):

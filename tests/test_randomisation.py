@@ -214,18 +214,25 @@ def test_not_shown_in_between():
         sanity_verdicts(table([1.0]).assign(step=0))
 
 
-def test_verdicts_are_seldom_wrong_at_the_threshold():
-    """Nine methods whose mean similarity is exactly 0.5, 6 images, 100 tables, normal: at most 3.5 % wrong, of either kind.
+@pytest.mark.parametrize("count", [6, 12])
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_how_often_verdicts_are_wrong_at_the_threshold(shape, count):
+    """Nine methods whose mean similarity is exactly 0.5, 100 tables; the target is 2.5 % of either kind.
 
-    Up to 6 of 100 at 2.5 % nominal, which are exceeded with a chance of 1 %.
+    Normal: up to 6 of 100, which are exceeded with a chance of 1 %. Skewed: the docstring says 28 and 29 %, of the one kind.
     """
-    generator, wrong = np.random.default_rng(0), np.zeros(2)
+    generator, wrong = np.random.default_rng(count), np.zeros(2)
     for _ in range(100):
-        values, methods = generator.normal(0.5, 0.15, size=(9, 6)), np.repeat([f"m{i}" for i in range(9)], 6)
+        values, methods = generator.normal(0.5, 0.15, size=(9, count)), np.repeat([f"m{i}" for i in range(9)], count)
+        if shape == "skewed":
+            values = 0.5 + 0.15 * (generator.exponential(size=(9, count)) - 1)
         table = pd.DataFrame({"method": methods, "step": 1, "similarity": 0.0, "other_image": 0.0, "absolute": values.ravel()})
         verdicts = sanity_verdicts(table)["verdict"]
         wrong += verdicts.str.startswith("changes").any(), verdicts.str.startswith("does not").any()
-    assert (wrong <= 6).all() and wrong.any(), wrong
+    if shape == "normal":
+        assert (wrong <= 6).all() and wrong.any(), wrong
+    else:
+        assert 15 <= wrong[0] <= 43 and wrong[1] <= 6, wrong
 
 
 def test_classes(test_methods):

@@ -16,14 +16,16 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from vitlab import report as report_package
+from vitlab.errors import UserError
 from vitlab.plots import interactive
 from vitlab.report import render_report
 from vitlab.report.blocks import code_block, find_headings, run_pandoc, shift_headings
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 from vitlab.report.combine import combine_pages
-from vitlab.report.gather import describe_point, gather_report, order_tasks
+from vitlab.report.gather import Report, describe_point, gather_report, order_tasks
 from vitlab.report.markdown import Medium, notebook_markdown
 from vitlab.report.options import read_options, write_options
+from vitlab.report.quarto import pdf_config, site_config
 from vitlab.report.settings import read_settings
 
 POINT = {"model": "hybrid_vit", "seed": 0}
@@ -479,6 +481,41 @@ def test_a_notebook_with_wrong_cell_options_is_named(reports_folder):
 def test_settings_name_a_bibliography_that_is_missing(tmp_path):
     (tmp_path / "_quarto.yml").write_text("bibliography: gone.bib\n")
     with pytest.raises(ValueError, match=r"gone\.bib"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing\n",
+        "website:\nformat:\nexecute:\nbibliography:\ncsl:\nlang:\n",
+        "format: html\n",
+        "format: {html: default, typst: x}\n",
+    ],
+)
+def test_settings_that_say_nothing_are_defaults(tmp_path, text):
+    (tmp_path / "_quarto.yml").write_text(text)
+    settings = read_settings(tmp_path)
+    assert (settings.title, settings.lang, settings.bibliography, settings.csl) == ("vitlab", "en", (), None)
+    site, pdf = site_config(Report("", "", "", ()), settings), pdf_config(settings)
+    assert site["website"]["title"] == "vitlab" and site["format"] == {"html": {"embed-resources": True}}
+    assert pdf["format"] == {"typst": {}} and site["execute"] == pdf["execute"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- website\n- format\n", "must hold names and values"),
+        ("just a text\n", "must hold names and values"),
+        ("website: [\n", "is not YAML"),
+        ("bibliography: {a: b}\n", "must be names of files"),
+        ("csl: 3\n", "must be names of files"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_sentence(tmp_path, text, message):
+    (tmp_path / "_quarto.yml").write_text(text)
+    with pytest.raises(UserError, match=message):
         read_settings(tmp_path)
 
 

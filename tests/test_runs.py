@@ -86,3 +86,19 @@ def test_variants_are_told_apart_and_kept_from_the_usual_runs():
     found, _ = latest_runs("digits", variants=True)
     assert [(run.title, run.parameters["seed"]) for run in found] == [("m, smote", 0), ("m, focal", 0), ("m, focal", 1)]
     assert found[0].name == "run4", "the newest"
+
+
+def test_a_file_that_is_cut_off_after_the_end_of_the_run_is_damage():
+    run = Run.create(dataset="digits", model="m", seed=0)
+    run.write_table("history.csv", pd.DataFrame({"epoch": range(50), "loss": 0.5}))
+    run.finish(["history.csv"])
+    whole = (run.path / "history.csv").read_bytes()
+    assert Run(run.path).problem == "" and Run(run.path).info["sizes"] == {"history.csv": len(whole)}
+    (run.path / "history.csv").write_bytes(whole[:100])
+    assert Run(run.path).problem == f"history.csv is cut off (100 of {len(whole)} bytes)"
+    (run.path / "history.csv").write_bytes(whole + b"50,0.4\n")
+    assert Run(run.path).problem == ""
+    info = json.loads((run.path / "run.json").read_text())
+    for sizes in ([], {"history.csv": "x"}, None):  # as nobody but a stranger writes it
+        (run.path / "run.json").write_text(json.dumps(info | {"sizes": sizes}))
+        assert Run(run.path).problem == ""

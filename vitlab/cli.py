@@ -269,3 +269,7 @@ def clean_errors() -> Iterator[None]:
         return
     typer.secho(f"Error: {message}", fg="red", err=True)
     raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app()

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -34,12 +34,20 @@ def write_json(path: Path, content: dict | list) -> None:
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
     """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all are there and whole.
 
-    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds.
+    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds;
+    and the size, which must not be less than the one that run.json states.
     """
-    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file))]
+    sizes = _read_sizes(Path(folder) / "run.json")
+    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file, sizes.get(file, 1)))]
 
 
-def _find_problem(path: Path) -> str:
+def _read_sizes(path: Path) -> dict[str, int]:
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        return {name: int(size) for name, size in dict(json.loads(path.read_text(encoding="utf-8"))["sizes"]).items()}
+    return {}
+
+
+def _find_problem(path: Path, size: int) -> str:
     if not path.is_file():
         return "is missing"
     try:
@@ -51,8 +59,9 @@ def _find_problem(path: Path) -> str:
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="np"):
                 pass
-        elif not path.stat().st_size:
-            return "is empty"
+        found = path.stat().st_size
+        if found < size:
+            return f"is cut off ({found} of {size} bytes)" if found else "is empty"
     except (OSError, ValueError, RecursionError, SafetensorError):  # pyarrow's errors are ValueErrors
         return "is damaged"
     return ""

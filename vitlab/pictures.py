@@ -41,6 +41,7 @@ UPRIGHT = {  # EXIF orientation -> what turns the image upright
     8: Image.Transpose.ROTATE_90,
 }
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+LOST_BITS = "vitlab_lost_bits"  # key of Image.info
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG
 
 
@@ -48,14 +49,18 @@ def open_picture(file: Path | str | bytes, check: Callable[[Image.Image], object
     """The decoded image of a file (or of its bytes), upright where its EXIF orientation says how the camera was held.
 
     Odd metadata do no harm: what Pillow refuses for its metadata is decoded without them. Of several frames or pages, the first
-    is read. check: called with the image before a pixel is decoded; what it raises ends the reading.
+    is read. Of colour of 16 bits a channel, Pillow keeps the upper 8; `image.info` then holds LOST_BITS. check: called with the
+    image before a pixel is decoded; what it raises ends the reading.
     Raises whatever Pillow raises where the format is none of FORMATS or the pixels are damaged or cut off.
     """
 
     def decode(source) -> Image.Image:
         with Image.open(source, formats=tuple(FORMATS)) as image:
             check(image)
+            deep = any(";16" in str(tile[3]) for tile in image.tile) and not is_deep(image)
             image.load()
+        if deep:
+            image.info[LOST_BITS] = True
         return image
 
     try:

@@ -174,16 +174,20 @@ class Run:
     def finish(self, files: Iterable[str] = ()) -> None:
         """Mark the run as done, if these files are there and whole: from now on it counts as a result, as long as it has them.
 
+        Their sizes are kept, so that a file that is cut off later is noticed.
+
         The run takes its final place, in one step where it replaces another one, and loses its checkpoints. UserError, and the
         run is not done, where a file is missing or damaged.
         """
+        files = list(files)
         damage = find_damage(self.path, files)
         if damage:
             problem = "; ".join(damage)
             raise UserError(f"run {self.name} is not complete: {problem}. Run notebook 03 from its first cell to its last")
         self.info.update(
             status="done",
-            files=list(files),
+            files=files,
+            sizes={file: (self.path / file).stat().st_size for file in files},
             wall_s=round(time.time() - self.info["start_s"], 1),
             peak_memory_mb=peak_memory_mb(),
         )

@@ -32,6 +32,7 @@ takes one GPU where workers offer any; `resources: {}` lets it run on any worker
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,20 +40,22 @@ from typing import Any
 
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
-from vitlab.notebook import fit_parameters, notebook_parameters
+from vitlab.notebook import fit_parameters, notebook_parameters, read_cells
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
 from vitlab.user_files import read_yaml
 
 BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
 STEP_KEYS = ["notebook", "grid", "parameters", "limits", "resources"]
+READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")  # a notebook that asks for a finished run by its name
 
 
 @dataclass(frozen=True)
 class Step:
     """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its parameters with their defaults.
 
-    resources: what a worker of a cluster must have free for it; None: a GPU where there are any.
+    resources: what a worker of a cluster must have free for it; None: a GPU where there are any. reads_run: it takes `run_name`
+    as the name of a finished run (04 to 06); any other notebook that declares `run_name` makes the run of that name.
     """
 
     notebook: str
@@ -63,6 +66,7 @@ class Step:
     declared: dict[str, Any]
     limits: Limits = field(default_factory=Limits)
     resources: dict[str, float] | None = None
+    reads_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class Batch:
 class Task:
     """A notebook at a point of the grid.
 
-    path: executed copy, run: folder of the run that all steps of a point share (None for a step that runs once), both relative
-    to the reports folder. needs: earlier tasks, by number, whose results this one reads.
+    path: executed copy, run: folder of the run that all steps of a point share, both relative to the reports folder. run is None
+    for a step that runs once, and for one that reads a run which the chain does not make: it gets no run_name, and finds its run
+    by itself. needs: earlier tasks, by number, whose results this one reads.
     """
 
     step: Step
@@ -161,7 +166,9 @@ def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[T
         run, folder = None, f"runs/batches/{batch.name}"
     else:
         run = folder = f"runs/{dataset_folder(_dataset(batch, point))}/{name}"
-        if "run_name" in step.declared:
+        if step.reads_run and not any(task.run == run and "run_name" in task.parameters for task in earlier):
+            run = None
+        elif "run_name" in step.declared:
             given["run_name"] = name
     needs = tuple(
         number
@@ -202,7 +209,8 @@ def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) 
         )
     limits = read_limits(entry.get("limits"), f"{name} in {file.name}", batch_limits)
     resources = _read_resources(entry.get("resources"), f"resources of {name} in {file.name}")
-    return Step(name, source, grid, entry.get("grid") == {}, parameters, declared, limits, resources)
+    reads_run = any(READS_RUN.search(cell["source"]) for cell in read_cells(source) if cell["cell_type"] == "code")
+    return Step(name, source, grid, entry.get("grid") == {}, parameters, declared, limits, resources, reads_run)
 
 
 def _find_notebook(name: str, file: Path) -> Path:

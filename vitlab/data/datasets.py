@@ -100,6 +100,12 @@ def _check_and_split(source, name, seed, split_by, folds, fold) -> tuple[pd.Data
             f"{low:.6g} to {high:.6g}, estimated over all of them, become black to white",
             stacklevel=3,
         )
+    if checked.deep_colour:
+        warnings.warn(
+            f"{name}: of {checked.deep_colour} colour images with 16 bits a channel, only the upper 8 bits are read; a signal of "
+            "fewer bits, such as 12, becomes nearly black: save them with 8 bits a channel",
+            stacklevel=3,
+        )
     table = source.samples[~source.samples["sample_id"].isin(unreadable["sample_id"])]
     table = table.sort_values("sample_id", ignore_index=True)
     check_class_sizes(table, source.classes, f"{name} without {len(unreadable)} unreadable images" if len(unreadable) else name)

@@ -21,7 +21,7 @@ from vitlab.data.quality import describe_failure
 from vitlab.data.reading import map_images
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
 from vitlab.errors import UserError
-from vitlab.pictures import is_deep, scale_to_eight_bits, to_rgb
+from vitlab.pictures import LOST_BITS, is_deep, scale_to_eight_bits, to_rgb
 
 PIXEL_SHARE, IMAGE_SHARE = 0.001, 0.01  # of the pixels of an image and of the images, at each end, that may lie outside the range
 MIN_SPAN = 1 / 8  # of the range of so many bits that the values must fill; else 8 bits would leave fewer than 32 grey values
@@ -29,11 +29,15 @@ MIN_SPAN = 1 / 8  # of the range of so many bits that the values must fill; else
 
 @dataclass(frozen=True)
 class Checked:
-    """unreadable: images that cannot be decoded, with EXCLUDED_COLUMNS. deep: number of images of more than 8 bits a pixel."""
+    """unreadable: images that cannot be decoded, with EXCLUDED_COLUMNS. deep: number of images of more than 8 bits a pixel.
+
+    deep_colour: number of colour images of 16 bits a channel, of which Pillow keeps the upper 8.
+    """
 
     unreadable: pd.DataFrame
     value_range: tuple[float, float] | None
     deep: int
+    deep_colour: int
 
 
 def check_images(source: Source) -> Checked:
@@ -88,23 +92,23 @@ _locks = defaultdict(Lock)  # threads that meet a deep image at the same time me
 @lru_cache(maxsize=8)
 def _check_images(source: Source) -> Checked:
     found = map_images(partial(_examine, source.read), source.samples["sample_id"].tolist(), "checking images")
-    reasons, limits = zip(*found, strict=True)
+    reasons, limits, lost = zip(*found, strict=True)
     table = source.samples[["sample_id", "source"]].assign(reason=reasons)
     unreadable = table[table["reason"] != ""].reset_index(drop=True)[list(EXCLUDED_COLUMNS)]
     deep = [one for one in limits if one]
-    return Checked(unreadable, find_value_range(deep), len(deep))
+    return Checked(unreadable, find_value_range(deep), len(deep), sum(lost))
 
 
-def _examine(read, sample_id: str) -> tuple[str, tuple[float, float, bool] | None]:
-    """Why an image cannot be used, or an empty text; and what `_measure` says of a deep one."""
+def _examine(read, sample_id: str) -> tuple[str, tuple[float, float, bool] | None, bool]:
+    """Why an image cannot be used, or an empty text; what `_measure` says of a deep one; and whether it is deep colour."""
     try:
         image = read(sample_id)
         if is_deep(image):
-            return "", _measure(image)
+            return "", _measure(image), False
         to_rgb(image)
     except Exception as error:  # a broken file makes Pillow's decoders fail in every way: SyntaxError, struct.error, a bomb, ...
-        return describe_failure(error), None
-    return "", None
+        return describe_failure(error), None, False
+    return "", None, LOST_BITS in image.info
 
 
 def _measure(image: Image.Image) -> tuple[float, float, bool]:

@@ -30,6 +30,7 @@ SHOWN = {
     "average_precision": "average precision",
 }
 BY_GROUP = ("balanced_accuracy", "recall", "roc_auc")
+CLUSTERS = "clusters.parquet"  # of a run: columns sample_id, cluster, of `vitlab.data.cluster_test_images`
 MIN_TEST_IMAGES = 100  # below it, the card says that intervals are wide
 MIN_CLASS_IMAGES = 30  # of the test split, below it the card says that the figures of a class are imprecise
 
@@ -45,6 +46,7 @@ def model_card(
 ) -> str:
     """A run as Markdown: use, data, metrics with intervals, groups, calibration, "not sure", limits, licence, versions.
 
+    Intervals draw the clusters of test images that notebook 04 has kept in CLUSTERS; without that file, single images.
     predictions: of another form of the model, such as its ONNX file, named in `measured_on`; by default those of the run.
     calibration: as it is shipped; by default `find_calibration` of the predictions. files: name and bytes of what is shipped.
     usage: Markdown that says how it is called. Raises FileNotFoundError where the run has kept no predictions or splits.
@@ -56,20 +58,24 @@ def model_card(
     test = calibrated[calibrated["split"] == "test"]
     samples = run.read_table("splits.csv")
     data = read_data_card(run)
+    kept = (run.path / CLUSTERS).is_file()
+    cluster = run.read_table(CLUSTERS).set_index("sample_id")["cluster"] if kept else None
+    alone = "single test images (notebook 04 finds near-duplicates)"
+    drawn = "clusters of near-duplicates or groups, as in notebook 04" if kept else alone
     sections = {
         "What it is for": _describe_use(run, classes, data),
         "Data": _describe_data(samples, classes, data),
         f"How well it does on {len(test):,} test images": [
-            f"Measured on {measured_on}. Intervals: 95%, bootstrap over the test images.",
+            f"Measured on {measured_on}. Intervals: 95%, bootstrap over {drawn}.",
             "",
-            *_write_metrics(calibrated, classes),
+            *_write_metrics(calibrated, classes, cluster),
             "",
             *_write_classes(calibrated),
         ],
-        "For each group": _write_groups(calibrated),
-        "Do the probabilities mean what they say?": _describe_calibration(predictions, calibrated, calibration),
+        "For each group": _write_groups(calibrated, cluster),
+        "Do the probabilities mean what they say?": _describe_calibration(predictions, calibrated, calibration, cluster),
         'When it says "not sure"': _describe_doubt(test, classes, calibration),
-        "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data)],
+        "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data, cluster)],
         "How to use it": [usage] if usage else [f"{code(f'vitlab app {shlex.quote(run.name)}')} opens it in the browser."],
         "Licence": _describe_licence(data),
         "How it was made": _describe_making(run, files or {}),
@@ -104,8 +110,10 @@ def read_data_card(run: Run) -> dict[str, str]:
     }
 
 
-def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mapping[str, str]) -> list[str]:
-    """What a reader must know before trusting the figures, each a sentence."""
+def find_limits(
+    calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mapping[str, str], cluster: pd.Series | None = None
+) -> list[str]:
+    """What a reader must know before trusting the figures, each a sentence. cluster: as in `metrics_table`."""
     test = calibrated[calibrated["split"] == "test"]
     limits = [
         "The figures hold for images like those of the data set: same kind of object, camera, light and framing. What the model "
@@ -121,7 +129,7 @@ def find_limits(calibrated: pd.DataFrame, classes: tuple[str, ...], data: Mappin
         named = list_some(scarce)
         limits.append(f"Fewer than {MIN_CLASS_IMAGES} test images of {named}: the figures of these classes are imprecise.")
     if test["group"].nunique() > 1:
-        gaps = worst_slice_table(calibrated, ["group"])
+        gaps = worst_slice_table(calibrated, ["group"], cluster=cluster)
         for _, row in gaps[gaps["verdict"].str.contains("worse", na=False)].iterrows():
             limits.append(
                 f"The group {escape(row['slice'])} is worse than the rest: {_readable(row['metric'])} {row['value']:.3f} "
@@ -160,8 +168,8 @@ def _describe_data(samples: pd.DataFrame, classes: tuple[str, ...], data: Mappin
     return [said, "", *version, *pipe_table(["class", *SPLITS, "all"], rows), *_note_cut(len(sized), len(counts)), *source]
 
 
-def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
-    table = metrics_table(calibrated).set_index("metric")
+def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...], cluster: pd.Series | None) -> list[str]:
+    table = metrics_table(calibrated, cluster=cluster).set_index("metric")
     kept = [metric for metric in SHOWN if np.isfinite(table.loc[metric, "value"])]
     rows = [[SHOWN[metric], *_with_interval(table.loc[metric])] for metric in kept]
     of = f"of the class {escape(classes[-1])}" if len(classes) == 2 else "means over the classes"
@@ -179,8 +187,8 @@ def _write_classes(calibrated: pd.DataFrame) -> list[str]:
     return [*pipe_table(["class", "images", "precision", "recall", "F1"], rows), *_note_cut(len(shown), len(table), "F1")]
 
 
-def _write_groups(calibrated: pd.DataFrame) -> list[str]:
-    table = slice_table(calibrated, metrics=BY_GROUP)
+def _write_groups(calibrated: pd.DataFrame, cluster: pd.Series | None) -> list[str]:
+    table = slice_table(calibrated, metrics=BY_GROUP, cluster=cluster)
     if table["group"].nunique() < 2:
         return ["The images have no groups."]
     first = table[table["metric"] == BY_GROUP[0]]
@@ -194,8 +202,10 @@ def _write_groups(calibrated: pd.DataFrame) -> list[str]:
     return [*lines, *_note_cut(len(shown), len(first), SHOWN[BY_GROUP[0]], "groups")]
 
 
-def _describe_calibration(before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration) -> list[str]:
-    tables = [calibration_table(part).set_index("metric") for part in (before, after)]
+def _describe_calibration(
+    before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration, cluster: pd.Series | None
+) -> list[str]:
+    tables = [calibration_table(part, cluster=cluster).set_index("metric") for part in (before, after)]
     names = {"ece": "expected calibration error", "brier": "Brier score", "nll": "negative log-likelihood"}
     rows = [[text, *(" ".join(_with_interval(table.loc[name])) for table in tables)] for name, text in names.items()]
     chance = tables[1].loc["ece", ["calibrated_low", "calibrated_high"]]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vitlab.places import reports_dir
 from vitlab.run_folders import list_all_runs
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, check_predictions
+from vitlab.user_files import fill_folder
 
 EXAMPLES = 8  # images
 LONGEST = 60  # letters of a title that names the classes
@@ -117,10 +119,11 @@ def page_facts(folder: Path) -> Facts:
         return read_facts(folder)
     run = Run(folder)
     examples = folder / "app" / "examples"
-    try:
-        paths = sorted(examples.glob("*.png")) or write_examples(load_run_data(run), examples)
-    except (ValueError, FileNotFoundError):
-        paths = []
+    if not examples.is_dir():
+        # no data set, no right to write, or another process that was first
+        with suppress(UserError, OSError), fill_folder(examples, parents=True) as (_, work):
+            write_examples(load_run_data(run), work)
+    paths = sorted(examples.glob("*.png"))
     stored = folder / CARD
     try:
         card = stored.read_text(encoding="utf-8") if stored.is_file() else model_card(run)

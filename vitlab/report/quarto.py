@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from vitlab.report.gather import Report
-from vitlab.report.settings import Settings
+from vitlab.report.settings import Settings, find_section
 
 
 def render_with_quarto(quarto: str, report: Report, settings: Settings, build: Path, output: Path) -> dict[str, Path]:
@@ -33,12 +33,10 @@ def site_config(report: Report, settings: Settings) -> dict:
     """The project's own configuration, for the gathered pages: what to render and the navigation."""
     config = _shared_config(settings)
     config["project"] = {"type": "website", "output-dir": "_site", "render": [f"{page.slug}.ipynb" for page in report.pages]}
-    website = config.setdefault("website", {})
-    sidebar = dict(website.get("sidebar") or {})
-    website["title"] = settings.title
-    website["sidebar"] = {**sidebar, "contents": _sidebar(report.pages)}
-    html = dict((config.get("format") or {}).get("html") or {})
-    config["format"] = {"html": {**html, "embed-resources": True}}  # each page one file, to be opened offline
+    sidebar = {**find_section(config, "website", "sidebar"), "contents": _sidebar(report.pages)}
+    config["website"] = {**find_section(config, "website"), "title": settings.title, "sidebar": sidebar}
+    html = {**find_section(config, "format", "html"), "embed-resources": True}  # each page one file, to be opened offline
+    config["format"] = {"html": html}
     return config
 
 
@@ -47,7 +45,7 @@ def pdf_config(settings: Settings) -> dict:
     config = _shared_config(settings)
     config.pop("website", None)
     config["project"] = {"type": "default", "render": ["report.ipynb"]}
-    config["format"] = {"typst": dict((config.get("format") or {}).get("typst") or {})}
+    config["format"] = {"typst": find_section(config, "format", "typst")}
     return config
 
 
@@ -56,7 +54,7 @@ def _shared_config(settings):
     config["bibliography"] = [file.name for file in settings.bibliography]
     if settings.csl:
         config["csl"] = settings.csl.name
-    config["execute"] = {**(config.get("execute") or {}), "enabled": False}
+    config["execute"] = {**find_section(config, "execute"), "enabled": False}
     return config
 
 

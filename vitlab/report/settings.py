@@ -24,25 +24,37 @@ class Settings:
 
 
 def read_settings(root: Path | None = None) -> Settings:
-    """The settings of the project; defaults where it has no _quarto.yml. ValueError names a bibliography that is not there."""
+    """The settings of the project; defaults where it has no _quarto.yml. UserError names a bibliography that is not there."""
     root = root or project_root()
     file = root / "_quarto.yml"
     config = (read_yaml(file, "settings file") if file.is_file() else None) or {}
     if not isinstance(config, dict):
         raise UserError(f"{file} must hold names and values, such as `bibliography: reports/references.bib`; it holds {config!r}")
-    listed = config.get("bibliography", [])
-    bibliography = tuple(root / name for name in ([listed] if isinstance(listed, str) else listed))
-    csl = root / config["csl"] if "csl" in config else None
+    listed, style = config.get("bibliography") or [], config.get("csl") or ""
+    listed = [listed] if isinstance(listed, str) else listed
+    if not (isinstance(listed, list) and all(isinstance(name, str) for name in [*listed, style])):
+        raise UserError(f"bibliography and csl of {file} must be names of files, such as `bibliography: reports/references.bib`")
+    bibliography = tuple(root / name for name in listed)
+    csl = root / style if style else None
     for path in (*bibliography, *([csl] if csl else [])):
         if not path.is_file():
             raise UserError(f"{file} names {path}, and there is no such file")
-    html = (config.get("format") or {}).get("html") or {}
+    html = find_section(config, "format", "html")
     return Settings(
-        title=(config.get("website") or {}).get("title", "vitlab"),
-        lang=config.get("lang", "en"),
+        title=find_section(config, "website").get("title") or "vitlab",
+        lang=config.get("lang") or "en",
         bibliography=bibliography,
         csl=csl,
         fold=html.get("code-fold", True),
         toc_depth=html.get("toc-depth", 3),
         config=config,
     )
+
+
+def find_section(config: dict, *names: str) -> dict:
+    """The settings below these names; none where a word stands there, as Quarto allows (`format: html`, `html: default`)."""
+    for name in names:
+        config = config.get(name)
+        if not isinstance(config, dict):
+            return {}
+    return config
