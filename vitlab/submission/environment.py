@@ -1,4 +1,4 @@
-"""What the results were made with: versions of Python and of every installed package, the machine, the commit."""
+"""The environment of the results: versions of Python and of every installed package, the machine, the commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_packages() -> dict[str, str]:
 
 
 def hash_package() -> str:
-    """SHA-256 over the Python files of this vitlab: another one where its code was changed, whatever the version says."""
+    """SHA-256 of the Python files of this vitlab. It differs where the code was changed, even in the same version."""
     root, digest = Path(vitlab.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -45,7 +45,7 @@ def describe_environment(commit: str) -> dict[str, Any]:
 
 
 def compare_environments(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Which of the versions that numbers hang on differ: `torch 2.14 there, 2.15 here`."""
+    """The versions that differ, of those that results depend on: `torch 2.14 there, 2.15 here`."""
     pairs = [("python", theirs.get("python"), ours["python"])]
     pairs += [(name, theirs.get("packages", {}).get(name), ours["packages"].get(name)) for name in DECISIVE]
     different = [f"{name} {there or 'none'} there, {here or 'none'} here" for name, there, here in pairs if there != here]
