@@ -83,7 +83,7 @@ def test_the_bundle_holds_what_a_marker_needs(made, folder):
         "model_card.md",
     ]
     of_run += ["notebooks/03_finetune.ipynb", "notebooks/04_evaluate.ipynb", "notebooks/assignment.ipynb"]
-    environment = ["environment/environment.json", "environment/installed.txt", "environment/requirements.lock"]
+    environment = ["environment/installed.txt", "environment/requirements.lock"]
     project = ["project/_quarto.yml", "project/reports/references.bib", "project/notebooks/assignment.ipynb"]
     pages = [
         "report/index.html",
@@ -121,7 +121,7 @@ def test_verify_passes_but_for_what_the_student_left_out(made):
     assert points.loc["verdict", "answer"] == "empty" and points.loc["blance", "answer"] == "no such cell"
 
 
-def test_what_submit_shows_is_what_the_marker_sees(made):
+def test_submit_shows_the_results_of_verify(made):
     verdict, _ = verify(made[1].path)
     assert list(made[1].verdict.results) == [result for result in verdict.results if result.check != "rerun"]
 
@@ -134,7 +134,7 @@ def test_a_rerun_gives_the_same_metrics(made):
 
 
 WHOLE = ("manifest",)
-KINDS = ["*.md", "*.yml", "report/*.html", "report/*.pdf", "data/*", "environment/*.json", "runs/digits-*/*/*.csv"]
+KINDS = ["*.md", "*.yml", "report/*.html", "report/*.pdf", "data/*", "environment/*", "runs/digits-*/*/*.csv"]
 KINDS += [f"runs/digits-*/*/{name}" for name in ("*.json", "*.md", "*.parquet", "*.safetensors", "notebooks/*.ipynb")]
 
 
@@ -348,7 +348,7 @@ def test_an_image_that_is_another_one_here_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["folder:/etc", "torchvision:MNIST", "hub:a/b", "planted:digits", "nothing"])
-def test_a_strangers_data_set_is_not_read_unless_the_marker_names_it(dataset, tmp_path):
+def test_a_data_set_named_in_a_bundle_is_not_read_unless_the_marker_names_it(dataset, tmp_path):
     bundle = Bundle(tmp_path)
     bundle.datasets = {"run": dataset}
     assert find_data(bundle, dataset) == "" and find_data(bundle, "digits") == "digits"
@@ -381,7 +381,7 @@ def test_weights_over_the_limit_stay_behind_with_their_checksum(made, tmp_path):
     assert "over 0.001 MB of weights" in (unpack(small.path, tmp_path / "small") / "README.md").read_text()
 
 
-def test_a_notebook_changed_after_it_was_executed_is_told_at_submit(project, tmp_path):
+def test_submit_names_a_notebook_that_was_changed_after_its_execution(project, tmp_path):
     path = project / "notebooks" / "04_evaluate.ipynb"
     kept = path.read_text()
     path.write_text(kept.replace("Metrics on the test split.", "Metrics on the test images."))
@@ -390,10 +390,8 @@ def test_a_notebook_changed_after_it_was_executed_is_told_at_submit(project, tmp
     finally:
         path.write_text(kept)
     assert [result.check for result in verdict.failed if result.check != "answers"] == ["sources"]
-    assert (
-        "cell 4: executed as `#| tbl-cap: Metrics on the test split.`, but the notebook now has"
-        in next(r for r in verdict.failed if r.check == "sources").detail
-    )
+    detail = next(result.detail for result in verdict.failed if result.check == "sources")
+    assert "cell 4: executed as `#| tbl-cap: Metrics on the test split.`, but the notebook now has" in detail
 
 
 def test_a_notebook_executed_by_hand_goes_along(project, tmp_path):

@@ -112,7 +112,7 @@ def test_points_table(tmp_path):
         ("questions: {a: {points: 1, words: x}}", "questions.a.words: Input should be a valid integer; it is 'x'"),
         (
             "questions: {a: {points: 1, evidence: [{picture: x}]}}",
-            "'picture' in questions.a.evidence.0 is not a kind of evidence; write 'notebook', 'figure', 'table', 'metric' or 'file'",
+            "'picture' in questions.a.evidence.0 is not a kind of evidence; write 'notebook', 'figure'",
         ),
         ("questions: {a: {points: 1, evidence: fig-x}}", "questions.a.evidence: Input should be a valid list"),
         ("questions: {}", "questions: Dictionary should have at least 1 item"),

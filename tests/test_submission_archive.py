@@ -56,7 +56,7 @@ def test_a_name_twice_is_refused(tmp_path, names):
 
 
 def test_bombs_are_refused_before_they_grow(tmp_path, monkeypatch):
-    with pytest.raises(UnsafeBundle, match=r"zeros would grow from 1,\d\d\d to 2,000,000 bytes; at most 100 times"):
+    with pytest.raises(UnsafeBundle, match=r"zeros would grow from 1,\d\d\d to 2,000,000 bytes; too much"):
         unpack(write(tmp_path / "bomb.zip", ("zeros", bytes(2 * 10**6))), tmp_path / "out")
     monkeypatch.setattr(archive, "MAX_FILES", 10)
     many = write(tmp_path / "many.zip", *((f"{number}", "") for number in range(11)))
@@ -92,7 +92,7 @@ def test_encrypted_and_strangely_packed_members_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.rfind(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
-    with pytest.raises(UnsafeBundle, match="a is damaged or incomplete .*encrypted"):
+    with pytest.raises(UnsafeBundle, match=r"a is damaged or incomplete .*encrypted"):
         unpack(path, tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as file:
         file.writestr("a", "x")

@@ -1,15 +1,18 @@
+import json
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from vitlab.runs import list_versions
 from vitlab.submission.archive import hash_file
-from vitlab.submission.environment import compare_environments, describe_environment
+from vitlab.submission.check_files import check_environment
+from vitlab.submission.environment import hash_package
 from vitlab.submission.images import image_hash_table, join_samples
 from vitlab.submission.junit import write_junit
 from vitlab.submission.manifest import MANIFEST, Manifest, compare_files, read_manifest, write_manifest
-from vitlab.submission.opened import Result
+from vitlab.submission.opened import Bundle, Result
 from vitlab.submission.printing import describe_verdict, print_verdict, summarise
 from vitlab.submission.rerun import compare_metrics
 from vitlab.submission.verify import Verdict
@@ -72,14 +75,21 @@ def test_synthetic_images_are_not_part_of_the_data():
     assert join_samples([table])["sample_id"].tolist() == ["a"]
 
 
-def test_environments_are_compared_by_what_results_depend_on():
-    ours = describe_environment("abc+")
-    assert ours["packages"]["torch"] and compare_environments(ours, ours) == []
-    theirs = {"python": ours["python"], "commit": "abc", "packages": {**ours["packages"], "torch": "1.0", "typer": "0"}}
-    assert compare_environments(theirs, ours) == [
-        f"torch 1.0 there, {ours['packages']['torch']} here",
-        "the code of vitlab (commit abc there)",
-    ]
+def test_versions_that_differ_are_listed(tmp_path):
+    run = tmp_path / "runs" / "a" / "b"
+    run.mkdir(parents=True)
+    for versions, code, detail in (
+        (list_versions(), hash_package(), "same as here"),
+        (
+            list_versions() | {"torch": "1.0"},
+            "other",
+            f"torch 1.0 there, {list_versions()['torch']} here; the code of vitlab (commit abc there)",
+        ),
+    ):
+        (run / "run.json").write_text(json.dumps({"versions": versions}))
+        write_manifest(tmp_path, Manifest(title="T", author="A", commit="abc", code=code))
+        (result,) = check_environment(Bundle(tmp_path))
+        assert result.status == "pass" and result.detail.endswith(detail)
 
 
 def test_metrics_are_compared_by_the_largest_difference():

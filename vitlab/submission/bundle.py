@@ -14,10 +14,10 @@ from pathlib import Path
 import vitlab
 from vitlab.errors import UserError
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import Run, dataset_folder, write_json
+from vitlab.runs import Run, dataset_folder
 from vitlab.submission.archive import UnsafeBundle, check_members, hash_file, write_zip
 from vitlab.submission.check_notebooks import clean_name
-from vitlab.submission.environment import describe_environment
+from vitlab.submission.environment import hash_package, list_packages
 from vitlab.submission.images import image_hash_table, join_samples
 from vitlab.submission.manifest import Manifest, write_manifest
 from vitlab.submission.opened import FAIL, Result
@@ -165,10 +165,8 @@ def _put_texts(selection: Selection, folder: Path, author: str, title: str, stat
     """Environment, title page, README, and the manifest of all files."""
     date = datetime.now(UTC).date().isoformat()
     newest = max(selection.runs.values(), key=lambda run: run.info["start_s"])
-    environment = describe_environment(newest.info.get("commit", ""))
-    packages = "".join(f"{name}=={version}\n" for name, version in environment["packages"].items())
+    packages = "".join(f"{name}=={version}\n" for name, version in list_packages().items())
     _write(folder / "environment" / "installed.txt", packages)
-    write_json(folder / "environment" / "environment.json", environment)
     if (project_root() / LOCK).is_file():
         _copy(project_root() / LOCK, folder / "environment" / LOCK)
     contents = [f"run `{run.name}` on {run.dataset}: {run.title}, seed {run.draw}" for run in selection.runs.values()]
@@ -176,10 +174,10 @@ def _put_texts(selection: Selection, folder: Path, author: str, title: str, stat
     contents.append(f"{len(selection.notebooks)} executed notebooks")
     _write(folder / "TITLE.md", write_title_page(title, author, date, statement, contents))
     seconds = sum(notebook.seconds or 0 for notebook in selection.notebooks)
-    version, commit = vitlab.__version__, environment["commit"]
+    version, commit = vitlab.__version__, newest.info.get("commit", "")
     _write(folder / "README.md", write_readme(title, author, date, version, commit, seconds, left_out))
     notebooks = [notebook.path for notebook in selection.notebooks]
-    facts = {"title": title, "author": author, "made": date, "vitlab": version, "commit": commit}
+    facts = {"title": title, "author": author, "made": date, "vitlab": version, "commit": commit, "code": hash_package()}
     write_manifest(folder, Manifest(**facts, notebooks=notebooks))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from vitlab.runs import list_versions
 from vitlab.submission.archive import hash_file
-from vitlab.submission.environment import compare_environments, describe_environment
+from vitlab.submission.environment import hash_package
 from vitlab.submission.manifest import MANIFEST
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
 
-NEEDED = ("README.md", "TITLE.md", "environment/environment.json", "environment/installed.txt", "report/report.pdf")
+NEEDED = ("README.md", "TITLE.md", "environment/installed.txt", "report/report.pdf")
 OF_A_RUN = ("splits.csv", "predictions.parquet", "model.json", "data_card.md", "model_card.md")
 
 
@@ -35,10 +36,16 @@ def check_contents(bundle: Bundle) -> list[Result]:
 
 
 def check_environment(bundle: Bundle) -> list[Result]:
-    """The versions are noted. It lists those that differ here and may change results."""
-    different = compare_environments(bundle.read_json("environment/environment.json"), describe_environment(""))
-    detail = "same as here" if not different else f"differs, so a rerun may give slightly other numbers: {'; '.join(different)}"
-    return [Result("environment", "", PASS, detail)]
+    """The versions that made each run are noted. It lists those that differ here , and never fails for them."""
+    ours, same_code = list_versions(), bundle.manifest.code == hash_package()
+
+    def judge(run: str) -> tuple[str, str]:
+        theirs = bundle.read_json(f"{run}/run.json")["versions"]
+        different = [f"{name} {theirs.get(name)} there, {here} here" for name, here in ours.items() if theirs.get(name) != here]
+        different += [] if same_code else [f"the code of vitlab (commit {bundle.manifest.commit or 'unknown'} there)"]
+        return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}" if different else "same as here"
+
+    return judge_each("environment", bundle.runs, judge)
 
 
 def check_weights(bundle: Bundle) -> list[Result]:

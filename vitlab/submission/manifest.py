@@ -18,7 +18,7 @@ MAX_BYTES = 20 * 10**6
 
 
 class Manifest(BaseModel):
-    """notebooks: paths of the executed ones, in an order in which they can be executed. files: path -> SHA-256."""
+    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones, in an order in which they can be executed. files: path -> SHA-256."""
 
     format: Literal[2] = 2
     title: str
@@ -26,6 +26,7 @@ class Manifest(BaseModel):
     made: str = ""
     vitlab: str = ""
     commit: str = ""
+    code: str = ""
     notebooks: list[str] = []
     files: dict[str, str] = {}
 
