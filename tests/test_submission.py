@@ -357,6 +357,24 @@ def test_a_data_set_named_in_a_bundle_is_not_read_unless_the_marker_names_it(dat
     assert find_data(named, dataset) == "folder:mine"
 
 
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("model.safetensors", "weights"),
+        ("predictions.parquet", "predictions"),
+        ("splits.csv", "splits"),
+        ("metrics.json", "metrics"),
+        ("run.json", "parameters"),
+        ("notebooks/04_evaluate.ipynb", "executed"),
+    ],
+)
+def test_a_pickle_in_place_of_a_file_is_not_loaded(folder, tmp_path, name, check):
+    flag = tmp_path / "executed"
+    find(folder, f"runs/digits-*/*/{name}").write_bytes(f"cos\nsystem\n(S'touch {flag}'\ntR.".encode())
+    _, failed = forge(folder, tmp_path)
+    assert check in dict(failed) and not flag.exists()
+
+
 def test_a_manifest_that_names_places_outside_reads_none(folder, tmp_path):
     facts = json.loads((folder / MANIFEST).read_text())
     facts["notebooks"][0] = "../../etc/passwd"
@@ -391,7 +409,7 @@ def test_submit_names_a_notebook_that_was_changed_after_its_execution(project, t
         path.write_text(kept)
     assert [result.check for result in verdict.failed if result.check != "answers"] == ["sources"]
     detail = next(result.detail for result in verdict.failed if result.check == "sources")
-    assert "cell 4: executed as `#| tbl-cap: Metrics on the test split.`, but the notebook now has" in detail
+    assert detail == "cell 4: executed as `…Metrics on the test split.`, but the notebook now has `…Metrics on the test images.`"
 
 
 def test_a_notebook_executed_by_hand_goes_along(project, tmp_path):

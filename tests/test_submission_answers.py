@@ -5,7 +5,7 @@ import pytest
 from vitlab.batch import load_batch
 from vitlab.notebook import read_cells
 from vitlab.submission.answers import find_answers, find_mark, find_repeats, read_answer
-from vitlab.submission.rubric import Evidence, find_unknown_questions, load_rubric, points_table
+from vitlab.submission.rubric import find_unknown_questions, load_rubric, points_table
 
 
 def cell(kind, source):
@@ -79,7 +79,7 @@ def test_points_table(tmp_path):
     assert [question.points for question in rubric.questions.values()] == [4, 2.5, 1]
     cells = [cell("markdown", "<!-- #| answer: a -->\nTwo words"), cell("markdown", "<!-- #| answer: b -->\n")]
     answers = find_answers([("one.ipynb", cells)])
-    table = points_table(rubric, answers, Evidence(file=frozenset({"runs/x/metrics.json"}))).set_index("question")
+    table = points_table(rubric, answers, {"figure": set(), "file": {"runs/x/metrics.json"}}).set_index("question")
     assert table.loc["a"].to_dict() == {
         "points": 4,
         "answer": "2 words",

@@ -65,6 +65,7 @@ def open_bundle(path: Path) -> Iterator[Path]:
 
 def unpack(path: Path, folder: Path) -> None:
     """Write the files of a zip below a folder. UnsafeBundle, before anything is written, for a zip that breaks the limits."""
+    check_size(path)
     name = path.name
     try:
         with zipfile.ZipFile(path) as archive:
@@ -78,13 +79,22 @@ def unpack(path: Path, folder: Path) -> None:
         raise UnsafeBundle(f"{name} is damaged or incomplete ({error}); ask for the zip again") from error
 
 
+def check_size(path: Path) -> None:
+    """UnsafeBundle for a zip that is too large, or has too many members: zipfile takes about 600 bytes of memory for each."""
+    size, signature = path.stat().st_size, b"PK\x01\x02"  # of each member in the directory of a zip
+    if size > MAX_BYTES:
+        raise UnsafeBundle(f"{path.name} has {size / 1e9:,.1f} GB; at most {MAX_BYTES / 1e9:.1f} GB are opened")
+    with path.open("rb") as file:
+        count = sum(block.count(signature) for block in iter(lambda: file.read(1 << 20), b""))
+    if count > MAX_FILES:
+        raise UnsafeBundle(f"{path.name} holds over {MAX_FILES:,} files; no bundle does")
+
+
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """UnsafeBundle for the first member that no bundle has. zipfile never writes more bytes than a member states."""
-    total = max(path.stat().st_size, sum(info.file_size for info in members))
-    if len(members) > MAX_FILES:
-        raise UnsafeBundle(f"{path.name} holds {len(members):,} files; at most {MAX_FILES:,} are opened")
+    total = sum(info.file_size for info in members)
     if total > MAX_BYTES:
-        raise UnsafeBundle(f"{path.name} has {total / 1e9:,.1f} GB; at most {MAX_BYTES / 1e9:.1f} GB are opened")
+        raise UnsafeBundle(f"{path.name} would unpack to {total / 1e9:,.1f} GB; at most {MAX_BYTES / 1e9:.1f} GB are written")
     if len({info.filename.casefold().rstrip("/") for info in members}) < len(members):
         raise UnsafeBundle(f"{path.name} holds two files of the same name")
     for info in members:

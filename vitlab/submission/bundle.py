@@ -15,7 +15,7 @@ import vitlab
 from vitlab.errors import UserError
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import Run, dataset_folder
-from vitlab.submission.archive import UnsafeBundle, check_members, hash_file, write_zip
+from vitlab.submission.archive import UnsafeBundle, check_members, check_size, hash_file, write_zip
 from vitlab.submission.check_notebooks import clean_name
 from vitlab.submission.environment import hash_package, list_packages
 from vitlab.submission.images import image_hash_table, join_samples
@@ -88,6 +88,7 @@ def make_bundle(
 def _check_zip(path: Path) -> list[Result]:
     """A failure where `vitlab verify` would not open the zip, because it has too many files or is too large."""
     try:
+        check_size(path)
         with zipfile.ZipFile(path) as archive:
             check_members(path, archive.infolist())
     except UnsafeBundle as error:

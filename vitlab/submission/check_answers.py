@@ -10,7 +10,7 @@ import pandas as pd
 
 from vitlab.submission.answers import Answer, find_answers, find_repeats
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result
-from vitlab.submission.rubric import Evidence, Rubric, find_unknown_questions, load_rubric, points_table
+from vitlab.submission.rubric import Rubric, find_unknown_questions, load_rubric, points_table
 
 LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
 PICTURES = {"image/png", "image/svg+xml", "image/jpeg"}
@@ -72,17 +72,17 @@ def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
     return found
 
 
-def find_evidence(bundle: Bundle) -> Evidence:
-    """What a rubric may ask for."""
-    stems, figures, tables, metrics = set(), set(), set(), set()
+def find_evidence(bundle: Bundle) -> dict[str, set[str]]:
+    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content, metrics, files."""
+    found: dict[str, set[str]] = {"notebook": set(), "figure": set(), "table": set(), "metric": set()}
     for name, cells in _read_notebooks(bundle):
-        stems.add(Path(name).stem)
+        found["notebook"].add(Path(name).stem)
         for cell in cells:
             kinds = {kind for output in cell.get("outputs", ()) for kind in output.get("data", {})}
             labels = LABEL.findall(cell["source"])
-            figures.update(labels if kinds & PICTURES else ())
-            tables.update(labels if any(kind.startswith("text/") for kind in kinds) else ())
+            found["figure"].update(labels if kinds & PICTURES else ())
+            found["table"].update(labels if any(kind.startswith("text/") for kind in kinds) else ())
     for run in bundle.runs:
         with contextlib.suppress(ValueError, TypeError):  # check_metrics names the problem
-            metrics |= set(bundle.read_json(f"{run}/metrics.json"))
-    return Evidence(frozenset(stems), frozenset(figures), frozenset(tables), frozenset(metrics), frozenset(bundle.manifest.files))
+            found["metric"].update(bundle.read_json(f"{run}/metrics.json"))
+    return found | {"file": set(bundle.manifest.files)}

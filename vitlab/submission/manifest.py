@@ -18,7 +18,9 @@ MAX_BYTES = 20 * 10**6
 
 
 class Manifest(BaseModel):
-    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones, in an order in which they can be executed. files: path -> SHA-256."""
+    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones, in the order of their
+    execution. files: path -> SHA-256.
+    """
 
     format: Literal[2] = 2
     title: str

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,21 +63,6 @@ class Rubric(BaseModel):
     title: str = ""
     statement: str = ""
     questions: dict[Name, Annotated[Question, BeforeValidator(_expand)]] = Field(min_length=1, max_length=200)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What there is in a bundle, by kind: stems of notebooks, labels of figures and tables with content, metrics, files."""
-
-    notebook: frozenset[str] = frozenset()
-    figure: frozenset[str] = frozenset()
-    table: frozenset[str] = frozenset()
-    metric: frozenset[str] = frozenset()
-    file: frozenset[str] = frozenset()
-
-    def holds(self, kind: str, name: str) -> bool:
-        there = getattr(self, kind)
-        return bool(fnmatch.filter(there, name)) if kind == "file" else name in there
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -121,23 +105,23 @@ def _describe(error: ValidationError) -> str:
     return f"{'.'.join([*place, last])}: {first['msg']}; it is {given[:80]}" if last else f"{first['msg']}; it is {given[:80]}"
 
 
-def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Evidence) -> pd.DataFrame:
+def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Mapping[str, Collection[str]]) -> pd.DataFrame:
     """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one row for each question.
 
-    missing: what a marker looks for and does not find, "" where all is there.
+    evidence: kind -> names that are in the bundle. missing: what a marker looks for and does not find, "" where all is there.
     """
     given = {answer.name: answer for answer in answers}
     rows = []
     for name, question in rubric.questions.items():
         answer, wanted = given.get(name), [item for entry in question.evidence for item in entry.items()]
-        there, missing = [f"{kind} {what}" for kind, what in wanted if evidence.holds(kind, what)], []
+        there, missing = [f"{kind} {what}" for kind, what in wanted if fnmatch.filter(evidence[kind], what)], []
         if answer is None:
             missing.append("its cell")
         elif not answer.text:
             missing.append("the answer")
         elif answer.kind == "markdown" and answer.words < question.words:
             missing.append(f"{question.words - answer.words} of {question.words} words")
-        missing += [f"{kind} {what}" for kind, what in wanted if not evidence.holds(kind, what)]
+        missing += [f"{kind} {what}" for kind, what in wanted if not fnmatch.filter(evidence[kind], what)]
         seen = "no such cell" if answer is None else f"{answer.words} words" if answer.text else "empty"
         rows.append((name, question.points, seen, ", ".join(there), ", ".join(missing)))
     return pd.DataFrame(rows, columns=["question", "points", "answer", "there", "missing"])
