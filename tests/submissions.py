@@ -1,6 +1,5 @@
 """A submission small enough for the tests, and ways to tamper with it."""
 
-import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -9,10 +8,9 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vitlab.submission.archive import write_zip
-from vitlab.submission.manifest import MANIFEST, write_manifest
+from vitlab.submission.archive import open_bundle, write_zip
+from vitlab.submission.manifest import read_manifest, write_manifest
 from vitlab.submission.opened import Bundle, Options
-from vitlab.submission.safe_zip import open_bundle
 from vitlab.submission.verify import CHECKS, judge
 
 ROOT = Path(__file__).parents[1]
@@ -85,17 +83,14 @@ def unpack(path: Path, folder: Path) -> Path:
 
 
 def pack(folder: Path, path: Path, *, forge: bool = False) -> Path:
-    """The folder as a sealed zip; forge: with a manifest that fits whatever lies there now."""
+    """The folder as a zip; forge: with a manifest that fits the files as they are now."""
     if forge:
-        facts = json.loads((folder / MANIFEST).read_text())
-        write_manifest(
-            folder, {key: value for key, value in facts.items() if key not in ("files", "format") and "sha256_of" not in key}
-        )
+        write_manifest(folder, read_manifest(folder))
     return write_zip(folder, path)
 
 
 def verify(path: Path, names=tuple(CHECKS), **options):
-    """The verdict without reading the images, which takes longest; failures as (check, subject)."""
-    with open_bundle(path) as opened:
-        verdict = judge(Bundle(opened, Options(images=False, **options)), names)
+    """The verdict, by default without reading the images, which takes longest; failures as (check, subject)."""
+    with open_bundle(path) as folder:
+        verdict = judge(Bundle(folder, Options(**{"images": False, **options})), names)
     return verdict, [(result.check, result.subject) for result in verdict.failed]

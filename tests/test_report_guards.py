@@ -153,7 +153,7 @@ def test_a_source_edited_since_is_named_with_both_lines(project):
     nbformat.write(notebook, project.root / "notebooks" / "03_train.ipynb")
     findings = project.check()
     assert places(findings) == [("source", 4, "fig-loss"), ("source", 5, "tbl-loss")]
-    assert findings[0].message == "executed as `plot()`, and the notebook now says `plot(epochs=3)`"
+    assert findings[0].message == "executed as `plot()`, but the notebook now has `plot(epochs=3)`"
     assert findings[1].message == "the notebook has 1 more cells here: `new_cell()`"
     assert findings[0].file == f"{RUNS}/vit-seed0/notebooks/03_train.ipynb"
 
@@ -177,14 +177,14 @@ def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
     findings = project.check()
     assert findings[0].message.startswith("the notebook that this was made from is gone") and findings[0].cell is None
     assert findings[1].message == "there is no notebook `08_compare.ipynb` beside 03_train.ipynb"
-    assert findings[2].message == "the notebook has no such cell any more: `table`"
+    assert findings[2].message == "the notebook no longer has this cell: `table`"
 
 
 def test_cells_not_executed_or_out_of_order(project):
     project.edit(lambda cells: (cells[3].update(execution_count=7), cells[4].update(execution_count=None)))
     project.edit(lambda cells: cells[1].update(execution_count=0), "08_compare")
     findings = project.check()
-    assert places(findings) == [("order", 2, ""), ("not executed", 5, "tbl-loss")]
+    assert places(findings) == [("order", 2, ""), ("order", 4, "fig-loss"), ("not executed", 5, "tbl-loss")]
 
 
 def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
@@ -519,7 +519,7 @@ def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(proje
     rules = "not executed with its present source; a figure without an alternative text"
     assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
     assert where == f"Cell 4 of `{RUNS}/vit-seed0/notebooks/03_train.ipynb` (*fig-loss*):"
-    assert first == "- executed as `plot()`, and the notebook now says `#| fig-alt: A falling line.`"
+    assert first == "- executed as `plot()`, but the notebook now has `#| fig-alt: A falling line.`"
     assert second == "- this figure has no alternative text: write `#| fig-alt: ...`"
 
 

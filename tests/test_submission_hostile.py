@@ -1,4 +1,4 @@
-"""What a stranger's bundle may hold: little that grows large, or takes for ever to look at."""
+"""Files of a bundle that are made to take much memory or time when they are read."""
 
 import time
 
@@ -10,11 +10,8 @@ import pytest
 
 from vitlab.submission import opened
 from vitlab.submission.answers import find_answers
-from vitlab.submission.check_notebooks import NUMBER
-from vitlab.submission.notebooks import list_labelled
 from vitlab.submission.opened import Bundle, check_parquet
 from vitlab.submission.rubric import load_rubric
-from vitlab.submission.safe_zip import Opened
 
 
 def test_aliases_in_a_rubric_are_refused(tmp_path):
@@ -36,13 +33,13 @@ def test_aliases_in_a_rubric_are_refused(tmp_path):
     ids=["lists", "one text many times", "many values", "fixed length", "one long text"],
 )
 def test_a_small_parquet_file_that_stands_for_much_is_refused(tmp_path, monkeypatch, table):
-    monkeypatch.setattr(opened, "LARGEST", 10**5)
-    monkeypatch.setattr(opened, "MOST_VALUES", 1000)
+    monkeypatch.setattr(opened, "MAX_BYTES", 10**5)
+    monkeypatch.setattr(opened, "MAX_VALUES", 1000)
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet"):
-        check_parquet(tmp_path / "a.parquet", "a.parquet")
+        check_parquet(tmp_path / "a.parquet")
     pd.DataFrame({"label": ["a", "b"], "value": [1.0, 2.0]}).to_parquet(tmp_path / "fine.parquet")
-    check_parquet(tmp_path / "fine.parquet", "fine.parquet")
+    check_parquet(tmp_path / "fine.parquet")
 
 
 @pytest.mark.parametrize(
@@ -56,25 +53,11 @@ def test_a_small_parquet_file_that_stands_for_much_is_refused(tmp_path, monkeypa
 )
 def test_long_answers_are_read_in_a_moment(kind, text):
     start = time.process_time()
-    find_answers([("a.ipynb", {"cells": [{"cell_type": kind, "source": text, "metadata": {}}]})])
-    assert time.process_time() - start < 5  # the patterns of before took hours
-
-
-def test_long_numbers_are_read_in_a_moment():
-    start = time.process_time()
-    assert NUMBER.findall("0.123 [0.100, 0.200] -1.000 " + "9" * 100_000) == ["0.123 [0.100, 0.200]", "-1.000"]
-    assert time.process_time() - start < 5
-
-
-def test_a_cell_of_many_labels_is_read_in_a_moment():
-    lines = "\n".join(f"#| label: l{number}" for number in range(50_000))
-    cell = {"cell_type": "code", "source": lines, "tags": [], "outputs": []}
-    start = time.process_time()
-    assert len(list_labelled({"cells": [cell]})) == 50_000
-    assert time.process_time() - start < 5
+    find_answers([("a.ipynb", [{"cell_type": kind, "source": text}])])
+    assert time.process_time() - start < 5  # a pattern with backtracking takes hours
 
 
 def test_a_table_of_many_columns_is_refused_before_it_is_parsed(tmp_path):
     (tmp_path / "wide.csv").write_text("," * 20_000)
     with pytest.raises(ValueError, match=r"the first line of wide\.csv has more than 10,000 bytes"):
-        Bundle(Opened(tmp_path)).read_table("wide.csv")
+        Bundle(tmp_path).read_table("wide.csv")

@@ -30,16 +30,21 @@ class _Declared:
     kinds: tuple[str, ...]
 
 
-def read_cells(path: Path | str) -> list[dict[str, Any]]:
+def read_cells(path: Path | str, *, executed: bool = False) -> list[dict[str, Any]]:
     """The cells of a notebook as dictionaries of cell_type, source (one text) and tags.
 
-    MissingFileError or UserError where there is no notebook. It is read as JSON because importing nbformat takes a second.
+    executed: keep metadata, outputs and execution counts as well. MissingFileError or UserError where there is no notebook. It is
+    read as JSON because importing nbformat takes a second.
     """
     text = read_text(path, "notebook")
     try:
         cells = json.loads(text)["cells"]
         return [
-            {"cell_type": cell["cell_type"], "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])}
+            {
+                **(cell if executed else {"cell_type": cell["cell_type"]}),
+                "source": "".join(cell["source"]),
+                "tags": cell["metadata"].get("tags", []),
+            }
             for cell in cells
         ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

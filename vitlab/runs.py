@@ -86,7 +86,7 @@ class Run:
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "start_s": time.time(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": list_versions(),
             "commit": _commit(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
             "process": f"{os.getpid()} on {platform.node()}",
@@ -329,6 +329,11 @@ def _was_broken_off(path: Path, info: dict) -> bool:
         return False
     same = json.loads(json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str))
     return before["status"] != "done" and {key: before.get(key) for key in same} == same
+
+
+def list_versions() -> dict[str, str]:
+    """Name -> version of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:

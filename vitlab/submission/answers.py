@@ -1,14 +1,13 @@
 """Questions that a notebook asks, and whether they were answered: cells that begin with `#| answer: NAME`.
 
-In a code cell it is an option line as Quarto has them. In a text cell it stands in a comment, which no page shows:
-`<!-- #| answer: NAME -->`. What stands below is the answer.
+In a code cell the mark is an option line, as Quarto has them. In a text cell it is in a comment, which no page shows:
+`<!-- #| answer: NAME -->`. The rest of the cell is the answer.
 """
 
 from __future__ import annotations
 
-import io
+import ast
 import re
-import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +16,14 @@ MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer(?=\s*(?::|-->|$))(?P<name>.*)$"
 OPTION = re.compile(r"^\s*#\|")
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 BLANK = r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|lorem ipsum.*"
-PLACEHOLDER = {kind: re.compile(rf"(?i)\W*+({BLANK}{more})?\W*") for kind, more in (("markdown", ""), ("code", "|pass|none"))}
-LONGEST_NAME, LONGEST_CODE = 100, 100_000  # letters of a question's name; of code that is looked through for comments
+PLACEHOLDER = re.compile(rf"(?i)\W*+({BLANK})?\W*")
+MAX_NAME = 100  # letters of a question's name
 WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """name: of the question. notebook: its file. cell: number, from 1. kind: code or markdown. text: "" if nothing was said."""
+    """name: of the question. notebook: its file. cell: number, from 1. kind: code or markdown. text: "" without an answer."""
 
     name: str
     notebook: str
@@ -37,11 +36,11 @@ class Answer:
         return len(WORD.findall(self.text))
 
 
-def find_answers(notebooks: Iterable[tuple[str, dict[str, Any]]]) -> list[Answer]:
-    """The marked cells of (file, notebook as `read_notebook` gives it), in order; without a name they are answer-1 and so on."""
+def find_answers(notebooks: Iterable[tuple[str, Iterable[dict[str, Any]]]]) -> list[Answer]:
+    """The marked cells of (file, cells as `read_cells` gives them), in order; without a name they are answer-1 and so on."""
     found: list[Answer] = []
-    for file, notebook in notebooks:
-        for number, cell in enumerate(notebook["cells"], start=1):
+    for file, cells in notebooks:
+        for number, cell in enumerate(cells, start=1):
             name = find_mark(cell["source"]) if cell["cell_type"] in ("code", "markdown") else None
             if name is not None:
                 text = read_answer(cell["source"], cell["cell_type"])
@@ -54,39 +53,32 @@ def find_mark(source: str) -> str | None:
     for line in source.splitlines():
         mark = MARK.match(line)
         if mark:
-            return mark["name"].partition("-->")[0].strip().removeprefix(":").strip().strip("\"'")[:LONGEST_NAME]
+            return mark["name"].partition("-->")[0].strip().removeprefix(":").strip().strip("\"'")[:MAX_NAME]
         if line.strip() and not OPTION.match(line):
             return None
     return None
 
 
 def read_answer(source: str, kind: str) -> str:
-    """What a marked cell says, without the marks, comments and placeholders; "" where nothing is left."""
+    """The text of a marked cell without mark and placeholders; "" where nothing else is left but comments, `pass` or `None`."""
     source = source if kind == "code" else COMMENT.sub("", source)  # a mark within a comment goes with it
     lines = [line for line in source.splitlines() if not (MARK.match(line) or (kind == "code" and OPTION.match(line)))]
-    text = "\n".join(lines)
-    text = _drop_comments(text) if kind == "code" and len(text) <= LONGEST_CODE else text
-    kept = [line.rstrip() for line in text.splitlines() if not PLACEHOLDER[kind].fullmatch(line)]
-    return "\n".join(kept).strip()
+    text = "\n".join(line.rstrip() for line in lines if not PLACEHOLDER.fullmatch(line)).strip()
+    return "" if kind == "code" and _does_nothing(text) else text
+
+
+def _does_nothing(code: str) -> bool:
+    """Whether Python code is only comments, `pass`, `None` and `...`. Code that cannot be parsed, such as magics, counts."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(isinstance(line, ast.Pass) or ast.unparse(line) in ("None", "...") for line in body)
 
 
 def find_repeats(answers: Iterable[Answer]) -> list[str]:
-    """Names that stand at more than one cell, with the places."""
+    """Names that mark more than one cell, with the places."""
     places: dict[str, list[str]] = {}
     for answer in answers:
         places.setdefault(answer.name, []).append(f"{answer.notebook} cell {answer.cell}")
-    return [f"{name} stands in {' and in '.join(where)}" for name, where in places.items() if len(where) > 1]
-
-
-def _drop_comments(code: str) -> str:
-    """Python without its comments; as it is where it is no Python."""
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
-    except (tokenize.TokenError, SyntaxError, IndentationError):
-        return code
-    lines = code.splitlines()
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return "\n".join(line for line in lines if line.strip())
+    return [f"{name} marks several cells: {', '.join(where)}" for name, where in places.items() if len(where) > 1]

@@ -1,19 +1,19 @@
-"""Checks of an assignment: are the questions answered, and is there what the rubric looks for."""
+"""Checks of an assignment: are the questions answered, and is the evidence of the rubric there."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from vitlab.submission.answers import Answer, find_answers, find_repeats
-from vitlab.submission.notebooks import list_labelled
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result
-from vitlab.submission.rubric import Evidence, Rubric, find_unknown_questions, load_rubric, points_table
+from vitlab.submission.rubric import Rubric, find_unknown_questions, load_rubric, points_table
 
-PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
+LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
+PICTURES = {"image/png", "image/svg+xml", "image/jpeg"}
 
 
 def check_answers(bundle: Bundle) -> list[Result]:
@@ -23,36 +23,29 @@ def check_answers(bundle: Bundle) -> list[Result]:
         return [Result("answers", "", SKIPPED, "no notebook has cells marked `#| answer: NAME`")]
     results = [Result("answers", "", FAIL, repeat) for repeat in find_repeats(answers)]
     for answer in answers:
-        told = f"{answer.words} words" if answer.text else "empty"
+        detail = f"{answer.words} words" if answer.text else "empty"
         status = PASS if answer.text else FAIL
-        results.append(Result("answers", answer.name, status, f"{told} ({answer.notebook}, cell {answer.cell})"))
+        results.append(Result("answers", answer.name, status, f"{detail} ({answer.notebook}, cell {answer.cell})"))
     return results
 
 
 def check_rubric(bundle: Bundle) -> list[Result]:
     """The rubric's questions are asked, and its evidence is there."""
-    try:
-        rubric = read_rubric(bundle)
-    except ValueError as error:
-        return [Result("rubric", "", FAIL, str(error))]
+    rubric = read_rubric(bundle)
     if rubric is None:
         return [Result("rubric", "", SKIPPED, "no rubric in the bundle, none given with --rubric")]
-    answers = read_answers(bundle)
-    results = [Result("rubric", "", FAIL, problem) for problem in find_unknown_questions(rubric, answers)]
+    results = [Result("rubric", "", FAIL, problem) for problem in find_unknown_questions(rubric, read_answers(bundle))]
     for row in make_points_table(bundle).itertuples():
         if row.answer == "no such cell":
             continue
-        told = f"{row.points:g} points" + (f"; missing: {row.missing}" if row.missing else "")
-        results.append(Result("rubric", row.question, FAIL if row.missing else PASS, told))
+        detail = f"{row.points:g} points" + (f"; missing: {row.missing}" if row.missing else "")
+        results.append(Result("rubric", row.question, FAIL if row.missing else PASS, detail))
     return results
 
 
 def make_points_table(bundle: Bundle) -> pd.DataFrame | None:
-    """The table of `points_table` for the bundle; None without a rubric, or with one that cannot be read."""
-    try:
-        rubric = read_rubric(bundle)
-    except ValueError:
-        return None
+    """The table of `points_table` for the bundle; None without a rubric. UserError for an invalid rubric."""
+    rubric = read_rubric(bundle)
     return points_table(rubric, read_answers(bundle), find_evidence(bundle)) if rubric else None
 
 
@@ -63,38 +56,33 @@ def read_rubric(bundle: Bundle) -> Rubric | None:
 
 
 def read_answers(bundle: Bundle) -> list[Answer]:
-    """The answers in each notebook, once where it was executed for several runs; one that cannot be read is left out."""
-    first = {}
-    for book in bundle.notebooks:
-        first.setdefault(book["clean"], book["executed"])
-    return find_answers(_read_notebooks(bundle, first.values()))
+    """The answers in each notebook, once where it was executed for several runs."""
+    first: dict[str, list[dict]] = {}
+    for name, cells in _read_notebooks(bundle):
+        first.setdefault(Path(name).name, cells)
+    return find_answers(first.items())
 
 
-def _read_notebooks(bundle: Bundle, names: Iterable[str]) -> Iterator[tuple[str, dict]]:
-    for name in names:
-        try:
-            yield Path(name).name, bundle.read_notebook(name)
-        except ValueError:
-            continue  # check_executed says what is wrong with it
+def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
+    """Name and cells of each executed notebook that can be read; check_executed names the others."""
+    found = []
+    for name in bundle.notebooks:
+        with contextlib.suppress(ValueError):
+            found.append((name, bundle.read_cells(name)))
+    return found
 
 
-def find_evidence(bundle: Bundle) -> Evidence:
-    """What a rubric may ask for."""
-    stems, figures, tables, metrics = set(), set(), set(), set()
-    for book in bundle.notebooks:
-        try:
-            notebook = bundle.read_notebook(book["executed"])
-        except ValueError:
-            continue
-        stems.add(Path(book["executed"]).stem)
-        for label, cell in list_labelled(notebook).items():
-            kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
-            if kinds & set(PICTURES):
-                figures.add(label)
-            if any(kind.startswith("text/") for kind in kinds):
-                tables.add(label)
+def find_evidence(bundle: Bundle) -> dict[str, set[str]]:
+    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content, metrics, files."""
+    found: dict[str, set[str]] = {"notebook": set(), "figure": set(), "table": set(), "metric": set()}
+    for name, cells in _read_notebooks(bundle):
+        found["notebook"].add(Path(name).stem)
+        for cell in cells:
+            kinds = {kind for output in cell.get("outputs", ()) for kind in output.get("data", {})}
+            labels = LABEL.findall(cell["source"])
+            found["figure"].update(labels if kinds & PICTURES else ())
+            found["table"].update(labels if any(kind.startswith("text/") for kind in kinds) else ())
     for run in bundle.runs:
-        with contextlib.suppress(ValueError, TypeError):  # check_metrics says what is wrong with it
-            metrics |= set(bundle.read_json(f"{run['path']}/metrics.json"))
-    files = frozenset(bundle.manifest["files"])
-    return Evidence(frozenset(stems), frozenset(figures), frozenset(tables), frozenset(metrics), files)
+        with contextlib.suppress(ValueError, TypeError):  # check_metrics names the problem
+            found["metric"].update(bundle.read_json(f"{run}/metrics.json"))
+    return found | {"file": set(bundle.manifest.files)}

@@ -1,4 +1,4 @@
-"""SHA-256 of every image of a data set, over the decoded pixels: the same on every machine, wherever the files lie."""
+"""SHA-256 of every image of a data set, over the decoded pixels: the same wherever the files are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-COLUMNS = ("sample_id", "label", "sha256")
-
 
 def image_hash_table(dataset: str, samples: pd.DataFrame) -> pd.DataFrame:
-    """COLUMNS for the images of `samples` (sample_id, split), in the order of the sample_id; each image is decoded once.
+    """Columns sample_id, label, sha256 for the images of `samples` (sample_id, split), sorted by sample_id.
 
     Of JPEG and other lossy files, decoders of other versions may give pixels that differ by a grey level, and so another hash.
     """
@@ -24,19 +22,12 @@ def image_hash_table(dataset: str, samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"sample_id": rows["sample_id"].astype(str), "label": rows["label"].astype(str), "sha256": hashes})
 
 
-def hash_table(table: pd.DataFrame) -> str:
-    """One SHA-256 for all images: of the sorted lines `sample_id label sha256`."""
-    lines = sorted("{} {} {}\n".format(*row) for row in table[list(COLUMNS)].itertuples(index=False))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def join_samples(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """sample_id and split of all real images that the runs' splits hold, each once."""
+    """sample_id and split of all real images in these tables of splits, each once."""
     from vitlab.data import drop_synthetic
 
-    return pd.concat([drop_synthetic(table)[["sample_id", "split"]] for table in tables]).drop_duplicates(
-        "sample_id", ignore_index=True
-    )
+    real = [drop_synthetic(table)[["sample_id", "split"]] for table in tables]
+    return pd.concat(real).drop_duplicates("sample_id", ignore_index=True)
 
 
 def _hash_image(image) -> str:

@@ -1,4 +1,4 @@
-"""The verdict as JUnit XML, which autograders and CI systems read: one test case for each thing that was checked."""
+"""The verdict as JUnit XML, which autograders and CI systems read: one test case for each result."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def write_junit(verdict: Verdict, path: Path | str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without what no XML may hold; a stranger chose some of these names."""
+    """Without characters that XML does not allow; some of these names come from the bundle."""
     return NOT_XML.sub("?", text)

@@ -1,101 +1,68 @@
-"""MANIFEST.json: the SHA-256 of every file of a bundle and of the data, and what belongs to what.
+"""MANIFEST.json: the SHA-256 of every file of a bundle.
 
-It shows that files are those that were packed. It does not show who packed them: it can be written anew for other files.
+It shows that files are those that were packed. It does not show who packed them: anyone can write a new one for other files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
 
 from vitlab.errors import UserError
-from vitlab.runs import write_json
 from vitlab.submission.archive import hash_file
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 1
-OWN = "sha256_of_this_file_without_this_line"
-LARGEST = 20 * 10**6  # bytes of a manifest that are read
-MOST = 1_000  # runs, and notebooks
-KEYS = {"format": int, "title": str, "author": str, "files": dict, "data": dict, "runs": list, "notebooks": list, OWN: str}
-RUN_KEYS = {"path": str, "dataset": str, "parameters": dict, "splits_sha256": str, "weights": dict}
-NOTEBOOK_KEYS = {"executed": str, "clean": str, "parameters": dict, "page": str}
+MAX_BYTES = 20 * 10**6
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Path below the folder -> sha256 and bytes, of every file but the manifest itself."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for name, path in named.items() if name != MANIFEST}
+class Manifest(BaseModel):
+    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones, in the order of their
+    execution. files: path -> SHA-256.
+    """
+
+    format: Literal[2] = 2
+    title: str
+    author: str
+    made: str = ""
+    vitlab: str = ""
+    commit: str = ""
+    code: str = ""
+    notebooks: list[str] = []
+    files: dict[str, str] = {}
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write MANIFEST.json for all files below the folder, with these further facts; gives its content."""
-    content = {"format": FORMAT, **facts, "files": list_files(folder)}
-    content = json.loads(json.dumps(content, default=str))
-    content[OWN] = _own_digest(content)
-    write_json(folder / MANIFEST, content)
-    return content
+def list_files(folder: Path) -> dict[str, str]:
+    """Path below the folder -> SHA-256, of every file but the manifest itself."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of MANIFEST.json. ValueError where it is missing, no manifest, or altered in any byte."""
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write MANIFEST.json, with the files that lie below the folder now."""
+    text = manifest.model_copy(update={"files": list_files(folder)}).model_dump_json(indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The content of MANIFEST.json. UserError where it is missing, damaged or of another format."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{MANIFEST} is missing: this is no bundle of vitlab submit, or a file was taken out")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {LARGEST:,} are read")
-    text = path.read_bytes()
+        raise UserError(f"{MANIFEST} is missing: vitlab submit did not make this bundle, or a file was removed")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read")
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{MANIFEST} is damaged: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{MANIFEST} is not of format {FORMAT}; another version of vitlab may have written it")
-    _check_fields(content, KEYS, MANIFEST)
-    for kind, keys in (("runs", RUN_KEYS), ("notebooks", NOTEBOOK_KEYS)):
-        for number, record in enumerate(content[kind]):
-            _check_fields(record, keys, f"{MANIFEST}, {kind}[{number}]")
-    for kind, key in (("runs", "path"), ("notebooks", "executed")):
-        names = [record[key] for record in content[kind]]
-        if len(names) > MOST or len(set(names)) < len(names):
-            raise UserError(f"{MANIFEST} lists one of its {len(names):,} {kind} twice, or more than {MOST:,}")
-    for name, record in content["files"].items():
-        _check_fields(record, {"sha256": str, "bytes": int}, f"{MANIFEST}, files, {name}")
-    for name, record in content["data"].items():
-        _check_fields(record, {"sha256": str, "table": str, "images": int}, f"{MANIFEST}, data, {name}")
-    written = json.dumps(content, indent=1, default=str) + "\n"  # as write_json writes it
-    if content[OWN] != _own_digest(content) or written.encode() != text:
-        raise UserError(f"{MANIFEST} was altered: it does not fit the checksum of itself")
-    return content
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " ".join(map(str, first["loc"]))
+        raise UserError(f"{MANIFEST} is damaged, or from another version of vitlab: {where}: {first['msg']}") from error
 
 
-def compare_files(folder: Path, manifest: Mapping[str, Any], damaged: Mapping[str, str]) -> dict[str, str]:
-    """File -> what is wrong with it, for every file that is altered, damaged, missing or extra; empty where all are as packed."""
-    found, listed, problems = list_files(folder), manifest["files"], {}
-    for name, record in listed.items():
-        if name in damaged:
-            problems[name] = f"damaged: {damaged[name]}"
-        elif name not in found:
-            problems[name] = "missing"
-        elif found[name]["sha256"] != record["sha256"]:
-            sizes = f" ({record['bytes']:,} bytes became {found[name]['bytes']:,})"
-            problems[name] = "altered" + (sizes if found[name]["bytes"] != record["bytes"] else "")
-    extra = [name for name in found | dict(damaged) if name not in listed and name != MANIFEST]
-    return problems | dict.fromkeys(extra, "extra: the manifest does not list it")
-
-
-def _own_digest(content: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in content.items() if key != OWN}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _check_fields(content: Any, keys: Mapping[str, type], where: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} is no mapping")
-    for key, kind in keys.items():
-        if not isinstance(content.get(key), kind):
-            raise UserError(f"{where} lacks {key}, or it is no {kind.__name__}")
+def compare_files(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """File -> what is wrong with it, for every file that is altered, missing or not listed; empty where all are as packed."""
+    found, listed = list_files(folder), manifest.files
+    missing = {name: "missing" for name in listed if name not in found}
+    altered = {name: "altered" for name in listed if name in found and found[name] != listed[name]}
+    return missing | altered | {name: "not listed in the manifest" for name in found if name not in listed}

@@ -1,4 +1,4 @@
-"""What the checks share: the opened bundle, what was asked for, and how a check says what it saw."""
+"""What the checks share: the opened bundle, the options of the marker, and the result of a check."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitlab.errors import UserError
-from vitlab.submission.manifest import compare_files, read_manifest
-from vitlab.submission.notebooks import read_notebook
-from vitlab.submission.safe_zip import Opened, check_name
+from vitlab.notebook import read_cells
+from vitlab.submission.manifest import Manifest, compare_files, read_manifest
 
-LARGEST = 50 * 10**6  # bytes of a table or of JSON that are read
-WIDEST = 10_000  # bytes of the first line of a CSV file
-MOST_VALUES = 20 * 10**6  # of a Parquet file
+MAX_BYTES = 50 * 10**6  # of a file that is read, and of the text in a table
+MAX_HEADER = 10_000  # bytes of the first line of a CSV file
+MAX_VALUES = 20 * 10**6  # of a Parquet file
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 
 @dataclass(frozen=True)
 class Result:
-    """check: its name. subject: what it looked at, "" for the whole. status: pass, fail or skipped. detail: what was seen."""
+    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or skipped. detail: a text."""
 
     check: str
     subject: str
@@ -36,10 +36,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Options:
-    """rerun: execute the notebooks. tolerance: how far a metric may be off then. rubric: the marker's own, instead of that in the
-    bundle. data: name of the data set on this machine, where it is another one than in the bundle. images: read the images.
-    minutes: that one notebook may take when it is executed again.
-    """
+    """The arguments of `verify_bundle`. images: whether the images of the data set are read."""
 
     rerun: bool = False
     tolerance: float = 0.02
@@ -51,83 +48,86 @@ class Options:
 
 @dataclass
 class Bundle:
-    """An opened bundle. `place` refuses paths that a stranger's manifest should not name."""
+    """A bundle as a folder. Paths in it are relative; `place` refuses those that lead out of it."""
 
-    opened: Opened
+    folder: Path
     options: Options = field(default_factory=Options)
-
-    @property
-    def folder(self) -> Path:
-        return self.opened.folder
+    _cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         return read_manifest(self.folder)
 
     @cached_property
     def problems(self) -> dict[str, str]:
         """File -> how it differs from the manifest."""
-        return compare_files(self.folder, self.manifest, self.opened.damaged)
+        return compare_files(self.folder, self.manifest)
 
-    @property
-    def runs(self) -> list[dict[str, Any]]:
-        return self.manifest["runs"]
+    @cached_property
+    def runs(self) -> list[str]:
+        """The folders of all runs in the bundle."""
+        return sorted(path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("runs/*/*/run.json"))
 
-    @property
-    def notebooks(self) -> list[dict[str, Any]]:
-        return self.manifest["notebooks"]
+    @cached_property
+    def datasets(self) -> dict[str, str]:
+        """Run -> its data set."""
+        return {run: self.read_json(f"{run}/run.json")["parameters"]["dataset"] for run in self.runs}
+
+    @cached_property
+    def notebooks(self) -> list[str]:
+        """All executed notebooks: first those of the manifest, in its order."""
+        found = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob("runs/**/*.ipynb"))
+        return list(dict.fromkeys([*self.manifest.notebooks, *found]))
+
+    def find_run(self, notebook: str) -> str:
+        """The run that an executed notebook belongs to, "" for none."""
+        return next((run for run in self.runs if notebook.startswith(f"{run}/")), "")
 
     def place(self, name: str) -> Path:
-        """The file of this name in the bundle. ValueError where it leads elsewhere, or there is none."""
-        check_name(name)
+        """The file of this name, small enough to be read. UserError where there is none, or it lies outside of the bundle."""
         path = self.folder / name
-        if not path.is_file() or path.is_symlink():
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{name!r} leads out of the bundle")
+        if not path.is_file():
             raise UserError(f"{name} is missing")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {MAX_BYTES / 1e6:g} are read")
         return path
 
-    def read_notebook(self, name: str) -> dict[str, Any]:
-        if name not in self._read:
-            if sum(self.place(other).stat().st_size for other in [*self._read, name]) > LARGEST:
-                self._read.clear()
-            self._read[name] = read_notebook(self.place(name))
-        return self._read[name]
+    def read_cells(self, name: str) -> list[dict[str, Any]]:
+        """The cells of a notebook. The last notebooks are kept, because several checks read them."""
+        if name not in self._cells:
+            if sum(self.place(other).stat().st_size for other in [*self._cells, name]) > MAX_BYTES:
+                self._cells.clear()
+            self._cells[name] = read_cells(self.place(name), executed=True)
+        return self._cells[name]
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))
 
     def read_text(self, name: str) -> str:
-        return self._place_small(name).read_text(encoding="utf-8")
+        return self.place(name).read_text(encoding="utf-8")
 
     def read_table(self, name: str) -> pd.DataFrame:
-        path = self._place_small(name)
+        path = self.place(name)
         if name.endswith(".parquet"):
-            check_parquet(path, name)
+            check_parquet(path)
             return pq.read_table(path).to_pandas(ignore_metadata=True)
         with path.open("rb") as file:
-            if len(file.readline(WIDEST + 1)) > WIDEST:
-                raise UserError(f"the first line of {name} has more than {WIDEST:,} bytes; no table is that wide")
+            if len(file.readline(MAX_HEADER + 1)) > MAX_HEADER:
+                raise UserError(f"the first line of {path.name} has more than {MAX_HEADER:,} bytes")
         return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
 
-    def _place_small(self, name: str) -> Path:
-        path = self.place(name)
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {LARGEST / 1e6:g} are read")
-        return path
 
-    @cached_property
-    def _read(self) -> dict[str, dict[str, Any]]:
-        return {}
-
-
-def judge_each(check: str, subjects: Iterable[str], judge: Callable[[str], Result | tuple[str, str]]) -> list[Result]:
-    """One result a subject. What a stranger's file makes a reader raise is a failure of that file, and the rest goes on."""
+def judge_each(check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]) -> list[Result]:
+    """One result for each subject, with the status and detail that `judge` returns. An exception is a failure of that subject."""
     results = []
     for subject in subjects:
         try:
-            answer = judge(subject)
-        except Exception as error:  # whatever a library says of a file that was made to break it
-            answer = FAIL, describe_error(error)
-        results.append(answer if isinstance(answer, Result) else Result(check, subject, *answer))
+            status, detail = judge(subject)
+        except Exception as error:  # any library, for a file that was made to break it
+            status, detail = FAIL, describe_error(error)
+        results.append(Result(check, subject, status, detail))
     return results
 
 
@@ -136,21 +136,17 @@ def describe_error(error: BaseException) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def check_parquet(path: Path, name: str) -> None:
-    """ValueError for a file that would unpack to far more than it weighs: many values, lists, or one long text many times."""
-    shape = pq.read_metadata(path)
-    columns = [shape.schema.column(place) for place in range(shape.num_columns)]
-    groups = [shape.row_group(place) for place in range(shape.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-    values, size = sum(chunk.num_values for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
-    if values > MOST_VALUES or size > LARGEST or any(column.max_repetition_level for column in columns):
-        raise UserError(
-            f"{name} has {values:,} values in {shape.num_columns} columns, {size / 1e6:,.0f} MB, or lists; too much to be read"
-        )
-    if any(column.physical_type == "FIXED_LEN_BYTE_ARRAY" for column in columns):
-        raise UserError(f"{name} has columns of bytes of a fixed length, which no table of vitlab has")
-    texts = [column.name for column in columns if column.physical_type == "BYTE_ARRAY"]
-    packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once, however often it stands there
-    parts = [part for text in texts for part in packed[text].chunks]
-    if sum(pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0 for part in parts) > LARGEST:
-        raise UserError(f"{name} would unpack to over {LARGEST / 1e6:g} MB of text")
+def check_parquet(path: Path) -> None:
+    """UserError for a table that would take far more memory than its file: Parquet stores a repeated text or value once."""
+    file = pq.ParquetFile(path)
+    schema, groups = file.schema_arrow, range(file.metadata.num_row_groups)
+    count = len(schema) * sum(file.metadata.row_group(group).num_rows for group in groups)
+    texts = [column.name for column in schema if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)]
+    numbers = [column.name for column in schema if pa.types.is_primitive(column.type) or pa.types.is_null(column.type)]
+    if count > MAX_VALUES or len(texts) + len(numbers) < len(schema):
+        raise UserError(f"{path.name} has over {MAX_VALUES:,} values, or other columns than numbers and texts; it was not read")
+    packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once
+    parts = [part for column in packed.columns for part in column.chunks]
+    size = sum(pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0 for part in parts)
+    if size > MAX_BYTES:
+        raise UserError(f"{path.name} would take {size / 1e6:,.0f} MB of text; at most {MAX_BYTES / 1e6:g} are read")

@@ -1,6 +1,6 @@
-"""The notebooks of a bundle executed again in a fresh folder, and every metric held against the bundle's.
+"""The notebooks of a bundle executed again in a new folder, and every metric compared with the bundle's.
 
-This executes a stranger's code with the rights of whoever calls it. Nothing else in this package does.
+This executes code from the bundle with the rights of the caller. Nothing else in this package does.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,76 +18,68 @@ from pathlib import Path
 import pandas as pd
 
 import vitlab
+from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters
 from vitlab.runs import Run
+from vitlab.submission.check_notebooks import clean_name, injected_parameters
 from vitlab.submission.check_results import measure
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error, judge_each
-from vitlab.submission.selection import PROJECT_FILE
 
 PREDICTIONS = "predictions.parquet"
+# never a run or a cache, which would give its results without computing them
+PROJECT_FILE = re.compile(r"project/(_quarto\.yml|notebooks/[^/]+\.ipynb|reports/[^/]+\.(csv|bib|csl))")
 
 
 def check_rerun(bundle: Bundle) -> list[Result]:
     """Each notebook runs to its end again, and each run's metrics are within the tolerance. Only with `rerun`."""
     if not bundle.options.rerun:
-        return [Result("rerun", "", SKIPPED, "not asked for: whether the code gives these numbers was not tried (--rerun)")]
+        return [Result("rerun", "", SKIPPED, "not requested (--rerun)")]
     if bundle.problems:
-        return [
-            Result("rerun", "", SKIPPED, f"{len(bundle.problems)} files are not those that were packed; nothing was executed")
-        ]
+        return [Result("rerun", "", SKIPPED, f"{len(bundle.problems)} files are not as packed; nothing was executed")]
     with tempfile.TemporaryDirectory(prefix="vitlab-rerun-", ignore_cleanup_errors=True) as place:
         project = Path(place)
         lay_out(bundle, project)
         with inside(project):
             results = execute(bundle, project)
-        return results + [compare(bundle, project, run["path"]) for run in bundle.runs]
+        return results + [compare(bundle, project, run) for run in bundle.runs]
 
 
 def lay_out(bundle: Bundle, project: Path) -> None:
-    """The clean notebooks and what lies beside them, as a project without any run."""
-    for name in bundle.manifest["files"]:
-        if PROJECT_FILE.fullmatch(name):
-            target = project / name.removeprefix("project/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.place(name), target)
+    """Copy the clean notebooks and the tables that they read, as a project without any run."""
+    for name in filter(PROJECT_FILE.fullmatch, bundle.manifest.files):
+        target = project / name.removeprefix("project/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.place(name), target)
     (project / "reports").mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
 def inside(project: Path) -> Iterator[None]:
-    """The project as working folder, with its own reports, and for kernels this vitlab, whatever lies in the folder."""
+    """The project as working folder, with its own reports; kernels import this vitlab, whatever is in the folder."""
     from vitlab.data.torchvision_sets import data_folder
 
     values = {
         "VITLAB_PROJECT": str(project),
         "VITLAB_REPORTS": str(project / "reports"),
-        "VITLAB_DATA": str(data_folder().absolute()),  # what was downloaded here before
+        "VITLAB_DATA": str(data_folder().absolute()),  # earlier downloads
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])),
     }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        with contextlib.chdir(project):
-            yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with environment(values), contextlib.chdir(project):
+        yield
 
 
 def execute(bundle: Bundle, project: Path) -> list[Result]:
-    """Execute the notebooks with the parameters of the manifest, in its order; how each ended."""
+    """Execute the clean notebooks with the parameters of the executed ones, in the order of the manifest."""
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
     from vitlab.batch.limits import Limits
     from vitlab.batch.schedule import check_values, kernel_environment
     from vitlab.batch.summary import describe_problem
-    from vitlab.kernels import WarmProcess
 
     def run(name: str) -> tuple[str, str]:
-        book = by_name[name]
-        start, clean = time.perf_counter(), project / str(book["clean"]).removeprefix("project/")
-        given = dict(book["parameters"])
-        if bundle.options.data and "dataset" in given and len({run["dataset"] for run in bundle.runs}) == 1:
+        start, clean = time.perf_counter(), project / clean_name(name).removeprefix("project/")
+        given = injected_parameters(bundle.read_cells(name))
+        if bundle.options.data and "dataset" in given and len(set(bundle.datasets.values())) == 1:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean, given) if given else {}
         check_values([(name, {}, parameters)], warm)
@@ -96,30 +89,28 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
             return FAIL, " ".join(describe_problem(outcome).split())
         return PASS, f"ran to its end in {time.perf_counter() - start:.0f} s"
 
-    by_name = {book["executed"]: book for book in bundle.notebooks}
     with kernel_environment(), WarmProcess() as warm:
-        with contextlib.suppress(ValueError, OSError):  # what cannot be read is told below, notebook by notebook
-            clean = {book["clean"] for book in bundle.notebooks}
-            warm.preload(sorted(set().union(*(notebook_imports(bundle.place(name)) for name in clean))))
-        return judge_each("rerun", by_name, run)
+        with contextlib.suppress(ValueError, OSError):  # a notebook that cannot be read fails below
+            clean = {project / clean_name(name).removeprefix("project/") for name in bundle.notebooks}
+            warm.preload(sorted(set().union(*map(notebook_imports, clean))))
+        return judge_each("rerun", bundle.notebooks, run)
 
 
-def compare(bundle: Bundle, project: Path, place: str) -> Result:
+def compare(bundle: Bundle, project: Path, run: str) -> Result:
     """The metrics of a run executed again against those of its predictions in the bundle."""
     try:
-        folder = find_again(project, place)
+        folder = find_again(project, run)
         if folder is None:
-            return Result("rerun", place, FAIL, "no notebook made this run again; it is not of a batch, or its notebook failed")
-        ours, theirs = pd.read_parquet(folder / PREDICTIONS), bundle.read_table(f"{place}/{PREDICTIONS}")
-        told, worst = compare_metrics(measure(theirs), measure(ours))
+            return Result("rerun", run, FAIL, "no notebook made this run again; it is not of a batch, or its notebook failed")
+        ours, theirs = pd.read_parquet(folder / PREDICTIONS), bundle.read_table(f"{run}/{PREDICTIONS}")
+        detail, worst = compare_metrics(measure(theirs), measure(ours))
         same = (theirs.set_index("sample_id")["pred"] == ours.set_index("sample_id")["pred"].reindex(theirs["sample_id"])).mean()
     except Exception as error:
-        return Result("rerun", place, FAIL, describe_error(error))
-    status = PASS if worst <= bundle.options.tolerance else FAIL
-    told += "" if status == PASS else "; was it trained with as many threads, on a like processor? Else training ends elsewhere"
-    return Result(
-        "rerun", place, status, f"tolerance {bundle.options.tolerance:g}; {told}; {same:.1%} of the images get the same class"
-    )
+        return Result("rerun", run, FAIL, describe_error(error))
+    detail = f"tolerance {bundle.options.tolerance:g}; {detail}; {same:.1%} of the images get the same class"
+    if worst <= bundle.options.tolerance:
+        return Result("rerun", run, PASS, detail)
+    return Result("rerun", run, FAIL, f"{detail}; training also depends on the processor and the number of threads")
 
 
 def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[str, float]:
@@ -136,7 +127,7 @@ def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[s
 
 
 def find_again(project: Path, place: str) -> Path | None:
-    """The folder of the run that was made again: at its old place, or of its name under another data set's; finished."""
+    """The folder of the run that was made again and finished: at its old place, or of its name under another data set's."""
     runs = project / "reports" / "runs"
     for folder in [project / "reports" / place, *sorted(runs.glob(f"*/{Path(place).name}"))]:
         if (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file() and not Run(folder).problem:

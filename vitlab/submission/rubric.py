@@ -1,4 +1,4 @@
-"""A rubric: which questions there are, for how many points, and what must lie in the bundle as evidence.
+"""A rubric: which questions there are, for how many points, and which evidence must be in the bundle.
 
 ```yaml
 title: Vision Transformers, assignment 1
@@ -12,75 +12,61 @@ questions:
       - notebook: 01_explore_data        # was executed
       - figure: fig-balance              # a cell of this label shows a picture
       - table: tbl-metrics               # a cell of this label shows text
-      - metric: roc_auc                  # stands in a run's metrics.json
+      - metric: roc_auc                  # is in a run's metrics.json
       - file: runs/*/*/predictions.parquet
 ```
 
-Points are what a question is worth. How many an answer gets, a person says: the table shows what is there and what is missing.
+Points are what a question is worth. A person decides how many an answer gets: the table shows what is there and what is missing.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.submission.answers import Answer
 from vitlab.user_files import read_yaml
 
-KEYS = ["title", "statement", "questions"]
-QUESTION_KEYS = ["points", "ask", "words", "evidence"]
-EVIDENCE = ["notebook", "figure", "table", "metric", "file"]
-LARGEST = 10**6  # bytes, and words of an answer
-MOST_POINTS = 10**6
-MOST_QUESTIONS, LONGEST_NAME = 200, 100
+MAX_BYTES = 10**6
+
+Kind = Literal["notebook", "figure", "table", "metric", "file"]
+Entry = Annotated[dict[Kind, str], Field(min_length=1, max_length=1)]
+Name = Annotated[str, Field(max_length=100)]
 
 
-@dataclass(frozen=True)
-class Question:
-    name: str
-    points: float
+class Question(BaseModel):
+    """points: what it is worth. words: how many its answer needs. evidence: kind and name of what must be in the bundle."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    points: float = Field(ge=0, le=10**6)
     ask: str = ""
-    words: int = 1
-    evidence: tuple[tuple[str, str], ...] = ()
+    words: int = Field(1, ge=0, le=10**6)
+    evidence: list[Entry] = []
 
 
-@dataclass(frozen=True)
-class Rubric:
-    title: str
-    statement: str
-    questions: tuple[Question, ...]
-
-    @property
-    def points(self) -> float:
-        return sum(question.points for question in self.questions)
+def _expand(value: Any) -> Any:
+    """`balance: 10` is short for `balance: {points: 10}`."""
+    return {"points": value} if isinstance(value, int | float) else value
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What there is in a bundle, by kind: stems of notebooks, labels of figures and tables with content, metrics, files."""
-
-    notebook: frozenset[str] = frozenset()
-    figure: frozenset[str] = frozenset()
-    table: frozenset[str] = frozenset()
-    metric: frozenset[str] = frozenset()
-    file: frozenset[str] = frozenset()
-
-    def holds(self, kind: str, name: str) -> bool:
-        there = getattr(self, kind)
-        return bool(fnmatch.filter(there, name)) if kind == "file" else name in there
+class Rubric(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    title: str = ""
+    statement: str = ""
+    questions: dict[Name, Annotated[Question, BeforeValidator(_expand)]] = Field(min_length=1, max_length=200)
 
 
-class _NoAliases(yaml.SafeLoader):
-    """A few aliases of aliases would be written out to gigabytes."""
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses aliases, of which a few lines expand to gigabytes, and keys that are given twice."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -88,90 +74,61 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        """A second value under one key would silently replace the first."""
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for name in (name for name, count in names.items() if count > 1):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def load_rubric(path: Path | str) -> Rubric:
-    """Read and check a rubric. FileNotFoundError, or ValueError that says which entry is wrong and what it should be."""
+    """Read and check a rubric. MissingFileError, or UserError that says which entry is wrong and what it should be."""
     path = Path(path)
-    if path.is_file() and path.stat().st_size > LARGEST:
-        raise UserError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {LARGEST:,}")
-    content = read_yaml(path, "rubric", _NoAliases)
-    _check_keys(content, KEYS, path.name)
-    questions = content.get("questions")
-    if not isinstance(questions, dict) or not questions:
-        raise UserError(f"{path.name} needs questions: NAME: {{points: 10}}; it has {questions!r}")
-    if len(questions) > MOST_QUESTIONS or any(len(str(name)) > LONGEST_NAME for name in questions):
-        raise UserError(f"{path.name} may have {MOST_QUESTIONS} questions, with names of at most {LONGEST_NAME} letters")
-    return Rubric(
-        str(content.get("title") or path.stem),
-        str(content.get("statement") or ""),
-        tuple(_read_question(str(name), fields, path.name) for name, fields in questions.items()),
-    )
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {MAX_BYTES:,}")
+    content = read_yaml(path, "rubric", _StrictLoader)
+    try:
+        return Rubric.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path.name} is an invalid rubric: {_describe(error)}") from error
 
 
-def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Evidence) -> pd.DataFrame:
-    """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one row a question.
+def _describe(error: ValidationError) -> str:
+    """The first problem: where it is, and what should be there instead."""
+    first = error.errors()[0]
+    *place, last = [str(part) for part in first["loc"] if part != "[key]"] or [""]
+    where = ".".join(place) or "the top level"
+    if first["type"] == "extra_forbidden":
+        return unknown(f"key in {where}:", last, list((Question if place else Rubric).model_fields))
+    if first["type"] == "literal_error" and "evidence" in place:
+        return f"{first['input']!r} in {where} is not a kind of evidence; write {first['ctx']['expected']}"
+    given = repr(first["input"])
+    return f"{'.'.join([*place, last])}: {first['msg']}; it is {given[:80]}" if last else f"{first['msg']}; it is {given[:80]}"
 
-    missing holds what a marker looks for and does not find, "" where all is there.
+
+def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one row for each question.
+
+    evidence: kind -> names that are in the bundle. missing: what a marker looks for and does not find, "" where all is there.
     """
     given = {answer.name: answer for answer in answers}
     rows = []
-    for question in rubric.questions:
-        answer = given.get(question.name)
-        missing, there = [], [f"{kind} {name}" for kind, name in question.evidence if evidence.holds(kind, name)]
+    for name, question in rubric.questions.items():
+        answer, wanted = given.get(name), [item for entry in question.evidence for item in entry.items()]
+        there, missing = [f"{kind} {what}" for kind, what in wanted if fnmatch.filter(evidence[kind], what)], []
         if answer is None:
             missing.append("its cell")
         elif not answer.text:
             missing.append("the answer")
         elif answer.kind == "markdown" and answer.words < question.words:
             missing.append(f"{question.words - answer.words} of {question.words} words")
-        missing += [f"{kind} {name}" for kind, name in question.evidence if not evidence.holds(kind, name)]
-        told = "no such cell" if answer is None else f"{answer.words} words" if answer.text else "empty"
-        rows.append((question.name, question.points, told, ", ".join(there), ", ".join(missing)))
+        missing += [f"{kind} {what}" for kind, what in wanted if not fnmatch.filter(evidence[kind], what)]
+        seen = "no such cell" if answer is None else f"{answer.words} words" if answer.text else "empty"
+        rows.append((name, question.points, seen, ", ".join(there), ", ".join(missing)))
     return pd.DataFrame(rows, columns=["question", "points", "answer", "there", "missing"])
 
 
 def find_unknown_questions(rubric: Rubric, answers: Iterable[Answer]) -> list[str]:
-    """For each question of the rubric that no cell answers to, what is wrong and what is near."""
+    """For each question of the rubric that no cell answers, the message that names similar ones."""
     names = list(dict.fromkeys(answer.name for answer in answers))
-    return [
-        unknown("question", question.name, names, "They are the cells marked `#| answer: NAME`.")
-        for question in rubric.questions
-        if question.name not in names
-    ]
-
-
-def _read_question(name: str, fields: Any, where: str) -> Question:
-    place = f"question {name} of {where}"
-    fields = {"points": fields} if isinstance(fields, int | float) else fields
-    _check_keys(fields, QUESTION_KEYS, place)
-    points, words = fields.get("points"), fields.get("words", 1)
-    if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points <= MOST_POINTS:
-        raise UserError(f"{place} is worth points: {points!r}; write a number from 0 to {MOST_POINTS:,}")
-    if isinstance(words, bool) or not isinstance(words, int) or not 0 <= words <= LARGEST:
-        raise UserError(f"{place} asks for words: {words!r}; write a whole number")
-    entries = fields.get("evidence") or []
-    if not isinstance(entries, list):
-        raise UserError(f"evidence of {place} must be a list like [{{figure: fig-balance}}]; it is {entries!r}")
-    evidence = []
-    for entry in entries:
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise UserError(f"evidence of {place} must be one `kind: name` an entry; one is {entry!r}")
-        ((kind, wanted),) = entry.items()
-        if kind not in EVIDENCE:
-            raise UserError(unknown(f"kind of evidence in {place}:", str(kind), EVIDENCE))
-        evidence.append((kind, str(wanted)))
-    return Question(name, points, str(fields.get("ask") or ""), words, tuple(evidence))
-
-
-def _check_keys(content: Any, keys: list[str], where: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must have the keys {', '.join(keys)}; it is {content!r}")
-    for key in content:
-        if key not in keys:
-            raise UserError(unknown(f"key in {where}:", str(key), keys))
+    advice = "They are the cells marked `#| answer: NAME`."
+    return [unknown("question", question, names, advice) for question in rubric.questions if question not in names]

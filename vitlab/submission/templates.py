@@ -1,4 +1,4 @@
-"""The texts of a bundle: the title page, and what the marker reads first."""
+"""The texts of a bundle: the title page, and the README for the marker."""
 
 # ruff: noqa: E501  (a row of a Markdown table is one line)
 
@@ -47,38 +47,35 @@ vitlab verify BUNDLE.zip --junit result.xml         # for an autograder; exit st
 
 $rerun_time
 
-**`--rerun` executes the author's code with your rights.** Do it in a container or on a machine that you can afford to lose, without secrets and
-better without a network. Without `--rerun` the zip is unpacked into a temporary folder (names, sizes and links are checked first),
-read as JSON, CSV, Parquet, YAML and safetensors, and removed; nothing is unpickled. The pages in `report/` hold scripts, as any web page
-may: your browser runs them when you open it.
+**`--rerun` executes the author's code with your rights.** Do it in a container or on a machine without secrets, better without a network.
+The pages in `report/` hold scripts, as any web page may: your browser runs them when you open it.
 
 ## What a pass shows, and what it does not
 
 | Check | A pass shows | It does not show |
 |---|---|---|
-| archive, manifest | the files are those that were packed, to the byte | who packed them. The manifest and the seal are checksums, **not signatures**: whoever changes a file can compute both again. The SHA-256 that `vitlab submit` printed, handed in by another way in time, fixes the bundle. |
-| executed, sources | the notebooks look as after one execution from top to bottom of the clean notebooks beside them | that they were executed. Outputs and counts are text that can be edited. |
-| splits, data, predictions | one split an image, none twice; the hash of the splits; with the data at hand, the same images and labels | that predictions come from the model. |
-| metrics, shown | the numbers follow from the predictions; the notebook shows them, and its page, where it has one, holds them | the same: invented predictions give fitting metrics. What else a page says, and the PDF, is compared with nothing. |
+| manifest | the files are those that were packed, to the byte | who packed them: checksums are **not signatures**. The SHA-256 that `vitlab submit` printed, handed in by another way in time, fixes the bundle. |
+| executed, sources | the notebooks look as after one execution from top to bottom of the clean notebooks in `project/` | that they were executed: outputs and counts are text that can be edited. So are the pages in `report/`, which are not checked. |
+| splits, data, predictions | each image is in one split; the hash of the splits; with the data available, the same images and labels | that predictions come from the model. |
+| metrics | the numbers follow from the predictions | the same: invented predictions give matching metrics. |
 | weights | the file is the one that the run noted | that it was trained as the notebook says, or gives these predictions. |
 | answers, rubric | a cell is not empty, evidence exists | that an answer is right, or by the author. |
 | **rerun** | **the code, executed here, gives these numbers within the tolerance** | that the author ran it; who wrote it. |
 
-Only the rerun shows that code and numbers belong together. A bundle that passes everything else may still be made up. Metrics are computed
-again, and notebooks executed again, by the vitlab that verifies: changes that the author made to the package itself do not count, and
-the check `environment` says whether there were any.
+Only the rerun shows that code and numbers belong together. Metrics are computed again, and notebooks executed again, by the vitlab that
+verifies: changes that the author made to the package do not count, and the check `environment` says whether there were any.
 
-## What lies where
+## Folders
 
-| Folder or file | What it is |
+| Folder or file | Content |
 |---|---|
 | `report/` | the rendered report |
 | `runs/<data set>/<run>/` | parameters (`run.json`), splits, predictions, metrics, weights, data card, model card, executed notebooks |
 | `runs/batches/<batch>/` | what the batch ran, and its notebooks that belong to no single run |
-| `project/` | the clean notebooks, and the files beside them that they read; `--rerun` executes these |
+| `project/` | the clean notebooks, and the files that they read; `--rerun` executes these |
 | `data/` | SHA-256 of the pixels of each image, by data set; the images themselves are not in the bundle |
 | `environment/` | versions of everything that was installed |
-| `MANIFEST.json` | SHA-256 of every file and of the data, and which notebook belongs to which run |
+| `MANIFEST.json` | SHA-256 of every file |
 
 $left_out
 """)
@@ -93,15 +90,13 @@ def write_title_page(title: str, author: str, date: str, statement: str, content
 def write_readme(
     title: str, author: str, date: str, version: str, commit: str, seconds: float | None, left_out: list[str]
 ) -> str:
-    """The README for the marker. seconds: what the notebooks took in all, None where that is not known."""
+    """The README for the marker. seconds: total duration of the notebooks, None or 0 where it is not known."""
     return README.substitute(
         title=title,
         author=author,
         date=date,
         version=version,
         commit=f", commit {commit}" if commit else "",
-        rerun_time=f"The notebooks took {seconds / 60:.1f} minutes on the author's machine; `--rerun` takes about as long on one like it."
-        if seconds
-        else "How long the notebooks took was not noted.",
+        rerun_time=f"The notebooks took {seconds / 60:.1f} minutes on the author's machine." if seconds else "",
         left_out="Left out of the bundle:\n\n" + "\n".join(f"- {line}" for line in left_out) if left_out else "",
     )

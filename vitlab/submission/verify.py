@@ -1,4 +1,4 @@
-"""A bundle held against itself, check by check; with `rerun`, against what its code gives here."""
+"""The checks of a bundle in their order: against itself and the data, and with `rerun` against what its code gives here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.submission.archive import UnsafeBundle, hash_file, open_bundle
 from vitlab.submission.check_answers import check_answers, check_rubric, make_points_table
-from vitlab.submission.check_files import check_archive, check_contents, check_environment, check_manifest, check_weights
-from vitlab.submission.check_notebooks import check_executed, check_parameters, check_shown, check_sources
+from vitlab.submission.check_files import check_contents, check_environment, check_manifest, check_weights
+from vitlab.submission.check_notebooks import check_executed, check_parameters, check_sources
 from vitlab.submission.check_results import check_data, check_metrics, check_predicted, check_splits
-from vitlab.submission.opened import FAIL, SKIPPED, Bundle, Options, Result, describe_error
+from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Options, Result, describe_error
 from vitlab.submission.rerun import check_rerun
-from vitlab.submission.safe_zip import Opened, UnsafeBundle, open_bundle
+from vitlab.submission.rubric import load_rubric
 
 CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {  # in the order in which they are made and shown
-    "archive": check_archive,
     "manifest": check_manifest,
     "contents": check_contents,
     "parameters": check_parameters,
@@ -30,7 +30,6 @@ CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {  # in the order in which
     "data": check_data,
     "predictions": check_predicted,
     "metrics": check_metrics,
-    "shown": check_shown,
     "weights": check_weights,
     "environment": check_environment,
     "answers": check_answers,
@@ -41,7 +40,7 @@ CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {  # in the order in which
 
 @dataclass(frozen=True)
 class Verdict:
-    """results: in order. points: of the rubric, None without one. title, author: by the manifest. seconds: of each check."""
+    """results: in order. points: of the rubric, None without one. title, author: from the manifest. seconds: of each check."""
 
     results: tuple[Result, ...]
     points: pd.DataFrame | None = None
@@ -69,15 +68,13 @@ def verify_bundle(
     bundle. data: name of the data set on this machine (folder:PATH), where the bundle names a place on the author's. minutes: how
     long one notebook may take when it is executed again.
 
-    FileNotFoundError for a path or rubric that is not there, ValueError for a negative tolerance or a rubric that is none. What
-    is wrong with the bundle is in the verdict, never an exception.
+    MissingFileError for a path or rubric that is not there, UserError for a negative tolerance or an invalid rubric. Problems of
+    the bundle are in the verdict and never raise.
     """
-    from vitlab.submission.rubric import load_rubric
-
     if not 0 <= tolerance < float("inf"):
-        raise UserError(f"--tolerance {tolerance} is no distance; write 0 or more, like 0.02")
+        raise UserError(f"--tolerance {tolerance} is not a distance; write 0 or more, like 0.02")
     if rubric is not None:
-        load_rubric(rubric)  # a mistake of the marker's is none of the author's
+        load_rubric(rubric)  # so that a mistake of the marker does not count as one of the author
     if data:
         from vitlab.data import check_name
 
@@ -87,36 +84,35 @@ def verify_bundle(
     options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
     path = Path(path).absolute()  # a rerun works in another folder
     try:
-        with open_bundle(path) as opened:
-            return judge(Bundle(opened, options))
+        with open_bundle(path) as folder:
+            seen = f"SHA-256 {hash_file(path)}" if path.is_file() else "a folder, not the zip"
+            return judge(Bundle(folder, options), opened=Result("archive", path.name, PASS, seen))
     except UnsafeBundle as error:
-        rest = [Result(name, "", SKIPPED, "the bundle was not opened") for name in CHECKS if name != "archive"]
-        return Verdict((Result("archive", Path(path).name, FAIL, str(error)), *rest))
+        rest = [Result(name, "", SKIPPED, "the bundle was not opened") for name in CHECKS]
+        return Verdict((Result("archive", path.name, FAIL, str(error)), *rest))
 
 
 def judge_folder(folder: Path) -> Verdict:
-    """Check the files of a bundle before they are packed, as its author: without the zip, the images and a rerun."""
-    return judge(Bundle(Opened(folder), Options(images=False)), [name for name in CHECKS if name not in ("archive", "rerun")])
+    """Check the files of a bundle before they are packed, as its author: without the images and a rerun."""
+    return judge(Bundle(folder, Options(images=False)), [name for name in CHECKS if name != "rerun"])
 
 
-def judge(bundle: Bundle, names: Sequence[str] = tuple(CHECKS)) -> Verdict:
-    """The checks of these names (default: all) in order; without a manifest that can be read, no more than that is said."""
-    results, seconds, readable = [], {}, True
+def judge(bundle: Bundle, names: Sequence[str] = tuple(CHECKS), opened: Result | None = None) -> Verdict:
+    """The checks of these names (default: all) in order; all are skipped where the manifest cannot be read."""
+    results, seconds = [opened] if opened else [], {}
+    try:
+        manifest = bundle.manifest
+    except ValueError:
+        rest = [Result(name, "", SKIPPED, "the manifest could not be read") for name in names if name != "manifest"]
+        return Verdict((*results, *check_manifest(bundle), *rest))
     for name in names:
         start = time.perf_counter()
-        if not readable:
-            results.append(Result(name, "", SKIPPED, "there is no manifest to go by"))
-            continue
         try:
             results += CHECKS[name](bundle)
-        except Exception as error:  # a file that was made to break a reader fails its check; the others are made
+        except Exception as error:  # a file that was made to break a reader fails its check; the other checks go on
             results.append(Result(name, "", FAIL, describe_error(error)))
         seconds[name] = time.perf_counter() - start
-        if name == "manifest":
-            readable = "manifest" in bundle.__dict__
-    if not readable or "manifest" not in bundle.__dict__:
-        return Verdict(tuple(results), seconds=seconds)
     points = None
-    with contextlib.suppress(Exception):  # check_rubric has said what is wrong
+    with contextlib.suppress(Exception):  # check_rubric has named the problem
         points = make_points_table(bundle)
-    return Verdict(tuple(results), points, bundle.manifest["title"], bundle.manifest["author"], seconds)
+    return Verdict(tuple(results), points, manifest.title, manifest.author, seconds)
