@@ -94,7 +94,7 @@ def test_a_class_has_one_colour_everywhere(samples, images):
     colors = plots.class_colors(CLASSES)
     bars = plots.plot_class_balance(samples, classes=CLASSES)[0].patches
     assert [to_hex(bar.get_facecolor()) for bar in bars] == list(colors.values())
-    axes = plots.plot_sample_grid(images[:2], labels=["defective", "functional"], classes=CLASSES)
+    axes = plots.plot_sample_grid(images[:2], ["a", "b"], labels=["defective", "functional"], classes=CLASSES)
     assert to_hex(axes[0].spines["left"].get_edgecolor()) == colors["defective"]
     recall = plots.plot_history(make_history())[2].lines
     assert [line.get_color() for line in recall[:2]] == list(colors.values())
@@ -138,11 +138,7 @@ def test_class_balance_counts_each_group(samples):
     assert [ax.get_title() for ax in axes] == ["all (n = 10)", "mono (n = 5)", "poly (n = 5)"]
     assert [bar.get_width() for bar in axes[0].patches] == [6, 4]
     assert texts(axes[1]) == ["3 (60%)", "2 (40%)"]
-    by_split = plots.plot_class_balance(samples, by="split", classes=CLASSES)
-    assert [ax.get_title() for ax in by_split] == ["all (n = 10)", "train (n = 7)", "val (n = 0)", "test (n = 3)"]
-    assert len(plots.plot_class_balance(samples.assign(group="x"))) == 1
-    with pytest.raises(ValueError, match="unknown column 'typ'"):
-        plots.plot_class_balance(samples, by="typ")
+    assert len(plots.plot_class_balance(samples.assign(group="x"), CLASSES)) == 1
 
 
 def test_sample_grid_and_augmentations(images):
@@ -152,7 +148,7 @@ def test_sample_grid_and_augmentations(images):
     axes = plots.plot_augmentations(images[0], images[1:])
     assert axes[0].get_title() == "original" and axes[5].get_title() == "variant 5"
     with pytest.raises(ValueError, match="no image"):
-        plots.plot_sample_grid([])
+        plots.plot_sample_grid([], [])
 
 
 def test_pairs_lie_side_by_side(images):
@@ -162,7 +158,7 @@ def test_pairs_lie_side_by_side(images):
     left, right, other = (axes[place].get_position() for place in ((0, 0), (0, 1), (1, 0)))
     assert right.x0 - left.x1 < other.x0 - right.x1
     with pytest.raises(ValueError, match="no pair"):
-        plots.plot_pairs([])
+        plots.plot_pairs([], [])
 
 
 def test_sizes_and_intensities(measured, samples):
@@ -272,8 +268,8 @@ def test_cost_draws_a_dot_for_each_run():
     assert ax.get_xscale() == "linear"
     assert plots.plot_cost(table.assign(training_seconds=[1, 50, 900])).get_xscale() == "log"
     assert [short_number(value) for value in (950, 800_000, 3_413_482)] == ["950", "800 k", "3.41 M"]
-    with pytest.raises(ValueError, match="unknown column 'seconds'"):
-        plots.plot_cost(table, x="seconds")
+    with pytest.raises(ValueError, match="columns missing: roc_auc"):
+        plots.plot_cost(table.drop(columns="roc_auc"))
 
 
 # Evaluation
@@ -313,8 +309,8 @@ def test_curves_of_several_classes():
     several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
     assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
     assert several.get_legend().get_title().get_text() == "mean over 10 classes"
-    several = plots.plot_precision_recall({"a": precision_recall_table(predictions), "b": precision_recall_table(predictions)})
-    assert legend_texts(several)[0] == f"a (AP {metrics['average_precision']:.3f})"
+    one = plots.plot_precision_recall(precision_recall_table(predictions))
+    assert legend_texts(one)[1] == f"mean of 10 classes (AP {metrics['average_precision']:.3f})"
 
 
 def test_reliability_draws_only_filled_bins():
@@ -323,18 +319,16 @@ def test_reliability_draws_only_filled_bins():
     points, _, _ = upper.containers[0].lines
     assert list(points.get_ydata()) == table["accuracy"].dropna().tolist()
     assert [bar.get_height() for bar in lower.patches] == table["n"].tolist()
-    upper, _ = plots.plot_reliability({"a": table, "b": table}, positive="defective")
-    assert upper.get_ylabel() == "share of defective in the bin"
 
 
 def test_slices_say_why_a_value_is_missing():
     predictions = make_predictions()
     predictions.loc[predictions["group"] == "poly", "label"] = "functional"
-    axes = plots.plot_slices(slice_table(predictions, metrics=["accuracy", "roc_auc"], replicates=20))
+    axes = plots.plot_slices(slice_table(predictions, ["group"], metrics=["accuracy", "roc_auc"], replicates=20))
     assert [ax.get_title() for ax in axes] == ["accuracy", "ROC AUC"]
     assert texts(axes[0]) == [] and texts(axes[1]) == ["only functional"]
     names = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert names[0] == "all\n(n = 120)" and names[1].startswith("mono")
+    assert names[:2] == ["group", "all (n = 120)"] and names[2].startswith("mono")
 
 
 def test_mistakes_are_written_under_their_image(images):
@@ -382,16 +376,12 @@ def test_attributions_use_one_scale_with_zero_in_the_middle():
     assert labels == ["attribution (1 = 99th percentile of the map)", "evidence (±1 = 99th percentile of the map)"]
 
 
-def test_scale_of_a_map_or_of_its_method():
-    strong_and_weak = make_map(np.stack([np.full((10, 10), 4.0), np.full((10, 10), 1.0)]), False)
-    assert relative(strong_and_weak, 1, "map").max() == 1
-    assert relative(strong_and_weak, 1, "method").max() == pytest.approx(0.25)
-    assert relative(make_map(np.full((1, 4, 4), -2.0), True), 0, "map").min() == -1
-    assert (relative(make_map(np.zeros((1, 4, 4)), False), 0, "map") == 0).all()
-    with pytest.raises(ValueError, match="unknown scale 'row'"):
-        plots.plot_attributions(np.zeros((2, 4, 4, 3)), [strong_and_weak], scale="row")
+def test_a_map_is_relative_to_its_own_strength():
+    assert relative(np.full((10, 10), 4.0)).max() == 1
+    assert relative(np.full((4, 4), -2.0)).min() == -1
+    assert (relative(np.zeros((4, 4))) == 0).all()
     with pytest.raises(ValueError, match="grad_cam: 2 maps do not go with 3 images"):
-        plots.plot_attributions(np.zeros((3, 4, 4, 3)), [strong_and_weak])
+        plots.plot_attributions(np.zeros((3, 4, 4, 3)), [make_map(np.ones((2, 4, 4)), False)])
 
 
 def test_attributions_of_many_images_stand_side_by_side():
@@ -416,7 +406,7 @@ def test_maps_of_single_pixels_are_drawn_as_means_over_blocks():
 
 
 def test_comparison_draws_seeds_and_mean(runs_metrics):
-    axes = plots.plot_comparison(runs_metrics)
+    axes = plots.plot_comparison(runs_metrics, ["roc_auc", "f1"])
     assert [ax.get_title() for ax in axes] == ["ROC AUC", "F1"]
     seeds, mean = axes[0].collections[:2]
     np.testing.assert_allclose(seeds.get_offsets(), [[0.8, 0], [0.9, 0]])
@@ -473,7 +463,7 @@ def figures(measured, samples, runs_metrics, monkeypatch):
     return [
         plots.iplot_intensities(measured, samples, CLASSES),
         plots.iplot_history({"hybrid_vit": [make_history(), make_history(4)], "vit_scratch": make_history()}),
-        plots.iplot_comparison(runs_metrics),
+        plots.iplot_comparison(runs_metrics, ["roc_auc", "f1"]),
         plots.iplot_threshold(threshold_table(make_predictions())),
     ]
 

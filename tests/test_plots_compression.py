@@ -135,16 +135,6 @@ def test_drops_are_filled_where_the_interval_leaves_out_zero():
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
 
 
-def test_drops_of_several_models_stand_beside_each_other():
-    tables = {"int8": drop_table(BEFORE, AFTER), "pruned": drop_table(BEFORE, BEFORE)}
-    ax = plots.plot_drop(tables)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["int8", "pruned"]
-    heights = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "|"]
-    assert heights[5] - heights[0] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="the table of pruned has other slices"):
-        plots.plot_drop({**tables, "pruned": drop_table(BEFORE, BEFORE, by=["group"])})
-
-
 def test_a_slice_too_small_says_so():
     ax = plots.plot_drop(drop_table(BEFORE, AFTER, least=13))
     assert [text.get_text() for text in ax.texts][1:] == ["12 images only"] * 4
@@ -178,5 +168,3 @@ def test_bad_tables_of_compression():
         plots.plot_lost([np.zeros((4, 4))] * 2, LOST)
     with pytest.raises(ValueError, match="lacks the columns kind"):
         plots.plot_lost([], LOST.drop(columns="kind"))
-    with pytest.raises(ValueError, match="no table to draw"):
-        plots.plot_drop({})

@@ -46,12 +46,9 @@ from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
 from vitlab.plots.trust import plot_agreement, plot_trust, plot_trust_by_model
 from vitlab.plots.tuning import (
     iplot_arguments,
-    iplot_importance,
     iplot_parallel,
     iplot_trials,
-    plot_arguments,
     plot_importance,
-    plot_parallel,
     plot_trials,
 )
 from vitlab.plots.viewer import Viewer, iplot_patch_attention
@@ -64,7 +61,6 @@ __all__ = [
     "iplot_arguments",
     "iplot_comparison",
     "iplot_history",
-    "iplot_importance",
     "iplot_intensities",
     "iplot_parallel",
     "iplot_pareto",
@@ -76,7 +72,6 @@ __all__ = [
     "iplot_trials",
     "plot_agreement",
     "plot_annotators",
-    "plot_arguments",
     "plot_attack",
     "plot_attack_images",
     "plot_attention_change",
@@ -110,7 +105,6 @@ __all__ = [
     "plot_merging_curve",
     "plot_mistakes",
     "plot_pairs",
-    "plot_parallel",
     "plot_pareto",
     "plot_patches",
     "plot_perturbation_curves",

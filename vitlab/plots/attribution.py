@@ -32,19 +32,16 @@ STRONG = 0.75  # opacity of full strength
 PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
 
 
-def plot_attributions(
-    images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None, scale: str = "map"
-) -> np.ndarray:
+def plot_attributions(images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
     A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
     more than six maps (then in blocks of at most eight images). Up to three images with so many maps get several rows each.
     images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
-    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
-    scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
-    ("map") or of those of all maps of its method ("method": strengths compare from image to image).
+    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn. Methods
+    measure in different units, so each map is shown relative to the 99th percentile of its own absolute values.
     """
-    _check(images, maps, titles, scale)
+    _check(images, maps, titles)
     across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
     cells = COARSE if across and len(images) > ACROSS else CELLS
     maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
@@ -56,9 +53,9 @@ def plot_attributions(
     for row, image in enumerate(images):
         show_image(axes[row, 0], image)
         for ax, attribution in zip(axes[row, 1:], maps, strict=True):
-            _overlay(ax, image, relative(attribution, row, scale), attribution.signed)
+            _overlay(ax, image, relative(attribution.values[row]), attribution.signed)
     for bar, signed in zip(bars, kinds, strict=True):
-        unit = f"99th percentile of the {scale}"
+        unit = "99th percentile of the map"
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
         bar.get_figure().colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
@@ -80,9 +77,7 @@ def title_images(table: pd.DataFrame) -> list[str]:
     return titles
 
 
-def _check(images, maps, titles, scale) -> None:
-    if scale not in ("map", "method"):
-        raise UserError(f"unknown scale {scale!r}; choose map or method")
+def _check(images, maps, titles) -> None:
     if not len(images) or not len(maps):
         raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
     for attribution in maps:
@@ -163,10 +158,9 @@ def block_means(values: np.ndarray, cells: int = CELLS) -> np.ndarray:
     return sums / np.outer(np.diff([*rows, height]), np.diff([*columns, width]))  # blocks at the edge may be smaller
 
 
-def relative(attribution: AttributionMap, row: int, scale: str) -> np.ndarray:
+def relative(values: np.ndarray) -> np.ndarray:
     """One map (H, W) divided by what counts as full strength, cut to -1..1; zeros where the map is blank."""
-    values = attribution.values[row]
-    full = np.percentile(np.abs(values if scale == "map" else attribution.values), CLIP)
+    full = np.percentile(np.abs(values), CLIP)
     return np.clip(values / full, -1, 1) if full > 0 else np.zeros_like(values)
 
 

@@ -9,18 +9,18 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.extremes import describe_cut, find_extremes
+from vitlab.plots.rows import list_rows
 from vitlab.plots.style import few_ticks, note_above, panel_grid, readable, series_colors, shorten
 from vitlab.registry import unknown
 
 
-def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None) -> np.ndarray:
+def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str]) -> np.ndarray:
     """A panel for each metric: a small dot for each seed, a bar for the mean of each model.
 
     runs_metrics: a row for each run and metric, with columns model, seed, metric, value. Of more than a dozen models, those with
     the lowest and the highest mean of the first metric are shown.
     """
     there = list(runs_metrics["metric"].unique())
-    metrics = list(metrics) if metrics is not None else there
     for name in metrics:
         if name not in there:
             raise UserError(unknown("metric", name, there))
@@ -35,12 +35,8 @@ def plot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = 
             ax.scatter(values, np.full(len(values), place), s=22, color=color, alpha=0.7, linewidths=0)
             ax.scatter(values.mean(), place, s=180, marker="|", color=color, linewidths=2.4)
         ax.set_title(readable(metric))
-        ax.set_yticks(range(len(colors)), [shorten(model) for model in colors])
-        ax.set_ylim(len(colors) - 0.5, -0.5)
         ax.margins(x=0.15)
-        ax.xaxis.set_major_locator(few_ticks(4))
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x")
+        list_rows(ax, [shorten(model) for model in colors])
     note_above(axes[0].figure, describe_cut(len(colors), len(means), "models", readable(metrics[0])))
     axes[0].figure.supxlabel("dot: one seed, bar: mean over seeds", fontsize=8)
     return axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +16,9 @@ from vitlab.errors import UserError
 from vitlab.extremes import describe_cut
 from vitlab.plots.checking import check_table
 from vitlab.plots.data import plot_sample_grid
-from vitlab.plots.evaluation import cut_slices, finish_rows, stack_rows
+from vitlab.plots.rows import cut_slices, draw_interval, draw_zero, list_grouped_rows, stack_rows
 from vitlab.plots.interactive import Interactive, dress
-from vitlab.plots.style import GREY, MARKERS, PALETTE, legend_below, new_axes, note_above, panel_grid, readable, series_colors
+from vitlab.plots.style import GREY, PALETTE, new_axes, note_above, panel_grid, readable
 from vitlab.registry import unknown
 
 MINUS, ARROW = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
@@ -151,53 +151,30 @@ def plot_ingredients(table: pd.DataFrame, batch_size: int | None = None) -> np.n
     return axes
 
 
-def plot_drop(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+def plot_drop(drop_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Change of the accuracy within each class and group with its paired interval, and a line at zero.
 
-    tables: one `drop_table`, or one for each compressed model, with the same slices. At the right of a single table stands how
-    many images were lost and won. Of more than a dozen slices of a column, those with the lowest and the highest change are
-    shown.
+    The numbers at the right are how many images were lost and won. Of more than a dozen slices of a column, those with the
+    lowest and the highest change are shown.
     """
-    named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
-    if not named:
-        raise UserError("there is no table to draw: give a drop_table, or one for each model")
-    for name, table in named.items():
-        check_table(table, DROP, name or "drop_table")
-    every = next(iter(named.values()))
-    kept = cut_slices(every.reset_index(drop=True), "change").index
-    first = every.iloc[kept]
-    places, names, heads = stack_rows(first["column"], first["slice"], first["n"])
-    step = 0.2 + 0.1 * (len(named) - 1)
-    ax = new_axes(ax, 0.8 + step * (places[-1] + 1) + 0.3 * (len(named) > 1), 5.2)
-    for number, (name, color) in enumerate(series_colors(named).items()):
-        table, offset = named[name], 0.5 * (number - (len(named) - 1) / 2) / max(len(named) - 1, 1) if len(named) > 1 else 0.0
-        if table[["column", "slice"]].values.tolist() != every[["column", "slice"]].values.tolist():
-            raise UserError(f"the table of {name} has other slices than the first one; make all with the same columns `by`")
-        for place, row in zip(places, table.iloc[kept].itertuples(), strict=True):
-            if np.isnan(row.change):
-                if number == 0:
-                    _write_note(ax, place, row.note)
-                continue
-            shown = row.low > 0 or row.high < 0
-            line = color if name else PALETTE[2] if shown else GREY
-            ax.plot([row.low, row.high], [place + offset] * 2, color=line, marker="|", markersize=6, linewidth=1.2)
-            style = {"marker": MARKERS[number], "markersize": 5, "markerfacecolor": line if shown else "white"}
-            ax.plot(row.change, place + offset, color=line, **style)
-            if not name:
-                ax.annotate(f"{MINUS}{row.lost:.0f} +{row.gained:.0f}", (1, place), (6, 0), va="center", fontsize=7,
-                            xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
-        if name:
-            ax.plot([], [], color=color, marker=MARKERS[number], markersize=5, linewidth=1.2, label=name)
-    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_xlabel(f"accuracy: after minus before{'' if len(named) > 1 else f' (at the right: images lost {MINUS}, won +)'}")
-    finish_rows(ax, places, names, heads)
-    note_above(ax.figure, describe_cut(len(first), len(every), "slices", "change"))
-    if any(named):
-        legend_below(ax, min(len(named), 3))
+    check_table(drop_table, DROP, "drop_table")
+    table = cut_slices(drop_table, "change")
+    places, names, heads = stack_rows(table)
+    ax = new_axes(ax, 0.8 + 0.2 * (places[-1] + 1), 5.2)
+    for place, row in zip(places, table.itertuples(), strict=True):
+        shown = row.low > 0 or row.high < 0
+        draw_interval(ax, place, row.change, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note)
+        if not np.isnan(row.change):
+            ax.annotate(f"{MINUS}{row.lost:.0f} +{row.gained:.0f}", (1, place), (6, 0), va="center", fontsize=7,
+                        xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
+    draw_zero(ax)
+    ax.set_xlabel(f"accuracy: after minus before (at the right: images lost {MINUS}, won +)")
+    list_grouped_rows(ax, places, names, heads)
+    note_above(ax.figure, describe_cut(len(table), len(drop_table), "slices", "change"))
     return ax
 
 
-def plot_lost(images: Sequence, lost_images: pd.DataFrame, columns: int = 4) -> np.ndarray:
+def plot_lost(images: Sequence, lost_images: pd.DataFrame) -> np.ndarray:
     """The images of a `lost_images` table, in its order: true class, both answers, and the probability of the true class."""
     missing = [name for name in LOST if name not in lost_images]
     if missing:
@@ -217,7 +194,7 @@ def plot_lost(images: Sequence, lost_images: pd.DataFrame, columns: int = 4) -> 
     ]
     kinds = [name for name in ("gained", "lost") if (lost_images["kind"] == name).any()]
     labels = lost_images["kind"].tolist() if len(kinds) > 1 else None
-    return plot_sample_grid(images, titles, labels, kinds if labels else None, columns)
+    return plot_sample_grid(images, titles, labels, kinds, columns=4)
 
 
 def _choose_rows(table: pd.DataFrame, batch_size: int | None) -> pd.DataFrame:
@@ -311,7 +288,3 @@ def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
     """Square pixels that the box shares with the others."""
     shared = (Bbox.intersection(box, other) for other in others)
     return sum(part.width * part.height for part in shared if part is not None)
-
-
-def _write_note(ax: Axes, place: float, note: str) -> None:
-    ax.text(0.5, place, note, color=GREY, fontsize=7, ha="center", va="center", transform=ax.get_yaxis_transform())

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from vitlab.plots.rows import draw_interval, draw_zero, list_rows
 from vitlab.plots.style import GREY, PALETTE, few_ticks, new_axes, panel_grid, readable
 
 MINUS = "\N{MINUS SIGN}"
@@ -25,19 +26,12 @@ def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         for row in table.itertuples()
     ]
     ax = new_axes(ax, 0.9 + (0.36 if several and metrics else 0.27) * len(names))
-    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    draw_zero(ax)
     for place, row in enumerate(table.itertuples()):
         shown = str(row.verdict).endswith("better")
         color = PALETTE[2] if shown else GREY
-        ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
-        ax.plot(row.difference, place, "o", color=color, markersize=5, markerfacecolor=color if shown else "white")
-        if np.isnan(row.difference):
-            ax.text(0.5, place, row.verdict, color=GREY, fontsize=7, ha="center", va="center", transform=ax.get_yaxis_transform())
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(few_ticks(7))
-    ax.grid(axis="x")
+        draw_interval(ax, place, row.difference, row.low, row.high, color, shown, str(row.verdict))
+    list_rows(ax, names, ticks=7)
     second = table["model_b"].iloc[0] if len(table) else "the second"
     what = "difference" if metrics or not len(table) else f"difference in {readable(table['metric'].iloc[0])}"
     meaning = "right of 0: the first-named is better" if several else f"right of 0: {second} is better"
@@ -45,25 +39,16 @@ def plot_differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_uncertainty(uncertainty_table: pd.DataFrame, columns: int = 3) -> np.ndarray:
+def plot_uncertainty(uncertainty_table: pd.DataFrame) -> np.ndarray:
     """The mean over the seeds with three intervals, a panel for each metric: other test images, other seeds, both."""
-    axes = panel_grid(len(uncertainty_table), min(columns, 3), 1.45, sharey=True)
+    axes = panel_grid(len(uncertainty_table), 3, 1.45, sharey=True)
     colors = dict(zip(SOURCES, (PALETTE[0], PALETTE[1], "0.2"), strict=True))
     for ax, row in zip(axes, uncertainty_table.itertuples(), strict=True):
-        ax.axvline(row.mean, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        draw_zero(ax, row.mean)
         for place, (source, color) in enumerate(colors.items()):
             ends = [getattr(row, f"{source}_low"), getattr(row, f"{source}_high")]
-            ax.plot(ends, [place, place], color=color, marker="|", markersize=7, linewidth=1.6)
-            if np.isnan(ends).any():
-                middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
-                ax.text(0.5, place, "unknown", color=GREY, fontsize=7, **middle)
-            else:
-                ax.plot(row.mean, place, "o", color=color, markersize=4)
+            draw_interval(ax, place, np.nan if np.isnan(ends).any() else row.mean, *ends, color, note="unknown")
         ax.set_title(readable(row.metric))
-        ax.set_yticks(range(len(SOURCES)), list(SOURCES.values()))
-        ax.set_ylim(len(SOURCES) - 0.5, -0.5)
         ax.margins(x=0.1)
-        ax.tick_params(axis="y", length=0)
-        ax.xaxis.set_major_locator(few_ticks(4))
-        ax.grid(axis="x")
+        list_rows(ax, list(SOURCES.values()))
     return axes

@@ -12,6 +12,7 @@ from vitlab.errors import UserError
 from vitlab.plots.style import PALETTE, WIDTH, frame, new_figure, readable, series_colors, show_image
 from vitlab.schema import SPLITS
 
+MOST_IMAGES = 8  # of a cluster
 LABEL_WIDTH = 0.8  # inches, for the name of a row
 FLAGGED = PALETTE[3]
 
@@ -32,8 +33,8 @@ def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
     return axes
 
 
-def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples: pd.DataFrame, columns: int = 8) -> np.ndarray:
-    """A row of images for each cluster of near-duplicates, at most `columns` of them, framed in the colour of their split.
+def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples: pd.DataFrame) -> np.ndarray:
+    """A row of images for each cluster of near-duplicates, at most eight of them, framed in the colour of their split.
 
     clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order wanted; samples: sample_id,
     label, split. Where frames differ in colour, a cluster crosses a split. Array of axes (clusters, columns); None where a row
@@ -41,7 +42,7 @@ def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples:
     """
     named = samples.set_index("sample_id")
     colors = series_colors(SPLITS)
-    parts = [part.head(columns) for _, part in clusters.groupby("cluster", sort=False)]
+    parts = [part.head(MOST_IMAGES) for _, part in clusters.groupby("cluster", sort=False)]
     rows = [(f"{part['size'].iloc[0]} images", part["sample_id"].tolist()) for part in parts]
     axes = _image_rows(rows, images, legend=True)
     for (_, ids), row in zip(rows, axes, strict=True):

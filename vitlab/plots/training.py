@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
+from vitlab.plots.checking import check_table
 from vitlab.plots.style import (
     GREY,
     MARKERS,
@@ -119,16 +120,13 @@ def mean_curve(runs: list[pd.DataFrame], metric: str) -> pd.DataFrame:
     return together.loc[together["size"] == len(runs), "mean"].rename(metric).reset_index()
 
 
-def plot_cost(
-    table: pd.DataFrame, x: str = "training_seconds", y: str = "roc_auc", size: str = "parameters", ax: Axes | None = None
-) -> Axes:
-    """A score against its price: a dot for each run, its area growing with the number of parameters.
+def plot_cost(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """ROC AUC against the training time: a dot for each run, its area growing with the number of parameters.
 
-    table: a row for each run with the column model and those named by x, y and size.
+    table: a row for each run with the columns model, training_seconds, roc_auc and parameters.
     """
-    for column in ("model", x, y, size):
-        if column not in table.columns:
-            raise UserError(unknown("column", column, list(table.columns)))
+    x, y, size = "training_seconds", "roc_auc", "parameters"
+    check_table(table, ("model", x, y, size), "table of costs")
     ax = new_axes(ax, 3.2)
     for marker, (name, color) in zip(MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False):
         runs = table[table["model"] == name]
