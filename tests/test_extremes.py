@@ -140,7 +140,7 @@ def test_many_models_and_slices_are_cut():
     scores = pd.DataFrame(
         {"model": [f"m{i:02d}" for i in range(40)], "seed": 0, "metric": "accuracy", "value": np.linspace(0, 1, 40)}
     )
-    (ax,) = plots.plot_comparison(scores, ["accuracy"])
+    (ax,) = plots.comparison.plot_comparison(scores, ["accuracy"])
     shown = [label.get_text() for label in ax.get_yticklabels()]
     assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
     assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"

@@ -69,7 +69,7 @@ def test_bands_lie_around_their_curves():
     predictions = make_predictions(num_samples=150)
     for plot, curve, kind in (
         (plots.plot_roc, roc_table, "roc"),
-        (plots.plot_precision_recall, precision_recall_table, "precision_recall"),
+        (plots.curves.plot_precision_recall, precision_recall_table, "precision_recall"),
     ):
         band = curve_band_table(predictions, kind, replicates=30)
         ax = plot(curve(predictions), band=band)
@@ -77,7 +77,7 @@ def test_bands_lie_around_their_curves():
         corners = area.get_paths()[0].vertices
         assert corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
     with pytest.raises(ValueError, match="no column recall"):
-        plots.plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
+        plots.curves.plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
     many = make_predictions(DIGITS[:5])
     band = curve_band_table(many, replicates=5)
     assert len(plots.plot_roc(roc_table(many), band=band).collections) == 5

@@ -60,7 +60,7 @@ def test_order_puts_the_best_first_and_losses_the_other_way_round():
 
 @pytest.mark.parametrize("count", [1, 8, 300])
 def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
-    axes = plots.plot_run_facets(make_runs(count), METRIC, COLUMNS)
+    axes = plots.many_runs.plot_run_facets(make_runs(count), METRIC, COLUMNS)
     assert [ax.get_title() for ax in axes] == ["model", "learning rate", "strategy"]
     for ax in axes:
         assert sum(len(dots.get_offsets()) for dots in ax.collections) == count
@@ -69,7 +69,7 @@ def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
 
 
 def test_facets_pool_models_beyond_what_colours_tell_apart():
-    axes = plots.plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
+    axes = plots.many_runs.plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
     names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
     assert len(names) == 7 and OTHERS in names
 
@@ -84,7 +84,7 @@ def test_interactive_facets_tell_which_run_a_dot_is():
 
 
 def test_parallel_axes_by_hand():
-    ax = plots.plot_run_parallel(make_runs(8), METRIC, COLUMNS)
+    ax = plots.many_runs.plot_run_parallel(make_runs(8), METRIC, COLUMNS)
     table = make_runs(8)
     best = table[METRIC].idxmax()
     (thick,) = [line for line in ax.lines if line.get_linewidth() > 2]

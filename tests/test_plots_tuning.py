@@ -44,7 +44,7 @@ def test_best_so_far_by_hand(trials):
 
 
 def test_trials_show_every_state(trials):
-    ax = plots.plot_trials(trials, "val_accuracy")
+    ax = plots.tuning.plot_trials(trials, "val_accuracy")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["finished", "pruned (best until then)", "best so far", "failed"]
     assert ax.get_ylabel() == "validation accuracy" and ax.get_xlabel() == "trial"

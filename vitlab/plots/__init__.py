@@ -5,51 +5,53 @@
 """
 
 from vitlab.plots.attention import plot_attention_change, plot_attention_distance, plot_head_ablation, plot_heads
-from vitlab.plots.attribution import plot_attributions, title_images
-from vitlab.plots.calibration import plot_annotators, plot_recalibration, plot_reliability
-from vitlab.plots.comparison import plot_comparison
-from vitlab.plots.compression import iplot_pareto, plot_drop, plot_ingredients, plot_lost, plot_pareto
-from vitlab.plots.compression_curves import plot_merging_curve, plot_pruning_curve
-from vitlab.plots.counterfactual import plot_counterfactuals
+from vitlab.plots.attribution import plot_attributions, plot_counterfactuals, title_images
+from vitlab.plots.calibration import (
+    plot_annotators,
+    plot_class_coverage,
+    plot_conformal,
+    plot_recalibration,
+    plot_reliability,
+    plot_risk_coverage,
+)
+from vitlab.plots.comparison import plot_differences, plot_published, plot_remedies, plot_uncertainty
+from vitlab.plots.compression import (
+    plot_drop,
+    plot_lost,
+    plot_merging_curve,
+    plot_pruning_curve,
+)
+from vitlab.plots.curves import plot_curves, plot_roc
 from vitlab.plots.data import (
     plot_augmentations,
     plot_class_balance,
+    plot_clusters,
     plot_image_sizes,
-    plot_intensities,
     plot_pairs,
     plot_sample_grid,
+    plot_worst,
 )
-from vitlab.plots.differences import plot_differences, plot_uncertainty
 from vitlab.plots.evaluation import (
     plot_confusion,
-    plot_curves,
     plot_gaps,
     plot_mistakes,
-    plot_precision_recall,
-    plot_roc,
     plot_slices,
-    plot_threshold,
 )
 from vitlab.plots.faithfulness import plot_perturbation_curves, plot_pointing, plot_randomisation
 from vitlab.plots.interactive import Interactive, iplot_comparison, iplot_history, iplot_intensities, iplot_threshold
-from vitlab.plots.many_runs import iplot_run_facets, iplot_run_parallel, plot_run_facets, plot_run_parallel
-from vitlab.plots.pretraining import plot_hunger, plot_pretraining
-from vitlab.plots.published import plot_published
-from vitlab.plots.quality import plot_clusters, plot_worst
-from vitlab.plots.remedies import plot_remedies
+from vitlab.plots.many_runs import iplot_run_facets, iplot_run_parallel
+from vitlab.plots.pareto import iplot_pareto, plot_ingredients
 from vitlab.plots.robustness import plot_attack, plot_attack_images, plot_corruptions, plot_robustness
 from vitlab.plots.runs_table import iplot_runs_table
-from vitlab.plots.selection import plot_class_coverage, plot_conformal, plot_risk_coverage
-from vitlab.plots.style import class_colors, readable, series_colors, set_style
+from vitlab.plots.style import readable, set_style
 from vitlab.plots.tables import present
-from vitlab.plots.training import plot_cost, plot_history, plot_learning_curves
+from vitlab.plots.training import plot_cost, plot_history, plot_hunger, plot_pretraining
 from vitlab.plots.trust import plot_agreement, plot_trust, plot_trust_by_model
 from vitlab.plots.tuning import (
     iplot_arguments,
     iplot_parallel,
     iplot_trials,
     plot_importance,
-    plot_trials,
 )
 from vitlab.plots.viewer import Viewer, iplot_patch_attention
 from vitlab.plots.vit import plot_attention_head, plot_patches, plot_position_encodings
@@ -57,7 +59,6 @@ from vitlab.plots.vit import plot_attention_head, plot_patches, plot_position_en
 __all__ = [
     "Interactive",
     "Viewer",
-    "class_colors",
     "iplot_arguments",
     "iplot_comparison",
     "iplot_history",
@@ -82,7 +83,6 @@ __all__ = [
     "plot_class_balance",
     "plot_class_coverage",
     "plot_clusters",
-    "plot_comparison",
     "plot_conformal",
     "plot_confusion",
     "plot_corruptions",
@@ -99,18 +99,14 @@ __all__ = [
     "plot_image_sizes",
     "plot_importance",
     "plot_ingredients",
-    "plot_intensities",
-    "plot_learning_curves",
     "plot_lost",
     "plot_merging_curve",
     "plot_mistakes",
     "plot_pairs",
-    "plot_pareto",
     "plot_patches",
     "plot_perturbation_curves",
     "plot_pointing",
     "plot_position_encodings",
-    "plot_precision_recall",
     "plot_pretraining",
     "plot_pruning_curve",
     "plot_published",
@@ -121,19 +117,14 @@ __all__ = [
     "plot_risk_coverage",
     "plot_robustness",
     "plot_roc",
-    "plot_run_facets",
-    "plot_run_parallel",
     "plot_sample_grid",
     "plot_slices",
-    "plot_threshold",
-    "plot_trials",
     "plot_trust",
     "plot_trust_by_model",
     "plot_uncertainty",
     "plot_worst",
     "present",
     "readable",
-    "series_colors",
     "set_style",
     "title_images",
 ]

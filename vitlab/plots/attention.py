@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
 from vitlab.plots.style import (
     DIVERGING,
     GREY,
     PALETTE,
     SEQUENTIAL,
     WIDTH,
+    check_table,
     few_ticks,
     hide_ticks,
     image_shape,

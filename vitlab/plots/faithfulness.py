@@ -14,9 +14,8 @@ from scipy.stats import sem, t
 from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
 from vitlab.plots.rows import draw_interval, list_rows
-from vitlab.plots.style import GREY, MARKERS, PALETTE, few_ticks, new_figure, panel_grid, readable, series_colors
+from vitlab.plots.style import GREY, MARKERS, PALETTE, check_table, few_ticks, new_figure, panel_grid, readable, series_colors
 from vitlab.plots.trust import CONTROLS
 from vitlab.registry import unknown
 

@@ -100,7 +100,7 @@ def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str], f
     rows = max(1, -(-len(columns) // across))
     titles = [name_column(name) for name in columns]
     figure = make_subplots(rows, across, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.42 / rows)
-    names = runs["run"].str.rpartition("/")[2].map(plotly_text)
+    names = runs["run"].str.split("/").str[-1].map(plotly_text)
     colors = series_colors(runs["model"].unique())
     for place, name in enumerate(columns):
         cell = {"row": place // across + 1, "col": place % across + 1}

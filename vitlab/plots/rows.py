@@ -35,7 +35,15 @@ def _dress(ax: Axes, ticks: int) -> None:
 
 
 def draw_interval(
-    ax: Axes, place: float, value: float, low: float, high: float, color: str, filled: bool = True, note: str = "", marker: str = "o"
+    ax: Axes,
+    place: float,
+    value: float,
+    low: float,
+    high: float,
+    color: str,
+    filled: bool = True,
+    note: str = "",
+    marker: str = "o",
 ) -> None:
     """A dot with its interval; the note in place of a value that is missing."""
     if np.isnan(value):

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
-from vitlab.plots.style import GREY, PALETTE, new_axes, new_figure, readable
+from vitlab.plots.style import GREY, PALETTE, check_table, new_axes, new_figure, readable
 from vitlab.registry import unknown
 
 MINUS = "\N{MINUS SIGN}"

@@ -90,7 +90,7 @@ def iplot_arguments(trials: pd.DataFrame, metric: str) -> Interactive:
 
 
 def iplot_parallel(trials: pd.DataFrame, metric: str) -> Interactive:
-    """A line for each finished trial through its arguments and its score. Drag along an axis to keep the trials that pass there."""
+    """A line for each finished trial through its arguments and its score. Drag along an axis to keep trials that pass there."""
     return iplot_run_parallel(*_as_runs(trials, metric), few=0)
 
 
