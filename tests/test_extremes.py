@@ -18,6 +18,7 @@ from vitlab.evaluation import (
     worst_slice_table,
 )
 from vitlab.extremes import describe_cut, find_extremes, keep_extremes
+from vitlab.plots.comparison import plot_comparison
 
 A4 = (6.31, 9.7)  # inches: the text block of a page
 
@@ -140,7 +141,7 @@ def test_many_models_and_slices_are_cut():
     scores = pd.DataFrame(
         {"model": [f"m{i:02d}" for i in range(40)], "seed": 0, "metric": "accuracy", "value": np.linspace(0, 1, 40)}
     )
-    (ax,) = plots.comparison.plot_comparison(scores, ["accuracy"])
+    (ax,) = plot_comparison(scores, ["accuracy"])
     shown = [label.get_text() for label in ax.get_yticklabels()]
     assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
     assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"

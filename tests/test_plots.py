@@ -25,7 +25,12 @@ from vitlab.evaluation import (
 )
 from vitlab.plots import interactive, style
 from vitlab.plots.attribution import block_means, relative
-from vitlab.plots.training import best_epoch, mean_curve, short_number
+from vitlab.plots.comparison import plot_comparison
+from vitlab.plots.curves import plot_precision_recall
+from vitlab.plots.data import plot_intensities
+from vitlab.plots.evaluation import plot_threshold
+from vitlab.plots.style import class_colors, series_colors
+from vitlab.plots.training import best_epoch, mean_curve, plot_learning_curves, short_number
 from vitlab.schema import AttributionMap
 
 CLASSES = ("functional", "defective")
@@ -91,7 +96,7 @@ def legend_texts(ax):
 
 
 def test_a_class_has_one_colour_everywhere(samples, images):
-    colors = plots.style.class_colors(CLASSES)
+    colors = class_colors(CLASSES)
     bars = plots.plot_class_balance(samples, classes=CLASSES)[0].patches
     assert [to_hex(bar.get_facecolor()) for bar in bars] == list(colors.values())
     axes = plots.plot_sample_grid(images[:2], ["a", "b"], labels=["defective", "functional"], classes=CLASSES)
@@ -102,9 +107,9 @@ def test_a_class_has_one_colour_everywhere(samples, images):
 
 def test_colours_never_run_out_and_differ():
     names = [str(i) for i in range(25)]
-    for colors in (plots.style.class_colors(names), plots.style.series_colors(names)):
+    for colors in (class_colors(names), series_colors(names)):
         assert len(set(colors.values())) == 25
-    assert set(plots.style.class_colors(CLASSES).values()).isdisjoint(plots.style.series_colors("abc").values())
+    assert set(class_colors(CLASSES).values()).isdisjoint(series_colors("abc").values())
 
 
 def test_names_are_written_as_one_reads_them():
@@ -163,12 +168,12 @@ def test_pairs_lie_side_by_side(images):
 
 def test_sizes_and_intensities(measured, samples):
     assert "30 × 30 (9 of 10 images)" in plots.plot_image_sizes(measured).get_title()
-    axes = plots.data.plot_intensities(measured, samples, CLASSES)
+    axes = plot_intensities(measured, samples, CLASSES)
     mono = axes[0].collections[0]
     assert axes[0].get_title() == "mono (n = 5)" and len(mono.get_offsets()) == 5
     colors = {round(x, 3): to_hex(color[:3]) for (x, _), color in zip(mono.get_offsets(), mono.get_facecolors(), strict=True)}
-    assert colors[0.0] == plots.style.class_colors(CLASSES)["functional"]
-    assert colors[round(8 / 9, 3)] == plots.style.class_colors(CLASSES)["defective"]
+    assert colors[0.0] == class_colors(CLASSES)["functional"]
+    assert colors[round(8 / 9, 3)] == class_colors(CLASSES)["defective"]
 
 
 # Vision Transformer
@@ -249,11 +254,11 @@ def test_learning_curves_are_means_over_the_epochs_all_seeds_reached():
     mean = mean_curve(seeds, "val_roc_auc")
     assert mean["epoch"].tolist() == [1, 2, 3, 4]
     np.testing.assert_allclose(mean["val_roc_auc"], [0.6, 0.65, 0.7, 0.75])
-    ax = plots.training.plot_learning_curves({"hybrid_vit": seeds, "vit_scratch": make_history(3)})
+    ax = plot_learning_curves({"hybrid_vit": seeds, "vit_scratch": make_history(3)})
     assert legend_texts(ax) == ["hybrid_vit (2 seeds)", "vit_scratch"]
     assert len(ax.lines) == 5
     with pytest.raises(ValueError, match="in the history of hybrid_vit"):
-        plots.training.plot_learning_curves({"hybrid_vit": seeds}, metric="val_auc")
+        plot_learning_curves({"hybrid_vit": seeds}, metric="val_auc")
 
 
 def test_cost_draws_a_dot_for_each_run():
@@ -291,7 +296,7 @@ def test_curves_carry_their_area_and_their_baseline():
         *(f"{name} (AUC {metrics['roc_auc']:.3f})" for name in ("hybrid_vit", "same")),
         "chance (AUC 0.500)",
     ]
-    ax = plots.curves.plot_precision_recall(precision_recall_table(predictions))
+    ax = plot_precision_recall(precision_recall_table(predictions))
     prevalence = (predictions["label"] == "defective").mean()
     assert legend_texts(ax) == [f"AP {metrics['average_precision']:.3f}", f"prevalence ({prevalence:.3f})"]
     assert ax.get_legend().get_title().get_text() == "class: defective"
@@ -309,7 +314,7 @@ def test_curves_of_several_classes():
     several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
     assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
     assert several.get_legend().get_title().get_text() == "mean over 10 classes"
-    one = plots.curves.plot_precision_recall(precision_recall_table(predictions))
+    one = plot_precision_recall(precision_recall_table(predictions))
     assert legend_texts(one)[1] == f"mean of 10 classes (AP {metrics['average_precision']:.3f})"
 
 
@@ -345,7 +350,7 @@ def test_mistakes_are_written_under_their_image(images):
 
 def test_threshold_curves_are_those_of_the_table():
     table = threshold_table(make_predictions())
-    ax = plots.evaluation.plot_threshold(table)
+    ax = plot_threshold(table)
     assert legend_texts(ax) == ["precision", "recall", "specificity", "F1", "0.5, the default"]
     np.testing.assert_allclose(ax.lines[1].get_ydata(), table["recall"])
     assert "defective" in ax.get_xlabel()
@@ -406,14 +411,14 @@ def test_maps_of_single_pixels_are_drawn_as_means_over_blocks():
 
 
 def test_comparison_draws_seeds_and_mean(runs_metrics):
-    axes = plots.comparison.plot_comparison(runs_metrics, ["roc_auc", "f1"])
+    axes = plot_comparison(runs_metrics, ["roc_auc", "f1"])
     assert [ax.get_title() for ax in axes] == ["ROC AUC", "F1"]
     seeds, mean = axes[0].collections[:2]
     np.testing.assert_allclose(seeds.get_offsets(), [[0.8, 0], [0.9, 0]])
     np.testing.assert_allclose(mean.get_offsets(), [[0.85, 0]])
-    assert len(plots.comparison.plot_comparison(runs_metrics, ["f1"])) == 1
+    assert len(plot_comparison(runs_metrics, ["f1"])) == 1
     with pytest.raises(ValueError, match=r"unknown metric 'F1'"):
-        plots.comparison.plot_comparison(runs_metrics, ["F1"])
+        plot_comparison(runs_metrics, ["F1"])
 
 
 def test_tables_for_the_reader(runs_metrics):

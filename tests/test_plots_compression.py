@@ -7,7 +7,7 @@ import pytest
 from tests.test_compress_losses import AFTER, BEFORE
 from vitlab import plots
 from vitlab.compress.losses import drop_table, lost_images
-from vitlab.plots.pareto import _choose_ticks, find_front
+from vitlab.plots.pareto import _choose_ticks, find_front, plot_pareto
 
 CROWD = [
     ("ViT-B fp32", 232, 344, 0.952),
@@ -42,7 +42,7 @@ def test_the_front_by_hand():
 
 
 def test_pareto_dots_front_and_axes():
-    ax = plots.pareto.plot_pareto(make_table(), 1)
+    ax = plot_pareto(make_table(), 1)
     dots = {tuple(dot.get_offsets()[0]): dot for dot in ax.collections}
     assert sorted(dots) == sorted((float(ms), score) for _, ms, _, score in CROWD)
     areas = [dots[float(ms), score].get_sizes()[0] for _, ms, _, score in CROWD]
@@ -59,10 +59,10 @@ def test_pareto_dots_front_and_axes():
 
 
 def test_pareto_of_another_batch_size_and_without_a_size():
-    ax = plots.pareto.plot_pareto(make_table(), batch_size=32)
+    ax = plot_pareto(make_table(), batch_size=32)
     assert ax.lines[0].get_xdata()[0] == 180
     assert "batch 32" in ax.get_xlabel()
-    ax = plots.pareto.plot_pareto(make_table().head(3).assign(size_mb=[344, np.nan, 89]), 1)
+    ax = plot_pareto(make_table().head(3).assign(size_mb=[344, np.nan, 89]), 1)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["ViT-B fp32, 344 MB", "ViT-B ONNX fp32, size not known", "ViT-B int8, 89 MB"]
 
@@ -132,9 +132,9 @@ def test_lost_images_with_both_answers():
 def test_bad_tables_of_compression():
     table = make_table()
     with pytest.raises(ValueError, match="columns missing: p50_ms"):
-        plots.pareto.plot_pareto(table.drop(columns="p50_ms"), 1)
+        plot_pareto(table.drop(columns="p50_ms"), 1)
     with pytest.raises(ValueError, match=r"unknown batch_size .8.*1, 32"):
-        plots.pareto.plot_pareto(table, batch_size=8)
+        plot_pareto(table, batch_size=8)
     with pytest.raises(ValueError, match="table has no rows"):
         plots.plot_ingredients(table.head(0), 1)
     with pytest.raises(ValueError, match="2 images do not go with 6 rows"):

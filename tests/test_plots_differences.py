@@ -18,6 +18,7 @@ from vitlab.evaluation import (
     roc_table,
     uncertainty_table,
 )
+from vitlab.plots.curves import plot_precision_recall
 
 
 def texts(ax):
@@ -69,7 +70,7 @@ def test_bands_lie_around_their_curves():
     predictions = make_predictions(num_samples=150)
     for plot, curve, kind in (
         (plots.plot_roc, roc_table, "roc"),
-        (plots.curves.plot_precision_recall, precision_recall_table, "precision_recall"),
+        (plot_precision_recall, precision_recall_table, "precision_recall"),
     ):
         band = curve_band_table(predictions, kind, replicates=30)
         ax = plot(curve(predictions), band=band)
@@ -77,7 +78,7 @@ def test_bands_lie_around_their_curves():
         corners = area.get_paths()[0].vertices
         assert corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
     with pytest.raises(ValueError, match="no column recall"):
-        plots.curves.plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
+        plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
     many = make_predictions(DIGITS[:5])
     band = curve_band_table(many, replicates=5)
     assert len(plots.plot_roc(roc_table(many), band=band).collections) == 5

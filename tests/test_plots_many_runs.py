@@ -9,7 +9,7 @@ import pytest
 
 from vitlab import plots
 from vitlab.plots import many_runs, runs_table
-from vitlab.plots.many_runs import BY_RECIPE, OTHERS, Scale, name_column, order_runs
+from vitlab.plots.many_runs import BY_RECIPE, OTHERS, Scale, name_column, order_runs, plot_run_facets, plot_run_parallel
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 
 METRIC = "metrics.roc_auc"
@@ -60,7 +60,7 @@ def test_order_puts_the_best_first_and_losses_the_other_way_round():
 
 @pytest.mark.parametrize("count", [1, 8, 300])
 def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
-    axes = plots.many_runs.plot_run_facets(make_runs(count), METRIC, COLUMNS)
+    axes = plot_run_facets(make_runs(count), METRIC, COLUMNS)
     assert [ax.get_title() for ax in axes] == ["model", "learning rate", "strategy"]
     for ax in axes:
         assert sum(len(dots.get_offsets()) for dots in ax.collections) == count
@@ -69,7 +69,7 @@ def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
 
 
 def test_facets_pool_models_beyond_what_colours_tell_apart():
-    axes = plots.many_runs.plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
+    axes = plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
     names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
     assert len(names) == 7 and OTHERS in names
 
@@ -84,7 +84,7 @@ def test_interactive_facets_tell_which_run_a_dot_is():
 
 
 def test_parallel_axes_by_hand():
-    ax = plots.many_runs.plot_run_parallel(make_runs(8), METRIC, COLUMNS)
+    ax = plot_run_parallel(make_runs(8), METRIC, COLUMNS)
     table = make_runs(8)
     best = table[METRIC].idxmax()
     (thick,) = [line for line in ax.lines if line.get_linewidth() > 2]

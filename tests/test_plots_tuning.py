@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vitlab import plots
-from vitlab.plots.tuning import TOO_FEW, best_so_far
+from vitlab.plots.tuning import TOO_FEW, best_so_far, plot_trials
 
 ARGUMENTS = ["learning_rate", "mixup", "augment", "trained_blocks"]
 
@@ -44,7 +44,7 @@ def test_best_so_far_by_hand(trials):
 
 
 def test_trials_show_every_state(trials):
-    ax = plots.tuning.plot_trials(trials, "val_accuracy")
+    ax = plot_trials(trials, "val_accuracy")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["finished", "pruned (best until then)", "best so far", "failed"]
     assert ax.get_ylabel() == "validation accuracy" and ax.get_xlabel() == "trial"

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import softmax
 
 from vitlab import evaluation, plots
+from vitlab.plots.evaluation import plot_threshold
 
 CLASSES = ("functional", "defective")
 DIGITS = tuple("0123456789")
@@ -32,9 +33,9 @@ def test_chosen_thresholds_are_marked_with_their_rules():
     predictions = make_predictions()
     curves = evaluation.threshold_table(predictions, "val")
     chosen = pd.DataFrame({"rule": ["0.5", "f1", "cost", "recall", "youden"], "threshold": [0.5, 0.4, np.inf, np.nan, 0.4]})
-    ax = plots.evaluation.plot_threshold(curves, chosen=chosen)
+    ax = plot_threshold(curves, chosen=chosen)
     assert [(text.get_position()[0], text.get_text()) for text in ax.texts] == [(0.4, "F1, Youden")]
-    assert len(ax.lines) == len(plots.evaluation.plot_threshold(curves).lines) + 1
+    assert len(ax.lines) == len(plot_threshold(curves).lines) + 1
     interactive = plots.iplot_threshold(curves, chosen).figure
     assert [(mark.x, mark.text) for mark in interactive.layout.annotations] == [(0.4, "F1, Youden")]
     assert not plots.iplot_threshold(curves).figure.layout.annotations
