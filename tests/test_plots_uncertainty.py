@@ -7,6 +7,7 @@ import pytest
 from scipy.special import softmax
 
 from vitlab import evaluation, plots
+from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.plots.evaluation import plot_threshold
 
 CLASSES = ("functional", "defective")
@@ -46,7 +47,7 @@ def test_recalibration_has_a_panel_for_each_method():
     tables = {"none": predictions, "temperature": evaluation.calibrate(predictions)}
     reliability = {name: evaluation.reliability_table(table) for name, table in tables.items()}
     axes = plots.plot_recalibration(reliability)
-    errors = [evaluation.expected_calibration_error(table) for table in tables.values()]
+    errors = [expected_calibration_error(table) for table in tables.values()]
     assert [ax.get_title() for ax in axes] == [f"{n}\nECE {e:.3f}" for n, e in zip(tables, errors, strict=True)]
     for ax, table in zip(axes, reliability.values(), strict=True):
         np.testing.assert_allclose(ax.collections[-1].get_offsets()[:, 1], table["accuracy"].dropna())

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
-from vitlab.evaluation import class_scores_table, expected_calibration_error, remedy_table
+from vitlab.evaluation import class_scores_table, remedy_table
+from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.plots import plot_remedies
 
 CLASSES = ("none", "probable", "certain")
