@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from vitlab.compress.losses import drop_table, lost_images, measure_agreement, measure_miscalibration
-from vitlab.evaluation import expected_calibration_error, paired_table
+from vitlab.evaluation import paired_table
+from vitlab.evaluation.calibration import expected_calibration_error
 
 CLASSES = ("dog", "cat")
 

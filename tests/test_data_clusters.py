@@ -9,16 +9,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tests.test_data_quality import make_bundle, noise
-from vitlab.data import (
-    clean_test_ids,
-    cluster_table,
-    cluster_test_images,
-    draw_folds,
-    draw_splits,
-    load_dataset,
-    near_duplicate_table,
-    split_fold,
-)
+from vitlab.data import clean_test_ids, cluster_table, cluster_test_images, load_dataset, near_duplicate_table
+from vitlab.data.folds import draw_folds, split_fold
+from vitlab.data.splits import draw_splits
 
 
 def make_samples(labels, **columns):

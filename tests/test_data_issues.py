@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from tests import test_data_quality
-from vitlab.data import ISSUES, load_dataset, predict_out_of_fold, quality_summary, quality_table, worst_images
-from vitlab.data.issues import PIXEL_ISSUES
+from vitlab.data import load_dataset, quality_summary, quality_table, worst_images
+from vitlab.data.issues import ISSUES, PIXEL_ISSUES, predict_out_of_fold
 from vitlab.schema import DataBundle
 
 

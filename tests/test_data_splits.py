@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.data import class_weights, draw_splits
+from vitlab.data import class_weights
+from vitlab.data.splits import draw_splits
 
 
 def make_samples(**sizes):

@@ -7,7 +7,6 @@ from sklearn import metrics as reference
 
 from vitlab.evaluation import (
     comparison_table,
-    expected_calibration_error,
     metrics_table,
     mistakes_table,
     precision_recall_table,
@@ -16,6 +15,7 @@ from vitlab.evaluation import (
     slice_table,
     threshold_table,
 )
+from vitlab.evaluation.calibration import expected_calibration_error
 
 
 def make_predictions(prob_yes, label, group=None):

@@ -8,7 +8,8 @@ from sklearn.metrics import f1_score
 
 from tests.test_evaluation_metrics import make_predictions
 from vitlab.data import load_dataset
-from vitlab.evaluation import merge_classes, protocol_table, published_gap_table, published_table
+from vitlab.evaluation import protocol_table, published_gap_table, published_table
+from vitlab.evaluation.merging import merge_classes
 from vitlab.schema import check_predictions
 
 GRADES = ("none", "possible", "probable", "certain")

@@ -10,9 +10,10 @@ from scipy.stats import permutation_test
 from statsmodels.stats.multitest import multipletests
 
 from tests.test_evaluation_metrics import make_predictions
-from vitlab.evaluation import METRICS, add_columns, bin_column, metrics_table, slice_table, worst_slice_table
+from vitlab.evaluation import METRICS, add_columns, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.gaps import describe_gaps, permutation_p
 from vitlab.evaluation.scores import Scores, read_scores
+from vitlab.evaluation.slices import bin_column
 
 
 def answers(label, pred, **columns):

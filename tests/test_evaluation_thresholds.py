@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
-from vitlab.evaluation import apply_threshold, choose_threshold, threshold_choice_table
+from vitlab.evaluation import choose_threshold, threshold_choice_table
 from vitlab.evaluation.bootstrap import draw_counts
 from vitlab.evaluation.thresholds import RULES
-from vitlab.schema import check_predictions
 
 
 def make_predictions(prob_yes, label, split):
@@ -138,24 +137,7 @@ def test_several_classes_need_a_named_one():
     table[["prob_a", "prob_b", "prob_c"]] = prob
     with pytest.raises(ValueError, match="needs one class: write positive= with one of a, b, c"):
         threshold_choice_table(table)
-    with pytest.raises(ValueError, match="needs one class"):
-        apply_threshold(table, 0.5)
     assert threshold_choice_table(table, "b", replicates=0)["recall"].between(0, 1).all()
-    changed = apply_threshold(table, 0.2, "b")
-    check_predictions(changed)
-    assert ((changed["pred"] == "b") == (table["prob_b"] >= 0.2)).all()
-    rest = changed["pred"] != "b"
-    assert (changed["pred"][rest] == np.where(table["prob_a"] >= table["prob_c"], "a", "c")[rest]).all()
-
-
-def test_apply_threshold_changes_only_the_answer(joined):
-    changed = apply_threshold(joined, 0.3)
-    assert changed.loc[changed["split"] == "val", "pred"].tolist() == ["yes"] * 5 + ["no"] * 2
-    pd.testing.assert_frame_equal(changed.drop(columns="pred"), joined.drop(columns="pred"))
-    assert set(apply_threshold(joined, np.inf)["pred"]) == {"no"}
-    assert (apply_threshold(joined, 0.9, "no")["pred"] == np.where(joined["prob_no"] >= 0.9, "no", "yes")).all()
-    with pytest.raises(ValueError, match="threshold is NaN"):
-        apply_threshold(joined, np.nan)
 
 
 def test_a_class_that_validation_lacks_has_no_threshold(joined):

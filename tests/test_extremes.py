@@ -18,6 +18,7 @@ from vitlab.evaluation import (
     worst_slice_table,
 )
 from vitlab.extremes import describe_cut, find_extremes, keep_extremes
+from vitlab.plots.comparison import plot_comparison
 
 A4 = (6.31, 9.7)  # inches: the text block of a page
 
@@ -83,7 +84,7 @@ def test_figures_stay_readable(classes):
     if classes < 1000:  # its intervals and tests are slow for a thousand groups, and there are at most 40
         check_size(plots.plot_slices(slice_table(predictions, ["group"], metrics=("accuracy",), replicates=0)))
         check_size(plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20)))
-        check_size(plots.plot_class_coverage(conformal_class_table(predictions), promise=0.9))
+        check_size(plots.plot_class_coverage({"all alike": conformal_class_table(predictions)}, promise=0.9))
 
 
 def test_curves_of_many_classes_are_mean_range_and_extremes():
@@ -140,7 +141,7 @@ def test_many_models_and_slices_are_cut():
     scores = pd.DataFrame(
         {"model": [f"m{i:02d}" for i in range(40)], "seed": 0, "metric": "accuracy", "value": np.linspace(0, 1, 40)}
     )
-    (ax,) = plots.plot_comparison(scores)
+    (ax,) = plot_comparison(scores, ["accuracy"])
     shown = [label.get_text() for label in ax.get_yticklabels()]
     assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
     assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"

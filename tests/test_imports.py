@@ -40,7 +40,7 @@ def test_import_vitlab_is_quick_and_loads_nothing():
     assert torch_loaded == "False"
 
 
-@pytest.mark.parametrize("package", ["vitlab.data", "vitlab.compress"])
+@pytest.mark.parametrize("package", ["vitlab.data", "vitlab.compress", "vitlab.plots"])
 def test_every_lazy_name_is_there(package):
     module = importlib.import_module(package)
     assert module.__all__ and all(callable(getattr(module, name)) or name.isupper() for name in module.__all__)

@@ -25,7 +25,12 @@ from vitlab.evaluation import (
 )
 from vitlab.plots import interactive, style
 from vitlab.plots.attribution import block_means, relative
-from vitlab.plots.training import best_epoch, mean_curve, short_number
+from vitlab.plots.comparison import plot_comparison
+from vitlab.plots.curves import plot_precision_recall
+from vitlab.plots.data import plot_intensities
+from vitlab.plots.evaluation import plot_threshold
+from vitlab.plots.style import class_colors, series_colors
+from vitlab.plots.training import best_epoch, mean_curve, plot_learning_curves, short_number
 from vitlab.schema import AttributionMap
 
 CLASSES = ("functional", "defective")
@@ -91,10 +96,10 @@ def legend_texts(ax):
 
 
 def test_a_class_has_one_colour_everywhere(samples, images):
-    colors = plots.class_colors(CLASSES)
+    colors = class_colors(CLASSES)
     bars = plots.plot_class_balance(samples, classes=CLASSES)[0].patches
     assert [to_hex(bar.get_facecolor()) for bar in bars] == list(colors.values())
-    axes = plots.plot_sample_grid(images[:2], labels=["defective", "functional"], classes=CLASSES)
+    axes = plots.plot_sample_grid(images[:2], ["a", "b"], labels=["defective", "functional"], classes=CLASSES)
     assert to_hex(axes[0].spines["left"].get_edgecolor()) == colors["defective"]
     recall = plots.plot_history(make_history())[2].lines
     assert [line.get_color() for line in recall[:2]] == list(colors.values())
@@ -102,9 +107,9 @@ def test_a_class_has_one_colour_everywhere(samples, images):
 
 def test_colours_never_run_out_and_differ():
     names = [str(i) for i in range(25)]
-    for colors in (plots.class_colors(names), plots.series_colors(names)):
+    for colors in (class_colors(names), series_colors(names)):
         assert len(set(colors.values())) == 25
-    assert set(plots.class_colors(CLASSES).values()).isdisjoint(plots.series_colors("abc").values())
+    assert set(class_colors(CLASSES).values()).isdisjoint(series_colors("abc").values())
 
 
 def test_names_are_written_as_one_reads_them():
@@ -138,11 +143,7 @@ def test_class_balance_counts_each_group(samples):
     assert [ax.get_title() for ax in axes] == ["all (n = 10)", "mono (n = 5)", "poly (n = 5)"]
     assert [bar.get_width() for bar in axes[0].patches] == [6, 4]
     assert texts(axes[1]) == ["3 (60%)", "2 (40%)"]
-    by_split = plots.plot_class_balance(samples, by="split", classes=CLASSES)
-    assert [ax.get_title() for ax in by_split] == ["all (n = 10)", "train (n = 7)", "val (n = 0)", "test (n = 3)"]
-    assert len(plots.plot_class_balance(samples.assign(group="x"))) == 1
-    with pytest.raises(ValueError, match="unknown column 'typ'"):
-        plots.plot_class_balance(samples, by="typ")
+    assert len(plots.plot_class_balance(samples.assign(group="x"), CLASSES)) == 1
 
 
 def test_sample_grid_and_augmentations(images):
@@ -152,7 +153,7 @@ def test_sample_grid_and_augmentations(images):
     axes = plots.plot_augmentations(images[0], images[1:])
     assert axes[0].get_title() == "original" and axes[5].get_title() == "variant 5"
     with pytest.raises(ValueError, match="no image"):
-        plots.plot_sample_grid([])
+        plots.plot_sample_grid([], [])
 
 
 def test_pairs_lie_side_by_side(images):
@@ -162,17 +163,17 @@ def test_pairs_lie_side_by_side(images):
     left, right, other = (axes[place].get_position() for place in ((0, 0), (0, 1), (1, 0)))
     assert right.x0 - left.x1 < other.x0 - right.x1
     with pytest.raises(ValueError, match="no pair"):
-        plots.plot_pairs([])
+        plots.plot_pairs([], [])
 
 
 def test_sizes_and_intensities(measured, samples):
     assert "30 × 30 (9 of 10 images)" in plots.plot_image_sizes(measured).get_title()
-    axes = plots.plot_intensities(measured, samples, CLASSES)
+    axes = plot_intensities(measured, samples, CLASSES)
     mono = axes[0].collections[0]
     assert axes[0].get_title() == "mono (n = 5)" and len(mono.get_offsets()) == 5
     colors = {round(x, 3): to_hex(color[:3]) for (x, _), color in zip(mono.get_offsets(), mono.get_facecolors(), strict=True)}
-    assert colors[0.0] == plots.class_colors(CLASSES)["functional"]
-    assert colors[round(8 / 9, 3)] == plots.class_colors(CLASSES)["defective"]
+    assert colors[0.0] == class_colors(CLASSES)["functional"]
+    assert colors[round(8 / 9, 3)] == class_colors(CLASSES)["defective"]
 
 
 # Vision Transformer
@@ -253,11 +254,11 @@ def test_learning_curves_are_means_over_the_epochs_all_seeds_reached():
     mean = mean_curve(seeds, "val_roc_auc")
     assert mean["epoch"].tolist() == [1, 2, 3, 4]
     np.testing.assert_allclose(mean["val_roc_auc"], [0.6, 0.65, 0.7, 0.75])
-    ax = plots.plot_learning_curves({"hybrid_vit": seeds, "vit_scratch": make_history(3)})
+    ax = plot_learning_curves({"hybrid_vit": seeds, "vit_scratch": make_history(3)})
     assert legend_texts(ax) == ["hybrid_vit (2 seeds)", "vit_scratch"]
     assert len(ax.lines) == 5
     with pytest.raises(ValueError, match="in the history of hybrid_vit"):
-        plots.plot_learning_curves({"hybrid_vit": seeds}, metric="val_auc")
+        plot_learning_curves({"hybrid_vit": seeds}, metric="val_auc")
 
 
 def test_cost_draws_a_dot_for_each_run():
@@ -272,8 +273,8 @@ def test_cost_draws_a_dot_for_each_run():
     assert ax.get_xscale() == "linear"
     assert plots.plot_cost(table.assign(training_seconds=[1, 50, 900])).get_xscale() == "log"
     assert [short_number(value) for value in (950, 800_000, 3_413_482)] == ["950", "800 k", "3.41 M"]
-    with pytest.raises(ValueError, match="unknown column 'seconds'"):
-        plots.plot_cost(table, x="seconds")
+    with pytest.raises(ValueError, match="columns missing: roc_auc"):
+        plots.plot_cost(table.drop(columns="roc_auc"))
 
 
 # Evaluation
@@ -295,7 +296,7 @@ def test_curves_carry_their_area_and_their_baseline():
         *(f"{name} (AUC {metrics['roc_auc']:.3f})" for name in ("hybrid_vit", "same")),
         "chance (AUC 0.500)",
     ]
-    ax = plots.plot_precision_recall(precision_recall_table(predictions))
+    ax = plot_precision_recall(precision_recall_table(predictions))
     prevalence = (predictions["label"] == "defective").mean()
     assert legend_texts(ax) == [f"AP {metrics['average_precision']:.3f}", f"prevalence ({prevalence:.3f})"]
     assert ax.get_legend().get_title().get_text() == "class: defective"
@@ -313,8 +314,8 @@ def test_curves_of_several_classes():
     several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
     assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
     assert several.get_legend().get_title().get_text() == "mean over 10 classes"
-    several = plots.plot_precision_recall({"a": precision_recall_table(predictions), "b": precision_recall_table(predictions)})
-    assert legend_texts(several)[0] == f"a (AP {metrics['average_precision']:.3f})"
+    one = plot_precision_recall(precision_recall_table(predictions))
+    assert legend_texts(one)[1] == f"mean of 10 classes (AP {metrics['average_precision']:.3f})"
 
 
 def test_reliability_draws_only_filled_bins():
@@ -323,18 +324,16 @@ def test_reliability_draws_only_filled_bins():
     points, _, _ = upper.containers[0].lines
     assert list(points.get_ydata()) == table["accuracy"].dropna().tolist()
     assert [bar.get_height() for bar in lower.patches] == table["n"].tolist()
-    upper, _ = plots.plot_reliability({"a": table, "b": table}, positive="defective")
-    assert upper.get_ylabel() == "share of defective in the bin"
 
 
 def test_slices_say_why_a_value_is_missing():
     predictions = make_predictions()
     predictions.loc[predictions["group"] == "poly", "label"] = "functional"
-    axes = plots.plot_slices(slice_table(predictions, metrics=["accuracy", "roc_auc"], replicates=20))
+    axes = plots.plot_slices(slice_table(predictions, ["group"], metrics=["accuracy", "roc_auc"], replicates=20))
     assert [ax.get_title() for ax in axes] == ["accuracy", "ROC AUC"]
     assert texts(axes[0]) == [] and texts(axes[1]) == ["only functional"]
     names = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert names[0] == "all\n(n = 120)" and names[1].startswith("mono")
+    assert names[:2] == ["group", "all (n = 120)"] and names[2].startswith("mono")
 
 
 def test_mistakes_are_written_under_their_image(images):
@@ -351,7 +350,7 @@ def test_mistakes_are_written_under_their_image(images):
 
 def test_threshold_curves_are_those_of_the_table():
     table = threshold_table(make_predictions())
-    ax = plots.plot_threshold(table)
+    ax = plot_threshold(table)
     assert legend_texts(ax) == ["precision", "recall", "specificity", "F1", "0.5, the default"]
     np.testing.assert_allclose(ax.lines[1].get_ydata(), table["recall"])
     assert "defective" in ax.get_xlabel()
@@ -382,16 +381,12 @@ def test_attributions_use_one_scale_with_zero_in_the_middle():
     assert labels == ["attribution (1 = 99th percentile of the map)", "evidence (±1 = 99th percentile of the map)"]
 
 
-def test_scale_of_a_map_or_of_its_method():
-    strong_and_weak = make_map(np.stack([np.full((10, 10), 4.0), np.full((10, 10), 1.0)]), False)
-    assert relative(strong_and_weak, 1, "map").max() == 1
-    assert relative(strong_and_weak, 1, "method").max() == pytest.approx(0.25)
-    assert relative(make_map(np.full((1, 4, 4), -2.0), True), 0, "map").min() == -1
-    assert (relative(make_map(np.zeros((1, 4, 4)), False), 0, "map") == 0).all()
-    with pytest.raises(ValueError, match="unknown scale 'row'"):
-        plots.plot_attributions(np.zeros((2, 4, 4, 3)), [strong_and_weak], scale="row")
+def test_a_map_is_relative_to_its_own_strength():
+    assert relative(np.full((10, 10), 4.0)).max() == 1
+    assert relative(np.full((4, 4), -2.0)).min() == -1
+    assert (relative(np.zeros((4, 4))) == 0).all()
     with pytest.raises(ValueError, match="grad_cam: 2 maps do not go with 3 images"):
-        plots.plot_attributions(np.zeros((3, 4, 4, 3)), [strong_and_weak])
+        plots.plot_attributions(np.zeros((3, 4, 4, 3)), [make_map(np.ones((2, 4, 4)), False)])
 
 
 def test_attributions_of_many_images_stand_side_by_side():
@@ -416,14 +411,14 @@ def test_maps_of_single_pixels_are_drawn_as_means_over_blocks():
 
 
 def test_comparison_draws_seeds_and_mean(runs_metrics):
-    axes = plots.plot_comparison(runs_metrics)
+    axes = plot_comparison(runs_metrics, ["roc_auc", "f1"])
     assert [ax.get_title() for ax in axes] == ["ROC AUC", "F1"]
     seeds, mean = axes[0].collections[:2]
     np.testing.assert_allclose(seeds.get_offsets(), [[0.8, 0], [0.9, 0]])
     np.testing.assert_allclose(mean.get_offsets(), [[0.85, 0]])
-    assert len(plots.plot_comparison(runs_metrics, ["f1"])) == 1
+    assert len(plot_comparison(runs_metrics, ["f1"])) == 1
     with pytest.raises(ValueError, match=r"unknown metric 'F1'"):
-        plots.plot_comparison(runs_metrics, ["F1"])
+        plot_comparison(runs_metrics, ["F1"])
 
 
 def test_tables_for_the_reader(runs_metrics):
@@ -473,7 +468,7 @@ def figures(measured, samples, runs_metrics, monkeypatch):
     return [
         plots.iplot_intensities(measured, samples, CLASSES),
         plots.iplot_history({"hybrid_vit": [make_history(), make_history(4)], "vit_scratch": make_history()}),
-        plots.iplot_comparison(runs_metrics),
+        plots.iplot_comparison(runs_metrics, ["roc_auc", "f1"]),
         plots.iplot_threshold(threshold_table(make_predictions())),
     ]
 
@@ -523,7 +518,7 @@ def test_published_numbers_are_grey_and_ours_coloured():
     ]
     table = pd.DataFrame(rows, columns=["task", "cells", "metric", "model", "mean", "spread", "source"])
     (ax,) = plots.plot_published(table)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["VGG19 (Song)", "vit"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["vit", "VGG19 (Song)"]
     assert ax.get_title() == "grade, mono\naccuracy"
     with pytest.raises(ValueError, match="both our and published"):
         plots.plot_published(table[table["source"] == "this report"])

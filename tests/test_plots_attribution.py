@@ -30,7 +30,7 @@ def test_many_methods_are_rows_with_their_names_beside_them():
 
 
 def test_more_than_eight_images_come_in_blocks():
-    axes = plots.plot_attributions(np.full((10, 8, 8, 3), 0.5), make_maps(7, 10), scale="method")
+    axes = plots.plot_attributions(np.full((10, 8, 8, 3), 0.5), make_maps(7, 10))
     assert axes.shape == (10, 8)
     parents = [ax.figure for ax in axes[:, 0]]
     assert len(set(parents[:8])) == 1 and parents[8] is parents[9] is not parents[0]

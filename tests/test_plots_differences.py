@@ -18,6 +18,7 @@ from vitlab.evaluation import (
     roc_table,
     uncertainty_table,
 )
+from vitlab.plots.curves import plot_precision_recall
 
 
 def texts(ax):
@@ -69,24 +70,18 @@ def test_bands_lie_around_their_curves():
     predictions = make_predictions(num_samples=150)
     for plot, curve, kind in (
         (plots.plot_roc, roc_table, "roc"),
-        (plots.plot_precision_recall, precision_recall_table, "precision_recall"),
+        (plot_precision_recall, precision_recall_table, "precision_recall"),
     ):
         band = curve_band_table(predictions, kind, replicates=30)
-        ax = plot(curve(predictions), bands=band)
+        ax = plot(curve(predictions), band=band)
         (area,) = ax.collections
         corners = area.get_paths()[0].vertices
         assert corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
-        two = plot({"a": curve(predictions), "b": curve(predictions)}, bands={"a": band, "b": band})
-        assert len(two.collections) == 2
-        with pytest.raises(ValueError, match="a mapping of the same names"):
-            plot({"a": curve(predictions)}, bands=band)
     with pytest.raises(ValueError, match="no column recall"):
-        plots.plot_precision_recall(precision_recall_table(predictions), bands=curve_band_table(predictions, replicates=5))
+        plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
     many = make_predictions(DIGITS[:5])
     band = curve_band_table(many, replicates=5)
-    assert len(plots.plot_roc(roc_table(many), bands=band).collections) == 5
-    with pytest.raises(ValueError, match="a mean over classes has no band"):
-        plots.plot_roc(dict.fromkeys("ab", roc_table(many)), bands=dict.fromkeys("ab", band))
+    assert len(plots.plot_roc(roc_table(many), band=band).collections) == 5
 
 
 def test_tables_of_differences_are_presented_in_few_digits():

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from vitlab import plots
-from vitlab.plots import many_runs
-from vitlab.plots.many_runs import BY_RECIPE, OTHERS, Scale, name_column, order_runs
-from vitlab.plots.runs_table import RunsTable
+from vitlab.plots import many_runs, runs_table
+from vitlab.plots.many_runs import BY_RECIPE, OTHERS, Scale, name_column, order_runs, plot_run_facets, plot_run_parallel
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 
 METRIC = "metrics.roc_auc"
@@ -61,7 +60,7 @@ def test_order_puts_the_best_first_and_losses_the_other_way_round():
 
 @pytest.mark.parametrize("count", [1, 8, 300])
 def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
-    axes = plots.plot_run_facets(make_runs(count), METRIC, COLUMNS)
+    axes = plot_run_facets(make_runs(count), METRIC, COLUMNS)
     assert [ax.get_title() for ax in axes] == ["model", "learning rate", "strategy"]
     for ax in axes:
         assert sum(len(dots.get_offsets()) for dots in ax.collections) == count
@@ -70,7 +69,7 @@ def test_facets_have_a_panel_a_column_and_a_dot_a_run(count):
 
 
 def test_facets_pool_models_beyond_what_colours_tell_apart():
-    axes = plots.plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
+    axes = plot_run_facets(make_runs(60, models=20), METRIC, COLUMNS)
     names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
     assert len(names) == 7 and OTHERS in names
 
@@ -85,7 +84,7 @@ def test_interactive_facets_tell_which_run_a_dot_is():
 
 
 def test_parallel_axes_by_hand():
-    ax = plots.plot_run_parallel(make_runs(8), METRIC, COLUMNS)
+    ax = plot_run_parallel(make_runs(8), METRIC, COLUMNS)
     table = make_runs(8)
     best = table[METRIC].idxmax()
     (thick,) = [line for line in ax.lines if line.get_linewidth() > 2]
@@ -115,34 +114,37 @@ def test_colours_do_not_drown_in_a_few_runs_that_failed_to_learn():
     assert norm.vmin > 0.89 and norm.vmax == pytest.approx(0.997)
 
 
-def test_table_is_bounded_and_unfolds_everything():
+def test_table_is_bounded_and_unfolds_everything(monkeypatch):
+    monkeypatch.setattr(runs_table, "MOST_ROWS", 20)
     table = make_runs(300)
     table.loc[5, [METRIC, "status", "problem"]] = [np.nan, "failed", "NaN in <epoch> 2"]
-    shown = plots.iplot_runs_table(table, METRIC, ["parameters.strategy"], limit=20)
+    shown = plots.iplot_runs_table(table, METRIC, ["parameters.strategy"])
     assert shown.html.count('<tr class="run">') == 20 and "280 more are not shown" in shown.html
     best = table.loc[table[METRIC].idxmax()]
     first = re.search(r'<tr class="run">.*?</tr>\n<tr class="more">.*?</tr>', shown.html).group()
     assert best["run"].rpartition("/")[2] in first and f"{best[METRIC]:.3f} [" in first
     assert "<dt>training time (s)</dt>" in first and "<dt>learning rate</dt>" in first
-    full = plots.iplot_runs_table(table, METRIC, limit=300).html
+    monkeypatch.setattr(runs_table, "MOST_ROWS", 300)
+    full = plots.iplot_runs_table(table, METRIC, []).html
     assert full.rindex("NaN in &lt;epoch&gt; 2") > full.rindex("m2-seed"), "a run without a score comes last"
     lines = shown.markdown.splitlines()
     assert lines[0] == "| run | ROC AUC | strategy | status |" and len(lines) == 24
     assert lines[-1] == "The first 20 of 300 runs; the web page has more of them, with all that is known of each."
 
 
-def test_table_too_large_for_a_page_says_what_fits(monkeypatch):
-    monkeypatch.setattr("vitlab.plots.runs_table.LIMIT", 20_000)
-    with pytest.raises(ValueError, match=r"set limit to (\d+) or less") as error:
-        plots.iplot_runs_table(make_runs(200), METRIC)
-    fits = int(re.search(r"limit to (\d+)", str(error.value))[1])
-    assert isinstance(plots.iplot_runs_table(make_runs(200), METRIC, limit=fits), RunsTable)
+def test_table_too_large_for_a_page_has_fewer_rows(monkeypatch):
+    whole = plots.iplot_runs_table(make_runs(200), METRIC, []).html
+    monkeypatch.setattr(runs_table, "LIMIT", 20_000)
+    html = plots.iplot_runs_table(make_runs(200), METRIC, []).html
+    rows = html.count('<tr class="run">')
+    assert 10 < rows < 200 and f"{200 - rows} more are not shown" in html
+    assert len(whole) - len(html) > (200 - rows) / 200 * (len(whole) - 25_000)
 
 
 def test_report_keeps_the_table_alive_on_the_web_and_short_on_paper():
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-    data = plots.iplot_runs_table(make_runs(30), METRIC)._repr_mimebundle_()
+    data = plots.iplot_runs_table(make_runs(30), METRIC, [])._repr_mimebundle_()
     cell = new_code_cell("#| label: tbl-a\n#| tbl-cap: C.\nt", outputs=[new_output("display_data", data=data)])
     notebook = clean_notebook(new_notebook(cells=[cell]))
     web, paper = (view(notebook).cells[0].outputs[0].data for view in (for_web, for_paper))

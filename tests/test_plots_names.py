@@ -69,7 +69,7 @@ def test_names_within_words_are_not_made_readable():
 
 def test_many_groups_have_no_panel_each():
     samples = pd.DataFrame({"sample_id": [f"s{i}" for i in range(60)], "label": "a", "group": [f"g{i % 30}" for i in range(60)]})
-    figure = plots.iplot_intensities(samples[["sample_id"]].assign(mean=0.5, std=0.1), samples)
+    figure = plots.iplot_intensities(samples[["sample_id"]].assign(mean=0.5, std=0.1), samples, ["a"])
     assert len(figure.figure.data) == 7 and "7 largest of 30 values of group" in figure.static.get_suptitle()
 
 

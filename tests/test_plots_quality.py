@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vitlab.plots import plot_clusters, plot_worst, series_colors
+from vitlab.plots import data, plot_clusters, plot_worst
+from vitlab.plots.style import series_colors
 
 IMAGES = {f"s{row}": Image.new("L", (8, 6), 20 * row) for row in range(10)}
 
@@ -27,11 +28,12 @@ def test_an_image_that_cannot_be_drawn_is_a_blank_with_its_name():
     assert axes[0, 0].texts[0].get_text() == "broken" and axes[0, 0].get_title() == "0"
 
 
-def test_clusters_are_framed_in_the_colour_of_their_split():
+def test_clusters_are_framed_in_the_colour_of_their_split(monkeypatch):
+    monkeypatch.setattr(data, "MOST_IMAGES", 2)
     samples = pd.DataFrame({"sample_id": list(IMAGES), "label": ["a", "b"] * 5, "split": ["train", "test"] * 5})
     rows = [("s4", "s4", 2), ("s5", "s4", 2), ("s0", "s0", 3), ("s1", "s0", 3), ("s2", "s0", 3)]
     clusters = pd.DataFrame(rows, columns=["sample_id", "cluster", "size"])
-    axes = plot_clusters(IMAGES, clusters, samples, columns=2)
+    axes = plot_clusters(IMAGES, clusters, samples)
     assert axes.shape == (2, 2) and axes[1, 0].get_title() == "s0\na"
     wanted = series_colors(["train", "val", "test"])
     for ax, split in zip(axes[0], ("train", "test"), strict=True):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vitlab import plots
-from vitlab.plots.tuning import TOO_FEW, best_so_far
+from vitlab.plots.tuning import TOO_FEW, best_so_far, plot_trials
 
 ARGUMENTS = ["learning_rate", "mixup", "augment", "trained_blocks"]
 
@@ -44,29 +44,12 @@ def test_best_so_far_by_hand(trials):
 
 
 def test_trials_show_every_state(trials):
-    ax = plots.plot_trials(trials, "val_accuracy")
+    ax = plot_trials(trials, "val_accuracy")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["finished", "pruned (best until then)", "best so far", "failed"]
     assert ax.get_ylabel() == "validation accuracy" and ax.get_xlabel() == "trial"
     finished = ax.collections[0].get_offsets()
     assert finished.tolist() == [[4, 0.9], [0, 0.8], [2, 0.7]]
-
-
-def test_parallel_axes_by_hand(trials):
-    ax = plots.plot_parallel(trials, "val_accuracy")
-    lines = {tuple(np.round(line.get_ydata(), 3)): line.get_linewidth() for line in ax.lines if len(line.get_xdata()) == 5}
-    best = (1.0, 0.0, 0.5, 1.0, 1.0)  # highest learning rate, lowest mixup, light of three, all of three, best score
-    assert lines[best] > 2 and len(lines) == 3
-    assert (0.0, 1.0, 0.5, 0.5, 0.0) in lines and (0.5, 0.25, 0.0, 0.0, 0.5) in lines  # the rate by powers of ten
-    assert ax.get_xticklabels()[0].get_text() == "learning\nrate"
-
-
-def test_a_panel_for_each_argument(trials):
-    axes = plots.plot_arguments(trials, "val_accuracy")
-    assert [ax.get_xlabel() for ax in axes] == ["learning rate", "mixup", "augment", "trained blocks"]
-    assert axes[0].get_xscale() == "log" and axes[1].get_xscale() == "linear"
-    assert [text.get_text() for text in axes[3].get_xticklabels()] == ["0", "2", "all"]
-    assert axes[3].collections[1].get_offsets().tolist() == [[2, 0.9]]  # the diamond
 
 
 def test_importance_bars_or_words(importance):
@@ -76,25 +59,28 @@ def test_importance_bars_or_words(importance):
     assert plots.plot_importance(importance[:0]).texts[0].get_text() == TOO_FEW
 
 
-def test_interactive_figures_tell_the_same(trials, importance):
+def test_interactive_figures_tell_the_same(trials):
     figure = plots.iplot_trials(trials, "val_accuracy").figure
     assert [trace.name for trace in figure.data] == ["finished", "pruned", "best so far"]
     assert "trial 4: 0.9000 (epoch 3)<br>learning rate 0.001<br>mixup 0<br>augment light" in figure.data[0].text[0]
     assert figure.layout.yaxis.title.text == "validation accuracy"
     dimensions = plots.iplot_parallel(trials, "val_accuracy").figure.data[0].dimensions
-    assert [one.label for one in dimensions] == ["learning rate", "mixup", "augment", "trained blocks", "val. accuracy"]
-    assert list(dimensions[3].ticktext) == ["0", "2", "all"] and list(dimensions[3].values) == [1.0, 0.0, 0.5]
+    assert [one.label for one in dimensions] == ["learning rate", "mixup", "augment", "trained blocks", "validation accuracy"]
+    assert list(dimensions[0].values) == [0, 0.5, 1], "by powers of ten, the best trial last"
+    assert list(dimensions[3].ticktext) == ["0", "2", "all"] and list(dimensions[3].values) == [0.5, 0, 1]
     panels = plots.iplot_arguments(trials, "val_accuracy").figure
-    assert (
-        len(panels.data) == 4 and panels.layout.xaxis.type == "log" and list(panels.layout.xaxis4.ticktext) == ["0", "2", "all"]
-    )
-    assert list(plots.iplot_importance(importance).figure.data[0].y) == ["learning rate", "mixup"]
+    assert panels.layout.xaxis.type == "log" and list(panels.layout.xaxis4.ticktext) == ["0", "2", "all"]
+    best, others = panels.data[:2]
+    assert best.name == "best trial" and list(best.x) == [1e-3] and list(best.y) == [0.9]
+    assert best.text == ("trial 4 (epoch 3)<br>learning rate: 0.001",) and list(others.y) == [0.8, 0.7]
+    losses = plots.iplot_arguments(trials.assign(value=-trials["value"]), "val_loss").figure
+    assert list(losses.data[0].y) == [-0.9], "the lowest loss is the best"
 
 
 @pytest.mark.parametrize("finished", [3, 1, 0])
-def test_few_finished_trials_do_not_break_a_figure(trials, importance, finished):
+def test_few_finished_trials_do_not_break_a_figure(trials, finished):
     few = pd.concat([trials[:finished], trials[3:]], ignore_index=True)
     figures = [draw(few, "val_accuracy") for draw in (plots.iplot_trials, plots.iplot_parallel, plots.iplot_arguments)]
-    for figure in [*figures, plots.iplot_importance(importance if finished > 1 else importance[:0])]:
+    for figure in figures:
         bundle = figure._repr_mimebundle_()
         assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG") and "vitlab-plotly" in bundle["text/html"]

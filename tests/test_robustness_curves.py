@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.toys import linear_digits, small_digits, tiny_vit
-from vitlab.evaluation import expected_calibration_error, metrics_table
+from vitlab.evaluation import metrics_table
+from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.robustness import corrupt_data, draw_subset, drop_table, robustness_table
 from vitlab.training import TrainConfig, fit, predict
 

@@ -3,8 +3,8 @@
 import optuna
 import pytest
 
-from vitlab.training import SearchSpace, TrainConfig, default_space, recipe
-from vitlab.training.space import apply_values, draw, fit_to_model, recipe_values
+from vitlab.training import TrainConfig, default_space, recipe
+from vitlab.training.space import SearchSpace, apply_values, draw, fit_to_model, recipe_values
 
 
 def test_draws_stay_within_the_space():

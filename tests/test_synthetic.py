@@ -11,7 +11,8 @@ from tests.toys import small_digits, tiny_vit
 from vitlab.data import ImageDataset, add_synthetic, drop_synthetic, load_dataset
 from vitlab.data.synthetic import paste_patch, swap_amplitude
 from vitlab.runs import Run
-from vitlab.training import FrozenFeatures, FrozenFront, finetune, fit, predict, recipe, save_results, split_model
+from vitlab.training import FrozenFeatures, FrozenFront, fit, predict, recipe, save_results, split_model
+from vitlab.training.experiment import finetune
 
 KINDS = ("fourier", "paste")
 

@@ -17,8 +17,9 @@ from vitlab.data.sources import DATASETS
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model
 from vitlab.runs import PROMISED, Run, find_runs, runs_folder
-from vitlab.training import ensure_run, finetune, fit, fit_options, predict, recipe, save_results
+from vitlab.training import ensure_run, fit, fit_options, predict, recipe, save_results
 from vitlab.training.average import MovingAverage
+from vitlab.training.experiment import finetune
 from vitlab.training.loop import _list_tensors
 from vitlab.training.precision import choose_precision, resolve_precision
 from vitlab.training.scores import score_logits

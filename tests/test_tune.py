@@ -16,7 +16,8 @@ from vitlab.data import ImageDataset
 from vitlab.errors import UserError
 from vitlab.notebook import fit_parameters, format_call, notebook_parameters
 from vitlab.runs import find_runs
-from vitlab.training import SearchSpace, best_recipe, importance_table, recipe, recipe_changes, trials_table, tune_recipe
+from vitlab.training import best_recipe, importance_table, recipe, recipe_changes, trials_table, tune_recipe
+from vitlab.training.space import SearchSpace
 
 module = sys.modules["vitlab.training.tune"]
 CONFIG = recipe("vit_scratch", epochs=4, monitor="val_accuracy", flip=False, precision="fp32")

@@ -8,18 +8,10 @@ from .datasets import (
     load_dataset as load_dataset,
 )
 from .duplicates import near_duplicate_table as near_duplicate_table
-from .folds import draw_folds as draw_folds, split_fold as split_fold
-from .issues import (
-    ISSUES as ISSUES,
-    predict_out_of_fold as predict_out_of_fold,
-    quality_summary as quality_summary,
-    quality_table as quality_table,
-    worst_images as worst_images,
-)
+from .issues import quality_summary as quality_summary, quality_table as quality_table, worst_images as worst_images
 from .loading import ImageDataset as ImageDataset, load_images as load_images
 from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
 from .quality import find_unreadable as find_unreadable, image_table as image_table
-from .splits import draw_splits as draw_splits
 from .synthetic import add_synthetic as add_synthetic, drop_synthetic as drop_synthetic, find_synthetic as find_synthetic
 from .transforms import (
     build_augmentation as build_augmentation,

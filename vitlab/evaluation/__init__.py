@@ -2,47 +2,36 @@
 
 from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table, predict_value
 from vitlab.evaluation.bands import curve_band_table
-from vitlab.evaluation.calibration import (
-    classwise_calibration_error,
-    describe_confidence,
-    expected_calibration_error,
-    reliability_table,
-)
+from vitlab.evaluation.calibration import describe_confidence, reliability_table
 from vitlab.evaluation.comparison import comparison_table
 from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
 from vitlab.evaluation.examples import choose_examples, draw_findings
 from vitlab.evaluation.gaps import describe_gaps, worst_slice_table
 from vitlab.evaluation.leakage import leakage_table
-from vitlab.evaluation.merging import merge_classes
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.paired import mcnemar_table, paired_table
 from vitlab.evaluation.pairwise import describe_order, describe_pairs, pairwise_table
-from vitlab.evaluation.probability import CALIBRATION_METRICS, brier_table, calibration_table
+from vitlab.evaluation.probability import calibration_table
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
 from vitlab.evaluation.remedies import class_scores_table, remedy_table
 from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
-from vitlab.evaluation.slices import add_columns, bin_column, mistakes_table, slice_table
-from vitlab.evaluation.thresholds import apply_threshold, choose_threshold, threshold_choice_table
+from vitlab.evaluation.slices import add_columns, mistakes_table, slice_table
+from vitlab.evaluation.thresholds import choose_threshold, threshold_choice_table
 from vitlab.evaluation.uncertainty import uncertainty_table
 
 __all__ = [
-    "CALIBRATION_METRICS",
     "METRICS",
     "add_columns",
     "annotator_agreement_table",
     "annotator_table",
-    "apply_threshold",
-    "bin_column",
-    "brier_table",
     "calibrate",
     "calibration_table",
     "choose_examples",
     "choose_threshold",
     "class_scores_table",
     "class_table",
-    "classwise_calibration_error",
     "comparison_table",
     "conformal_class_table",
     "conformal_sets",
@@ -55,10 +44,8 @@ __all__ = [
     "describe_pairs",
     "describe_recalibration",
     "draw_findings",
-    "expected_calibration_error",
     "leakage_table",
     "mcnemar_table",
-    "merge_classes",
     "metrics_table",
     "mistakes_table",
     "paired_table",

@@ -52,24 +52,6 @@ def expected_calibration_error(
     return float((distance * table["n"]).sum() / table["n"].sum())
 
 
-def classwise_calibration_error(
-    predictions: pd.DataFrame, bins: int = 10, split: str = "test", strategy: str = "width"
-) -> pd.DataFrame:
-    """The calibration error of the probability of each class, one against the rest (Kull et al., arXiv 1910.12656).
-
-    Columns class, n (samples of it), confidence (mean probability), share (of the class), error. The mean of the errors is
-    the class-wise ECE.
-    """
-    scores = read_scores(predictions, split)
-    rows = []
-    for target, name in enumerate(scores.classes):
-        probability, hit = scores.prob[:, target], scores.label == target
-        _, place = assign_bins(probability, bins, strategy)
-        error = binned_error(probability, hit, place, np.ones((1, len(hit))))[0]
-        rows.append({"class": name, "n": hit.sum(), "confidence": probability.mean(), "share": hit.mean(), "error": error})
-    return pd.DataFrame(rows)
-
-
 def confidence_of(scores: Scores, positive: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Probability (N,) of the predicted class and whether it is right (N,); or of `positive`, and whether the sample is of it."""
     if positive is None:

@@ -10,7 +10,6 @@ from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_c
 from vitlab.evaluation.curves import count_reaching
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
-from vitlab.schema import check_predictions
 
 RULES = ("f1", "cost", "recall", "youden")
 READINGS = ("precision", "recall", "specificity", "f1", "cost", "flagged")
@@ -90,18 +89,6 @@ def threshold_choice_table(
     for place, reading in enumerate((*READINGS, "saved")):
         table |= {reading: value[:, place], f"{reading}_low": low[:, place], f"{reading}_high": high[:, place]}
     return pd.DataFrame({**table, "note": [_explain(t, reach[:, i], is_positive, name) for i, t in enumerate(at)]})
-
-
-def apply_threshold(predictions: pd.DataFrame, threshold: float, positive: str | None = None) -> pd.DataFrame:
-    """The predictions with a new `pred`: `positive` from this probability of it on, else the likeliest of the other classes."""
-    classes = check_predictions(predictions)
-    target = _one_target(classes, positive)
-    if np.isnan(threshold):
-        raise UserError("the threshold is NaN: its rule found none on the validation split; choose another rule or a number")
-    prob = predictions[[f"prob_{name}" for name in classes]].to_numpy(float)
-    flagged = prob[:, target] >= threshold
-    prob[:, target] = -1
-    return predictions.assign(pred=np.array(classes)[np.where(flagged, target, prob.argmax(axis=1))])
 
 
 def _check_costs(*costs: float) -> None:

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
 from vitlab.plots.style import (
     DIVERGING,
     GREY,
     PALETTE,
     SEQUENTIAL,
     WIDTH,
+    check_table,
     few_ticks,
     hide_ticks,
     image_shape,
@@ -31,26 +31,25 @@ from vitlab.plots.style import (
 from vitlab.plots.vit import outline_cell, read_attention
 
 UNITS = {"distance": "attention distance (pixels)", "entropy": "attention entropy (nats)", "similarity": "similarity to before"}
+MAPS = 7  # side by side
 NUMBERS = 12  # heads of which the value is written into its cell
 SHOWN = 0.05  # share of false finds among the heads whose change is shown
 BLOCK = "block, from the image to the head"
 
 
-def plot_heads(
-    image, attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None = None, columns: int = 7
-) -> np.ndarray:
-    """What one token looks at in every head of a layer: the image, then a small map a head, all on one scale: axes (1 + H,).
+def plot_heads(image, attention: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """What the class token looks at in every head of a layer: the image and a small map for each head, axes (1 + H,).
 
-    attention: (H, T, T), a row for each query. query: as in `plot_attention_head`. With each head stands how much of its
-    attention goes to the prefix tokens, which the map does not show.
+    All maps have one scale. attention: (H, T, T), a row for each query; without a class token the middle patch is the query.
+    The title of a head says how much of its attention goes to the prefix tokens, which the map does not show.
     """
     attention = np.asarray(attention, float)
     if attention.ndim != 3 or not len(attention):
         raise UserError(f"attention must be (H, T, T), all heads of one layer for one image, got {attention.shape}")
-    read = [read_attention(head, grid, query) for head in attention]
+    read = [read_attention(head, grid, None) for head in attention]
     weights, prefix, query = np.stack([head[0] for head in read]), *read[0][1:]
     height, width = image_shape(image)
-    rows = -(-(1 + len(attention)) // max(2, columns))
+    rows = -(-(1 + len(attention)) // MAPS)
     columns = -(-(1 + len(attention)) // rows)  # rows of even length
     cell = 0.86 * WIDTH / max(columns, 4)
     axes = panel_grid(1 + len(attention), columns, cell * height / width + 0.3)

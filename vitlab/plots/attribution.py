@@ -1,4 +1,4 @@
-"""Explanations over the images they are about."""
+"""Explanations over the images they are about, and the smallest change that turns a decision."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
-from vitlab.plots.style import DIVERGING, WIDTH, few_ticks, new_figure, readable, show_image
+from vitlab.plots.style import DIVERGING, GREY, PALETTE, WIDTH, check_table, few_ticks, new_figure, readable, show_image
 from vitlab.schema import AttributionMap
 
 CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
@@ -32,19 +32,16 @@ STRONG = 0.75  # opacity of full strength
 PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
 
 
-def plot_attributions(
-    images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None, scale: str = "map"
-) -> np.ndarray:
+def plot_attributions(images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
     A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
     more than six maps (then in blocks of at most eight images). Up to three images with so many maps get several rows each.
     images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
-    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn.
-    scale: methods measure in different units, so a map is shown relative to the 99th percentile of its own absolute values
-    ("map") or of those of all maps of its method ("method": strengths compare from image to image).
+    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn. Methods
+    measure in different units, so each map is shown relative to the 99th percentile of its own absolute values.
     """
-    _check(images, maps, titles, scale)
+    _check(images, maps, titles)
     across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
     cells = COARSE if across and len(images) > ACROSS else CELLS
     maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
@@ -56,9 +53,9 @@ def plot_attributions(
     for row, image in enumerate(images):
         show_image(axes[row, 0], image)
         for ax, attribution in zip(axes[row, 1:], maps, strict=True):
-            _overlay(ax, image, relative(attribution, row, scale), attribution.signed)
+            _overlay(ax, image, relative(attribution.values[row]), attribution.signed)
     for bar, signed in zip(bars, kinds, strict=True):
-        unit = f"99th percentile of the {scale}"
+        unit = "99th percentile of the map"
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
         bar.get_figure().colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
@@ -80,9 +77,7 @@ def title_images(table: pd.DataFrame) -> list[str]:
     return titles
 
 
-def _check(images, maps, titles, scale) -> None:
-    if scale not in ("map", "method"):
-        raise UserError(f"unknown scale {scale!r}; choose map or method")
+def _check(images, maps, titles) -> None:
     if not len(images) or not len(maps):
         raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
     for attribution in maps:
@@ -163,10 +158,9 @@ def block_means(values: np.ndarray, cells: int = CELLS) -> np.ndarray:
     return sums / np.outer(np.diff([*rows, height]), np.diff([*columns, width]))  # blocks at the edge may be smaller
 
 
-def relative(attribution: AttributionMap, row: int, scale: str) -> np.ndarray:
+def relative(values: np.ndarray) -> np.ndarray:
     """One map (H, W) divided by what counts as full strength, cut to -1..1; zeros where the map is blank."""
-    values = attribution.values[row]
-    full = np.percentile(np.abs(values if scale == "map" else attribution.values), CLIP)
+    full = np.percentile(np.abs(values), CLIP)
     return np.clip(values / full, -1, 1) if full > 0 else np.zeros_like(values)
 
 
@@ -182,3 +176,72 @@ def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> N
     show_image(ax, image.mean(axis=-1) * (1 - PALE * signed) + PALE * signed)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(values, overlay_colors(signed), vmin=-1 if signed else 0, vmax=1, extent=extent, interpolation="bilinear")
+
+
+MARK = PALETTE[3]
+ACROSS = 6  # images side by side
+
+
+def plot_counterfactuals(
+    images: np.ndarray,
+    changed: np.ndarray,
+    removed: np.ndarray,
+    before: Sequence[str],
+    after: Sequence[str],
+    found: Sequence[bool] | None = None,
+    kind: str = "removed",
+) -> np.ndarray:
+    """Each image, and below it the changed one with its changed cells outlined: an array of axes (N, 2).
+
+    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that were changed. before, after:
+    the class predicted for each image and for the changed one. found: whether the decision changed; by default, where after
+    differs from before. kind: what was done to the cells, a word for the label of the row ("removed", "exchanged").
+    """
+    found = np.asarray(before) != np.asarray(after) if found is None else np.asarray(found, bool)
+    counts = [len(part) for part in (images, changed, removed, before, after, found)]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise UserError(
+            f"images, changed, removed, before, after, found have {', '.join(map(str, counts))} entries: "
+            "give as many of each, and at least one"
+        )
+    height, width = images.shape[1:3]
+    blocks = -(-len(images) // ACROSS)
+    columns = -(-len(images) // blocks)
+    panel = 0.96 * WIDTH / max(columns, 3) * height / width
+    figure = new_figure(blocks * (2 * panel + 0.72))
+    grid = figure.subplots(2 * blocks, columns, squeeze=False)  # image above, changed image below
+    axes = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    for ax in axes[len(images) :].ravel():
+        ax.remove()
+    axes = axes[: len(images)]
+    for i, (first, second) in enumerate(axes):
+        show_image(first, images[i])
+        show_image(second, changed[i])
+        if removed[i].any():
+            _outline(second, np.asarray(removed[i], bool), height, width)
+        first.set_title(f"{before[i]}", fontsize=8)
+        caption = _caption(before[i], after[i], found[i], removed[i])
+        second.set_xlabel(caption, fontsize=7, color="black" if found[i] else GREY)
+    for block in range(0, len(images), columns):
+        axes[block, 0].set_ylabel("image", fontsize=8)
+        axes[block, 1].set_ylabel(f"patches {kind}", fontsize=8)
+    return axes
+
+
+def _caption(before: str, after: str, found: bool, removed: np.ndarray) -> str:
+    if not found:
+        return f"{before}\nno change found\nthat turns it"
+    return f"{before}\n→ {after} after\n{np.sum(removed)} of {removed.size} patches"
+
+
+def _outline(ax: Axes, cells: np.ndarray, height: int, width: int) -> None:
+    """A line along the border between marked and other cells (rows, columns)."""
+    rows, columns = cells.shape
+    padded = np.pad(cells, 1)
+    lines = []
+    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):  # upright: between column and its right neighbour
+        lines.append([(column, row - 1), (column, row)])
+    for row, column in np.argwhere(padded[1:] != padded[:-1]):
+        lines.append([(column - 1, row), (column, row)])
+    scale = (width / columns, height / rows)
+    ax.add_collection(LineCollection(np.array(lines) * scale - 0.5, colors=MARK, linewidths=1.4, capstyle="projecting"))

@@ -1,33 +1,28 @@
-"""How good the predictions are: confusion, curves, calibration, slices, mistakes."""
+"""How good the predictions are: confusion, thresholds, slices, mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from vitlab.errors import UserError
-from vitlab.extremes import MAX_LINES, MAX_SHOWN, describe_cut, find_extremes, keep_extremes
+from vitlab.extremes import MAX_SHOWN, describe_cut
 from vitlab.plots.data import plot_sample_grid
+from vitlab.plots.rows import cut_slices, draw_interval, draw_zero, list_grouped_rows, stack_rows
 from vitlab.plots.style import (
     GREY,
     PALETTE,
-    class_colors,
-    few_ticks,
     legend_below,
-    legend_name,
     new_axes,
-    new_figure,
     note_above,
     panel_grid,
     readable,
     series_colors,
     shorten,
 )
-
-GRID = np.linspace(0, 1, 201)  # where the curves of several classes are averaged
 
 
 def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -90,144 +85,6 @@ def _pool_classes(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(pooled, index=names, columns=names)
 
 
-def plot_roc(
-    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
-    ax: Axes | None = None,
-    bands: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
-) -> Axes:
-    """ROC curves with their area, and the line of chance. tables: one `roc_table`, or one for each name (model, seed).
-
-    One table of up to five classes gives a curve for each class; of more, the mean, the range, the lowest and the highest curve.
-    Several tables of several classes give one curve each, the mean over its classes.
-    bands: a `curve_band_table` of the same kind, or one for each name, drawn around its curve; a mean over classes has none.
-    """
-    x, y = "false_positive_rate", "true_positive_rate"
-    lines, everyone = _list_lines(tables, lambda curve: np.trapezoid(curve[y], curve[x]))
-    ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
-    heights = [np.array([0, *np.interp(GRID, curve[x], curve[y])]) for curve in everyone]
-    _fill_range(ax, np.array([0, *GRID]), heights)
-    for name, color, curves, area in lines:
-        label = _label(name, f"AUC {area:.3f}")
-        if len(curves) == 1:
-            ax.plot(curves[0][x], curves[0][y], color=color, label=label)
-        else:
-            mean = np.mean([np.interp(GRID, curve[x], curve[y]) for curve in curves], axis=0)
-            ax.plot([0, *GRID], [0, *mean], color=color, label=label)
-    _fill_bands(ax, lines, everyone, tables, bands, x)
-    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance (AUC 0.500)")
-    ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
-    return _finish_square(ax, _subject(tables))
-
-
-def plot_precision_recall(
-    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
-    ax: Axes | None = None,
-    bands: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
-) -> Axes:
-    """Precision-recall curves with average precision, and the prevalence: what guessing reaches. Tables as in `plot_roc`."""
-    lines, everyone = _list_lines(tables, lambda curve: -(curve["recall"].diff() * curve["precision"].shift()).sum())
-    ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
-    _fill_range(ax, GRID, [_precision_at(curve) for curve in everyone])
-    for name, color, curves, average in lines:
-        label = _label(name, f"AP {average:.3f}")
-        if len(curves) == 1:
-            ax.step(curves[0]["recall"], curves[0]["precision"], where="post", color=color, label=label)
-        else:
-            ax.plot(GRID, np.mean([_precision_at(curve) for curve in curves], axis=0), color=color, label=label)
-    _fill_bands(ax, lines, everyone, tables, bands, "recall")
-    prevalences = [curve["precision"].iloc[0] for _, _, curves, _ in lines for curve in curves]
-    if prevalences:
-        level = np.mean([curve["precision"].iloc[0] for curve in everyone] or prevalences)
-        ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label=f"prevalence ({level:.3f})")
-    ax.set(xlabel="recall", ylabel="precision")
-    return _finish_square(ax, _subject(tables))
-
-
-def plot_curves(roc: pd.DataFrame, precision_recall: pd.DataFrame, bands: Mapping[str, pd.DataFrame] | None = None) -> np.ndarray:
-    """`plot_roc` and `plot_precision_recall` side by side. bands: a `curve_band_table` each for "roc" and "precision_recall"."""
-    bands = bands or {}
-    entries = min(roc["class"].nunique(), MAX_LINES) + 2  # with chance and the title of the legend
-    axes = new_figure(3.3 + 0.17 * entries).subplots(1, 2)
-    plot_roc(roc, axes[0], bands.get("roc"))
-    plot_precision_recall(precision_recall, axes[1], bands.get("precision_recall"))
-    return axes
-
-
-def _list_lines(tables, measure) -> tuple[list[tuple[str, str, list[pd.DataFrame], float]], list[pd.DataFrame]]:
-    """Name, colour, curves and mean area of each line to be drawn; and all curves where not every class has a line."""
-    if isinstance(tables, Mapping) and len(tables) > 1:
-        colors = series_colors(tables)
-        lines = [
-            (name, colors[name], [curve for _, curve in table.groupby("class", sort=False)]) for name, table in tables.items()
-        ]
-        lines = [(*line, float(np.mean([measure(curve) for curve in line[2]]))) for line in lines]
-        return [lines[place] for place in find_extremes([line[3] for line in lines])], []
-    name, table = next(iter(tables.items())) if isinstance(tables, Mapping) else ("", tables)
-    groups = dict(list(table.groupby("class", sort=False)))
-    areas = pd.Series({label: float(measure(curve)) for label, curve in groups.items()}, dtype=float)
-    if len(groups) == 1:
-        return [(name, series_colors([name])[name], list(groups.values()), areas.iloc[0])], []
-    if len(groups) <= MAX_LINES:
-        colors = class_colors(list(groups))
-        return [(label, color, [groups[label]], areas[label]) for label, color in colors.items()], []
-    low, high = areas.idxmin(), areas.idxmax()
-    return [
-        (f"mean of {len(groups):,} classes", "black", list(groups.values()), areas.mean()),
-        (f"lowest: {shorten(low)}", PALETTE[3], [groups[low]], areas[low]),
-        (f"highest: {shorten(high)}", PALETTE[0], [groups[high]], areas[high]),
-    ], list(groups.values())
-
-
-def _precision_at(curve: pd.DataFrame) -> np.ndarray:
-    """The precision over the grid of recalls."""
-    rising = curve.iloc[::-1]
-    return np.interp(GRID, rising["recall"], rising["precision"])
-
-
-def _fill_range(ax: Axes, at: np.ndarray, heights: list[np.ndarray]) -> None:
-    if heights:
-        low, high = np.min(heights, axis=0), np.max(heights, axis=0)
-        ax.fill_between(at, low, high, color=GREY, alpha=0.2, linewidth=0, label="range of the classes")
-
-
-def _fill_bands(ax: Axes, lines, everyone, tables, bands, x: str) -> None:
-    """The area between low and high of each line that has a band; the range of many classes stands in its place."""
-    if bands is None or everyone:
-        return
-    if isinstance(tables, Mapping) != isinstance(bands, Mapping) or (isinstance(bands, Mapping) and set(bands) != set(tables)):
-        raise UserError("bands go with the curves: one table for one table, or a mapping of the same names")
-    for name, color, curves, _ in lines:
-        if len(curves) > 1:
-            raise UserError("a mean over classes has no band: make curves and bands of one class, with positive=")
-        table = bands[name] if isinstance(bands, Mapping) and name in bands else bands
-        table = next(iter(table.values())) if isinstance(table, Mapping) else table
-        if x not in table:
-            raise UserError(f"the band has no column {x}: it is that of another kind of curve")
-        own = table[table["class"] == curves[0]["class"].iloc[0]]
-        ax.fill_between(own[x], own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
-
-
-def _subject(tables) -> str:
-    """What the curves are about, for the title of the legend."""
-    parts = list(tables.values()) if isinstance(tables, Mapping) else [tables]
-    classes = {name for table in parts for name in table["class"].unique()}
-    if len(classes) == 1:
-        return f"class: {shorten(classes.pop())}"
-    return "class, against the rest" if len(parts) == 1 else f"mean over {len(classes)} classes"
-
-
-def _label(name: str, score: str) -> str:
-    return f"{legend_name(name)} ({score})" if name else score
-
-
-def _finish_square(ax: Axes, title: str) -> Axes:
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
-    ax.grid(True)
-    width = ax.get_position().width * ax.get_figure().get_size_inches()[0]
-    legend_below(ax, 1 if len(ax.lines) <= 3 or width < 2.8 else 2, title=title)  # two columns run into a neighbour's
-    return ax
-
-
 def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None, chosen: pd.DataFrame | None = None) -> Axes:
     """Precision, recall, specificity and F1 against the threshold on the probability of a class.
 
@@ -262,35 +119,27 @@ def list_marks(chosen: pd.DataFrame | None) -> dict[float, str]:
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
     """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples.
 
-    Of a table of several columns, slices of one column stand together under its name. Of more than a dozen slices of a column,
-    those with the lowest and the highest value of the first metric are shown.
+    slice_table: of several columns. Slices of one column stand together under its name. Of more than a dozen slices of a
+    column, those with the lowest and the highest value of the first metric are shown.
     """
-    several = {"column", "slice"} <= set(slice_table.columns)
-    keys = ["column", "slice"] if several else [slice_table.columns[0]]
+    keys = ["column", "slice"]
     table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
     every = table.drop_duplicates("key")  # with the first metric
-    slices = cut_slices(every.assign(column=every["column"] if several else ""), "value")
-    columns_of = slices["column"] if several else [""] * len(slices)
-    places, names, heads = stack_rows(columns_of, slices[keys[-1]], slices["n"], " " if several else "\n")
+    slices = cut_slices(every, "value")
+    places, names, heads = stack_rows(slices)
     metrics = list(table["metric"].unique())
-    height = 0.75 + (0.2 if several else 0.36) * (places[-1] + 1)
-    axes = panel_grid(len(metrics), columns, height, sharey=True)
+    axes = panel_grid(len(metrics), columns, 0.75 + 0.2 * (places[-1] + 1), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("key").loc[slices["key"]]
         for place, row in zip(places, rows.itertuples(), strict=True):
-            draw_interval(ax, place, row, GREY if row.Index.endswith("all") and place == 0 else PALETTE[2])
-        overall = rows["value"].iloc[0] if rows[keys[-1]].iloc[0] == "all" else np.nan
-        ax.axvline(overall, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+            color = GREY if row.Index.endswith("all") and place == 0 else PALETTE[2]
+            draw_interval(ax, place, row.value, row.low, row.high, color, note=row.note)
+        overall = rows["value"].iloc[0] if rows["slice"].iloc[0] == "all" else np.nan
+        draw_zero(ax, overall)
         ax.set_title(readable(metric))
-        finish_rows(ax, places, names, heads)
+        list_grouped_rows(ax, places, names, heads)
     note_above(axes[0].figure, describe_cut(len(slices), len(every), "slices", readable(metrics[0])))
     return axes
-
-
-def cut_slices(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Of each column with more than a dozen slices, those with the lowest and the highest values in the column `by`."""
-    parts = [keep_extremes(part, by) for _, part in table.groupby("column", sort=False)]
-    return pd.concat(parts) if parts else table
 
 
 def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -299,53 +148,19 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Of more than a dozen slices of a column, those with the lowest and the highest gap are shown.
     """
     table = cut_slices(worst_slice_table, "gap")
-    places, names, heads = stack_rows(table["column"], table["slice"], table["n"])
+    places, names, heads = stack_rows(table)
     ax = new_axes(ax, 0.75 + 0.2 * (places[-1] + 1), 5.2)
-    for place, row in zip(places, table.rename(columns={"gap": "value", "value": "own"}).itertuples(), strict=True):
+    for place, row in zip(places, table.itertuples(), strict=True):
         shown = str(row.verdict).endswith("than the rest")
-        draw_interval(ax, place, row, PALETTE[2] if shown else GREY, filled=shown)
-    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        draw_interval(ax, place, row.gap, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note)
+    draw_zero(ax)
     ax.set_xlabel(f"{readable(table['metric'].iloc[0])}: slice minus rest")
-    finish_rows(ax, places, names, heads)
+    list_grouped_rows(ax, places, names, heads)
     note_above(ax.figure, describe_cut(len(table), len(worst_slice_table), "slices", "gap"))
     return ax
 
 
-def stack_rows(columns, names, counts, separator: str = " ") -> tuple[list[float], list[str], dict[float, str]]:
-    """Where each row stands, what it is called, and the headings: a column's name on a line of its own above its slices."""
-    places, texts, heads, place, before = [], [], {}, -1.0, ""
-    for column, name, count in zip(columns, names, counts, strict=True):
-        if column and column != before:
-            place += 1.1
-            heads[place] = readable(column)
-        place, before = place + 1, column
-        places.append(place)
-        texts.append(f"{shorten(str(name))}{separator}(n = {count:,})")
-    return places, texts, heads
-
-
-def draw_interval(ax: Axes, place: float, row, color: str, filled: bool = True) -> None:
-    """A dot with its interval; the note in place of a value that is missing."""
-    if np.isnan(row.value):
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
-        ax.text(0.5, place, shorten(row.note, 40), color=GREY, fontsize=7, bbox=box, **middle)
-        return
-    ax.plot([row.low, row.high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
-    ax.plot(row.value, place, color=color, marker="o", markersize=5, markerfacecolor=color if filled else "white")
-
-
-def finish_rows(ax: Axes, places: list[float], names: list[str], heads: dict[float, str]) -> None:
-    ax.set_yticks([*heads, *places], [*heads.values(), *names])
-    for text in ax.get_yticklabels()[: len(heads)]:
-        text.set_fontweight("bold")
-    ax.set_ylim(places[-1] + 0.6, -0.6)
-    ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(few_ticks(5))
-    ax.grid(axis="x")
-
-
-def plot_mistakes(images: Sequence, mistakes: pd.DataFrame, columns: int = 4) -> np.ndarray:
+def plot_mistakes(images: Sequence, mistakes: pd.DataFrame) -> np.ndarray:
     """The images of a `mistakes_table`, in its order, each with its true class, the wrong answer and how sure that was."""
     if len(images) != len(mistakes):
         raise UserError(f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each row, in order")
@@ -358,4 +173,4 @@ def plot_mistakes(images: Sequence, mistakes: pd.DataFrame, columns: int = 4) ->
         f"{row.sample_id}\n" * bool(row.sample_id) + f"true: {row.label}\npredicted: {row.pred} ({row.confidence:.0%})"
         for row in mistakes.itertuples()
     ]
-    return plot_sample_grid(images, titles, columns=columns)
+    return plot_sample_grid(images, titles, columns=4)

@@ -14,8 +14,8 @@ from scipy.stats import sem, t
 from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
-from vitlab.plots.style import GREY, MARKERS, PALETTE, few_ticks, new_figure, panel_grid, readable, series_colors
+from vitlab.plots.rows import draw_interval, list_rows
+from vitlab.plots.style import GREY, MARKERS, PALETTE, check_table, few_ticks, new_figure, panel_grid, readable, series_colors
 from vitlab.plots.trust import CONTROLS
 from vitlab.registry import unknown
 
@@ -119,7 +119,7 @@ def _mean_over_images(table: pd.DataFrame, by: list[str], column: str) -> pd.Dat
     return table.assign(low=table["mean"] - error, high=table["mean"] + error)
 
 
-def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
+def plot_randomisation(table: pd.DataFrame) -> np.ndarray:
     """How much of a map is left while the model's weights are made random, a panel for each method: an array of axes (methods,).
 
     The line is the mean over images, the band holds the middle 80 % of them. 1 is the map of the trained model, 0 a map that has
@@ -134,7 +134,7 @@ def plot_randomisation(table: pd.DataFrame, columns: int = 4) -> np.ndarray:
     methods, controls = (methods, controls) if methods else (controls, [])
     groups = table.groupby(["method", "step"])["similarity"]
     curves = pd.DataFrame({"mean": groups.mean(), "low": groups.quantile(0.1), "high": groups.quantile(0.9)})
-    columns = max(1, min(columns, len(methods)))
+    columns = max(1, min(4, len(methods)))
     axes = panel_grid(len(methods), columns, 1.45, sharex=True, sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         ax.axhline(0, color=GREY, linestyle=":", linewidth=1)
@@ -196,17 +196,12 @@ def plot_pointing(table: pd.DataFrame) -> np.ndarray:
             low, high = _interval(values, column)
             control = method in CONTROLS
             color = GREY if control else PALETTE[0]
-            ax.plot([low, high], [place, place], color=color, marker="|", markersize=5, linewidth=1.2)
-            ax.plot(values.mean(), place, "o", color=color, markersize=4.5, markerfacecolor="white" if control else color)
+            draw_interval(ax, place, values.mean(), low, high, color, filled=not control)
         chance = "hit_chance" if column == "hit" and "hit_chance" in table else "chance"
         ax.axvline(table[chance].mean(), color=PALETTE[3], linestyle=(0, (4, 2)), linewidth=1.1, zorder=0, label="chance")
         ax.set_title(title, fontsize=8)
         ax.set_xlim(-0.03, 1.03)
-        ax.xaxis.set_major_locator(few_ticks(3))
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x")
-    axes[0].set_yticks(range(len(methods)), [readable(name) + " (control)" * (name in CONTROLS) for name in methods])
-    axes[0].set_ylim(len(methods) - 0.5, -0.5)
+        list_rows(ax, [readable(name) + " (control)" * (name in CONTROLS) for name in methods], ticks=3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
     return axes
 

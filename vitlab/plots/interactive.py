@@ -85,7 +85,7 @@ class Interactive:
         return f"Interactive({len(self.figure.data)} traces)"
 
 
-def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str] | None = None) -> Interactive:
+def iplot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]) -> Interactive:
     """Brightness against contrast of each image; point at a dot to read its sample_id. Arguments as in `plot_intensities`."""
     static = plot_intensities(image_table, samples, classes)[0].figure
     table, colors, groups = prepare_intensities(image_table, samples, classes)
@@ -133,10 +133,9 @@ def iplot_history(histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], me
     return Interactive(dress(figure), static)
 
 
-def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str] | None = None) -> Interactive:
+def iplot_comparison(runs_metrics: pd.DataFrame, metrics: Sequence[str]) -> Interactive:
     """Every run on every metric; point at a dot to read model, seed and value. Arguments as in `plot_comparison`."""
     static = plot_comparison(runs_metrics, metrics)[0].figure
-    metrics = list(metrics) if metrics is not None else list(runs_metrics["metric"].unique())
     figure = go.Figure()
     colors = series_colors(runs_metrics["model"].unique())
     for place, (model, color) in enumerate(colors.items()):

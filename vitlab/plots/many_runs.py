@@ -1,8 +1,9 @@
-"""Hundreds of runs at once: what goes with a good score, and which runs these are.
+"""Hundreds of runs, or the trials of a search, at once: what goes with a good score, and which runs these are.
 
 All take a table with a row for each run, as `vitlab.run_tables.run_table` gives it: columns run, model, seed, `parameters.NAME`,
 `facts.NAME`, `metrics.NAME`. `metric` is one of these columns, such as `metrics.roc_auc`; runs that lack it are left out.
-A metric that is a loss, an error or a time is best when low, any other when high.
+A metric that is a loss, an error or a time is best when low, any other when high. `few`: a number with at most so many different
+values is drawn as choices.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def order_runs(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return kept.sort_values(metric, ascending=bool(LOW_IS_BEST.search(metric)), kind="stable", ignore_index=True)
 
 
-def plot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> np.ndarray:
+def plot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6) -> np.ndarray:
     """A panel for each column: the score of every run against its value there, coloured by model.
 
     Choices get a box over their runs where they have eight or more; parameters left to the recipe are a choice of their own.
     """
     runs = _pool_models(order_runs(table, metric))
     columns = _check_columns(runs, columns)
-    scales = [Scale.of(runs[name]) for name in columns]
+    scales = [Scale.of(runs[name], few) for name in columns]
     colors = series_colors(runs["model"].unique())
     highest = max((len(scale.choices) for scale in scales), default=3)
     axes = panel_grid(len(columns), 3 if len(columns) > 2 else 2, 1.3 + 0.16 * max(4, highest))
@@ -87,25 +88,25 @@ def plot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) ->
     return axes
 
 
-def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> Interactive:
+def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6) -> Interactive:
     """Point at a run to read what it is; click models in the legend to take them out. Arguments as in `plot_run_facets`.
 
     Of more than MOST_DRAWN runs, the best ones and a random choice of the others are drawn, and the figure says so.
     """
-    drawn = plot_run_facets(table, metric, columns)
+    drawn = plot_run_facets(table, metric, columns, few)
     runs, note = _bound(_pool_models(order_runs(table, metric)))
     columns = _check_columns(runs, columns)
     across = min(3 if len(columns) > 2 else 2, max(1, len(columns)))
     rows = max(1, -(-len(columns) // across))
     titles = [name_column(name) for name in columns]
     figure = make_subplots(rows, across, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.42 / rows)
-    names = runs["run"].str.rpartition("/")[2].map(plotly_text)
+    names = runs["run"].str.split("/").str[-1].map(plotly_text)
     colors = series_colors(runs["model"].unique())
     for place, name in enumerate(columns):
         cell = {"row": place // across + 1, "col": place % across + 1}
-        scale = Scale.of(runs[name])
+        scale = Scale.of(runs[name], few)
         at = scale.values + _jitter(len(runs), 0.26) if scale.choices else scale.values
-        told = names + "<br>" + name_column(name) + ": " + runs[name].map(_as_text).map(plotly_text)
+        told = names + "<br>" + name_column(name) + ": " + runs[name].astype(object).map(_as_text).map(plotly_text)
         for number, (model, color) in enumerate(colors.items()):
             mine = runs["model"] == model
             marker = {
@@ -135,7 +136,7 @@ def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -
     return Interactive(figure, drawn[0].figure)
 
 
-def plot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str], ax: Axes | None = None) -> Axes:
+def plot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6, ax: Axes | None = None) -> Axes:
     """A line for each run through its values in these columns, coloured by its score; the best one is thick.
 
     Lines through one choice are spread a little, so that one can see how many they are.
@@ -143,7 +144,7 @@ def plot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str], 
     runs = order_runs(table, metric)
     columns = [*_check_columns(runs, columns), metric]
     ax = new_axes(ax, 3.4)
-    scales = [Scale.of(runs[name], pool=False) for name in columns[:-1]] + [Scale.of(runs[metric], pool=False, number=True)]
+    scales = _parallel_scales(runs, columns, few)
     heights = _heights(scales, len(runs))
     colors = _norm(runs[metric])
     for row in range(len(runs))[::-1]:  # the best last, on top
@@ -167,12 +168,12 @@ def plot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str], 
     return ax
 
 
-def iplot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> Interactive:
+def iplot_run_parallel(table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6) -> Interactive:
     """Drag along an axis to keep the runs that pass there, on as many axes as you like. Arguments as in `plot_run_parallel`."""
-    static = plot_run_parallel(table, metric, columns).figure
+    static = plot_run_parallel(table, metric, columns, few).figure
     runs, _ = _bound(order_runs(table, metric))
     columns = [*_check_columns(runs, columns), metric]
-    scales = [Scale.of(runs[name], pool=False) for name in columns[:-1]] + [Scale.of(runs[metric], pool=False, number=True)]
+    scales = _parallel_scales(runs, columns, few)
     heights = _heights(scales, len(runs))[::-1]  # the best last, on top
     dimensions = []
     for place, (name, scale) in enumerate(zip(columns, scales, strict=True)):
@@ -203,11 +204,13 @@ class Scale:
     logarithmic: bool = False
 
     @classmethod
-    def of(cls, column: pd.Series, pool: bool = True, number: bool = False) -> Scale:
-        """Numbers with more than six different values, all of them known, are numbers; anything else is a choice."""
+    def of(cls, column: pd.Series, few: int = 6, pool: bool = True) -> Scale:
+        """Numbers with more than `few` different values, all of them known, are numbers; anything else is a choice."""
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            return cls(column.cat.codes.to_numpy(float), [str(choice) for choice in column.cat.categories])
         numbers = pd.to_numeric(column, errors="coerce").astype(float)
         plain = numbers.notna().all() and not column.map(lambda value: isinstance(value, bool)).any()
-        if plain and (number or numbers.nunique() > 6):
+        if plain and numbers.nunique() > few:
             return cls(numbers.to_numpy(), [], bool(0 < LOG_FROM * numbers.min() < numbers.max()))
         texts = column.map(_as_text)
         order = _order_choices(texts)
@@ -262,12 +265,12 @@ def _draw_choices(ax, runs, metric, scale, colors):
 
 
 def _add_legend(axes, colors):
-    if not len(axes):
+    if not len(axes) or not colors:
         return
     handles = [
         axes[0].scatter([], [], s=22, color=color, label=_cut(name, 26), linewidths=0) for name, color in sorted(colors.items())
     ]
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), title="model")
+    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
 
 
 def _check_columns(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
@@ -299,6 +302,11 @@ def _as_text(value) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)) or value == "":
         return BY_RECIPE
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _parallel_scales(runs: pd.DataFrame, columns: Sequence[str], few: int) -> list[Scale]:
+    """One for each column; the last column, the score, is always a number."""
+    return [Scale.of(runs[name], 0 if name == columns[-1] else few, pool=False) for name in columns]
 
 
 def _heights(scales: list[Scale], count: int) -> np.ndarray:

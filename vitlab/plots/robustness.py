@@ -12,10 +12,10 @@ from vitlab.errors import UserError
 from vitlab.plots.style import (
     GREY,
     MARKERS,
+    SERIES,
     WIDTH,
     few_ticks,
     image_shape,
-    legend_below,
     legend_name,
     new_axes,
     new_figure,
@@ -49,9 +49,7 @@ def plot_corruptions(images: Mapping[str, Sequence], severities: Sequence[int]) 
     return axes
 
 
-def plot_robustness(
-    tables: pd.DataFrame | Mapping[str, pd.DataFrame], metrics: Sequence[str] = ("accuracy", "overconfidence")
-) -> np.ndarray:
+def plot_robustness(tables: pd.DataFrame | Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> np.ndarray:
     """Metrics (rows) against the severity of each corruption (columns) with their intervals: an array of axes (rows, columns).
 
     Severity 0 is the clean image. tables: one `robustness_table`, or one for each model, with the same corruptions.
@@ -90,21 +88,17 @@ def plot_robustness(
     return axes
 
 
-def plot_attack(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """Accuracy, with its interval, against how far a pixel may change. tables: one `attack_table`, or one for each model."""
-    named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
+def plot_attack(attack_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Accuracy, with its interval, against how far an attack may change a pixel."""
     ax = new_axes(ax, 2.9, 4.4)
-    for position, (name, color) in enumerate(series_colors(named).items()):
-        table = named[name].sort_values("epsilon")
-        _draw_line(ax, table["epsilon"], table, color, MARKERS[position % len(MARKERS)], name)
+    table = attack_table.sort_values("epsilon")
+    _draw_line(ax, table["epsilon"], table, SERIES[0], MARKERS[0], "")
     ax.set(
         ylim=(-0.02, 1.02),
         xlabel="greatest change of a pixel (grey levels of 255)",
         ylabel=readable(table["metric"].iloc[0]) + " under attack",
     )
     ax.grid(True)
-    if len(named) > 1:
-        legend_below(ax, 3)
     return ax
 
 

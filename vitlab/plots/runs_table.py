@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from string import Template
 from uuid import uuid4
@@ -18,7 +19,8 @@ from vitlab.registry import unknown
 
 FRAGMENT = Path(__file__).with_name("runs_table.html")
 ON_PAPER = 20  # rows where nothing can be folded
-LIMIT = 1_500_000  # bytes of HTML: a page has other things too
+MOST_ROWS = 200
+LIMIT = 1_500_000  # bytes of rows: a page has other things too
 
 
 @dataclass(frozen=True)
@@ -32,35 +34,26 @@ class RunsTable:
         return {"text/html": self.html, "text/markdown": self.markdown, "text/plain": repr(self)}
 
 
-def iplot_runs_table(
-    table: pd.DataFrame, metric: str, columns: Sequence[str] = (), limit: int = 200, alt: str = "Runs, the best first"
-) -> RunsTable:
+def iplot_runs_table(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> RunsTable:
     """The runs by their score, the best first, then those without one, with these columns beside it.
 
-    table: as `vitlab.run_tables.run_table` gives it. limit: rows; further runs are counted, not shown. A click on a run unfolds
-    all that is known of it. ValueError for an unknown column, or a limit so high that the table would be larger than 1.5 MB.
+    table: as `vitlab.run_tables.run_table` gives it. At most 200 runs and 1.5 MB are shown; the others are counted. A click on a
+    run unfolds all that is known of it. UserError for an unknown column.
     """
     for name in (metric, *columns):
         if name not in table:
             raise UserError(unknown("column", name, [str(column) for column in table.columns]))
     runs = _order(table, metric)
-    shown = runs.head(limit)
-    left = f", {len(runs) - len(shown)} more are not shown" if len(runs) > len(shown) else ""
+    rows = [_write_row(run, metric, columns) for run in runs.head(MOST_ROWS).to_dict("records")]
+    rows = [row for row, end in zip(rows, accumulate(map(len, rows)), strict=True) if end <= LIMIT]
     names = ["run", metric, *columns, "status"]
     heads = [name_column(name) for name in names]
-    body = "\n".join(_write_row(run, metric, columns) for run in shown.to_dict("records"))
     html = Template(FRAGMENT.read_text(encoding="utf-8")).substitute(
         name=f"vitlab-{uuid4()}",
-        alt=escape(alt),
-        head="".join(
-            _write_head(runs.get(name), head) for name, head in zip(["run", metric, *columns, "status"], heads, strict=True)
-        ),
-        body=body,
-        left=left,
+        head="".join(_write_head(runs.get(name), head) for name, head in zip(names, heads, strict=True)),
+        body="\n".join(rows),
+        left=f", {len(runs) - len(rows)} more are not shown" if len(runs) > len(rows) else "",
     )
-    if len(html) > LIMIT:
-        fits = int(0.95 * (LIMIT - len(html) + len(body)) * len(shown) / len(body))  # rows are not all of one length
-        raise UserError(f"a table of {len(shown)} runs takes {len(html) / 1e6:.1f} MB of a page: set limit to {fits} or less")
     return RunsTable(html, _write_markdown(runs, metric, columns, heads))
 
 

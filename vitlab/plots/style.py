@@ -15,6 +15,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from vitlab.errors import UserError
 from vitlab.plots.fonts import ReadableFigure
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are counted from the front and
@@ -221,3 +222,14 @@ def png_bytes(figure: Figure) -> bytes:
 def image_shape(image) -> tuple[int, int]:
     """Height and width in pixels."""
     return np.asarray(image).shape[:2]
+
+
+def check_table(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Raise ValueError for a table without these columns or without a row. what: the table's name, for the message."""
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise UserError(
+            f"{what}: columns missing: {', '.join(missing)}; the table has {', '.join(map(str, table.columns)) or 'no columns'}"
+        )
+    if table.empty:
+        raise UserError(f"{what} has no rows, so there is nothing to draw")

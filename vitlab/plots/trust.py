@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from vitlab.errors import UserError
-from vitlab.plots.checking import check_table
-from vitlab.plots.style import GREY, PALETTE, new_axes, new_figure, readable
+from vitlab.plots.style import GREY, PALETTE, check_table, new_axes, new_figure, readable
 from vitlab.registry import unknown
 
 MINUS = "\N{MINUS SIGN}"
@@ -144,8 +143,7 @@ def plot_trust_by_model(tables: Mapping[str, pd.DataFrame], ax: Axes | None = No
 def plot_agreement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """How alike the maps of each two methods are, as numbers in the upper triangle; "–" where a pair could not be compared.
 
-    table: long, a row for each pair, with columns method_a, method_b and value (the mean rank correlation over images, -1..1); or
-    square, with methods as index and columns.
+    table: a row for each pair, with columns method_a, method_b and value (the mean rank correlation over images, -1..1).
     """
     square = _square(table)
     order = list(square.index)
@@ -167,16 +165,11 @@ def plot_agreement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _square(table: pd.DataFrame) -> pd.DataFrame:
-    if "method_a" not in table and "method_b" not in table and len(table) and list(table.index) == list(table.columns):
-        square = table.astype(float)
-    else:
-        check_table(table, ("method_a", "method_b", "value"), "agreement table")
-        order = list(pd.unique(pd.concat([table["method_a"], table["method_b"]])))
-        square = pd.DataFrame(np.nan, index=order, columns=order)
-        for row in table.itertuples():
-            square.loc[row.method_a, row.method_b] = square.loc[row.method_b, row.method_a] = row.value
-    if len(square) < 2:
-        raise UserError("agreement needs at least two methods; explain the images with another one too")
+    check_table(table, ("method_a", "method_b", "value"), "agreement table")
+    order = list(pd.unique(pd.concat([table["method_a"], table["method_b"]])))
+    square = pd.DataFrame(np.nan, index=order, columns=order)
+    for row in table.itertuples():
+        square.loc[row.method_a, row.method_b] = square.loc[row.method_b, row.method_a] = row.value
     return square
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from string import Template
 from uuid import uuid4
@@ -23,6 +21,7 @@ from vitlab.plots.style import SEQUENTIAL, WIDTH, hide_ticks, image_shape, new_f
 from vitlab.plots.vit import MARK, outline_cell
 
 FRAGMENT = Path(__file__).with_name("viewer.html")
+ALT = "An image; pointing at one of its patches shows beside it where this patch attends."
 LIMIT = 1_500_000  # bytes of HTML: a page has several figures
 OTHERS = 330_000  # bytes kept for image, code and colours
 PIXELS = 448  # of the longer side on the canvas
@@ -54,31 +53,20 @@ class Viewer:
         return {"text/html": self.html, "image/png": png, "text/plain": repr(self)}
 
 
-def iplot_patch_attention(
-    image: np.ndarray,
-    attention: np.ndarray,
-    grid: tuple[int, int],
-    num_prefix_tokens: int | None = None,
-    layers: Sequence[str] | None = None,
-    query: tuple[int, int] | None = None,
-    alt: str = "An image; pointing at one of its patches shows beside it where this patch attends.",
-) -> Viewer:
+def iplot_patch_attention(image: np.ndarray, attention: np.ndarray, grid: tuple[int, int]) -> Viewer:
     """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the block from a list.
 
-    On paper stands the last block, for the query and three more: the patches where it attends most.
+    The first query is the class token, or the patch in the middle where there is none. The picture for paper shows the last
+    block, for this query and for the three patches where it attends most.
     image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or
     one head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
-    num_prefix_tokens: tokens before the patches, by default what T has more than the grid. layers: a name for each block. query:
-    row and column of the patch shown first; None is the class token, or the patch in the middle where there is none.
 
-    Raises ValueError where shapes do not fit or the figure would be larger than 1.5 MB.
+    Raises UserError where shapes do not fit or the figure would be larger than 1.5 MB.
     """
-    attention, prefix = _check_attention(attention, grid, num_prefix_tokens)
-    names = [str(name) for name in (layers if layers is not None else range(1, len(attention) + 1))]
-    if len(names) != len(attention):
-        raise UserError(f"{len(names)} names in layers for the attention of {len(attention)} blocks; give one for each")
+    attention, prefix = _check_attention(attention, grid)
+    names = [str(number) for number in range(1, len(attention) + 1)]
     _check_size(attention, prefix)
-    start = _find_token(query, grid, prefix)
+    start = 0 if prefix else grid[0] // 2 * grid[1] + grid[1] // 2
     patches = attention[:, :, prefix:]  # (L, T, rows * columns)
     highest = patches.max(axis=2)  # (L, T)
     levels = np.rint(255 * patches / np.maximum(highest, 1e-12)[:, :, None]).astype(np.uint8)
@@ -101,11 +89,11 @@ def iplot_patch_attention(
     }
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no name can end the script
     template = Template(FRAGMENT.read_text(encoding="utf-8"))
-    html = template.substitute(name=f"vitlab-{uuid4()}", alt=escape(alt), data=text)
+    html = template.substitute(name=f"vitlab-{uuid4()}", alt=ALT, data=text)
     return Viewer(html, _draw_static(pixels, attention[-1], grid, prefix, start, names))
 
 
-def _check_attention(attention, grid, num_prefix_tokens) -> tuple[np.ndarray, int]:
+def _check_attention(attention, grid) -> tuple[np.ndarray, int]:
     attention = np.asarray(attention, np.float32)
     attention = attention[None] if attention.ndim == 2 else attention
     if attention.ndim != 3 or attention.shape[1] != attention.shape[2] or not attention.size:
@@ -113,12 +101,9 @@ def _check_attention(attention, grid, num_prefix_tokens) -> tuple[np.ndarray, in
             f"attention must be (T, T), or (L, T, T) for several blocks, got {attention.shape}; average the heads or choose one"
         )
     tokens, patches = attention.shape[1], grid[0] * grid[1]
-    prefix = tokens - patches if num_prefix_tokens is None else int(num_prefix_tokens)
-    if prefix < 0 or patches < 1 or prefix + patches != tokens:
-        raise UserError(
-            f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches "
-            f"and {max(prefix, 0)} prefix tokens"
-        )
+    prefix = tokens - patches
+    if prefix < 0 or patches < 1:
+        raise UserError(f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches")
     if not np.isfinite(attention).all() or attention.min() < 0:
         raise UserError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
     return attention, prefix
@@ -134,14 +119,6 @@ def _check_size(attention: np.ndarray, prefix: int) -> None:
             f"the attention of {count} blocks over {tokens} tokens takes {count * each / 1e6:.1f} MB of a page, the limit is "
             f"{LIMIT / 1e6:.1f}: {advice}"
         )
-
-
-def _find_token(query, grid, prefix) -> int:
-    if query is None:
-        return 0 if prefix else grid[0] // 2 * grid[1] + grid[1] // 2
-    if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
-        raise UserError(f"the query {query} lies outside the grid of {grid[0]} x {grid[1]}; rows and columns count from 0")
-    return prefix + query[0] * grid[1] + query[1]
 
 
 def _as_uint8(image) -> np.ndarray:

@@ -3,14 +3,14 @@
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, fit_options, recipe, training_arguments
 from vitlab.training.embedding import embed_images
-from vitlab.training.experiment import ensure_run, finetune, initial_model, measure_inference, predict, save_results
+from vitlab.training.experiment import ensure_run, initial_model, predict, save_results
 from vitlab.training.known_truth import ensure_planted_run, ensure_shuffled_run
 from vitlab.training.launch import fit_on
 from vitlab.training.loop import fit
 from vitlab.training.minority import imbalance_table
 from vitlab.training.objective import Objective
 from vitlab.training.reading import describe_training
-from vitlab.training.space import SearchSpace, default_space
+from vitlab.training.space import default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
 from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
 
@@ -18,7 +18,6 @@ __all__ = [
     "FrozenFeatures",
     "FrozenFront",
     "Objective",
-    "SearchSpace",
     "TrainConfig",
     "best_recipe",
     "build_optimizer",
@@ -29,14 +28,12 @@ __all__ = [
     "ensure_run",
     "ensure_shuffled_run",
     "find_border",
-    "finetune",
     "fit",
     "fit_on",
     "fit_options",
     "imbalance_table",
     "importance_table",
     "initial_model",
-    "measure_inference",
     "predict",
     "recipe",
     "recipe_changes",
