@@ -16,7 +16,7 @@ from vitlab.submission.verify import CHECKS, judge
 ROOT = Path(__file__).parents[1]
 PARAMETERS = 'dataset = "digits"  # data\nmodel = "vit_scratch"  # model\nseed = 0  # seed\nrun_name = ""  # folder of the run\n'
 FINETUNE = """\
-from vitlab.training import finetune
+from vitlab.training.experiment import finetune
 options = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 run = finetune(dataset, model, seed, run_name, options=options, epochs=1, batch_size=256, learning_rate=3e-3, precision="fp32")"""
 EVALUATE = """\

@@ -27,7 +27,8 @@ PROCESS = """
 import sys, time
 import pandas as pd
 import vitlab.training
-from vitlab.training import SearchSpace, recipe, tune_recipe
+from vitlab.training import recipe, tune_recipe
+from vitlab.training.space import SearchSpace
 module = sys.modules["vitlab.training.tune"]
 def fit(model, data, run=None, config=None, *, on_epoch=None):
     print("begun", flush=True)
