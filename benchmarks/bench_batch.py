@@ -1,15 +1,19 @@
-"""What a batch costs over its bare notebooks, how soon a finished one is seen to be finished, and what a second worker gives.
+"""What a batch costs over its bare notebooks, how soon a finished one is seen to be finished, and
+what a second worker gives.
 
-- overhead: the chain of a batch file by `vitlab batch`, against the same notebooks with the same parameters one by one through
-  papermill (`bare`), and against their code cells in one Python process with each figure saved as a PNG (`script`), each in a
-  fresh reports folder. The script pays for its imports once and starts no kernel: nothing can be leaner.
+- overhead: the chain of a batch file by `vitlab batch`, against the same notebooks with the same
+  parameters one by one through papermill (`bare`), and against their code cells in one Python
+  process with each figure saved as a PNG (`script`), each in a fresh reports folder. The script
+  pays for its imports once and starts no kernel: nothing can be leaner.
 - second: `vitlab batch` once more on a batch that is done, whole command.
 - workers: 64 tiny notebooks on one worker and on two.
 
-The sides alternate; what counts is the ratio of their medians. CPU seconds are shown beside the time on the clock: where the two
-differ much, the machine was busy with other things. `tiny` shows where the time of a tiny notebook goes.
+The sides alternate; what counts is the ratio of their medians. CPU seconds are shown beside the
+time on the clock: where the two differ much, the machine was busy with other things. `tiny` shows
+where the time of a tiny notebook goes.
 
-    python benchmarks/bench_batch.py [overhead] [second] [workers] [tiny] [--batch FILE] [--repeats N] [--scheduler ADDRESS]
+    python benchmarks/bench_batch.py [overhead] [second] [workers] [tiny] [--batch FILE] [--repeats
+    N] [--scheduler ADDRESS]
 """
 
 from __future__ import annotations
@@ -49,7 +53,10 @@ def run(source, name):
         plt.figure(number).savefig(figures / f"{name}-{number}.png", bbox_inches="tight")
     plt.close("all")
 """
-TINY_CELLS = ("seed = 0  # of the numbers drawn", "import numpy\nnumpy.random.default_rng(seed).random(1000).sum()")
+TINY_CELLS = (
+    "seed = 0  # of the numbers drawn",
+    "import numpy\nnumpy.random.default_rng(seed).random(1000).sum()",
+)
 
 
 def write_script(batch: Path, path: Path) -> None:
@@ -89,16 +96,22 @@ def write_tiny(folder: Path) -> Path:
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "tiny.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     file = folder / "tiny.yml"
-    file.write_text(f"grid: {{seed: {list(range(TINY))}}}\nchain: [{{notebook: tiny}}]\n", encoding="utf-8")
+    file.write_text(
+        f"grid: {{seed: {list(range(TINY))}}}\nchain: [{{notebook: tiny}}]\n", encoding="utf-8"
+    )
     return file
 
 
 def time_command(command: list[str], reports: str | None = None) -> dict[str, float]:
-    """Seconds on the clock, and of the processor, of a command that keeps its runs in `reports`, by default a fresh folder."""
+    """Seconds on the clock, and of the processor, of a command that keeps its runs in `reports`, by
+    default a fresh folder.
+    """
     with tempfile.TemporaryDirectory() as fresh:
         start, cpu = time.perf_counter(), count_cpu_seconds()
         environment = {**os.environ, "VITLAB_REPORTS": reports or fresh}
-        result = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+        result = subprocess.run(
+            command, env=environment, cwd=HERE.parent, capture_output=True, text=True
+        )
         times = {"seconds": time.perf_counter() - start, "CPU seconds": count_cpu_seconds() - cpu}
     if result.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}")
@@ -128,33 +141,68 @@ def measure_overhead(batch: Path, repeats: int) -> list[dict]:
         write_calls(batch, bare)
         write_script(batch, script)
         python = [sys.executable]
-        seconds = compare({"batch": [*CLI, str(batch)], "bare": [*python, str(bare)], "script": [*python, str(script)]}, repeats)
+        seconds = compare(
+            {
+                "batch": [*CLI, str(batch)],
+                "bare": [*python, str(bare)],
+                "script": [*python, str(script)],
+            },
+            repeats,
+        )
     case = f"{batch.name}: {len(plan_tasks(load_batch(batch)))} notebooks, median of {repeats}"
-    peers = {"bare": "papermill, one notebook after the other", "script": "the same cells in one script"}
+    peers = {
+        "bare": "papermill, one notebook after the other",
+        "script": "the same cells in one script",
+    }
     return [
-        record(case if side == "script" else f"{case}, bare", "seconds", seconds["batch"], seconds[side], name,
-               seconds["batch"] / seconds[side], BARS[side])
+        record(
+            case if side == "script" else f"{case}, bare",
+            "seconds",
+            seconds["batch"],
+            seconds[side],
+            name,
+            seconds["batch"] / seconds[side],
+            BARS[side],
+        )
         for side, name in peers.items()
-    ]  # fmt: skip
+    ]
 
 
 def measure_second(batch: Path) -> list[dict]:
-    """The batch is laid down as finished, rather than run: what a second call looks at is files, and whether they still fit."""
+    """The batch is laid down as finished, rather than run: what a second call looks at is files,
+    and whether they still fit.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tiny = write_tiny(Path(folder))
         reports = str(Path(folder, "reports"))
         for file in (tiny, batch):
             mark_as_done(file, Path(reports))
-        tiny_again, again = ([time_command([*CLI, str(file)], reports)["seconds"] for _ in range(3)] for file in (tiny, batch))
-    cases = {f"second call on {TINY} finished notebooks": tiny_again, f"second call on {batch.name}, finished": again}
+        tiny_again, again = (
+            [time_command([*CLI, str(file)], reports)["seconds"] for _ in range(3)]
+            for file in (tiny, batch)
+        )
+    cases = {
+        f"second call on {TINY} finished notebooks": tiny_again,
+        f"second call on {batch.name}, finished": again,
+    }
     return [
-        record(case, "seconds", statistics.median(times), SECOND, "the bar", statistics.median(times) / SECOND, BARS["second"])
+        record(
+            case,
+            "seconds",
+            statistics.median(times),
+            SECOND,
+            "the bar",
+            statistics.median(times) / SECOND,
+            BARS["second"],
+        )
         for case, times in cases.items()
     ]
 
 
 def mark_as_done(batch: Path, reports: Path) -> None:
-    """Write what a finished batch leaves behind: its state, its executed copies, and its runs, marked as done."""
+    """Write what a finished batch leaves behind: its state, its executed copies, and its runs,
+    marked as done.
+    """
     from vitlab.batch.fingerprint import fingerprint_tasks
     from vitlab.batch.state import BatchState
 
@@ -174,7 +222,11 @@ def mark_as_done(batch: Path, reports: Path) -> None:
                 (reports / tasks[number].run / "run.json").write_text('{"status": "done"}')
             state.settle(number, status="done", seconds=1.0)
     finally:
-        os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)
+        (
+            os.environ.pop("VITLAB_REPORTS")
+            if before is None
+            else os.environ.update(VITLAB_REPORTS=before)
+        )
 
 
 def measure_workers(repeats: int, scheduler: str) -> list[dict]:
@@ -186,9 +238,16 @@ def measure_workers(repeats: int, scheduler: str) -> list[dict]:
         seconds = compare(sides, repeats)
     one, two = seconds["1 worker"], seconds["2 workers"]
     if scheduler:
-        print(f"on the workers of {scheduler}: {one / seconds['Dask']:.2f} times faster than one worker here")
+        print(
+            f"on the workers of {scheduler}: {one / seconds['Dask']:.2f} times faster than one"
+            " worker here"
+        )
     case = f"{TINY} tiny notebooks, median of {repeats}"
-    return [record(case, "seconds, one worker over two", two, one, "one worker", one / two, BARS["workers"])]
+    return [
+        record(
+            case, "seconds, one worker over two", two, one, "one worker", one / two, BARS["workers"]
+        )
+    ]
 
 
 def show_tiny(times: int = 8) -> None:
@@ -233,11 +292,27 @@ def show_tiny(times: int = 8) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["overhead", "second", "workers", "tiny", []], help="default: all but tiny")
-    parser.add_argument("--batch", type=Path, default=HERE / "batch_digits.yml", help="the chain (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="how often each side runs (default: %(default)s)")
-    parser.add_argument("--scheduler", default="", help="a Dask scheduler on which the tiny notebooks run as well")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        choices=["overhead", "second", "workers", "tiny", []],
+        help="default: all but tiny",
+    )
+    parser.add_argument(
+        "--batch",
+        type=Path,
+        default=HERE / "batch_digits.yml",
+        help="the chain (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="how often each side runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scheduler", default="", help="a Dask scheduler on which the tiny notebooks run as well"
+    )
     options = parser.parse_args()
     parts = options.parts or ["overhead", "second", "workers"]
     if "tiny" in parts:

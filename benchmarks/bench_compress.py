@@ -1,16 +1,19 @@
-"""How small and how fast? Against the same model in PyTorch at float32, on two threads, sides in turn, each ingredient alone.
+"""How small and how fast? Against the same model in PyTorch at float32, on two threads, sides in
+turn, each ingredient alone.
 
-Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first. Candidates of each: ONNX
-float32, dynamic int8, static int8, and a smaller network in static int8: where the model has transformer blocks, the model itself
-with a share of them (whole ones go), recovered; else a hybrid ViT of one block that learns from it. Of those that keep the
-answers of their own float graph (99 % on validation images), are faster and lose at most 0.5 points of balanced accuracy on the
-validation split, the one with the least time times size is taken; its latency, size and loss are measured on the test split. At
-least 75 % less latency and 80 % less size are asked for at a loss of at most 0.5 points, the mean over the seeds with a paired
-interval (over the test images where there are fewer than five seeds); and that int8 gives the class of float32 in the same
-runtime on 99 % of the images.
+Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first.
+Candidates of each: ONNX float32, dynamic int8, static int8, and a smaller network in static int8:
+where the model has transformer blocks, the model itself with a share of them (whole ones go),
+recovered; else a hybrid ViT of one block that learns from it. Of those that keep the answers of
+their own float graph (99 % on validation images), are faster and lose at most 0.5 points of
+balanced accuracy on the validation split, the one with the least time times size is taken; its
+latency, size and loss are measured on the test split. At least 75 % less latency and 80 % less size
+are asked for at a loss of at most 0.5 points, the mean over the seeds with a paired interval (over
+the test images where there are fewer than five seeds); and that int8 gives the class of float32 in
+the same runtime on 99 % of the images.
 
-What a seed gave is kept in <reports>/bench_compress/ when it is finished, and not measured again with the same settings: broken
-off, the benchmark goes on there. --again measures anew.
+What a seed gave is kept in <reports>/bench_compress/ when it is finished, and not measured again
+with the same settings: broken off, the benchmark goes on there. --again measures anew.
 
     taskset -c 0,1 python benchmarks/bench_compress.py [--threads N] [--repeats N] [--dataset NAME]
         [--models NAME ...] [--seeds N ...] [--keeps SHARE ...] [--again]
@@ -46,18 +49,22 @@ TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}
 LOSS, AGREEMENT = "<= 0.5", ">= 0.99"
 METRIC, TEST_SHARE = "balanced_accuracy", 0.2
 MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
-KEEPS = (0.34,)  # shares of the transformer blocks that pruning keeps: one of the three of hybrid_vit
+# shares of the transformer blocks that pruning keeps: one of the three of hybrid_vit
+KEEPS = (0.34,)
 STUDENT, STUDENT_DEPTH = "hybrid_vit", 1  # learns from a model that has no blocks
 WEIGHED = 128  # validation images on which importance is measured
 METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
 PEER = "PyTorch fp32"
 
 
-def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
-    """The ONNX files of a run by name, the float file that each is to agree with, and the names of those that do (on val).
+def make_candidates(
+    run: Run, model, data, keeps, folder: Path
+) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
+    """The ONNX files of a run by name, the float file that each is to agree with, and the names of
+    those that do (on val).
 
-    A smaller network is kept in the folder once it is trained, and taken from there when a run that was broken off goes on.
-    """
+    A smaller network is kept in the folder once it is trained, and taken from there when a run that
+    was broken off goes on."""
     from vitlab.compress.export import export_onnx
     from vitlab.compress.quantize import quantize_onnx
 
@@ -84,7 +91,9 @@ def make_candidates(run: Run, model, data, keeps, folder: Path) -> tuple[dict[st
 
 
 def prune_and_recover(model, data, seed: int, keep: float):
-    """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered by the whole recipe."""
+    """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered
+    by the whole recipe.
+    """
     from vitlab.compress.importance import importance_table
     from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.recovery import recover, recovery_recipe
@@ -102,7 +111,9 @@ def teach_student(model, data, seed: int):
     """A hybrid ViT of one block, taught by the model, with its own usual recipe."""
     from vitlab.compress.distillation import distill
 
-    student = build_model(STUDENT, data.classes, seed=seed, size=model.transform.size, depth=STUDENT_DEPTH)
+    student = build_model(
+        STUDENT, data.classes, seed=seed, size=model.transform.size, depth=STUDENT_DEPTH
+    )
     student = replace(student, transform=model.transform)  # both get the same pixels
     distill(model, student, data, config=recipe(STUDENT, seed=seed))
     return student
@@ -114,11 +125,17 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     data = load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
     files, floats, agreeing = make_candidates(run, model, data, options.keeps, folder)
     sides, tables = {PEER: model, **files}, {}
-    others = {f"float of {name}": path for name, path in floats.items() if path not in files.values()}
+    others = {
+        f"float of {name}": path for name, path in floats.items() if path not in files.values()
+    }
     predictions = predict_sides({**sides, **others}, data, model.transform, ("val", "test"))
-    sizes = {PEER: size_on_disk(run.path), **{name: size_on_disk(path) for name, path in files.items()}}
+    sizes = {
+        PEER: size_on_disk(run.path),
+        **{name: size_on_disk(path) for name, path in files.items()},
+    }
     pixels = load_images(data, data.split("val")["sample_id"].head(1), model.transform).numpy()
-    for seed, split in enumerate(("val", "test")):  # timed anew: what was chosen for its time must show it again
+    # timed anew: what was chosen for its time must show it again
+    for seed, split in enumerate(("val", "test")):
         latency = latency_table(sides, pixels, (1,), options.repeats, options.threads, seed=seed)
         tables[split] = benchmark_table(latency, predictions, sizes, metric=METRIC, split=split)
     print("\n".join([f"{run.name}, on val:", *describe_variants(tables["val"])]), flush=True)
@@ -130,19 +147,49 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     for name, path in floats.items():
         own = "ONNX fp32" if path == files["ONNX fp32"] else f"float of {name}"
         agreement[name] = measure_agreement(predictions[own], predictions[name])[0]
-    columns = ["side", "p50_ms", "ratio", "size_mb", "value", "change", "change_low", "change_high", "agreement"]
+    columns = [
+        "side",
+        "p50_ms",
+        "ratio",
+        "size_mb",
+        "value",
+        "change",
+        "change_low",
+        "change_high",
+        "agreement",
+    ]
     return {
-        "run": run.name, "model": run.parameters["model"], "seed": run.parameters.get("seed", 0), "chosen": chosen,
-        "p50_ms": row["p50_ms"], "first_ms": first["p50_ms"], "ratio": row["ratio"],
-        "size_mb": row["size_mb"], "first_mb": first["size_mb"], "value": row["value"], "first_value": first["value"],
-        "change": row["change"], "change_low": row["change_low"], "change_high": row["change_high"], **agreement,
-        "candidates": {split: json.loads(table[columns].round(4).to_json(orient="records")) for split, table in tables.items()},
-    }  # fmt: skip
+        "run": run.name,
+        "model": run.parameters["model"],
+        "seed": run.parameters.get("seed", 0),
+        "chosen": chosen,
+        "p50_ms": row["p50_ms"],
+        "first_ms": first["p50_ms"],
+        "ratio": row["ratio"],
+        "size_mb": row["size_mb"],
+        "first_mb": first["size_mb"],
+        "value": row["value"],
+        "first_value": first["value"],
+        "change": row["change"],
+        "change_low": row["change_low"],
+        "change_high": row["change_high"],
+        **agreement,
+        "candidates": {
+            split: json.loads(table[columns].round(4).to_json(orient="records"))
+            for split, table in tables.items()
+        },
+    }
 
 
 def measure_seed(model: str, seed: int, options: Namespace) -> dict:
-    """The outcome of one seed: as it was kept, where the settings are the same; else measured now, and kept."""
-    settings = {"threads": options.threads, "repeats": options.repeats, "blocks": list(options.keeps)}
+    """The outcome of one seed: as it was kept, where the settings are the same; else measured now,
+    and kept.
+    """
+    settings = {
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "blocks": list(options.keeps),
+    }
     settings["student"] = [STUDENT, STUDENT_DEPTH]
     run = ensure_run(options.dataset, model, seed)
     folder = reports_dir() / "bench_compress" / run.name
@@ -158,14 +205,23 @@ def measure_seed(model: str, seed: int, options: Namespace) -> dict:
     start = time.perf_counter()
     outcome = measure_run(run, options, folder)
     outcome["seconds"] = round(time.perf_counter() - start, 1)
-    write_json(kept, {"settings": settings, "date": f"{time.strftime('%Y-%m-%d', time.gmtime())}", "outcome": outcome})
+    write_json(
+        kept,
+        {
+            "settings": settings,
+            "date": f"{time.strftime('%Y-%m-%d', time.gmtime())}",
+            "outcome": outcome,
+        },
+    )
     print(f"{run.name}: measured in {outcome['seconds']:.0f} s", flush=True)
     return outcome
 
 
 def measure_models(options: Namespace) -> tuple[list[dict], pd.DataFrame]:
     """Records of each model over its seeds, and a row for each run."""
-    outcomes = [measure_seed(model, seed, options) for model in options.models for seed in options.seeds]
+    outcomes = [
+        measure_seed(model, seed, options) for model in options.models for seed in options.seeds
+    ]
     table, records = pd.DataFrame(outcomes).drop(columns="candidates"), []
     for model, part in table.groupby("model", sort=False):
         records += judge_model(model, part, options.dataset)
@@ -176,41 +232,93 @@ def judge_model(model: str, part: pd.DataFrame, dataset: str) -> list[dict]:
     """The records of one model: a row of `part` a seed."""
     seeds, mean, records = len(part), part.mean(numeric_only=True), []
     case = f"{model} on {dataset}, {seeds} seed{'s' * (seeds > 1)}"
-    saved = {"p50_ms": 1 - part["ratio"].median(), "size_mb": 1 - mean["size_mb"] / mean["first_mb"]}
-    for (column, share), bar in zip(saved.items(), (TRAINED["latency"], TRAINED["size"]), strict=True):
+    saved = {
+        "p50_ms": 1 - part["ratio"].median(),
+        "size_mb": 1 - mean["size_mb"] / mean["first_mb"],
+    }
+    for (column, share), bar in zip(
+        saved.items(), (TRAINED["latency"], TRAINED["size"]), strict=True
+    ):
         first = mean["first_" + column.rpartition("_")[2]]
-        records.append(record(case, f"share of {column} saved", mean[column], first, PEER, share, bar))
+        records.append(
+            record(case, f"share of {column} saved", mean[column], first, PEER, share, bar)
+        )
     change, low, high, _ = corrected_t((part["value"] - part["first_value"]).to_numpy(), TEST_SHARE)
-    if seeds < len(SEEDS):  # too few for an interval over seeds: that over test images stands in, of the first seed
+    # too few for an interval over seeds: that over test images stands in, of the first seed
+    if seeds < len(SEEDS):
         low, high = part[["change_low", "change_high"]].iloc[0]
     picked = ", ".join(f"{name} ({count})" for name, count in part["chosen"].value_counts().items())
-    print(f"{case}: {picked}; balanced accuracy {100 * change:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
+    print(
+        f"{case}: {picked}; balanced accuracy {100 * change:+.2f} points [{100 * low:+.2f},"
+        f" {100 * high:+.2f}]"
+    )
     values = (100 * mean["value"], 100 * mean["first_value"])
-    records.append(record(case, "points of balanced accuracy lost", *values, PEER, -100 * change, LOSS))
-    records.append(record(case, "points lost, upper end of the interval", *values, PEER, -100 * low, LOSS))
+    records.append(
+        record(case, "points of balanced accuracy lost", *values, PEER, -100 * change, LOSS)
+    )
+    records.append(
+        record(case, "points lost, upper end of the interval", *values, PEER, -100 * low, LOSS)
+    )
     for name in part.columns[part.columns.str.endswith("int8")]:
         shares = part[name].dropna()
         values = {"mean": shares.mean(), "worst seed": shares.min()} if len(shares) else {}
         for what, share in values.items():
-            records.append(record(case, f"{name}: top-1 agreement, {what}", share, 1, "ONNX fp32", share, AGREEMENT))
+            records.append(
+                record(
+                    case,
+                    f"{name}: top-1 agreement, {what}",
+                    share,
+                    1,
+                    "ONNX fp32",
+                    share,
+                    AGREEMENT,
+                )
+            )
     return records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="turns of each timing (default: %(default)s)")
-    parser.add_argument("--dataset", default="elpv", help="of the trained runs (default: %(default)s)")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="of the trained runs (default: %(default)s)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trained runs (default: %(default)s)")
-    parser.add_argument("--keeps", nargs="*", type=float, default=list(KEEPS), help="shares kept (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="measure seeds anew whose outcome was kept")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="turns of each timing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dataset", default="elpv", help="of the trained runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(MODELS),
+        help="of the trained runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(SEEDS),
+        help="of the trained runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keeps",
+        nargs="*",
+        type=float,
+        default=list(KEEPS),
+        help="shares kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure seeds anew whose outcome was kept"
+    )
     options = parser.parse_args()
     flags = read_instructions() or frozenset()
     facts = {"instructions": sorted(flags & {*X86, *ARM}), "threads": options.threads}
     records, table = measure_models(options)
     print(table.to_string(float_format="{:.3f}".format))
-    write_records("compress", records, **facts, trained=json.loads(table.round(4).to_json(orient="records")))
+    write_records(
+        "compress", records, **facts, trained=json.loads(table.round(4).to_json(orient="records"))
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""What each ingredient takes off a ViT-B/16 at 224 pixels, one image at a time, against PyTorch in float32, sides in turn.
+"""What each ingredient takes off a ViT-B/16 at 224 pixels, one image at a time, against PyTorch in
+float32, sides in turn.
 
-`geometry`: rungs of a ladder, each with all that the ones before it have: ONNX Runtime, int8, half the heads and neurons cut out,
-similar tokens merged, every second block left out. Beside it other ways down: 70 % cut out, and the smaller students (ViT-S and
-ViT-Ti) that distillation would train. No pretrained ViT-B is at hand here, and time and size do not depend on the weights: they
-are random, and nothing is said of accuracy. Public claim to beat: 62 % less latency and 74 % less size; our bar is 90 % of both.
+`geometry`: rungs of a ladder, each with all that the ones before it have: ONNX Runtime, int8, half
+the heads and neurons cut out, similar tokens merged, every second block left out. Beside it other
+ways down: 70 % cut out, and the smaller students (ViT-S and ViT-Ti) that distillation would train.
+No pretrained ViT-B is at hand here, and time and size do not depend on the weights: they are
+random, and nothing is said of accuracy. Public claim to beat: 62 % less latency and 74 % less size;
+our bar is 90 % of both.
 
-`accuracy`: the same rungs on models that are trained here, vit_scratch on the digits over several seeds, with the accuracy of
-each on the test images. A small model on an easy task: it shows that the steps work together, not what they cost a ViT-B.
+`accuracy`: the same rungs on models that are trained here, vit_scratch on the digits over several
+seeds, with the accuracy of each on the test images. A small model on an easy task: it shows that
+the steps work together, not what they cost a ViT-B.
 
-    taskset -c 0,1 python benchmarks/bench_geometry.py [geometry] [accuracy] [--threads N] [--repeats N] [--seeds N]
+    taskset -c 0,1 python benchmarks/bench_geometry.py [geometry] [accuracy] [--threads N]
+    [--repeats N] [--seeds N]
 """
 
 from __future__ import annotations
@@ -46,10 +51,12 @@ CLAIM, BEST = {"latency": ">= 0.62", "size": ">= 0.74"}, {"latency": ">= 0.9", "
 CASE, PEER, BF16 = "ViT-B/16 geometry, 224 pixels, batch 1", "PyTorch fp32", "PyTorch bf16"
 SECONDS = 60  # of timing, after which no further turn begins
 MERGED = 8  # tokens a block: of 196 patches 96 are merged in 12 blocks, about half
-HALF, LESS = {"heads": 6, "neurons": 1536}, {"heads": 4, "neurons": 896}  # of 12 and 3072: 50 and 30 % of a block's parameters
+# of 12 and 3072: 50 and 30 % of a block's parameters
+HALF, LESS = {"heads": 6, "neurons": 1536}, {"heads": 4, "neurons": 896}
 KEPT = 0.5  # of the blocks' parameters, on the digits
 GATE_IMAGES = 4  # real images on which an export must agree with PyTorch
-SMALL = {"size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}  # vit_scratch that trains in seconds
+# vit_scratch that trains in seconds
+SMALL = {"size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
 LONGER, RECOVERY_EPOCHS = {"epochs": 16}, 6
 DIGITS_MERGED = 5  # of 64 patches 30 are merged in 6 blocks, again about half
 LOSS = "<= 0.5"  # points of accuracy
@@ -57,7 +64,9 @@ LOSS = "<= 0.5"  # points of accuracy
 
 @dataclass(frozen=True)
 class Rung:
-    """network: by its name among those built; after: the rung that it is held against, for what its own ingredient gives."""
+    """network: by its name among those built; after: the rung that it is held against, for what its
+    own ingredient gives.
+    """
 
     network: str
     runtime: str  # PyTorch fp32, PyTorch bf16, ONNX fp32 or int8
@@ -91,9 +100,18 @@ LABELS = {"+ int8": "ViT-B int8", "+ half the blocks": "all of the ladder"}
 
 
 def build_networks(data: DataBundle) -> dict[str, ModelBundle]:
-    """The networks by name. Every block is cut alike: which parts go is for trained weights to say, and moves no figure here."""
-    names = {"ViT-B": "vit_base_patch16_224", "ViT-S": "vit_small_patch16_224", "ViT-Ti": "vit_tiny_patch16_224"}
-    networks = {name: build_model(timm_name, data.classes, pretrained=False) for name, timm_name in names.items()}
+    """The networks by name. Every block is cut alike: which parts go is for trained weights to say,
+    and moves no figure here.
+    """
+    names = {
+        "ViT-B": "vit_base_patch16_224",
+        "ViT-S": "vit_small_patch16_224",
+        "ViT-Ti": "vit_tiny_patch16_224",
+    }
+    networks = {
+        name: build_model(timm_name, data.classes, pretrained=False)
+        for name, timm_name in names.items()
+    }
     depth = len(networks["ViT-B"].module.blocks)
     half, less = (shrink_model(networks["ViT-B"], [kept] * depth) for kept in (HALF, LESS))
     every_second = shrink_model(half, [{} if block % 2 == 0 else None for block in range(depth)])
@@ -106,23 +124,38 @@ def build_networks(data: DataBundle) -> dict[str, ModelBundle]:
     }
 
 
-def measure_geometry(folder: Path, threads: int, repeats: int, _seeds: int) -> tuple[list[dict], pd.DataFrame]:
-    """Records, and a row for each rung. Any real images do for the gate of the export: the digits."""
+def measure_geometry(
+    folder: Path, threads: int, repeats: int, _seeds: int
+) -> tuple[list[dict], pd.DataFrame]:
+    """Records, and a row for each rung. Any real images do for the gate of the export: the
+    digits.
+    """
     data, counts, made = load_dataset("digits"), {}, {}
     for name, model in build_networks(data).items():
         began = time.perf_counter()
-        counts[name] = {"parameters_m": count_parameters(model.module) / 1e6, "multiply_adds_g": count_multiply_adds(model) / 1e9}
+        counts[name] = {
+            "parameters_m": count_parameters(model.module) / 1e6,
+            "multiply_adds_g": count_multiply_adds(model) / 1e9,
+        }
         exported = export_onnx(model, folder / f"{name}.onnx", data, limit=GATE_IMAGES).path
-        int8 = quantise(exported, data, gate_images=GATE_IMAGES, gate=Gate(agreement=0))  # random weights: ties
+        # random weights: ties
+        int8 = quantise(exported, data, gate_images=GATE_IMAGES, gate=Gate(agreement=0))
         made |= {(name, PEER): model, (name, "ONNX fp32"): exported, (name, "int8"): int8}
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-    sides = {name: made[rung.network, rung.runtime] for name, rung in RUNGS.items() if rung.runtime != BF16}
+    sides = {
+        name: made[rung.network, rung.runtime]
+        for name, rung in RUNGS.items()
+        if rung.runtime != BF16
+    }
     save_model(sides[PEER], folder / "torch")
     files = {**sides, PEER: folder / "torch"}
     sides |= {BF16: make_side(sides[PEER], precision="bf16")}
-    images = np.random.default_rng(0).standard_normal((1, 3, *sides[PEER].transform.size), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal(
+        (1, 3, *sides[PEER].transform.size), dtype=np.float32
+    )
     table = latency_table(sides, images, (1,), repeats, threads, seconds=SECONDS)
-    table["size_mb"] = table["side"].map({name: size_on_disk(path) for name, path in files.items()})  # NaN for bf16: no file
+    # NaN for bf16: no file
+    table["size_mb"] = table["side"].map({name: size_on_disk(path) for name, path in files.items()})
     table = add_shares(table, counts)
     return judge(table), table
 
@@ -133,14 +166,22 @@ def quantise(path: Path, data: DataBundle, **options) -> Path:
 
 
 def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """What is saved in all, and what the rung's own ingredient leaves of the rung before it, of latency and of size."""
+    """What is saved in all, and what the rung's own ingredient leaves of the rung before it, of
+    latency and of size.
+    """
     rows = table.set_index("side")
     found = []
     for name, row in rows.iterrows():
         rung = RUNGS[str(name)]
         before = rows.loc[rung.after] if rung.after else row
-        saved = {"latency_saved": 1 - row["ratio"], "size_saved": 1 - row["size_mb"] / rows["size_mb"].iloc[0]}
-        left = {"latency_of_before": row["ratio"] / before["ratio"], "size_of_before": row["size_mb"] / before["size_mb"]}
+        saved = {
+            "latency_saved": 1 - row["ratio"],
+            "size_saved": 1 - row["size_mb"] / rows["size_mb"].iloc[0],
+        }
+        left = {
+            "latency_of_before": row["ratio"] / before["ratio"],
+            "size_of_before": row["size_mb"] / before["size_mb"],
+        }
         found.append({"side": name, "after": rung.after, **counts[rung.network], **saved, **left})
     columns = ["side", "repeats", "p50_ms", "p90_ms", "ratio", "ratio_low", "ratio_high", "size_mb"]
     return table[columns].merge(pd.DataFrame(found), on="side")
@@ -154,12 +195,18 @@ def judge(table: pd.DataFrame) -> list[dict]:
         row, label = rows.loc[name], LABELS.get(name, name)
         for what, column in (("latency", "p50_ms"), ("size", "size_mb")):
             metric = f"{label}: share of {what} saved"
-            records.append(record(CASE, metric, row[column], peer[column], PEER, row[f"{what}_saved"], bars[what]))
+            records.append(
+                record(
+                    CASE, metric, row[column], peer[column], PEER, row[f"{what}_saved"], bars[what]
+                )
+            )
     return records
 
 
 def climb(folder: Path, seed: int) -> pd.DataFrame:
-    """One vit_scratch trained on digits and brought down the ladder: a row for each rung, with its accuracy on test images."""
+    """One vit_scratch trained on digits and brought down the ladder: a row for each rung, with its
+    accuracy on test images.
+    """
     data = load_dataset("digits", seed=seed)
     full = build_model("vit_scratch", data.classes, seed=seed, **SMALL)
     fit(full, data, config=recipe("vit_scratch", seed=seed, **LONGER))
@@ -168,7 +215,11 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
     importance = importance_table(full, images, labels, ("head", "neuron"))
     cut = prune(full, plan_pruning(full, importance, KEPT, of="blocks"))
     recovered = recover_copy(cut, full, data, seed)
-    worth = importance_table(recovered, images, labels, "block", "ablation").sort_values("importance")["block"].tolist()
+    worth = (
+        importance_table(recovered, images, labels, "block", "ablation")
+        .sort_values("importance")["block"]
+        .tolist()
+    )
     least = worth[: len(worth) // 2]
     half = shrink_model(recovered, [None if block in least else {} for block in range(len(worth))])
     half_recovered = recover_copy(half, full, data, seed)
@@ -178,7 +229,9 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
         "50 % cut out, recovered": recovered,
         "50 % cut out, recovered, tokens merged": merge_tokens(recovered, DIGITS_MERGED),
         "half the blocks too, recovered": half_recovered,
-        "half the blocks too, recovered, tokens merged": merge_tokens(half_recovered, 2 * DIGITS_MERGED),
+        "half the blocks too, recovered, tokens merged": merge_tokens(
+            half_recovered, 2 * DIGITS_MERGED
+        ),
     }
     sides, models = {}, {}
     for name, model in networks.items():
@@ -201,34 +254,64 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recover_copy(model: ModelBundle, teacher: ModelBundle, data: DataBundle, seed: int) -> ModelBundle:
+def recover_copy(
+    model: ModelBundle, teacher: ModelBundle, data: DataBundle, seed: int
+) -> ModelBundle:
     copied = shrink_model(model, [{}] * len(model.module.blocks))
-    recover(copied, data, config=recovery_recipe("vit_scratch", seed=seed, epochs=RECOVERY_EPOCHS), teacher=teacher)
+    recover(
+        copied,
+        data,
+        config=recovery_recipe("vit_scratch", seed=seed, epochs=RECOVERY_EPOCHS),
+        teacher=teacher,
+    )
     return copied
 
 
-def measure_accuracy(folder: Path, _threads: int, _repeats: int, seeds: int) -> tuple[list[dict], pd.DataFrame]:
-    """A record for each rung that is a file to be deployed, and a row for each rung, means over the seeds."""
+def measure_accuracy(
+    folder: Path, _threads: int, _repeats: int, seeds: int
+) -> tuple[list[dict], pd.DataFrame]:
+    """A record for each rung that is a file to be deployed, and a row for each rung, means over the
+    seeds.
+    """
     runs = pd.concat([climb(folder, seed) for seed in range(seeds)])
-    accuracy = runs.pivot(index="seed", columns="rung", values="accuracy")[list(runs["rung"].unique())]
+    accuracy = runs.pivot(index="seed", columns="rung", values="accuracy")[
+        list(runs["rung"].unique())
+    ]
     case, records, rows = f"vit_scratch on digits, {seeds} seeds", [], []
     for name, values in accuracy.items():
         lost = 100 * (accuracy["full"] - values).to_numpy()
         mean, low, high, _ = corrected_t(lost, TEST_SHARE)
         shares = runs[runs["rung"] == name][["multiply_adds", "parameters"]].mean()
-        rows.append({"rung": name, **shares, "accuracy": values.mean(), "points_lost": mean, "low": low, "high": high})
+        rows.append(
+            {
+                "rung": name,
+                **shares,
+                "accuracy": values.mean(),
+                "points_lost": mean,
+                "low": low,
+                "high": high,
+            }
+        )
         if "int8" in str(name):
             pair = 100 * values.mean(), 100 * accuracy["full"].mean()
-            records.append(record(case, f"{name}: points of accuracy lost", *pair, PEER, mean, LOSS))
+            records.append(
+                record(case, f"{name}: points of accuracy lost", *pair, PEER, mean, LOSS)
+            )
     return records, pd.DataFrame(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", help="geometry, accuracy (default: both)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each timing (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="of the trained models (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="turns of each timing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="of the trained models (default: %(default)s)"
+    )
     options = parser.parse_args()
     parts = options.parts or list(PARTS)
     for name in parts:
@@ -237,9 +320,14 @@ def main() -> None:
     for name in parts:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            records, table = PARTS[name](Path(folder), options.threads, options.repeats, options.seeds)
+            records, table = PARTS[name](
+                Path(folder), options.threads, options.repeats, options.seeds
+            )
         print(table.to_string(float_format="{:.3f}".format))
-        facts = {"threads": options.threads, name: json.loads(table.round(4).to_json(orient="records"))}
+        facts = {
+            "threads": options.threads,
+            name: json.loads(table.round(4).to_json(orient="records")),
+        }
         write_records("geometry", records, **facts)
         print(f"{name}: {time.perf_counter() - began:.0f} s\n", flush=True)
 

@@ -1,9 +1,12 @@
-"""`fit` against a bare PyTorch loop and Hugging Face's Trainer: speed, what the frozen-prefix cache saves, time to a good model.
+"""`fit` against a bare PyTorch loop and Hugging Face's Trainer: speed, what the frozen-prefix cache
+saves, time to a good model.
 
-All sides get the same images in the same order and alternate; ratios are of medians. Trainer runs the same timm model, wrapped.
+All sides get the same images in the same order and alternate; ratios are of medians. Trainer runs
+the same timm model, wrapped.
 
-    python benchmarks/bench_training.py [speed cache target memory layout spin]  # all by default, about 45 minutes on two cores
-    python benchmarks/bench_training.py spin --repeats 6                         # about four minutes, on a quiet machine
+    python benchmarks/bench_training.py [speed cache target memory layout spin]  # all by default,
+    about 45 minutes on two cores python benchmarks/bench_training.py spin --repeats 6
+    # about four minutes, on a quiet machine
 """
 
 from __future__ import annotations
@@ -33,9 +36,19 @@ from vitlab.training import TrainConfig, fit, recipe
 
 PARTS = ["speed", "cache", "target", "memory", "layout", "spin"]
 MODEL = "vit_small_patch16_224"
-PLAIN = {"augment": "none", "class_weights": "none", "warmup_epochs": 0.0, "patience": 10_000, "channels_last": False}
+PLAIN = {
+    "augment": "none",
+    "class_weights": "none",
+    "warmup_epochs": 0.0,
+    "patience": 10_000,
+    "channels_last": False,
+}
 SPEED_CASES = [("fp32", 160), ("bf16", 192)]  # precision, images
-CACHE_CASES = [("linear_probe", 1, ">= 8"), ("last_blocks", 1, ">= 3"), ("last_blocks", 4, ">= 1.4")]
+CACHE_CASES = [
+    ("linear_probe", 1, ">= 8"),
+    ("last_blocks", 1, ">= 3"),
+    ("last_blocks", 4, ">= 1.4"),
+]
 SPIN_CASES = {"alone": ">= 0.97", "beside a niced busy process": ">= 2.5"}
 SPIN_SECONDS, SPIN_THREADS = 7, 2
 BUSY = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
@@ -60,8 +73,12 @@ def timed(function: Callable, *arguments) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def interleave(sides: dict[str, Callable], repeats: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Median seconds of each side, called in turn, forwards and backwards, and what each gave last."""
+def interleave(
+    sides: dict[str, Callable], repeats: int
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Median seconds of each side, called in turn, forwards and backwards, and what each gave
+    last.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, object] = {}
     for repeat in range(repeats):
@@ -85,18 +102,40 @@ def measure_speed(repeats: int) -> list[dict]:
         print(f"speed, {precision}, {images} images")
         sides = {
             "bare": lambda data=data, config=config: bare_loop(vit_small(data), data, config),
-            "Trainer": lambda data=data, config=config: train_with_trainer(vit_small(data), data, config),
+            "Trainer": lambda data=data, config=config: train_with_trainer(
+                vit_small(data), data, config
+            ),
             "fit": lambda data=data, config=config: fit(vit_small(data), data, config=config),
         }
         seconds, _ = interleave(sides, repeats)
         rate = {side: images / value for side, value in seconds.items()}
         for peer, bar in (("bare", ">= 0.98"), ("Trainer", ">= 1.0")):
             case = f"{MODEL}, full, {precision}"
-            records.append(record(case, f"images/s against {peer}", rate["fit"], rate[peer], peer, rate["fit"] / rate[peer], bar))
+            records.append(
+                record(
+                    case,
+                    f"images/s against {peer}",
+                    rate["fit"],
+                    rate[peer],
+                    peer,
+                    rate["fit"] / rate[peer],
+                    bar,
+                )
+            )
         if precision == "bf16":
             used, possible = 3 * count_flops(data) * rate["fit"], measure_matmul()
             case = f"{MODEL}, full, bf16: share of the matmul rate"
-            records.append(record(case, "TFLOP/s", used / 1e12, possible / 1e12, "bf16 matmul", used / possible, ">= 0.55"))
+            records.append(
+                record(
+                    case,
+                    "TFLOP/s",
+                    used / 1e12,
+                    possible / 1e12,
+                    "bf16 matmul",
+                    used / possible,
+                    ">= 0.55",
+                )
+            )
     return records
 
 
@@ -109,16 +148,30 @@ def count_flops(data: DataBundle) -> float:
 
 def measure_matmul(size: int = 4096) -> float:
     """FLOP/s of a square bf16 product, the best of ten."""
-    a, b = torch.randn(size, size, dtype=torch.bfloat16), torch.randn(size, size, dtype=torch.bfloat16)
+    a, b = (
+        torch.randn(size, size, dtype=torch.bfloat16),
+        torch.randn(size, size, dtype=torch.bfloat16),
+    )
     return 2 * size**3 / min(timed(torch.matmul, a, b)[0] for _ in range(10))
 
 
 def measure_cache(repeats: int) -> list[dict]:
-    """Ten epochs on 400 images; filling the cache is in our time, and so is validation, which Trainer is spared."""
+    """Ten epochs on 400 images; filling the cache is in our time, and so is validation, which
+    Trainer is spared.
+    """
     records, data = [], elpv(400)
     for strategy, blocks, bar in CACHE_CASES:
-        config = TrainConfig(epochs=10, batch_size=16, strategy=strategy, last_blocks=blocks, precision="bf16", **PLAIN)
-        case = f"10 epochs, 400 images, {strategy}" + (f" {blocks}" if strategy == "last_blocks" else "")
+        config = TrainConfig(
+            epochs=10,
+            batch_size=16,
+            strategy=strategy,
+            last_blocks=blocks,
+            precision="bf16",
+            **PLAIN,
+        )
+        case = f"10 epochs, 400 images, {strategy}" + (
+            f" {blocks}" if strategy == "last_blocks" else ""
+        )
         print(case)
 
         def with_cache(config=config):
@@ -126,49 +179,91 @@ def measure_cache(repeats: int) -> list[dict]:
                 os.environ["VITLAB_REPORTS"] = folder
                 return fit(vit_small(data), data, config=config)["train_loss"].tolist()
 
-        sides = {"Trainer": lambda config=config: train_with_trainer(vit_small(data), data, config), "fit": with_cache}
+        sides = {
+            "Trainer": lambda config=config: train_with_trainer(vit_small(data), data, config),
+            "fit": with_cache,
+        }
         seconds, losses = interleave(sides, repeats)
         steps = len(losses["Trainer"]) // config.epochs
-        means = [statistics.mean(losses["Trainer"][steps * epoch : steps * (epoch + 1)]) for epoch in range(config.epochs)]
+        means = [
+            statistics.mean(losses["Trainer"][steps * epoch : steps * (epoch + 1)])
+            for epoch in range(config.epochs)
+        ]
         apart = max(abs(a - b) for a, b in zip(means, losses["fit"], strict=True))
         ratio = seconds["Trainer"] / seconds["fit"]
-        records.append(record(case, "seconds", seconds["fit"], seconds["Trainer"], "Trainer", ratio, bar))
+        records.append(
+            record(case, "seconds", seconds["fit"], seconds["Trainer"], "Trainer", ratio, bar)
+        )
         records[-1]["largest_difference_of_epoch_losses"] = round(apart, 5)
         print(f"   losses of the epochs are at most {apart:.5f} apart")
     return records
 
 
 def measure_target(limit_s: float) -> tuple[list[dict], dict]:
-    """Seconds to a validation AUC: hybrid_vit by our recipe, and by Trainer's defaults with all weights trained."""
+    """Seconds to a validation AUC: hybrid_vit by our recipe, and by Trainer's defaults with all
+    weights trained.
+    """
     data = load_dataset("elpv", seed=0)
     curves: dict[str, list[tuple[float, float]]] = {"fit": [], "Trainer": []}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VITLAB_REPORTS"] = folder
-        history = fit(build_model("hybrid_vit", data.classes, seed=0), data, config=recipe("hybrid_vit", epochs=6))
+        history = fit(
+            build_model("hybrid_vit", data.classes, seed=0),
+            data,
+            config=recipe("hybrid_vit", epochs=6),
+        )
     curves["fit"] = list(zip(history["seconds"], history["val_roc_auc"], strict=True))
     model, config = build_model("hybrid_vit", data.classes, seed=0), None
     train_with_trainer(model, data, config, limit_s=limit_s, curve=curves["Trainer"])
     records = []
     for target in TARGETS:
-        ours, theirs = (next((s for s, auc in curves[side] if auc >= target), None) for side in ("fit", "Trainer"))
+        ours, theirs = (
+            next((s for s, auc in curves[side] if auc >= target), None)
+            for side in ("fit", "Trainer")
+        )
         if ours:
             name = "Trainer" if theirs else "Trainer, which did not reach it"
             theirs = theirs or curves["Trainer"][-1][0]
             records.append(
-                record(f"hybrid_vit to a validation AUC of {target}", "seconds", ours, theirs, name, theirs / ours, ">= 5")
+                record(
+                    f"hybrid_vit to a validation AUC of {target}",
+                    "seconds",
+                    ours,
+                    theirs,
+                    name,
+                    theirs / ours,
+                    ">= 5",
+                )
             )
-    return records, {"auc_against_seconds": {side: [[round(s, 1), round(auc, 4)] for s, auc in c] for side, c in curves.items()}}
+    return records, {
+        "auc_against_seconds": {
+            side: [[round(s, 1), round(auc, 4)] for s, auc in c] for side, c in curves.items()
+        }
+    }
 
 
 def measure_memory() -> list[dict]:
-    """Peak resident memory of a training from the cache (last block of vit_small), on N and on 2 N images."""
+    """Peak resident memory of a training from the cache (last block of vit_small), on N and on 2 N
+    images.
+    """
     peaks = []
     for images in (400, 800):
-        result = subprocess.run([sys.executable, __file__, "_memory", str(images)], capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, __file__, "_memory", str(images)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks.append(float(result.stdout.split()[-1]))
     return [
         record(
-            "peak memory, cache, 800 images : 400 images", "MB", peaks[1], peaks[0], "400 images", peaks[1] / peaks[0], "<= 1.05"
+            "peak memory, cache, 800 images : 400 images",
+            "MB",
+            peaks[1],
+            peaks[0],
+            "400 images",
+            peaks[1] / peaks[0],
+            "<= 1.05",
         )
     ]
 
@@ -184,12 +279,18 @@ def train_for_memory(images: int) -> None:
 
 
 def measure_layout(repeats: int) -> list[dict]:
-    """What channels_last gains for a CNN, and torch.compile for a ViT (its compilation left out: the second epoch counts)."""
+    """What channels_last gains for a CNN, and torch.compile for a ViT (its compilation left out:
+    the second epoch counts).
+    """
     data = elpv(128)
-    config = TrainConfig(epochs=1, batch_size=16, precision="fp32", **{**PLAIN, "channels_last": True})
+    config = TrainConfig(
+        epochs=1, batch_size=16, precision="fp32", **{**PLAIN, "channels_last": True}
+    )
     sides = {
         name: lambda config=config, last=last: fit(
-            build_model("efficientnet_lite0", data.classes), data, config=replace(config, channels_last=last)
+            build_model("efficientnet_lite0", data.classes),
+            data,
+            config=replace(config, channels_last=last),
         )
         for name, last in (("without", False), ("with", True))
     }
@@ -197,30 +298,60 @@ def measure_layout(repeats: int) -> list[dict]:
     ratio = seconds["without"] / seconds["with"]
     records = [
         record(
-            "efficientnet_lite0, full: channels_last", "seconds", seconds["with"], seconds["without"], "without", ratio, ">= 1"
+            "efficientnet_lite0, full: channels_last",
+            "seconds",
+            seconds["with"],
+            seconds["without"],
+            "without",
+            ratio,
+            ">= 1",
         )
     ]
     epochs = {}
     for name, compile_it in (("without", False), ("with", True)):
-        history = fit(vit_small(data), data, config=replace(config, epochs=3, precision="bf16", compile=compile_it))
+        history = fit(
+            vit_small(data),
+            data,
+            config=replace(config, epochs=3, precision="bf16", compile=compile_it),
+        )
         epochs[name] = history["seconds"].iloc[2] - history["seconds"].iloc[1]
-        print(f"   compile {name:8} {epochs[name]:6.1f} s an epoch, the first {history['seconds'].iloc[0]:.1f} s")
+        print(
+            f"   compile {name:8} {epochs[name]:6.1f} s an epoch, the first"
+            f" {history['seconds'].iloc[0]:.1f} s"
+        )
     ratio = epochs["without"] / epochs["with"]
     return [
         *records,
-        record(f"{MODEL}, full, bf16: compile", "s/epoch", epochs["with"], epochs["without"], "without", ratio, ">= 1"),
+        record(
+            f"{MODEL}, full, bf16: compile",
+            "s/epoch",
+            epochs["with"],
+            epochs["without"],
+            "without",
+            ratio,
+            ">= 1",
+        ),
     ]
 
 
 class StepProcess:
-    """A process that trains a ViT-Ti, from random weights on random images, whenever it is asked to; idle otherwise."""
+    """A process that trains a ViT-Ti, from random weights on random images, whenever it is asked
+    to; idle otherwise.
+    """
 
     def __init__(self, spin: dict[str, str]):
-        free = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        free = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        }
         environment = {**free, "OMP_NUM_THREADS": str(SPIN_THREADS), **spin}
-        command = [sys.executable, "-c", "import vitlab, steps; steps.train_when_asked()"]  # in this order: torch reads the spin
+        # in this order: torch reads the spin
+        command = [sys.executable, "-c", "import vitlab, steps; steps.train_when_asked()"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, cwd=Path(__file__).parent, env=environment, text=True, **pipes)
+        self.process = subprocess.Popen(
+            command, cwd=Path(__file__).parent, env=environment, text=True, **pipes
+        )
 
     def rate(self, seconds: float) -> float:
         """Steps a second over at least so many seconds."""
@@ -229,7 +360,9 @@ class StepProcess:
 
 
 def measure_spin(repeats: int) -> list[dict]:
-    """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and beside a niced process."""
+    """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and
+    beside a niced process.
+    """
     sides = {"short": StepProcess({}), "default": StepProcess({"GOMP_SPINCOUNT": GNU_SPIN})}
     rates, busy = {(case, side): [] for case in SPIN_CASES for side in sides}, None
     try:
@@ -240,7 +373,10 @@ def measure_spin(repeats: int) -> list[dict]:
                 busy = subprocess.Popen(BUSY) if case != "alone" else None
                 for side in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
                     rates[case, side].append(sides[side].rate(SPIN_SECONDS))
-                    print(f"   {repeat + 1}. {case:26} {side:8} {rates[case, side][-1]:6.3f} steps/s", flush=True)
+                    print(
+                        f"   {repeat + 1}. {case:26} {side:8} {rates[case, side][-1]:6.3f} steps/s",
+                        flush=True,
+                    )
                 if busy:
                     busy.kill()
                     busy, _ = None, busy.wait()
@@ -260,10 +396,19 @@ def measure_spin(repeats: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", default=PARTS)
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=900, help="seconds that Trainer gets for `target` (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often each side runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=900,
+        help="seconds that Trainer gets for `target` (default: %(default)s)",
+    )
     options = parser.parse_args()
     if options.parts[0] == "_memory":
         return train_for_memory(int(options.parts[1]))

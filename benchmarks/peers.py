@@ -1,4 +1,6 @@
-"""The other sides of bench_training: a bare PyTorch loop, and Hugging Face's Trainer around the same model."""
+"""The other sides of bench_training: a bare PyTorch loop, and Hugging Face's Trainer around the
+same model.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def bare_loop(model: ModelBundle, data: DataBundle, config: TrainConfig) -> list
         order.epoch = epoch
         for inputs, labels, _ in DataLoader(images, batch_sampler=order):
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * warmup_cosine(len(losses), 0, config.epochs * order.steps)
+                group["lr"] = group["initial_lr"] * warmup_cosine(
+                    len(losses), 0, config.epochs * order.steps
+                )
             with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
                 logits = model.module(inputs)
             loss = F.cross_entropy(logits.float(), labels)
@@ -64,11 +68,15 @@ class InOrder(Trainer):
     def get_train_dataloader(self):
         if self.order is None:
             return super().get_train_dataloader()
-        return DataLoader(self.train_dataset, batch_sampler=self.order, collate_fn=self.data_collator)
+        return DataLoader(
+            self.train_dataset, batch_sampler=self.order, collate_fn=self.data_collator
+        )
 
 
 class Watch(TrainerCallback):
-    """Keeps the loss of each step, tells the order which epoch it is, and, for a curve, scores the model now and then."""
+    """Keeps the loss of each step, tells the order which epoch it is, and, for a curve, scores the
+    model now and then.
+    """
 
     def __init__(self, order, score=None, limit_s: float = float("inf"), every: int = 1):
         self.order, self.score, self.limit_s, self.every = order, score, limit_s, every
@@ -90,13 +98,22 @@ class Watch(TrainerCallback):
 
 
 def collate(items) -> dict[str, torch.Tensor]:
-    return {"images": torch.stack([item[0] for item in items]), "labels": torch.tensor([item[1] for item in items])}
+    return {
+        "images": torch.stack([item[0] for item in items]),
+        "labels": torch.tensor([item[1] for item in items]),
+    }
 
 
 def train_with_trainer(
-    model: ModelBundle, data: DataBundle, config: TrainConfig | None, limit_s: float = float("inf"), curve: list | None = None
+    model: ModelBundle,
+    data: DataBundle,
+    config: TrainConfig | None,
+    limit_s: float = float("inf"),
+    curve: list | None = None,
 ) -> list[float]:
-    """The losses of all steps. config: as for `fit`, frozen parts included; None trains everything by Trainer's defaults."""
+    """The losses of all steps. config: as for `fit`, frozen parts included; None trains everything
+    by Trainer's defaults.
+    """
     images = ImageDataset(data, "train", model.transform, in_memory=True)
     order, optimizers = None, (None, None)
     options = {"num_train_epochs": 20}
@@ -106,22 +123,44 @@ def train_with_trainer(
         frozen, _ = split_model(model.module, find_border(names, config))
         frozen.requires_grad_(False)
         optimizer, steps = build_optimizer(model.module, config), config.epochs * order.steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, 0, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, 0, steps)
+        )
         optimizers = (optimizer, schedule)
-        options = {"num_train_epochs": config.epochs, "max_grad_norm": config.clip, "bf16": config.precision == "bf16"}
+        options = {
+            "num_train_epochs": config.epochs,
+            "max_grad_norm": config.clip,
+            "bf16": config.precision == "bf16",
+        }
         options["per_device_train_batch_size"] = config.batch_size
     watch = Watch(order)
     if curve is not None:
-        watch = Watch(None, lambda seconds: curve.append((seconds, score(model, data))), limit_s, every=len(images) // 16)
+        watch = Watch(
+            None,
+            lambda seconds: curve.append((seconds, score(model, data))),
+            limit_s,
+            every=len(images) // 16,
+        )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1,
-            disable_tqdm=True, logging_nan_inf_filter=False, **options,
-        )  # fmt: skip
+            folder,
+            use_cpu=not torch.cuda.is_available(),
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **options,
+        )
         trainer = InOrder(
-            ForTrainer(model.module), arguments, order=order, train_dataset=images, data_collator=collate, optimizers=optimizers,
+            ForTrainer(model.module),
+            arguments,
+            order=order,
+            train_dataset=images,
+            data_collator=collate,
+            optimizers=optimizers,
             callbacks=[watch],
-        )  # fmt: skip
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return watch.losses
@@ -132,6 +171,8 @@ def score(model: ModelBundle, data: DataBundle) -> float:
     images = ImageDataset(data, "val", model.transform)
     model.module.eval()
     with torch.inference_mode():
-        logits = torch.cat([model.module(inputs) for inputs, _, _ in DataLoader(images, batch_size=64)])
+        logits = torch.cat(
+            [model.module(inputs) for inputs, _, _ in DataLoader(images, batch_size=64)]
+        )
     model.module.train()
     return roc_auc_score(images.labels, logits.softmax(dim=1)[:, 1].numpy())

@@ -1,4 +1,6 @@
-"""What every benchmark writes: benchmarks/results/<topic>.json with the machine and a record for each bar, missed ones too."""
+"""What every benchmark writes: benchmarks/results/<topic>.json with the machine and a record for
+each bar, missed ones too.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,25 @@ from scipy import stats
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(case: str, metric: str, ours: float, peer: float, peer_name: str, ratio: float, bar: str) -> dict:
+def record(
+    case: str, metric: str, ours: float, peer: float, peer_name: str, ratio: float, bar: str
+) -> dict:
     """bar: `>= 3` or `<= 1.1`, for the ratio."""
     sign, limit = bar.split()
     holds = ratio >= float(limit) if sign == ">=" else ratio <= float(limit)
-    values = {"ours": round(ours, 3), "peer": round(peer, 3), "peer_name": peer_name, "ratio": round(ratio, 3)}
+    values = {
+        "ours": round(ours, 3),
+        "peer": round(peer, 3),
+        "peer_name": peer_name,
+        "ratio": round(ratio, 3),
+    }
     return {"case": case, "metric": metric, **values, "bar": bar, "holds": bool(holds)}
 
 
 def write_records(topic: str, records: list[dict], **further) -> None:
-    """Print the records as a table and write them, with `further` facts; records of earlier calls with other cases stay."""
+    """Print the records as a table and write them, with `further` facts; records of earlier calls
+    with other cases stay.
+    """
     path = RESULTS / f"{topic}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     cases = {(one["case"], one["metric"]) for one in records}
@@ -47,19 +58,28 @@ def describe_machine() -> str:
     """Processor, cores and Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     formats = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     python = f"Python {platform.python_version()}"
-    return f"{name} ({', '.join(formats) or 'no bf16'}), {os.cpu_count()} cores, {platform.system()}, {python}"
+    return (
+        f"{name} ({', '.join(formats) or 'no bf16'}), {os.cpu_count()} cores, {platform.system()},"
+        f" {python}"
+    )
 
 
-def corrected_t(differences: np.ndarray, test_share: float, confidence: float = 0.95) -> tuple[float, float, float, float]:
-    """Mean, low, high and p of the corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003).
+def corrected_t(
+    differences: np.ndarray, test_share: float, confidence: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Mean, low, high and p of the corrected resampled t-test (Nadeau and Bengio, Machine Learning
+    52, 2003).
 
-    differences: one for each of k seeds, each with a test share drawn from the same images: the variance of their mean is taken
-    as (1 / k + test / train) s^2. It is not for a fixed test split. NaN for one seed and for differences that are all the same.
-    """
+    differences: one for each of k seeds, each with a test share drawn from the same images: the
+    variance of their mean is taken as (1 / k + test / train) s^2. It is not for a fixed test split.
+    NaN for one seed and for differences that are all the same."""
     seeds, mean = len(differences), float(np.mean(differences))
     if seeds < 2 or np.ptp(differences) == 0:
         return mean, np.nan, np.nan, np.nan

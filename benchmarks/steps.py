@@ -1,4 +1,6 @@
-"""What bench_training times in processes of their own: training steps of a ViT-Ti, a number of seconds at a time."""
+"""What bench_training times in processes of their own: training steps of a ViT-Ti, a number of
+seconds at a time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from vitlab.models import build_model
 
 
 def train_when_asked() -> None:
-    """Read a number of seconds from a line, train for as long, write the steps a second; until standard input closes."""
+    """Read a number of seconds from a line, train for as long, write the steps a second; until
+    standard input closes.
+    """
     module = build_model("vit_tiny_patch16_224", ["a", "b"], pretrained=False).module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     images, labels = torch.randn(16, 3, 224, 224), torch.arange(16) % 2

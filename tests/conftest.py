@@ -2,7 +2,8 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes; more threads than cores make torch crawl
+# the tests run in two processes; more threads than cores make torch crawl
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -34,7 +35,9 @@ def reports_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mnist_files(tmp_path_factory, monkeypatch):
-    """A folder, named in VITLAB_DATA, with 40 training and 20 test images of random pixels in MNIST's IDX format."""
+    """A folder, named in VITLAB_DATA, with 40 training and 20 test images of random pixels in
+    MNIST's IDX format.
+    """
     folder = tmp_path_factory.mktemp("torchvision")
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -43,7 +46,9 @@ def mnist_files(tmp_path_factory, monkeypatch):
         images, labels = pixels[part], (np.arange(60)[part] % 10).astype(np.uint8)
         header = np.array([2051, len(images), 28, 28], ">i4").tobytes()
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([2049, len(labels)], ">i4").tobytes() + labels.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            np.array([2049, len(labels)], ">i4").tobytes() + labels.tobytes()
+        )
     monkeypatch.setenv("VITLAB_DATA", str(folder))
     return folder
 

@@ -14,7 +14,10 @@ from vitlab.submission.opened import Bundle, Options
 from vitlab.submission.verify import CHECKS, judge
 
 ROOT = Path(__file__).parents[1]
-PARAMETERS = 'dataset = "digits"  # data\nmodel = "vit_scratch"  # model\nseed = 0  # seed\nrun_name = ""  # folder of the run\n'
+PARAMETERS = (
+    'dataset = "digits"  # data\nmodel = "vit_scratch"  # model\nseed = 0  # seed\nrun_name = ""  #'
+    " folder of the run\n"
+)
 FINETUNE = """\
 from vitlab.training.experiment import finetune
 options = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -35,22 +38,34 @@ run.write_json("metrics.json", metrics.drop(columns="note").set_index("metric").
 plots.present(metrics)"""
 ANSWERS = {
     "integrity": "I agree; I used no aids.",
-    "balance": "Digits are even: always naming the largest class reaches about one in ten, so anything far above is learnt. " * 2,
-    "metrics": "Balanced accuracy comes first, since every digit matters as much as any other. " * 5,
+    "balance": (
+        "Digits are even: always naming the largest class reaches about one in ten, so anything far"
+        " above is learnt. " * 2
+    ),
+    "metrics": (
+        "Balanced accuracy comes first, since every digit matters as much as any other. " * 5
+    ),
     "failures-code": "print(predictions.groupby('label').size())",
-    "failures": "Eights are taken for ones, and nines for threes; the model was trained for one epoch and sees coarse pixels. "
-    * 2,
+    "failures": (
+        "Eights are taken for ones, and nines for threes; the model was trained for one epoch and"
+        " sees coarse pixels. " * 2
+    ),
 }  # and no verdict
 
 
 def write_project(folder: Path) -> Path:
-    """Notebooks that train and evaluate in seconds, and the project's own assignment with answers; the batch file."""
+    """Notebooks that train and evaluate in seconds, and the project's own assignment with answers;
+    the batch file.
+    """
     (folder / "notebooks" / "batches").mkdir(parents=True)
     (folder / "reports").mkdir()
     shutil.copy(ROOT / "_quarto.yml", folder)
     shutil.copy(ROOT / "reports" / "references.bib", folder / "reports")
     (folder / "requirements.lock").write_text("numpy==2.4.0\n")
-    for name, source, further in (("03_finetune", FINETUNE, ""), ("04_evaluate", EVALUATE, "replicates = 50  # replicates\n")):
+    for name, source, further in (
+        ("03_finetune", FINETUNE, ""),
+        ("04_evaluate", EVALUATE, "replicates = 50  # replicates\n"),
+    ):
         cells = [
             new_markdown_cell(f"# {name}"),
             new_code_cell(PARAMETERS + further, metadata={"tags": ["parameters"]}),
@@ -90,7 +105,9 @@ def pack(folder: Path, path: Path, *, forge: bool = False) -> Path:
 
 
 def verify(path: Path, names=tuple(CHECKS), **options):
-    """The verdict, by default without reading the images, which takes longest; failures as (check, subject)."""
+    """The verdict, by default without reading the images, which takes longest; failures as (check,
+    subject).
+    """
     with open_bundle(path) as folder:
         verdict = judge(Bundle(folder, Options(**{"images": False, **options})), names)
     return verdict, [(result.check, result.subject) for result in verdict.failed]

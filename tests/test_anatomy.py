@@ -1,4 +1,6 @@
-"""Anatomy is read from the forward pass: the same for our models and timm's, whatever they call their parts."""
+"""Anatomy is read from the forward pass: the same for our models and timm's, whatever they call
+their parts.
+"""
 
 import pytest
 import timm
@@ -12,7 +14,13 @@ from vitlab.models import build_model, find_anatomy
 from vitlab.models.windows import place_tokens
 from vitlab.schema import Window
 
-SWIN = {"img_size": (64, 96), "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 3}
+SWIN = {
+    "img_size": (64, 96),
+    "embed_dim": 16,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "num_classes": 3,
+}
 
 
 def anatomy_of(name, size=None, **options):
@@ -27,19 +35,27 @@ def anatomy_of(name, size=None, **options):
         ("deit_tiny_distilled_patch16_224", None, 12, 2, (14, 14)),
         ("vit_little_patch16_reg4_gap_256", None, 14, 4, (16, 16)),  # registers, no class token
         ("vit_medium_patch16_gap_240", (96, 96), 12, 0, (6, 6)),  # averages its tokens
-        ("eva02_tiny_patch14_224", (98, 98), 12, 1, (7, 7)),  # separate q, k, v; no VisionTransformer of timm's
+        # separate q, k, v; no VisionTransformer of timm's
+        ("eva02_tiny_patch14_224", (98, 98), 12, 1, (7, 7)),
         ("vit_scratch", None, 6, 1, (8, 8)),
         ("vit_scratch", (24, 48), 6, 1, (2, 4)),
     ],
 )
 def test_vision_transformers(name, size, depth, num_prefix_tokens, grid):
     anatomy = anatomy_of(name, size)
-    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, anatomy.stages) == ("vit", num_prefix_tokens, grid, ())
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, anatomy.stages) == (
+        "vit",
+        num_prefix_tokens,
+        grid,
+        (),
+    )
     assert anatomy.blocks == tuple(f"blocks.{i}" for i in range(depth))
     assert anatomy.attention == tuple(f"blocks.{i}.attn" for i in range(depth))
 
 
-@pytest.mark.parametrize(("size", "grid"), [(None, (14, 14)), ((96, 160), (6, 10)), ((100, 50), (7, 4))])
+@pytest.mark.parametrize(
+    ("size", "grid"), [(None, (14, 14)), ((96, 160), (6, 10)), ((100, 50), (7, 4))]
+)
 def test_hybrid(size, grid):
     anatomy = anatomy_of("hybrid_vit", size)
     assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid) == ("hybrid", 1, grid)
@@ -49,7 +65,12 @@ def test_hybrid(size, grid):
 
 def test_hybrid_of_timm():
     anatomy = anatomy_of("vit_tiny_r_s16_p8_224")
-    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, len(anatomy.blocks)) == ("hybrid", 1, (7, 7), 12)
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, len(anatomy.blocks)) == (
+        "hybrid",
+        1,
+        (7, 7),
+        12,
+    )
     assert anatomy.stages[-1] == "patch_embed.proj"
 
 
@@ -58,15 +79,32 @@ def test_hybrid_of_timm():
     [
         ("resnet18", None, (7, 7), ("act1", "layer1", "layer2", "layer3", "layer4")),
         ("resnet18", (64, 96), (2, 3), ("act1", "layer1", "layer2", "layer3", "layer4")),
-        ("efficientnet_lite0", None, (7, 7), ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
-        ("tf_efficientnet_lite0", (96, 160), (3, 5), ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
-        ("efficientnet_lite0", (32, 32), (2, 2), ("blocks.0", "blocks.1", "blocks.2", "blocks.4")),  # 1x1 is no map
-        ("convnext_atto", None, (7, 7), ("stages.0", "stages.1", "stages.2", "norm_pre")),  # channels-last inside
+        (
+            "efficientnet_lite0",
+            None,
+            (7, 7),
+            ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"),
+        ),
+        (
+            "tf_efficientnet_lite0",
+            (96, 160),
+            (3, 5),
+            ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"),
+        ),
+        # 1x1 is no map
+        ("efficientnet_lite0", (32, 32), (2, 2), ("blocks.0", "blocks.1", "blocks.2", "blocks.4")),
+        # channels-last inside
+        ("convnext_atto", None, (7, 7), ("stages.0", "stages.1", "stages.2", "norm_pre")),
     ],
 )
 def test_convolutional_networks(name, size, grid, stages):
     anatomy = anatomy_of(name, size)
-    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.num_prefix_tokens) == ("cnn", (), (), 0)
+    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.num_prefix_tokens) == (
+        "cnn",
+        (),
+        (),
+        0,
+    )
     assert (anatomy.grid, anatomy.stages) == (grid, stages)
 
 
@@ -78,17 +116,26 @@ def test_convolutional_networks(name, size, grid, stages):
         ("mixer_s32_224", "no attention and no feature maps"),
         (
             "convit_tiny",
-            "10 of its 12 attention modules, blocks.0.attn among them, use the attention weights in a way",
+            (
+                "10 of its 12 attention modules, blocks.0.attn among them, use the attention"
+                " weights in a way"
+            ),
         ),  # positions are mixed in
         ("cait_xxs24_224", "24 of its 26 attention modules"),  # talking heads
         ("efficientformerv2_s0", "4 of its 5 attention modules"),
-        ("coat_lite_tiny", "8 of its 8 attention modules"),  # softmax over the keys; modules shared between blocks
+        # softmax over the keys; modules shared between blocks
+        ("coat_lite_tiny", "8 of its 8 attention modules"),
         ("vit_dwee_patch16_reg1_gap_256", "computes attention 2 times"),  # the difference of two
     ],
 )
 def test_what_is_no_single_sequence_of_tokens_is_not_taken_for_one_and_says_why(name, reason):
     anatomy = anatomy_of(name)
-    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.grid) == ("other", (), (), (0, 0))
+    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.grid) == (
+        "other",
+        (),
+        (),
+        (0, 0),
+    )
     assert reason in anatomy.reason
 
 
@@ -111,7 +158,10 @@ class Tied(nn.Module):
 def test_a_block_used_again_is_not_taken_for_one_block():
     assert find_anatomy(Tied(1), (32, 32)).kind == "vit"
     anatomy = find_anatomy(Tied(3), (32, 32))
-    assert (anatomy.kind, anatomy.attention) == ("other", ()) and "computes attention 3 times" in anatomy.reason
+    assert (anatomy.kind, anatomy.attention) == (
+        "other",
+        (),
+    ) and "computes attention 3 times" in anatomy.reason
 
 
 @pytest.mark.parametrize(
@@ -135,7 +185,9 @@ def test_a_block_used_again_is_not_taken_for_one_block():
 def test_all_attention_is_covered_where_any_is(name, size, count):
     anatomy = anatomy_of(name, (size, size))
     assert len(anatomy.attention or anatomy.windows) == len(anatomy.blocks) == count
-    assert anatomy.reason == ("" if anatomy.attention else "its attention sees windows of the map, never all tokens")
+    assert anatomy.reason == (
+        "" if anatomy.attention else "its attention sees windows of the map, never all tokens"
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,28 +196,40 @@ def test_all_attention_is_covered_where_any_is(name, size, count):
         ("swin_tiny_patch4_window7_224", 4, (4, 4), (2, 2)),
         ("swin_tiny_patch4_window7_224", (2, 6), (2, 6), (1, 3)),
         ("swin_tiny_patch4_window7_224", 5, (5, 5), (2, 2)),  # 16x24 tokens filled up to 20x25
-        ("swinv2_tiny_window8_256", 4, (4, 4), (2, 2)),  # cut before the norm, and attention written out
+        # cut before the norm, and attention written out
+        ("swinv2_tiny_window8_256", 4, (4, 4), (2, 2)),
     ],
 )
 def test_attention_within_windows(name, window_size, size, shift):
     module = timm.create_model(name, window_size=window_size, **SWIN)
     anatomy = find_anatomy(module, (64, 96))
     blocks = ("layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0", "layers.1.blocks.1")
-    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.num_prefix_tokens) == ("windowed", blocks, (), 0)
+    assert (anatomy.kind, anatomy.blocks, anatomy.attention, anatomy.num_prefix_tokens) == (
+        "windowed",
+        blocks,
+        (),
+        0,
+    )
     assert (anatomy.grid, anatomy.stages) == ((8, 12), ("layers.0", "norm"))
     assert anatomy.windows == tuple(
         Window(f"{block}.attn", grid, size, moved)
-        for block, grid, moved in zip(blocks, [(16, 24)] * 2 + [(8, 12)] * 2, [(0, 0), shift] * 2, strict=True)
+        for block, grid, moved in zip(
+            blocks, [(16, 24)] * 2 + [(8, 12)] * 2, [(0, 0), shift] * 2, strict=True
+        )
     )
     outputs = {}
     for part in anatomy.stages:
-        module.get_submodule(part).register_forward_hook(lambda _, __, out, part=part: outputs.update({part: out.shape}))
+        module.get_submodule(part).register_forward_hook(
+            lambda _, __, out, part=part: outputs.update({part: out.shape})
+        )
     module(torch.randn(3, 3, 64, 96))
     assert list(outputs.values()) == [(3, 16, 24, 16), (3, 8, 12, 32)]  # channels last
 
 
 def test_windows_as_large_as_the_map_are_not_moved():
-    anatomy = find_anatomy(timm.create_model("swin_tiny_patch4_window7_224", **{**SWIN, "img_size": 32}), (32, 32))
+    anatomy = find_anatomy(
+        timm.create_model("swin_tiny_patch4_window7_224", **{**SWIN, "img_size": 32}), (32, 32)
+    )
     assert [(window.grid, window.size, window.shift) for window in anatomy.windows[1:3]] == [
         ((8, 8), (7, 7), (3, 3)),
         ((4, 4), (4, 4), (0, 0)),
@@ -180,39 +244,63 @@ def test_where_the_tokens_of_a_window_lie():
 
 
 @pytest.mark.parametrize(
-    ("grid", "size", "shift"), [((8, 12), (4, 4), (2, 2)), ((7, 9), (3, 5), (1, 2)), ((4, 4), (4, 4), (0, 0))]
+    ("grid", "size", "shift"),
+    [((8, 12), (4, 4), (2, 2)), ((7, 9), (3, 5), (1, 2)), ((4, 4), (4, 4), (0, 0))],
 )
 def test_places_are_those_of_timm(grid, size, shift):
     numbers = torch.arange(1, grid[0] * grid[1] + 1).view(1, *grid, 1)
     moved = torch.roll(numbers, (-shift[0], -shift[1]), (1, 2))
     filled = F.pad(moved, (0, 0, 0, -grid[1] % size[1], 0, -grid[0] % size[0]))
-    assert torch.equal(place_tokens(Window("", grid, size, shift)) + 1, window_partition(filled, size).flatten(1))
+    assert torch.equal(
+        place_tokens(Window("", grid, size, shift)) + 1, window_partition(filled, size).flatten(1)
+    )
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_hugging_face(kernel):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        image_size=(48, 64), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        image_size=(48, 64),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         attn_implementation=kernel,
-    )  # fmt: skip
+    )
     anatomy = find_anatomy(transformers.ViTForImageClassification(config), (48, 64))
-    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, anatomy.stages) == ("vit", 1, (3, 4), ())
+    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid, anatomy.stages) == (
+        "vit",
+        1,
+        (3, 4),
+        (),
+    )
     assert anatomy.blocks == ("vit.layers.0", "vit.layers.1")
     assert anatomy.attention == ("vit.layers.0.attention", "vit.layers.1.attention")
 
 
 def test_torchvision():
-    module = torchvision_models.VisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
+    module = torchvision_models.VisionTransformer(
+        48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64
+    )
     anatomy = find_anatomy(module, (48, 48))
     assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid) == ("vit", 1, (3, 3))
     assert anatomy.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(2))
-    assert anatomy.attention == tuple(f"encoder.layers.encoder_layer_{i}.self_attention" for i in range(2))
-    assert find_anatomy(torchvision_models.resnet18(), (64, 96)).stages == ("relu", "layer1", "layer2", "layer3", "layer4")
+    assert anatomy.attention == tuple(
+        f"encoder.layers.encoder_layer_{i}.self_attention" for i in range(2)
+    )
+    assert find_anatomy(torchvision_models.resnet18(), (64, 96)).stages == (
+        "relu",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+    )
 
 
 def test_attention_that_cuts_its_own_windows_is_not_taken_for_what_it_is_not():
-    module = torchvision_models.swin_transformer.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3)
+    module = torchvision_models.swin_transformer.SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3
+    )
     assert find_anatomy(module, (64, 64)).kind == "other"
 
 
@@ -235,7 +323,9 @@ class Story(nn.Module):
     def __init__(self, **options):
         super().__init__()
         self.cut, self.first = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(2, 8))
-        self.chapters = nn.ModuleList(nn.ModuleDict({"a": Exchange(8, **options), "b": nn.Linear(8, 8)}) for _ in range(2))
+        self.chapters = nn.ModuleList(
+            nn.ModuleDict({"a": Exchange(8, **options), "b": nn.Linear(8, 8)}) for _ in range(2)
+        )
         self.end = nn.Linear(8, 3)
 
     def forward(self, images):
@@ -255,13 +345,25 @@ def test_no_name_is_needed():
 
 def test_a_sequence_classified_by_attention_pooling_is_still_a_vit():
     module = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, global_pool="map", class_token=False
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        global_pool="map",
+        class_token=False,
     )
     anatomy = find_anatomy(module, (32, 32))
-    assert (anatomy.kind, anatomy.attention, anatomy.num_prefix_tokens) == ("vit", ("blocks.0.attn", "blocks.1.attn"), 0)
+    assert (anatomy.kind, anatomy.attention, anatomy.num_prefix_tokens) == (
+        "vit",
+        ("blocks.0.attn", "blocks.1.attn"),
+        0,
+    )
 
 
-@pytest.mark.parametrize("name", ["vit_scratch", "hybrid_vit", "deit_tiny_distilled_patch16_224", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["vit_scratch", "hybrid_vit", "deit_tiny_distilled_patch16_224", "resnet18"]
+)
 def test_named_parts_give_what_the_anatomy_says(name):
     model = build_model(name, ["a", "b"], pretrained=False)
     anatomy, outputs = model.anatomy, {}
@@ -271,9 +373,13 @@ def test_named_parts_give_what_the_anatomy_says(name):
         )
     model.module(torch.randn(3, 3, *model.transform.size))
     num_tokens = anatomy.num_prefix_tokens + anatomy.grid[0] * anatomy.grid[1]
-    assert all(outputs[part][:2] == (3, num_tokens) for part in (*anatomy.blocks, *anatomy.attention))
+    assert all(
+        outputs[part][:2] == (3, num_tokens) for part in (*anatomy.blocks, *anatomy.attention)
+    )
     resolutions = [outputs[part][2:] for part in anatomy.stages]
-    assert len(set(resolutions)) == len(resolutions) and all(len(outputs[part]) == 4 for part in anatomy.stages)
+    assert len(set(resolutions)) == len(resolutions) and all(
+        len(outputs[part]) == 4 for part in anatomy.stages
+    )
     assert not anatomy.stages or resolutions[-1] == anatomy.grid
 
 

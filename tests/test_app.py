@@ -40,13 +40,20 @@ LIMITS = Limits(megabytes=0.2, megapixels=1, files=5)
 
 
 class Brightness:
-    """Dark or bright, by the mean of the left half alone: an answer that can be computed by hand."""
+    """Dark or bright, by the mean of the left half alone: an answer that can be computed by
+    hand.
+    """
 
     classes = ("dark", "bright")
     transform = Transform(size=(28, 28), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
     def predict(self, images):
-        bright = np.array([np.asarray(image.convert("L").resize((28, 28)))[:, :14].mean() / 255 for image in images])
+        bright = np.array(
+            [
+                np.asarray(image.convert("L").resize((28, 28)))[:, :14].mean() / 255
+                for image in images
+            ]
+        )
         return np.stack([1 - bright, bright], axis=1)
 
 
@@ -69,7 +76,10 @@ def bare_png(width, height):
     """The signature and header of a PNG of any size, and pixels that are not there."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -83,7 +93,12 @@ def zip_bomb():
 def text_bomb():
     """A small PNG whose comment unpacks to 100 MB."""
     packed = b"comment\0\0" + zlib.compress(bytes(100_000_000))
-    chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    chunk = (
+        struct.pack(">I", len(packed))
+        + b"zTXt"
+        + packed
+        + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    )
     whole = encode(grey(10))
     return whole[:33] + chunk + whole[33:]  # after the header
 
@@ -99,7 +114,11 @@ BAD = {
     "pixels_missing": (bare_png(200, 200), "damaged or cut off", False),
     "heavy": (encode(noise.resize((400, 400)), "BMP"), "0.5 MB", True),
     "strip": (encode(grey(9, (900, 3))), "strip", False),
-    "nan": (encode(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), "not numbers", False),
+    "nan": (
+        encode(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"),
+        "not numbers",
+        False,
+    ),
     "postscript": (encode(grey(9), "EPS"), "not an image", False),
 }
 
@@ -137,12 +156,18 @@ def odd_exif():
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_what_training_accepts_the_demo_accepts(suffix, tmp_path):
-    """Every ending that a data set may have: the same pixels in training, by upload and in an ONNX classifier."""
+    """Every ending that a data set may have: the same pixels in training, by upload and in an ONNX
+    classifier.
+    """
     format = next(name for name, suffixes in FORMATS.items() if suffix in suffixes)
     path = tmp_path / f"image{suffix}"
     path.write_bytes(encode(noise if suffix != ".pbm" else noise.convert("1"), format))
     expected = np.asarray(read_file({"one": path}, "one"))
-    for image in (read_upload(path, LIMITS), read_upload(path.read_bytes(), LIMITS), read_image(path)):
+    for image in (
+        read_upload(path, LIMITS),
+        read_upload(path.read_bytes(), LIMITS),
+        read_image(path),
+    ):
         np.testing.assert_array_equal(np.asarray(image), expected)
 
 
@@ -157,21 +182,35 @@ def test_odd_metadata_does_not_refuse_a_picture(make, tmp_path):
 
 
 def test_sixteen_bits_are_scaled_as_in_training(tmp_path):
-    """C7: the value range of the training images is kept beside the ONNX file, and the demo uses it."""
-    model = linear_model(torch.randn(2, 192, generator=torch.Generator().manual_seed(0)), torch.zeros(2), ("a", "b"), 8)
+    """C7: the value range of the training images is kept beside the ONNX file, and the demo uses
+    it.
+    """
+    model = linear_model(
+        torch.randn(2, 192, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(2),
+        ("a", "b"),
+        8,
+    )
     model = replace(model, transform=replace(model.transform, value_range=(0.0, 4095.0)))
-    data = replace(small_digits(), classes=("a", "b"), samples=small_digits().samples.assign(label="a"))
+    data = replace(
+        small_digits(), classes=("a", "b"), samples=small_digits().samples.assign(label="a")
+    )
     classifier = OnnxClassifier(export_onnx(model, tmp_path / "model.onnx", data, limit=4).path)
     assert classifier.transform.value_range == (0.0, 4095.0)
     eight = np.random.default_rng(0).integers(0, 256, (8, 8))
     twelve = encode(Image.fromarray((eight * 4095 / 255).round().astype(np.uint16)), "PNG")
     plain = encode(Image.fromarray(eight.astype(np.uint8)), "PNG")
-    answers = [Predictor(classifier, Calibration()).answer([read_upload(file, LIMITS)])[0] for file in (twelve, plain)]
+    answers = [
+        Predictor(classifier, Calibration()).answer([read_upload(file, LIMITS)])[0]
+        for file in (twelve, plain)
+    ]
     assert answers[0].probabilities == pytest.approx(answers[1].probabilities, abs=0.02)
     as_sixteen = replace(classifier.transform, value_range=(0.0, 65535.0))
     classifier.transform = as_sixteen  # how it was: nearly black
     dark = Predictor(classifier, Calibration()).answer([read_upload(twelve, LIMITS)])[0]
-    assert dark.as_dict()["probabilities"]["a"] != pytest.approx(answers[1].as_dict()["probabilities"]["a"], abs=0.05)
+    assert dark.as_dict()["probabilities"]["a"] != pytest.approx(
+        answers[1].as_dict()["probabilities"]["a"], abs=0.05
+    )
 
 
 def test_limits_must_be_positive():
@@ -186,7 +225,8 @@ def test_limits_must_be_positive():
         ((0.45, 0.5, 0.05), False, "Not sure", ("b", "a")),
         ((0.34, 0.33, 0.33), False, "Not sure", ()),
         ((0.42, 0.38, 0.2), True, "a", ("a",)),
-        ((0.1, 0.49, 0.41), False, "Not sure", ("c",)),  # the set and the most probable class contradict each other
+        # the set and the most probable class contradict each other
+        ((0.1, 0.49, 0.41), False, "Not sure", ("c",)),
     ],
 )
 def test_a_verdict_is_sure_only_of_a_set_of_one(probabilities, sure, headline, members):
@@ -228,7 +268,12 @@ def test_the_overlay_glows_where_the_map_is_high_and_has_the_colours_of_the_figu
     assert (np.asarray(paint_overlay(grey(100), np.zeros((4, 4)))) == 100).all()
     at = np.linspace(0, 1, 9)
     assert colour(at) == pytest.approx(255 * colormaps["inferno"](at)[:, :3], abs=1)
-    assert np.abs(colour(np.linspace(0, 1, 99)) - 255 * colormaps["inferno"](np.linspace(0, 1, 99))[:, :3]).max() < 20
+    assert (
+        np.abs(
+            colour(np.linspace(0, 1, 99)) - 255 * colormaps["inferno"](np.linspace(0, 1, 99))[:, :3]
+        ).max()
+        < 20
+    )
 
 
 def test_a_batch_has_a_line_for_every_file(predictor, tmp_path):
@@ -237,7 +282,15 @@ def test_a_batch_has_a_line_for_every_file(predictor, tmp_path):
     paths[1].write_bytes(encode(grey(120)))
     paths[2].write_bytes(b"no")
     table = answer_files(predictor, paths, LIMITS)
-    assert list(table.columns) == ["file", "answer", "sure", "set", "prob_dark", "prob_bright", "problem"]
+    assert list(table.columns) == [
+        "file",
+        "answer",
+        "sure",
+        "set",
+        "prob_dark",
+        "prob_bright",
+        "problem",
+    ]
     assert table["file"].tolist() == ["bright.png", "'=SUM(A1).png", "broken.jpg"]
     assert table["answer"].tolist() == ["bright", "dark", ""]
     assert table["sure"].tolist() == ["yes", "no", ""]
@@ -256,7 +309,11 @@ def test_old_sheets_are_removed(predictor, tmp_path):
     os.utime(sheets / "old", (0, 0))
     _, first = answer_all(predictor, LIMITS, sheets, [str(image)])
     _, second = answer_all(predictor, LIMITS, sheets, [str(image)])
-    assert pd.read_csv(first)["answer"].tolist() == pd.read_csv(second)["answer"].tolist() == ["bright"]
+    assert (
+        pd.read_csv(first)["answer"].tolist()
+        == pd.read_csv(second)["answer"].tolist()
+        == ["bright"]
+    )
     assert len(list(sheets.iterdir())) == 2
 
 
@@ -280,14 +337,21 @@ def test_each_map_of_the_app_says_what_it_shows():
     """Attention rollout knows nothing of the class, so its sentence names none."""
     predictor = Predictor(Brightness(), Calibration(), TorchMaps(tiny_vit()))
     said = {method: predictor.describe(method, "sunny") for method in predictor.methods}
-    assert set(said) == {"grad_cam", "transformer_attribution", "rollout", "occlusion"} and len(set(said.values())) == 4
+    assert (
+        set(said) == {"grad_cam", "transformer_attribution", "rollout", "occlusion"}
+        and len(set(said.values())) == 4
+    )
     assert {method for method, text in said.items() if "sunny" in text} == set(said) - {"rollout"}
     assert "whatever the prediction is" in said["rollout"]
 
 
 def test_the_page_hands_uploads_on_unopened(predictor):
     page = build_page(predictor, Facts("Dark or bright?"), LIMITS)
-    image = next(block for block in page.blocks.values() if isinstance(block, gr.Image) and block.interactive is not False)
+    image = next(
+        block
+        for block in page.blocks.values()
+        if isinstance(block, gr.Image) and block.interactive is not False
+    )
     events = [event for event in page.fns.values() if image in event.inputs]
     assert len(events) == 3
     assert not any(event.preprocess for event in events)  # gr.Image itself would have opened it
@@ -295,7 +359,9 @@ def test_the_page_hands_uploads_on_unopened(predictor):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A linear model of the digits as ONNX, with a temperature and limits beside it, and one example."""
+    """A linear model of the digits as ONNX, with a temperature and limits beside it, and one
+    example.
+    """
     data = small_digits()
     generator = np.random.default_rng(0)
     import torch
@@ -360,9 +426,12 @@ def test_it_answers_over_http_after_every_bad_upload(address, folder):
             assert reply.status_code == (413 if too_large else 422)
             assert message in reply.json()["error"] or "empty" in reply.json()["error"]
             assert client.post("/predict", content=good).json() == first
-        endless = client.post("/predict", content=(bytes(50_000) for _ in range(100)))  # sent in chunks, no length announced
+        # sent in chunks, no length announced
+        endless = client.post("/predict", content=(bytes(50_000) for _ in range(100)))
         assert endless.status_code == 413
-        too_long = client.post("/gradio_api/upload", files={"files": ("a.png", bytes(LIMITS.bytes + 1))})
+        too_long = client.post(
+            "/gradio_api/upload", files={"files": ("a.png", bytes(LIMITS.bytes + 1))}
+        )
         assert too_long.status_code == 413
         assert client.get("/").status_code == 200
 
@@ -374,7 +443,9 @@ def test_the_page_itself_answers_through_its_queue(address, folder, tmp_path):
     bad = tmp_path / "text.jpg"
     bad.write_text("no image")
     assert "not an image" in client.predict(handle_file(bad), api_name="/answer")
-    table, sheet = client.predict([handle_file(folder / "examples" / "1.png"), handle_file(bad)], api_name="/answer_all")
+    table, sheet = client.predict(
+        [handle_file(folder / "examples" / "1.png"), handle_file(bad)], api_name="/answer_all"
+    )
     assert len(table["data"]) == 2
     assert pd.read_csv(sheet)["problem"].notna().tolist() == [False, True]
     with pytest.raises(AppError, match="no files yet"):
@@ -382,15 +453,30 @@ def test_the_page_itself_answers_through_its_queue(address, folder, tmp_path):
 
 
 def test_an_example_is_answered_like_an_upload(address):
-    """A click on an example gives the visitor's session an Image of its own; what was set on the page's one is not on it."""
+    """A click on an example gives the visitor's session an Image of its own; what was set on the
+    page's one is not on it.
+    """
     with httpx.Client(base_url=address, timeout=30) as client:
         events = client.get("/config").json()["dependencies"]
         click = next(event["id"] for event in events if event["api_name"] == "load_example")
         sent = {"data": [0], "fn_index": click, "session_hash": "visitor"}
-        chosen = client.post("/gradio_api/run/predict", json=sent).raise_for_status().json()["data"][0]["value"]
-        sent = {"data": [chosen], "fn_index": next(event["id"] for event in events if event["api_name"] == "answer")}
-        client.post("/gradio_api/queue/join", json={**sent, "session_hash": "visitor"}).raise_for_status()
-        stream = client.get("/gradio_api/queue/data", params={"session_hash": "visitor"}).raise_for_status().text
+        chosen = (
+            client.post("/gradio_api/run/predict", json=sent)
+            .raise_for_status()
+            .json()["data"][0]["value"]
+        )
+        sent = {
+            "data": [chosen],
+            "fn_index": next(event["id"] for event in events if event["api_name"] == "answer"),
+        }
+        client.post(
+            "/gradio_api/queue/join", json={**sent, "session_hash": "visitor"}
+        ).raise_for_status()
+        stream = (
+            client.get("/gradio_api/queue/data", params={"session_hash": "visitor"})
+            .raise_for_status()
+            .text
+        )
     assert '"success":true' in stream
     assert 'class=\\"bar' in stream
 

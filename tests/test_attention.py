@@ -1,4 +1,6 @@
-"""Recorded attention against softmax(q k^T) worked out from the weights, and against what other libraries form themselves."""
+"""Recorded attention against softmax(q k^T) worked out from the weights, and against what other
+libraries form themselves.
+"""
 
 import gc
 from dataclasses import replace
@@ -58,7 +60,8 @@ def test_equals_softmax_of_queries_and_keys_from_the_weights(vit, anatomy):
         seen = block.norm1(tokens)  # (B, T, C)
         weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
         for head in range(2):
-            rows = slice(12 * head, 12 * (head + 1))  # of the queries; those of the keys lie embed_dim further
+            # of the queries; those of the keys lie embed_dim further
+            rows = slice(12 * head, 12 * (head + 1))
             query = seen @ weight[:24][rows].T + bias[:24][rows]
             key = seen @ weight[24:48][rows].T + bias[24:48][rows]
             expected = (query @ key.transpose(1, 2) / 12**0.5).softmax(dim=-1)
@@ -85,28 +88,42 @@ def test_equals_what_the_unfused_path_of_timm_forms(name, options):
     formed = []
     for part in anatomy.attention:
         module.get_submodule(part).fused_attn = False
-        module.get_submodule(part).attn_drop.register_forward_pre_hook(lambda _, inputs: formed.append(inputs[0]))
+        module.get_submodule(part).attn_drop.register_forward_pre_hook(
+            lambda _, inputs: formed.append(inputs[0])
+        )
     run(module, images)
     for found, expected in zip(attention, formed, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def build_swin(name="swin_tiny_patch4_window7_224", **options):
-    options = {"window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 3, **options}
-    return randomise(timm.create_model(name, img_size=(32, 64), **options))  # maps of 8x16 and 4x8 tokens
+    options = {
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "num_classes": 3,
+        **options,
+    }
+    # maps of 8x16 and 4x8 tokens
+    return randomise(timm.create_model(name, img_size=(32, 64), **options))
 
 
 def catch_inputs(module, names, way=lambda tensor: tensor):
     caught = {}
     for name in names:
         part = module.get_submodule(name)
-        part.register_forward_pre_hook(lambda _, inputs, name=name: caught.update({name: way(inputs[0])}))
+        part.register_forward_pre_hook(
+            lambda _, inputs, name=name: caught.update({name: way(inputs[0])})
+        )
     return caught
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_attention_within_windows_is_put_back_on_the_map(fused):
-    """From the weights, window by window: rolled, cut, softmax(q k^T + position bias + mask), each pair to its place."""
+    """From the weights, window by window: rolled, cut, softmax(q k^T + position bias + mask), each
+    pair to its place.
+    """
     module, images = build_swin(), torch.randn(2, 3, 32, 64)
     anatomy = find_anatomy(module, (32, 64))
     for window in anatomy.windows:
@@ -114,7 +131,8 @@ def test_attention_within_windows_is_put_back_on_the_map(fused):
     seen = catch_inputs(module, anatomy.blocks)
     with record_attention(module, anatomy) as attention:
         run(module, images)
-    assert [window.shift for window in anatomy.windows] == [(0, 0), (2, 2), (0, 0), (0, 2)]  # 4 rows need no shift
+    # 4 rows need no shift
+    assert [window.shift for window in anatomy.windows] == [(0, 0), (2, 2), (0, 0), (0, 2)]
     for found, name in zip(attention, anatomy.blocks, strict=True):
         block, x = module.get_submodule(name), seen[name]
         B, h, w, C = x.shape
@@ -124,9 +142,11 @@ def test_attention_within_windows_is_put_back_on_the_map(fused):
         numbers = torch.roll(torch.arange(h * w).view(1, h, w, 1), (-shift[0], -shift[1]), (1, 2))
         numbers = window_partition(numbers, (4, 4)).flatten(1)  # (windows, 16)
         for image in range(B):
-            windows = window_partition(normed[image : image + 1], (4, 4)).flatten(1, 2)  # (windows, 16, C)
+            # (windows, 16, C)
+            windows = window_partition(normed[image : image + 1], (4, 4)).flatten(1, 2)
             for index, tokens in enumerate(windows):
-                q, k, _ = block.attn.qkv(tokens).view(16, 3, H, C // H).permute(1, 2, 0, 3)  # each (H, 16, C/H)
+                # each (H, 16, C/H)
+                q, k, _ = block.attn.qkv(tokens).view(16, 3, H, C // H).permute(1, 2, 0, 3)
                 scores = q @ k.transpose(1, 2) / (C // H) ** 0.5 + block.attn._get_rel_pos_bias()[0]
                 scores = scores if block.attn_mask is None else scores + block.attn_mask[index]
                 for head, matrix in enumerate(scores.softmax(dim=-1)):
@@ -144,7 +164,9 @@ def test_attention_within_windows_is_put_back_on_the_map(fused):
     ],
 )
 def test_attention_on_the_map_gives_what_the_windows_gave(name, options):
-    """Applied to the values of all tokens in their order on the map, it gives the output of roll, cut, attend, join, roll."""
+    """Applied to the values of all tokens in their order on the map, it gives the output of roll,
+    cut, attend, join, roll.
+    """
     module, images = build_swin(name, **options), torch.randn(2, 3, 32, 64)
     anatomy = find_anatomy(module, (32, 64))
     seen = catch_inputs(module, anatomy.blocks)
@@ -166,20 +188,26 @@ def test_nothing_crosses_from_one_window_to_another():
     anatomy = find_anatomy(module, (32, 64))
     with record_attention(module, anatomy, layers=[1], heads=[0]) as attention:
         run(module, torch.randn(1, 3, 32, 64))
-    seen = attention[0][0, 0].view(8, 16, 8, 16)  # 4x4 tokens, moved by 2: borders at rows 2, 6 and columns 2, 6, 10, 14
+    # 4x4 tokens, moved by 2: borders at rows 2, 6 and columns 2, 6, 10, 14
+    seen = attention[0][0, 0].view(8, 16, 8, 16)
     inside = torch.zeros(8, 16, dtype=torch.bool)
     inside[2:6, 6:10] = True
     assert seen[3, 7][inside].min() > 0 and seen[3, 7][~inside].abs().max() == 0
     corner = torch.zeros(8, 16, dtype=torch.bool)
     corner[:2, :2] = True  # joined to the other three corners by the roll, and masked
-    assert seen[0, 1][corner].sum() == pytest.approx(1, abs=1e-5) and seen[0, 1][~corner].max() < 1e-30
+    assert (
+        seen[0, 1][corner].sum() == pytest.approx(1, abs=1e-5) and seen[0, 1][~corner].max() < 1e-30
+    )
 
 
 @pytest.mark.parametrize("heads", [None, [1]])
 def test_gradients_within_windows_are_those_of_timm(heads):
     module, images = build_swin(), torch.randn(2, 3, 32, 64)
     anatomy = find_anatomy(module, (32, 64))
-    with record_attention(module, anatomy, heads=heads, gradients=True) as attention, torch.enable_grad():
+    with (
+        record_attention(module, anatomy, heads=heads, gradients=True) as attention,
+        torch.enable_grad(),
+    ):
         logits = module(images)
         gradients = torch.autograd.grad(logits[:, 1].sum(), attention)
     torch.testing.assert_close(logits.detach(), run(module, images), atol=1e-4, rtol=1e-4)
@@ -188,17 +216,22 @@ def test_gradients_within_windows_are_those_of_timm(heads):
     expected = torch.autograd.grad(module(images)[:, 1].sum(), list(formed.values()))
     for found, windows, window in zip(gradients, expected, anatomy.windows, strict=True):
         T = window.grid[0] * window.grid[1]
-        numbers = torch.roll(torch.arange(T).view(1, *window.grid, 1), tuple(-by for by in window.shift), (1, 2))
+        numbers = torch.roll(
+            torch.arange(T).view(1, *window.grid, 1), tuple(-by for by in window.shift), (1, 2)
+        )
         numbers = window_partition(numbers, (4, 4)).flatten(1)
         windows = windows.unflatten(0, (2, -1))  # (B, windows, H, 16, 16)
         for index, tokens in enumerate(numbers):
             part = found[:, :, tokens][..., tokens]
-            torch.testing.assert_close(part, windows[:, index] if heads is None else windows[:, index][:, heads])
+            torch.testing.assert_close(
+                part, windows[:, index] if heads is None else windows[:, index][:, heads]
+            )
         assert found.abs().max() > 0
 
 
 def test_what_goes_to_the_filling_of_a_window_is_left_out():
-    module, images = build_swin(window_size=5), torch.randn(1, 3, 32, 64)  # 8x16 tokens in windows of 5x5
+    # 8x16 tokens in windows of 5x5
+    module, images = build_swin(window_size=5), torch.randn(1, 3, 32, 64)
     with record_attention(module, find_anatomy(module, (32, 64)), layers=[0]) as attention:
         run(module, images)
     formed = catch_inputs(module, ["layers.0.blocks.0.attn.attn_drop"])
@@ -206,7 +239,8 @@ def test_what_goes_to_the_filling_of_a_window_is_left_out():
     (formed,) = formed.values()  # (8, H, 25, 25)
     sums = attention[0].sum(dim=-1).view(2, 8, 16)
     torch.testing.assert_close(sums[:, :5, :15], torch.ones(2, 5, 15))
-    kept = formed[7].view(2, 5, 5, 5, 5)[..., :3, :1].sum(dim=(-2, -1))  # the window at the lower right has 3x1 tokens
+    # the window at the lower right has 3x1 tokens
+    kept = formed[7].view(2, 5, 5, 5, 5)[..., :3, :1].sum(dim=(-2, -1))
     torch.testing.assert_close(sums[:, 5:, 15:], kept[:, :3, :1])
     assert sums[:, 5:, 15:].max() < 1
 
@@ -215,7 +249,13 @@ def test_windows_of_another_size_are_named():
     module = build_swin(strict_img_size=False)
     anatomy = find_anatomy(module, (32, 64))
     with (
-        pytest.raises(RuntimeError, match=r"layers\.0\.blocks\.0\.attn cut 16 windows of 16 tokens.*, not 8 of 16.*find_anatomy"),
+        pytest.raises(
+            RuntimeError,
+            match=(
+                r"layers\.0\.blocks\.0\.attn cut 16 windows of 16 tokens.*, not 8 of"
+                r" 16.*find_anatomy"
+            ),
+        ),
         record_attention(module, anatomy),
     ):
         run(module, torch.randn(1, 3, 64, 64))
@@ -224,9 +264,13 @@ def test_windows_of_another_size_are_named():
 def build_hugging_face(kernel):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        image_size=(48, 64), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        image_size=(48, 64),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         attn_implementation=kernel,
-    )  # fmt: skip
+    )
     return transformers.ViTForImageClassification(config)
 
 
@@ -241,7 +285,10 @@ def test_equals_what_hugging_face_gives_out(kernel):
         expected = reference(images, output_attentions=True).attentions
     for found, matrix in zip(attention, expected, strict=True):
         torch.testing.assert_close(found, matrix, atol=1e-5, rtol=0)
-    with record_attention(module, find_anatomy(module, (48, 64)), gradients=True) as attention, torch.enable_grad():
+    with (
+        record_attention(module, find_anatomy(module, (48, 64)), gradients=True) as attention,
+        torch.enable_grad(),
+    ):
         gradients = torch.autograd.grad(module(images).logits[:, 1].sum(), attention)
     expected = reference(images, output_attentions=True)
     expected = torch.autograd.grad(expected.logits[:, 1].sum(), expected.attentions)
@@ -251,13 +298,16 @@ def test_equals_what_hugging_face_gives_out(kernel):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_equals_what_torch_gives_out_for_torchvision(training):
-    module = randomise(TorchvisionVisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64))
+    module = randomise(
+        TorchvisionVisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
+    )
     module.train(training)
     images, anatomy = torch.randn(2, 3, 48, 48), find_anatomy(module, (48, 48))
     with record_attention(module, anatomy) as attention:
         recorded = run(module, images)
     assert module.training == training
-    torch.testing.assert_close(recorded, run(module.eval(), images), atol=1e-4, rtol=1e-4)  # which takes the fast path
+    # which takes the fast path
+    torch.testing.assert_close(recorded, run(module.eval(), images), atol=1e-4, rtol=1e-4)
     seen = catch_inputs(module, anatomy.attention)
     run(module, images)
     for name, found in zip(anatomy.attention, attention, strict=True):
@@ -274,7 +324,8 @@ def test_multi_head_attention_that_is_asked_for_its_weights():
         output = run(module, tokens)
     expected, weights = attention(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(found[0], weights)
-    torch.testing.assert_close(output, expected + weights.mean())  # the model gets its weights, averaged over heads or not
+    # the model gets its weights, averaged over heads or not
+    torch.testing.assert_close(output, expected + weights.mean())
 
 
 class Ask(nn.Module):
@@ -289,12 +340,16 @@ class Ask(nn.Module):
 
 def count_matrices():
     """Tensors of 37x37 anywhere in memory: 36 patches and the class token."""
-    return sum(type(item) is torch.Tensor and item.shape[-2:] == (37, 37) for item in gc.get_objects())
+    return sum(
+        type(item) is torch.Tensor and item.shape[-2:] == (37, 37) for item in gc.get_objects()
+    )
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_only_the_layers_asked_for_are_in_memory(fused):
-    module = randomise(VisionTransformer(3, (48, 48), patch_size=8, embed_dim=24, depth=5, num_heads=2))
+    module = randomise(
+        VisionTransformer(3, (48, 48), patch_size=8, embed_dim=24, depth=5, num_heads=2)
+    )
     images, anatomy = torch.randn(2, 3, 48, 48), find_anatomy(module, (48, 48))
     for block in module.blocks:
         block.attn.fused_attn = fused
@@ -307,7 +362,8 @@ def test_only_the_layers_asked_for_are_in_memory(fused):
     assert attention[0].untyped_storage().nbytes() == 2 * 2 * 37 * 37 * 4
     with record_attention(module, anatomy, layers=[1], heads=[0]) as attention:
         run(module, images)
-    assert attention[0].untyped_storage().nbytes() == 2 * 37 * 37 * 4  # nor does a view hold the other heads
+    # nor does a view hold the other heads
+    assert attention[0].untyped_storage().nbytes() == 2 * 37 * 37 * 4
 
 
 @pytest.mark.parametrize(
@@ -343,7 +399,9 @@ def test_chosen_layers_in_the_order_asked_for(vit, anatomy):
         run(vit, images)
     with record_attention(vit, anatomy, layers=[-1, 0]) as chosen:
         run(vit, images)
-    assert len(chosen) == 2 and torch.equal(chosen[0], every[2]) and torch.equal(chosen[1], every[0])
+    assert (
+        len(chosen) == 2 and torch.equal(chosen[0], every[2]) and torch.equal(chosen[1], every[0])
+    )
 
 
 def test_chosen_heads(vit, anatomy):
@@ -360,9 +418,14 @@ def test_chosen_heads(vit, anatomy):
 
 @pytest.mark.parametrize("heads", [None, [1]])
 def test_gradients_are_those_of_finite_differences(vit, anatomy, heads):
-    """The last block's attention moved by hand, block by block from the weights, against autograd through the recording."""
+    """The last block's attention moved by hand, block by block from the weights, against autograd
+    through the recording.
+    """
     images = torch.randn(2, 3, *SIZE)
-    with record_attention(vit, anatomy, heads=heads, gradients=True) as attention, torch.enable_grad():
+    with (
+        record_attention(vit, anatomy, heads=heads, gradients=True) as attention,
+        torch.enable_grad(),
+    ):
         logits = vit(images)
         score = logits[:, 1].sum()
         gradients = torch.autograd.grad(score, attention)
@@ -376,7 +439,8 @@ def test_gradients_are_those_of_finite_differences(vit, anatomy, heads):
     def score_with(moved):
         used = full.clone()
         used[:, [0, 1] if heads is None else heads] = moved
-        value = last.attn.qkv(last.norm1(tokens))[..., 48:].unflatten(2, (2, 12)).transpose(1, 2)  # (B, H, T, 12)
+        # (B, H, T, 12)
+        value = last.attn.qkv(last.norm1(tokens))[..., 48:].unflatten(2, (2, 12)).transpose(1, 2)
         out = tokens + last.attn.proj((used @ value).transpose(1, 2).flatten(2))
         out = out + last.mlp(last.norm2(out))
         return vit.head(vit.pool(out))[:, 1].sum().item()
@@ -404,9 +468,15 @@ def test_works_in_bfloat16_and_under_inference_mode(vit, anatomy):
     images = torch.randn(2, 3, *SIZE)
     with record_attention(vit, anatomy) as exact:
         run(vit, images)
-    with record_attention(vit, anatomy) as rounded, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with (
+        record_attention(vit, anatomy) as rounded,
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         vit(images)
-    assert rounded[0].dtype == torch.float32 and rounded[0].sum(dim=-1).allclose(torch.ones(()), atol=1e-5)
+    assert rounded[0].dtype == torch.float32 and rounded[0].sum(dim=-1).allclose(
+        torch.ones(()), atol=1e-5
+    )
     assert (rounded[0] - exact[0]).abs().max() < 0.1
 
 
@@ -421,7 +491,8 @@ def test_the_model_is_left_as_it_was(vit, anatomy, fail):
             assert not any(part.training for part in vit.modules())
             run(vit, torch.randn(1, 3, *((5, 5) if fail else SIZE)))
     except ValueError as error:
-        assert fail and "5x5" in str(error)  # the model's own complaint, not one about missing attention
+        # the model's own complaint, not one about missing attention
+        assert fail and "5x5" in str(error)
     assert [part.training for part in vit.modules()] == modes
     assert [block.attn.fused_attn for block in vit.blocks] == [False, True, True]
     assert count_hooks(vit) == 0
@@ -437,15 +508,24 @@ def test_nothing_recorded_is_an_error(vit, anatomy):
         pass
 
 
-@pytest.mark.parametrize(("layers", "message"), [([3], "has 3, 0 to 2"), ([0, -4], "no attention layer -4"), ([], "empty")])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [([3], "has 3, 0 to 2"), ([0, -4], "no attention layer -4"), ([], "empty")],
+)
 def test_layers_that_are_not_there(vit, anatomy, layers, message):
     with pytest.raises(ValueError, match=message), record_attention(vit, anatomy, layers):
         pass
 
 
 def test_a_cnn_has_nothing_to_record():
-    module, anatomy = nn.Conv2d(3, 4, 3), Anatomy("cnn", (), (), 0, (2, 2), ("",), reason="it has none")
-    with pytest.raises(ValueError, match=r"no attention that can be recorded \(it has none\)"), record_attention(module, anatomy):
+    module, anatomy = (
+        nn.Conv2d(3, 4, 3),
+        Anatomy("cnn", (), (), 0, (2, 2), ("",), reason="it has none"),
+    )
+    with (
+        pytest.raises(ValueError, match=r"no attention that can be recorded \(it has none\)"),
+        record_attention(module, anatomy),
+    ):
         pass
 
 
@@ -464,7 +544,11 @@ class OddAttention(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("way", "message"), [("halved", "OddAttention neither uses"), ("with dropout", "is not what the model used: outputs differ")]
+    ("way", "message"),
+    [
+        ("halved", "OddAttention neither uses"),
+        ("with dropout", "is not what the model used: outputs differ"),
+    ],
 )
 def test_a_matrix_that_is_not_the_models_is_refused(way, message):
     module, anatomy = nn.Sequential(OddAttention(way)), Anatomy("vit", ("",), ("0",), 0, (2, 3), ())
@@ -474,10 +558,18 @@ def test_a_matrix_that_is_not_the_models_is_refused(way, message):
 
 
 def test_attention_made_of_two_matrices_is_refused():
-    module = TimmVisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, attn_layer=DiffAttention).eval()
+    module = TimmVisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, attn_layer=DiffAttention
+    ).eval()
     anatomy = find_anatomy(module, (16, 16))
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn computes attention 2 times"), record_attention(module, anatomy):
+    with (
+        pytest.raises(ValueError, match=r"blocks\.0\.attn computes attention 2 times"),
+        record_attention(module, anatomy),
+    ):
         pass
     as_if = replace(anatomy, attention=("blocks.0.attn",))
-    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn combines several"), record_attention(module, as_if):
+    with (
+        pytest.raises(RuntimeError, match=r"blocks\.0\.attn combines several"),
+        record_attention(module, as_if),
+    ):
         run(module, torch.randn(1, 3, 16, 16))

@@ -1,4 +1,6 @@
-"""Raw attention against the recorded matrices, in ViTs and in the windows of a Swin; and where tokens lie."""
+"""Raw attention against the recorded matrices, in ViTs and in the windows of a Swin; and where
+tokens lie.
+"""
 
 import numpy as np
 import pytest
@@ -42,7 +44,10 @@ def test_equals_the_recorded_rows_of_the_tokens_that_are_read(name, rows, prefix
     assert expected.std() > 1e-3
 
 
-@pytest.mark.parametrize(("option", "message"), [({"layer": 3}, "no attention layer 3"), ({"head": 2}, "no attention head 2")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"layer": 3}, "no attention layer 3"), ({"head": 2}, "no attention head 2")],
+)
 def test_what_does_not_exist(option, message):
     model = build_model("vit_tiny_patch16_224", ["a", "b"], **TIMM)
     with pytest.raises(ValueError, match=message):
@@ -51,24 +56,35 @@ def test_what_does_not_exist(option, message):
 
 @pytest.fixture
 def swin():
-    options = {"size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "pretrained": False}
+    options = {
+        "size": 64,
+        "embed_dim": 24,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": 4,
+        "pretrained": False,
+    }
     return build_model("swin_tiny_patch4_window7_224", ["a", "b"], **options)
 
 
 def test_every_token_of_a_swin_is_counted_once(swin):
-    """All patches look, each gives away 1 in all, so the map of what is received has a mean of 1 over the number of patches."""
+    """All patches look, each gives away 1 in all, so the map of what is received has a mean of 1
+    over the number of patches.
+    """
     images = torch.randn(2, 3, 64, 64)
     for layer, grid in ((0, 16), (1, 16), (-1, 8)):
         found = explain(swin, images, "attention", layer=layer).values
         cells = found.reshape(2, grid, 64 // grid, grid, 64 // grid).mean(axis=(2, 4))
-        np.testing.assert_allclose(cells.sum(axis=(1, 2)), 1, rtol=0.02)  # enlarging loses a little at the border
+        # enlarging loses a little at the border
+        np.testing.assert_allclose(cells.sum(axis=(1, 2)), 1, rtol=0.02)
         assert found.std() > 0
 
 
 def test_attention_of_shifted_windows_lands_on_its_token():
     """Two windows of 1x2 on a map of 1x4, shifted by one: they hold tokens 1, 2 and 3, 0."""
     layout = Layout((1, 4), torch.tensor([[1, 2], [3, 0]]))
-    attention = torch.tensor([[[[0.9, 0.1], [0.5, 0.5]]], [[[1.0, 0.0], [0.2, 0.8]]]])  # (windows, 1, 2, 2)
+    # (windows, 1, 2, 2)
+    attention = torch.tensor([[[[0.9, 0.1], [0.5, 0.5]]], [[[1.0, 0.0], [0.2, 0.8]]]])
     found = map_received(attention, layout)
     torch.testing.assert_close(found, torch.tensor([[[[0.8, 1.4, 0.6, 1.2]]]]) / 4)
     measured = measure_distance_and_entropy(attention, layout, (10, 40))
@@ -88,6 +104,10 @@ def test_prefix_tokens_and_fillings_are_left_out_of_distance_and_entropy():
 
 def test_layouts_of_a_vit_and_of_a_swin(swin):
     vit = build_model("vit_tiny_patch16_224", ["a", "b"], **TIMM, reg_tokens=2)
-    (layout, *others) = list_layouts(vit.anatomy)
-    assert layout.grid == (2, 3) and layout.places.tolist() == [[-1, -1, -1, 0, 1, 2, 3, 4, 5]] and len(others) == 2
+    layout, *others = list_layouts(vit.anatomy)
+    assert (
+        layout.grid == (2, 3)
+        and layout.places.tolist() == [[-1, -1, -1, 0, 1, 2, 3, 4, 5]]
+        and len(others) == 2
+    )
     assert [one.grid for one in list_layouts(swin.anatomy)] == [(16, 16)] * 2 + [(8, 8)] * 2

@@ -26,11 +26,17 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
 
 def test_effective_weights_by_hand():
-    """beta 1/2: effective numbers 2 (1 - 2^-8), 2 (1 - 2^-3), 2 (1 - 2^-1), that is 255/128, 7/4, 1."""
+    """beta 1/2: effective numbers 2 (1 - 2^-8), 2 (1 - 2^-3), 2 (1 - 2^-1), that is 255/128, 7/4,
+    1.
+    """
     raw = np.array([128 / 255, 4 / 7, 1])
     expected = raw * 12 / (8 * raw[0] + 3 * raw[1] + raw[2])
-    np.testing.assert_allclose(class_weights(LABELS, CLASSES, "effective", beta=0.5), expected, rtol=1e-12)
-    np.testing.assert_allclose(class_weights(LABELS, CLASSES, "effective", beta=0), [1, 1, 1], rtol=1e-12)
+    np.testing.assert_allclose(
+        class_weights(LABELS, CLASSES, "effective", beta=0.5), expected, rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        class_weights(LABELS, CLASSES, "effective", beta=0), [1, 1, 1], rtol=1e-12
+    )
     near = class_weights(LABELS, CLASSES, "effective", beta=1 - 1e-9)
     np.testing.assert_allclose(near, class_weights(LABELS, CLASSES), rtol=1e-6)
 
@@ -60,15 +66,25 @@ def test_focal_loss_by_hand():
     hard = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert focal_loss(logits, hard, 2.0).item() == pytest.approx((first + second) / 2, abs=1e-12)
     soft = torch.tensor([[0.75, 0.25], [0.0, 1.0]], dtype=torch.float64)
-    assert focal_loss(logits, soft, 2.0).item() == pytest.approx((0.75 * first + 1.25 * second) / 2, abs=1e-12)
+    assert focal_loss(logits, soft, 2.0).item() == pytest.approx(
+        (0.75 * first + 1.25 * second) / 2, abs=1e-12
+    )
     weight = torch.tensor([0.5, 3.0], dtype=torch.float64)
-    assert focal_loss(logits, hard, 2.0, weight).item() == pytest.approx((0.5 * first + 3 * second) / 2, abs=1e-12)
+    assert focal_loss(logits, hard, 2.0, weight).item() == pytest.approx(
+        (0.5 * first + 3 * second) / 2, abs=1e-12
+    )
 
 
 def test_focal_loss_of_gamma_zero_is_cross_entropy():
-    logits, targets = torch.randn(7, 4, dtype=torch.float64), torch.rand(7, 4, dtype=torch.float64).softmax(dim=1)
+    logits, targets = (
+        torch.randn(7, 4, dtype=torch.float64),
+        torch.rand(7, 4, dtype=torch.float64).softmax(dim=1),
+    )
     weight = torch.rand(4, dtype=torch.float64)
-    found, expected = focal_loss(logits, targets, 0.0, weight), F.cross_entropy(logits, targets, weight)
+    found, expected = (
+        focal_loss(logits, targets, 0.0, weight),
+        F.cross_entropy(logits, targets, weight),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -78,7 +94,9 @@ def test_focal_loss_has_a_gradient_where_all_is_recognised():
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"mixup": 0.4}, {"label_smoothing": 0.1}, {"class_weights": "effective"}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"mixup": 0.4}, {"label_smoothing": 0.1}, {"class_weights": "effective"}]
+)
 def test_the_focal_loss_of_a_training_tends_to_its_cross_entropy(arguments):
     data, inputs, labels = small_digits(), torch.randn(20, 10), torch.arange(20) % 10
     values = []
@@ -106,13 +124,17 @@ def test_oversampling_replicates():
     assert len(positions) == 24, "three classes of eight"
     counts = np.bincount(positions, minlength=12)
     assert set(counts[:8]) == {1} and set(counts[8:11]) == {2, 3} and counts[11] == 8
-    assert draw("oversample") == draw("oversample") and draw("oversample", epoch=2) != draw("oversample")
+    assert draw("oversample") == draw("oversample") and draw("oversample", epoch=2) != draw(
+        "oversample"
+    )
     assert draw("oversample", seed=1) != draw("oversample")
 
 
 def test_undersampling_draws_anew():
     epochs = [[i for batch in draw("undersample", epoch) for i in batch] for epoch in range(1, 100)]
-    assert all(len(set(positions)) == 3 and sorted(INDICES[positions]) == [0, 1, 2] for positions in epochs)
+    assert all(
+        len(set(positions)) == 3 and sorted(INDICES[positions]) == [0, 1, 2] for positions in epochs
+    )
     assert set().union(*epochs) == set(range(12)), "in time, every image has its turn"
 
 
@@ -130,16 +152,34 @@ def test_resampled_batches_are_shared_and_carried_on():
     [
         ({"class_weights": "balance"}, "unknown class_weights 'balance'. Did you mean 'balanced'"),
         ({"class_weights": True}, "class_weights must be of type str, like 'balanced', not True"),
-        ({"class_weights_beta": 1.0}, "class_weights_beta must be below 1.*write class_weights='balanced'"),
+        (
+            {"class_weights_beta": 1.0},
+            "class_weights_beta must be below 1.*write class_weights='balanced'",
+        ),
         ({"focal_gamma": -1.0}, "focal_gamma must not be negative"),
         ({"resample": "over"}, "unknown resample 'over'"),
-        ({"resample": "oversample", "class_weights": "balanced"}, "a second time: write class_weights='none' with it"),
-        ({"resample": "smote", "strategy": "full"}, "needs strategy='linear_probe' and cache=True, not strategy='full'"),
-        ({"resample": "smote", "strategy": "linear_probe", "cache": False}, "cache=False; write these, or resample='oversample'"),
-        ({"resample": "smote", "strategy": "linear_probe", "mixup_rare": 0.2}, "write mixup_rare=0 with it"),
+        (
+            {"resample": "oversample", "class_weights": "balanced"},
+            "a second time: write class_weights='none' with it",
+        ),
+        (
+            {"resample": "smote", "strategy": "full"},
+            "needs strategy='linear_probe' and cache=True, not strategy='full'",
+        ),
+        (
+            {"resample": "smote", "strategy": "linear_probe", "cache": False},
+            "cache=False; write these, or resample='oversample'",
+        ),
+        (
+            {"resample": "smote", "strategy": "linear_probe", "mixup_rare": 0.2},
+            "write mixup_rare=0 with it",
+        ),
         ({"mixup_rare": -0.1}, "mixup_rare must not be negative"),
         ({"synthetic": "gan"}, "unknown synthetic 'gan'.*fourier"),
-        ({"synthetic": "paste", "synthetic_share": 0.0}, "makes no image; write a share such as 0.5"),
+        (
+            {"synthetic": "paste", "synthetic_share": 0.0},
+            "makes no image; write a share such as 0.5",
+        ),
         ({"synthetic_share": 1.5}, "synthetic_share must be between 0 and 1"),
     ],
 )
@@ -149,5 +189,9 @@ def test_combinations_that_make_no_sense(arguments, message):
 
 
 def test_resampling_alone_drops_the_weights():
-    assert recipe("vit_scratch").class_weights == recipe("vit_scratch", resample="none").class_weights == "balanced"
+    assert (
+        recipe("vit_scratch").class_weights
+        == recipe("vit_scratch", resample="none").class_weights
+        == "balanced"
+    )
     assert recipe("vit_scratch", resample="undersample").class_weights == "none"

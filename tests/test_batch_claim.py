@@ -12,7 +12,10 @@ from vitlab.batch.claim import CLAIM, claim_runs
 def test_the_same_batch_and_shared_runs_are_refused_and_others_are_not(tmp_path):
     one, two = tmp_path / "runs" / "batches" / "one", tmp_path / "runs" / "batches" / "two"
     with claim_runs(one, ["runs/digits/a", "runs/digits/b"]):
-        for folder, runs, place in ((one, [], one), (two, ["runs/digits/c", "runs/digits/b"], tmp_path / "runs/digits/b")):
+        for folder, runs, place in (
+            (one, [], one),
+            (two, ["runs/digits/c", "runs/digits/b"], tmp_path / "runs/digits/b"),
+        ):
             with pytest.raises(ValueError) as error, claim_runs(folder, runs):
                 pass
             assert f"another batch (pid {os.getpid()} on " in str(error.value)
@@ -29,13 +32,17 @@ def test_the_same_batch_and_shared_runs_are_refused_and_others_are_not(tmp_path)
 def test_a_claim_ends_with_its_process(tmp_path):
     one, two = tmp_path / "runs" / "batches" / "one", tmp_path / "runs" / "batches" / "two"
     code = (
-        "import sys, time, pathlib\nfrom vitlab.batch.claim import claim_runs\n"
-        f"with claim_runs(pathlib.Path({str(one)!r}), ['runs/digits/a']):\n    print('held', flush=True)\n    time.sleep(60)"
+        "import sys, time, pathlib\nfrom vitlab.batch.claim import claim_runs\nwith"
+        f" claim_runs(pathlib.Path({str(one)!r}), ['runs/digits/a']):\n    print('held',"
+        " flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     for folder, runs in ((one, []), (two, ["runs/digits/a"])):
-        with pytest.raises(ValueError, match=rf"another batch \(pid {holder.pid} on "), claim_runs(folder, runs):
+        with (
+            pytest.raises(ValueError, match=rf"another batch \(pid {holder.pid} on "),
+            claim_runs(folder, runs),
+        ):
             pass
     holder.kill()
     holder.communicate()

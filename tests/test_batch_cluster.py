@@ -32,17 +32,32 @@ from vitlab.cli import app
 
 def test_without_a_scheduler_dask_is_not_even_loaded():
     code = (
-        "import sys\nfrom vitlab.cli import app\ntry: app(['batch', '--help'])\nexcept SystemExit: pass\n"
-        "import vitlab.batch.schedule, vitlab.batch.local\n"
-        "print('distributed' in sys.modules or 'dask' in sys.modules)"
+        "import sys\nfrom vitlab.cli import app\ntry: app(['batch', '--help'])\nexcept SystemExit:"
+        " pass\nimport vitlab.batch.schedule, vitlab.batch.local\nprint('distributed' in"
+        " sys.modules or 'dask' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "--scheduler" in shown and shown.splitlines()[-1] == "False"
 
 
 def test_workers_of_this_machine_and_of_a_cluster_are_not_mixed(tmp_path):
-    result = CliRunner().invoke(app, ["batch", str(tmp_path / "toy.yml"), "--workers", "2", "--scheduler", "tcp://10.0.0.5:8786"])
-    assert result.exit_code == 2 and "--workers is for this machine, --scheduler for a cluster" in result.stderr
+    result = CliRunner().invoke(
+        app,
+        [
+            "batch",
+            str(tmp_path / "toy.yml"),
+            "--workers",
+            "2",
+            "--scheduler",
+            "tcp://10.0.0.5:8786",
+        ],
+    )
+    assert (
+        result.exit_code == 2
+        and "--workers is for this machine, --scheduler for a cluster" in result.stderr
+    )
 
 
 SLURM = """
@@ -76,7 +91,11 @@ def test_a_dry_run_shows_the_job_that_slurm_would_get(tmp_path):
         "#SBATCH --gres=gpu:1",
     ):
         assert line in script.splitlines()
-    assert script.index("activate") < script.index("distributed.cli.dask_worker") < script.index("--resources GPU=1")
+    assert (
+        script.index("activate")
+        < script.index("distributed.cli.dask_worker")
+        < script.index("--resources GPU=1")
+    )
     assert describe_cluster("tcp://10.0.0.5:8786") == ""
 
 
@@ -84,12 +103,27 @@ def test_a_dry_run_shows_the_job_that_slurm_would_get(tmp_path):
     ("text", "message"),
     [
         ("cluster: [", r"is not YAML"),
-        ("jobs: 3", r"cluster.yml must have the keys cluster, jobs, patience, options; at least `cluster: slurm`"),
+        (
+            "jobs: 3",
+            (
+                r"cluster.yml must have the keys cluster, jobs, patience, options; at least"
+                r" `cluster: slurm`"
+            ),
+        ),
         ("cluster: slrum", r"unknown cluster in cluster.yml: 'slrum'. Did you mean slurm"),
         ("{cluster: slurm, job: 3}", r"unknown key in cluster.yml: 'job'. Did you mean jobs"),
-        ("{cluster: slurm, jobs: many}", r"jobs in cluster.yml must be a whole number above 0; it is 'many'"),
-        ("{cluster: slurm, options: [queue]}", r"options in cluster.yml must be written as name: value"),
-        ("{cluster: slurm, options: {queue: gpu}}", r"SLURMCluster does not take these options: .*how much cores"),
+        (
+            "{cluster: slurm, jobs: many}",
+            r"jobs in cluster.yml must be a whole number above 0; it is 'many'",
+        ),
+        (
+            "{cluster: slurm, options: [queue]}",
+            r"options in cluster.yml must be written as name: value",
+        ),
+        (
+            "{cluster: slurm, options: {queue: gpu}}",
+            r"SLURMCluster does not take these options: .*how much cores",
+        ),
     ],
 )
 def test_mistakes_in_a_cluster_file(tmp_path, text, message):
@@ -102,7 +136,9 @@ def test_mistakes_in_a_cluster_file(tmp_path, text, message):
 @pytest.mark.skipif(sys.platform == "win32", reason="the queue is a shell script")
 def test_a_queue_that_takes_no_job_ends_the_batch_with_what_it_said(tmp_path, monkeypatch):
     sbatch = tmp_path / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+    sbatch.write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n"
+    )
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(cluster_module, "ANSWER", 60)
@@ -123,14 +159,20 @@ def test_versions_are_told_apart_by_their_code_too():
     with pytest.raises(ValueError) as error:
         check_versions({"tcp://a:1": here} | others | silent)
     told = str(error.value)
-    assert "tcp://a:1" not in told and f"worker tcp://b:1 has {here['version']} (code deadbeef)" in told
+    assert (
+        "tcp://a:1" not in told
+        and f"worker tcp://b:1 has {here['version']} (code deadbeef)" in told
+    )
     assert "worker tcp://c:1 has no vitlab" in told and "tcp://d:1" not in told
     with pytest.raises(ValueError, match=r"worker tcp://d:1 has no answer \(TypeError: no\)"):
         check_versions(silent)
 
 
 def test_a_worker_that_ends_as_it_is_asked_is_no_obstacle(monkeypatch, capsys):
-    answers = [{"tcp://a:1": CommClosedError("gone")}, {"tcp://a:1": CommClosedError("gone"), "tcp://b:1": probe_worker()}]
+    answers = [
+        {"tcp://a:1": CommClosedError("gone")},
+        {"tcp://a:1": CommClosedError("gone"), "tcp://b:1": probe_worker()},
+    ]
     monkeypatch.setattr(cluster_module, "probe_workers", lambda client: answers.pop(0))
     monkeypatch.setattr(cluster_module.time, "sleep", lambda seconds: None)
     cluster = Cluster(None, "tcp://s:1", 60, "start one")
@@ -142,7 +184,9 @@ def test_a_job_that_is_refused_is_told_while_others_wait(monkeypatch, capsys):
     answers = [{}, {}, {"tcp://a:1": probe_worker()}]
     monkeypatch.setattr(cluster_module, "probe_workers", lambda client: answers.pop(0))
     monkeypatch.setattr(cluster_module.time, "sleep", lambda seconds: None)
-    Cluster(None, "tcp://s:1", 60, "submitted", Refusals(2, ["too many jobs"]))._wait_for_workers(Board(1))
+    Cluster(None, "tcp://s:1", 60, "submitted", Refusals(2, ["too many jobs"]))._wait_for_workers(
+        Board(1)
+    )
     told = "the queue did not take a job: too many jobs\nwaiting for the first worker: submitted\n"
     assert capsys.readouterr().out == told
 
@@ -168,7 +212,10 @@ def talker():
 @pytest.mark.parametrize("protocol", ["tcp", "tls"])
 def test_a_port_with_something_else_behind_it_is_no_scheduler(talker, protocol):
     with pytest.raises(
-        ValueError, match=rf"no Dask scheduler answers at {protocol}://127.0.0.1:{talker} \(\w+: .*\)\. Start one"
+        ValueError,
+        match=(
+            rf"no Dask scheduler answers at {protocol}://127.0.0.1:{talker} \(\w+: .*\)\. Start one"
+        ),
     ):
         connect(f"{protocol}://127.0.0.1:{talker}")
 
@@ -177,7 +224,9 @@ class FakeClient:
     """Of a scheduler that names these workers; `identity` may be replaced by what raises."""
 
     def __init__(self, there):
-        self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": there if n_workers == -1 else {}})
+        self.scheduler = SimpleNamespace(
+            identity=lambda n_workers: {"workers": there if n_workers == -1 else {}}
+        )
 
     def sync(self, function, callback_timeout, **options):
         return function(**options)
@@ -208,7 +257,9 @@ def test_workers_are_lost_when_the_scheduler_says_so_and_not_when_it_is_silent(w
     assert workers.look(force=True) == ([], [])
     assert set(workers.known) == {"a", "b"} and workers.there == {"a", "b", "c", "d"}
     assert probe_workers(workers.client) == {}
-    workers.client.scheduler.identity = lambda n_workers: {"workers": {"a": answer(-1)["workers"]["a"]}}
+    workers.client.scheduler.identity = lambda n_workers: {
+        "workers": {"a": answer(-1)["workers"]["a"]}
+    }
     assert workers.look(force=True) == ([], ["b", "c", "d"]) and set(workers.known) == {"a"}
 
 
@@ -217,7 +268,8 @@ def test_a_task_goes_where_a_place_is_free(workers):
     assert set(workers.known) == {"a", "b"} and workers.refused == {"c"} and workers.have_gpu()
     assert workers.find_free({}, []) == "a"
     assert workers.find_free(gpu, []) == "a"
-    assert workers.find_free(gpu, [("a", gpu)]) is None  # one at a time, though the worker has a thread left
+    # one at a time, though the worker has a thread left
+    assert workers.find_free(gpu, [("a", gpu)]) is None
     assert workers.find_free({}, [("a", gpu), ("b", {})]) == "a"
     assert workers.find_free({}, [("a", gpu), ("a", {})]) == "b"
     assert workers.find_free({}, [("a", gpu), ("a", {}), ("b", {})]) is None
@@ -226,7 +278,13 @@ def test_a_task_goes_where_a_place_is_free(workers):
 
 
 def test_only_what_has_changed_travels(tmp_path):
-    for name in ("runs/a/run.json", "runs/a/notebooks/x.ipynb", "runs/a/.x.12.ipynb", "runs/b/weights.bin", "cache/c"):
+    for name in (
+        "runs/a/run.json",
+        "runs/a/notebooks/x.ipynb",
+        "runs/a/.x.12.ipynb",
+        "runs/b/weights.bin",
+        "cache/c",
+    ):
         write_piece(str(tmp_path), name, 0, b"12345")
     before = list_files(tmp_path)
     assert list(before) == ["runs/a/notebooks/x.ipynb", "runs/a/run.json", "runs/b/weights.bin"]
@@ -235,7 +293,9 @@ def test_only_what_has_changed_travels(tmp_path):
     write_piece(str(tmp_path), "runs/a/run.json", 5, b"6")
     write_piece(str(tmp_path), "runs/a/new.csv", 0, b"")
     changed, removed = find_changes(before, list_files(tmp_path))
-    assert sorted(changed) == ["runs/a/new.csv", "runs/a/run.json"] and removed == ["runs/b/weights.bin"]
+    assert sorted(changed) == ["runs/a/new.csv", "runs/a/run.json"] and removed == [
+        "runs/b/weights.bin"
+    ]
     assert read_piece(str(tmp_path), "runs/a/run.json", 2) == b"3456"
 
 

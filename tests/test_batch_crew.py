@@ -1,4 +1,6 @@
-"""The crew of a cluster and the order of a batch, held against a client that only notes what it is asked for."""
+"""The crew of a cluster and the order of a batch, held against a client that only notes what it is
+asked for.
+"""
 
 import pickle
 import threading
@@ -22,7 +24,9 @@ DONE = {"status": "done", "seconds": 1.0, "peak_memory_mb": None, "error": None}
 
 
 class Client:
-    """Of a scheduler with these workers; `submitted` has a future for each task that was handed over."""
+    """Of a scheduler with these workers; `submitted` has a future for each task that was handed
+    over.
+    """
 
     status = "running"
 
@@ -39,7 +43,10 @@ class Client:
 
     def submit(self, function, job, *needs, key, workers, **options):
         future = SimpleNamespace(key=key, status="pending", outcome=None, worker=workers[0])
-        future.done, future.result = lambda: future.status != "pending", lambda timeout: future.outcome
+        future.done, future.result = (
+            lambda: future.status != "pending",
+            lambda timeout: future.outcome,
+        )
         self.submitted.append(future)
         return future
 
@@ -55,13 +62,34 @@ class Client:
 
 
 def make_task(source, **resources):
-    step = SimpleNamespace(notebook=source.stem, source=source, resources=resources, limits=Limits(), once=False)
-    return SimpleNamespace(step=step, label=source.stem, needs=(), point={}, path=f"{source.stem}.ipynb", run=None, parameters={})
+    step = SimpleNamespace(
+        notebook=source.stem, source=source, resources=resources, limits=Limits(), once=False
+    )
+    return SimpleNamespace(
+        step=step,
+        label=source.stem,
+        needs=(),
+        point={},
+        path=f"{source.stem}.ipynb",
+        run=None,
+        parameters={},
+    )
 
 
 def make_crew(client, tasks, reports, patience=60.0):
     workers = Workers(client, dict.fromkeys(client.there, probe_worker()))
-    return DaskCrew(client, "tcp://s:1", tasks, workers, "session", reports, reports / "token", [], Board(1), patience)
+    return DaskCrew(
+        client,
+        "tcp://s:1",
+        tasks,
+        workers,
+        "session",
+        reports,
+        reports / "token",
+        [],
+        Board(1),
+        patience,
+    )
 
 
 @pytest.fixture
@@ -77,11 +105,17 @@ def test_a_notebook_that_was_removed_is_a_row(notebook, tmp_path):
     notebook.unlink()
     crew.start(0, task)
     ((number, outcome),) = crew.collect()
-    assert (number, outcome["status"], outcome["error"]["name"]) == (0, "failed", "FileNotFoundError")
+    assert (number, outcome["status"], outcome["error"]["name"]) == (
+        0,
+        "failed",
+        "FileNotFoundError",
+    )
     assert str(notebook) in outcome["error"]["value"]
 
 
-def test_a_task_that_has_begun_is_not_handed_over_anew_when_another_worker_is_lost(notebook, tmp_path):
+def test_a_task_that_has_begun_is_not_handed_over_anew_when_another_worker_is_lost(
+    notebook, tmp_path
+):
     client, tasks = Client("a", "b"), [make_task(notebook), make_task(notebook)]
     crew = make_crew(client, tasks, tmp_path)
     for number, task in enumerate(tasks):
@@ -98,7 +132,9 @@ def test_what_no_worker_offers_is_named_when_patience_ends(notebook, tmp_path):
     task = make_task(notebook, GPU=2.0)
     crew = make_crew(Client("a"), [task], tmp_path, patience=-1)
     assert not crew.has_place(task)
-    with pytest.raises(ClusterGone, match=r"has had no worker that offers GPU=2, which train asks for, for"):
+    with pytest.raises(
+        ClusterGone, match=r"has had no worker that offers GPU=2, which train asks for, for"
+    ):
         crew.collect()
 
 
@@ -126,8 +162,11 @@ def test_what_had_ended_on_a_cluster_when_the_batch_was_stopped_is_kept(notebook
     client, tasks = Client("a", "b", "c", "d"), [make_task(notebook) for _ in range(4)]
 
     def ending():
-        for future, outcome in zip(client.submitted, (None, DONE | {"left": {"worker": "b"}}, DONE), strict=False):
-            future.status, future.outcome = "finished", outcome  # one is lost, one lies on its worker, one is at home
+        for future, outcome in zip(
+            client.submitted, (None, DONE | {"left": {"worker": "b"}}, DONE), strict=False
+        ):
+            # one is lost, one lies on its worker, one is at home
+            future.status, future.outcome = "finished", outcome
 
     assert stop_half_way(tasks, make_crew(client, tasks, tmp_path), ending) == {2: "done"}
     assert client.cancelled == client.submitted
@@ -154,7 +193,9 @@ def test_what_had_ended_here_when_the_batch_was_stopped_is_kept(notebook, tmp_pa
 def worker(monkeypatch):
     """What `run_task` finds around it on a worker."""
     scheduler = SimpleNamespace(get_metadata=None)
-    there = SimpleNamespace(loop=None, scheduler=scheduler, address="tcp://w", log_event=lambda *arguments: None)
+    there = SimpleNamespace(
+        loop=None, scheduler=scheduler, address="tcp://w", log_event=lambda *arguments: None
+    )
     monkeypatch.setattr("vitlab.batch.remote.get_worker", lambda: there)
     monkeypatch.setattr("vitlab.batch.remote.sync", lambda *arguments, **options: None)
 
@@ -172,7 +213,12 @@ class OddError(Exception):
         (OddError(code=7), "OddError", "code 7", True),
         (TypeError("None is no number"), "TypeError", "None is no number", True),
         (UserError("no kernel starts"), "UserError", "no kernel starts", False),
-        (OSError(28, "No space left on device", "/tmp/x"), "OSError", "[Errno 28] No space left on device: '/tmp/x'", False),
+        (
+            OSError(28, "No space left on device", "/tmp/x"),
+            "OSError",
+            "[Errno 28] No space left on device: '/tmp/x'",
+            False,
+        ),
     ],
 )
 def test_an_error_on_a_worker_is_described_there(worker, monkeypatch, error, name, value, traced):
@@ -185,7 +231,11 @@ def test_an_error_on_a_worker_is_described_there(worker, monkeypatch, error, nam
     assert (outcome["status"], problem["name"], problem["value"]) == ("failed", name, value)
     shown = describe_problem(outcome)
     if traced:
-        assert shown.startswith("Traceback") and "in borrow" in shown and shown.rstrip().endswith(f"{name}: {value}")
+        assert (
+            shown.startswith("Traceback")
+            and "in borrow" in shown
+            and shown.rstrip().endswith(f"{name}: {value}")
+        )
     else:
         assert shown == f"{name}: {value}"
 

@@ -1,4 +1,6 @@
-"""Batches on a Dask cluster: one of two workers, each a process with a nanny, for all tests of this file."""
+"""Batches on a Dask cluster: one of two workers, each a process with a nanny, for all tests of this
+file.
+"""
 
 import json
 import os
@@ -18,34 +20,53 @@ from nbformat.v4 import new_code_cell, new_notebook
 import vitlab
 from vitlab.batch import cluster as cluster_module, crew as crew_module, run_batch
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only, and /proc is looked into")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="kernels are forked on Linux only, and /proc is looked into"
+)
 
-NOTE = "import os, time, psutil, pathlib\nwith open(log + 'log', 'a') as file:\n    print({}, file=file)"
+NOTE = (
+    "import os, time, psutil, pathlib\nwith open(log + 'log', 'a') as file:\n    print({},"
+    " file=file)"
+)
 TRAIN = (
     NOTE.format("'train', color"),
-    "worker = psutil.Process().parent().parent()\n"
-    "killed = pathlib.Path(log + color)\n"
-    "if color == 'always' or color == 'once' and not killed.exists():\n"
-    "    killed.touch()\n    worker.kill()\n    time.sleep(60)",
+    (
+        "worker = psutil.Process().parent().parent()\n"
+        "killed = pathlib.Path(log + color)\n"
+        "if color == 'always' or color == 'once' and not killed.exists():\n"
+        "    killed.touch()\n    worker.kill()\n    time.sleep(60)"
+    ),
     "if color == 'wrong':\n    raise RuntimeError('wrong colour')",
-    "from vitlab.runs import Run\nrun = Run.create(name=run_name, dataset='any', color=color)\n"
-    "(run.path / 'weights.bin').write_bytes(os.urandom(17 * 2**20))\nrun.finish()",
+    (
+        "from vitlab.runs import Run\nrun = Run.create(name=run_name, dataset='any', color=color)\n"
+        "(run.path / 'weights.bin').write_bytes(os.urandom(17 * 2**20))\nrun.finish()"
+    ),
 )
 JUDGE = (
     NOTE.format("'judge', run_name"),
-    "from vitlab.runs import find_runs\nrun = find_runs('any', color=color)[0]\n"
-    "run.write_json('metrics.json', {'color': color})\n"
-    "(run.path / 'weights.bin').stat().st_size",
+    (
+        "from vitlab.runs import find_runs\nrun = find_runs('any', color=color)[0]\n"
+        "run.write_json('metrics.json', {'color': color})\n"
+        "(run.path / 'weights.bin').stat().st_size"
+    ),
 )
 COMPARE = (
     NOTE.format("'compare', os.environ['VITLAB_REPORTS']"),
-    "from vitlab.runs import find_runs\nfor run in find_runs('any'):\n    print(run.read_json('metrics.json')['color'])",
+    (
+        "from vitlab.runs import find_runs\nfor run in find_runs('any'):\n   "
+        " print(run.read_json('metrics.json')['color'])"
+    ),
 )
 
 
 @pytest.fixture(scope="module")
 def client():
-    options = {"nthreads": 1, "env": {"VITLAB_REPORTS": ""}, "resources": {"GPU": 1}, "dashboard_address": None}
+    options = {
+        "nthreads": 1,
+        "env": {"VITLAB_REPORTS": ""},
+        "resources": {"GPU": 1},
+        "dashboard_address": None,
+    }
     workers = {f"w{number}": {"cls": Nanny, "options": options} for number in (1, 2)}
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": None, "host": "127.0.0.1"}}
     with SpecCluster(workers, scheduler) as cluster, Client(cluster) as client:
@@ -56,19 +77,27 @@ def client():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster_module, "ANSWER", 60)  # the scheduler is a thread of this busy process
+    # the scheduler is a thread of this busy process
+    monkeypatch.setattr(cluster_module, "ANSWER", 60)
     declared = 'color = ""\nrun_name = ""\nlog = ""'
     for name, cells in {"train": TRAIN, "judge": JUDGE, "compare": COMPARE}.items():
         first = new_code_cell(declared, metadata={"tags": ["parameters"]})
         (tmp_path / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(new_notebook(cells=[first, *map(new_code_cell, cells)]), tmp_path / "notebooks" / f"{name}.ipynb")
+        nbformat.write(
+            new_notebook(cells=[first, *map(new_code_cell, cells)]),
+            tmp_path / "notebooks" / f"{name}.ipynb",
+        )
     return tmp_path
 
 
 def write_batch(project, colors, chain=("train", "judge", "compare"), **content):
     """log: the folder of the log; the file itself would be one that the notebooks depend on."""
     steps = [{"notebook": name} | ({"grid": {}} if name == "compare" else {}) for name in chain]
-    content = {"parameters": {"log": f"{project}/"}, "grid": {"color": list(colors)}, "chain": steps} | content
+    content = {
+        "parameters": {"log": f"{project}/"},
+        "grid": {"color": list(colors)},
+        "chain": steps,
+    } | content
     file = project / "notebooks" / "toy.yml"
     file.write_text(yaml.safe_dump(content))
     return file
@@ -85,7 +114,9 @@ def run(client, file, **options):
 
 def children(client):
     """The processes below each worker."""
-    return client.run(lambda: [child.pid for child in __import__("psutil").Process().children(recursive=True)])
+    return client.run(
+        lambda: [child.pid for child in __import__("psutil").Process().children(recursive=True)]
+    )
 
 
 def wait_until(condition, seconds=60):
@@ -95,7 +126,9 @@ def wait_until(condition, seconds=60):
     return condition()
 
 
-def test_a_chain_runs_on_two_workers_and_leaves_nothing_there(client, project, reports_folder, capsys):
+def test_a_chain_runs_on_two_workers_and_leaves_nothing_there(
+    client, project, reports_folder, capsys
+):
     file = write_batch(project, ["red", "wrong", "blue"])
     records = run(client, file)
     assert {key: record["status"] for key, record in records.items()} == {
@@ -108,20 +141,30 @@ def test_a_chain_runs_on_two_workers_and_leaves_nothing_there(client, project, r
         ("compare", ""): "done",
     }
     error = records["train", "wrong"]["error"]
-    assert (error["cell"], error["line"], error["name"]) == (5, "raise RuntimeError('wrong colour')", "RuntimeError")
-    assert len(log_lines(project)) == 6 and f"compare {reports_folder}" in log_lines(project)  # they share the file system
+    assert (error["cell"], error["line"], error["name"]) == (
+        5,
+        "raise RuntimeError('wrong colour')",
+        "RuntimeError",
+    )
+    # they share the file system
+    assert len(log_lines(project)) == 6 and f"compare {reports_folder}" in log_lines(project)
     compare = nbformat.read(reports_folder / records["compare", ""]["path"], as_version=4)
     assert sorted(compare.cells[-1].outputs[0].text.split()) == ["blue", "red"]
     assert list(children(client).values()) == [[], []]
     assert not [path for path in reports_folder.rglob(".*") if path.suffix != ".lock"]
     assert "train color=red    done" in capsys.readouterr().out
     run(client, write_batch(project, ["red", "blue"]))
-    assert log_lines(project)[0].startswith("compare") and len(log_lines(project)) == 7  # `needs` of compare have changed
+    # `needs` of compare have changed
+    assert log_lines(project)[0].startswith("compare") and len(log_lines(project)) == 7
 
 
-def test_a_lost_worker_costs_its_task_alone_and_a_task_that_kills_workers_is_given_up(client, project, monkeypatch):
+def test_a_lost_worker_costs_its_task_alone_and_a_task_that_kills_workers_is_given_up(
+    client, project, monkeypatch
+):
     monkeypatch.setattr(crew_module, "LOSSES", 2)
-    records = run(client, write_batch(project, ["always", "once", "calm"], chain=["train", "judge"]))
+    records = run(
+        client, write_batch(project, ["always", "once", "calm"], chain=["train", "judge"])
+    )
     assert {key: record["status"] for key, record in records.items()} == {
         ("train", "always"): "failed",
         ("judge", "always"): "skipped",
@@ -145,31 +188,53 @@ def test_results_come_home_from_workers_with_folders_of_their_own(client, projec
         client.run(set_reports, str(project / f"worker{number}"), workers=[worker])
     try:
         records = run(client, write_batch(project, ["red", "wrong", "blue"]))
-        assert [record["status"] for record in records.values()] == ["done", "done", "failed", "skipped", "done", "done", "done"]
+        assert [record["status"] for record in records.values()] == [
+            "done",
+            "done",
+            "failed",
+            "skipped",
+            "done",
+            "done",
+            "done",
+        ]
         for color in ("red", "blue"):
             folder = reports_folder / records["train", color]["run"]
             assert json.loads((folder / "run.json").read_text())["status"] == "done"
             assert (folder / "weights.bin").stat().st_size == 17 * 2**20
             assert json.loads((folder / "metrics.json").read_text()) == {"color": color}
-            assert sorted(path.stem for path in (folder / "notebooks").iterdir()) == ["judge", "train"]
+            assert sorted(path.stem for path in (folder / "notebooks").iterdir()) == [
+                "judge",
+                "train",
+            ]
         wrong = nbformat.read(reports_folder / records["train", "wrong"]["path"], as_version=4)
-        assert any(output.get("ename") == "RuntimeError" for cell in wrong.cells for output in cell.get("outputs", []))
+        assert any(
+            output.get("ename") == "RuntimeError"
+            for cell in wrong.cells
+            for output in cell.get("outputs", [])
+        )
         compare = nbformat.read(reports_folder / records["compare", ""]["path"], as_version=4)
         assert sorted(compare.cells[-1].outputs[0].text.split()) == ["blue", "red"]
         used = next(line for line in log_lines(project) if line.startswith("compare")).split()[1]
         assert not Path(used).is_relative_to(reports_folder) and not Path(used).exists()
         assert list(children(client).values()) == [[], []]
         run(client, write_batch(project, ["red", "wrong", "blue"]))
-        assert log_lines(project).count("train wrong") == 2 and log_lines(project).count("train red") == 1
+        assert (
+            log_lines(project).count("train wrong") == 2
+            and log_lines(project).count("train red") == 1
+        )
     finally:
         client.run(set_reports, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_batch_ended_half_way_leaves_no_kernel_on_the_workers(client, project, reports_folder, number):
+def test_a_batch_ended_half_way_leaves_no_kernel_on_the_workers(
+    client, project, reports_folder, number
+):
     slow = "import os, time\nopen(log + color, 'w').write(str(os.getpid()))\ntime.sleep(300)"
     first = new_code_cell('color = ""\nlog = ""', metadata={"tags": ["parameters"]})
-    nbformat.write(new_notebook(cells=[first, new_code_cell(slow)]), project / "notebooks" / "slow.ipynb")
+    nbformat.write(
+        new_notebook(cells=[first, new_code_cell(slow)]), project / "notebooks" / "slow.ipynb"
+    )
     file = write_batch(project, ["red", "blue"], chain=["slow"])
     words = ["batch", str(file), "--scheduler", client.scheduler.address]
     command = [sys.executable, "-c", "from vitlab.cli import app; app()", *words]
@@ -192,7 +257,9 @@ def test_a_worker_with_another_vitlab_is_refused_before_any_task(client, project
     worker = sorted(client.scheduler_info()["workers"])[0]
     client.run(change_version, "0.0.1", workers=[worker])
     try:
-        with pytest.raises(ValueError, match=rf"no notebook was started: .*worker {worker} has 0\.0\.1 \("):
+        with pytest.raises(
+            ValueError, match=rf"no notebook was started: .*worker {worker} has 0\.0\.1 \("
+        ):
             run(client, write_batch(project, ["red"]))
     finally:
         client.run(change_version, vitlab.__version__, workers=[worker])
@@ -209,18 +276,27 @@ def change_version(version):
 
 def test_resources_that_nobody_offers_are_refused(client, project):
     file = write_batch(project, ["red"], chain=["train"])
-    content = yaml.safe_load(file.read_text()) | {"chain": [{"notebook": "train", "resources": {"GPU": 2}}]}
+    content = yaml.safe_load(file.read_text()) | {
+        "chain": [{"notebook": "train", "resources": {"GPU": 2}}]
+    }
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=r"no worker offers the resources GPU=2 that train asks for"):
+    with pytest.raises(
+        ValueError, match=r"no worker offers the resources GPU=2 that train asks for"
+    ):
         run(client, file)
     assert log_lines(project) == []
 
 
 def test_a_scheduler_that_does_not_answer_is_named(project, monkeypatch, unused_port):
     monkeypatch.setattr(cluster_module, "ANSWER", 0.5)
-    with pytest.raises(ValueError, match=rf"no Dask scheduler answers at tcp://127.0.0.1:{unused_port} .*`dask scheduler`"):
+    with pytest.raises(
+        ValueError,
+        match=rf"no Dask scheduler answers at tcp://127.0.0.1:{unused_port} .*`dask scheduler`",
+    ):
         run_batch(write_batch(project, ["red"]), scheduler=f"tcp://127.0.0.1:{unused_port}")
-    with pytest.raises(ValueError, match=r"--scheduler is 'somewhere'; write its address, like tcp://10.0.0.5:8786"):
+    with pytest.raises(
+        ValueError, match=r"--scheduler is 'somewhere'; write its address, like tcp://10.0.0.5:8786"
+    ):
         run_batch(write_batch(project, ["red"]), scheduler="somewhere")
 
 

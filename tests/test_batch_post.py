@@ -41,7 +41,9 @@ def make(marker):
 
 @pytest.fixture
 def worker(reports_folder, tmp_path, monkeypatch):
-    """Has something done on a worker that was sent the runs of the reports folder; gives what it has left there."""
+    """Has something done on a worker that was sent the runs of the reports folder; gives what it
+    has left there.
+    """
 
     def leave(work, sent=True):
         there = tmp_path / "desk" / "reports"
@@ -60,12 +62,20 @@ def worker(reports_folder, tmp_path, monkeypatch):
 
 
 def fetch(left, reports, client=None):
-    post.fetch_files(client or Client(), left, reports, next(name for name in left["files"] if name.endswith(".ipynb")))
+    post.fetch_files(
+        client or Client(),
+        left,
+        reports,
+        next(name for name in left["files"] if name.endswith(".ipynb")),
+    )
 
 
 def check_whole(marker, folder):
     (run,) = find_runs("digits")
-    assert run.path == folder and run.parameters["marker"] == run.read_json("a.json")["marker"] == marker
+    assert (
+        run.path == folder
+        and run.parameters["marker"] == run.read_json("a.json")["marker"] == marker
+    )
     assert run.files() == ["a.json", "b.txt", "notebooks", f"only-{marker}.txt", "run.json"]
     assert (folder / "b.txt").read_text() == marker
 
@@ -77,13 +87,19 @@ def test_a_run_made_on_a_worker_replaces_the_one_at_home(worker, reports_folder)
     assert find_runs("digits")[0].parameters["marker"] == "old"
     fetch(left, reports_folder)
     check_whole("new", old.path)
-    assert (old.path / COPY).read_text() == "new" and (old.path / "notebooks" / "04_evaluate.ipynb").read_text() == "old"
-    assert [path.name for path in old.path.parent.iterdir() if path.is_dir()] == ["x"] and not os.path.exists(left["folder"])
+    assert (old.path / COPY).read_text() == "new" and (
+        old.path / "notebooks" / "04_evaluate.ipynb"
+    ).read_text() == "old"
+    assert [path.name for path in old.path.parent.iterdir() if path.is_dir()] == [
+        "x"
+    ] and not os.path.exists(left["folder"])
 
 
 @pytest.mark.parametrize("fails", range(2, 8))
 def test_a_fetch_that_fails_half_way_leaves_the_old_run_whole(worker, reports_folder, fails):
-    """The first call asks which run it is; then come three files, run.json and the executed copy; the last one clears up."""
+    """The first call asks which run it is; then come three files, run.json and the executed copy;
+    the last one clears up.
+    """
     folder, left = make("old").path, worker(lambda: make("new"))
     with pytest.raises(OSError, match="connection is gone"):
         fetch(left, reports_folder, Client(fails))
@@ -119,7 +135,14 @@ def test_later_steps_add_to_the_run_that_is_there(worker, reports_folder):
     fetch(worker(evaluate), reports_folder)
     run = Run(folder)
     assert run.facts == {"evaluated": True} and run.read_json("metrics.json") == {"accuracy": 1}
-    assert run.files() == ["a.json", "b.txt", "metrics.json", "notebooks", "only-old.txt", "run.json"]
+    assert run.files() == [
+        "a.json",
+        "b.txt",
+        "metrics.json",
+        "notebooks",
+        "only-old.txt",
+        "run.json",
+    ]
     assert (folder / "b.txt").read_text() == "changed" and (folder / COPY).read_text() == "old"
     assert (folder / "notebooks" / "04_evaluate.ipynb").read_text() == "04"
 
@@ -132,7 +155,9 @@ def test_a_first_run_and_a_failed_one_come_home(worker, reports_folder):
         (run.path / COPY).write_text("first")
 
     fetch(worker(fail), reports_folder)
-    assert [run.info["error"] for run in find_runs("digits", "failed")] == ["RuntimeError: out of memory"]
+    assert [run.info["error"] for run in find_runs("digits", "failed")] == [
+        "RuntimeError: out of memory"
+    ]
     left = worker(lambda: make("new"))
     fetch(left, reports_folder)
     check_whole("new", find_runs("digits")[0].path)

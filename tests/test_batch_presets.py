@@ -1,4 +1,6 @@
-"""The batch files that come with the project: they load, their models and datasets exist, their recipes fit together."""
+"""The batch files that come with the project: they load, their models and datasets exist, their
+recipes fit together.
+"""
 
 import csv
 from dataclasses import fields
@@ -26,8 +28,14 @@ def test_models_have_published_weights(preset):
 
 
 def test_the_recipe_fits_together(preset):
-    given = next(step["parameters"] for step in preset[1]["chain"] if step["notebook"] == "03_finetune")
-    arguments = {name: value for name, value in given.items() if name in {field.name for field in fields(TrainConfig)}}
+    given = next(
+        step["parameters"] for step in preset[1]["chain"] if step["notebook"] == "03_finetune"
+    )
+    arguments = {
+        name: value
+        for name, value in given.items()
+        if name in {field.name for field in fields(TrainConfig)}
+    }
     assert set(given) - set(arguments) == {"pretrained", "size"}
     config = recipe("any", **arguments)
     assert config.patience >= config.epochs and config.batch_size // config.accumulation == 128
@@ -50,11 +58,18 @@ def test_the_chain_is_planned(preset):
 
 
 def test_published_numbers_name_their_source_and_dataset():
-    tables = [list(csv.DictReader((ROOT / "reports" / f"published_{name}.csv").open())) for name in ("elpv", "cifar")]
+    tables = [
+        list(csv.DictReader((ROOT / "reports" / f"published_{name}.csv").open()))
+        for name in ("elpv", "cifar")
+    ]
     assert tables[0][0].keys() == tables[1][0].keys()
     bibliography = (ROOT / "reports" / "references.bib").read_text()
     for row in tables[1]:
-        assert f"{{{row['source']}," in bibliography and 0.5 < float(row["accuracy_mean"]) < 1 and row["protocol"]
+        assert (
+            f"{{{row['source']}," in bibliography
+            and 0.5 < float(row["accuracy_mean"]) < 1
+            and row["protocol"]
+        )
         check_name(row["task"])
 
 
@@ -65,16 +80,25 @@ def test_remedies_for_imbalance_fit_together_and_differ():
     recipes = {}
     for task in tasks:
         assert f"-{task.point['variant'].replace(' ', '_')}-seed{task.point['seed']}-" in task.run
-        given = {name: value for name, value in task.parameters.items() if name in names and name != "seed"}
+        given = {
+            name: value
+            for name, value in task.parameters.items()
+            if name in names and name != "seed"
+        }
         recipes[task.point["variant"]] = recipe(task.parameters["model"], **given)
     assert len({task.run for task in tasks}) == len(tasks) == 3 * len(recipes)
     assert len(set(recipes.values())) == len(recipes)
 
 
 def test_the_first_look_is_a_part_of_the_main_job():
-    short, whole = (plan_tasks(load_batch(ROOT / "notebooks" / "batches" / name)) for name in ("first-look.yml", "elpv.yml"))
+    short, whole = (
+        plan_tasks(load_batch(ROOT / "notebooks" / "batches" / name))
+        for name in ("first-look.yml", "elpv.yml")
+    )
     trained = [task.run for task in short if task.step.notebook == "03_finetune"]
-    assert trained == [task.run for task in whole if task.run in trained and task.step.notebook == "03_finetune"]
+    assert trained == [
+        task.run for task in whole if task.run in trained and task.step.notebook == "03_finetune"
+    ]
     assert len(trained) == 2 and len(short) == 5
 
 

@@ -33,7 +33,12 @@ def test_a_terminal_shows_the_whole_and_as_many_notebooks_as_there_is_room_for(m
     monkeypatch.setenv("COLUMNS", "100")
     play()
     drawn = screen.getvalue()
-    assert "0 of 3 notebooks" in drawn and "1 of 3 notebooks" in drawn and "3 running on 2 workers" in drawn
+    assert (
+        "0 of 3 notebooks" in drawn
+        and "1 of 3 notebooks" in drawn
+        and "3 running on 2 workers" in drawn
+    )
     before, reached, after = drawn.partition("cell 3 of 4")
-    assert reached and "nb 2" not in before and "nb 2" in after  # the third has a line once the first has ended
+    # the third has a line once the first has ended
+    assert reached and "nb 2" not in before and "nb 2" in after
     assert not list(tqdm._instances)  # none is left open

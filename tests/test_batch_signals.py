@@ -9,7 +9,9 @@ import pytest
 
 from vitlab.batch.signals import Ended, end_in_order
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without asking")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows ends processes without asking"
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

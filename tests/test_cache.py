@@ -19,8 +19,20 @@ CPU = torch.device("cpu")
 FAMILIES = {
     "vit_scratch": {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2},
     "hybrid_vit": {"size": 32, "embed_dim": 64, "depth": 2, "patch_drop_rate": 0.0},
-    "vit_tiny_patch16_224": {"size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32},
-    "deit_tiny_distilled_patch16_224": {"size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32},
+    "vit_tiny_patch16_224": {
+        "size": 32,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "img_size": 32,
+    },
+    "deit_tiny_distilled_patch16_224": {
+        "size": 32,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "img_size": 32,
+    },
     "swin_tiny_patch4_window7_224": {
         "size": 32,
         "img_size": 32,
@@ -40,17 +52,35 @@ def build(name):
 
 
 def step_losses(name, **arguments):
-    """The loss of each of 20 steps (epochs of one batch), and the validation loss after it; one view, dropout off."""
+    """The loss of each of 20 steps (epochs of one batch), and the validation loss after it; one
+    view, dropout off.
+    """
     config = recipe(
-        name, epochs=20, batch_size=196, patience=20, views=1, augment="none", mixup=0.0, ema=0.0,
-        learning_rate=1e-3, warmup_epochs=0, strategy="last_blocks", last_blocks=1, **arguments,
-    )  # fmt: skip
+        name,
+        epochs=20,
+        batch_size=196,
+        patience=20,
+        views=1,
+        augment="none",
+        mixup=0.0,
+        ema=0.0,
+        learning_rate=1e-3,
+        warmup_epochs=0,
+        strategy="last_blocks",
+        last_blocks=1,
+        **arguments,
+    )
     history = fit(build(name), small_digits(), config=config)
     return history[["train_loss", "val_loss"]].to_numpy()
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "fp32") for name in FAMILIES), ("vit_tiny_patch16_224", "auto"), ("resnet18", "auto")]
+    ("name", "precision"),
+    [
+        *((name, "fp32") for name in FAMILIES),
+        ("vit_tiny_patch16_224", "auto"),
+        ("resnet18", "auto"),
+    ],
 )
 def test_training_from_the_cache_gives_the_same_losses(name, precision, reports_folder):
     cached = step_losses(name, precision=precision, cache=True)
@@ -66,20 +96,38 @@ def test_against_a_loop_without_vitlab():
     """Five steps of the last block and the head, written out."""
     model, data = tiny_vit(), small_digits()
     config = recipe(
-        "vit_scratch", epochs=1, batch_size=39, augment="none", precision="fp32", warmup_epochs=0, strategy="last_blocks",
-        learning_rate=1e-3, clip=0, weight_decay=0, class_weights="none",
-    )  # fmt: skip
+        "vit_scratch",
+        epochs=1,
+        batch_size=39,
+        augment="none",
+        precision="fp32",
+        warmup_epochs=0,
+        strategy="last_blocks",
+        learning_rate=1e-3,
+        clip=0,
+        weight_decay=0,
+        class_weights="none",
+    )
     images = ImageDataset(data, "train", model.transform)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_order_seed())).tolist()
+    order = torch.randperm(
+        len(images), generator=torch.Generator().manual_seed(_order_seed())
+    ).tolist()
     reference = tiny_vit().module.train().requires_grad_(False)
-    moving = [p for part in (reference.blocks[2], reference.norm, reference.head) for p in part.requires_grad_(True).parameters()]
+    moving = [
+        p
+        for part in (reference.blocks[2], reference.norm, reference.head)
+        for p in part.requires_grad_(True).parameters()
+    ]
     optimizer = torch.optim.AdamW(moving, lr=1e-3, weight_decay=0)
     losses = []
     for step in range(5):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 5))
         batch = images.__getitems__(order[39 * step : 39 * step + 39])
-        inputs, labels = torch.stack([item[0] for item in batch]), torch.tensor([item[1] for item in batch])
+        inputs, labels = (
+            torch.stack([item[0] for item in batch]),
+            torch.tensor([item[1] for item in batch]),
+        )
         loss = torch.nn.functional.cross_entropy(reference(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -97,11 +145,22 @@ def _order_seed():
 
 
 def test_the_cache_moves_with_gradual_unfreezing(reports_folder):
-    arguments = {"epochs": 3, "batch_size": 32, "strategy": "gradual", "last_blocks": 0, "precision": "fp32", "augment": "none"}
+    arguments = {
+        "epochs": 3,
+        "batch_size": 32,
+        "strategy": "gradual",
+        "last_blocks": 0,
+        "precision": "fp32",
+        "augment": "none",
+    }
     cached = fit(tiny_vit(), small_digits(), config=recipe("vit_scratch", **arguments))
     files = list((reports_folder / "cache").glob("*.features"))
-    assert len(files) == 3 and len({file.stat().st_size for file in files}) == 2, "vectors for the probe, tokens for the blocks"
-    without = fit(tiny_vit(), small_digits(), config=recipe("vit_scratch", cache=False, **arguments))
+    assert len(files) == 3 and len({file.stat().st_size for file in files}) == 2, (
+        "vectors for the probe, tokens for the blocks"
+    )
+    without = fit(
+        tiny_vit(), small_digits(), config=recipe("vit_scratch", cache=False, **arguments)
+    )
     np.testing.assert_allclose(cached["train_loss"], without["train_loss"], atol=1e-4)
 
 
@@ -116,7 +175,8 @@ def test_cached_features_are_the_frozen_outputs(reports_folder):
         expected = front.module(torch.stack([images[i][0] for i in range(5)]))
     plain, augmented = (store.values[features.rows[:5]].float() for store in features.stores)
     size = expected.abs().max().item()
-    torch.testing.assert_close(plain, expected, atol=0.02 * size, rtol=0.02)  # bfloat16 keeps 8 bits
+    # bfloat16 keeps 8 bits
+    torch.testing.assert_close(plain, expected, atol=0.02 * size, rtol=0.02)
     assert (augmented - plain).abs().max() > 0.1 * size
     seen = []
     for epoch in (1, 2):
@@ -126,7 +186,9 @@ def test_cached_features_are_the_frozen_outputs(reports_folder):
 
     files = {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")}
     again = FrozenFeatures(digits, "val", model, front, views=2, augment=augment)
-    assert files == {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")}, "nothing is done twice"
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")
+    }, "nothing is done twice"
     assert torch.equal(again.stores[1].values, features.stores[1].values)
 
 
@@ -135,7 +197,8 @@ def test_a_view_of_an_image_does_not_depend_on_the_others():
     front = FrozenFront(split_model(model.module, 2)[0], "fp32", CPU)
     augment = build_augmentation("strong", model.transform.size)
     views = []
-    for first in ("train", "val"):  # what comes first fills the store; the rows of "val" must be the same in both orders
+    # what comes first fills the store; the rows of "val" must be the same in both orders
+    for first in ("train", "val"):
         FrozenFeatures(digits, first, model, front, views=2, augment=augment)
         features = FrozenFeatures(digits, "val", model, front, views=2, augment=augment)
         views.append(features.stores[1].values[features.rows].clone())
@@ -146,7 +209,9 @@ def test_a_view_of_an_image_does_not_depend_on_the_others():
 def test_a_front_of_other_weights_is_another_cache(reports_folder):
     for seed in (0, 1):
         model = tiny_vit(seed=seed)
-        FrozenFeatures(small_digits(), "val", model, FrozenFront(split_model(model.module, 2)[0], "fp32", CPU))
+        FrozenFeatures(
+            small_digits(), "val", model, FrozenFront(split_model(model.module, 2)[0], "fp32", CPU)
+        )
     assert len(list((reports_folder / "cache").glob("*.features"))) == 2
 
 
@@ -155,22 +220,29 @@ def test_the_cache_folder_has_a_limit(tmp_path, monkeypatch):
     for number, name in enumerate(("a", "b", "c")):
         store = FeatureStore(tmp_path / f"{name}.features", (10, 100), torch.float32)
         os.utime(store.path, (number, number))
-    assert sorted(file.stem for file in tmp_path.glob("*.features")) == ["b", "c"], "the one used longest ago went"
+    assert sorted(file.stem for file in tmp_path.glob("*.features")) == [
+        "b",
+        "c",
+    ], "the one used longest ago went"
     with pytest.raises(ValueError, match="set VITLAB_CACHE_GB to more"):
         FeatureStore(tmp_path / "d.features", (10, 1000), torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reading_twice_the_data_needs_no_more_memory(tmp_path):
-    """Peak resident memory (Linux counts it by process) after reading a store of 64 MB in batches, and one of 128 MB."""
+    """Peak resident memory (Linux counts it by process) after reading a store of 64 MB in batches,
+    and one of 128 MB.
+    """
     program = (
-        "import sys, torch; from pathlib import Path; from vitlab.training.cache import FeatureStore\n"
-        "for rows in (512, 1024):\n"
-        "    store = FeatureStore(Path(sys.argv[1], f'{rows}.features'), (rows, 1 << 16), torch.bfloat16)\n"
-        "    for start in range(0, rows, 16): store.read(torch.arange(start, start + 16))\n"
-        "    print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+        "import sys, torch; from pathlib import Path; from vitlab.training.cache import"
+        " FeatureStore\nfor rows in (512, 1024):\n    store = FeatureStore(Path(sys.argv[1],"
+        " f'{rows}.features'), (rows, 1 << 16), torch.bfloat16)\n    for start in range(0, rows,"
+        " 16): store.read(torch.arange(start, start + 16))\n    print(next(line.split()[1] for line"
+        " in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     for rows in (512, 1024):
         FeatureStore(tmp_path / f"{rows}.features", (rows, 1 << 16), torch.bfloat16).values.fill_(1)
-    first, second = map(int, subprocess.check_output([sys.executable, "-c", program, str(tmp_path)]).split())
+    first, second = map(
+        int, subprocess.check_output([sys.executable, "-c", program, str(tmp_path)]).split()
+    )
     assert second - first < 20_000, "kB"

@@ -1,4 +1,6 @@
-"""Class activation maps against numbers worked out by hand, the chain rule followed block by block, and pytorch-grad-cam."""
+"""Class activation maps against numbers worked out by hand, the chain rule followed block by block,
+and pytorch-grad-cam.
+"""
 
 import numpy as np
 import pytest
@@ -17,38 +19,54 @@ def bundle(module, anatomy, size, classes=("a", "b")):
 
 @pytest.fixture
 def small_cnn():
-    """Two feature maps (red - green, and blue), averaged, then logits a = 2 f1 - f2, b = 4 f2 - f1."""
+    """Two feature maps (red - green, and blue), averaged, then logits a = 2 f1 - f2, b = 4 f2 -
+    f1.
+    """
     features, head = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 2, bias=False)
     features.weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]])[..., None, None]
     head.weight.data = torch.tensor([[2.0, -1.0], [-1.0, 4.0]])
-    module = nn.Sequential(features, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    module = nn.Sequential(
+        features, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
+    )
     return bundle(module.eval(), Anatomy("cnn", (), (), 0, (2, 2), ("0",)), (2, 2))
 
 
-IMAGE = torch.tensor([[[3.0, 0.0], [1.0, 5.0]], [[1.0, 2.0], [0.0, 1.0]], [[0.0, 4.0], [1.0, 2.0]]])[None]
+IMAGE = torch.tensor(
+    [[[3.0, 0.0], [1.0, 5.0]], [[1.0, 2.0], [0.0, 1.0]], [[0.0, 4.0], [1.0, 2.0]]]
+)[None]
 
 
 def test_worked_out_by_hand(small_cnn):
-    # features before ReLU: f1 = [[2, -2], [1, 4]], f2 = [[0, 4], [1, 2]]; the mean over 4 cells gives each a gradient of w / 4
-    # where ReLU lets it through. For class a: f1 gets 2/4 at 3 of 4 cells, mean 0.375; f2 gets -1/4 at 3 of 4, mean -0.1875
+    # features before ReLU: f1 = [[2, -2], [1, 4]], f2 = [[0, 4], [1, 2]]; the mean over 4 cells
+    # gives each a gradient of w / 4 where ReLU lets it through. For class a: f1 gets 2/4 at 3 of 4
+    # cells, mean 0.375; f2 gets -1/4 at 3 of 4, mean -0.1875
     found = explain(small_cnn, IMAGE, "grad_cam", "a").values[0]
-    expected = np.maximum(0.375 * np.array([[2, -2], [1, 4]]) - 0.1875 * np.array([[0, 4], [1, 2]]), 0)
+    expected = np.maximum(
+        0.375 * np.array([[2, -2], [1, 4]]) - 0.1875 * np.array([[0, 4], [1, 2]]), 0
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # class b: -1/4 * 3/4 = -0.1875 for f1, 4/4 * 3/4 = 0.75 for f2
     found = explain(small_cnn, IMAGE, "grad_cam", "b").values[0]
-    expected = np.maximum(-0.1875 * np.array([[2, -2], [1, 4]]) + 0.75 * np.array([[0, 4], [1, 2]]), 0)
+    expected = np.maximum(
+        -0.1875 * np.array([[2, -2], [1, 4]]) + 0.75 * np.array([[0, 4], [1, 2]]), 0
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_another_layer(small_cnn):
-    found = explain(small_cnn, IMAGE, "grad_cam", "a", layer="1").values[0]  # behind ReLU: no cell of the gradient is lost
+    # behind ReLU: no cell of the gradient is lost
+    found = explain(small_cnn, IMAGE, "grad_cam", "a", layer="1").values[0]
     np.testing.assert_allclose(
-        found, np.maximum(0.5 * np.array([[2, 0], [1, 4]]) - 0.25 * np.array([[0, 4], [1, 2]]), 0), atol=1e-6
+        found,
+        np.maximum(0.5 * np.array([[2, 0], [1, 4]]) - 0.25 * np.array([[0, 4], [1, 2]]), 0),
+        atol=1e-6,
     )
 
 
 def test_coarse_maps_are_enlarged_between_the_centres_of_cells():
-    """A 1x2 map with 1 at the left and 5 at the right, on an image of 2x4: 1, 2, 4, 5 in each row."""
+    """A 1x2 map with 1 at the left and 5 at the right, on an image of 2x4: 1, 2, 4, 5 in each
+    row.
+    """
     features = nn.Conv2d(3, 1, 2, stride=2, bias=False)
     features.weight.data = torch.full((1, 3, 2, 2), 1 / 12)
     head = nn.Linear(1, 2, bias=False)
@@ -56,12 +74,22 @@ def test_coarse_maps_are_enlarged_between_the_centres_of_cells():
     module = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     model = bundle(module.eval(), Anatomy("cnn", (), (), 0, (1, 2), ("0",)), (2, 4))
     images = torch.tensor([1.0, 1.0, 5.0, 5.0]).expand(1, 3, 2, 4)
-    np.testing.assert_allclose(explain(model, images, "grad_cam").values[0], [[1, 2, 4, 5]] * 2, atol=1e-6)
+    np.testing.assert_allclose(
+        explain(model, images, "grad_cam").values[0], [[1, 2, 4, 5]] * 2, atol=1e-6
+    )
     assert (explain(model, images, "grad_cam", "b").values == 0).all()  # all of it speaks against b
 
 
 def test_tokens_of_a_vit_by_the_chain_rule():
-    model = build_model("vit_scratch", ["a", "b", "c"], size=(16, 24), patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "vit_scratch",
+        ["a", "b", "c"],
+        size=(16, 24),
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+    )
     vit, images, targets = model.module, torch.randn(2, 3, 16, 24), [2, 0]
     found = explain(model, images, "grad_cam", [model.classes[target] for target in targets]).values
     tokens = vit.blocks[0](vit.embed_tokens(images)).detach()
@@ -81,10 +109,18 @@ def test_tokens_of_a_vit_by_the_chain_rule():
 
 
 def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
-    model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
-    with pytest.raises(ValueError, match=r"patches at layer 'blocks\.1'.*use layer='blocks\.0', or leave layer out"):
+    model = build_model(
+        "vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2
+    )
+    with pytest.raises(
+        ValueError, match=r"patches at layer 'blocks\.1'.*use layer='blocks\.0', or leave layer out"
+    ):
         explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.1")
-    assert explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.0").values.shape == (1, 16, 16)
+    assert explain(model, torch.randn(1, 3, 16, 16), "grad_cam", layer="blocks.0").values.shape == (
+        1,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,10 +134,14 @@ def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
     ],
 )
 def test_the_layer_of_a_hybrid(method, layer):
-    model = build_model("hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=2, num_heads=2
+    )
     images = torch.randn(2, 3, 64, 64)
     other = "stem" if layer != "stem" else "blocks.1.norm1"
-    found, same, different = (explain(model, images, method, layer=name).values for name in (None, layer, other))
+    found, same, different = (
+        explain(model, images, method, layer=name).values for name in (None, layer, other)
+    )
     np.testing.assert_array_equal(found, same)
     assert found.shape == different.shape and not np.allclose(found, different)
 
@@ -115,13 +155,17 @@ def test_the_layer_of_a_hybrid(method, layer):
     ],
 )
 def test_layers_that_cannot_be_drawn(layer, message):
-    model = build_model("hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=1, num_heads=2)
+    model = build_model(
+        "hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=1, num_heads=2
+    )
     with pytest.raises(ValueError, match=message):
         explain(model, torch.randn(1, 3, 64, 64), "grad_cam", layer=layer)
 
 
 class Forked(nn.Module):
-    """A network with a part that is not used, one that gives two tensors, and one that the logits do not depend on."""
+    """A network with a part that is not used, one that gives two tensors, and one that the logits
+    do not depend on.
+    """
 
     def __init__(self):
         super().__init__()
@@ -136,7 +180,12 @@ class Forked(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [("unused", "takes no part"), ("pair", "a tuple, not one tensor"), ("aside", "do not depend on layer")]
+    ("layer", "message"),
+    [
+        ("unused", "takes no part"),
+        ("pair", "a tuple, not one tensor"),
+        ("aside", "do not depend on layer"),
+    ],
 )
 def test_layers_off_the_way_from_image_to_logits(layer, message):
     module = Forked()
@@ -152,14 +201,19 @@ def test_layers_off_the_way_from_image_to_logits(layer, message):
 
 def test_an_untrained_classifier_of_zeros_is_an_error(small_cnn):
     nn.init.zeros_(small_cnn.module[-1].weight)
-    with pytest.raises(ValueError, match=r"no target logit reacts to the patches at layer '0'.*train the classifier first"):
+    with pytest.raises(
+        ValueError,
+        match=r"no target logit reacts to the patches at layer '0'.*train the classifier first",
+    ):
         explain(small_cnn, IMAGE, "grad_cam")
 
 
 def test_no_gradient_is_computed_before_the_layer(small_cnn):
     small_cnn.module.insert(0, nn.Conv2d(3, 3, 1))
     seen = []
-    small_cnn.module[0].register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
+    small_cnn.module[0].register_forward_hook(
+        lambda _, __, output: seen.append(output.requires_grad)
+    )
     explain(small_cnn, IMAGE, "grad_cam", layer="1")
     assert seen and not any(seen)
 
@@ -173,17 +227,29 @@ PEERS = {
 }
 FAMILIES = {  # options of build_model, and the layer whose output the peer is to be given
     "resnet18": ({"size": (64, 96)}, "layer4"),
-    "vit_tiny_patch16_224": ({"size": (48, 64), "depth": 3, "embed_dim": 24, "num_heads": 2}, "blocks.2.norm1"),
+    "vit_tiny_patch16_224": (
+        {"size": (48, 64), "depth": 3, "embed_dim": 24, "num_heads": 2},
+        "blocks.2.norm1",
+    ),
     "hybrid_vit": ({"size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}, "stem"),
-    "swin_tiny_patch4_window7_224": ({"size": 64, "embed_dim": 24, "depths": (1, 1, 2), "num_heads": (1, 2, 4)}, "norm"),
+    "swin_tiny_patch4_window7_224": (
+        {"size": 64, "embed_dim": 24, "depths": (1, 1, 2), "num_heads": (1, 2, 4)},
+        "norm",
+    ),
 }
 
 
 def loud_model(name, std):
-    """Logits so large that the constant by which the peer avoids a division by zero (1e-6 beside squared gradients) is lost."""
+    """Logits so large that the constant by which the peer avoids a division by zero (1e-6 beside
+    squared gradients) is lost.
+    """
     options, layer = FAMILIES[name]
     model = build_model(name, ["a", "b", "c"], pretrained=False, **options)
-    *_, head = (part for part in model.module.modules() if isinstance(part, nn.Linear) and part.out_features == 3)
+    *_, head = (
+        part
+        for part in model.module.modules()
+        if isinstance(part, nn.Linear) and part.out_features == 3
+    )
     nn.init.normal_(head.weight, std=std)
     return model, layer
 
@@ -199,7 +265,9 @@ def apply_peer(method, model, layer, images, targets):
             return tokens.transpose(1, 2).reshape(len(tensor), -1, *model.anatomy.grid)
         return tensor.permute(0, 3, 1, 2) if "swin" in model.name else tensor
 
-    with getattr(pytorch_grad_cam, PEERS[method])(model.module, [model.module.get_submodule(layer)], reshape) as cam:
+    with getattr(pytorch_grad_cam, PEERS[method])(
+        model.module, [model.module.get_submodule(layer)], reshape
+    ) as cam:
         return cam(images, [ClassifierOutputTarget(target) for target in targets])
 
 
@@ -219,30 +287,42 @@ def test_equals_pytorch_grad_cam_on_the_default_layer(method, name, monkeypatch)
     options = {"channels": None} if method == "score_cam" else {}
     if method == "score_cam" and name == "resnet18":  # 64 channels in the place of 512
         layer = options["layer"] = "layer1"
-    found = explain(model, images, method, [model.classes[target] for target in targets], **options).values
+    found = explain(
+        model, images, method, [model.classes[target] for target in targets], **options
+    ).values
     expected = apply_peer(method, model, layer, images, targets)
-    if method == "eigen_cam":  # a component has no sign: the peer shows one half of the map or the other, as it happens
-        monkeypatch.setattr("pytorch_grad_cam.eigen_cam.get_2d_projection", lambda found: -get_2d_projection(found))
+    # a component has no sign: the peer shows one half of the map or the other, as it happens
+    if method == "eigen_cam":
+        monkeypatch.setattr(
+            "pytorch_grad_cam.eigen_cam.get_2d_projection", lambda found: -get_2d_projection(found)
+        )
         opposite = apply_peer(method, model, layer, images, targets)
-        near = [np.abs(normalise(found) - other).max(axis=(1, 2), keepdims=True) for other in (expected, opposite)]
+        near = [
+            np.abs(normalise(found) - other).max(axis=(1, 2), keepdims=True)
+            for other in (expected, opposite)
+        ]
         expected = np.where(near[0] < near[1], expected, opposite)
     np.testing.assert_allclose(normalise(found), expected, atol=1e-4)
     assert max(found[i].std() for i in range(2)) > 0
 
 
 def test_plus_plus_by_hand(small_cnn):
-    # class a, behind ReLU: gradients 0.5 and -0.25 everywhere; f1 = [[2, 0], [1, 4]], sum 7: 4 cells of 0.5 / (2 + 7 * 0.5)
+    # class a, behind ReLU: gradients 0.5 and -0.25 everywhere; f1 = [[2, 0], [1, 4]], sum 7: 4
+    # cells of 0.5 / (2 + 7 * 0.5)
     found = explain(small_cnn, IMAGE, "grad_cam_plus_plus", "a", layer="1").values[0]
     np.testing.assert_allclose(found, 4 * 0.5 / 5.5 * np.array([[2, 0], [1, 4]]), rtol=1e-5)
 
 
 def test_layer_cam_by_hand(small_cnn):
-    found = explain(small_cnn, IMAGE, "layer_cam", "a", layer="0").values[0]  # 0.5 where f1 > 0; f2 speaks against a
+    # 0.5 where f1 > 0; f2 speaks against a
+    found = explain(small_cnn, IMAGE, "layer_cam", "a", layer="0").values[0]
     np.testing.assert_allclose(found, 0.5 * np.array([[2, 0], [1, 4]]), atol=1e-6)
 
 
 def test_score_cam_by_hand(small_cnn):
-    """Masks are f1 and f2 behind ReLU over their maximum; the logit of the masked image is computed anew for each."""
+    """Masks are f1 and f2 behind ReLU over their maximum; the logit of the masked image is computed
+    anew for each.
+    """
     maps = np.array([[[2.0, 0], [1, 4]], [[0, 4], [1, 2]]])
     red, green, blue = IMAGE[0].double().numpy()
     scores = []
@@ -255,7 +335,8 @@ def test_score_cam_by_hand(small_cnn):
 
 
 def test_score_cam_tries_the_channels_of_largest_variance(small_cnn):
-    # variances of f1 and f2 behind ReLU: 2.19 and 2.19 are equal here, so blue is made brighter; one channel has weight 1
+    # variances of f1 and f2 behind ReLU: 2.19 and 2.19 are equal here, so blue is made brighter;
+    # one channel has weight 1
     images = IMAGE * torch.tensor([1.0, 1.0, 2.0])[:, None, None]
     found = explain(small_cnn, images, "score_cam", "a", layer="1", channels=1).values[0]
     np.testing.assert_allclose(found, [[0, 8], [2, 4]], atol=1e-6)
@@ -295,10 +376,16 @@ def test_what_lies_behind_the_layer_is_not_computed_for_the_features(method, sma
         explain(small_cnn, IMAGE, method, "a")
     seen = []
     small_cnn.module[-1]._forward_pre_hooks.clear()
-    small_cnn.module[0].register_forward_hook(lambda _, __, output: seen.append(output.requires_grad))
+    small_cnn.module[0].register_forward_hook(
+        lambda _, __, output: seen.append(output.requires_grad)
+    )
     explain(small_cnn, IMAGE, method, "a")
     assert seen and not any(seen)
-    for layer, message in (("nowhere", "no layer 'nowhere'"), ("unused", "takes no part"), ("pair", "a tuple, not one tensor")):
+    for layer, message in (
+        ("nowhere", "no layer 'nowhere'"),
+        ("unused", "takes no part"),
+        ("pair", "a tuple, not one tensor"),
+    ):
         forked = bundle(Forked(), Anatomy("cnn", (), (), 0, (4, 4), ("features",)), (4, 4))
         with pytest.raises(ValueError, match=message):
             explain(forked, torch.randn(1, 3, 4, 4), method, "a", layer=layer)
@@ -307,9 +394,20 @@ def test_what_lies_behind_the_layer_is_not_computed_for_the_features(method, sma
 
 @pytest.mark.parametrize("method", ["grad_cam", "grad_cam_plus_plus", "layer_cam"])
 def test_the_error_behind_the_last_attention_names_a_layer_that_works(method):
-    model = build_model("vit_tiny_patch16_224", ["a", "b"], pretrained=False, size=32, depth=3, embed_dim=24, num_heads=2)
+    model = build_model(
+        "vit_tiny_patch16_224",
+        ["a", "b"],
+        pretrained=False,
+        size=32,
+        depth=3,
+        embed_dim=24,
+        num_heads=2,
+    )
     images = torch.randn(1, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"no target logit reacts to the patches at layer 'norm'.*layer='blocks\.1'"):
+    with pytest.raises(
+        ValueError,
+        match=r"no target logit reacts to the patches at layer 'norm'.*layer='blocks\.1'",
+    ):
         explain(model, images, method, layer="norm")
     assert explain(model, images, method, layer="blocks.1").values.shape == (1, 32, 32)
     nn.init.zeros_(model.module.head.weight)

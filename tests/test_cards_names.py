@@ -19,7 +19,11 @@ NAMES = ["R&D @home", "back\\slash", "*star*", "<b>bold", "[x](y)", "$a$ _b_ `c`
 
 def make_cards(names):
     predictions, old = make_predictions(len(names))
-    renamed = {f"{kind}_{a}": f"{kind}_{b}" for kind in ("prob", "logit") for a, b in zip(old, names, strict=True)}
+    renamed = {
+        f"{kind}_{a}": f"{kind}_{b}"
+        for kind in ("prob", "logit")
+        for a, b in zip(old, names, strict=True)
+    }
     predictions = predictions.rename(columns=renamed).replace(dict(zip(old, names, strict=True)))
     samples = predictions[["sample_id", "label", "split", "group"]].assign(source="x")
     empty = pd.DataFrame(columns=["sample_id", "source", "reason"])

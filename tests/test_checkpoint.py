@@ -18,13 +18,23 @@ from vitlab.training import fit, recipe
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 
 PARAMETERS = {"dataset": "digits", "model": "vit_scratch", "seed": 0}
-PLAIN = {"epochs": 12, "batch_size": 16, "precision": "fp32", "mixup": 0.2, "ema": 0.9, "augment": "light", "flip": False}
+PLAIN = {
+    "epochs": 12,
+    "batch_size": 16,
+    "precision": "fp32",
+    "mixup": 0.2,
+    "ema": 0.9,
+    "augment": "light",
+    "flip": False,
+}
 UNFREEZING = PLAIN | {"strategy": "gradual", "last_blocks": 0, "views": 2, "unfreeze_every": 3}
 OFTEN = 1e-9  # minutes: after every step
 
 
 def train(name, arguments, **changes):
-    """The weights and the history of a training of this name; whatever was broken off before is carried on."""
+    """The weights and the history of a training of this name; whatever was broken off before is
+    carried on.
+    """
     model = tiny_vit(drop_rate=0.1)
     run = Run.create(name=name, **PARAMETERS)
     history = fit(model, small_digits(), run, recipe("vit_scratch", **arguments), **changes)
@@ -42,9 +52,16 @@ def stop_after(epochs):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("arguments", ["PLAIN", "UNFREEZING"])
 def test_killed_at_ten_random_moments(arguments):
-    """In a process of its own: where another test has used autograd in a thread, a forked child could not train."""
-    code = f"from tests import test_checkpoint as test; test.kill_at_ten_random_moments(test.{arguments})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    """In a process of its own: where another test has used autograd in a thread, a forked child
+    could not train.
+    """
+    code = (
+        "from tests import test_checkpoint as test;"
+        f" test.kill_at_ten_random_moments(test.{arguments})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -53,7 +70,8 @@ def kill_at_ten_random_moments(arguments):
     arguments = arguments | {"checkpoint_minutes": OFTEN}
     start = time.perf_counter()
     weights, history, _ = train("uninterrupted", arguments)
-    longest = (time.perf_counter() - start) / 8  # ten such pieces, of half that length on average, do not make up the whole
+    # ten such pieces, of half that length on average, do not make up the whole
+    longest = (time.perf_counter() - start) / 8
     torch.set_num_threads(1)
     moments, name, killed = random.Random(0), "killed", 0
     while killed < 10:
@@ -65,7 +83,9 @@ def kill_at_ten_random_moments(arguments):
                 os._exit(0)
         time.sleep(moments.uniform(0.1 * longest, longest))
         ended, _ = os.waitpid(child, os.WNOHANG)
-        if ended:  # the machine has become faster since `longest` was measured: start again, with shorter pieces
+        # the machine has become faster since `longest` was measured: start again, with shorter
+        # pieces
+        if ended:
             longest, name, killed = longest / 2, f"{name}-again", 0
             assert longest > 0.02, "the training is long enough to be killed ten times"
             continue
@@ -84,7 +104,9 @@ def test_carries_on_from_the_last_epoch(arguments):
     with pytest.raises(KeyboardInterrupt):
         train("stopped", arguments, on_epoch=stop_after(5))
     seen = []
-    resumed, continued, run = train("stopped", arguments, on_epoch=lambda row: seen.append(row["epoch"]))
+    resumed, continued, run = train(
+        "stopped", arguments, on_epoch=lambda row: seen.append(row["epoch"])
+    )
     assert seen == list(range(6, 13)), "what was done is not done again"
     pd.testing.assert_frame_equal(continued, history, check_exact=True)
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
@@ -94,7 +116,14 @@ def test_carries_on_from_the_last_epoch(arguments):
 
 
 def test_early_stopping_survives():
-    arguments = PLAIN | {"epochs": 40, "patience": 3, "learning_rate": 1e-9, "mixup": 0.0, "ema": 0.0, "augment": "none"}
+    arguments = PLAIN | {
+        "epochs": 40,
+        "patience": 3,
+        "learning_rate": 1e-9,
+        "mixup": 0.0,
+        "ema": 0.0,
+        "augment": "none",
+    }
     _, history, _ = train("whole", arguments)
     assert len(history) < 40
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +164,10 @@ def test_no_room_for_a_checkpoint_does_not_end_the_training(monkeypatch):
     [
         ({"model": "hybrid_vit"}, "its model is 'vit_scratch', here it is 'hybrid_vit'"),
         ({"classes": ["a", "b"]}, r"its classes is \['0'"),
-        ({"arguments": {"epochs": 9}}, "its arguments is .*Choose another run_name, or delete the folder"),
+        (
+            {"arguments": {"epochs": 9}},
+            "its arguments is .*Choose another run_name, or delete the folder",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, message):
@@ -150,13 +182,18 @@ def test_other_parameters_start_anew():
     with pytest.raises(KeyboardInterrupt):
         train("same name", PLAIN, on_epoch=stop_after(2))
     assert (Run.create(name="same name", **PARAMETERS).path / "checkpoints").exists()
-    assert not (Run.create(name="same name", **PARAMETERS | {"seed": 1}).path / "checkpoints").exists()
+    assert not (
+        Run.create(name="same name", **PARAMETERS | {"seed": 1}).path / "checkpoints"
+    ).exists()
 
 
 def test_optimizer_survives_the_round_trip():
     parameters = [torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.randn(2, 2))]
     optimizer = torch.optim.AdamW(
-        [{"params": parameters[:1], "weight_decay": 0.5, "initial_lr": 0.1}, {"params": parameters[1:]}]
+        [
+            {"params": parameters[:1], "weight_decay": 0.5, "initial_lr": 0.1},
+            {"params": parameters[1:]},
+        ]
     )
     sum(p.square().sum() for p in parameters).backward()
     optimizer.step()
@@ -166,8 +203,16 @@ def test_optimizer_survives_the_round_trip():
 
 
 def test_nan_in_a_long_epoch_keeps_the_checkpoint_before():
-    arguments = PLAIN | {"learning_rate": 1e30, "clip": 0, "warmup_epochs": 0, "mixup": 0.0, "checkpoint_minutes": OFTEN}
-    with pytest.raises(FloatingPointError, match=r"learning_rate ten times smaller.*Samples of the batch: digit\d+"):
+    arguments = PLAIN | {
+        "learning_rate": 1e30,
+        "clip": 0,
+        "warmup_epochs": 0,
+        "mixup": 0.0,
+        "checkpoint_minutes": OFTEN,
+    }
+    with pytest.raises(
+        FloatingPointError, match=r"learning_rate ten times smaller.*Samples of the batch: digit\d+"
+    ):
         train("diverged", arguments)
     found = Checkpoints(Run.create(name="diverged", **PARAMETERS).path / "checkpoints", {}).load()
     assert found and all(loss == loss for loss in found[1]["losses"])

@@ -18,9 +18,16 @@ from vitlab.cli import app
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = new_code_cell('name = "world"\ntimes = 1\nrate = 0.5', metadata={"tags": ["parameters"]})
+    first = new_code_cell(
+        'name = "world"\ntimes = 1\nrate = 0.5', metadata={"tags": ["parameters"]}
+    )
     path = tmp_path / "greet.ipynb"
-    nbformat.write(new_notebook(cells=[first, new_code_cell("print(f'hello {name}' * times, rate)\nassert times > 0")]), path)
+    nbformat.write(
+        new_notebook(
+            cells=[first, new_code_cell("print(f'hello {name}' * times, rate)\nassert times > 0")]
+        ),
+        path,
+    )
     return path
 
 
@@ -29,14 +36,24 @@ def call(*words):
 
 
 def test_the_module_is_a_command():
-    shown = subprocess.run([sys.executable, "-m", "vitlab.cli", "--version"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "vitlab.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert shown == f"vitlab {vitlab.__version__}\n"
 
 
 def test_help_comes_at_once_and_loads_nothing_heavy():
-    code = "import sys; from vitlab.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\nprint([*sys.modules])"
+    code = (
+        "import sys; from vitlab.cli import app\ntry: app(['--help'])\nexcept SystemExit:"
+        " pass\nprint([*sys.modules])"
+    )
     start = time.perf_counter()
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert time.perf_counter() - start < 3  # 0.2 s on an idle machine
     assert all(f" {command} " in shown for command in ("run", "batch", "report"))
     loaded = set(json.loads(shown.splitlines()[-1].replace("'", '"')))
@@ -48,7 +65,9 @@ def test_version():
 
 
 def test_run_executes_with_parameters(notebook, reports_folder):
-    result = call("run", notebook, "-p", "name", "0042", "-p", "times", "2", "--parameter", "rate", "1e-3")
+    result = call(
+        "run", notebook, "-p", "name", "0042", "-p", "times", "2", "--parameter", "rate", "1e-3"
+    )
     assert result.exit_code == 0, result.output
     copy = nbformat.read(reports_folder / "runs" / "notebooks" / "greet.ipynb", as_version=4)
     assert copy.cells[-1].outputs[0].text == "hello 0042hello 0042 0.001\n"
@@ -67,9 +86,15 @@ def test_a_failing_notebook_names_cell_and_error(notebook, tmp_path):
     [
         (
             ["-p", "nme", "x"],
-            "unknown parameter 'nme'. Did you mean name? Choices: name, times, rate. They are those of greet.ipynb.",
+            (
+                "unknown parameter 'nme'. Did you mean name? Choices: name, times, rate. They are"
+                " those of greet.ipynb."
+            ),
         ),
-        (["-p", "times", "many"], "parameter times of greet.ipynb is 'many'; it must be of type int, like its default 1"),
+        (
+            ["-p", "times", "many"],
+            "parameter times of greet.ipynb is 'many'; it must be of type int, like its default 1",
+        ),
         (["-p", "times"], "-p times lacks a value; write -p NAME VALUE"),
     ],
 )
@@ -81,9 +106,14 @@ def test_mistakes_are_one_line_and_status_2(notebook, reports_folder, words, mes
 
 def test_a_missing_file_is_one_line(tmp_path):
     result = call("run", tmp_path / "none.ipynb")
-    assert (result.exit_code, result.stderr) == (2, f"Error: there is no notebook {tmp_path / 'none.ipynb'}\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"Error: there is no notebook {tmp_path / 'none.ipynb'}\n",
+    )
     result = call("batch", tmp_path / "none.yml")
-    assert result.exit_code == 2 and result.stderr.startswith(f"Error: there is no batch file {tmp_path / 'none.yml'}")
+    assert result.exit_code == 2 and result.stderr.startswith(
+        f"Error: there is no batch file {tmp_path / 'none.yml'}"
+    )
 
 
 @pytest.fixture
@@ -104,7 +134,12 @@ def odd_files(notebook, tmp_path):
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.yml").write_text(text)
-    for name, text in {"null": "null", "numbers": '{"cells": [1]}', "deep": "[" * 100_000, "cut": '{"cells": ['}.items():
+    for name, text in {
+        "null": "null",
+        "numbers": '{"cells": [1]}',
+        "deep": "[" * 100_000,
+        "cut": '{"cells": [',
+    }.items():
         (tmp_path / f"{name}.ipynb").write_text(text)
     (tmp_path / "loop.yml").symlink_to("loop.yml")
     (tmp_path / "good.yml").write_text("chain: [{notebook: greet, grid: {}}]")
@@ -122,8 +157,12 @@ MISTAKES = {
     "run cut.ipynb": "cut.ipynb is not a notebook of nbformat 4",
     "run greet.ipynb/x": "the notebook greet.ipynb/x cannot be read (Not a directory)",
     f"run {LONG}.ipynb": "cannot be read (File name too long)",
-    "run greet.ipynb --output folder": "--output folder is a folder; name a file, like folder/greet.ipynb",
-    "run greet.ipynb --output binary/x": "binary (Not a directory); make it a folder that you may write to, or choose",
+    "run greet.ipynb --output folder": (
+        "--output folder is a folder; name a file, like folder/greet.ipynb"
+    ),
+    "run greet.ipynb --output binary/x": (
+        "binary (Not a directory); make it a folder that you may write to, or choose"
+    ),
     f"run greet.ipynb --output {LONG}": "File name too long (xxx",
     "batch folder.yml": "folder.yml is a folder; name a batch file",
     "batch binary.yml": "binary.yml is not a text in UTF-8, so it is no batch file",
@@ -138,7 +177,9 @@ MISTAKES = {
     "batch binary/x.yml": "the batch file binary/x.yml cannot be read (Not a directory)",
     f"batch {LONG}.yml": "cannot be read (File name too long)",
     "batch good.yml --scheduler folder.yml": "folder.yml is a folder; name a file of a cluster",
-    "batch good.yml --scheduler binary.yml": "binary.yml is not a text in UTF-8, so it is no file of a cluster",
+    "batch good.yml --scheduler binary.yml": (
+        "binary.yml is not a text in UTF-8, so it is no file of a cluster"
+    ),
     "batch good.yml --scheduler none.yml": "there is no file of a cluster none.yml",
     "batch good.yml --scheduler x": "--scheduler is 'x'; write its address",
     "report nothing": "unknown batch 'nothing'",
@@ -149,7 +190,9 @@ MISTAKES = {
     "export-space binary out": "binary is neither a folder with run.json",
     "submit folder --author a --title t": "folder is neither a folder with run.json",
     "submit x --author a --title t --rubric folder": "folder is a folder; name a rubric",
-    "submit x --author a --title t --rubric binary": "binary is not a text in UTF-8, so it is no rubric",
+    "submit x --author a --title t --rubric binary": (
+        "binary is not a text in UTF-8, so it is no rubric"
+    ),
     "submit x --author a --title t --rubric none.yml": "there is no rubric none.yml",
     "submit x --author a --title t --output folder": "--output folder is a folder",
     "submit x --author a --title t --output binary/x": "binary (Not a directory)",
@@ -169,7 +212,11 @@ MISTAKES = {
 def test_what_cannot_be_read_or_written_is_one_line(odd_files, reports_folder, words):
     result = call(*words.split())
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ") and MISTAKES[words] in result.stderr and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("Error: ")
+        and MISTAKES[words] in result.stderr
+        and result.stderr.count("\n") == 1
+    )
     assert not list(reports_folder.rglob("*.ipynb"))
 
 
@@ -177,7 +224,10 @@ def test_a_folder_without_notebooks_says_where_it_looked(odd_files, tmp_path):
     for path in tmp_path.glob("*.ipynb"):
         path.rmdir() if path.is_dir() else path.unlink()
     said = call("batch", "alone/good.yml").stderr
-    assert said.startswith("Error: unknown notebook 'none'. Choices: none yet. Looked in ") and str(tmp_path / "alone") in said
+    assert (
+        said.startswith("Error: unknown notebook 'none'. Choices: none yet. Looked in ")
+        and str(tmp_path / "alone") in said
+    )
 
 
 COMMANDS = {
@@ -193,7 +243,14 @@ COMMANDS = {
 
 @pytest.mark.parametrize("function", COMMANDS)
 @pytest.mark.parametrize(
-    "error", [ValueError("math domain error"), KeyError("x"), TypeError("x"), FileNotFoundError(2, "gone", "x"), OSError("odd")]
+    "error",
+    [
+        ValueError("math domain error"),
+        KeyError("x"),
+        TypeError("x"),
+        FileNotFoundError(2, "gone", "x"),
+        OSError("odd"),
+    ],
 )
 def test_a_programming_error_keeps_its_traceback(odd_files, monkeypatch, function, error):
     def fail(*arguments, **options):
@@ -201,16 +258,33 @@ def test_a_programming_error_keeps_its_traceback(odd_files, monkeypatch, functio
 
     monkeypatch.setattr(function, fail)
     result = call(*COMMANDS[function].split())
-    assert result.exception is error and result.exc_info[2].tb_next and "Error:" not in result.stderr
+    assert (
+        result.exception is error and result.exc_info[2].tb_next and "Error:" not in result.stderr
+    )
 
 
 @pytest.mark.parametrize("function", COMMANDS)
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EACCES, "Permission denied (/a/b): choose a place that you may read and write (VITLAB_REPORTS)"),
-        (errno.EROFS, "Read-only file system (/a/b): choose a place that you may read and write (VITLAB_REPORTS)"),
-        (errno.ENOSPC, "No space left on device (/a/b): free some space, or choose another place (VITLAB_REPORTS)"),
+        (
+            errno.EACCES,
+            "Permission denied (/a/b): choose a place that you may read and write (VITLAB_REPORTS)",
+        ),
+        (
+            errno.EROFS,
+            (
+                "Read-only file system (/a/b): choose a place that you may read and write"
+                " (VITLAB_REPORTS)"
+            ),
+        ),
+        (
+            errno.ENOSPC,
+            (
+                "No space left on device (/a/b): free some space, or choose another place"
+                " (VITLAB_REPORTS)"
+            ),
+        ),
     ],
 )
 def test_a_machine_that_refuses_is_one_line(odd_files, monkeypatch, function, number, said):
@@ -227,7 +301,9 @@ def test_a_machine_that_refuses_is_one_line(odd_files, monkeypatch, function, nu
 def test_a_reports_folder_that_cannot_be_written_is_one_line_before_anything_runs(
     odd_files, tmp_path, reports_folder, monkeypatch, words, kind
 ):
-    """Case C17. These tests may run as root, whom no permission stops: the system's refusal is played there."""
+    """Case C17. These tests may run as root, whom no permission stops: the system's refusal is
+    played there.
+    """
     reason = "Not a directory"
     if kind == "read-only":
         reason = "Permission denied"
@@ -260,9 +336,21 @@ def test_batch_shows_the_plan_runs_it_and_tells_by_its_status(notebook, tmp_path
 
 
 def test_report_takes_names_and_files_and_prints_where_the_pages_are(monkeypatch, tmp_path):
-    asked, paths = [], {"html": "index.html", "pdf": "report.pdf", "findings": tmp_path / "findings.json"}
+    asked, paths = (
+        [],
+        {
+            "html": "index.html",
+            "pdf": "report.pdf",
+            "findings": tmp_path / "findings.json",
+        },
+    )
     paths["findings"].write_text("[]")
-    monkeypatch.setattr(vitlab.report, "render_report", lambda names, **options: asked.append(names) or paths)
-    assert call("report", "digits", "notebooks/batches/elpv.yml").output == "HTML  index.html\nPDF   report.pdf\n"
+    monkeypatch.setattr(
+        vitlab.report, "render_report", lambda names, **options: asked.append(names) or paths
+    )
+    assert (
+        call("report", "digits", "notebooks/batches/elpv.yml").output
+        == "HTML  index.html\nPDF   report.pdf\n"
+    )
     call("report")
     assert asked == [["digits", "elpv"], []]

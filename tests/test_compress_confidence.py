@@ -1,4 +1,6 @@
-"""Temperature and conformal limits: of the model's own outputs, on disjoint halves, with the coverage that they claim."""
+"""Temperature and conformal limits: of the model's own outputs, on disjoint halves, with the
+coverage that they claim.
+"""
 
 import numpy as np
 import pandas as pd
@@ -18,39 +20,59 @@ CLASSES = np.array(["a", "b", "c"])
 
 
 def draw(generator, count, signal=1.5, scale=4.0, split="val"):
-    """Predictions of a model whose logits are `scale` times too large; signal: how well it tells the classes apart."""
+    """Predictions of a model whose logits are `scale` times too large; signal: how well it tells
+    the classes apart.
+    """
     label = np.arange(count) % 3
     logits = scale * (generator.normal(size=(count, 3)) + signal * np.eye(3)[label])
-    table = pd.DataFrame({"sample_id": [f"{split}{i}" for i in range(count)], "split": split, "group": "g"})
+    table = pd.DataFrame(
+        {"sample_id": [f"{split}{i}" for i in range(count)], "split": split, "group": "g"}
+    )
     table["label"], table["pred"] = CLASSES[label], CLASSES[logits.argmax(axis=1)]
-    table[[f"logit_{name}" for name in CLASSES]], table[[f"prob_{name}" for name in CLASSES]] = logits, softmax(logits, axis=1)
+    table[[f"logit_{name}" for name in CLASSES]], table[[f"prob_{name}" for name in CLASSES]] = (
+        logits,
+        softmax(logits, axis=1),
+    )
     return table
 
 
 def cover(found, table):
     """Share of the images of each class whose set holds it."""
-    prob = softmax(table[[f"logit_{name}" for name in CLASSES]].to_numpy() / found["temperature"], axis=1)
-    inside = 1 - prob <= [np.inf if found["limits"][name] is None else found["limits"][name] for name in CLASSES]
+    prob = softmax(
+        table[[f"logit_{name}" for name in CLASSES]].to_numpy() / found["temperature"], axis=1
+    )
+    inside = 1 - prob <= [
+        np.inf if found["limits"][name] is None else found["limits"][name] for name in CLASSES
+    ]
     label = table["label"].map({name: k for k, name in enumerate(CLASSES)}).to_numpy()
     held = inside[np.arange(len(table)), label]
     return np.array([held[label == k].mean() for k in range(3)])
 
 
 def test_coverage_by_simulation():
-    """150 validation splits of 120 images (20 of each class for the limits), 900 new images each, nominal 90 % for each class.
+    """150 validation splits of 120 images (20 of each class for the limits), 900 new images each,
+    nominal 90 % for each class.
 
-    Split conformal prediction covers between 1 - alpha and 1 - alpha + 1 / (n + 1) on average: 90 to 94.8 % at n = 20.
-    """
+    Split conformal prediction covers between 1 - alpha and 1 - alpha + 1 / (n + 1) on average: 90
+    to 94.8 % at n = 20."""
     generator = np.random.default_rng(0)
-    found = [cover(find_calibration(draw(generator, 120)), draw(generator, 900)) for _ in range(150)]
+    found = [
+        cover(find_calibration(draw(generator, 120)), draw(generator, 900)) for _ in range(150)
+    ]
     mean = np.mean(found, axis=0)
     assert ((mean > 0.89) & (mean < 0.958)).all(), mean
 
 
 def test_limits_of_another_model_do_not_cover():
-    """What 06 did: a weaker model with the limits of the full one. Its own limits cover at the nominal 90 %."""
+    """What 06 did: a weaker model with the limits of the full one. Its own limits cover at the
+    nominal 90 %.
+    """
     generator = np.random.default_rng(1)
-    full, weak, new = draw(generator, 900, 3.0), draw(generator, 900, 1.0), draw(generator, 6000, 1.0)
+    full, weak, new = (
+        draw(generator, 900, 3.0),
+        draw(generator, 900, 1.0),
+        draw(generator, 6000, 1.0),
+    )
     assert cover(find_calibration(full), new).mean() < 0.8
     assert cover(find_calibration(weak), new).mean() == pytest.approx(0.9, abs=0.03)
 
@@ -63,7 +85,8 @@ def test_temperature_and_limits_come_from_disjoint_halves_of_each_class():
     for i in range(90):
         changed = table.copy()
         own = f"logit_{changed.loc[i, 'label']}"
-        changed.loc[i, own] = changed[logits].to_numpy().min() - 20  # the model is sure of another class now
+        # the model is sure of another class now
+        changed.loc[i, own] = changed[logits].to_numpy().min() - 20
         prob = softmax(changed[logits].to_numpy(), axis=1)
         changed[[f"prob_{name}" for name in CLASSES]] = prob
         changed["pred"] = CLASSES[prob.argmax(axis=1)]
@@ -77,7 +100,9 @@ def test_temperature_and_limits_come_from_disjoint_halves_of_each_class():
 
 
 def test_the_temperature_is_that_of_calibrate_on_its_half():
-    """Twice the same images: each half then holds what the whole holds, whatever was drawn, once each image is there often."""
+    """Twice the same images: each half then holds what the whole holds, whatever was drawn, once
+    each image is there often.
+    """
     table = draw(np.random.default_rng(3), 30)
     many = pd.concat([table] * 40, ignore_index=True)
     many["sample_id"] = [f"s{i}" for i in range(len(many))]
@@ -100,12 +125,18 @@ def test_no_validation_rows():
 
 
 def test_each_file_carries_what_is_fitted_on_its_own_outputs(tmp_path):
-    """Of two models and of a quantised file: other values in each, equal to a fit on what the file itself predicts."""
+    """Of two models and of a quantised file: other values in each, equal to a fit on what the file
+    itself predicts.
+    """
     data, noted = small_digits(), {}
     for name, model in {"linear": linear_digits(), "vit": tiny_vit()}.items():
         path = export_onnx(model, tmp_path / f"{name}.onnx", data, limit=4).path
-        int8 = quantize_onnx(path, tmp_path / f"{name}-int8.onnx", data, on_failure="flag", gate_images=20).path
-        predictions = predict_sides({path.stem: path, int8.stem: int8}, data, model.transform, ("val",))
+        int8 = quantize_onnx(
+            path, tmp_path / f"{name}-int8.onnx", data, on_failure="flag", gate_images=20
+        ).path
+        predictions = predict_sides(
+            {path.stem: path, int8.stem: int8}, data, model.transform, ("val",)
+        )
         for file in (path, int8):
             note_calibration(file, predictions[file.stem])
             noted[file.stem] = read_sidecar(file)["calibration"]

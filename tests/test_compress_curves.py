@@ -28,18 +28,32 @@ def test_points_of_pruning_are_the_scores_of_pruned_models(family):
     model = FAMILIES[family]()
     model.module.train()
     importance = {"weights": importance_table(model, measure="magnitude")}
-    importance["reversed"] = importance["weights"].assign(importance=lambda table: -table["importance"])
+    importance["reversed"] = importance["weights"].assign(
+        importance=lambda table: -table["importance"]
+    )
     table = pruning_curve_table(model, small_digits(), importance, (0.4,), replicates=20)
-    assert table["importance"].tolist() == ["weights"] * 2 + ["reversed"] * 2 and table["keep"].tolist() == [1, 0.4] * 2
+    assert (
+        table["importance"].tolist() == ["weights"] * 2 + ["reversed"] * 2
+        and table["keep"].tolist() == [1, 0.4] * 2
+    )
     assert model.module.training and all(block.training for block in model.module.blocks)
     assert table["n"].unique() == len(small_digits().split("val"))
     for row in table.itertuples():
         variant = model
         if row.keep < 1:
-            variant = prune(model, plan_pruning(model, importance[row.importance], row.keep, "multiply_adds", of="blocks"))
+            variant = prune(
+                model,
+                plan_pruning(
+                    model, importance[row.importance], row.keep, "multiply_adds", of="blocks"
+                ),
+            )
         assert row.value == pytest.approx(score(variant))
-        assert row.multiply_adds == pytest.approx(count_cost(variant, "multiply_adds") / count_cost(model, "multiply_adds"))
-        assert row.parameters == pytest.approx(count_cost(variant, "parameters") / count_cost(model, "parameters"))
+        assert row.multiply_adds == pytest.approx(
+            count_cost(variant, "multiply_adds") / count_cost(model, "multiply_adds")
+        )
+        assert row.parameters == pytest.approx(
+            count_cost(variant, "parameters") / count_cost(model, "parameters")
+        )
         assert row.low <= row.value <= row.high and row.metric == "balanced_accuracy"
 
 
@@ -47,9 +61,14 @@ def test_points_of_pruning_are_the_scores_of_pruned_models(family):
 def test_points_of_merging_are_the_scores_of_merging_models(family):
     model = FAMILIES[family]()
     table = merging_curve_table(model, small_digits(), (2, 4), repeats=1, threads=1, replicates=20)
-    assert table["merged"].tolist() == [0, 2, 4] and table["ratio"][0] == 1 and (table["p50_ms"] > 0).all()
+    assert (
+        table["merged"].tolist() == [0, 2, 4]
+        and table["ratio"][0] == 1
+        and (table["p50_ms"] > 0).all()
+    )
     patches = np.prod(model.anatomy.grid) + model.anatomy.num_prefix_tokens
-    assert table["tokens"].tolist() == [patches, patches - 4, patches - 8]  # what the last of three blocks takes in
+    # what the last of three blocks takes in
+    assert table["tokens"].tolist() == [patches, patches - 4, patches - 8]
     assert table["multiply_adds"][0] == 1 and (table["multiply_adds"].diff().dropna() < 0).all()
     for row in table.itertuples():
         assert row.value == pytest.approx(score(merge_tokens(model, row.merged)))
@@ -79,5 +98,7 @@ def test_double_precision_stays():
     model.module.double()
     importance = {"weights": importance_table(model, measure="magnitude")}
     curve = pruning_curve_table(model, small_digits(), importance, (0.5,), replicates=20)
-    assert np.isfinite(curve["value"]).all() and next(model.module.parameters()).dtype == torch.double
+    assert (
+        np.isfinite(curve["value"]).all() and next(model.module.parameters()).dtype == torch.double
+    )
     assert isinstance(curve, pd.DataFrame)

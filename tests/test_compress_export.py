@@ -41,7 +41,10 @@ def test_same_logits_at_any_batch(tmp_path, build):
     assert exported.summary["passed"] and exported.summary["max_difference"] < 1e-4
     classifier = OnnxClassifier(exported.path, threads=1)
     graph_input = classifier.session.get_inputs()[0]
-    assert (graph_input.type, graph_input.shape[1:]) == ("tensor(float)", [3, *model.transform.size])
+    assert (graph_input.type, graph_input.shape[1:]) == (
+        "tensor(float)",
+        [3, *model.transform.size],
+    )
     for count in (1, 5):
         images = read_images(count)
         batch = torch.stack([preprocess(image, model.transform) for image in images])
@@ -74,7 +77,9 @@ def test_a_failing_gate_says_by_how_much_and_keeps_the_earlier_file(tmp_path, mo
     export_onnx(linear_digits(), path, small_digits(), limit=4)
     before = path.read_bytes(), sidecar_path(path).read_bytes()
     monkeypatch.setattr(export, "EXPORT_GATE", Gate(1.0, difference=-1.0))
-    with pytest.raises(ValueError, match=r"fails the gate and was not written: 100\.0% of 4 images.*Worst images: "):
+    with pytest.raises(
+        ValueError, match=r"fails the gate and was not written: 100\.0% of 4 images.*Worst images: "
+    ):
         export_onnx(linear_digits(), path, small_digits(), limit=4)
     assert (path.read_bytes(), sidecar_path(path).read_bytes()) == before
     assert len(list(tmp_path.iterdir())) == 2
@@ -85,7 +90,9 @@ def test_other_preprocessing_is_noticed(tmp_path, monkeypatch):
         return preprocess(image.resize((7, 7), Image.Resampling.NEAREST), transform)
 
     monkeypatch.setattr(export, "torch_preprocess", preprocess_otherwise)
-    with pytest.raises(ValueError, match=r"preprocessing without torch differs .* in 4 of 4 images, by up to"):
+    with pytest.raises(
+        ValueError, match=r"preprocessing without torch differs .* in 4 of 4 images, by up to"
+    ):
         export_onnx(linear_digits(), tmp_path / "model.onnx", small_digits(), limit=4)
     assert not list(tmp_path.iterdir())
 
@@ -106,11 +113,17 @@ class FixedBatch(BranchOnData):
 
 
 @pytest.mark.parametrize(
-    ("module", "message"), [(BranchOnData, "cannot be exported: .*data-dependent"), (FixedBatch, "its code fixes the batch")]
+    ("module", "message"),
+    [
+        (BranchOnData, "cannot be exported: .*data-dependent"),
+        (FixedBatch, "its code fixes the batch"),
+    ],
 )
 def test_a_model_that_cannot_be_traced(tmp_path, module, message):
     with pytest.raises(ValueError, match=message):
-        export_onnx(replace(tiny_vit(), module=module()), tmp_path / "model.onnx", small_digits(), limit=4)
+        export_onnx(
+            replace(tiny_vit(), module=module()), tmp_path / "model.onnx", small_digits(), limit=4
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -128,7 +141,9 @@ def test_wrong_arguments(tmp_path, name, options, message):
 
 def test_other_classes(tmp_path):
     with pytest.raises(ValueError, match="tells apart a, b; the classes of digits"):
-        export_onnx(replace(tiny_vit(), classes=("a", "b")), tmp_path / "model.onnx", small_digits())
+        export_onnx(
+            replace(tiny_vit(), classes=("a", "b")), tmp_path / "model.onnx", small_digits()
+        )
 
 
 def test_parity_by_hand():
@@ -136,9 +151,19 @@ def test_parity_by_hand():
     logits = np.array([[2.0, 0.5], [0.0, 4.0], [0.0, 0.1]])
     table = compare_logits(["a", "b", "c"], reference, logits, ["no", "yes"])
     assert table["sample_id"].tolist() == ["c", "a", "b"]
-    assert table.loc[0, ["reference", "converted", "agrees", "difference", "margin"]].tolist() == ["no", "yes", False, 1.0, 1.0]
+    assert table.loc[0, ["reference", "converted", "agrees", "difference", "margin"]].tolist() == [
+        "no",
+        "yes",
+        False,
+        1.0,
+        1.0,
+    ]
     summary = summarise_parity(table, reference, logits, Gate(0.6, 0.3))
-    assert (summary["agreement"], summary["relative_difference"], summary["passed"]) == (pytest.approx(2 / 3), 0.25, True)
+    assert (summary["agreement"], summary["relative_difference"], summary["passed"]) == (
+        pytest.approx(2 / 3),
+        0.25,
+        True,
+    )
     assert not summarise_parity(table, reference, logits, Gate(0.7))["passed"]
     assert not summarise_parity(table, reference, logits, Gate(0.6, 0.2))["passed"]
 
@@ -152,4 +177,7 @@ def test_images_are_drawn_evenly():
     data = small_digits()
     images = draw_pixels(data, tiny_vit().transform, "train", limit=20)
     assert np.bincount(images.label, minlength=10).tolist() == [2] * 10
-    assert images.sample_ids != draw_pixels(data, tiny_vit().transform, "train", limit=20, seed=1).sample_ids
+    assert (
+        images.sample_ids
+        != draw_pixels(data, tiny_vit().transform, "train", limit=20, seed=1).sample_ids
+    )

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.compress.losses import drop_table, lost_images, measure_agreement, measure_miscalibration
+from vitlab.compress.losses import (
+    drop_table,
+    lost_images,
+    measure_agreement,
+    measure_miscalibration,
+)
 from vitlab.evaluation import paired_table
 from vitlab.evaluation.calibration import expected_calibration_error
 
@@ -27,12 +32,20 @@ LABELS = ["cat"] * 12 + ["dog"] * 12
 GROUPS = ["mono", "poly"] * 12
 BEFORE = make_predictions(LABELS, [0.9] * 10 + [0.2] * 2 + [0.1] * 12, GROUPS)
 # images 0, 1 and 2 are lost, 10 is won, 12 and 14 are lost
-AFTER = make_predictions(LABELS, [0.4, 0.1, 0.3, *[0.9] * 7, 0.6, 0.2, 0.8, 0.1, 0.7, *[0.1] * 9], GROUPS)
+AFTER = make_predictions(
+    LABELS, [0.4, 0.1, 0.3, *[0.9] * 7, 0.6, 0.2, 0.8, 0.1, 0.7, *[0.1] * 9], GROUPS
+)
 
 
 def test_changes_by_class_and_group():
     table = drop_table(BEFORE, AFTER).set_index(["column", "slice"])
-    assert table.index.tolist() == [("", "all"), ("label", "cat"), ("label", "dog"), ("group", "mono"), ("group", "poly")]
+    assert table.index.tolist() == [
+        ("", "all"),
+        ("label", "cat"),
+        ("label", "dog"),
+        ("group", "mono"),
+        ("group", "poly"),
+    ]
     assert table["n"].tolist() == [24, 12, 12, 12, 12]
     assert table["before"].tolist() == pytest.approx([22 / 24, 10 / 12, 1, 11 / 12, 11 / 12])
     assert table["after"].tolist() == pytest.approx([18 / 24, 8 / 12, 10 / 12, 8 / 12, 10 / 12])
@@ -48,13 +61,15 @@ def test_the_interval_of_all_images_is_close_to_that_of_paired_table():
     ours = drop_table(BEFORE, AFTER, by=()).iloc[0]
     theirs = paired_table(BEFORE, AFTER, metrics=["accuracy"]).iloc[0]
     assert ours["change"] == pytest.approx(theirs["difference"])
-    assert (ours["low"], ours["high"]) == pytest.approx((theirs["low"], theirs["high"]), abs=0.05)  # percentiles, t interval
+    # percentiles, t interval
+    assert (ours["low"], ours["high"]) == pytest.approx((theirs["low"], theirs["high"]), abs=0.05)
 
 
 def test_nothing_changed_is_not_certainty():
     row = drop_table(BEFORE, BEFORE.iloc[::-1], by=()).iloc[0]
     assert row["change"] == 0
-    assert (row["low"], row["high"]) == pytest.approx((-0.1425, 0.1425), abs=1e-4)  # 1 - 0.025 ** (1 / 24)
+    # 1 - 0.025 ** (1 / 24)
+    assert (row["low"], row["high"]) == pytest.approx((-0.1425, 0.1425), abs=1e-4)
 
 
 def test_slices_too_small_have_a_note():
@@ -69,7 +84,12 @@ def test_lost_images_by_the_fall_of_the_true_class():
     assert table["sample_id"].tolist() == ["s001", "s012", "s002", "s014", "s000", "s010"]
     assert table["change"].tolist() == pytest.approx([-0.8, -0.7, -0.6, -0.6, -0.5, 0.4])
     first = table.iloc[0]
-    assert (first["label"], first["pred_before"], first["pred_after"], first["group"]) == ("cat", "cat", "dog", "poly")
+    assert (first["label"], first["pred_before"], first["pred_after"], first["group"]) == (
+        "cat",
+        "cat",
+        "dog",
+        "poly",
+    )
     assert (first["prob_before"], first["prob_after"]) == pytest.approx((0.9, 0.1))
     assert lost_images(BEFORE, BEFORE).empty
 

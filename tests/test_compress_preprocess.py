@@ -24,9 +24,13 @@ def draw_image(mode, size):
     if mode == "F":
         return Image.fromarray(DRAWN.normal(size=shape).astype(np.float32))
     if mode in ("I", "I;16"):
-        return Image.fromarray(DRAWN.integers(0, 65536, shape).astype(np.int32 if mode == "I" else np.uint16))
+        return Image.fromarray(
+            DRAWN.integers(0, 65536, shape).astype(np.int32 if mode == "I" else np.uint16)
+        )
     if mode in ("1", "P", "CMYK"):
-        return Image.fromarray(DRAWN.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+        return Image.fromarray(DRAWN.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(
+            mode
+        )
     return Image.fromarray(DRAWN.integers(0, 256, shape, dtype=np.uint8))
 
 
@@ -84,5 +88,13 @@ def test_channels_and_pixels_that_do_not_fit():
 
 
 def test_needs_no_torch():
-    code = "import sys, vitlab.compress.preprocess; print({'torch', 'timm', 'torchvision'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    code = (
+        "import sys, vitlab.compress.preprocess; print({'torch', 'timm', 'torchvision'} &"
+        " set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )

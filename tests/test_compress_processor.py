@@ -6,9 +6,17 @@ from types import SimpleNamespace
 import pytest
 
 from vitlab.compress import processor
-from vitlab.compress.processor import instruction_table, multiplies_int8, parse_flags, read_instructions
+from vitlab.compress.processor import (
+    instruction_table,
+    multiplies_int8,
+    parse_flags,
+    read_instructions,
+)
 
-XEON = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+XEON = (
+    "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu avx2 avx512f avx512_vnni"
+    " amx_int8\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+)
 
 
 def test_flags_of_the_first_processor():
@@ -19,14 +27,22 @@ def test_flags_of_the_first_processor():
 
 def test_the_table_of_instructions_is_that_of_the_architecture():
     table = instruction_table(parse_flags(XEON)).set_index("instruction")["present"]
-    assert table[["avx512_vnni", "amx_int8", "amx_bf16", "avx_vnni"]].tolist() == [True, True, False, False]
+    assert table[["avx512_vnni", "amx_int8", "amx_bf16", "avx_vnni"]].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
     arm = instruction_table(frozenset({"asimd", "i8mm"})).set_index("instruction")["present"]
     assert arm[["asimd", "asimddp", "i8mm"]].tolist() == [True, False, True]
     assert "avx2" not in arm
 
 
 def test_a_mac_is_asked_by_sysctl(monkeypatch, tmp_path):
-    answer = "hw.optional.arm.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\n"
+    answer = (
+        "hw.optional.arm.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd:"
+        " 1\nhw.optional.arm.FEAT_I8MM: 0\n"
+    )
     monkeypatch.setattr(processor, "Path", lambda _: tmp_path / "no cpuinfo")
     monkeypatch.setattr(processor.sys, "platform", "darwin")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer))
@@ -57,7 +73,13 @@ def test_a_machine_without_cpuinfo_file_asks_the_package(unknown_processor, monk
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [({"avx2", "avx512f"}, False), ({"avx2", "avx_vnni"}, True), ({"amx_int8"}, True), ({"asimd"}, True), (set(), False)],
+    [
+        ({"avx2", "avx512f"}, False),
+        ({"avx2", "avx_vnni"}, True),
+        ({"amx_int8"}, True),
+        ({"asimd"}, True),
+        (set(), False),
+    ],
 )
 def test_which_processors_multiply_8_bits_without_overflow(flags, expected):
     assert multiplies_int8(frozenset(flags)) is expected

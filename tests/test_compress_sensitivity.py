@@ -23,7 +23,9 @@ def test_no_node_is_spared_where_margins_are_wide():
 
 
 def test_just_as_many_as_the_gate_calls_for():
-    """Margins of 1: with noise of standard deviation s a share of Phi(-1 / s) changes; half of 1 % are let through."""
+    """Margins of 1: with noise of standard deviation s a share of Phi(-1 / s) changes; half of 1 %
+    are let through.
+    """
     limit = (1 / norm.isf(0.005)) ** 2
     noise = np.array([0.5, 0.2, 0.6 * limit, 0.3 * limit])
     assert plan_float_nodes(noise, np.ones(20), 0.99) == 2
@@ -39,21 +41,34 @@ def run_plainly(proto):
     """Without fusing Q and DQ into kernels of whole numbers, which round ties otherwise."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"images": draw_flat()})[0]
 
 
 def test_a_node_by_itself_is_that_of_the_whole(tmp_path):
-    """In the little graph only the convolution is quantised, so alone it gives what the whole graph gives."""
+    """In the little graph only the convolution is quantised, so alone it gives what the whole graph
+    gives.
+    """
     proto = make_graph()
     whole = quantise(proto, tmp_path)
     alone = isolate_node(proto, whole, "Conv_0")
     np.testing.assert_allclose(run_plainly(alone), run_plainly(whole), atol=1e-4)
     kinds = [node.op_type for node in alone.graph.node]
     assert kinds.count("Round") == 2 and "QuantizeLinear" not in kinds
-    np.testing.assert_allclose(run(alone, draw_flat()), run_plainly(whole), atol=1e-4)  # nothing is quantised behind our back
-    kernel = next(numpy_helper.to_array(tensor) for tensor in alone.graph.initializer if tensor.name == "kernel")
-    scale = next(numpy_helper.to_array(tensor) for tensor in whole.graph.initializer if tensor.name == "kernel_scale")
+    # nothing is quantised behind our back
+    np.testing.assert_allclose(run(alone, draw_flat()), run_plainly(whole), atol=1e-4)
+    kernel = next(
+        numpy_helper.to_array(tensor)
+        for tensor in alone.graph.initializer
+        if tensor.name == "kernel"
+    )
+    scale = next(
+        numpy_helper.to_array(tensor)
+        for tensor in whole.graph.initializer
+        if tensor.name == "kernel_scale"
+    )
     steps = kernel / scale.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
     onnx.checker.check_model(alone)

@@ -22,8 +22,13 @@ LIMITS = {str(digit): 0.7 for digit in range(9)} | {"9": None}
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    path = export_onnx(linear_digits(), tmp_path_factory.mktemp("model") / "model.onnx", small_digits(), limit=4).path
-    write_json(sidecar_path(path), read_sidecar(path) | {"calibration": {"temperature": 2.0, "alpha": 0.1, "limits": LIMITS}})
+    path = export_onnx(
+        linear_digits(), tmp_path_factory.mktemp("model") / "model.onnx", small_digits(), limit=4
+    ).path
+    write_json(
+        sidecar_path(path),
+        read_sidecar(path) | {"calibration": {"temperature": 2.0, "alpha": 0.1, "limits": LIMITS}},
+    )
     return path
 
 
@@ -51,8 +56,12 @@ def test_files_and_images_in_memory_are_alike(exported, tmp_path):
     image = read_images(1)[0]
     image.save(tmp_path / "digit.png")
     classifier = OnnxClassifier(exported)
-    np.testing.assert_array_equal(classifier.predict([tmp_path / "digit.png"]), classifier.predict([image]))
-    np.testing.assert_array_equal(classifier.predict(tmp_path / "digit.png"), classifier.predict(image))
+    np.testing.assert_array_equal(
+        classifier.predict([tmp_path / "digit.png"]), classifier.predict([image])
+    )
+    np.testing.assert_array_equal(
+        classifier.predict(tmp_path / "digit.png"), classifier.predict(image)
+    )
 
 
 def test_table_and_sets(exported):
@@ -81,7 +90,9 @@ def test_imports_neither_torch_nor_timm(exported):
         f"print(OnnxClassifier({str(exported)!r}).predict_table([Image.new('L', (9, 5))]).shape, "
         "{'torch', 'torchvision', 'timm', 'onnx', 'sklearn'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "(1, 25) set()"
 
 
@@ -111,7 +122,8 @@ def test_missing_files(copied):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "damaged"), ("[]", "damaged"), ('{"name": 1}', "lacks calibration, classes")]
+    ("text", "message"),
+    [("{", "damaged"), ("[]", "damaged"), ('{"name": 1}', "lacks calibration, classes")],
 )
 def test_a_damaged_description(copied, text, message):
     sidecar_path(copied).write_text(text)
@@ -129,9 +141,15 @@ def test_threads(exported):
 def test_uploads_that_are_no_images(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     whole = tmp_path / "whole.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(whole)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(
+        whole
+    )
     (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[:4000])
-    for name, message in (("text.jpg", "not an image"), ("half.jpg", "is damaged"), ("none.jpg", "no file")):
+    for name, message in (
+        ("text.jpg", "not an image"),
+        ("half.jpg", "is damaged"),
+        ("none.jpg", "no file"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             read_image(tmp_path / name)
     with pytest.raises(ValueError, match="200 x 200 pixels; at most 100 are taken"):

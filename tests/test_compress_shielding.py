@@ -18,10 +18,17 @@ def make_graph(activation, last="QuantizeLinear"):
         np.random.default_rng(1).normal(size=(4, 4, 3, 3)).astype(np.float32)
         * np.float32([1, 0.01, 1, 0.01])[:, None, None, None]
     )
-    constants = {"kernel": kernel, "bias": np.zeros(4, np.float32), "scale": np.float32(6 / 255), "out": np.float32(0.1)}
+    constants = {
+        "kernel": kernel,
+        "bias": np.zeros(4, np.float32),
+        "scale": np.float32(6 / 255),
+        "out": np.float32(0.1),
+    }
     constants |= {"zero": np.uint8(0), "low": np.float32(0), "high": np.float32(6)}
     pair = [("QuantizeLinear", "images", "scale", "q"), ("DequantizeLinear", "q", "scale", "dq")]
-    nodes = [helper.make_node(kind, [value, scale, "zero"], [made]) for kind, value, scale, made in pair]
+    nodes = [
+        helper.make_node(kind, [value, scale, "zero"], [made]) for kind, value, scale, made in pair
+    ]
     nodes.append(helper.make_node("Conv", ["dq", "kernel", "bias"], ["maps"], pads=[1] * 4))
     inputs = {"Clip": ["maps", "low", "high"], "Relu": ["maps"]}.get(activation)
     nodes += [helper.make_node(activation, inputs, ["active"])] if inputs else []
@@ -31,10 +38,17 @@ def make_graph(activation, last="QuantizeLinear"):
         nodes.append(helper.make_node("DequantizeLinear", ["oq", "out", "zero"], ["logits"]))
     else:
         nodes.append(helper.make_node(last, [value], ["logits"]))
-    images, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4, 8, 8]) for name in ("images", "logits"))
-    tensors = [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    images, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4, 8, 8])
+        for name in ("images", "logits")
+    )
+    tensors = [
+        numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()
+    ]
     graph = helper.make_graph(nodes, "one", [images], [logits], tensors)
-    return name_nodes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9))
+    return name_nodes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    )
 
 
 def run(proto, folder, level):
@@ -42,8 +56,12 @@ def run(proto, folder, level):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = level, 3
     options.optimized_model_filepath = str(folder / "optimised.onnx")
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": X})[0], [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"images": X})[0], [
+        node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node
+    ]
 
 
 @pytest.mark.parametrize("activation", ["Clip", "Relu", None])
@@ -52,8 +70,11 @@ def test_a_float_convolution_between_8_bit_maps_stays_float(tmp_path, activation
     expected, _ = run(make_graph(activation), tmp_path, levels.ORT_DISABLE_ALL)
     shielded = shield_float_nodes(make_graph(activation))
     found, kinds = run(shielded, tmp_path, levels.ORT_ENABLE_ALL)
-    assert kinds.count("DequantizeLinear") == 2 and not any(kind.startswith("QLinear") for kind in kinds)
-    assert (np.abs(found - expected) > 0.051).mean() == 0  # half a step of the output: nothing but ties
+    assert kinds.count("DequantizeLinear") == 2 and not any(
+        kind.startswith("QLinear") for kind in kinds
+    )
+    # half a step of the output: nothing but ties
+    assert (np.abs(found - expected) > 0.051).mean() == 0
     onnx.checker.check_model(shielded)
 
 

@@ -1,4 +1,6 @@
-"""What a model supports is asked first: over families of timm, each step runs or has one sentence that says why not."""
+"""What a model supports is asked first: over families of timm, each step runs or has one sentence
+that says why not.
+"""
 
 from dataclasses import replace
 
@@ -44,7 +46,9 @@ MODELS = {  # name: pixels, steps that are skipped
 
 def build(name, **options):
     """With weights that are nowhere zero: some families start with a head of zeros."""
-    model = build_model(name, small_digits().classes, pretrained=False, size=MODELS[name][0], **options)
+    model = build_model(
+        name, small_digits().classes, pretrained=False, size=MODELS[name][0], **options
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
@@ -66,7 +70,9 @@ def test_each_step_runs_or_says_why_not(name):
         weights = importance_table(model, kinds=("head", "neuron"), measure="magnitude")
         assert len(pruning_curve_table(model, data, {"weights": weights}, replicates=20)) == 3
     if "merging" not in skipped:
-        assert len(merging_curve_table(model, data, (0, 8), repeats=1, threads=1, replicates=20)) == 2
+        assert (
+            len(merging_curve_table(model, data, (0, 8), repeats=1, threads=1, replicates=20)) == 2
+        )
     student = build_student("hybrid_vit", model, depth=1)
     assert student.transform == model.transform
     assert student.module(torch.zeros(1, 3, *model.transform.size)).shape == (1, 10)
@@ -86,7 +92,9 @@ def test_each_step_runs_or_says_why_not(name):
     ],
 )
 def test_exports_of_other_families(name, options, tmp_path):
-    files, table, skipped = export_networks({"full": build(name, **options)}, tmp_path, small_digits())
+    files, table, skipped = export_networks(
+        {"full": build(name, **options)}, tmp_path, small_digits()
+    )
     assert set(files) == {"full, ONNX", "full, int8"} and not skipped
     assert table["network"].tolist() == ["full"] and table["float_nodes"][0] >= 0
     assert size_on_disk(files["full, int8"]) < 0.6 * size_on_disk(files["full, ONNX"])
@@ -103,15 +111,32 @@ def test_a_network_that_cannot_be_traced_is_named_and_leaves_no_old_file(tmp_pat
             return logits if logits.sum() > 0 else -logits
 
     (tmp_path / "full.onnx").write_bytes(b"of an earlier run")
-    networks = {"full": replace(linear_digits(), module=Branching().eval()), "linear": linear_digits()}
+    networks = {
+        "full": replace(linear_digits(), module=Branching().eval()),
+        "linear": linear_digits(),
+    }
     files, table, skipped = export_networks(networks, tmp_path, small_digits())
-    assert set(files) == {"linear, ONNX", "linear, int8"} and table["network"].tolist() == ["linear"]
-    assert len(skipped) == 1 and skipped[0].startswith("ONNX of the full network is skipped: ") and skipped[0].endswith(".")
+    assert set(files) == {"linear, ONNX", "linear, int8"} and table["network"].tolist() == [
+        "linear"
+    ]
+    assert (
+        len(skipped) == 1
+        and skipped[0].startswith("ONNX of the full network is skipped: ")
+        and skipped[0].endswith(".")
+    )
     assert not (tmp_path / "full.onnx").exists()
 
 
 def test_a_model_of_one_block_and_a_student_that_does_not_fit():
-    model = build_model("vit_scratch", small_digits().classes, size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    model = build_model(
+        "vit_scratch",
+        small_digits().classes,
+        size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+    )
     skipped = explain_skipped(model, **ASKED)
     assert "cannot be reached" in skipped["pruning"] and "merging" not in skipped
     with pytest.raises(ValueError, match="unknown model"):

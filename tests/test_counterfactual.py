@@ -1,4 +1,6 @@
-"""Counterfactuals against every set of cells of small models, and what they say when there are none."""
+"""Counterfactuals against every set of cells of small models, and what they say when there are
+none.
+"""
 
 import dataclasses
 from itertools import combinations
@@ -19,7 +21,10 @@ SIZE, GRID, CLASSES = 6, (2, 3), ("a", "b", "c")
 
 def make_linear(seed=0):
     generator = torch.Generator().manual_seed(100 + seed)
-    weight, bias = torch.randn(3, 3 * SIZE**2, generator=generator), torch.randn(3, generator=generator)
+    weight, bias = (
+        torch.randn(3, 3 * SIZE**2, generator=generator),
+        torch.randn(3, generator=generator),
+    )
     return linear_model(weight, bias, CLASSES, SIZE)
 
 
@@ -41,7 +46,9 @@ def list_changing_sets(model, image, other):
     """Every set of cells that changes the decision, smallest first."""
     sets = [set(chosen) for count in range(1, 7) for chosen in combinations(range(6), count)]
     before = decide(model, image[None])
-    return [chosen for chosen in sets if decide(model, change(image, other, chosen)[None]) != before]
+    return [
+        chosen for chosen in sets if decide(model, change(image, other, chosen)[None]) != before
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -49,7 +56,9 @@ def list_changing_sets(model, image, other):
 def test_against_all_sets_of_cells(seed, baseline):
     model, images = make_linear(seed), make_images(seed=seed)
     before = decide(model, images)
-    found = find_counterfactual(model, images, list("uvwxyz"), grid=GRID, baseline=baseline, max_share=1)
+    found = find_counterfactual(
+        model, images, list("uvwxyz"), grid=GRID, baseline=baseline, max_share=1
+    )
     blank = make_baseline(baseline, images, model.transform)
     sizes = []
     for i, removed in enumerate(found.removed.reshape(6, -1)):
@@ -57,11 +66,16 @@ def test_against_all_sets_of_cells(seed, baseline):
         chosen = set(removed.nonzero()[0].tolist())
         assert found.found[i] == bool(sets)
         if sets:
-            assert chosen in sets and not any(smaller < chosen and len(smaller) == len(chosen) - 1 for smaller in sets)
+            assert chosen in sets and not any(
+                smaller < chosen and len(smaller) == len(chosen) - 1 for smaller in sets
+            )
             sizes.append((len(chosen), len(sets[0])))
         changed = change(images[i], blank[i], chosen)
         np.testing.assert_allclose(found.images[i], changed)
-        assert (found.before[i], found.after[i]) == (CLASSES[before[i]], CLASSES[decide(model, changed[None])[0]])
+        assert (found.before[i], found.after[i]) == (
+            CLASSES[before[i]],
+            CLASSES[decide(model, changed[None])[0]],
+        )
     assert sizes and all(ours <= least + 1 for ours, least in sizes)
     assert np.mean([ours == least for ours, least in sizes]) >= 0.6
 
@@ -74,7 +88,9 @@ def test_the_smallest_set_of_two_classes_that_are_linear():
         model.module.bias.data[2] = -1e3
         images = make_images(seed=seed)
         blank = torch.zeros_like(images)
-        found = find_counterfactual(model, images, grid=GRID, baseline="mean", max_share=1, candidates=None)
+        found = find_counterfactual(
+            model, images, grid=GRID, baseline="mean", max_share=1, candidates=None
+        )
         for i in range(6):
             sets = list_changing_sets(model, images[i], blank[i])
             assert found.table()["cells"][i] == (len(sets[0]) if sets else 0)
@@ -88,13 +104,16 @@ class Either(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, images):
-        brightness = images[:, :, : SIZE // 2].mean(dim=(1, 2)).unflatten(1, (3, 2)).mean(dim=2)  # (B, 3) cells of the upper row
+        # (B, 3) cells of the upper row
+        brightness = images[:, :, : SIZE // 2].mean(dim=(1, 2)).unflatten(1, (3, 2)).mean(dim=2)
         height = self.scale * (brightness.amax(dim=1) - 0.5)
         return torch.stack([0 * height, height, 0 * height - 9], dim=1)
 
 
 def test_cells_that_suffice_alone_must_all_go():
-    """What ablation of single cells does not see: two cells of three are bright, and either would do."""
+    """What ablation of single cells does not see: two cells of three are bright, and either would
+    do.
+    """
     model = dataclasses.replace(make_linear(), module=Either())
     images = torch.zeros(1, 3, SIZE, SIZE)
     images[..., :3, :2] = images[..., :3, 4:] = 1
@@ -115,11 +134,17 @@ def test_a_ranking_is_followed_and_what_it_brings_in_vain_is_put_back():
     images = torch.zeros(1, 3, SIZE, SIZE)
     images[..., :3, :2] = images[..., :3, 4:] = 1
     cells = number_cells(GRID, (SIZE, SIZE))
-    for ranking, enough in (([0, 3, 4, 2, 1, 5], True), ([2, 0, 1, 3, 4, 5], True), ([3, 4, 5, 1, 0, 2], False)):
+    for ranking, enough in (
+        ([0, 3, 4, 2, 1, 5], True),
+        ([2, 0, 1, 3, 4, 5], True),
+        ([3, 4, 5, 1, 0, 2], False),
+    ):
         values = torch.zeros(6)
         values[ranking] = torch.arange(6, 0, -1.0)
         order = AttributionMap(values[cells][None].numpy(), "own", ("b",), ("0",), True)
-        found = find_counterfactual(model, images, grid=GRID, baseline="mean", order=order, max_share=5 / 6)
+        found = find_counterfactual(
+            model, images, grid=GRID, baseline="mean", order=order, max_share=5 / 6
+        )
         assert found.found == (enough,)
         assert found.removed[0].reshape(-1).nonzero()[0].tolist() == ([0, 2] if enough else [])
 
@@ -150,7 +175,12 @@ def test_cells_of_the_nearest_image_of_another_class(nearest):
     found = find_counterfactual(model, images, donor_ids=names, **options)
     before, theirs = decide(model, images), decide(model, donors)
     for i in range(4):
-        distances = (donors - images[i]).square().sum(dim=(1, 2, 3)).masked_fill(theirs == before[i], torch.inf)
+        distances = (
+            (donors - images[i])
+            .square()
+            .sum(dim=(1, 2, 3))
+            .masked_fill(theirs == before[i], torch.inf)
+        )
         donor = int(distances.argmin())  # a linear model's features are the pixels
         assert found.donors[i] == names[donor] == found.table()["donor"][i]
         chosen = set(found.removed[i].reshape(-1).nonzero()[0].tolist())
@@ -161,7 +191,9 @@ def test_cells_of_the_nearest_image_of_another_class(nearest):
 
 
 class Ring(nn.Module):
-    """A classifier of one feature, the contrast, in which images near in pixels may be far apart."""
+    """A classifier of one feature, the contrast, in which images near in pixels may be far
+    apart.
+    """
 
     def __init__(self):
         super().__init__()
@@ -175,11 +207,15 @@ class Ring(nn.Module):
 def test_features_are_what_the_classifier_reads():
     model = dataclasses.replace(make_linear(), module=Ring(), classes=("a", "b"))
     noise = make_images(1)
-    donors = torch.cat([noise * 0.1, -noise * 0.9])  # of low contrast, the second as contrasty as an image can be
+    # of low contrast, the second as contrasty as an image can be
+    donors = torch.cat([noise * 0.1, -noise * 0.9])
     image = noise * 1.1 / noise.std()
     donors = donors / noise.std()
     options = {"kind": "swap", "donors": donors, "grid": GRID}
-    near, far = (find_counterfactual(model, image, nearest=space, **options).donors for space in ("features", "pixels"))
+    near, far = (
+        find_counterfactual(model, image, nearest=space, **options).donors
+        for space in ("features", "pixels")
+    )
     assert (near, far) == (("1",), ("0",))
 
 
@@ -187,7 +223,12 @@ def test_the_model_and_the_images_are_left_as_they_were():
     model, images = make_linear(), make_images(3)
     kept, module = images.clone(), model.module.train()
     find_counterfactual(model, images, grid=GRID, kind="swap", donors=make_images(5, seed=9))
-    assert torch.equal(images, kept) and module.training and module.weight.requires_grad and not module._forward_hooks
+    assert (
+        torch.equal(images, kept)
+        and module.training
+        and module.weight.requires_grad
+        and not module._forward_hooks
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,15 +238,24 @@ def test_the_model_and_the_images_are_left_as_they_were():
         ({"nearest": "label"}, "unknown nearest 'label'.*features, pixels"),
         ({"kind": "swap"}, "kind='swap' takes cells from donors"),
         ({"donors": torch.zeros(2, 3, SIZE, SIZE)}, "kind='swap' takes cells from donors"),
-        ({"kind": "swap", "donors": torch.zeros(2, 3, 4, 4)}, r"donors must be images \(M, 3, 6, 6\).*not \(2, 3, 4, 4\)"),
-        ({"kind": "swap", "donors": torch.zeros(2, 3, SIZE, SIZE), "donor_ids": ["x"]}, "1 donor_ids for 2 donors"),
+        (
+            {"kind": "swap", "donors": torch.zeros(2, 3, 4, 4)},
+            r"donors must be images \(M, 3, 6, 6\).*not \(2, 3, 4, 4\)",
+        ),
+        (
+            {"kind": "swap", "donors": torch.zeros(2, 3, SIZE, SIZE), "donor_ids": ["x"]},
+            "1 donor_ids for 2 donors",
+        ),
         ({"max_share": 0}, "max_share must be a share"),
         ({"candidates": 0}, "candidates must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"grid": (7, 2)}, "a grid of 7x2 cells does not fit"),
         ({"baseline": "white"}, "unknown baseline 'white'"),
         ({"sample_ids": ["x"]}, "1 sample_ids for 2 images"),
-        ({"order": AttributionMap(np.zeros((2, 3, 3)), "m", ("a",) * 2, ("0", "1"), True)}, r"order must be.*\(2, 6, 6\)"),
+        (
+            {"order": AttributionMap(np.zeros((2, 3, 3)), "m", ("a",) * 2, ("0", "1"), True)},
+            r"order must be.*\(2, 6, 6\)",
+        ),
         ({"images": torch.full((2, 3, SIZE, SIZE), torch.nan)}, "the image of sample 0 holds NaN"),
     ],
 )

@@ -13,20 +13,35 @@ from vitlab.training import save_results
 
 
 def make_bundle(rows, classes=("cat", "dog"), excluded=(), **more):
-    samples = pd.DataFrame(rows, columns=["sample_id", "label", "split", "group"]).assign(source="x")
+    samples = pd.DataFrame(rows, columns=["sample_id", "label", "split", "group"]).assign(
+        source="x"
+    )
     excluded = pd.DataFrame(list(excluded), columns=["sample_id", "source", "reason"])
-    return DataBundle("toy", classes, samples, lambda sample_id: Image.new("L", (2, 2)), excluded, **more)
+    return DataBundle(
+        "toy", classes, samples, lambda sample_id: Image.new("L", (2, 2)), excluded, **more
+    )
 
 
 ROWS = [
-    *((f"c{i}", "cat", split, "farm") for i, split in enumerate(["train"] * 12 + ["val"] * 12 + ["test"] * 12)),
+    *(
+        (f"c{i}", "cat", split, "farm")
+        for i, split in enumerate(["train"] * 12 + ["val"] * 12 + ["test"] * 12)
+    ),
     *((f"d{i}", "dog", split, "town") for i, split in enumerate(["train"] * 2 + ["val"] * 1)),
 ]
 
 
 def test_counts_licence_source_and_excluded_images_are_there():
     excluded = [("x1", "x1.jpg", "the file | is empty"), ("x2", "x2.jpg", "the file | is empty")]
-    card = data_card(make_bundle(ROWS, licence="CC0", citation="One (2001).\nTwo (2002).", version="v7", excluded=excluded))
+    card = data_card(
+        make_bundle(
+            ROWS,
+            licence="CC0",
+            citation="One (2001).\nTwo (2002).",
+            version="v7",
+            excluded=excluded,
+        )
+    )
     for line in (
         "# Data card: toy",
         "- Images: 39 in 2 classes; 2 excluded",
@@ -47,9 +62,17 @@ def test_counts_licence_source_and_excluded_images_are_there():
 
 def test_limits_are_named():
     card = data_card(make_bundle(ROWS))
-    assert "12.0 times as many images of the class cat as of dog" in card and "an accuracy of 92.3%" in card
-    assert "No image in test of the class dog" in card and "No image in test of the group town" in card
-    assert "Fewer than 10 images in train of the class dog (2)" in card and "in val of the class dog (1)" in card
+    assert (
+        "12.0 times as many images of the class cat as of dog" in card
+        and "an accuracy of 92.3%" in card
+    )
+    assert (
+        "No image in test of the class dog" in card and "No image in test of the group town" in card
+    )
+    assert (
+        "Fewer than 10 images in train of the class dog (2)" in card
+        and "in val of the class dog (1)" in card
+    )
     assert "Near-duplicates between the splits were not looked for" in card and "not stated" in card
 
 
@@ -67,23 +90,32 @@ def test_an_even_set_has_no_such_limits():
 
 def test_pairs_are_counted_by_the_splits_of_the_card():
     pairs = pd.DataFrame(
-        [("c0", "c30"), ("c1", "c2"), ("c12", "c31"), ("c30", "c31"), ("c3", "gone")], columns=["sample_id_a", "sample_id_b"]
+        [("c0", "c30"), ("c1", "c2"), ("c12", "c31"), ("c30", "c31"), ("c3", "gone")],
+        columns=["sample_id_a", "sample_id_b"],
     )
     card = data_card(make_bundle(ROWS), pairs)
-    assert "Of 5 pairs of near-duplicates, 2 lie in different splits; 2 of 12 test images have" in card
+    assert (
+        "Of 5 pairs of near-duplicates, 2 lie in different splits; 2 of 12 test images have" in card
+    )
 
 
 def test_a_class_without_images_and_one_called_all():
     rows = [(f"a{i}", "all", "train", "all") for i in range(30)]
     card = data_card(make_bundle(rows, classes=("all", "none")))
     assert "| all | 30 | 0 | 0 | 30 |" in card and "| **all** | 30 | 0 | 0 | 30 |" in card
-    assert "The split test is empty." in card and "infinitely as many images of the class all" in card
+    assert (
+        "The split test is empty." in card and "infinitely as many images of the class all" in card
+    )
 
 
 def test_many_classes_are_summed():
     rows = [(f"s{i}", f"class{i % 50:02d}", "train", "all") for i in range(100)]
     card = data_card(make_bundle(rows, classes=tuple(f"class{i:02d}" for i in range(50))))
-    assert "| class19 | 2 |" in card and "| class20" not in card and "| 30 more | 60 | 0 | 0 | 60 |" in card
+    assert (
+        "| class19 | 2 |" in card
+        and "| class20" not in card
+        and "| 30 more | 60 | 0 | 0 | 60 |" in card
+    )
 
 
 def test_the_hash_is_that_of_the_sorted_lines():
@@ -103,4 +135,6 @@ def test_a_run_holds_the_card_of_its_splits():
     run.write_table("history.csv", pd.DataFrame({"epoch": [1]}))
     save_results(run, tiny_vit(), small_digits())
     card = (run.path / "data_card.md").read_text(encoding="utf-8")
-    assert f"`{hash_splits(run.read_table('splits.csv'))}`" in card and card == data_card(small_digits())
+    assert f"`{hash_splits(run.read_table('splits.csv'))}`" in card and card == data_card(
+        small_digits()
+    )

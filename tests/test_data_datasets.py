@@ -26,9 +26,16 @@ def two_classes(tmp_path):
 def saved_set(tmp_path):
     """20 images of two classes, written by Hugging Face's datasets."""
     hugging_face = pytest.importorskip("datasets")
-    columns = {"image": [Image.new("L", (6, 4), number) for number in range(20)], "label": [0, 1] * 10}
-    features = hugging_face.Features({"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["cat", "dog"])})
-    hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path.with_name(f"{tmp_path.name}-saved"))
+    columns = {
+        "image": [Image.new("L", (6, 4), number) for number in range(20)],
+        "label": [0, 1] * 10,
+    }
+    features = hugging_face.Features(
+        {"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["cat", "dog"])}
+    )
+    hugging_face.Dataset.from_dict(columns, features).save_to_disk(
+        tmp_path.with_name(f"{tmp_path.name}-saved")
+    )
     return f"hub:{tmp_path}-saved"
 
 
@@ -39,13 +46,22 @@ def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files, saved_
     data = load_dataset(named.get(name, name), seed=3)
     check_samples(data.samples, data.classes)
     assert data.samples["sample_id"].is_monotonic_increasing
-    assert len(data.excluded) == 0 and list(data.excluded.columns) == ["sample_id", "source", "reason"]
+    assert len(data.excluded) == 0 and list(data.excluded.columns) == [
+        "sample_id",
+        "source",
+        "reason",
+    ]
     assert {(split, label) for split in SPLITS for label in data.classes} == set(
         data.samples[["split", "label"]].itertuples(index=False, name=None)
     )
-    assert data.version and data.version == load_dataset(data.name, seed=4, samples=data.samples).version
+    assert (
+        data.version
+        and data.version == load_dataset(data.name, seed=4, samples=data.samples).version
+    )
     twin = pickle.loads(pickle.dumps(data))  # as a DataLoader's worker processes get it
-    assert np.array_equal(twin.read(data.samples["sample_id"][5]), data.read(data.samples["sample_id"][5]))
+    assert np.array_equal(
+        twin.read(data.samples["sample_id"][5]), data.read(data.samples["sample_id"][5])
+    )
     with pytest.raises(ValueError, match="unknown sample_id 'nobody'"):
         data.read("nobody")
 
@@ -53,7 +69,11 @@ def test_every_dataset_keeps_the_contract(name, two_classes, mnist_files, saved_
 def test_names_and_prefixes_are_listed_and_wrong_ones_answered_with_them():
     assert {"digits", "elpv", "elpv:grade", "folder:", "torchvision:"} <= set(available())
     with pytest.raises(
-        ValueError, match=r"unknown dataset 'elvp'\. Did you mean elpv.*Choices: digits, elpv, elpv:grade, folder:"
+        ValueError,
+        match=(
+            r"unknown dataset 'elvp'\. Did you mean elpv.*Choices: digits, elpv, elpv:grade,"
+            r" folder:"
+        ),
     ):
         load_dataset("elvp")
     with pytest.raises(ValueError, match="elpv:grade"):
@@ -65,7 +85,9 @@ def test_digits_are_those_of_scikit_learn():
     assert len(data.samples) == 1797 and data.classes == tuple("0123456789")
     assert data.samples["label"].tolist() == [str(target) for target in reference.target]
     image = np.asarray(data.read("digit0042"))
-    assert image.dtype == np.uint8 and np.allclose(image / 255 * 16, reference.images[42], atol=0.04)
+    assert image.dtype == np.uint8 and np.allclose(
+        image / 255 * 16, reference.images[42], atol=0.04
+    )
     with pytest.raises(ValueError, match="digit1796"):
         data.read("digit1797")
 
@@ -74,10 +96,14 @@ def test_splits_of_an_earlier_run_are_used_as_they_are(two_classes, tmp_path, mo
     first = load_dataset(two_classes, seed=0)
     part = first.samples.iloc[[5, 3, 19]]
     part.to_csv(tmp_path / "splits.csv", index=False)
-    monkeypatch.setattr(datasets, "check_images", lambda source: pytest.fail("images were checked again"))
+    monkeypatch.setattr(
+        datasets, "check_images", lambda source: pytest.fail("images were checked again")
+    )
     again = load_dataset(two_classes, seed=1, samples=pd.read_csv(tmp_path / "splits.csv"))
     pd.testing.assert_frame_equal(again.samples, part.reset_index(drop=True))
-    assert len(again.excluded) == 17 and set(again.excluded["reason"]) == {"not in the table given as samples="}
+    assert len(again.excluded) == 17 and set(again.excluded["reason"]) == {
+        "not in the table given as samples="
+    }
 
 
 def test_labels_that_look_like_numbers_survive_a_csv_file(tmp_path):
@@ -89,7 +115,9 @@ def test_labels_that_look_like_numbers_survive_a_csv_file(tmp_path):
 
 def test_a_table_that_does_not_fit_is_refused():
     samples = load_dataset("digits").samples
-    with pytest.raises(ValueError, match=r"1 sample_ids that digits does not have, the first is 'cell0001'"):
+    with pytest.raises(
+        ValueError, match=r"1 sample_ids that digits does not have, the first is 'cell0001'"
+    ):
         load_dataset("digits", samples=samples.replace({"sample_id": {"digit0007": "cell0001"}}))
     with pytest.raises(ValueError, match="lacks the columns split; it has sample_id, label"):
         load_dataset("digits", samples=samples.drop(columns="split"))
@@ -102,7 +130,11 @@ def test_a_table_that_does_not_fit_is_refused():
 def test_images_are_checked_once_as_long_as_they_do_not_change(two_classes, monkeypatch):
     checked = []
     examine = depth._examine
-    monkeypatch.setattr(depth, "_examine", lambda read, sample_id: checked.append(sample_id) or examine(read, sample_id))
+    monkeypatch.setattr(
+        depth,
+        "_examine",
+        lambda read, sample_id: checked.append(sample_id) or examine(read, sample_id),
+    )
     load_dataset(two_classes, seed=0), load_dataset(two_classes, seed=1)
     assert len(checked) == 20
     Image.new("L", (6, 4)).save(DATASETS[two_classes]().location + "/cat/new.png")

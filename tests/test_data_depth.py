@@ -27,7 +27,9 @@ def save_set(root, draw, suffix="png", per_class=10):
     for place, label in enumerate("ab"):
         (root / label).mkdir(parents=True)
         for number in range(per_class):
-            Image.fromarray(draw(number + per_class * place)).save(root / label / f"{number}.{suffix}")
+            Image.fromarray(draw(number + per_class * place)).save(
+                root / label / f"{number}.{suffix}"
+            )
     return f"folder:{root}"
 
 
@@ -38,8 +40,16 @@ def noise(number, high, low=0, dtype=np.uint16):
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
 def test_a_signal_of_so_many_bits_looks_like_the_same_one_in_8(tmp_path, bits):
     top = 2**bits - 1
-    eight = load_dataset(save_set(tmp_path / "eight", lambda number: (noise(number, top) / top * 255).round().astype(np.uint8)))
-    with pytest.warns(UserWarning, match=rf"20 of 20 images have more than 8 bits a pixel; their values 0 to {top:g}\b"):
+    eight = load_dataset(
+        save_set(
+            tmp_path / "eight",
+            lambda number: (noise(number, top) / top * 255).round().astype(np.uint8),
+        )
+    )
+    with pytest.warns(
+        UserWarning,
+        match=rf"20 of 20 images have more than 8 bits a pixel; their values 0 to {top:g}\b",
+    ):
         deep = load_dataset(save_set(tmp_path / "deep", lambda number: noise(number, top)))
     assert deep.value_range == (0, top) and eight.value_range is None
     for sample_id in ("a/3.png", "b/7.png"):
@@ -54,8 +64,10 @@ def test_the_range_is_the_same_for_every_seed_fold_and_later_notebook(tmp_path):
     others += [load_dataset(name, samples=first.samples.head(number)) for number in (4, 20)]
     for other in others:
         assert other.value_range == first.value_range == (0, 4095)
-        np.testing.assert_array_equal(other.read("b/9.png" if len(other.samples) > 4 else "a/0.png"),
-                                      first.read("b/9.png" if len(other.samples) > 4 else "a/0.png"))  # fmt: skip
+        np.testing.assert_array_equal(
+            other.read("b/9.png" if len(other.samples) > 4 else "a/0.png"),
+            first.read("b/9.png" if len(other.samples) > 4 else "a/0.png"),
+        )
 
 
 def test_a_later_notebook_reads_the_first_deep_image_among_shallow_ones_right(tmp_path):
@@ -103,11 +115,21 @@ def test_hot_pixels_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "low", "high"), [(np.float32, -2.0, 6.0), (np.int32, -3000, 5000), (np.float32, 0.0, 1.0), (np.int32, 0, 2**20 - 1)]
+    ("dtype", "low", "high"),
+    [
+        (np.float32, -2.0, 6.0),
+        (np.int32, -3000, 5000),
+        (np.float32, 0.0, 1.0),
+        (np.int32, 0, 2**20 - 1),
+    ],
 )
 def test_float_and_32_bit_files_share_one_range(tmp_path, dtype, low, high):
     data = load_dataset(
-        save_set(tmp_path / "tif", lambda number: noise(number, high * (1 if number else 0.5), low, dtype), "tif")
+        save_set(
+            tmp_path / "tif",
+            lambda number: noise(number, high * (1 if number else 0.5), low, dtype),
+            "tif",
+        )
     )
     measured = np.array(data.value_range)
     np.testing.assert_allclose(measured, (low, high), atol=0.01 * (high - low))
@@ -123,7 +145,9 @@ def test_a_deep_image_with_a_value_that_is_not_finite_is_left_out(tmp_path):
         return pixels
 
     data = load_dataset(save_set(tmp_path / "nan", draw, "tif"))
-    assert data.excluded[["sample_id", "reason"]].values.tolist() == [["a/4.tif", "it holds NaN or infinite pixels"]]
+    assert data.excluded[["sample_id", "reason"]].values.tolist() == [
+        ["a/4.tif", "it holds NaN or infinite pixels"]
+    ]
     assert data.value_range == (0, 1)
 
 
@@ -132,7 +156,9 @@ def test_other_modes_have_no_range_and_no_warning(tmp_path, mode):
     for label in "ab":
         (tmp_path / label).mkdir()
         for number in range(4):
-            Image.fromarray(noise(number, 255, dtype=np.uint8)).convert(mode).save(tmp_path / label / f"{number}.tif")
+            Image.fromarray(noise(number, 255, dtype=np.uint8)).convert(mode).save(
+                tmp_path / label / f"{number}.tif"
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = load_dataset(f"folder:{tmp_path}")
@@ -142,8 +168,12 @@ def test_other_modes_have_no_range_and_no_warning(tmp_path, mode):
 def test_sets_of_the_hub_are_scaled_as_well(tmp_path):
     hugging_face = pytest.importorskip("datasets")
     images = [Image.fromarray(noise(number, 1023)) for number in range(20)]
-    features = hugging_face.Features({"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["a", "b"])})
-    hugging_face.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features).save_to_disk(tmp_path / "saved")
+    features = hugging_face.Features(
+        {"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["a", "b"])}
+    )
+    hugging_face.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features).save_to_disk(
+        tmp_path / "saved"
+    )
     data = load_dataset(f"hub:{tmp_path / 'saved'}")
     assert data.value_range == (0, 1023)
     np.testing.assert_array_equal(data.read("all0000003"), (noise(3, 1023) / 1023 * 255).round())
@@ -168,7 +198,9 @@ def test_the_range_goes_into_the_run_and_from_there_to_images_from_elsewhere(tmp
     transform = load_model(run.path).transform
     assert transform.value_range == (0, 4095)
     raw = Image.open(tmp_path / "set" / "a" / "0.png")
-    np.testing.assert_array_equal(fit_picture(raw, transform), fit_picture(data.read("a/0.png"), transform))
+    np.testing.assert_array_equal(
+        fit_picture(raw, transform), fit_picture(data.read("a/0.png"), transform)
+    )
 
 
 def test_without_a_range_a_single_image_is_read_as_16_bits():
@@ -176,16 +208,23 @@ def test_without_a_range_a_single_image_is_read_as_16_bits():
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 100, 255]
     plain = Transform((1, 3), (0.5,), (0.5,), "nearest")
     assert np.asarray(fit_picture(image, plain)).tolist() == [[0, 100, 255]]
-    assert np.asarray(fit_picture(image, replace(plain, value_range=(0, 51400)))).tolist() == [[0, 128, 255]]
+    assert np.asarray(fit_picture(image, replace(plain, value_range=(0, 51400)))).tolist() == [
+        [0, 128, 255]
+    ]
 
 
 def write_deep_png(path, pixels):
-    """A PNG of 16 bits a channel, from (rows, columns, 2 to 4) whole numbers; Pillow writes none."""
+    """A PNG of 16 bits a channel, from (rows, columns, 2 to 4) whole numbers; Pillow writes
+    none.
+    """
     rows, columns, channels = pixels.shape
     header = struct.pack(">IIBBBBB", columns, rows, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
@@ -195,17 +234,29 @@ def write_deep_tiff(path, pixels):
 
 @pytest.mark.parametrize(
     ("suffix", "write", "channels"),
-    [("png", write_deep_png, 2), ("png", write_deep_png, 3), ("png", write_deep_png, 4), ("tif", write_deep_tiff, 3)],
+    [
+        ("png", write_deep_png, 2),
+        ("png", write_deep_png, 3),
+        ("png", write_deep_png, 4),
+        ("tif", write_deep_tiff, 3),
+    ],
 )
 def test_colour_of_16_bits_a_channel_is_named(tmp_path, suffix, write, channels):
     for place, label in enumerate("ab"):
         (tmp_path / label).mkdir()
         for number in range(10):
             seed = number + 10 * place
-            pixels = np.random.default_rng(seed).integers(0, 4096, (16, 16, channels)).astype(np.uint16)
+            pixels = (
+                np.random.default_rng(seed).integers(0, 4096, (16, 16, channels)).astype(np.uint16)
+            )
             write(tmp_path / label / f"{number}.{suffix}", pixels)
-        Image.fromarray(noise(place, 255, dtype=np.uint8)).convert("RGB").save(tmp_path / label / "plain.png")
-    with pytest.warns(UserWarning, match="of 20 colour images with 16 bits a channel, only the upper 8 bits are read"):
+        Image.fromarray(noise(place, 255, dtype=np.uint8)).convert("RGB").save(
+            tmp_path / label / "plain.png"
+        )
+    with pytest.warns(
+        UserWarning,
+        match="of 20 colour images with 16 bits a channel, only the upper 8 bits are read",
+    ):
         data = load_dataset(f"folder:{tmp_path}")
     image = np.asarray(data.read(f"a/0.{suffix}"))
     assert data.value_range is None and image[..., :3].max() == 15, "of 4095"

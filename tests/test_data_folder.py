@@ -11,7 +11,9 @@ from vitlab.data import load_dataset
 
 def save(path, size=(12, 9), mode="RGB", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(len(path.as_posix())).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    values = np.random.default_rng(len(path.as_posix())).integers(
+        0, 255, (size[1], size[0], 3), dtype=np.uint8
+    )
     Image.fromarray(values).convert(mode).save(path, **options)
 
 
@@ -40,9 +42,16 @@ def test_classes_txt_puts_the_class_to_find_last(tmp_path):
     assert before.classes == ("cracked", "good")
     (tmp_path / "classes.txt").write_text("good\r\n\n cracked \n", encoding="utf-8-sig")
     data = load_dataset(f"folder:{tmp_path}")
-    assert data.classes == ("good", "cracked") and data.version != before.version and len(data.excluded) == 0
+    assert (
+        data.classes == ("good", "cracked")
+        and data.version != before.version
+        and len(data.excluded) == 0
+    )
     (tmp_path / "classes.txt").write_text("good\nbroken\n")
-    with pytest.raises(ValueError, match=r"classes\.txt names good, broken, but the class folders are cracked, good"):
+    with pytest.raises(
+        ValueError,
+        match=r"classes\.txt names good, broken, but the class folders are cracked, good",
+    ):
         load_dataset(f"folder:{tmp_path}")
     (tmp_path / "classes.txt").write_text("")
     with pytest.raises(ValueError, match="names nothing, but"):
@@ -55,7 +64,10 @@ def test_given_splits_are_kept_and_a_missing_val_is_drawn_from_train(tmp_path):
     data = load_dataset(f"folder:{tmp_path}")
     assert data.classes == ("cat", "dog")
     assert data.samples["split"].value_counts().to_dict() == {"train": 34, "val": 6, "test": 6}
-    assert all(sample_id.startswith("Test/") == (split == "test") for sample_id, split in splits(data).items())
+    assert all(
+        sample_id.startswith("Test/") == (split == "test")
+        for sample_id, split in splits(data).items()
+    )
 
 
 def test_a_missing_test_is_drawn_from_train_and_the_given_val_stays(tmp_path):
@@ -63,13 +75,23 @@ def test_a_missing_test_is_drawn_from_train_and_the_given_val_stays(tmp_path):
     fill(tmp_path, "valid/cat", "validation/dog", number=3)
     data = load_dataset(f"folder:{tmp_path}")
     assert data.samples["split"].value_counts().to_dict() == {"train": 32, "test": 8, "val": 6}
-    assert all(sample_id.startswith("valid") == (split == "val") for sample_id, split in splits(data).items())
+    assert all(
+        sample_id.startswith("valid") == (split == "val")
+        for sample_id, split in splits(data).items()
+    )
 
 
 def test_three_given_splits_do_not_depend_on_the_seed(tmp_path):
-    fill(tmp_path, *(f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")), number=2)
+    fill(
+        tmp_path,
+        *(f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")),
+        number=2,
+    )
     data = load_dataset(f"folder:{tmp_path}", seed=5)
-    assert all(sample_id.split("/")[0] == split for sample_id, split in splits(data).items()) and len(data.samples) == 12
+    assert (
+        all(sample_id.split("/")[0] == split for sample_id, split in splits(data).items())
+        and len(data.samples) == 12
+    )
 
 
 def test_what_cannot_be_used_is_left_out_by_name_and_reason(tmp_path):
@@ -89,9 +111,15 @@ def test_what_cannot_be_used_is_left_out_by_name_and_reason(tmp_path):
     data = load_dataset(f"folder:{tmp_path}")
     reasons = data.excluded.set_index("sample_id")["reason"]
     assert set(reasons.index) == {
-        "cat/truncated.jpg", "cat/text.jpg", "cat/notes.txt", "dog/empty.png", "dog/broken.png", "dog/link.png", "loose.png",
+        "cat/truncated.jpg",
+        "cat/text.jpg",
+        "cat/notes.txt",
+        "dog/empty.png",
+        "dog/broken.png",
+        "dog/link.png",
+        "loose.png",
         "dog/.DS_Store",
-    }  # fmt: skip
+    }
     assert "truncated" in reasons["cat/truncated.jpg"]
     assert reasons["cat/text.jpg"] == "not an image in any known format"
     assert "does not end like an image" in reasons["cat/notes.txt"]
@@ -103,11 +131,19 @@ def test_what_cannot_be_used_is_left_out_by_name_and_reason(tmp_path):
 
 
 def test_a_class_may_be_called_background_and_hidden_folders_have_a_row(tmp_path):
-    fill(tmp_path, "__background__", "cat", ".cache/old", "__MACOSX/cat", "cat/.ipynb_checkpoints", number=8)
-    data = load_dataset(f"folder:{tmp_path}")
-    assert data.classes == ("__background__", "cat") and data.samples["label"].value_counts().to_dict() == dict.fromkeys(
-        data.classes, 8
+    fill(
+        tmp_path,
+        "__background__",
+        "cat",
+        ".cache/old",
+        "__MACOSX/cat",
+        "cat/.ipynb_checkpoints",
+        number=8,
     )
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.classes == ("__background__", "cat") and data.samples[
+        "label"
+    ].value_counts().to_dict() == dict.fromkeys(data.classes, 8)
     assert data.excluded["sample_id"].tolist() == [".cache", "__MACOSX", "cat/.ipynb_checkpoints"]
     assert set(data.excluded["reason"]) == {"it is hidden, or a folder of the system"}
 
@@ -124,7 +160,8 @@ def test_a_class_that_a_given_split_lacks_is_not_blamed_on_the_draw(tmp_path, sp
     fill(tmp_path, "train/a", "train/b", "train/c", number=12)
     fill(tmp_path, f"{split}/a", f"{split}/b")
     with pytest.raises(
-        ValueError, match=f"own split {split}, which holds no readable image of the class 'c'; add images"
+        ValueError,
+        match=f"own split {split}, which holds no readable image of the class 'c'; add images",
     ) as error:
         load_dataset(f"folder:{tmp_path}")
     assert "seed" not in str(error.value)
@@ -138,12 +175,16 @@ def test_a_flat_test_folder_is_left_out_image_by_image_and_a_test_is_drawn(tmp_p
     assert data.samples["split"].value_counts().to_dict() == {"train": 28, "test": 8, "val": 4}
     reasons = data.excluded.set_index("sample_id")["reason"].to_dict()
     assert reasons.pop("loose.png") == "it lies in no class folder"
-    assert reasons == {f"test/{number}.png": "it has no label: test has no class folders" for number in range(6)}
+    assert reasons == {
+        f"test/{number}.png": "it has no label: test has no class folders" for number in range(6)
+    }
 
 
 def test_a_flat_test_folder_beside_classes_is_not_taken_for_a_class(tmp_path):
     fill(tmp_path, "cat", "dog", "test")
-    with pytest.raises(ValueError, match="the folder test, without class folders, beside the classes; move it"):
+    with pytest.raises(
+        ValueError, match="the folder test, without class folders, beside the classes; move it"
+    ):
         load_dataset(f"folder:{tmp_path}")
 
 
@@ -161,20 +202,33 @@ def test_unicode_forms_of_a_class_are_one_class_across_splits(tmp_path):
     (tmp_path / "classes.txt").write_text(f"tea\n{DECOMPOSED}\n", encoding="utf-8")
     data = load_dataset(f"folder:{tmp_path}")
     assert data.classes == ("tea", COMPOSED)
-    assert data.samples.query("split == 'test'")["label"].value_counts().to_dict() == {COMPOSED: 12, "tea": 12}
-    assert data.read(f"test/{COMPOSED}/3.png").size == (12, 9), "a sample_id is the same on every machine"
+    assert data.samples.query("split == 'test'")["label"].value_counts().to_dict() == {
+        COMPOSED: 12,
+        "tea": 12,
+    }
+    assert data.read(f"test/{COMPOSED}/3.png").size == (
+        12,
+        9,
+    ), "a sample_id is the same on every machine"
 
 
 def test_unicode_forms_side_by_side_and_case_between_splits_are_refused(tmp_path):
     fill(tmp_path / "forms", COMPOSED, DECOMPOSED, "tea")
-    with pytest.raises(ValueError, match="holds the folder 'café' twice, in different Unicode forms"):
+    with pytest.raises(
+        ValueError, match="holds the folder 'café' twice, in different Unicode forms"
+    ):
         load_dataset(f"folder:{tmp_path / 'forms'}")
     fill(tmp_path / "files", "a", "b")
-    save(tmp_path / "files" / "a" / f"{COMPOSED}.png"), save(tmp_path / "files" / "a" / f"{DECOMPOSED}.png")
+    (
+        save(tmp_path / "files" / "a" / f"{COMPOSED}.png"),
+        save(tmp_path / "files" / "a" / f"{DECOMPOSED}.png"),
+    )
     with pytest.raises(ValueError, match=r"two files are called a/café\.png"):
         load_dataset(f"folder:{tmp_path / 'files'}")
     fill(tmp_path / "case", "train/Cat", "train/dog", "test/cat", "test/dog")
-    with pytest.raises(ValueError, match="'Cat' and 'cat' of different splits differ in case only; rename one"):
+    with pytest.raises(
+        ValueError, match="'Cat' and 'cat' of different splits differ in case only; rename one"
+    ):
         load_dataset(f"folder:{tmp_path / 'case'}")
 
 
@@ -187,7 +241,9 @@ def test_names_that_are_not_utf8(tmp_path):
         ["cat/caf\ufffd.png", "its name is not valid UTF-8; rename it"]
     ]
     os.rename(os.fsencode(tmp_path / "dog"), os.fsencode(tmp_path) + b"/h\xfcnd")
-    with pytest.raises(ValueError, match=r"the name of the class folder 'h\ufffdnd' in .* is not UTF-8; rename it"):
+    with pytest.raises(
+        ValueError, match=r"the name of the class folder 'h\ufffdnd' in .* is not UTF-8; rename it"
+    ):
         load_dataset(f"folder:{tmp_path}")
 
 
@@ -197,7 +253,10 @@ def test_a_decompression_bomb_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     data = load_dataset(f"folder:{tmp_path}")
     assert data.excluded["sample_id"].tolist() == ["dog/bomb.png"]
-    assert data.excluded["reason"][0] == "it has more than the 0.002 megapixels that are read; scale it down"
+    assert (
+        data.excluded["reason"][0]
+        == "it has more than the 0.002 megapixels that are read; scale it down"
+    )
 
 
 def test_photographs_are_turned_upright(tmp_path):
@@ -231,11 +290,23 @@ def test_the_version_changes_with_any_file(tmp_path):
         ([], 0, "has no sub-folders"),
         (["cat"], 6, "one class only, 'cat'"),
         (["cat", "dog"], 0, "holds no image in a class folder"),
-        (["cat", "dog"], 2, "at least 3 readable images for its splits, but 'cat' has 2, 'dog' has 2"),
+        (
+            ["cat", "dog"],
+            2,
+            "at least 3 readable images for its splits, but 'cat' has 2, 'dog' has 2",
+        ),
         (["val/cat", "val/dog"], 6, "no train/CLASS/ folders"),
         (["train", "test"], 6, "no train/CLASS/ folders"),
-        (["train/cat", "train/dog", "extra/cat"], 6, r"splits \(train\) beside other folders \(extra\)"),
-        (["train/cat", "train/dog", "test/cat", "test/bird"], 6, "2 readable images in train for its splits, but 'bird' has 0"),
+        (
+            ["train/cat", "train/dog", "extra/cat"],
+            6,
+            r"splits \(train\) beside other folders \(extra\)",
+        ),
+        (
+            ["train/cat", "train/dog", "test/cat", "test/bird"],
+            6,
+            "2 readable images in train for its splits, but 'bird' has 0",
+        ),
     ],
 )
 def test_a_folder_that_cannot_serve_says_why(tmp_path, folders, number, message):
@@ -264,6 +335,10 @@ def test_a_class_that_is_too_small_without_its_unreadable_images_is_an_error(tmp
 def test_a_path_that_is_no_folder_is_refused(tmp_path, kind):
     (tmp_path / "file").write_text("x")
     path = "" if kind == "nothing" else tmp_path / kind
-    message = {"missing": "does not exist", "file": "is a file, not a folder", "nothing": "write folder:PATH"}[kind]
+    message = {
+        "missing": "does not exist",
+        "file": "is a file, not a folder",
+        "nothing": "write folder:PATH",
+    }[kind]
     with pytest.raises(ValueError, match=message):
         load_dataset(f"folder:{path}")

@@ -27,7 +27,9 @@ def make_part(rows, **changes):
         "mask": datasets.Image(),
         "patient": datasets.Value("int64"),
     }
-    return datasets.Dataset.from_dict(columns, datasets.Features({name: features[name] for name in columns}))
+    return datasets.Dataset.from_dict(
+        columns, datasets.Features({name: features[name] for name in columns})
+    )
 
 
 @pytest.fixture
@@ -53,12 +55,20 @@ def test_a_saved_set_is_read_pixel_by_pixel(save):
 
 
 def test_own_splits_are_kept_and_missing_ones_drawn(save):
-    name = save({"train": make_part(range(30)), "validation": make_part(range(30, 40)), "test": make_part(range(40, 50))})
+    name = save(
+        {
+            "train": make_part(range(30)),
+            "validation": make_part(range(30, 40)),
+            "test": make_part(range(40, 50)),
+        }
+    )
     first, second = load_dataset(name, seed=0), load_dataset(name, seed=1)
     assert first.samples["split"].value_counts().to_dict() == {"train": 30, "val": 10, "test": 10}
     assert first.samples["split"].tolist() == second.samples["split"].tolist()
     assert np.array_equal(first.read("test0000003"), PIXELS[43])
-    drawn = load_dataset(save({"train": make_part(range(40)), "test": make_part(range(40, 50))}, "two"))
+    drawn = load_dataset(
+        save({"train": make_part(range(40)), "test": make_part(range(40, 50))}, "two")
+    )
     assert drawn.samples["split"].value_counts().to_dict() == {"train": 34, "test": 10, "val": 6}
 
 
@@ -83,7 +93,9 @@ def test_what_has_no_label_or_another_split_is_listed(save):
 def test_an_image_that_cannot_be_decoded_is_left_out(save):
     buffer = io.BytesIO()
     Image.fromarray(PIXELS[0]).save(buffer, "PNG")
-    pictures = [{"bytes": buffer.getvalue(), "path": None}] * 19 + [{"bytes": b"no image", "path": None}]
+    pictures = [{"bytes": buffer.getvalue(), "path": None}] * 19 + [
+        {"bytes": b"no image", "path": None}
+    ]
     data = load_dataset(save(make_part(range(20), picture=pictures)))
     assert len(data.samples) == 19 and data.excluded["sample_id"].tolist() == ["all0000019"]
 
@@ -91,7 +103,9 @@ def test_an_image_that_cannot_be_decoded_is_left_out(save):
 def test_columns_are_found_by_their_type_or_named(save):
     size = [row // 20 for row in range(40)]
     name = save(make_part(range(40), size=size, patient=[row // 4 for row in range(40)]))
-    with pytest.raises(ValueError, match=r"2 columns \(animal, size\) of the type ClassLabel.*\?label=COLUMN"):
+    with pytest.raises(
+        ValueError, match=r"2 columns \(animal, size\) of the type ClassLabel.*\?label=COLUMN"
+    ):
         load_dataset(name)
     data = load_dataset(f"{name}?label=size&group=patient", split_by="group")
     assert data.classes == ("small", "large") and data.samples["group"].nunique() == 10
@@ -105,7 +119,9 @@ def test_columns_are_found_by_their_type_or_named(save):
     with pytest.raises(ValueError, match=r"'size' holds ClassLabel.*not images"):
         load_dataset(f"{name}?image=size&label=size")
     masks = save(make_part(range(12), mask=[Image.fromarray(PIXELS[0])] * 12), "masks")
-    with pytest.raises(ValueError, match=r"2 columns \(picture, mask\) of the type Image.*\?image=COLUMN"):
+    with pytest.raises(
+        ValueError, match=r"2 columns \(picture, mask\) of the type Image.*\?image=COLUMN"
+    ):
         load_dataset(masks)
     assert np.array_equal(load_dataset(f"{masks}?image=picture").read("all0000007"), PIXELS[7])
 
@@ -132,7 +148,9 @@ def test_names_that_cannot_be_meant_are_refused(function, name, message):
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"hub:owner/name is not on this machine.*save_to_disk.*hub:FOLDER"):
+    with pytest.raises(
+        FileNotFoundError, match=r"hub:owner/name is not on this machine.*save_to_disk.*hub:FOLDER"
+    ):
         load_dataset("hub:owner/name")
     assert data_version("hub:owner/name")
     check_name("hub:owner/name")
@@ -146,11 +164,21 @@ def test_unknown_and_gated_sets_and_missing_configs_are_value_errors(monkeypatch
         monkeypatch.setattr(datasets, "load_dataset", refuse)
         hub_sets._load_parts.cache_clear()
 
-    answer(datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub or cannot be accessed."))
+    answer(
+        datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'owner/name' doesn't exist on the Hub or cannot be accessed."
+        )
+    )
     with pytest.raises(ValueError, match=r"cannot be accessed.*accept its terms.*hf auth login"):
         load_dataset("hub:owner/name")
-    answer(ValueError("Config name is missing. Please pick one among the available configs: ['a', 'b']"))
-    with pytest.raises(ValueError, match=r"available configs: \['a', 'b'\].*hub:owner/name\?config=NAME"):
+    answer(
+        ValueError(
+            "Config name is missing. Please pick one among the available configs: ['a', 'b']"
+        )
+    )
+    with pytest.raises(
+        ValueError, match=r"available configs: \['a', 'b'\].*hub:owner/name\?config=NAME"
+    ):
         load_dataset("hub:owner/name")
 
 
@@ -165,4 +193,7 @@ def test_config_and_revision_are_passed_on(monkeypatch):
     hub_sets._load_parts.cache_clear()
     data = load_dataset("hub:owner/name?config=small&revision=abc")
     assert asked == [(("owner/name", "small"), {"revision": "abc"})]
-    assert data.citation == "https://huggingface.co/datasets/owner/name" and "revision=abc" in data.version
+    assert (
+        data.citation == "https://huggingface.co/datasets/owner/name"
+        and "revision=abc" in data.version
+    )

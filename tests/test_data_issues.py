@@ -32,7 +32,9 @@ STEPS = np.linspace(-1, 1, 256) ** 2  # a bright spot that fades away: no edge a
 FAULTY = {
     "black": Image.new("L", (256, 256), 3),
     "white": Image.new("L", (256, 256), 253),
-    "smooth": Image.fromarray((255 * np.clip(1 - np.add.outer(STEPS, STEPS) / 1.9, 0, 1)).astype(np.uint8)),
+    "smooth": Image.fromarray(
+        (255 * np.clip(1 - np.add.outer(STEPS, STEPS) / 1.9, 0, 1)).astype(np.uint8)
+    ),
     "strip": photo(101, (600, 60)),
     "huge": photo(102, (2560, 2560)),
     "copy": ImageEnhance.Brightness(GOOD["good03"]).enhance(0.9),
@@ -71,7 +73,8 @@ def test_each_fault_is_flagged_by_its_issue_alone(table, issue, wanted):
 
 
 def test_copies_are_near_duplicates(table):
-    assert flagged(table, "near_duplicate") - {"black", "white", "smooth"} == {"good03", "copy"}  # blank images look alike
+    # blank images look alike
+    assert flagged(table, "near_duplicate") - {"black", "white", "smooth"} == {"good03", "copy"}
 
 
 def test_odd_sizes_are_found(table):
@@ -80,7 +83,9 @@ def test_odd_sizes_are_found(table):
 
 def test_scores_run_from_bad_to_good(table):
     rows = table.set_index("sample_id")
-    assert rows.loc["copy", "near_duplicate_score"] == rows.loc["good03", "near_duplicate_score"] < 0.1
+    assert (
+        rows.loc["copy", "near_duplicate_score"] == rows.loc["good03", "near_duplicate_score"] < 0.1
+    )
     assert rows.loc["good05", "near_duplicate_score"] == 1
     for issue in ISSUES:
         score = table[f"{issue}_score"].dropna()
@@ -88,7 +93,9 @@ def test_scores_run_from_bad_to_good(table):
         bad = table[f"is_{issue}"]
         if bad.any():
             assert score[bad].max() < score[~bad].min()
-    assert table[["outlier_score", "wrong_label_score"]].isna().all(axis=None), "there were no embeddings"
+    assert table[["outlier_score", "wrong_label_score"]].isna().all(axis=None), (
+        "there were no embeddings"
+    )
 
 
 def test_the_pixels_are_judged_as_cleanvision_judges_files(table, tmp_path):
@@ -96,7 +103,9 @@ def test_the_pixels_are_judged_as_cleanvision_judges_files(table, tmp_path):
         image.save(tmp_path / f"{name}.png")
     lab = Imagelab(data_path=str(tmp_path), verbose=False)
     lab.find_issues({issue: {} for issue in PIXEL_ISSUES}, 1, False)
-    wanted = lab.issues.set_index(lab.issues.index.map(lambda path: path.rsplit("/", 1)[-1].removesuffix(".png")))
+    wanted = lab.issues.set_index(
+        lab.issues.index.map(lambda path: path.rsplit("/", 1)[-1].removesuffix(".png"))
+    )
     rows = table.set_index("sample_id").loc[wanted.index]
     for issue in PIXEL_ISSUES:
         assert np.allclose(rows[f"{issue}_score"], wanted[f"{issue}_score"], atol=1e-9)
@@ -105,7 +114,10 @@ def test_the_pixels_are_judged_as_cleanvision_judges_files(table, tmp_path):
 
 def test_a_limit_leaves_gaps_in_what_was_not_looked_at(faulty):
     part = quality_table(faulty, limit=5)
-    assert part["dark_score"].notna().sum() == 5 and not part.loc[part["dark_score"].isna(), "is_dark"].any()
+    assert (
+        part["dark_score"].notna().sum() == 5
+        and not part.loc[part["dark_score"].isna(), "is_dark"].any()
+    )
     assert len(part) == 22 and part["near_duplicate_score"].notna().all()
     assert quality_summary(part).set_index("issue").loc["dark", "images"] == 5
 
@@ -152,7 +164,9 @@ def digits():
 
 def relabel(data, wrong):
     samples = data.samples.copy()
-    samples.loc[wrong, "label"] = [str((int(label) + 1) % 10) for label in samples.loc[wrong, "label"]]
+    samples.loc[wrong, "label"] = [
+        str((int(label) + 1) % 10) for label in samples.loc[wrong, "label"]
+    ]
     return DataBundle(data.name, data.classes, samples, data.read, data.excluded)
 
 
@@ -173,14 +187,22 @@ def test_planted_label_noise_is_found(digits, noisy):
     hits = np.intersect1d(wrong, found)
     assert (table["suggested"].iloc[hits] == data.samples["label"].iloc[hits]).mean() > 0.9
     assert set(table.loc[~table["is_wrong_label"], "suggested"]) == {""}
-    assert np.isin(worst_images(table, "wrong_label", n=20)["sample_id"], data.samples["sample_id"].iloc[wrong]).mean() > 0.9
+    assert (
+        np.isin(
+            worst_images(table, "wrong_label", n=20)["sample_id"],
+            data.samples["sample_id"].iloc[wrong],
+        ).mean()
+        > 0.9
+    )
 
 
 def test_the_table_is_the_same_again(digits, noisy):
     data, vectors = digits
     wrong, table = noisy
     no_pairs = pd.DataFrame(columns=["sample_id_a", "sample_id_b", "distance"])
-    pd.testing.assert_frame_equal(quality_table(relabel(data, wrong), vectors, pairs=no_pairs, limit=1), table)
+    pd.testing.assert_frame_equal(
+        quality_table(relabel(data, wrong), vectors, pairs=no_pairs, limit=1), table
+    )
 
 
 def test_an_outlier_in_the_space_of_embeddings_is_found(digits):
@@ -189,12 +211,16 @@ def test_an_outlier_in_the_space_of_embeddings_is_found(digits):
     odd[7] = np.random.default_rng(0).integers(0, 16, 64)[::-1] * np.tile([0, 1], 32)
     no_pairs = pd.DataFrame(columns=["sample_id_a", "sample_id_b", "distance"])
     table = quality_table(data, odd, pairs=no_pairs, limit=1)
-    assert worst_images(table, "outlier", n=1)["sample_id"].item() == "digit0007" and table["is_outlier"][7]
+    assert (
+        worst_images(table, "outlier", n=1)["sample_id"].item() == "digit0007"
+        and table["is_outlier"][7]
+    )
 
 
 def test_predictions_are_of_models_that_have_not_seen_the_sample_or_its_copy():
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(60, 200))  # noise: whoever has seen a sample knows its label, others guess
+    # noise: whoever has seen a sample knows its label, others guess
+    vectors = rng.normal(size=(60, 200))
     vectors = np.concatenate([vectors, vectors])
     labels = np.tile(rng.choice(["a", "b"], 60), 2)
     samples = pd.DataFrame({"sample_id": [f"s{row}" for row in range(120)], "label": labels})
@@ -211,11 +237,15 @@ def test_classes_too_small_to_be_judged_have_gaps():
     images = {f"s{row:02d}": photo(row) for row in range(23)}
     labels = ["a"] * 10 + ["b"] * 10 + ["c"] * 3
     table = quality_table(
-        make_bundle(images, labels=labels), rng.normal(size=(23, 4)) + np.repeat([0, 3, 9], [10, 10, 3])[:, None]
+        make_bundle(images, labels=labels),
+        rng.normal(size=(23, 4)) + np.repeat([0, 3, 9], [10, 10, 3])[:, None],
     )
     assert table["wrong_label_score"].isna().tolist() == [False] * 20 + [True] * 3
     assert table["outlier_score"].notna().all()
-    few = quality_table(make_bundle({name: images[name] for name in list(images)[:6]}, labels=list("aaabbb")), np.eye(6))
+    few = quality_table(
+        make_bundle({name: images[name] for name in list(images)[:6]}, labels=list("aaabbb")),
+        np.eye(6),
+    )
     assert few[["outlier_score", "wrong_label_score"]].isna().all(axis=None)
 
 
@@ -226,16 +256,24 @@ def test_the_summary_counts_and_names_the_worst(table):
     summary = quality_summary(table).set_index("issue")
     assert list(summary.index) == list(ISSUES)
     assert summary.loc["dark", ["images", "flagged", "worst"]].tolist() == [22, 1, "black"]
-    assert summary.loc["dark", "share"] == pytest.approx(1 / 22) and summary.loc["dark", "score"] == pytest.approx(3 / 255)
-    assert summary.loc["outlier", ["images", "flagged", "worst"]].tolist() == [0, 0, ""] and np.isnan(
-        summary.loc["outlier", "share"]
-    )
+    assert summary.loc["dark", "share"] == pytest.approx(1 / 22) and summary.loc[
+        "dark", "score"
+    ] == pytest.approx(3 / 255)
+    assert summary.loc["outlier", ["images", "flagged", "worst"]].tolist() == [
+        0,
+        0,
+        "",
+    ] and np.isnan(summary.loc["outlier", "share"])
     assert summary.loc["unreadable", ["flagged", "worst"]].tolist() == [0, ""]
 
 
 def test_the_worst_come_first_and_the_faultless_not_at_all(table):
     worst = worst_images(table, "odd_aspect_ratio", n=3)
-    assert worst["sample_id"].tolist() == ["strip"] and worst["score"].item() == pytest.approx(0.1) and worst["flagged"].item()
+    assert (
+        worst["sample_id"].tolist() == ["strip"]
+        and worst["score"].item() == pytest.approx(0.1)
+        and worst["flagged"].item()
+    )
     every = worst_images(table, n=2)
     assert every.groupby("issue").size().max() == 2 and "outlier" not in set(every["issue"])
     assert all(part["score"].is_monotonic_increasing for _, part in every.groupby("issue"))

@@ -1,4 +1,6 @@
-"""ImageDataset: order, laziness, threads, seeds, and that torch's DataLoader takes whole batches from it."""
+"""ImageDataset: order, laziness, threads, seeds, and that torch's DataLoader takes whole batches
+from it.
+"""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +9,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vitlab.data import ImageDataset, build_augmentation, fit_image, load_images, normalise, preprocess
+from vitlab.data import (
+    ImageDataset,
+    build_augmentation,
+    fit_image,
+    load_images,
+    normalise,
+    preprocess,
+)
 from vitlab.data.reading import map_images
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed
 
-TRANSFORM = Transform(size=(8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bilinear")
+TRANSFORM = Transform(
+    size=(8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bilinear"
+)
 
 
 @pytest.fixture
@@ -22,12 +33,18 @@ def reads():
 
 @pytest.fixture
 def data(reads):
-    samples = pd.DataFrame({"sample_id": [f"s{row:02d}" for row in range(20)], "label": ["a", "b"] * 10})
-    samples = samples.assign(split=["train"] * 12 + ["val"] * 4 + ["test"] * 4, group="all", source=samples["sample_id"])
+    samples = pd.DataFrame(
+        {"sample_id": [f"s{row:02d}" for row in range(20)], "label": ["a", "b"] * 10}
+    )
+    samples = samples.assign(
+        split=["train"] * 12 + ["val"] * 4 + ["test"] * 4, group="all", source=samples["sample_id"]
+    )
 
     def read(sample_id):
         reads.append(sample_id)
-        return Image.fromarray(np.random.default_rng(int(sample_id[1:])).integers(0, 256, (9, 7), dtype=np.uint8))
+        return Image.fromarray(
+            np.random.default_rng(int(sample_id[1:])).integers(0, 256, (9, 7), dtype=np.uint8)
+        )
 
     return DataBundle("toy", ("a", "b"), samples, read, samples.head(0))
 
@@ -36,12 +53,18 @@ def test_items_are_the_preprocessed_image_its_class_and_its_position(data):
     dataset = ImageDataset(data, "val", TRANSFORM)
     assert len(dataset) == 4 and dataset.labels.tolist() == [0, 1, 0, 1]
     image, label, position = dataset[1]
-    assert torch.equal(image, preprocess(data.read("s13"), TRANSFORM)) and (label, position) == (1, 1)
+    assert torch.equal(image, preprocess(data.read("s13"), TRANSFORM)) and (label, position) == (
+        1,
+        1,
+    )
 
 
 def test_sample_ids_choose_and_order(data):
     dataset = ImageDataset(data, ["s19", "s02"], TRANSFORM)
-    assert dataset.samples["sample_id"].tolist() == ["s19", "s02"] and dataset.labels.tolist() == [1, 0]
+    assert dataset.samples["sample_id"].tolist() == ["s19", "s02"] and dataset.labels.tolist() == [
+        1,
+        0,
+    ]
     with pytest.raises(ValueError, match="1 sample_ids are not in toy, the first is 's99'"):
         ImageDataset(data, ["s19", "s99"], TRANSFORM)
     with pytest.raises(ValueError, match="unknown split 'dev'"):
@@ -59,17 +82,23 @@ def test_the_data_loader_asks_for_whole_batches(data, monkeypatch):
     asked = []
     whole = ImageDataset.__getitems__
     monkeypatch.setattr(
-        ImageDataset, "__getitems__", lambda self, positions: asked.append(list(positions)) or whole(self, positions)
+        ImageDataset,
+        "__getitems__",
+        lambda self, positions: asked.append(list(positions)) or whole(self, positions),
     )
     batches = list(DataLoader(ImageDataset(data, "train", TRANSFORM), batch_size=5))
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
     images, labels, positions = (torch.cat(part) for part in zip(*batches, strict=True))
     assert images.shape == (12, 3, 8, 8) and images.dtype == torch.float32
     assert labels.tolist() == [0, 1] * 6 and positions.tolist() == list(range(12))
-    assert all(torch.equal(images[i], preprocess(data.read(f"s{i:02d}"), TRANSFORM)) for i in range(12))
+    assert all(
+        torch.equal(images[i], preprocess(data.read(f"s{i:02d}"), TRANSFORM)) for i in range(12)
+    )
 
 
-def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_epoch_and_sample_alone(data):
+def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_epoch_and_sample_alone(
+    data,
+):
     augment = build_augmentation("strong", TRANSFORM.size)
     dataset = ImageDataset(data, "train", TRANSFORM, augment, seed=4)
     dataset.set_epoch(3)
@@ -88,7 +117,10 @@ def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_ep
 
 
 def test_in_memory_decodes_once_and_gives_the_same(data, reads):
-    kept, fresh = ImageDataset(data, "train", TRANSFORM, in_memory=True), ImageDataset(data, "train", TRANSFORM)
+    kept, fresh = (
+        ImageDataset(data, "train", TRANSFORM, in_memory=True),
+        ImageDataset(data, "train", TRANSFORM),
+    )
     first = torch.stack([image for image, _, _ in kept.__getitems__(range(12))])
     second = torch.stack([image for image, _, _ in kept.__getitems__(range(12))])
     assert len(reads) == 12 and torch.equal(first, second)

@@ -12,28 +12,45 @@ from vitlab.data.splits import draw_splits
 
 def make_samples(**sizes):
     labels = [label for label, size in sizes.items() for _ in range(size)]
-    return pd.DataFrame({"sample_id": [f"s{row:04d}" for row in range(len(labels))], "label": labels})
+    return pd.DataFrame(
+        {"sample_id": [f"s{row:04d}" for row in range(len(labels))], "label": labels}
+    )
 
 
 def count(samples, split):
-    return pd.crosstab(samples["label"], split).reindex(columns=["train", "val", "test"], fill_value=0).T.to_dict("list")
+    return (
+        pd.crosstab(samples["label"], split)
+        .reindex(columns=["train", "val", "test"], fill_value=0)
+        .T.to_dict("list")
+    )
 
 
 def test_shares_are_exact_in_each_stratum():
     samples = make_samples(a=100, b=50, c=10)
     # a: 20 test, 12 of 80 val; b: 10 test, 6 of 40 val; c: 2 test, 1.2 of 8 val
-    assert count(samples, draw_splits(samples, seed=0)) == {"a": [68, 12, 20], "b": [34, 6, 10], "c": [7, 1, 2]}
+    assert count(samples, draw_splits(samples, seed=0)) == {
+        "a": [68, 12, 20],
+        "b": [34, 6, 10],
+        "c": [7, 1, 2],
+    }
 
 
 def test_the_smallest_strata_still_reach_every_split():
     samples = make_samples(a=3, b=2, c=1)
-    assert count(samples, draw_splits(samples, seed=0)) == {"a": [1, 1, 1], "b": [1, 0, 1], "c": [1, 0, 0]}
+    assert count(samples, draw_splits(samples, seed=0)) == {
+        "a": [1, 1, 1],
+        "b": [1, 0, 1],
+        "c": [1, 0, 0],
+    }
 
 
 def test_a_share_of_zero_draws_nothing():
     samples = make_samples(a=10, b=10)
     assert set(draw_splits(samples, seed=0, test=0, val=0)) == {"train"}
-    assert count(samples, draw_splits(samples, seed=0, test=0, val=0.5)) == {"a": [5, 5, 0], "b": [5, 5, 0]}
+    assert count(samples, draw_splits(samples, seed=0, test=0, val=0.5)) == {
+        "a": [5, 5, 0],
+        "b": [5, 5, 0],
+    }
 
 
 def test_several_columns_make_the_strata():
@@ -44,7 +61,9 @@ def test_several_columns_make_the_strata():
 
 def test_the_draw_is_the_documented_hash_on_every_machine():
     samples = make_samples(a=10)
-    order = sorted(samples["sample_id"], key=lambda name: hashlib.sha256(f"7 test {name}".encode()).hexdigest())
+    order = sorted(
+        samples["sample_id"], key=lambda name: hashlib.sha256(f"7 test {name}".encode()).hexdigest()
+    )
     split = draw_splits(samples, seed=7)
     assert set(samples["sample_id"][split == "test"]) == set(order[:2]) == {"s0002", "s0005"}
 

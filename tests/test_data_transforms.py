@@ -48,7 +48,9 @@ def test_a_square_stays_a_square_when_padded():
     """Aspect ratio: a white square in a wide black image is as high as it is wide afterwards."""
     values = np.zeros((100, 300))
     values[30:70, 130:170] = 255
-    white = fit_image(grey(values), Transform((60, 60), (0.0,) * 3, (1.0,) * 3, "bilinear"))[0] > 127
+    white = (
+        fit_image(grey(values), Transform((60, 60), (0.0,) * 3, (1.0,) * 3, "bilinear"))[0] > 127
+    )
     assert white.any(dim=0).sum() == white.any(dim=1).sum() == 8
 
 
@@ -66,7 +68,11 @@ def test_sixteen_bit_files_keep_their_values(tmp_path):
 
 
 def test_floats_run_from_darkest_to_brightest_and_must_be_finite():
-    assert np.asarray(to_rgb(grey([[-1.0, 0.0, 4.0]], np.float32)))[0, :, 0].tolist() == [0, 51, 255]
+    assert np.asarray(to_rgb(grey([[-1.0, 0.0, 4.0]], np.float32)))[0, :, 0].tolist() == [
+        0,
+        51,
+        255,
+    ]
     assert np.asarray(to_rgb(grey([[2.5, 2.5]], np.float32))).tolist() == [[[0] * 3] * 2]
     with pytest.raises(ValueError, match="NaN or infinite"):
         to_rgb(grey([[1.0, np.nan]], np.float32))
@@ -79,12 +85,15 @@ def test_palettes_and_transparency():
     assert np.asarray(to_rgb(palette)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
     palette.info["transparency"] = 0
     assert np.asarray(to_rgb(palette, (1, 2, 3))).tolist() == [[[1, 2, 3], [200, 100, 50]]]
-    half = Image.new("RGBA", (1, 1), (200, 0, 100, 51))  # a fifth of the colour, four fifths of the fill
+    # a fifth of the colour, four fifths of the fill
+    half = Image.new("RGBA", (1, 1), (200, 0, 100, 51))
     assert np.asarray(to_rgb(half, (100, 100, 100))).tolist() == [[[120, 80, 100]]]
     assert np.asarray(to_rgb(Image.new("LA", (1, 1), (90, 0)), (7, 7, 7))).tolist() == [[[7, 7, 7]]]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
+)
 def test_every_mode_becomes_rgb(mode):
     assert to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
 
@@ -94,9 +103,13 @@ def test_normalise_matches_torchvision_and_denormalise_undoes_it():
 
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     batch = normalise(pixels, IMAGENET)
-    assert torch.allclose(batch, v2.functional.normalize(pixels / 255, IMAGENET.mean, IMAGENET.std), atol=1e-6)
+    assert torch.allclose(
+        batch, v2.functional.normalize(pixels / 255, IMAGENET.mean, IMAGENET.std), atol=1e-6
+    )
     images = denormalise(batch, IMAGENET)
-    assert images.shape == (2, 32, 32, 3) and np.allclose(images, pixels.permute(0, 2, 3, 1) / 255, atol=1e-6)
+    assert images.shape == (2, 32, 32, 3) and np.allclose(
+        images, pixels.permute(0, 2, 3, 1) / 255, atol=1e-6
+    )
     assert denormalise(batch * 100, IMAGENET).max() == 1
 
 

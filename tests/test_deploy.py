@@ -27,7 +27,14 @@ from vitlab.app.verdict import Calibration
 from vitlab.cli import app as command_line
 from vitlab.compress.confidence import find_calibration
 from vitlab.compress.session import OnnxClassifier
-from vitlab.deploy import copy_modules, export_space, find_run, model_card, page_facts, parts as parts_module
+from vitlab.deploy import (
+    copy_modules,
+    export_space,
+    find_run,
+    model_card,
+    page_facts,
+    parts as parts_module,
+)
 from vitlab.deploy.card import apply_temperature
 from vitlab.deploy.parts import load_run_data, predict_splits
 from vitlab.deploy.vendor import licence_text
@@ -35,7 +42,8 @@ from vitlab.evaluation import metrics_table, slice_table
 from vitlab.runs import Run
 from vitlab.training import TrainConfig, fit, save_results
 
-HUB_COLOURS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]  # of the Spaces configuration reference
+# of the Spaces configuration reference
+HUB_COLOURS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 HEAVY = {"torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib"}
 
 
@@ -55,14 +63,26 @@ def run(reports):
     os.environ["VITLAB_REPORTS"], before = str(reports), os.environ.get("VITLAB_REPORTS")
     try:
         samples = small_digits().samples
-        data = replace(small_digits(), samples=samples.assign(group=np.where(np.arange(len(samples)) % 2, "odd", "even")))
+        data = replace(
+            small_digits(),
+            samples=samples.assign(group=np.where(np.arange(len(samples)) % 2, "odd", "even")),
+        )
         run = Run.create(dataset="digits", model="vit_scratch", seed=0)
         model = tiny_vit()
-        fit(model, data, run, TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"))
+        fit(
+            model,
+            data,
+            run,
+            TrainConfig(epochs=12, batch_size=16, learning_rate=3e-3, augment="none"),
+        )
         save_results(run, model, data)
         return Run(run.path)
     finally:
-        os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)
+        (
+            os.environ.pop("VITLAB_REPORTS")
+            if before is None
+            else os.environ.update(VITLAB_REPORTS=before)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +102,11 @@ def at_own_temperature(predictions):
 def read_rows(card, title):
     """The rows of the tables below a title, as lists of cells."""
     part = card.split(f"## {title}")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in part.splitlines()
+        if line.startswith("| ")
+    ]
 
 
 def test_the_card_says_what_the_run_measured(run, card):
@@ -98,7 +122,9 @@ def test_the_card_says_what_the_run_measured(run, card):
     samples = run.read_table("splits.csv")
     counted = {row[0]: row[1:] for row in read_rows(card, "Data")}
     of_three = samples[samples["label"].astype(str) == "3"]["split"].value_counts()
-    assert counted["3"] == [str(of_three[split]) for split in ("train", "val", "test")] + [str(of_three.sum())]
+    assert counted["3"] == [str(of_three[split]) for split in ("train", "val", "test")] + [
+        str(of_three.sum())
+    ]
     groups = {row[0]: row[1:] for row in read_rows(card, "For each group")}
     by_group = slice_table(predictions, metrics=["recall"]).set_index("group")
     assert groups["odd"][0] == str(by_group.loc["odd", "n"])
@@ -110,20 +136,36 @@ def test_the_card_says_what_the_run_measured(run, card):
 def test_the_card_draws_the_clusters_that_notebook_04_has_kept(run, card):
     predictions = at_own_temperature(run.read_table("predictions.parquet"))
     ids = predictions.loc[predictions["split"] == "test", "sample_id"]
-    clusters = pd.Series([f"c{number // 4}" for number in range(len(ids))], index=pd.Index(ids, name="sample_id"))
+    clusters = pd.Series(
+        [f"c{number // 4}" for number in range(len(ids))], index=pd.Index(ids, name="sample_id")
+    )
     run.write_table("clusters.parquet", clusters.rename("cluster").reset_index())
     try:
         clustered = model_card(run)
     finally:
         (run.path / "clusters.parquet").unlink()
-    assert "bootstrap over single test images" in card and "bootstrap over clusters of near-duplicates" in clustered
+    assert (
+        "bootstrap over single test images" in card
+        and "bootstrap over clusters of near-duplicates" in clustered
+    )
     title = "How well it does"
-    alone, together = ({row[0]: row[1:] for row in read_rows(text, title) if len(row) == 3} for text in (card, clustered))
+    alone, together = (
+        {row[0]: row[1:] for row in read_rows(text, title) if len(row) == 3}
+        for text in (card, clustered)
+    )
     row = metrics_table(predictions, cluster=clusters).set_index("metric").loc["accuracy"]
-    assert together["accuracy"] == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"] != alone["accuracy"]
-    recall = slice_table(predictions, metrics=["recall"], cluster=clusters).set_index("group").loc["odd"]
+    assert (
+        together["accuracy"]
+        == [f"{row['value']:.3f}", f"({row['low']:.3f} to {row['high']:.3f})"]
+        != alone["accuracy"]
+    )
+    recall = (
+        slice_table(predictions, metrics=["recall"], cluster=clusters).set_index("group").loc["odd"]
+    )
     groups = {row[0]: row[1:] for row in read_rows(clustered, "For each group")}
-    assert groups["odd"][2] == f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    assert (
+        groups["odd"][2] == f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    )
     for part in ("Do the probabilities mean", "For each group"):
         assert read_rows(card, part) != read_rows(clustered, part)
 
@@ -132,13 +174,24 @@ def test_the_card_says_how_often_it_is_not_sure(run):
     classes, generator = small_digits().classes, np.random.default_rng(0)
     label = generator.integers(0, 10, 600)
     logits = generator.normal(size=(600, 10)) + 2.5 * np.eye(10)[label]
-    table = pd.DataFrame({"sample_id": np.arange(600).astype(str), "split": np.repeat(["val", "test"], 300), "group": "one"})
-    table["label"], table["pred"] = np.array(classes)[label], np.array(classes)[logits.argmax(axis=1)]
+    table = pd.DataFrame(
+        {
+            "sample_id": np.arange(600).astype(str),
+            "split": np.repeat(["val", "test"], 300),
+            "group": "one",
+        }
+    )
+    table["label"], table["pred"] = (
+        np.array(classes)[label],
+        np.array(classes)[logits.argmax(axis=1)],
+    )
     table[[f"logit_{name}" for name in classes]] = logits
     table[[f"prob_{name}" for name in classes]] = softmax(logits, axis=1)
     limits = find_calibration(table)["limits"]
     test = at_own_temperature(table).iloc[300:]
-    inside = 1 - test[[f"prob_{name}" for name in classes]].to_numpy() <= [limits[name] for name in classes]
+    inside = 1 - test[[f"prob_{name}" for name in classes]].to_numpy() <= [
+        limits[name] for name in classes
+    ]
     covered = inside[np.arange(300), label[300:]]
     sure = (inside.sum(axis=1) == 1) & inside[np.arange(300), logits[300:].argmax(axis=1)]
     right = (table["label"] == table["pred"]).to_numpy()[300:]
@@ -174,8 +227,21 @@ def test_a_run_without_predictions_has_no_card(run):
 
 def test_the_space_is_whole(space, run):
     files = {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
-    assert files >= {"README.md", "app.py", "requirements.txt", "Dockerfile", "model.onnx", "model.onnx.json", "app.json"}
-    assert files >= {"MODEL_CARD.md", "vitlab/app/page.css", "vitlab/compress/session.py", "examples/LICENCE.txt"}
+    assert files >= {
+        "README.md",
+        "app.py",
+        "requirements.txt",
+        "Dockerfile",
+        "model.onnx",
+        "model.onnx.json",
+        "app.json",
+    }
+    assert files >= {
+        "MODEL_CARD.md",
+        "vitlab/app/page.css",
+        "vitlab/compress/session.py",
+        "examples/LICENCE.txt",
+    }
     front, card = (space / "README.md").read_text(encoding="utf-8").split("---\n")[1:3]
     front = yaml.safe_load(front)
     assert (front["sdk"], front["app_file"], front["license"]) == ("gradio", "app.py", "cc-by-4.0")
@@ -194,7 +260,11 @@ def test_the_space_is_whole(space, run):
 
 def test_its_calibration_is_that_of_the_shipped_file(space, run):
     noted = json.loads((space / "model.onnx.json").read_text())["calibration"]
-    temperature = float(re.search(r"temperature of ([\d.]+)", (space / "README.md").read_text(encoding="utf-8")).group(1))
+    temperature = float(
+        re.search(
+            r"temperature of ([\d.]+)", (space / "README.md").read_text(encoding="utf-8")
+        ).group(1)
+    )
     assert noted["temperature"] == pytest.approx(temperature, abs=1e-3)
     own = find_calibration(predict_splits(OnnxClassifier(space / "model.onnx"), load_run_data(run)))
     assert noted == own
@@ -241,7 +311,10 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(run, tmp_path):
     (tmp_path / "alone.onnx").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match=r"alone\.onnx\.json is missing"):
         export_space(run, tmp_path / "new", onnx=tmp_path / "alone.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "reports") == ["alone.onnx", "full"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "reports") == [
+        "alone.onnx",
+        "full",
+    ]
 
 
 def test_another_file_is_shipped_into_an_empty_folder(run, space, tmp_path):
@@ -251,18 +324,28 @@ def test_another_file_is_shipped_into_an_empty_folder(run, space, tmp_path):
     assert json.loads((written / "model.onnx.json").read_text())["calibration"]["alpha"] == 0.2
 
 
-@pytest.mark.parametrize("place", [".", "./", "../here", "~", "new", "new/", "./a/../new", "deep/er"])
+@pytest.mark.parametrize(
+    "place", [".", "./", "../here", "~", "new", "new/", "./a/../new", "deep/er"]
+)
 def test_a_space_is_written_wherever_it_is_asked_for(run, space, tmp_path, monkeypatch, place):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(here))
-    result = CliRunner().invoke(command_line, ["export-space", run.name, place, "--onnx", str(space / "model.onnx")])
+    result = CliRunner().invoke(
+        command_line, ["export-space", run.name, place, "--onnx", str(space / "model.onnx")]
+    )
     assert result.exit_code == 0, result.output
-    written = here / {"new/": "new", "./a/../new": "new", "new": "new", "deep/er": "deep/er"}.get(place, "")
+    written = here / {"new/": "new", "./a/../new": "new", "new": "new", "deep/er": "deep/er"}.get(
+        place, ""
+    )
     assert (written / "app.py").is_file() and (written / "vitlab" / "LICENSE").is_file()
-    assert Path.cwd() == here and os.path.samefile(".", here), "the working folder is still the one that it was"
-    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".here", ".new", ".er"))]
+    assert Path.cwd() == here and os.path.samefile(".", here), (
+        "the working folder is still the one that it was"
+    )
+    assert not [
+        path for path in tmp_path.rglob(".*") if path.name.startswith((".here", ".new", ".er"))
+    ]
     assert result.stdout.startswith(f"{written}: ")
 
 
@@ -276,7 +359,8 @@ def test_the_licence_goes_with_the_code(space, tmp_path, monkeypatch):
     own = (Path(__file__).parents[1] / "LICENSE").read_text()
     assert own.startswith("MIT License") and (space / "vitlab" / "LICENSE").read_text() == own
     assert "`vitlab/LICENSE`" in (space / "README.md").read_text()
-    for found in (None, PackageNotFoundError("vitlab")):  # an installation without the text, and none
+    # an installation without the text, and none
+    for found in (None, PackageNotFoundError("vitlab")):
         there = SimpleNamespace(read_text=lambda name: None) if found is None else None
 
         def distribution(name, there=there, found=found):
@@ -287,7 +371,8 @@ def test_the_licence_goes_with_the_code(space, tmp_path, monkeypatch):
         monkeypatch.setattr("vitlab.deploy.vendor.distribution", distribution)
         assert licence_text() == own
     monkeypatch.setattr(
-        "vitlab.deploy.vendor.distribution", lambda name: SimpleNamespace(read_text=lambda name: f"text of {name}")
+        "vitlab.deploy.vendor.distribution",
+        lambda name: SimpleNamespace(read_text=lambda name: f"text of {name}"),
     )
     assert licence_text() == "text of licenses/LICENSE"
 
@@ -308,7 +393,11 @@ def test_runs_are_found_by_path_name_or_beginning(run, space):
         find_run(planted.path)
     planted.finish()
     assert find_run("vit_scratch-seed0") == find_run("digits/vit_scratch-seed0") == run.path
-    assert find_run("planted:digits/vit_scratch") == find_run(f"{planted.path.parent.name}/vit_scratch") == planted.path
+    assert (
+        find_run("planted:digits/vit_scratch")
+        == find_run(f"{planted.path.parent.name}/vit_scratch")
+        == planted.path
+    )
     Run.create(dataset="digits", model="vit_scratch", seed=7)
     with pytest.raises(ValueError, match="is the beginning of 2 runs"):
         find_run("vit_scratch")
@@ -356,7 +445,9 @@ def test_the_commands_say_what_is_wrong(run, space):
     call = CliRunner().invoke
     assert "is not empty" in call(command_line, ["export-space", run.name, str(space)]).output
     assert "nor the name of a run" in call(command_line, ["app", "nothing"]).output
-    assert "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
+    assert (
+        "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
+    )
 
 
 def read_steps(space):
@@ -372,12 +463,18 @@ def test_the_dockerfile_is_small_without_root_and_has_a_health_check(space):
     assert order.index("USER") < order.index("CMD")
     assert dict(steps)["USER"] == "app"
     assert "/health" in dict(steps)["HEALTHCHECK"]
-    assert order.index("RUN") < len(order) - 1 - order[::-1].index("COPY")  # packages stay cached when the app changes
+    # packages stay cached when the app changes
+    assert order.index("RUN") < len(order) - 1 - order[::-1].index("COPY")
 
 
-@pytest.mark.skipif("VITLAB_TEST_DOCKERFILE" not in os.environ, reason="installs packages: set VITLAB_TEST_DOCKERFILE=1")
+@pytest.mark.skipif(
+    "VITLAB_TEST_DOCKERFILE" not in os.environ,
+    reason="installs packages: set VITLAB_TEST_DOCKERFILE=1",
+)
 def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path):
-    """There is no Docker engine here: pip, COPY, CMD and HEALTHCHECK are done by hand, in a new virtual environment."""
+    """There is no Docker engine here: pip, COPY, CMD and HEALTHCHECK are done by hand, in a new
+    virtual environment.
+    """
     place, work = tmp_path / "venv", tmp_path / "work"
     venv.create(place, with_pip=True)
     work.mkdir()
@@ -385,9 +482,15 @@ def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = f"{place / 'bin'}:/usr/bin:/bin"
-    environment = {"PATH": path, "HOME": str(tmp_path), "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(tmp_path / "pip"))}
+    environment = {
+        "PATH": path,
+        "HOME": str(tmp_path),
+        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(tmp_path / "pip")),
+    }
     environment |= {
-        name: value for name, value in os.environ.items() if name.lower().endswith("_proxy") or name.startswith(("PIP_", "SSL_"))
+        name: value
+        for name, value in os.environ.items()
+        if name.lower().endswith("_proxy") or name.startswith(("PIP_", "SSL_"))
     }
     server = health = None
     for name, rest in read_steps(space):
@@ -398,7 +501,13 @@ def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path
         elif name == "COPY":
             source, _ = rest.split()
             subprocess.run(
-                ["cp", "-r", *([str(space / source)] if source != "." else map(str, space.iterdir())), str(work)], check=True
+                [
+                    "cp",
+                    "-r",
+                    *([str(space / source)] if source != "." else map(str, space.iterdir())),
+                    str(work),
+                ],
+                check=True,
             )
         elif name == "HEALTHCHECK":
             health = rest.split("CMD ", 1)[1].replace("7860", str(port))
@@ -407,7 +516,12 @@ def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path
             server = subprocess.Popen(json.loads(rest), cwd=work, env=environment)
     try:
         for _ in range(120):
-            if subprocess.run(shlex.split(health), env=environment, stderr=subprocess.DEVNULL).returncode == 0:
+            if (
+                subprocess.run(
+                    shlex.split(health), env=environment, stderr=subprocess.DEVNULL
+                ).returncode
+                == 0
+            ):
                 break
             assert server.poll() is None, "the app ended"
             time.sleep(1)
@@ -417,7 +531,9 @@ def test_the_steps_of_the_dockerfile_work_in_a_clean_environment(space, tmp_path
         request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", data=body)
         answer = json.load(urllib.request.urlopen(request, timeout=30))
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-        installed = subprocess.run(["pip", "list"], env=environment, capture_output=True, text=True, check=True).stdout
+        installed = subprocess.run(
+            ["pip", "list"], env=environment, capture_output=True, text=True, check=True
+        ).stdout
         assert "torch" not in installed
     finally:
         server.terminate()

@@ -1,4 +1,6 @@
-"""What a student learns from a teacher, against formulas written out, and from the very same views."""
+"""What a student learns from a teacher, against formulas written out, and from the very same
+views.
+"""
 
 import os
 import subprocess
@@ -55,7 +57,9 @@ def tiny_cnn():
 
 
 def test_loss_against_the_formula_in_numbers():
-    """KL((.8, .2) || (.5, .5)) = .8 ln 1.6 + .2 ln .4 = .19274; cross-entropy of even logits ln 2."""
+    """KL((.8, .2) || (.5, .5)) = .8 ln 1.6 + .2 ln .4 = .19274; cross-entropy of even logits ln
+    2.
+    """
     objective = objective_for(tiny_vit(seed=1), tiny_vit(), alpha=0.25, temperature=1.0)
     objective.labels.num_classes = 2
     teacher_logits = torch.tensor([[0.8, 0.2]]).log()
@@ -67,7 +71,11 @@ def test_loss_against_the_formula_in_numbers():
 def test_loss_against_the_formula_in_numpy():
     objective = objective_for(tiny_vit(seed=1), tiny_vit(), alpha=0.7, temperature=3.0)
     generator = np.random.default_rng(0)
-    own, teacher_logits, labels = generator.normal(size=(6, 10)), 2 * generator.normal(size=(6, 10)), generator.integers(0, 10, 6)
+    own, teacher_logits, labels = (
+        generator.normal(size=(6, 10)),
+        2 * generator.normal(size=(6, 10)),
+        generator.integers(0, 10, 6),
+    )
 
     def softmax(values):
         return np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
@@ -81,8 +89,8 @@ def test_loss_against_the_formula_in_numpy():
 
 
 def test_teachers_probabilities_are_mixed_as_the_labels_are():
-    """A teacher that is sure of the labels, at temperature 1: KL is then the cross-entropy of plain training, mixup included,
-    less the entropy of the mixed labels."""
+    """A teacher that is sure of the labels, at temperature 1: KL is then the cross-entropy of plain
+    training, mixup included, less the entropy of the mixed labels."""
     config = quick(class_weights="none", label_smoothing=0.0, mixup=1.0)
     objective = objective_for(tiny_vit(seed=1), tiny_vit(), config, alpha=1.0, temperature=1.0)
     labels, inputs = torch.tensor([3, 1, 4, 1]), torch.randn(4, 3, 16, 16)
@@ -98,25 +106,37 @@ def test_teachers_probabilities_are_mixed_as_the_labels_are():
     assert losses[0] == pytest.approx(losses[1] - entropy, rel=1e-5) and entropy > 0.01
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixup": 0.4, "ema": 0.9}, {"strategy": "last_blocks", "views": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mixup": 0.4, "ema": 0.9}, {"strategy": "last_blocks", "views": 2}]
+)
 def test_without_a_share_it_is_plain_training_step_for_step(changes):
     plain, student = tiny_vit(), tiny_vit()
     expected = fit(plain, small_digits(), config=quick(**changes))
     history = distill(tiny_vit(seed=7), student, small_digits(), config=quick(**changes), alpha=0.0)
-    pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        history.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True
+    )
     weights = student.module.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in plain.module.state_dict().items())
+    assert all(
+        torch.equal(weights[name], value) for name, value in plain.module.state_dict().items()
+    )
 
 
 def open_stage(teacher, student, config, border=0, **arguments):
     objective = objective_for(teacher, student, config, **arguments)
-    return objective, Stage(student, small_digits(), config, border, Accelerator(cpu=True), objective)
+    return objective, Stage(
+        student, small_digits(), config, border, Accelerator(cpu=True), objective
+    )
 
 
 @pytest.mark.parametrize("augment", ["none", "strong"])
 def test_teacher_sees_the_views_of_the_student(augment):
-    """Cached rows are what the teacher says, live, of the student's own input; images to look at are the student's."""
-    objective, stage = open_stage(tiny_vit(seed=3, embed_dim=32), tiny_vit(), quick(augment=augment))
+    """Cached rows are what the teacher says, live, of the student's own input; images to look at
+    are the student's.
+    """
+    objective, stage = open_stage(
+        tiny_vit(seed=3, embed_dim=32), tiny_vit(), quick(augment=augment)
+    )
     rows = set()
     for epoch in (1, 2, 3):
         stage.train_set.set_epoch(epoch)
@@ -124,7 +144,9 @@ def test_teacher_sees_the_views_of_the_student(augment):
             if objective.live:
                 torch.testing.assert_close(more, image)
             else:
-                torch.testing.assert_close(more, objective.front(image[None])[0], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    more, objective.front(image[None])[0], atol=1e-5, rtol=1e-5
+                )
             rows.add((position, round(more.sum().item(), 4)))
     assert objective.live == (augment == "strong")
     assert len(rows) == (3 if augment == "none" else 9), "views take turns"
@@ -135,33 +157,52 @@ def test_teacher_of_a_student_with_a_cached_front(reports_folder):
     border = 6
     objective, stage = open_stage(tiny_cnn(), student, config, border)
     light = build_augmentation("light", (32, 32), flip=False)
-    views = [ImageDataset(small_digits(), "train", student.transform, augment, seed=VIEW_SEED) for augment in (None, light)]
+    views = [
+        ImageDataset(small_digits(), "train", student.transform, augment, seed=VIEW_SEED)
+        for augment in (None, light)
+    ]
     for epoch in (1, 2):
         stage.train_set.set_epoch(epoch)
-        found = {position: (label, more) for _, label, position, more in stage.train_set.__getitems__([5, 6])}
+        found = {
+            position: (label, more)
+            for _, label, position, more in stage.train_set.__getitems__([5, 6])
+        }
         for view, chosen in _take_turns([5, 6], epoch, 2):
             views[view].set_epoch(view)
             for image, same, position in views[view].__getitems__([[5, 6][i] for i in chosen]):
                 label, more = found[position]
                 assert label == same
-                torch.testing.assert_close(more, objective.front(image[None])[0], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(
+                    more, objective.front(image[None])[0], atol=1e-4, rtol=1e-4
+                )
     files = {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")}
     open_stage(tiny_cnn(), tiny_hybrid(), config, border)
-    assert files == {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")}, "nothing is done twice"
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")
+    }, "nothing is done twice"
 
 
 def test_one_view_at_two_sizes():
     ramp = torch.arange(64.0)
-    large = (torch.stack([ramp[:, None] + ramp, 2 * ramp[:, None] + 0 * ramp, 2 * ramp + 0 * ramp[:, None]])).to(torch.uint8)
+    large = (
+        torch.stack(
+            [ramp[:, None] + ramp, 2 * ramp[:, None] + 0 * ramp, 2 * ramp + 0 * ramp[:, None]]
+        )
+    ).to(torch.uint8)
     small = F.avg_pool2d(large.float(), 4).round().to(torch.uint8)
-    same, other = build_augmentation("strong", (64, 64), drawn_for=(16, 16)), build_augmentation("strong", (64, 64))
+    same, other = (
+        build_augmentation("strong", (64, 64), drawn_for=(16, 16)),
+        build_augmentation("strong", (64, 64)),
+    )
     errors = {"same": [], "other": []}
     for seed in range(8):
         torch.manual_seed(seed)
         expected = build_augmentation("strong", (16, 16))(small).float()
         for name, augment in (("same", same), ("other", other)):
             torch.manual_seed(seed)
-            errors[name].append((F.avg_pool2d(augment(large).float(), 4) - expected).abs().mean().item())
+            errors[name].append(
+                (F.avg_pool2d(augment(large).float(), 4) - expected).abs().mean().item()
+            )
     assert max(errors["same"]) < 6 and np.mean(errors["same"]) < 0.4 * np.mean(errors["other"])
 
 
@@ -175,7 +216,14 @@ def test_a_run_that_was_stopped_carries_on():
                 raise KeyboardInterrupt
 
         loss = Distillation(tiny_vit(seed=1, embed_dim=32))
-        history = fit(student, small_digits(), run, quick(epochs=3, augment="none"), loss=loss, on_epoch=on_epoch)
+        history = fit(
+            student,
+            small_digits(),
+            run,
+            quick(epochs=3, augment="none"),
+            loss=loss,
+            on_epoch=on_epoch,
+        )
         return history.drop(columns="seconds"), student.module.state_dict(), run
 
     history, weights, _ = train("whole")
@@ -199,7 +247,9 @@ def test_a_run_that_was_stopped_carries_on():
         ({}, {"mixup_rare": 0.2}, "mixup_rare=0.2 makes images that the teacher is not shown"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_computed(arguments, changes, message, reports_folder):
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    arguments, changes, message, reports_folder
+):
     with pytest.raises(ValueError, match=message):
         distill(tiny_vit(seed=1), tiny_vit(), small_digits(), config=quick(**changes), **arguments)
     assert not (reports_folder / "cache").exists()

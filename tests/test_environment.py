@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ALL = [Requirement(line) for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]]
+ALL = [
+    Requirement(line)
+    for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]
+]
 LOCK_LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = [Requirement(line) for line in LOCK_LINES if line and not line.startswith("#")]
 
@@ -21,12 +24,18 @@ LOCKED = [Requirement(line) for line in LOCK_LINES if line and not line.startswi
 def conda_requirements():
     lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(line["pip"] for line in lines if isinstance(line, dict))
-    return [Requirement(line) for line in [*lines, *pip] if isinstance(line, str) and not line.startswith("--")]
+    return [
+        Requirement(line)
+        for line in [*lines, *pip]
+        if isinstance(line, str) and not line.startswith("--")
+    ]
 
 
 @pytest.mark.parametrize("needed", ALL, ids=lambda requirement: requirement.name)
 def test_conda_and_lock_agree_with_pyproject(needed):
-    (conda,) = [one for one in conda_requirements() if one.name == CONDA_NAMES.get(needed.name, needed.name)]
+    (conda,) = [
+        one for one in conda_requirements() if one.name == CONDA_NAMES.get(needed.name, needed.name)
+    ]
     assert conda.specifier == needed.specifier
     pins = [one for one in LOCKED if canonicalize_name(one.name) == canonicalize_name(needed.name)]
     assert pins
@@ -41,7 +50,9 @@ def test_conda_has_nothing_more_than_what_it_must():
 
 
 def test_lock_is_exact_and_names_no_index():
-    assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in LOCKED)
+    assert all(
+        len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in LOCKED
+    )
     assert not re.search(r"https?:|file:|--index|--find-links", "\n".join(LOCK_LINES))
 
 
@@ -59,7 +70,9 @@ def test_lock_pins_each_package_once_for_each_machine(system, version):
     }
     names = [pin.name for pin in LOCKED if pin.marker is None or pin.marker.evaluate(machine)]
     assert len(names) == len(set(names))
-    assert {canonicalize_name(needed.name) for needed in ALL} <= {canonicalize_name(name) for name in names}
+    assert {canonicalize_name(needed.name) for needed in ALL} <= {
+        canonicalize_name(name) for name in names
+    }
 
 
 def test_python_versions_agree():

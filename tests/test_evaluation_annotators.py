@@ -1,4 +1,6 @@
-"""The model beside the annotators: means counted by hand, correlation and Brier score as scipy and scikit-learn give them."""
+"""The model beside the annotators: means counted by hand, correlation and Brier score as scipy and
+scikit-learn give them.
+"""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,14 @@ VALUES = np.array([0, 1 / 3, 2 / 3, 1])
 
 
 def make_predictions(classes, prob, label):
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(prob))], "split": "test", "group": "all", "label": label})
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(len(prob))],
+            "split": "test",
+            "group": "all",
+            "label": label,
+        }
+    )
     table["pred"] = np.array(classes)[prob.argmax(axis=1)]
     table[[f"logit_{name}" for name in classes]] = np.log(prob)
     table[[f"prob_{name}" for name in classes]] = prob
@@ -26,9 +35,15 @@ def binary():
     said = generator.choice(VALUES, 80)
     score = np.clip(0.8 * said + 0.1 + generator.normal(0, 0.1, 80), 0.01, 0.99).round(2)
     label = np.where(said > 0.5, "defective", "functional")
-    predictions = make_predictions(("functional", "defective"), np.column_stack([1 - score, score]), label)
-    samples = pd.DataFrame({"sample_id": predictions["sample_id"], "label": label, "defect_probability": said})
-    extra = pd.DataFrame({"sample_id": ["other"], "label": ["defective"], "defect_probability": [1.0]})
+    predictions = make_predictions(
+        ("functional", "defective"), np.column_stack([1 - score, score]), label
+    )
+    samples = pd.DataFrame(
+        {"sample_id": predictions["sample_id"], "label": label, "defect_probability": said}
+    )
+    extra = pd.DataFrame(
+        {"sample_id": ["other"], "label": ["defective"], "defect_probability": [1.0]}
+    )
     return predictions, pd.concat([samples, extra]).iloc[::-1]
 
 
@@ -42,25 +57,42 @@ def test_a_row_for_each_value_of_the_annotators(binary):
     for name, share in (("quarter", 0.25), ("median", 0.5), ("three_quarters", 0.75)):
         np.testing.assert_allclose(table[name], groups.quantile(share), atol=1e-9)
     assert ((table["mean_low"] < table["mean"]) & (table["mean"] < table["mean_high"])).all()
-    assert annotator_table(predictions, samples, replicates=0)[["mean_low", "mean_high"]].isna().all(axis=None)
+    assert (
+        annotator_table(predictions, samples, replicates=0)[["mean_low", "mean_high"]]
+        .isna()
+        .all(axis=None)
+    )
 
 
 def test_agreement_is_that_of_the_libraries(binary):
     predictions, samples = binary
     said = predict_value(predictions, samples)
-    table = annotator_agreement_table(predictions, samples, replicates=50, seed=3).set_index("metric")
+    table = annotator_agreement_table(predictions, samples, replicates=50, seed=3).set_index(
+        "metric"
+    )
     value = table["value"]
-    assert value["spearman"] == pytest.approx(spearmanr(said["predicted"], said["annotators"]).statistic, abs=1e-9)
+    assert value["spearman"] == pytest.approx(
+        spearmanr(said["predicted"], said["annotators"]).statistic, abs=1e-9
+    )
     assert value["mean_absolute_difference"] == pytest.approx(
         mean_absolute_error(said["annotators"], said["predicted"]), abs=1e-9
     )
-    assert value["brier"] == pytest.approx(mean_squared_error(said["annotators"], said["predicted"]), abs=1e-9)
+    assert value["brier"] == pytest.approx(
+        mean_squared_error(said["annotators"], said["predicted"]), abs=1e-9
+    )
     constant = mean_squared_error(said["annotators"], np.full(80, said["annotators"].mean()))
     assert value["constant_brier"] == pytest.approx(constant, abs=1e-9)
-    assert value["mean_difference"] == pytest.approx((said["predicted"] - said["annotators"]).mean(), abs=1e-9)
+    assert value["mean_difference"] == pytest.approx(
+        (said["predicted"] - said["annotators"]).mean(), abs=1e-9
+    )
     rows = np.random.default_rng(3).integers(80, size=(50, 80))
-    drawn = [spearmanr(said["predicted"].iloc[each], said["annotators"].iloc[each]).statistic for each in rows]
-    assert table.loc["spearman", ["low", "high"]].tolist() == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=1e-9)
+    drawn = [
+        spearmanr(said["predicted"].iloc[each], said["annotators"].iloc[each]).statistic
+        for each in rows
+    ]
+    assert table.loc["spearman", ["low", "high"]].tolist() == pytest.approx(
+        np.quantile(drawn, [0.025, 0.975]).tolist(), abs=1e-9
+    )
 
 
 def test_against_hard_labels_it_is_the_usual_brier_score(binary):
@@ -73,13 +105,19 @@ def test_against_hard_labels_it_is_the_usual_brier_score(binary):
 
 def test_grades_give_the_expected_value():
     classes = ("none", "possible", "probable", "certain")
-    prob = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.25, 0.25]])
+    prob = np.array(
+        [[0.7, 0.1, 0.1, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.25, 0.25]]
+    )
     predictions = make_predictions(classes, prob, ["none", "possible", "certain", "probable"])
     samples = predictions[["sample_id", "label"]].assign(defect_probability=VALUES[[0, 1, 3, 2]])
     said = predict_value(predictions, samples)
     assert said["predicted"].tolist() == pytest.approx([0.2, 1.3 / 3, 0.8, 0.5])
-    assert predict_value(predictions, samples, positive="certain")["predicted"].tolist() == pytest.approx([0.1, 0.1, 0.7, 0.25])
-    twice = pd.DataFrame({"sample_id": ["train"], "label": ["possible"], "defect_probability": [1.0]})
+    assert predict_value(predictions, samples, positive="certain")[
+        "predicted"
+    ].tolist() == pytest.approx([0.1, 0.1, 0.7, 0.25])
+    twice = pd.DataFrame(
+        {"sample_id": ["train"], "label": ["possible"], "defect_probability": [1.0]}
+    )
     with pytest.raises(ValueError, match="possible: these classes do not stand for one value"):
         annotator_table(predictions, pd.concat([samples, twice]))
 
@@ -87,13 +125,21 @@ def test_grades_give_the_expected_value():
 def test_a_model_that_always_says_the_same_has_no_correlation(binary):
     predictions, samples = binary
     flat = predictions.assign(prob_defective=0.25, prob_functional=0.75)
-    row = annotator_agreement_table(flat, samples, replicates=10).set_index("metric").loc["spearman"]
-    assert np.isnan(row["value"]) and np.isnan(row["low"]) and row["note"] == "one of the two says the same everywhere"
+    row = (
+        annotator_agreement_table(flat, samples, replicates=10).set_index("metric").loc["spearman"]
+    )
+    assert (
+        np.isnan(row["value"])
+        and np.isnan(row["low"])
+        and row["note"] == "one of the two says the same everywhere"
+    )
 
 
 def test_bad_input_is_named(binary):
     predictions, samples = binary
-    with pytest.raises(ValueError, match=r"unknown column of the samples 'defect_probabilty'.*defect_probability"):
+    with pytest.raises(
+        ValueError, match=r"unknown column of the samples 'defect_probabilty'.*defect_probability"
+    ):
         annotator_table(predictions, samples, column="defect_probabilty")
     with pytest.raises(ValueError, match=r"defect_probability of sample 's5' is nan.*1 have none"):
         annotator_table(predictions, samples[samples["sample_id"] != "s5"])

@@ -1,4 +1,6 @@
-"""Curves with bands: the curves of replicates against scikit-learn's of the copied samples, bands against their definition."""
+"""Curves with bands: the curves of replicates against scikit-learn's of the copied samples, bands
+against their definition.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ def reference_curve(label, score, kind):
         return np.interp(GRID, false, true)
     precision, recall, _ = precision_recall_curve(label, score)
     precision, recall = precision[:-1], recall[:-1]  # without the point that is added at recall 0
-    first = [np.flatnonzero(recall >= max(level, 1e-6) - 1e-9)[-1] for level in GRID]  # of the highest threshold
+    # of the highest threshold
+    first = [np.flatnonzero(recall >= max(level, 1e-6) - 1e-9)[-1] for level in GRID]
     return precision[first]
 
 
@@ -31,7 +34,9 @@ def test_every_replicate_is_the_curve_of_the_copied_samples(kind, round_to):
     ours = prepare_curve(scores.prob[:, 1], scores.label == 1, kind, GRID)(counts)
     for values, row in zip(ours, counts, strict=True):
         drawn = np.repeat(np.arange(120), row.astype(int))
-        np.testing.assert_allclose(values, reference_curve(scores.label[drawn], scores.prob[drawn, 1], kind), atol=1e-9)
+        np.testing.assert_allclose(
+            values, reference_curve(scores.label[drawn], scores.prob[drawn, 1], kind), atol=1e-9
+        )
 
 
 def test_the_curve_and_its_band_by_hand():
@@ -40,7 +45,13 @@ def test_the_curve_and_its_band_by_hand():
     predictions["prob_defective"] = [0.9, 0.6, 0.4, 0.1]
     predictions["prob_functional"] = 1 - predictions["prob_defective"]
     table = curve_band_table(predictions, points=5, replicates=50)
-    assert list(table.columns) == ["class", "false_positive_rate", "true_positive_rate", "low", "high"]
+    assert list(table.columns) == [
+        "class",
+        "false_positive_rate",
+        "true_positive_rate",
+        "low",
+        "high",
+    ]
     assert table["true_positive_rate"].tolist() == [0.5, 0.5, 1, 1, 1]
     table = curve_band_table(predictions, "precision_recall", points=5, replicates=50)
     assert list(table.columns) == ["class", "recall", "precision", "low", "high"]
@@ -63,7 +74,9 @@ def test_the_band_holds_the_curve_and_narrows_with_more_samples(kind):
 
 def test_classes_without_a_curve_have_no_band():
     predictions = make_predictions(DIGITS, num_samples=200)
-    assert list(curve_band_table(predictions, replicates=5)["class"].unique()) == list(roc_table(predictions)["class"].unique())
+    assert list(curve_band_table(predictions, replicates=5)["class"].unique()) == list(
+        roc_table(predictions)["class"].unique()
+    )
     alone = make_predictions(num_samples=20).assign(label="functional")
     for kind in ("roc", "precision_recall"):
         assert curve_band_table(alone, kind, replicates=5).empty
@@ -75,6 +88,12 @@ def test_clusters_widen_the_band():
     once = make_predictions(BINARY, num_samples=100)
     copies = once.loc[np.repeat(once.index, 9)].assign(image=np.repeat(once.index, 9))
     copies["sample_id"] = [str(i) for i in range(len(copies))]
-    narrow, wide = (curve_band_table(copies, replicates=200, cluster=cluster) for cluster in (None, "image"))
-    assert (wide["high"] - wide["low"]).mean() > 2.3 * (narrow["high"] - narrow["low"]).mean()  # 3, of nine copies
-    assert precision_recall_table(once)["precision"].iloc[0] == precision_recall_table(copies)["precision"].iloc[0]
+    narrow, wide = (
+        curve_band_table(copies, replicates=200, cluster=cluster) for cluster in (None, "image")
+    )
+    # 3, of nine copies
+    assert (wide["high"] - wide["low"]).mean() > 2.3 * (narrow["high"] - narrow["low"]).mean()
+    assert (
+        precision_recall_table(once)["precision"].iloc[0]
+        == precision_recall_table(copies)["precision"].iloc[0]
+    )

@@ -1,4 +1,6 @@
-"""Calibration errors and proper scores against torchmetrics and scikit-learn; recalibration against scikit-learn."""
+"""Calibration errors and proper scores against torchmetrics and scikit-learn; recalibration against
+scikit-learn.
+"""
 
 import numpy as np
 import pandas as pd
@@ -29,10 +31,14 @@ BOTH = pytest.mark.parametrize("classes", [BINARY, DIGITS], ids=["binary", "mult
 
 
 def make_predictions(classes=BINARY, num_samples=600, seed=0, temperature=1.0, bias=0.0):
-    """Labels drawn from the probabilities; then the logits are sharpened and the last class is favoured."""
+    """Labels drawn from the probabilities; then the logits are sharpened and the last class is
+    favoured.
+    """
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=2, size=(num_samples, len(classes)))
-    label = (generator.random((num_samples, 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(axis=1)
+    label = (generator.random((num_samples, 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(
+        axis=1
+    )
     logits = logits / temperature
     logits[:, -1] += bias
     return fill_table(classes, label, logits)
@@ -40,8 +46,17 @@ def make_predictions(classes=BINARY, num_samples=600, seed=0, temperature=1.0, b
 
 def fill_table(classes, label, logits):
     prob = softmax(logits, axis=1)
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(label))], "split": ["val", "test"] * (len(label) // 2)})
-    table["group"], table["label"], table["pred"] = "all", np.array(classes)[label], np.array(classes)[prob.argmax(axis=1)]
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(len(label))],
+            "split": ["val", "test"] * (len(label) // 2),
+        }
+    )
+    table["group"], table["label"], table["pred"] = (
+        "all",
+        np.array(classes)[label],
+        np.array(classes)[prob.argmax(axis=1)],
+    )
     table[[f"logit_{name}" for name in classes]] = logits
     table[[f"prob_{name}" for name in classes]] = prob
     return table
@@ -60,8 +75,11 @@ def test_expected_calibration_error_agrees_with_torchmetrics(classes, bins):
 
     predictions = make_predictions(classes)
     label, prob = arrays(predictions)
-    theirs = multiclass_calibration_error(torch.tensor(prob), torch.tensor(label), len(classes), n_bins=bins)
-    assert expected_calibration_error(predictions, bins) == pytest.approx(float(theirs), abs=1e-7)  # theirs counts in float32
+    theirs = multiclass_calibration_error(
+        torch.tensor(prob), torch.tensor(label), len(classes), n_bins=bins
+    )
+    # theirs counts in float32
+    assert expected_calibration_error(predictions, bins) == pytest.approx(float(theirs), abs=1e-7)
 
 
 @pytest.mark.parametrize(("strategy", "theirs"), [("width", "uniform"), ("mass", "quantile")])
@@ -81,7 +99,10 @@ def test_reliability_agrees_with_scikit_learn(strategy, theirs, digits):
 
 def test_bins_of_equal_mass_hold_as_many_samples_each():
     table = reliability_table(make_predictions(), bins=10, strategy="mass")
-    assert table["n"].tolist() == [30] * 10 and (table["end"].iloc[:-1].array == table["start"].iloc[1:].array).all()
+    assert (
+        table["n"].tolist() == [30] * 10
+        and (table["end"].iloc[:-1].array == table["start"].iloc[1:].array).all()
+    )
     same = make_predictions().assign(prob_defective=0.25, prob_functional=0.75, pred="functional")
     assert reliability_table(same, strategy="mass")["n"].tolist() == [300]
     share = (same.loc[same["split"] == "test", "label"] == "functional").mean()
@@ -101,12 +122,18 @@ def test_scores_agree_with_scikit_learn(classes):
     label, prob = arrays(predictions)
     value = calibration_table(predictions, replicates=0).set_index("metric")["value"]
     assert tuple(value.index) == CALIBRATION_METRICS
-    theirs = reference.brier_score_loss(label, prob, labels=range(len(classes)), scale_by_half=False)
+    theirs = reference.brier_score_loss(
+        label, prob, labels=range(len(classes)), scale_by_half=False
+    )
     assert value["brier"] == pytest.approx(theirs, abs=1e-9)
-    assert value["nll"] == pytest.approx(reference.log_loss(label, prob, labels=range(len(classes))), abs=1e-9)
+    assert value["nll"] == pytest.approx(
+        reference.log_loss(label, prob, labels=range(len(classes))), abs=1e-9
+    )
     table = brier_table(predictions).set_index("class")
     for k, name in enumerate(classes):
-        assert table.loc[name, "brier"] == pytest.approx(reference.brier_score_loss(label == k, prob[:, k]), abs=1e-9)
+        assert table.loc[name, "brier"] == pytest.approx(
+            reference.brier_score_loss(label == k, prob[:, k]), abs=1e-9
+        )
     assert table.loc["sum", "brier"] == pytest.approx(theirs, abs=1e-9)
 
 
@@ -122,8 +149,11 @@ def test_parts_of_the_brier_score_by_hand():
     assert row["reliability"] == pytest.approx((2 * (0.3 - 0.5) ** 2 + 2 * 0.2**2) / 4)
     assert row["resolution"] == pytest.approx((2 * 0.25**2 + 2 * 0.25**2) / 4)
     assert row["uncertainty"] == pytest.approx(0.75 * 0.25)
-    assert row["within_bins"] == pytest.approx((2 * 0.01 - 2 * 2 * 0.1 * 0.5) / 4)  # variance - 2 covariance of the first bin
-    assert row["brier"] == pytest.approx(row["reliability"] - row["resolution"] + row["uncertainty"] + row["within_bins"])
+    # variance - 2 covariance of the first bin
+    assert row["within_bins"] == pytest.approx((2 * 0.01 - 2 * 2 * 0.1 * 0.5) / 4)
+    assert row["brier"] == pytest.approx(
+        row["reliability"] - row["resolution"] + row["uncertainty"] + row["within_bins"]
+    )
 
 
 @BOTH
@@ -133,59 +163,95 @@ def test_every_replicate_is_the_measure_of_the_drawn_samples(classes):
     counts = np.bincount(rows, minlength=300)[None].astype(float)
     drawn, weighted = scores.take(rows), measure_calibration(scores, counts, 10)[0]
     direct = measure_calibration(drawn, np.ones((1, 300)), 10)[0]
-    keep = [place for place, name in enumerate(CALIBRATION_METRICS) if name != "ece_mass"]  # its bins move with the samples
+    # its bins move with the samples
+    keep = [place for place, name in enumerate(CALIBRATION_METRICS) if name != "ece_mass"]
     np.testing.assert_allclose(weighted[keep], direct[keep], atol=1e-9)
 
 
 def test_honest_probabilities_lie_at_the_level_of_honest_ones():
     honest = calibration_table(make_predictions(DIGITS, 2000), replicates=100).set_index("metric")
     assert honest.loc["ece", "value"] < 2 * honest.loc["ece", "calibrated"]
-    proud = calibration_table(make_predictions(DIGITS, 2000, temperature=0.4), replicates=100).set_index("metric")
+    proud = calibration_table(
+        make_predictions(DIGITS, 2000, temperature=0.4), replicates=100
+    ).set_index("metric")
     assert proud.loc["ece", "value"] > 5 * proud.loc["ece", "calibrated"] > 0
     with_interval = honest[honest["low"].notna()]
-    assert with_interval.index.tolist() == ["brier", "uncertainty", "nll"] and (honest["note"] == "").all()
-    assert ((with_interval["low"] <= with_interval["value"]) & (with_interval["value"] <= with_interval["high"])).all()
+    assert (
+        with_interval.index.tolist() == ["brier", "uncertainty", "nll"]
+        and (honest["note"] == "").all()
+    )
+    assert (
+        (with_interval["low"] <= with_interval["value"])
+        & (with_interval["value"] <= with_interval["high"])
+    ).all()
     nothing = calibration_table(make_predictions(), replicates=0)
-    assert nothing[["low", "high", "calibrated", "calibrated_low", "calibrated_high"]].isna().all(axis=None)
+    assert (
+        nothing[["low", "high", "calibrated", "calibrated_low", "calibrated_high"]]
+        .isna()
+        .all(axis=None)
+    )
 
 
 def test_honest_models_lie_in_the_range_of_honest_ones():
-    """120 models with exactly right probabilities, 100 images: each error is in its range in 90 to 99 % of cases (95 % nominal).
+    """120 models with exactly right probabilities, 100 images: each error is in its range in 90 to
+    99 % of cases (95 % nominal).
 
-    The bootstrap interval of the ECE held the truth in 72 %. A model that is twice as bold lies above the range.
-    """
+    The bootstrap interval of the ECE held the truth in 72 %. A model that is twice as bold lies
+    above the range."""
     names, inside = ["ece", "ece_mass", "classwise_ece", "reliability"], []
     for seed in range(120):
-        table = calibration_table(make_predictions(num_samples=200, seed=seed), replicates=120, seed=seed)
+        table = calibration_table(
+            make_predictions(num_samples=200, seed=seed), replicates=120, seed=seed
+        )
         row = table.set_index("metric").loc[names]
-        inside.append((row["calibrated_low"] <= row["value"]) & (row["value"] <= row["calibrated_high"]))
+        inside.append(
+            (row["calibrated_low"] <= row["value"]) & (row["value"] <= row["calibrated_high"])
+        )
     share = np.mean(inside, axis=0)
     assert (share >= 0.9).all() and (share <= 0.99).all(), share
-    bold = calibration_table(make_predictions(num_samples=600, temperature=0.5), replicates=80).set_index("metric").loc[names]
+    bold = (
+        calibration_table(make_predictions(num_samples=600, temperature=0.5), replicates=80)
+        .set_index("metric")
+        .loc[names]
+    )
     assert (bold["value"] > bold["calibrated_high"]).all()
 
 
 def test_confidence_in_words():
     assert "do not show whether" in describe_confidence(make_predictions(num_samples=2000))
-    assert "over-confident: it is right less often" in describe_confidence(make_predictions(num_samples=2000, temperature=0.5))
-    assert "under-confident: it is right more often" in describe_confidence(make_predictions(num_samples=2000, temperature=2))
+    assert "over-confident: it is right less often" in describe_confidence(
+        make_predictions(num_samples=2000, temperature=0.5)
+    )
+    assert "under-confident: it is right more often" in describe_confidence(
+        make_predictions(num_samples=2000, temperature=2)
+    )
     bold = make_predictions(num_samples=600, temperature=0.4)
     together = pd.Series(np.arange(600) // 300, index=bold["sample_id"])
-    assert "over-confident" in describe_confidence(bold) and "do not show" in describe_confidence(bold, cluster=together)
+    assert "over-confident" in describe_confidence(bold) and "do not show" in describe_confidence(
+        bold, cluster=together
+    )
 
 
 def test_validation_chooses_the_recalibration():
-    """Validation favours the last class, which vector scaling undoes; on the test split that is the worst that can be done."""
+    """Validation favours the last class, which vector scaling undoes; on the test split that is the
+    worst that can be done.
+    """
     good, bad = make_predictions(DIGITS, 3000), make_predictions(DIGITS, 3000, bias=3.0)
     mixed = pd.concat([bad[bad["split"] == "val"], good[good["split"] == "test"]])
     table = recalibration_table(mixed).set_index("method")
     assert table["val_brier"].idxmin() == "vector" and table["brier"].idxmin() == "none"
-    assert describe_recalibration(table.reset_index()).startswith("Cross-validated on the validation split, *vector* has")
+    assert describe_recalibration(table.reset_index()).startswith(
+        "Cross-validated on the validation split, *vector* has"
+    )
     turned = mixed.assign(label=np.where(mixed["split"] == "test", "0", mixed["label"]))
     np.testing.assert_allclose(recalibration_table(turned)["val_brier"], table["val_brier"])
     table = recalibration_table(make_predictions(num_samples=120), ["isotonic"]).set_index("method")
-    fitted = brier_table(calibrate(make_predictions(num_samples=120), "isotonic"), "val").set_index("class")["brier"]["sum"]
-    assert table.loc["isotonic", "val_brier"] > fitted, "a fit is not judged by the images that it was fitted to"
+    fitted = brier_table(calibrate(make_predictions(num_samples=120), "isotonic"), "val").set_index(
+        "class"
+    )["brier"]["sum"]
+    assert table.loc["isotonic", "val_brier"] > fitted, (
+        "a fit is not judged by the images that it was fitted to"
+    )
     assert "no method has a lower Brier score" in describe_recalibration(table.reset_index())
 
 
@@ -195,11 +261,17 @@ def test_an_impossible_label_makes_the_likelihood_infinite():
     right = predictions.loc[first, "label"] == "defective"
     predictions.loc[first, ["prob_functional", "prob_defective"]] = [float(right), float(not right)]
     row = calibration_table(predictions, replicates=20).set_index("metric").loc["nll"]
-    assert row["value"] == np.inf and np.isnan(row["low"]) and row["note"] == "1 with a label of probability 0"
+    assert (
+        row["value"] == np.inf
+        and np.isnan(row["low"])
+        and row["note"] == "1 with a label of probability 0"
+    )
 
 
 class Memory(ClassifierMixin, BaseEstimator):
-    """A scikit-learn classifier that was "trained" long ago: row i of its input is the number of a sample."""
+    """A scikit-learn classifier that was "trained" long ago: row i of its input is the number of a
+    sample.
+    """
 
     def __init__(self, prob):
         self.prob = prob
@@ -222,16 +294,25 @@ def test_recalibration_agrees_with_scikit_learn(classes, method, tolerance):
     (val, val_prob), (_, prob) = arrays(predictions, "val"), arrays(predictions)
     number = np.arange(len(val_prob) + len(prob))[:, None]
     memory = FrozenEstimator(Memory(np.concatenate([val_prob, prob])))
-    theirs = CalibratedClassifierCV(memory, method=method).fit(number[: len(val)], val).predict_proba(number[len(val) :])
+    theirs = (
+        CalibratedClassifierCV(memory, method=method)
+        .fit(number[: len(val)], val)
+        .predict_proba(number[len(val) :])
+    )
     _, ours = arrays(calibrate(predictions, method))
-    np.testing.assert_allclose(ours, theirs, atol=tolerance)  # temperature: that of the optimiser, and theirs adds 2e-16 to p
+    # temperature: that of the optimiser, and theirs adds 2e-16 to p
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
 def test_vector_scaling_of_two_classes_is_logistic_regression():
     predictions = make_predictions(temperature=0.6, bias=1.0)
-    difference = (predictions["logit_defective"] - predictions["logit_functional"]).to_numpy()[:, None]
+    difference = (predictions["logit_defective"] - predictions["logit_functional"]).to_numpy()[
+        :, None
+    ]
     val = (predictions["split"] == "val").to_numpy()
-    platt = LogisticRegression(C=np.inf, tol=1e-10).fit(difference[val], predictions["label"][val] == "defective")
+    platt = LogisticRegression(C=np.inf, tol=1e-10).fit(
+        difference[val], predictions["label"][val] == "defective"
+    )
     ours = calibrate(predictions, "vector")["prob_defective"]
     np.testing.assert_allclose(ours, platt.predict_proba(difference)[:, 1], atol=1e-5)
 
@@ -242,19 +323,27 @@ def test_recalibrated_predictions_are_predictions(classes, method):
     predictions = make_predictions(classes, temperature=0.3).assign(shade=1.0)
     new = calibrate(predictions, method)
     assert check_predictions(new) == classes
-    assert list(new.columns) == list(predictions.columns) and (new["sample_id"] == predictions["sample_id"]).all()
+    assert (
+        list(new.columns) == list(predictions.columns)
+        and (new["sample_id"] == predictions["sample_id"]).all()
+    )
     prob = new[[f"prob_{name}" for name in classes]].to_numpy()
     mine = prob[np.arange(len(prob)), pd.Index(classes).get_indexer(new["pred"])]
     assert (mine == prob.max(axis=1)).all()
     if method == "temperature":
         assert (new["pred"] == predictions["pred"]).all()
-    before, after = (calibration_table(table, replicates=0).set_index("metric")["value"] for table in (predictions, new))
+    before, after = (
+        calibration_table(table, replicates=0).set_index("metric")["value"]
+        for table in (predictions, new)
+    )
     assert after["ece"] < before["ece"] / 2 and after["brier"] < before["brier"]
 
 
 def test_known_temperature_and_bias_are_found():
     table = recalibration_table(make_predictions(DIGITS, 6000, temperature=0.5)).set_index("method")
-    assert float(table.loc["temperature", "note"].removeprefix("T = ")) == pytest.approx(2, rel=0.05)
+    assert float(table.loc["temperature", "note"].removeprefix("T = ")) == pytest.approx(
+        2, rel=0.05
+    )
     assert list(table.index) == ["none", "temperature", "vector", "isotonic"]
     assert table.loc["temperature", "accuracy"] == table.loc["none", "accuracy"]
     biased = recalibration_table(make_predictions(DIGITS, 6000, bias=2.0)).set_index("method")
@@ -282,10 +371,15 @@ def test_without_mistakes_the_temperature_stops_at_its_limit():
 def test_a_class_that_validation_lacks_is_named():
     predictions = make_predictions(DIGITS)
     predictions.loc[(predictions["split"] == "val") & (predictions["label"] == "3"), "label"] = "4"
-    with pytest.raises(ValueError, match="vector needs images of every class in validation, which has none of 3"):
+    with pytest.raises(
+        ValueError, match="vector needs images of every class in validation, which has none of 3"
+    ):
         calibrate(predictions, "vector")
     table = recalibration_table(predictions).set_index("method")
-    assert table.loc[["vector", "isotonic"], "ece"].isna().all() and "none of 3" in table.loc["isotonic", "note"]
+    assert (
+        table.loc[["vector", "isotonic"], "ece"].isna().all()
+        and "none of 3" in table.loc["isotonic", "note"]
+    )
     assert table.loc["temperature", "ece"] > 0
 
 

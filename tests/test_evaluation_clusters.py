@@ -1,4 +1,6 @@
-"""Copies of images add no knowledge: drawn or counted together, they leave every interval of notebook 04 as it was."""
+"""Copies of images add no knowledge: drawn or counted together, they leave every interval of
+notebook 04 as it was.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,26 +13,42 @@ from vitlab.evaluation.bootstrap import effective_count, percentile_interval
 TABLES = {
     "reliability": lambda table, **options: evaluation.reliability_table(table, **options),
     "risk coverage": lambda table, **options: evaluation.risk_coverage_table(table, **options),
-    "risk area": lambda table, **options: evaluation.risk_area_table(table, replicates=100, **options),
-    "selective": lambda table, **options: evaluation.selective_table(table, least_accuracies=(0.9, 1), **options),
+    "risk area": lambda table, **options: evaluation.risk_area_table(
+        table, replicates=100, **options
+    ),
+    "selective": lambda table, **options: evaluation.selective_table(
+        table, least_accuracies=(0.9, 1), **options
+    ),
     "conformal": lambda table, **options: evaluation.conformal_table(table, **options),
     "conformal class": lambda table, **options: evaluation.conformal_class_table(table, **options),
-    "threshold": lambda table, **options: evaluation.threshold_choice_table(table, replicates=100, **options),
+    "threshold": lambda table, **options: evaluation.threshold_choice_table(
+        table, replicates=100, **options
+    ),
     "slice": lambda table, **options: evaluation.slice_table(table, replicates=100, **options),
-    "worst slice": lambda table, **options: evaluation.worst_slice_table(table, replicates=100, **options),
-    "calibration": lambda table, **options: evaluation.calibration_table(table, replicates=100, **options),
-    "annotators": lambda table, **options: evaluation.annotator_table(table, table, replicates=100, **options),
-    "agreement": lambda table, **options: evaluation.annotator_agreement_table(table, table, replicates=100, **options),
+    "worst slice": lambda table, **options: evaluation.worst_slice_table(
+        table, replicates=100, **options
+    ),
+    "calibration": lambda table, **options: evaluation.calibration_table(
+        table, replicates=100, **options
+    ),
+    "annotators": lambda table, **options: evaluation.annotator_table(
+        table, table, replicates=100, **options
+    ),
+    "agreement": lambda table, **options: evaluation.annotator_agreement_table(
+        table, table, replicates=100, **options
+    ),
     "band": lambda table, **options: evaluation.curve_band_table(table, replicates=100, **options),
     "metrics": lambda table, **options: evaluation.metrics_table(table, replicates=100, **options),
 }
 
-VALUES = ("gap", "value", "accuracy", "risk", "true_positive_rate")  # what columns low and high belong to
+# what columns low and high belong to
+VALUES = ("gap", "value", "accuracy", "risk", "true_positive_rate")
 
 
 @pytest.fixture
 def predictions(monkeypatch):
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**7)  # one chunk, of few images as of many
+    # one chunk, of few images as of many
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**7)
     table = make_predictions(num_samples=400, temperature=0.7)
     score = np.round(table["prob_defective"], 1)
     return table.assign(group=np.where(np.arange(400) % 3 == 0, "a", "b"), defect_probability=score)
@@ -39,34 +57,53 @@ def predictions(monkeypatch):
 @pytest.mark.parametrize("name", TABLES)
 def test_copies_leave_the_interval_as_it_was(predictions, name):
     test = predictions[predictions["split"] == "test"]
-    copies = pd.concat([predictions, *(test.assign(sample_id=test["sample_id"] + end) for end in ("-b", "-c"))])
-    cluster = pd.Series(copies["sample_id"].str.partition("-")[0].to_numpy(), index=copies["sample_id"])
-    once, together, apart = (TABLES[name](*given[:1], **given[1]) for given in (
-        (predictions, {}), (copies, {"cluster": cluster}), (copies, {})
-    ))  # fmt: skip
+    copies = pd.concat(
+        [predictions, *(test.assign(sample_id=test["sample_id"] + end) for end in ("-b", "-c"))]
+    )
+    cluster = pd.Series(
+        copies["sample_id"].str.partition("-")[0].to_numpy(), index=copies["sample_id"]
+    )
+    once, together, apart = (
+        TABLES[name](*given[:1], **given[1])
+        for given in ((predictions, {}), (copies, {"cluster": cluster}), (copies, {}))
+    )
     ends = [column for column in once if column.endswith(("low", "high"))]
-    rows = slice(None) if name != "calibration" else once["metric"] != "ece_mass"  # its bins move a little with the copies
-    tolerance = 2e-2 if name == "risk area" else 1e-9  # which counts every number of answers, and there are three times as many
+    # its bins move a little with the copies
+    rows = slice(None) if name != "calibration" else once["metric"] != "ece_mass"
+    # which counts every number of answers, and there are three times as many
+    tolerance = 2e-2 if name == "risk area" else 1e-9
     np.testing.assert_allclose(once.loc[rows, ends], together.loc[rows, ends], atol=tolerance)
-    assert not np.allclose(once[ends], apart[ends], equal_nan=True, atol=1e-3), "without clusters, copies would narrow it"
+    assert not np.allclose(once[ends], apart[ends], equal_nan=True, atol=1e-3), (
+        "without clusters, copies would narrow it"
+    )
     if "p" in once:
         assert once["p"].tolist() == together["p"].tolist()
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_intervals_hold_their_own_value(predictions, name):
-    table = TABLES[name](predictions[predictions.groupby("split").cumcount() < 25] if "slice" not in name else predictions)
-    for low in [column for column in table if column.endswith("low") and not column.startswith("calibrated")]:
+    table = TABLES[name](
+        predictions[predictions.groupby("split").cumcount() < 25]
+        if "slice" not in name
+        else predictions
+    )
+    for low in [
+        column for column in table if column.endswith("low") and not column.startswith("calibrated")
+    ]:
         stem = low.removesuffix("low").rstrip("_")
         value = table[stem or next(column for column in VALUES if column in table)]
         known = table[low].notna() & value.notna()
-        assert ((table[low] <= value) & (value <= table[low.replace("low", "high")]))[known].all() and known.any()
+        assert ((table[low] <= value) & (value <= table[low.replace("low", "high")]))[
+            known
+        ].all() and known.any()
 
 
 def test_the_number_itself_widens_a_percentile_interval():
     drawn = np.linspace(0, 1, 101)[:, None].repeat(3, axis=1)
     low, high, _ = percentile_interval(drawn, 0.9, np.array([0.5, 1.2, np.nan]))
-    assert low.tolist()[:2] == pytest.approx([0.05, 0.05]) and high.tolist()[:2] == pytest.approx([0.95, 1.2])
+    assert low.tolist()[:2] == pytest.approx([0.05, 0.05]) and high.tolist()[:2] == pytest.approx(
+        [0.95, 1.2]
+    )
     assert np.isnan([low[2], high[2]]).all()
 
 

@@ -26,7 +26,9 @@ def make_predictions(classes=BINARY, num_samples=300, seed=0, round_to=None):
     if round_to is not None:
         logits = logits.round(round_to)
     prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(num_samples)], "split": "test", "group": "all"})
+    table = pd.DataFrame(
+        {"sample_id": [f"s{i}" for i in range(num_samples)], "split": "test", "group": "all"}
+    )
     table["label"], table["pred"] = np.array(classes)[label], np.array(classes)[prob.argmax(axis=1)]
     for kind, values in (("logit", logits), ("prob", prob)):
         table[[f"{kind}_{name}" for name in classes]] = values
@@ -35,7 +37,9 @@ def make_predictions(classes=BINARY, num_samples=300, seed=0, round_to=None):
 
 def sklearn_specificity(label, pred, targets, weight):
     """Recall of not being of the class, mean over the classes."""
-    return np.mean([reference.recall_score(label != k, pred != k, sample_weight=weight) for k in targets])
+    return np.mean(
+        [reference.recall_score(label != k, pred != k, sample_weight=weight) for k in targets]
+    )
 
 
 def sklearn_metrics(scores, weight=None):
@@ -50,7 +54,12 @@ def sklearn_metrics(scores, weight=None):
         reference.balanced_accuracy_score(label, pred, **common),
         reference.precision_score(label, pred, average=average, zero_division=0, **common),
         reference.recall_score(label, pred, average=average, **common),
-        sklearn_specificity(label, pred, range(len(scores.classes))[-1:] if binary else range(len(scores.classes)), weight),
+        sklearn_specificity(
+            label,
+            pred,
+            range(len(scores.classes))[-1:] if binary else range(len(scores.classes)),
+            weight,
+        ),
         reference.f1_score(label, pred, average=average, **common),
         reference.f1_score(label, pred, average="weighted", **common),
         reference.roc_auc_score(one_hot, score, average="macro", **common),
@@ -65,7 +74,9 @@ def test_metrics_agree_with_scikit_learn(classes, round_to):
     predictions = make_predictions(classes, round_to=round_to)
     table = metrics_table(predictions, replicates=0)
     assert tuple(table["metric"]) == METRICS
-    np.testing.assert_allclose(table["value"], sklearn_metrics(read_scores(predictions, "test")), atol=1e-9)
+    np.testing.assert_allclose(
+        table["value"], sklearn_metrics(read_scores(predictions, "test")), atol=1e-9
+    )
     assert table[["low", "high"]].isna().all(axis=None)
 
 
@@ -81,7 +92,8 @@ def test_every_replicate_agrees_with_scikit_learn(classes):
 def test_replicates_are_draws_with_replacement_in_any_chunks(monkeypatch):
     counts = np.concatenate(list(draw_counts(20, 4000, seed=0)))
     assert (counts.sum(axis=1) == 20).all() and counts.shape == (4000, 20)
-    assert abs((counts == 0).mean() - (1 - 1 / 20) ** 20) < 0.01  # share of samples that a replicate leaves out
+    # share of samples that a replicate leaves out
+    assert abs((counts == 0).mean() - (1 - 1 / 20) ** 20) < 0.01
     monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 70)
     chunks = list(draw_counts(20, 8, seed=0))
     assert [len(chunk) for chunk in chunks] == [3, 3, 2]
@@ -103,20 +115,32 @@ def test_replicates_do_not_depend_on_the_number_of_threads(monkeypatch):
 def test_clusters_are_drawn_as_wholes():
     cluster = np.array([0, 0, 0, 1, 2, 2])
     counts = np.concatenate(list(draw_counts(6, 5000, seed=0, cluster=cluster)))
-    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 0] == counts[:, 2]).all() and (counts[:, 4] == counts[:, 5]).all()
-    assert (counts[:, [0, 3, 4]].sum(axis=1) == 3).all()  # three clusters are drawn, of whatever size
+    assert (
+        (counts[:, 0] == counts[:, 1]).all()
+        and (counts[:, 0] == counts[:, 2]).all()
+        and (counts[:, 4] == counts[:, 5]).all()
+    )
+    # three clusters are drawn, of whatever size
+    assert (counts[:, [0, 3, 4]].sum(axis=1) == 3).all()
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
 
 
 def test_copies_of_samples_leave_the_cluster_interval_as_it_was(monkeypatch):
-    """Each sample four times over teaches nothing new: by cluster the interval stays, by sample it is half as wide."""
+    """Each sample four times over teaches nothing new: by cluster the interval stays, by sample it
+    is half as wide.
+    """
     predictions = make_predictions(num_samples=150)
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**6)  # one chunk, so that the same clusters are drawn
+    # one chunk, so that the same clusters are drawn
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**6)
     ids, images = predictions["sample_id"], predictions.index
-    copies = pd.concat([predictions.assign(sample_id=ids + f"-{i}", image=images) for i in range(4)])
+    copies = pd.concat(
+        [predictions.assign(sample_id=ids + f"-{i}", image=images) for i in range(4)]
+    )
     once = metrics_table(predictions, seed=3)
     clustered = metrics_table(copies, seed=3, cluster="image")
-    np.testing.assert_allclose(clustered[["value", "low", "high"]], once[["value", "low", "high"]], atol=1e-9)
+    np.testing.assert_allclose(
+        clustered[["value", "low", "high"]], once[["value", "low", "high"]], atol=1e-9
+    )
     fooled = metrics_table(copies, seed=3)
     half = (fooled["high"] - fooled["low"]) / (once["high"] - once["low"])
     assert ((half > 0.4) & (half < 0.6)).all()
@@ -142,7 +166,9 @@ def test_few_clusters_are_said_and_one_has_no_interval():
     table = metrics_table(predictions, cluster=np.arange(60) % 4)
     assert (table["note"] == "only 4 clusters").all() and table["low"].notna().all()
     table = metrics_table(predictions, cluster=np.zeros(60))
-    assert table[["low", "high"]].isna().all(axis=None) and (table["note"] == "only 1 cluster").all()
+    assert (
+        table[["low", "high"]].isna().all(axis=None) and (table["note"] == "only 1 cluster").all()
+    )
     assert (metrics_table(predictions, cluster=np.arange(60) % 30)["note"] == "").all()
 
 
@@ -153,7 +179,10 @@ def test_intervals_are_seeded_and_hold_the_normal_approximation():
     assert not table.equals(metrics_table(predictions, seed=2).set_index("metric"))
     value, low, high = table.loc["accuracy", ["value", "low", "high"]]
     half = 1.96 * np.sqrt(value * (1 - value) / 1000)  # the interval of a share of 1000
-    assert (value - low, high - value) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
+    assert (value - low, high - value) == (
+        pytest.approx(half, rel=0.15),
+        pytest.approx(half, rel=0.15),
+    )
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
     assert (table["note"] == "").all()
 
@@ -166,7 +195,8 @@ def test_undefined_replicates_are_left_out_and_reported():
     np.testing.assert_allclose(undefined, [0.25, 1])
 
     predictions = make_predictions(num_samples=30)
-    predictions.loc[1:, "label"] = "functional"  # one single sample of the other class: (29/30)^30 = 36 % of replicates miss it
+    # one single sample of the other class: (29/30)^30 = 36 % of replicates miss it
+    predictions.loc[1:, "label"] = "functional"
     predictions.loc[0, "label"] = "defective"
     table = metrics_table(predictions).set_index("metric")
     share, said = table.loc["roc_auc", "note"].split("%")
@@ -179,13 +209,24 @@ def test_a_missing_class_is_nan_and_named():
     predictions = make_predictions(num_samples=40)
     predictions["label"] = "functional"
     table = metrics_table(predictions).set_index("metric")
-    undefined = ["balanced_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "mcc"]
+    undefined = [
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "roc_auc",
+        "average_precision",
+        "mcc",
+    ]
     assert table.loc[undefined, ["value", "low", "high"]].isna().all(axis=None)
     assert (table.loc[undefined, "note"] == "only functional").all()
     right = (predictions["pred"] == "functional").mean()
     assert table.loc[["accuracy", "specificity"], "value"].tolist() == pytest.approx([right, right])
     other = metrics_table(predictions, positive="functional", replicates=0).set_index("metric")
-    assert np.isnan(other.loc["specificity", "value"]) and other.loc["specificity", "note"] == "only functional"
+    assert (
+        np.isnan(other.loc["specificity", "value"])
+        and other.loc["specificity", "note"] == "only functional"
+    )
 
 
 def test_the_positive_class_can_be_chosen():
@@ -193,10 +234,16 @@ def test_the_positive_class_can_be_chosen():
     table = metrics_table(predictions, positive="3", replicates=0).set_index("metric")["value"]
     is_three = predictions["label"] == "3"
     assert table["recall"] == pytest.approx((predictions["pred"] == "3")[is_three].mean())
-    assert table["roc_auc"] == pytest.approx(reference.roc_auc_score(is_three, predictions["prob_3"]))
-    swapped = metrics_table(make_predictions(), positive="functional", replicates=0).set_index("metric")["value"]
+    assert table["roc_auc"] == pytest.approx(
+        reference.roc_auc_score(is_three, predictions["prob_3"])
+    )
+    swapped = metrics_table(make_predictions(), positive="functional", replicates=0).set_index(
+        "metric"
+    )["value"]
     scores = read_scores(make_predictions(), "test")
-    assert swapped["precision"] == pytest.approx(reference.precision_score(scores.label, scores.pred, pos_label=0))
+    assert swapped["precision"] == pytest.approx(
+        reference.precision_score(scores.label, scores.pred, pos_label=0)
+    )
     with pytest.raises(ValueError, match=r"unknown class 'defectiv'\. Did you mean defective\?"):
         metrics_table(make_predictions(), positive="defectiv")
 
@@ -222,7 +269,11 @@ def test_class_and_confusion_table_by_hand():
     predictions["pred"] = list("aabbbc")
     counts = confusion_table(predictions)
     assert counts.to_numpy().tolist() == [[2, 1, 0], [0, 2, 1], [0, 0, 0]]
-    assert (counts.index.name, counts.columns.name, list(counts.columns)) == ("label", "pred", ["a", "b", "c"])
+    assert (counts.index.name, counts.columns.name, list(counts.columns)) == (
+        "label",
+        "pred",
+        ["a", "b", "c"],
+    )
     table = class_table(predictions).set_index("class")
     np.testing.assert_allclose(table.loc["a"], [1, 2 / 3, 4 / 5, 3])
     np.testing.assert_allclose(table.loc["b"], [2 / 3, 2 / 3, 2 / 3, 3])
@@ -231,5 +282,7 @@ def test_class_and_confusion_table_by_hand():
 
 def test_neither_evaluation_nor_plots_load_torch():
     code = "import sys, vitlab.evaluation, vitlab.plots; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "False"

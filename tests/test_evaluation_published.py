@@ -20,7 +20,11 @@ def test_merging_adds_probabilities_up():
     predictions = make_predictions(GRADES)
     merged = merge_classes(predictions, COARSE)
     assert check_predictions(merged) == ("functional", "defective")
-    np.testing.assert_allclose(merged["prob_defective"], predictions["prob_probable"] + predictions["prob_certain"], atol=1e-12)
+    np.testing.assert_allclose(
+        merged["prob_defective"],
+        predictions["prob_probable"] + predictions["prob_certain"],
+        atol=1e-12,
+    )
     logits = merged[["logit_functional", "logit_defective"]].to_numpy()
     np.testing.assert_allclose(softmax(logits, axis=1)[:, 1], merged["prob_defective"], atol=1e-12)
     assert (merged["label"] == predictions["label"].map(COARSE)).all()
@@ -57,23 +61,36 @@ def test_the_grades_of_elpv_merge_into_its_two_classes():
 def test_protocol_table_scores_groups_and_coarser_tasks():
     predictions = make_predictions(GRADES, num_samples=400)
     predictions["group"] = np.where(np.arange(400) % 2, "mono", "poly")
-    table = protocol_table(predictions, "elpv:grade", {"elpv": COARSE}).set_index(["task", "cells", "metric"])["value"]
+    table = protocol_table(predictions, "elpv:grade", {"elpv": COARSE}).set_index(
+        ["task", "cells", "metric"]
+    )["value"]
     assert len(table) == 3 * 2 + 3
     mono = predictions[predictions["group"] == "mono"]
-    assert table["elpv:grade", "mono", "accuracy"] == pytest.approx((mono["label"] == mono["pred"]).mean(), abs=1e-12)
+    assert table["elpv:grade", "mono", "accuracy"] == pytest.approx(
+        (mono["label"] == mono["pred"]).mean(), abs=1e-12
+    )
     assert table["elpv:grade", "mono", "macro_f1"] == pytest.approx(
         f1_score(mono["label"], mono["pred"], average="macro"), abs=1e-12
     )
     merged = merge_classes(mono, COARSE)
-    spread = protocol_table(predictions, "elpv:grade", {}).set_index(["cells", "metric"]).loc[("mono", "accuracy"), "sampling_sd"]
+    spread = (
+        protocol_table(predictions, "elpv:grade", {})
+        .set_index(["cells", "metric"])
+        .loc[("mono", "accuracy"), "sampling_sd"]
+    )
     share = table["elpv:grade", "mono", "accuracy"]
     assert spread == pytest.approx(np.sqrt(share * (1 - share) / 200), rel=0.2)
-    assert table["elpv", "mono", "accuracy"] == pytest.approx((merged["label"] == merged["pred"]).mean(), abs=1e-12)
+    assert table["elpv", "mono", "accuracy"] == pytest.approx(
+        (merged["label"] == merged["pred"]).mean(), abs=1e-12
+    )
 
 
 def test_published_rows_stand_beside_ours():
     ours = pd.DataFrame(
-        [("grade", "mono", "accuracy", "vit", seed, value, 0.01) for seed, value in enumerate((0.80, 0.84))]
+        [
+            ("grade", "mono", "accuracy", "vit", seed, value, 0.01)
+            for seed, value in enumerate((0.80, 0.84))
+        ]
         + [("grade", "poly", "accuracy", "vit", 0, 0.9, 0.01)],
         columns=["task", "cells", "metric", "model", "seed", "value", "sampling_sd"],
     )
@@ -95,10 +112,18 @@ def test_published_rows_stand_beside_ours():
     gaps = published_gap_table(table).set_index("cells")
     assert gaps["verdict"].to_dict() == {"mono": "no difference shown", "poly": "above"}
     few = published_gap_table(table.assign(sampling_sd=0.02)).set_index("cells")
-    assert few.loc["poly", "verdict"] == "no difference shown", "0.05 is within 1.96 root of 0.02^2 + 0.02^2"
-    unknown = table.assign(sampling_sd=0.02, spread=table["spread"].where(table["source"] == "this report"))
-    assert set(published_gap_table(unknown)["verdict"]) == {"no difference shown"}, "0.05 is within 1.96 root of 2 * 0.02^2"
-    assert gaps.loc["mono", "against"] == "VGG, Song" and gaps.loc["mono", "difference"] == pytest.approx(0.01)
+    assert few.loc["poly", "verdict"] == "no difference shown", (
+        "0.05 is within 1.96 root of 0.02^2 + 0.02^2"
+    )
+    unknown = table.assign(
+        sampling_sd=0.02, spread=table["spread"].where(table["source"] == "this report")
+    )
+    assert set(published_gap_table(unknown)["verdict"]) == {"no difference shown"}, (
+        "0.05 is within 1.96 root of 2 * 0.02^2"
+    )
+    assert gaps.loc["mono", "against"] == "VGG, Song" and gaps.loc[
+        "mono", "difference"
+    ] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="lacks the columns task"):
         published_table(published.drop(columns="task"), ours)
 
@@ -115,6 +140,10 @@ def test_nothing_published_leaves_our_rows():
             "sampling_sd": 0.1,
         }
     )
-    table = published_table(pd.DataFrame(columns=["model", "task", "cells", "protocol", "cited_as"]), ours)
-    assert table["mean"].tolist() == pytest.approx([0.6]) and table["source"].tolist() == ["this report"]
+    table = published_table(
+        pd.DataFrame(columns=["model", "task", "cells", "protocol", "cited_as"]), ours
+    )
+    assert table["mean"].tolist() == pytest.approx([0.6]) and table["source"].tolist() == [
+        "this report"
+    ]
     assert published_gap_table(table).empty

@@ -1,4 +1,6 @@
-"""Slices of any column and the gaps between them: hand-counted cases, scipy's and statsmodels' tests, bad input."""
+"""Slices of any column and the gaps between them: hand-counted cases, scipy's and statsmodels'
+tests, bad input.
+"""
 
 from itertools import combinations
 
@@ -19,7 +21,9 @@ from vitlab.evaluation.slices import bin_column
 def answers(label, pred, **columns):
     """Predictions of two classes, sure of every answer."""
     label, pred = np.array(label), np.array(pred)
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(label))], "split": "test", "group": "all"})
+    table = pd.DataFrame(
+        {"sample_id": [f"s{i}" for i in range(len(label))], "split": "test", "group": "all"}
+    )
     table["label"], table["pred"] = np.array(["no", "yes"])[label], np.array(["no", "yes"])[pred]
     for kind in ("logit", "prob"):
         table[f"{kind}_no"], table[f"{kind}_yes"] = 1.0 - pred, 1.0 * pred
@@ -40,7 +44,10 @@ class TestBins:
         def names(values):
             return bin_column(values, 2).cat.categories.tolist()
 
-        assert names([0.2101, 0.2102, 0.2103, 0.2104, 0.2105]) == ["0.2101 to 0.2103", "0.2103 to 0.2105"]
+        assert names([0.2101, 0.2102, 0.2103, 0.2104, 0.2105]) == [
+            "0.2101 to 0.2103",
+            "0.2103 to 0.2105",
+        ]
         assert names([0.123456, 0.2, 0.5, 0.7, 0.9]) == ["0.123 to 0.5", "0.5 to 0.9"]
         assert names([1000.0, 2000, 3000]) == ["1,000 to 2,000", "2,000 to 3,000"]
 
@@ -58,7 +65,14 @@ class TestBins:
         ordered = pd.Categorical(["small", "large"], categories=["small", "large"])
         assert bin_column(pd.Series(ordered)).cat.categories.tolist() == ["small", "large"]
         numbers = bin_column([1, 2, 3, 4, np.nan, np.inf], 2)
-        assert numbers.tolist() == ["1 to 2.5", "1 to 2.5", "2.5 to 4", "2.5 to 4", "(none)", "(none)"]
+        assert numbers.tolist() == [
+            "1 to 2.5",
+            "1 to 2.5",
+            "2.5 to 4",
+            "2.5 to 4",
+            "(none)",
+            "(none)",
+        ]
 
     def test_many_equal_numbers_give_fewer_bins(self):
         assert len(bin_column([0] * 50 + [1, 2, 3, 4, 5, 6], 4).cat.categories) == 1
@@ -69,7 +83,13 @@ class TestBins:
 class TestJoin:
     def test_columns_come_by_sample(self):
         predictions = make_predictions(num_samples=5)
-        table = pd.DataFrame({"sample_id": [f"s{i}" for i in (4, 2, 0, 1, 3, 9)], "mean": [4, 2, 0, 1, 3, 9], "std": 0})
+        table = pd.DataFrame(
+            {
+                "sample_id": [f"s{i}" for i in (4, 2, 0, 1, 3, 9)],
+                "mean": [4, 2, 0, 1, 3, 9],
+                "std": 0,
+            }
+        )
         joined = add_columns(predictions, table, ["mean"])
         assert joined["mean"].tolist() == [0, 1, 2, 3, 4]
         assert "std" not in joined
@@ -90,7 +110,9 @@ class TestJoin:
 
 class TestSlices:
     def test_several_columns_and_numbers(self):
-        predictions = make_predictions(num_samples=200).assign(size=np.arange(200.0), kind=["a", "b"] * 100)
+        predictions = make_predictions(num_samples=200).assign(
+            size=np.arange(200.0), kind=["a", "b"] * 100
+        )
         table = slice_table(predictions, ["kind", "size"], metrics=["f1"], replicates=20, bins=2)
         assert table[["column", "slice", "n"]].values.tolist() == [
             ["", "all", 200],
@@ -99,8 +121,15 @@ class TestSlices:
             ["size", "0 to 99.5", 100],
             ["size", "99.5 to 199", 100],
         ]
-        alone = metrics_table(predictions[predictions["size"] >= 100], replicates=20).set_index("metric").loc["f1"]
-        assert table.iloc[4][["value", "low", "high"]].tolist() == alone[["value", "low", "high"]].tolist()
+        alone = (
+            metrics_table(predictions[predictions["size"] >= 100], replicates=20)
+            .set_index("metric")
+            .loc["f1"]
+        )
+        assert (
+            table.iloc[4][["value", "low", "high"]].tolist()
+            == alone[["value", "low", "high"]].tolist()
+        )
 
     def test_a_small_slice_has_no_number(self):
         predictions = make_predictions(num_samples=100).assign(group=["a"] * 95 + ["b"] * 5)
@@ -118,13 +147,21 @@ class TestGaps:
         predictions = answers([1] * 32, pred, group=["a"] * 10 + ["b"] * 12 + ["c"] * 10)
         table = worst_slice_table(predictions, metric="accuracy", replicates=500).set_index("slice")
         assert table.index.tolist() == ["b", "a", "c"]
-        assert table.loc["b", ["n", "value", "rest", "gap"]].tolist() == pytest.approx([12, 4 / 12, 18 / 20, 4 / 12 - 18 / 20])
+        assert table.loc["b", ["n", "value", "rest", "gap"]].tolist() == pytest.approx(
+            [12, 4 / 12, 18 / 20, 4 / 12 - 18 / 20]
+        )
         assert table.loc["a", "gap"] == pytest.approx(8 / 10 - 14 / 22)
         assert table.loc["b", "low"] < table.loc["b", "gap"] < table.loc["b", "high"] < 0
-        assert table["verdict"].tolist() == ["worse than the rest", "no difference shown", "better than the rest"]
+        assert table["verdict"].tolist() == [
+            "worse than the rest",
+            "no difference shown",
+            "better than the rest",
+        ]
 
     def test_p_holm_is_that_of_statsmodels(self):
-        predictions = make_predictions(num_samples=200).assign(size=np.arange(200.0) % 37, group=["a", "b", "c", "d"] * 50)
+        predictions = make_predictions(num_samples=200).assign(
+            size=np.arange(200.0) % 37, group=["a", "b", "c", "d"] * 50
+        )
         table = worst_slice_table(predictions, ["group", "size"], "accuracy", replicates=300)
         assert np.allclose(table["p_holm"], multipletests(table["p"], method="holm")[1])
         assert (table["p_holm"] >= table["p"]).all()
@@ -133,7 +170,10 @@ class TestGaps:
         predictions = answers([1] * 9, [1, 1, 1, 1, 0, 0, 1, 0, 0])
         scores, inside = read_scores(predictions, "test"), np.arange(9) < 4
         right = (scores.label == scores.pred).astype(float)
-        gaps = [right[list(chosen)].mean() - np.delete(right, chosen).mean() for chosen in map(list, combinations(range(9), 4))]
+        gaps = [
+            right[list(chosen)].mean() - np.delete(right, chosen).mean()
+            for chosen in map(list, combinations(range(9), 4))
+        ]
         exact = np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12)
         drawn = permutation_p(scores, inside, [1], METRICS.index("accuracy"), 20_000, seed=0)
         assert drawn == pytest.approx(exact, abs=0.01)
@@ -143,10 +183,16 @@ class TestGaps:
         pred = np.r_[generator.random(30) < 0.9, generator.random(40) < 0.7].astype(int)
         scores = read_scores(answers([1] * 70, pred), "test")
         result = permutation_test(
-            (pred[:30], pred[30:]), lambda x, y, axis: abs(x.mean(axis) - y.mean(axis)),
-            vectorized=True, n_resamples=20_000, alternative="greater", rng=np.random.default_rng(0),
-        )  # fmt: skip
-        drawn = permutation_p(scores, np.arange(70) < 30, [1], METRICS.index("accuracy"), 20_000, seed=0)
+            (pred[:30], pred[30:]),
+            lambda x, y, axis: abs(x.mean(axis) - y.mean(axis)),
+            vectorized=True,
+            n_resamples=20_000,
+            alternative="greater",
+            rng=np.random.default_rng(0),
+        )
+        drawn = permutation_p(
+            scores, np.arange(70) < 30, [1], METRICS.index("accuracy"), 20_000, seed=0
+        )
         assert drawn == pytest.approx(result.pvalue, abs=0.015)
 
     def test_under_the_null_p_is_small_as_often_as_it_says(self):
@@ -154,13 +200,15 @@ class TestGaps:
         for seed in range(200):
             scores = read_scores(make_predictions(num_samples=80, seed=seed), "test")
             ps.append(permutation_p(scores, inside, [1], place, 99, seed=1000 + seed))
-        assert np.mean(np.array(ps) <= 0.2) == pytest.approx(0.2, abs=0.085)  # three standard deviations
+        # three standard deviations
+        assert np.mean(np.array(ps) <= 0.2) == pytest.approx(0.2, abs=0.085)
         assert np.mean(np.array(ps) <= 0.5) == pytest.approx(0.5, abs=0.11)
 
     @pytest.mark.parametrize("prevalence", [(0.4, 0.4), (0.1, 0.4)])
     @pytest.mark.parametrize("metric", ["balanced_accuracy", "roc_auc", "accuracy"])
     def test_other_shares_of_the_classes_are_no_worse_slice(self, metric, prevalence):
-        """100 images in the slice, 200 in the rest, the same scores within each class: at most 7 % of 300 at 5 % nominal.
+        """100 images in the slice, 200 in the rest, the same scores within each class: at most 7 %
+        of 300 at 5 % nominal.
 
         Membership permuted over the classes rejected 19 to 22 % at prevalences of .10 and .40.
         """
@@ -177,30 +225,43 @@ class TestGaps:
         generator = np.random.default_rng(0)
         label, inside = generator.integers(2, size=400), np.arange(400) < 100
         right = generator.random(400) < np.where(inside, 0.6, 0.9)
-        predictions = answers(label, np.where(right, label, 1 - label), group=np.where(inside, "a", "b"))
+        predictions = answers(
+            label, np.where(right, label, 1 - label), group=np.where(inside, "a", "b")
+        )
         table = worst_slice_table(predictions, replicates=200)
         assert table["verdict"].tolist() == ["worse than the rest"]
         assert "these differ from the rest: group a (" in describe_gaps(table)
-        assert describe_gaps(table).startswith("The worst of 1 slices is *group a* (100 images): its balanced accuracy less")
-        even = worst_slice_table(answers(label, label, group=np.where(inside, "a", "b")), replicates=20)
+        assert describe_gaps(table).startswith(
+            "The worst of 1 slices is *group a* (100 images): its balanced accuracy less"
+        )
+        even = worst_slice_table(
+            answers(label, label, group=np.where(inside, "a", "b")), replicates=20
+        )
         assert "**no difference is shown**" in describe_gaps(even)
 
     def test_two_values_are_one_comparison(self):
-        predictions = make_predictions(num_samples=100).assign(group=["a"] * 50 + ["b"] * 50, kind=["x", "y"] * 50)
+        predictions = make_predictions(num_samples=100).assign(
+            group=["a"] * 50 + ["b"] * 50, kind=["x", "y"] * 50
+        )
         table = worst_slice_table(predictions, ["group", "kind"], replicates=20)
         assert sorted(table["column"]) == ["group", "kind"]
         assert (table["gap"] <= 0).all()
 
     def test_small_slices_and_missing_classes_are_marked(self):
         label = np.array([0, 1] * 50)
-        group = np.array(["a", "b"] * 30 + ["c"] * 36 + ["d"] * 4, dtype=object)  # a has no yes, b no no
-        table = worst_slice_table(answers(label, label, group=group), replicates=20).set_index("slice")
+        # a has no yes, b no no
+        group = np.array(["a", "b"] * 30 + ["c"] * 36 + ["d"] * 4, dtype=object)
+        table = worst_slice_table(answers(label, label, group=group), replicates=20).set_index(
+            "slice"
+        )
         assert table.loc[["a", "b", "d"], "note"].tolist() == ["no yes", "no no", "4 images only"]
         gaps = ["gap", "low", "high", "p", "p_holm"]
         assert table.loc[["a", "b", "d"], gaps].isna().all(axis=None)
         assert (table.loc[["a", "b", "d"], "verdict"] == "").all()
         assert table.loc["c", gaps].notna().all()
-        accuracy = worst_slice_table(answers(label, label, group=group), metric="accuracy", replicates=20).set_index("slice")
+        accuracy = worst_slice_table(
+            answers(label, label, group=group), metric="accuracy", replicates=20
+        ).set_index("slice")
         assert accuracy.loc[["a", "b", "c"], "gap"].tolist() == [0, 0, 0]
 
     @pytest.mark.parametrize(
@@ -211,7 +272,13 @@ class TestGaps:
             ({"by": ["group"]}, "nothing to compare: group has one value"),
             ({"by": []}, "nothing to compare"),
             ({"metric": "auc"}, "unknown metric"),
-            ({"metric": "f1"}, "unknown metric for comparing slices 'f1'.*Choices: accuracy, balanced_accuracy, recall"),
+            (
+                {"metric": "f1"},
+                (
+                    "unknown metric for comparing slices 'f1'.*Choices: accuracy,"
+                    " balanced_accuracy, recall"
+                ),
+            ),
             ({"replicates": 0}, "at least 1"),
             ({"split": "val"}, "no sample of split 'val'"),
             ({"positive": "maybe"}, "unknown class"),
@@ -220,4 +287,7 @@ class TestGaps:
     def test_bad_input(self, arguments, message):
         by = {"by": ["kind"], **arguments}
         with pytest.raises(ValueError, match=message):
-            worst_slice_table(make_predictions(num_samples=40).assign(kind=["a", "b"] * 20), **{"replicates": 5, **by})
+            worst_slice_table(
+                make_predictions(num_samples=40).assign(kind=["a", "b"] * 20),
+                **{"replicates": 5, **by},
+            )

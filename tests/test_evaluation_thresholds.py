@@ -1,4 +1,6 @@
-"""Thresholds: the rules against scikit-learn and a search over every candidate; the test split is only read."""
+"""Thresholds: the rules against scikit-learn and a search over every candidate; the test split is
+only read.
+"""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,9 @@ from vitlab.evaluation.thresholds import RULES
 def make_predictions(prob_yes, label, split):
     """A two-class table (no, yes) from the probability of yes."""
     prob_yes = np.asarray(prob_yes, float)
-    table = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(prob_yes))], "split": split, "group": "all"})
+    table = pd.DataFrame(
+        {"sample_id": [f"s{i}" for i in range(len(prob_yes))], "split": split, "group": "all"}
+    )
     table["label"], table["pred"] = list(label), np.where(prob_yes > 0.5, "yes", "no")
     table["logit_no"], table["logit_yes"] = 0.0, 0.0
     table["prob_no"], table["prob_yes"] = 1 - prob_yes, prob_yes
@@ -24,7 +28,9 @@ def make_mediocre(num_samples=400, seed=0, digits=2):
     generator = np.random.default_rng(seed)
     yes = generator.random(num_samples) < 0.3
     prob = (1 / (1 + np.exp(-generator.normal(2 * yes - 1.5, 1.2)))).round(digits)
-    return make_predictions(prob, np.where(yes, "yes", "no"), np.where(np.arange(num_samples) % 2, "val", "test"))
+    return make_predictions(
+        prob, np.where(yes, "yes", "no"), np.where(np.arange(num_samples) % 2, "val", "test")
+    )
 
 
 @pytest.fixture
@@ -32,7 +38,12 @@ def by_hand():
     """Validation: yes at 0.9, 0.6 and 0.2; no at 0.7, 0.4, 0.3 and 0.1."""
     prob = [0.9, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1]
     label = ["yes", "no", "yes", "no", "no", "yes", "no"]
-    return pd.concat([make_predictions(prob, label, "val"), make_predictions([0.65, 0.5, 0.1], ["yes", "no", "yes"], "test")])
+    return pd.concat(
+        [
+            make_predictions(prob, label, "val"),
+            make_predictions([0.65, 0.5, 0.1], ["yes", "no", "yes"], "test"),
+        ]
+    )
 
 
 @pytest.fixture
@@ -52,10 +63,21 @@ def test_every_rule_by_hand(joined):
 
 
 def test_false_alarms_too_dear_flag_nothing():
-    table = make_predictions([0.9, 0.8, 0.1, 0.9, 0.8, 0.1], ["no", "yes", "no"] * 2, ["val"] * 3 + ["test"] * 3)
+    table = make_predictions(
+        [0.9, 0.8, 0.1, 0.9, 0.8, 0.1], ["no", "yes", "no"] * 2, ["val"] * 3 + ["test"] * 3
+    )
     assert choose_threshold(table, "cost", cost_miss=1, cost_false_alarm=3) == np.inf
-    row = threshold_choice_table(table, cost_false_alarm=3, replicates=20).set_index("rule").loc["cost"]
-    assert row["flagged"] == 0 and row["recall"] == 0 and np.isnan(row["precision"]) and row["note"] == "flags nothing"
+    row = (
+        threshold_choice_table(table, cost_false_alarm=3, replicates=20)
+        .set_index("rule")
+        .loc["cost"]
+    )
+    assert (
+        row["flagged"] == 0
+        and row["recall"] == 0
+        and np.isnan(row["precision"])
+        and row["note"] == "flags nothing"
+    )
     assert row["cost"] == pytest.approx(1 / 3)
 
 
@@ -70,7 +92,10 @@ def test_rules_agree_with_a_search_over_scikit_learn(digits):
     cost = [5 * (yes & (score < t)).sum() + 2 * (~yes & (score >= t)).sum() for t in candidates]
     balanced = [reference.balanced_accuracy_score(yes, score >= t) for t in candidates]
     assert choose_threshold(table, "f1") == candidates[np.argmax(f1)]
-    assert choose_threshold(table, "cost", cost_miss=5, cost_false_alarm=2) == candidates[np.argmin(cost)]
+    assert (
+        choose_threshold(table, "cost", cost_miss=5, cost_false_alarm=2)
+        == candidates[np.argmin(cost)]
+    )
     assert choose_threshold(table, "youden") == pytest.approx(candidates[np.argmax(balanced)])
     assert choose_threshold(table, "recall", least_recall=0.8) == candidates[recall >= 0.8].max()
 
@@ -88,7 +113,9 @@ def test_the_test_split_is_read_at_these_thresholds():
         assert row.recall == pytest.approx(reference.recall_score(yes, flagged), abs=1e-9)
         assert row.f1 == pytest.approx(reference.f1_score(yes, flagged), abs=1e-9)
         assert row.specificity == pytest.approx(1 - no.sum() / all_no.sum(), abs=1e-9)
-        assert row.cost == pytest.approx((5 * (yes & ~flagged).sum() + no.sum()) / len(test), abs=1e-9)
+        assert row.cost == pytest.approx(
+            (5 * (yes & ~flagged).sum() + no.sum()) / len(test), abs=1e-9
+        )
         assert row.flagged == pytest.approx(flagged.mean(), abs=1e-9)
         assert row.recall_low < row.recall < row.recall_high and row.note == ""
 
@@ -98,7 +125,10 @@ def test_thresholds_do_not_depend_on_the_test_split():
     turned = table.copy()
     is_test = turned["split"] == "test"
     turned.loc[is_test, "label"] = turned.loc[is_test, "label"].map({"yes": "no", "no": "yes"})
-    first, second = threshold_choice_table(table, replicates=0), threshold_choice_table(turned, replicates=0)
+    first, second = (
+        threshold_choice_table(table, replicates=0),
+        threshold_choice_table(turned, replicates=0),
+    )
     assert first["threshold"].tolist() == second["threshold"].tolist()
     assert first["f1"].tolist() != second["f1"].tolist()
     assert first[["f1_low", "f1_high"]].isna().all(axis=None)
@@ -109,9 +139,15 @@ def test_intervals_are_those_of_the_bootstrap():
     row = threshold_choice_table(table, replicates=500, seed=4).set_index("rule").loc["0.5"]
     test = table[table["split"] == "test"]
     yes, flagged = (test["label"] == "yes").to_numpy(), (test["prob_yes"] >= 0.5).to_numpy()
-    drawn = [np.repeat(np.arange(len(test)), row.astype(int)) for counts in draw_counts(len(test), 500, seed=4) for row in counts]
+    drawn = [
+        np.repeat(np.arange(len(test)), row.astype(int))
+        for counts in draw_counts(len(test), 500, seed=4)
+        for row in counts
+    ]
     recalls = [reference.recall_score(yes[rows], flagged[rows]) for rows in drawn]
-    assert [row["recall_low"], row["recall_high"]] == pytest.approx(np.quantile(recalls, [0.025, 0.975]).tolist(), abs=1e-9)
+    assert [row["recall_low"], row["recall_high"]] == pytest.approx(
+        np.quantile(recalls, [0.025, 0.975]).tolist(), abs=1e-9
+    )
 
 
 def test_the_saving_is_a_paired_difference():
@@ -123,14 +159,24 @@ def test_the_saving_is_a_paired_difference():
     test = table[table["split"] == "test"]
     yes, score = (test["label"] == "yes").to_numpy(), test["prob_yes"].to_numpy()
     paid = [np.where(yes, 5 * (score < t), score >= t) for t in (0.5, row["threshold"])]
-    saved = np.concatenate([counts @ (paid[0] - paid[1]) / len(test) for counts in draw_counts(len(test), 300, seed=4)])
-    assert [row["saved_low"], row["saved_high"]] == pytest.approx(np.quantile(saved, [0.025, 0.975]).tolist(), abs=1e-9)
+    saved = np.concatenate(
+        [counts @ (paid[0] - paid[1]) / len(test) for counts in draw_counts(len(test), 300, seed=4)]
+    )
+    assert [row["saved_low"], row["saved_high"]] == pytest.approx(
+        np.quantile(saved, [0.025, 0.975]).tolist(), abs=1e-9
+    )
 
 
 def test_several_classes_need_a_named_one():
     generator = np.random.default_rng(0)
     prob = generator.dirichlet(np.ones(3), 90)
-    table = pd.DataFrame({"sample_id": [str(i) for i in range(90)], "split": ["val", "test", "test"] * 30, "group": "all"})
+    table = pd.DataFrame(
+        {
+            "sample_id": [str(i) for i in range(90)],
+            "split": ["val", "test", "test"] * 30,
+            "group": "all",
+        }
+    )
     table["label"] = generator.choice(["a", "b", "c"], 90)
     table["pred"] = np.array(["a", "b", "c"])[prob.argmax(axis=1)]
     table[["logit_a", "logit_b", "logit_c"]] = np.log(prob)
@@ -154,7 +200,10 @@ def test_a_class_that_validation_lacks_has_no_threshold(joined):
 def test_a_class_that_the_test_split_lacks_has_no_recall(joined):
     joined.loc[joined["split"] == "test", "label"] = "no"
     row = threshold_choice_table(joined, replicates=20).set_index("rule").loc["youden"]
-    assert np.isnan(row[["recall", "f1", "recall_low"]].astype(float)).all() and row["note"] == "no yes in test"
+    assert (
+        np.isnan(row[["recall", "f1", "recall_low"]].astype(float)).all()
+        and row["note"] == "no yes in test"
+    )
     assert row["specificity"] == pytest.approx(2 / 3)
 
 

@@ -15,7 +15,9 @@ def executed(tmp_path):
     picture = new_output("display_data", {"image/png": "AB\nCD"})
     cells = [
         new_markdown_cell("# Title"),
-        new_code_cell('dataset = "elpv"\nrate = 1.0', metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell(
+            'dataset = "elpv"\nrate = 1.0', metadata={"tags": ["parameters"]}, execution_count=1
+        ),
         new_code_cell(INJECTED, metadata={"tags": ["injected-parameters"]}, execution_count=2),
         new_code_cell("#| label: fig-a\nplot()", execution_count=3, outputs=[picture]),
         new_code_cell("print(1)", execution_count=4),
@@ -41,7 +43,12 @@ def test_a_whole_execution_has_no_problem(executed, clean):
         (3, {"execution_count": 5}, "order", "executed as number 5, expected number 3"),
         (1, {"execution_count": 2}, "order", "executed as number 2, expected number 1"),
         (4, {"execution_count": None}, "not executed", "this cell was not executed"),
-        (4, {"outputs": [{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}]}, "failed", "KeyError: 'x'"),
+        (
+            4,
+            {"outputs": [{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}]},
+            "failed",
+            "KeyError: 'x'",
+        ),
     ],
 )
 def test_problems_of_the_execution(executed, cell, change, rule, message):
@@ -56,7 +63,11 @@ def test_cells_after_a_failed_one_are_one_problem(executed):
         cell["execution_count"] = None
     failed, rest = find_execution_problems(executed)
     assert (failed.rule, failed.cell, failed.expected) == ("failed", 2, False)
-    assert (rest.rule, rest.cell, rest.expected) == ("not executed", 3, True) and rest.message.startswith("3 code cells")
+    assert (rest.rule, rest.cell, rest.expected) == (
+        "not executed",
+        3,
+        True,
+    ) and rest.message.startswith("3 code cells")
 
 
 @pytest.mark.parametrize("place", [0, 2, 4, 5])
@@ -76,13 +87,18 @@ def test_empty_cells_do_not_count(executed, clean, place, source, count):
 def test_cells_with_a_comment_count(executed):
     comment = EMPTY | {"cell_type": "code", "source": "# a comment"}
     assert find_execution_problems([*executed, comment | {"execution_count": 5}]) == []
-    assert [problem.rule for problem in find_execution_problems([*executed, comment])] == ["not executed"]
+    assert [problem.rule for problem in find_execution_problems([*executed, comment])] == [
+        "not executed"
+    ]
 
 
 def test_differences_of_the_source(executed, clean):
     executed[4]["source"] = "print(2)"
     (problem,) = find_source_problems(executed, clean)
-    assert (problem.cell, problem.message) == (5, "executed as `print(2)`, but the notebook now has `print(1)`")
+    assert (problem.cell, problem.message) == (
+        5,
+        "executed as `print(2)`, but the notebook now has `print(1)`",
+    )
     executed[4]["source"] = "print(1)"
     (problem,) = find_source_problems([*executed, executed[0]], clean)
     assert (problem.cell, problem.message) == (6, "the notebook no longer has this cell: `# Title`")
@@ -91,13 +107,24 @@ def test_differences_of_the_source(executed, clean):
 
 
 def test_code_tagged_as_the_mark_of_papermill_is_compared(executed, clean):
-    extra = {"cell_type": "code", "source": "cheat()", "metadata": {"tags": ["papermill-error-cell-tag"]}}
+    extra = {
+        "cell_type": "code",
+        "source": "cheat()",
+        "metadata": {"tags": ["papermill-error-cell-tag"]},
+    }
     assert [problem.cell for problem in find_source_problems([*executed, extra], clean)] == [6]
     assert find_source_problems([*executed, extra | {"cell_type": "markdown"}], clean) == []
 
 
 @pytest.mark.parametrize(
-    "source", [INJECTED + "import os", INJECTED + "x, y = 1, 2", INJECTED + "x = print(1)", "if 1:\n  x = 1", "x ="]
+    "source",
+    [
+        INJECTED + "import os",
+        INJECTED + "x, y = 1, 2",
+        INJECTED + "x = print(1)",
+        "if 1:\n  x = 1",
+        "x =",
+    ],
 )
 def test_injected_parameters_are_nothing_else(executed, source):
     executed[2]["source"] = source
@@ -112,11 +139,21 @@ def test_a_second_cell_of_parameters_is_refused(executed):
 
 def test_parameters_of_every_kind_are_read():
     source = "# Parameters\na = None\nb = -1.5\nc = [1, 'x']\nd = float('nan')\ne = True\n"
-    given = injected_parameters([{"cell_type": "code", "source": source, "tags": ["injected-parameters"]}])
-    assert {**given, "d": str(given["d"])} == {"a": None, "b": -1.5, "c": [1, "x"], "d": "nan", "e": True}
+    given = injected_parameters(
+        [{"cell_type": "code", "source": source, "tags": ["injected-parameters"]}]
+    )
+    assert {**given, "d": str(given["d"])} == {
+        "a": None,
+        "b": -1.5,
+        "c": [1, "x"],
+        "d": "nan",
+        "e": True,
+    }
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{"source": 3}]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{"source": 3}]}', "[" * 100_000]
+)
 def test_a_file_that_is_not_a_notebook_is_refused(tmp_path, text):
     (tmp_path / "bad.ipynb").write_text(text)
     with pytest.raises(ValueError, match=r"bad\.ipynb is not a notebook"):

@@ -1,4 +1,6 @@
-"""What is left of many classes: the lowest and the highest values, and figures of a bounded size for 2 to 1,000 classes."""
+"""What is left of many classes: the lowest and the highest values, and figures of a bounded size
+for 2 to 1,000 classes.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +26,9 @@ A4 = (6.31, 9.7)  # inches: the text block of a page
 
 
 def make_predictions(classes, seed=0):
-    """Every class has at least two test images; later classes are easier. As many groups as classes, at most 40."""
+    """Every class has at least two test images; later classes are easier. As many groups as
+    classes, at most 40.
+    """
     random = np.random.default_rng(seed)
     names = [f"class_{i:04d}" for i in range(classes)]
     label = np.tile(np.arange(classes), 2 * max(2, 60 // classes))
@@ -39,7 +43,12 @@ def make_predictions(classes, seed=0):
         "pred": np.array(names)[prob.argmax(axis=1)],
     }
     columns = [f"logit_{name}" for name in names] + [f"prob_{name}" for name in names]
-    return pd.concat([pd.DataFrame(table), pd.DataFrame(np.hstack([logits, prob]), columns=columns)], axis=1), names
+    return (
+        pd.concat(
+            [pd.DataFrame(table), pd.DataFrame(np.hstack([logits, prob]), columns=columns)], axis=1
+        ),
+        names,
+    )
 
 
 def check_size(axes, smallest=0.4):
@@ -61,13 +70,22 @@ def test_few_are_shown_as_they_are_and_many_by_their_ends():
     assert find_extremes([np.nan, 5, np.nan], most=2).tolist() == [1, 0]
     table = pd.DataFrame({"name": list("abcde"), "f1": [0.5, 0.1, 0.9, 0.2, 0.8]})
     assert keep_extremes(table, "f1", 4)["name"].tolist() == ["b", "d", "e", "c"]
-    assert describe_cut(12, 1000, by="recall") == "12 of 1,000 classes: lowest and highest recall" and describe_cut(3, 3) == ""
+    assert (
+        describe_cut(12, 1000, by="recall") == "12 of 1,000 classes: lowest and highest recall"
+        and describe_cut(3, 3) == ""
+    )
 
 
 def test_tables_are_cut_with_a_row_that_counts_the_rest():
-    table = pd.DataFrame({"class": [f"c{i}" for i in range(100)], "f1": np.linspace(0, 1, 100), "images": 7})
+    table = pd.DataFrame(
+        {"class": [f"c{i}" for i in range(100)], "f1": np.linspace(0, 1, 100), "images": 7}
+    )
     shown = plots.present(table, extremes="f1")
-    assert list(shown.index) == [*(f"c{i}" for i in range(6)), "… 88 more", *(f"c{i}" for i in range(94, 100))]
+    assert list(shown.index) == [
+        *(f"c{i}" for i in range(6)),
+        "… 88 more",
+        *(f"c{i}" for i in range(94, 100)),
+    ]
     assert list(plots.present(table.head(12), extremes="f1").index) == [f"c{i}" for i in range(12)]
 
 
@@ -77,14 +95,27 @@ def test_figures_stay_readable(classes):
     samples = predictions[["sample_id", "label", "split", "group"]]
     look = samples[["sample_id"]].assign(mean=np.linspace(0, 1, len(samples)), std=0.1)
     check_size(plots.plot_confusion(confusion_table(predictions)), smallest=1.4)
-    check_size(plots.plot_curves(roc_table(predictions), precision_recall_table(predictions)), smallest=2)
+    check_size(
+        plots.plot_curves(roc_table(predictions), precision_recall_table(predictions)), smallest=2
+    )
     check_size(plots.plot_class_balance(samples, classes=names))
     figure = plots.iplot_intensities(look, samples, names)
     assert len(figure.figure.data) <= 8 * 12 and figure.static.get_size_inches()[1] <= A4[1]
-    if classes < 1000:  # its intervals and tests are slow for a thousand groups, and there are at most 40
-        check_size(plots.plot_slices(slice_table(predictions, ["group"], metrics=("accuracy",), replicates=0)))
-        check_size(plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20)))
-        check_size(plots.plot_class_coverage({"all alike": conformal_class_table(predictions)}, promise=0.9))
+    # its intervals and tests are slow for a thousand groups, and there are at most 40
+    if classes < 1000:
+        check_size(
+            plots.plot_slices(
+                slice_table(predictions, ["group"], metrics=("accuracy",), replicates=0)
+            )
+        )
+        check_size(
+            plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20))
+        )
+        check_size(
+            plots.plot_class_coverage(
+                {"all alike": conformal_class_table(predictions)}, promise=0.9
+            )
+        )
 
 
 def test_curves_of_many_classes_are_mean_range_and_extremes():
@@ -94,7 +125,10 @@ def test_curves_of_many_classes_are_mean_range_and_extremes():
     areas = (
         roc_table(predictions)
         .groupby("class")
-        .apply(lambda curve: np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]), include_groups=False)
+        .apply(
+            lambda curve: np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]),
+            include_groups=False,
+        )
     )
     assert labels[:2] == ["range of the classes", f"mean of 100 classes (AUC {areas.mean():.3f})"]
     assert labels[2] == f"lowest: {areas.idxmin()} (AUC {areas.min():.3f})" and len(labels) == 5
@@ -115,7 +149,10 @@ def test_class_tables_name_the_extremes():
     predictions, _ = make_predictions(100)
     table = class_table(predictions)
     shown = plots.present(table, extremes="f1")
-    assert len(shown) == 13 and shown.index[-1] == table.loc[table["f1"].sort_values(kind="stable").index[-1], "class"]
+    assert (
+        len(shown) == 13
+        and shown.index[-1] == table.loc[table["f1"].sort_values(kind="stable").index[-1], "class"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +162,8 @@ def test_class_tables_name_the_extremes():
         ({"common": 50, "rare": 3}, 12, {"common": 9, "rare": 3}),
         ({"a": 50, "b": 1}, 12, {"a": 11, "b": 1}),
         ({"a": 50, "b": 50, "c": 50}, 12, {"a": 4, "b": 4, "c": 4}),
-        ({f"c{i}": 2 for i in range(100)}, 12, None),  # more classes than images: one of each of twelve
+        # more classes than images: one of each of twelve
+        ({f"c{i}": 2 for i in range(100)}, 12, None),
     ],
 )
 def test_samples_are_drawn_evenly_from_what_there_is(counts, images, expected):
@@ -139,13 +177,29 @@ def test_samples_are_drawn_evenly_from_what_there_is(counts, images, expected):
 
 def test_many_models_and_slices_are_cut():
     scores = pd.DataFrame(
-        {"model": [f"m{i:02d}" for i in range(40)], "seed": 0, "metric": "accuracy", "value": np.linspace(0, 1, 40)}
+        {
+            "model": [f"m{i:02d}" for i in range(40)],
+            "seed": 0,
+            "metric": "accuracy",
+            "value": np.linspace(0, 1, 40),
+        }
     )
     (ax,) = plot_comparison(scores, ["accuracy"])
     shown = [label.get_text() for label in ax.get_yticklabels()]
     assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
     assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"
-    drop = {"column": "label", "slice": [f"c{i}" for i in range(40)], "n": 9, "change": np.linspace(-1, 1, 40), "note": ""}
+    drop = {
+        "column": "label",
+        "slice": [f"c{i}" for i in range(40)],
+        "n": 9,
+        "change": np.linspace(-1, 1, 40),
+        "note": "",
+    }
     ax = plots.plot_drop(pd.DataFrame({**drop, "low": -1, "high": 1, "lost": 1, "gained": 0}))
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert len(names) == 13 and "c0 (n = 9)" in names and "c39 (n = 9)" in names and "c20 (n = 9)" not in names
+    assert (
+        len(names) == 13
+        and "c0 (n = 9)" in names
+        and "c39 (n = 9)" in names
+        and "c20 (n = 9)" not in names
+    )

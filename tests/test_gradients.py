@@ -19,7 +19,9 @@ from vitlab.schema import Anatomy, ModelBundle, Transform
 def linear():
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5, 3)).eval()
     anatomy = Anatomy("other", (), (), 0, (0, 0), ())
-    return ModelBundle("linear", module, ("a", "b", "c"), Transform((4, 5), (0.5,) * 3, (0.5,) * 3), anatomy)
+    return ModelBundle(
+        "linear", module, ("a", "b", "c"), Transform((4, 5), (0.5,) * 3, (0.5,) * 3), anatomy
+    )
 
 
 def weights_of(linear, target):
@@ -30,7 +32,9 @@ def test_integrated_gradients_of_a_linear_model_are_weight_times_pixel(linear):
     images = torch.randn(2, 3, 4, 5)
     found = explain(linear, images, "integrated_gradients", ["c", "a"])
     for i, target in enumerate([2, 0]):
-        np.testing.assert_allclose(found.values[i], (weights_of(linear, target) * images[i]).sum(dim=0), atol=1e-6)
+        np.testing.assert_allclose(
+            found.values[i], (weights_of(linear, target) * images[i]).sum(dim=0), atol=1e-6
+        )
     assert found.signed and found.values.min() < 0 < found.values.max()
 
 
@@ -41,7 +45,9 @@ def test_what_a_pixel_adds_to_a_linear_model_against_each_baseline(linear, metho
     contrast = images - make_baseline(baseline, images, linear.transform)
     found = explain(linear, images, method, ["c", "a"], baseline=baseline)
     for i, target in enumerate([2, 0]):
-        np.testing.assert_allclose(found.values[i], (weights_of(linear, target) * contrast[i]).sum(dim=0), atol=1e-5)
+        np.testing.assert_allclose(
+            found.values[i], (weights_of(linear, target) * contrast[i]).sum(dim=0), atol=1e-5
+        )
     assert found.signed
 
 
@@ -56,11 +62,15 @@ def test_saliency_of_a_linear_model_is_the_largest_absolute_weight(linear):
 def test_the_mean_gradient_of_a_linear_model_is_its_gradient(linear, noise):
     images = torch.randn(2, 3, 4, 5)
     found = explain(linear, images, "smooth_grad", "b", samples=3, noise=noise)
-    np.testing.assert_allclose(found.values, explain(linear, images, "saliency", "b").values, atol=1e-6)
+    np.testing.assert_allclose(
+        found.values, explain(linear, images, "saliency", "b").values, atol=1e-6
+    )
 
 
 class Square(nn.Module):
-    """Logit a is half the sum of squares of the pixels, b is its negative: the gradient is the image, which noise shifts."""
+    """Logit a is half the sum of squares of the pixels, b is its negative: the gradient is the
+    image, which noise shifts.
+    """
 
     def __init__(self):
         super().__init__()
@@ -91,16 +101,28 @@ def test_smooth_grad_is_the_mean_gradient_at_noisy_copies(square):
 
 
 def test_gradient_shap_comes_to_the_expectation(square):
-    """Of (x - r) times the gradient r + share (x - r) over references r and shares: the mean over r of (x^2 - r^2) / 2."""
+    """Of (x - r) times the gradient r + share (x - r) over references r and shares: the mean over r
+    of (x^2 - r^2) / 2.
+    """
     images, references = torch.randn(2, 3, 4, 5), torch.randn(3, 3, 4, 5)
     expected = 0.5 * (images.square() - references.square().mean(dim=0)).sum(dim=1)
     few, many = (
-        explain(square, images, "gradient_shap", "a", references=references, samples=samples, internal_batch_size=64).values
+        explain(
+            square,
+            images,
+            "gradient_shap",
+            "a",
+            references=references,
+            samples=samples,
+            internal_batch_size=64,
+        ).values
         for samples in (3, 3000)
     )
     np.testing.assert_allclose(many, expected, atol=0.15)
     assert np.abs(few - expected.numpy()).max() > 0.3
-    alone = explain(square, images, "gradient_shap", "a", samples=3000, internal_batch_size=500).values
+    alone = explain(
+        square, images, "gradient_shap", "a", samples=3000, internal_batch_size=500
+    ).values
     np.testing.assert_allclose(alone, 0.5 * images.square().sum(dim=1), atol=0.15)
 
 
@@ -135,7 +157,10 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits(name, optio
     images = torch.randn(2, 3, 32, 32)
     coarse, fine = (
         convergence_delta(
-            model, images, explain(model, images, "integrated_gradients", "b", steps=steps, baseline="black"), baseline="black"
+            model,
+            images,
+            explain(model, images, "integrated_gradients", "b", steps=steps, baseline="black"),
+            baseline="black",
         )
         for steps in (1, 16)
     )
@@ -143,7 +168,9 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits(name, optio
     with torch.no_grad():
         expected = (model.module(images) - model.module(blank))[:, 1].numpy()
     np.testing.assert_allclose(fine["difference"], expected, atol=1e-5)
-    np.testing.assert_allclose(fine["total"], expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        fine["total"], expected, rtol=0.02, atol=0.02 * np.abs(expected).max()
+    )
     np.testing.assert_allclose(fine["delta"], fine["total"] - fine["difference"])
     assert fine["delta"].abs().max() < coarse["delta"].abs().max()
 
@@ -156,10 +183,14 @@ def test_one_part_of_the_way_is_the_class_of_captum(name, options, internal_batc
     plain = {"steps": 10, "parts": 1, "internal_batch_size": internal_batch_size}
     found = explain(model, images, "integrated_gradients", ["b", "a"], **plain)
     method = IntegratedGradients(model.module.eval())
-    expected, delta = method.attribute(images, 0.0, [1, 0], n_steps=10, return_convergence_delta=True)
+    expected, delta = method.attribute(
+        images, 0.0, [1, 0], n_steps=10, return_convergence_delta=True
+    )
     scale = expected.sum(dim=1).abs().max().item()
     np.testing.assert_allclose(found.values, expected.sum(dim=1), atol=1e-5 * max(1, scale))
-    np.testing.assert_allclose(convergence_delta(model, images, found)["delta"], delta, atol=1e-4 * max(1, scale))
+    np.testing.assert_allclose(
+        convergence_delta(model, images, found)["delta"], delta, atol=1e-4 * max(1, scale)
+    )
 
 
 def test_the_memory_is_bounded(linear):
@@ -177,9 +208,13 @@ def test_the_memory_is_bounded(linear):
 
 def test_the_delta_of_a_difference_of_two_logits(square):
     images = torch.randn(3, 3, 4, 5)
-    found = explain(square, images, "integrated_gradients", "a", ["x", "y", "z"], versus=["b", "c", "b"])
+    found = explain(
+        square, images, "integrated_gradients", "a", ["x", "y", "z"], versus=["b", "c", "b"]
+    )
     table = convergence_delta(square, images, found)
-    assert list(table.columns) == ["sample_id", "difference", "total", "delta"] and list(table["sample_id"]) == ["x", "y", "z"]
+    assert list(table.columns) == ["sample_id", "difference", "total", "delta"] and list(
+        table["sample_id"]
+    ) == ["x", "y", "z"]
     half = 0.5 * images.square().sum(dim=(1, 2, 3))
     np.testing.assert_allclose(table["difference"], half * torch.tensor([2, 1, 2]), rtol=1e-5)
     assert table["delta"].abs().max() < 1e-3
@@ -187,14 +222,19 @@ def test_the_delta_of_a_difference_of_two_logits(square):
 
 def test_a_map_that_does_not_claim_to_add_up(linear):
     images = torch.randn(2, 3, 4, 5)
-    with pytest.raises(ValueError, match=r"saliency map do not claim.*gradient_shap, integrated_gradients, kernel_shap"):
+    with pytest.raises(
+        ValueError,
+        match=r"saliency map do not claim.*gradient_shap, integrated_gradients, kernel_shap",
+    ):
         convergence_delta(linear, images, explain(linear, images, "saliency"))
     with pytest.raises(ValueError, match="1 images for 2 maps"):
         convergence_delta(linear, images[:1], explain(linear, images, "integrated_gradients"))
 
 
 class Leap(nn.Module):
-    """A logit that rises to its full height with the first trace of contrast, as those of real networks do."""
+    """A logit that rises to its full height with the first trace of contrast, as those of real
+    networks do.
+    """
 
     def forward(self, images):
         height = torch.sigmoid(300 * (images.mean(dim=(1, 2, 3)) - 0.04))
@@ -207,13 +247,16 @@ def test_a_leap_close_to_the_blank_image_is_not_stepped_over(linear):
     leaping.module[1].weight.data = torch.eye(3)
     found = explain(leaping, images, "integrated_gradients", "a")
     np.testing.assert_allclose(found.values.sum(axis=(1, 2)), 1, atol=0.05)
-    plain = IntegratedGradients(leaping.module).attribute(images, 0.0, target=0, n_steps=32)  # as many points, evenly spread
+    # as many points, evenly spread
+    plain = IntegratedGradients(leaping.module).attribute(images, 0.0, target=0, n_steps=32)
     assert (plain.sum(dim=(1, 2, 3)) - 1).abs().min() > 0.1
 
 
 def test_more_images_than_fit_the_memory_give_the_same(linear):
     images = torch.randn(11, 3, 4, 5)
-    whole, parts = (explain(linear, images, "integrated_gradients", batch_size=size) for size in (11, 2))
+    whole, parts = (
+        explain(linear, images, "integrated_gradients", batch_size=size) for size in (11, 2)
+    )
     np.testing.assert_allclose(whole.values, parts.values, atol=1e-6)
     assert whole.target == parts.target
 
@@ -224,12 +267,20 @@ def test_more_images_than_fit_the_memory_give_the_same(linear):
         ("integrated_gradients", {"steps": 0}, "steps must be a whole number of at least 1, not 0"),
         ("integrated_gradients", {"steps": 2.5}, "steps must be a whole number"),
         ("integrated_gradients", {"parts": -3}, "parts must be a whole number"),
-        ("integrated_gradients", {"baseline": "white"}, "unknown baseline 'white'.*mean, black, blur"),
+        (
+            "integrated_gradients",
+            {"baseline": "white"},
+            "unknown baseline 'white'.*mean, black, blur",
+        ),
         ("input_x_gradient", {"baseline": "grey"}, "unknown baseline 'grey'"),
         ("smooth_grad", {"samples": 0}, "samples must be"),
         ("smooth_grad", {"noise": -0.1}, "noise must be a share"),
         ("smooth_grad", {"internal_batch_size": True}, "internal_batch_size must be"),
-        ("gradient_shap", {"references": torch.zeros(2, 3, 8, 8)}, r"references must be images \(M, 3, 4, 5\).*\(2, 3, 8, 8\)"),
+        (
+            "gradient_shap",
+            {"references": torch.zeros(2, 3, 8, 8)},
+            r"references must be images \(M, 3, 4, 5\).*\(2, 3, 8, 8\)",
+        ),
     ],
 )
 def test_options_that_make_no_sense(linear, method, options, message):
@@ -237,10 +288,15 @@ def test_options_that_make_no_sense(linear, method, options, message):
         explain(linear, torch.randn(1, 3, 4, 5), method, **options)
 
 
-@pytest.mark.parametrize("method", ["integrated_gradients", "saliency", "smooth_grad", "gradient_shap", "input_x_gradient"])
+@pytest.mark.parametrize(
+    "method",
+    ["integrated_gradients", "saliency", "smooth_grad", "gradient_shap", "input_x_gradient"],
+)
 def test_an_untrained_classifier_of_zeros_is_an_error(linear, method):
     nn.init.zeros_(linear.module[1].weight)
-    with pytest.raises(ValueError, match=r"no target logit reacts to the pixels.*train the classifier first"):
+    with pytest.raises(
+        ValueError, match=r"no target logit reacts to the pixels.*train the classifier first"
+    ):
         explain(linear, torch.randn(2, 3, 4, 5), method)
 
 

@@ -42,9 +42,13 @@ def test_baselines():
     transform = Transform((8, 8), (0.5, 0.4, 0.2), (0.25, 0.2, 0.1))
     images = torch.randn(2, 3, 40, 30)
     made = {kind: make_baseline(kind, images, transform) for kind in BASELINES}
-    assert not made["mean"].any() and all(baseline.shape == images.shape for baseline in made.values())
+    assert not made["mean"].any() and all(
+        baseline.shape == images.shape for baseline in made.values()
+    )
     torch.testing.assert_close(made["black"][:, :, 0, 0], torch.tensor([[-2.0, -2.0, -2.0]] * 2))
     assert made["blur"].std() < 0.3 * images.std()
-    torch.testing.assert_close(make_baseline("blur", torch.ones(1, 3, 5, 9), transform), torch.ones(1, 3, 5, 9))
+    torch.testing.assert_close(
+        make_baseline("blur", torch.ones(1, 3, 5, 9), transform), torch.ones(1, 3, 5, 9)
+    )
     with pytest.raises(ValueError, match="unknown baseline 'white'"):
         make_baseline("white", images, transform)

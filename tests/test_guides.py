@@ -1,4 +1,6 @@
-"""The guides say what is true: their code runs as it stands, their commands, files, parameters and links exist."""
+"""The guides say what is true: their code runs as it stands, their commands, files, parameters and
+links exist.
+"""
 
 import re
 from pathlib import Path
@@ -36,7 +38,10 @@ def test_the_blocks_that_extend_run_as_they_stand(registries):
     for block in blocks:
         exec(block, {})
     data = load_dataset("stripes", seed=0)
-    assert set(data.samples["split"]) == {"train", "val", "test"} and data.classes == ("dark", "light")
+    assert set(data.samples["split"]) == {"train", "val", "test"} and data.classes == (
+        "dark",
+        "light",
+    )
     model = build_model("tiny_deit", data.classes)
     assert model.anatomy.grid == (4, 4)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -45,7 +50,9 @@ def test_the_blocks_that_extend_run_as_they_stand(registries):
     weights[range(2), model.module(images).argmax(dim=1)] = 1
     inputs = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((model.module(inputs) * weights).sum(), inputs)
-    np.testing.assert_allclose(maps.values, gradient.abs().mean(dim=1).numpy(), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        maps.values, gradient.abs().mean(dim=1).numpy(), rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("guide", TEXTS)

@@ -1,4 +1,6 @@
-"""Distance, entropy, ablation and change of heads against loops over tokens, weights zeroed by hand, and scipy."""
+"""Distance, entropy, ablation and change of heads against loops over tokens, weights zeroed by
+hand, and scipy.
+"""
 
 import copy
 
@@ -8,12 +10,24 @@ import pytest
 import torch
 from scipy.stats import sem, spearmanr, t
 
-from vitlab.explain import attention_change_table, attention_table, head_ablation_table, record_attention
+from vitlab.explain import (
+    attention_change_table,
+    attention_table,
+    head_ablation_table,
+    record_attention,
+)
 from vitlab.explain.heads import correct_heads
 from vitlab.models import build_model
 
 VIT = {"size": (16, 24), "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
-SWIN = {"size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "pretrained": False}
+SWIN = {
+    "size": 64,
+    "embed_dim": 24,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "pretrained": False,
+}
 
 
 def sharp_model(seed=0):
@@ -42,7 +56,9 @@ def record(model, images):
 
 
 def measure_by_loops(matrix):
-    """Distance and entropy of one image and head, (T, T) with a class token, patches of 8 pixels on a grid of 2x3."""
+    """Distance and entropy of one image and head, (T, T) with a class token, patches of 8 pixels on
+    a grid of 2x3.
+    """
     distances, entropies = [], []
     for query in range(6):
         weights = matrix[1 + query, 1:] / matrix[1 + query, 1:].sum()
@@ -53,14 +69,21 @@ def measure_by_loops(matrix):
 
 
 def describe(module):
-    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
-    flags = [part.training for part in module.modules()], [parameter.requires_grad for parameter in module.parameters()]
+    hooks = sum(
+        len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()
+    )
+    flags = (
+        [part.training for part in module.modules()],
+        [parameter.requires_grad for parameter in module.parameters()],
+    )
     return hooks, flags, {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def assert_unchanged(module, before):
     hooks, flags, weights = describe(module)
-    assert (hooks, flags) == before[:2] and all(torch.equal(weights[name], before[2][name]) for name in weights)
+    assert (hooks, flags) == before[:2] and all(
+        torch.equal(weights[name], before[2][name]) for name in weights
+    )
 
 
 def test_distance_and_entropy_by_loops(model, images):
@@ -68,22 +91,34 @@ def test_distance_and_entropy_by_loops(model, images):
     before = describe(model.module)
     table = attention_table(model, images, batch_size=2).set_index(["layer", "head"])
     assert_unchanged(model.module, before)
-    expected = np.array([[[measure_by_loops(one) for one in heads] for heads in layer] for layer in record(model, images)])
+    expected = np.array(
+        [
+            [[measure_by_loops(one) for one in heads] for heads in layer]
+            for layer in record(model, images)
+        ]
+    )
     for (layer, head), row in table.iterrows():
-        np.testing.assert_allclose(row[["distance", "entropy"]], expected[layer, :, head].mean(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(
+            row[["distance", "entropy"]], expected[layer, :, head].mean(axis=0), rtol=1e-4
+        )
         for place, name in enumerate(("distance", "entropy")):
             values = expected[layer, :, head, place]
             interval = t.interval(0.95, 4, values.mean(), sem(values))
-            np.testing.assert_allclose(row[[f"{name}_low", f"{name}_high"]].astype(float), interval, rtol=1e-3)
+            np.testing.assert_allclose(
+                row[[f"{name}_low", f"{name}_high"]].astype(float), interval, rtol=1e-3
+            )
     assert list(table.index) == [(layer, head) for layer in range(3) for head in range(2)]
     assert table["distance"].std() > 0.1
 
 
 def test_chosen_layers_and_a_single_image(model, images):
     table = attention_table(model, images[:1], layers=[-1])
-    assert table["layer"].tolist() == [2, 2] and table[["distance_low", "entropy_high"]].isna().all(axis=None)
+    assert table["layer"].tolist() == [2, 2] and table[["distance_low", "entropy_high"]].isna().all(
+        axis=None
+    )
     pd.testing.assert_frame_equal(
-        attention_table(model, images, [2]), attention_table(model, images).query("layer == 2").reset_index(drop=True)
+        attention_table(model, images, [2]),
+        attention_table(model, images).query("layer == 2").reset_index(drop=True),
     )
     with pytest.raises(ValueError, match="no attention layer 3: there are 3"):
         attention_table(model, images, layers=[3])
@@ -104,7 +139,8 @@ def test_a_swin_looks_no_further_than_its_windows():
     table = attention_table(model, torch.randn(2, 3, 64, 64))
     assert table.groupby("layer").size().tolist() == [2, 2, 4, 4]
     assert (table["entropy"] <= np.log(16) + 1e-5).all()
-    assert (table["distance"] < np.where(table["layer"] < 2, 4, 8) * 3 * 2**0.5).all()  # the diagonal of a window, in pixels
+    # the diagonal of a window, in pixels
+    assert (table["distance"] < np.where(table["layer"] < 2, 4, 8) * 3 * 2**0.5).all()
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
@@ -125,8 +161,13 @@ def test_a_head_set_to_zero_is_its_columns_of_proj_set_to_zero(model, images, ba
             changes = (probs - whole)[range(5), chosen].numpy()
             assert row.change == pytest.approx(changes.mean(), abs=1e-5)
             assert row.low <= row.change <= row.high
-            hits = [(one.argmax(dim=1) == torch.tensor(chosen)).float().mean().item() for one in (probs, whole)]
-            assert (row.accuracy, row.accuracy_change) == pytest.approx((hits[0], hits[0] - hits[1]))
+            hits = [
+                (one.argmax(dim=1) == torch.tensor(chosen)).float().mean().item()
+                for one in (probs, whole)
+            ]
+            assert (row.accuracy, row.accuracy_change) == pytest.approx(
+                (hits[0], hits[0] - hits[1])
+            )
     assert len(table) == 6 and table["change"].abs().max() > 0.01
 
 
@@ -158,8 +199,15 @@ def test_by_default_the_target_is_what_the_whole_model_says(model, images):
 
 
 def test_a_head_of_a_swin_is_its_columns_too():
-    model, images = build_model("swin_tiny_patch4_window7_224", ["a", "b"], **SWIN), torch.randn(2, 3, 64, 64)
-    *_, head = (part for part in model.module.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 2)
+    model, images = (
+        build_model("swin_tiny_patch4_window7_224", ["a", "b"], **SWIN),
+        torch.randn(2, 3, 64, 64),
+    )
+    *_, head = (
+        part
+        for part in model.module.modules()
+        if isinstance(part, torch.nn.Linear) and part.out_features == 2
+    )
     torch.nn.init.normal_(head.weight)
     table = head_ablation_table(model, images, "a", [-1])
     model.module.eval()
@@ -196,7 +244,9 @@ def test_a_model_without_heads(images):
 def test_what_fine_tuning_changed(model, images):
     after = sharp_model(seed=1)
     table = attention_change_table(model, after, images, batch_size=2)
-    ours = {name: attention_table(one, images) for name, one in (("before", model), ("after", after))}
+    ours = {
+        name: attention_table(one, images) for name, one in (("before", model), ("after", after))
+    }
     for measure in ("distance", "entropy"):
         rows = table[table["measure"] == measure].reset_index(drop=True)
         for name in ("before", "after"):
@@ -204,7 +254,8 @@ def test_what_fine_tuning_changed(model, images):
         assert ((rows["low"] <= rows["change"]) & (rows["change"] <= rows["high"])).all()
     one, other = record(model, images), record(after, images)
     for row in table[table["measure"] == "similarity"].itertuples():
-        looks = one[row.layer][:, row.head, 0, 1:], other[row.layer][:, row.head, 0, 1:]  # of the class token, (B, N)
+        # of the class token, (B, N)
+        looks = one[row.layer][:, row.head, 0, 1:], other[row.layer][:, row.head, 0, 1:]
         expected = np.mean([spearmanr(a, b).statistic for a, b in zip(*looks, strict=True)])
         assert row.before == 1 and row.after == pytest.approx(expected, abs=1e-6)
     assert len(table) == 3 * 2 * 3 and table.query("measure == 'similarity'")["after"].max() < 0.99
@@ -220,7 +271,9 @@ def test_a_model_and_itself_have_not_changed(model, images):
 
 @pytest.mark.parametrize("draw", ["normal", "laplace"])
 def test_heads_that_change_nothing_are_seldom_framed(draw):
-    """144 heads, 12 images, no effect, 50 models: at most 3 with a frame; uncorrected intervals frame 12 heads in each."""
+    """144 heads, 12 images, no effect, 50 models: at most 3 with a frame; uncorrected intervals
+    frame 12 heads in each.
+    """
     generator, framed = np.random.default_rng(0), 0
     for _ in range(50):
         changes = getattr(generator, draw)(size=(12, 144))

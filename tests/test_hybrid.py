@@ -1,4 +1,6 @@
-"""The hybrid: its stem against EfficientNet-Lite0, its tokens, and what happens to them in training."""
+"""The hybrid: its stem against EfficientNet-Lite0, its tokens, and what happens to them in
+training.
+"""
 
 import pytest
 import timm
@@ -31,7 +33,11 @@ def test_stem_gives_the_features_of_efficientnet_lite0_at_stride_16(lite0, size,
 
 
 def test_defaults(hybrid):
-    assert [hybrid.blocks[0].attn.num_heads, len(hybrid.blocks), hybrid.pos_embed.shape[2]] == [3, 3, 192]
+    assert [hybrid.blocks[0].attn.num_heads, len(hybrid.blocks), hybrid.pos_embed.shape[2]] == [
+        3,
+        3,
+        192,
+    ]
     wider = build_model("hybrid_vit", ["a", "b"], size=64, embed_dim=256, depth=1).module
     assert [wider.blocks[0].attn.num_heads, len(wider.blocks)] == [4, 1]
 
@@ -56,7 +62,9 @@ def test_embedding_keeps_rows_and_columns_in_order():
 
 def test_patches_are_dropped_in_training_only(hybrid):
     lengths = []
-    hook = hybrid.blocks[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    hook = hybrid.blocks[0].register_forward_pre_hook(
+        lambda _, inputs: lengths.append(inputs[0].shape[1])
+    )
     for training in (False, True):
         hybrid.train(training)
         hybrid(torch.randn(2, 3, 64, 64))
@@ -76,11 +84,23 @@ def test_positions_are_resampled_for_another_size(hybrid):
 
 def test_every_parameter_gets_a_gradient(hybrid):
     hybrid.train()
-    torch.nn.functional.cross_entropy(hybrid(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
-    assert [name for name, parameter in hybrid.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    torch.nn.functional.cross_entropy(
+        hybrid(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])
+    ).backward()
+    assert [
+        name
+        for name, parameter in hybrid.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_any_timm_efficientnet_can_be_the_stem():
     stem = cut_stem(timm.create_model("mnasnet_small"))
-    model = HybridViT(stem, stem_channels=stem[-1][-1].conv_pwl.out_channels, num_classes=2, size=(64, 64), embed_dim=64)
+    model = HybridViT(
+        stem,
+        stem_channels=stem[-1][-1].conv_pwl.out_channels,
+        num_classes=2,
+        size=(64, 64),
+        embed_dim=64,
+    )
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 2)

@@ -22,7 +22,9 @@ def measure_loss(model, images, labels, masks):
 
 
 def pick(table, kind, block):
-    return table[(table["kind"] == kind) & (table["block"] == block)].set_index("index")["importance"]
+    return table[(table["kind"] == kind) & (table["block"] == block)].set_index("index")[
+        "importance"
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,8 +90,11 @@ def test_magnitude_by_hand():
     block = model.module.blocks[2]
     table = importance_table(model, measure="magnitude")
     attn, mlp = block.attn, block.mlp
-    rows = [8 + j + 16 * part for part in range(3) for j in range(8)]  # the second of two heads of 8
-    head = torch.cat([attn.qkv.weight[rows].flatten(), attn.qkv.bias[rows], attn.proj.weight[:, 8:].flatten()]).norm()
+    # the second of two heads of 8
+    rows = [8 + j + 16 * part for part in range(3) for j in range(8)]
+    head = torch.cat(
+        [attn.qkv.weight[rows].flatten(), attn.qkv.bias[rows], attn.proj.weight[:, 8:].flatten()]
+    ).norm()
     neuron = torch.cat([mlp.fc1.weight[9], mlp.fc1.bias[9:10], mlp.fc2.weight[:, 9]]).norm()
     assert pick(table, "head", 2)[1] == pytest.approx(head.item(), rel=1e-5)
     assert pick(table, "neuron", 2)[9] == pytest.approx(neuron.item(), rel=1e-5)
@@ -102,9 +107,21 @@ def test_a_shrunk_model_has_its_own_importance_and_nothing_is_left_behind():
     images, labels = draw_images(model), draw_labels(model, 3)
     table = importance_table(model, images, labels)
     counts = table.groupby(["kind", "block"]).size().to_dict()
-    assert counts == {("head", 0): 1, ("head", 1): 2, ("neuron", 0): 15, ("neuron", 1): 5, ("block", 0): 1, ("block", 1): 1}
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.module.parameters())
+    assert counts == {
+        ("head", 0): 1,
+        ("head", 1): 2,
+        ("neuron", 0): 15,
+        ("neuron", 1): 5,
+        ("block", 0): 1,
+        ("block", 1): 1,
+    }
+    assert not any(
+        part._forward_hooks or part._forward_pre_hooks for part in model.module.modules()
+    )
+    assert all(
+        parameter.requires_grad and parameter.grad is None
+        for parameter in model.module.parameters()
+    )
     whole = importance_table(model, images, labels, batch_size=1)
     pd.testing.assert_frame_equal(table, whole, rtol=1e-4, atol=1e-7)
 
@@ -123,7 +140,9 @@ def test_a_shrunk_model_has_its_own_importance_and_nothing_is_left_behind():
 def test_arguments_that_do_not_fit(arguments, message):
     model = tiny_vit()
     with pytest.raises(ValueError, match=message):
-        importance_table(model, **{"images": draw_images(model), "labels": draw_labels(model, 3), **arguments})
+        importance_table(
+            model, **{"images": draw_images(model), "labels": draw_labels(model, 3), **arguments}
+        )
 
 
 def test_a_cnn_has_no_such_parts():

@@ -1,4 +1,6 @@
-"""The weights that a run began with: those of its own options and seed, whatever weights come with the model."""
+"""The weights that a run began with: those of its own options and seed, whatever weights come with
+the model.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ def keep(model, folder, **parameters):
     [
         ("vit_tiny_vitlab", {"pretrained": False, "size": 64}),
         ("vit_tiny_vitlab", {"size": 64}),  # from the packaged weights
-        ("vit_tiny_patch16_224", {"pretrained": False, "size": 48}),  # whose weights are on the hub, out of reach
+        # whose weights are on the hub, out of reach
+        ("vit_tiny_patch16_224", {"pretrained": False, "size": 48}),
         ("hybrid_vit", {"size": 64, "depth": 1, "head_hidden": 8}),
         ("vit_scratch", {"size": 24, "depth": 1, "in_chans": 1}),
     ],
@@ -37,7 +40,9 @@ def test_a_run_that_learns_nothing_is_where_it_began(name, options):
     for key, tensor in trained.module.state_dict().items():
         torch.testing.assert_close(initial.module.state_dict()[key], tensor, rtol=0, atol=0)
     channels = options.get("in_chans", 3)
-    changes = attention_change_table(initial, trained, torch.randn(2, channels, *trained.transform.size))
+    changes = attention_change_table(
+        initial, trained, torch.randn(2, channels, *trained.transform.size)
+    )
     assert np.allclose(changes["change"], 0, atol=1e-6)
 
 
@@ -45,11 +50,15 @@ def test_other_weights_than_the_packaged_ones_are_not_taken_for_them():
     classes = load_dataset("digits").classes
     random = build_model("vit_tiny_vitlab", classes, pretrained=False, size=64)
     packaged = build_model("vit_tiny_vitlab", classes, size=64)
-    assert not torch.equal(random.module.blocks[0].attn.qkv.weight, packaged.module.blocks[0].attn.qkv.weight)
+    assert not torch.equal(
+        random.module.blocks[0].attn.qkv.weight, packaged.module.blocks[0].attn.qkv.weight
+    )
 
 
 def test_the_seed_is_that_of_the_run():
-    first, second = (initial_model(keep(tiny_vit(seed), f"seed{seed}", seed=seed))[0] for seed in (0, 1))
+    first, second = (
+        initial_model(keep(tiny_vit(seed), f"seed{seed}", seed=seed))[0] for seed in (0, 1)
+    )
     assert not torch.equal(first.module.head.weight, second.module.head.weight)
 
 
@@ -64,6 +73,8 @@ def test_weights_out_of_reach_are_said_to_be_so(tmp_path):
 
 def test_models_for_the_tests_of_explanations_start_like_the_one_explained(monkeypatch):
     calls = []
-    monkeypatch.setattr(known_truth, "finetune", lambda *names, **arguments: calls.append(arguments["options"]))
+    monkeypatch.setattr(
+        known_truth, "finetune", lambda *names, **arguments: calls.append(arguments["options"])
+    )
     ensure_planted_run("digits", build_model("test_vit", ["a", "b"], pretrained=False, size=32))
     assert calls[0]["pretrained"] is False

@@ -67,7 +67,9 @@ def kernel(warm):
 
 
 def is_running(pid):
-    """Whether a process does anything yet; one that has ended but was not waited for does not count."""
+    """Whether a process does anything yet; one that has ended but was not waited for does not
+    count.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -85,8 +87,16 @@ def wait_until(condition, seconds=10):
 @linux
 def test_forked_kernel_has_the_libraries_and_a_life_of_its_own(warm, kernel):
     assert isinstance(kernel.process, ForkedKernel)
-    shown = kernel.run("import os, sys; print('matplotlib.pyplot' in sys.modules, os.getpid(), os.getppid(), os.getsid(0))")
-    assert shown["stdout"].split() == ["True", str(kernel.process.pid), str(warm._process.pid), str(kernel.process.pid)]
+    shown = kernel.run(
+        "import os, sys; print('matplotlib.pyplot' in sys.modules, os.getpid(), os.getppid(),"
+        " os.getsid(0))"
+    )
+    assert shown["stdout"].split() == [
+        "True",
+        str(kernel.process.pid),
+        str(warm._process.pid),
+        str(kernel.process.pid),
+    ]
     assert (
         kernel.run("os.read(0, 9)")["data"]["text/plain"] == "b''"
     )  # standard input is empty, not the channel of the warm process
@@ -102,7 +112,8 @@ def test_streams_and_figures_arrive(kernel):
 
 def test_interrupt_ends_the_cell_and_not_the_kernel(kernel):
     kernel.run("import time; answer = 41")
-    message = kernel.client.execute("while True: time.sleep(0.01)", stop_on_error=False)  # else what follows at once is dropped
+    # else what follows at once is dropped
+    message = kernel.client.execute("while True: time.sleep(0.01)", stop_on_error=False)
     time.sleep(0.3)
     kernel.manager.interrupt_kernel()
     while (reply := kernel.client.get_shell_msg(timeout=10))["parent_header"]["msg_id"] != message:
@@ -121,7 +132,9 @@ def test_kernels_draw_different_numbers(warm, kernel):
 
 def test_shutdown_runs_exit_handlers_and_leaves_no_process(warm, tmp_path):
     kernel = Kernel(warm)
-    kernel.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'left')!r}).touch);")
+    kernel.run(
+        f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'left')!r}).touch);"
+    )
     process = kernel.process
     kernel.close()
     assert process.poll() == 0
@@ -159,14 +172,27 @@ def write_kernelspec(folder, text):
 BROKEN = [
     "{",
     "{}",
-    json.dumps({"argv": ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "x"}),
-    json.dumps({"argv": [sys.executable, "-c", "raise SystemExit('broken')"], "display_name": "x", "language": "python"}),
+    json.dumps(
+        {
+            "argv": ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": "x",
+        }
+    ),
+    json.dumps(
+        {
+            "argv": [sys.executable, "-c", "raise SystemExit('broken')"],
+            "display_name": "x",
+            "language": "python",
+        }
+    ),
 ]
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=["no JSON", "empty", "no such Python", "ends at once"])
 @pytest.mark.parametrize("alive", [True, False])
-def test_the_kernel_is_this_python_whatever_is_installed_as_python3(tmp_path, monkeypatch, text, alive):
+def test_the_kernel_is_this_python_whatever_is_installed_as_python3(
+    tmp_path, monkeypatch, text, alive
+):
     """Case C17."""
     write_kernelspec(tmp_path, text)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
@@ -183,13 +209,21 @@ def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
     shadow = tmp_path / "ipykernel_launcher.py"
     shadow.write_text("raise SystemExit('broken')")
     write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "toy.ipynb")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
     monkeypatch.setattr(sys, "platform", "elsewhere")
     with WarmProcess() as nothing:
         monkeypatch.undo()
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        monkeypatch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        )
         with pytest.raises(
-            UserError, match=r"^Kernel died before replying to kernel_info; `.*python.* -m ipykernel_launcher` shows why$"
+            UserError,
+            match=(
+                r"^Kernel died before replying to kernel_info; `.*python.* -m ipykernel_launcher`"
+                r" shows why$"
+            ),
         ):
             Execution(tmp_path / "toy.ipynb", tmp_path / "out" / "toy.ipynb", {}, nothing).run()
 
@@ -291,7 +325,9 @@ def test_every_error_arrives_with_its_type_text_and_traceback(warm, monkeypatch,
 
 
 @linux
-def test_an_error_of_the_function_itself_is_no_reason_to_call_it_here_too(warm, tmp_path, monkeypatch):
+def test_an_error_of_the_function_itself_is_no_reason_to_call_it_here_too(
+    warm, tmp_path, monkeypatch
+):
     called_here = []
     monkeypatch.setattr("vitlab.kernels.pkgutil.resolve_name", called_here.append)
     with pytest.raises(FileNotFoundError):
@@ -301,7 +337,9 @@ def test_an_error_of_the_function_itself_is_no_reason_to_call_it_here_too(warm, 
 
 @linux
 def test_kernels_end_when_their_batch_is_killed():
-    """SIGKILL leaves no time to tidy up: the warm process sees its channel close, the kernels see the warm process end."""
+    """SIGKILL leaves no time to tidy up: the warm process sees its channel close, the kernels see
+    the warm process end.
+    """
     code = """
         import time
         from jupyter_client.manager import KernelManager
@@ -314,7 +352,9 @@ def test_kernels_end_when_their_batch_is_killed():
         print(warm._process.pid, manager.provisioner.pid, flush=True)
         time.sleep(60)
     """
-    batch = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    batch = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
     pids = [int(pid) for pid in batch.stdout.readline().split()]
     assert len(pids) == 2 and all(is_running(pid) for pid in pids)
     batch.kill()

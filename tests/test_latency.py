@@ -24,16 +24,25 @@ def save_onnx(path, height=16, width=16):
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
     axes = numpy_helper.from_array(np.array([2, 3]), "axes")
     graph = helper.make_graph([node], "mean", [pixels], [logits], [axes])
-    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
     return path
 
 
 def test_percentiles_ratios_and_rates_by_hand():
-    times = {"slow": [0.010, 0.020, 0.030, 0.040, 0.050], "fast": [0.005, 0.010, 0.030, 0.010, 0.010]}
+    times = {
+        "slow": [0.010, 0.020, 0.030, 0.040, 0.050],
+        "fast": [0.005, 0.010, 0.030, 0.010, 0.010],
+    }
     slow, fast = summarise_times(times, 4, 2).to_dict("records")
-    assert (slow["p50_ms"], slow["p90_ms"], slow["images_per_second"]) == pytest.approx((30, 46, 4 / 0.030))
+    assert (slow["p50_ms"], slow["p90_ms"], slow["images_per_second"]) == pytest.approx(
+        (30, 46, 4 / 0.030)
+    )
     assert (slow["ratio"], slow["ratio_low"], slow["ratio_high"]) == (1, 1, 1)
-    assert (fast["p50_ms"], fast["p90_ms"], fast["images_per_second"]) == pytest.approx((10, 22, 400))
+    assert (fast["p50_ms"], fast["p90_ms"], fast["images_per_second"]) == pytest.approx(
+        (10, 22, 400)
+    )
     assert fast["ratio"] == pytest.approx(0.5)  # of 0.5, 0.5, 1, 0.25, 0.2; not 10 / 30
     assert 0.19 < fast["ratio_low"] < 0.5 < fast["ratio_high"] < 1.01
     assert (fast["side"], fast["batch_size"], fast["threads"], fast["repeats"]) == ("fast", 4, 2, 5)
@@ -41,7 +50,10 @@ def test_percentiles_ratios_and_rates_by_hand():
 
 def test_sides_take_turns_warm_and_get_the_batch():
     calls = []
-    sides = {name: lambda batch, name=name: calls.append((name, batch[:, 0, 0, 0].tolist())) for name in "abc"}
+    sides = {
+        name: lambda batch, name=name: calls.append((name, batch[:, 0, 0, 0].tolist()))
+        for name in "abc"
+    }
     table = latency_table(sides, IMAGES, (3,), repeats=4, threads=1, warmup=2)
     assert table["repeats"].tolist() == [4, 4, 4]
     names = [name for name, _ in calls]
@@ -57,7 +69,9 @@ def test_sides_take_turns_warm_and_get_the_batch():
 def clock(monkeypatch):
     """A clock that only sides move."""
     now = [0.0]
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None))
+    monkeypatch.setattr(
+        latency, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None)
+    )
     return lambda seconds: lambda _: now.__setitem__(0, now[0] + seconds)
 
 
@@ -70,8 +84,13 @@ def test_what_is_timed_is_one_call(clock):
 
 
 def test_no_turn_begins_after_the_seconds_allowed(clock):
-    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=0)["repeats"].tolist() == [3]
-    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=9)["repeats"].tolist() == [5]  # two calls a turn
+    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=0)["repeats"].tolist() == [
+        3
+    ]
+    # two calls a turn
+    assert latency_table({"a": clock(1)}, IMAGES, (1,), 100, 1, seconds=9)["repeats"].tolist() == [
+        5
+    ]
 
 
 def test_threads_are_those_named_and_given_back():
@@ -96,7 +115,9 @@ def test_bad_input_of_latency():
         latency_table({}, IMAGES)
     with pytest.raises(ValueError, match=r"images must be pixels \(N, 3, h, w\).*\(3, 16, 16\)"):
         latency_table({"a": len}, IMAGES[0])
-    with pytest.raises(ValueError, match="a batch size must be a whole number of at least 1, not 0"):
+    with pytest.raises(
+        ValueError, match="a batch size must be a whole number of at least 1, not 0"
+    ):
         latency_table({"a": len}, IMAGES, (1, 0))
     with pytest.raises(ValueError, match="repeats must be"):
         latency_table({"a": len}, IMAGES, repeats=0)

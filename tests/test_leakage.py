@@ -17,15 +17,27 @@ def test_each_row_is_the_score_of_its_part():
     predictions = make_predictions(num_samples=200)
     clean = set(predictions["sample_id"].iloc[:150])
     table = leakage_table(predictions, clean, metrics=("accuracy", "roc_auc"), replicates=50)
-    assert table["images"].drop_duplicates().tolist() == ["all", "without near-duplicates", "near-duplicates only"]
+    assert table["images"].drop_duplicates().tolist() == [
+        "all",
+        "without near-duplicates",
+        "near-duplicates only",
+    ]
     rows = table.set_index(["images", "metric"])
     last = [name for name in predictions if name.startswith("prob_")][-1]
-    parts = {"all": predictions, "without near-duplicates": predictions[:150], "near-duplicates only": predictions[150:]}
+    parts = {
+        "all": predictions,
+        "without near-duplicates": predictions[:150],
+        "near-duplicates only": predictions[150:],
+    }
     for name, part in parts.items():
         assert rows.loc[(name, "accuracy"), "n"] == len(part)
-        assert rows.loc[(name, "accuracy"), "value"] == pytest.approx(accuracy_score(part["label"], part["pred"]), abs=1e-12)
+        assert rows.loc[(name, "accuracy"), "value"] == pytest.approx(
+            accuracy_score(part["label"], part["pred"]), abs=1e-12
+        )
         positive = part["label"] == last.removeprefix("prob_")
-        assert rows.loc[(name, "roc_auc"), "value"] == pytest.approx(roc_auc_score(positive, part[last]), abs=1e-9)
+        assert rows.loc[(name, "roc_auc"), "value"] == pytest.approx(
+            roc_auc_score(positive, part[last]), abs=1e-9
+        )
 
 
 def test_without_near_duplicates_there_is_one_score():
@@ -36,14 +48,19 @@ def test_without_near_duplicates_there_is_one_score():
 
 def test_ids_of_other_images_are_refused():
     predictions = make_predictions(("a", "b", "c"), 60)
-    with pytest.raises(ValueError, match="1 clean_ids are no test images of these predictions, the first is 'nobody'"):
+    with pytest.raises(
+        ValueError,
+        match="1 clean_ids are no test images of these predictions, the first is 'nobody'",
+    ):
         leakage_table(predictions, {"nobody"})
 
 
 def test_images_become_vectors_of_length_one_in_the_order_of_the_samples():
     data = small_digits()
     vectors = embed_images(data, size=32)
-    assert vectors.shape == (len(data.samples), 1280) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors.shape == (len(data.samples), 1280) and np.allclose(
+        np.linalg.norm(vectors, axis=1), 1, atol=1e-5
+    )
     shuffled = data.samples.sample(frac=1, random_state=0)
     again = embed_images(load_dataset("digits", samples=shuffled), size=32)
     assert np.array_equal(again, vectors[shuffled.index])
@@ -55,9 +72,15 @@ def test_vectors_are_kept_and_do_not_depend_on_splits(reports_folder):
     data = small_digits()
     first = embed_images(data, size=32)
     files = sorted((reports_folder / "cache").glob("*.features"))
-    other = data.samples.assign(split=data.samples["split"].map({"train": "test", "test": "val", "val": "train"}))
+    other = data.samples.assign(
+        split=data.samples["split"].map({"train": "test", "test": "val", "val": "train"})
+    )
     second = embed_images(load_dataset("digits", samples=other), size=32)
-    assert np.array_equal(first, second) and sorted((reports_folder / "cache").glob("*.features")) == files and len(files) == 1
+    assert (
+        np.array_equal(first, second)
+        and sorted((reports_folder / "cache").glob("*.features")) == files
+        and len(files) == 1
+    )
 
 
 def test_alike_images_have_near_vectors():

@@ -1,4 +1,6 @@
-"""Texts from outside are shown as they are: pandoc reads back what was escaped; notebooks escape the names that they write."""
+"""Texts from outside are shown as they are: pandoc reads back what was escaped; notebooks escape
+the names that they write.
+"""
 
 import ast
 import json
@@ -11,14 +13,83 @@ from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.report.blocks import run_pandoc
 
 NAMES = [
-    *("R&D @home", "back\\slash", "*star*", "<b>bold", "[x](y.ipynb)", "_a_", "__background__", "class_01", "a|b", "# h"),
+    *(
+        "R&D @home",
+        "back\\slash",
+        "*star*",
+        "<b>bold",
+        "[x](y.ipynb)",
+        "_a_",
+        "__background__",
+        "class_01",
+        "a|b",
+        "# h",
+    ),
     "`c`",
-    *("$x$ and $y$", "&amp; &#64;", "a--b---c...", "1. x", "(a) b", "a) b", "- x", "+ x", ": x", "~~s~~ H~2~O x^2^", 'it\'s "q"'),
-    *("{.cls}", "[^1]", "![i](j.png)", "\\begin{x}", "==", "% t", "@fig-samples", "a@b.c", "x\\", "\\(x\\)", "---", "`` ` ``"),
-    *("<!-- c -->", "&copy;", "#1", "x_", "_x", "*a", "#. item", "A. item", "Table: x", "Ünïcode_ü_", "*猫*", "line\nbreak", "1"),
+    *(
+        "$x$ and $y$",
+        "&amp; &#64;",
+        "a--b---c...",
+        "1. x",
+        "(a) b",
+        "a) b",
+        "- x",
+        "+ x",
+        ": x",
+        "~~s~~ H~2~O x^2^",
+        'it\'s "q"',
+    ),
+    *(
+        "{.cls}",
+        "[^1]",
+        "![i](j.png)",
+        "\\begin{x}",
+        "==",
+        "% t",
+        "@fig-samples",
+        "a@b.c",
+        "x\\",
+        "\\(x\\)",
+        "---",
+        "`` ` ``",
+    ),
+    *(
+        "<!-- c -->",
+        "&copy;",
+        "#1",
+        "x_",
+        "_x",
+        "*a",
+        "#. item",
+        "A. item",
+        "Table: x",
+        "Ünïcode_ü_",
+        "*猫*",
+        "line\nbreak",
+        "1",
+    ),
 ]
-CONTEXTS = ["{}", "is *{}* here", "**{}**: x", "- {}", "# {}", "| {} | b |\n|---|---|\n| {} | *{}* |"]
-OPAQUE = ("Math", "RawInline", "RawBlock", "Code", "Link", "Image", "Cite", "Note", "Strikeout", "Superscript", "Subscript")
+CONTEXTS = [
+    "{}",
+    "is *{}* here",
+    "**{}**: x",
+    "- {}",
+    "# {}",
+    "| {} | b |\n|---|---|\n| {} | *{}* |",
+]
+OPAQUE = (
+    "Math",
+    "RawInline",
+    "RawBlock",
+    "Code",
+    "Link",
+    "Image",
+    "Cite",
+    "Note",
+    "Strikeout",
+    "Superscript",
+    "Subscript",
+)
 
 
 def read_text(node):
@@ -30,7 +101,11 @@ def read_text(node):
     kind = node.get("t")
     if kind == "Str":
         return node["c"]
-    return f"<{kind}>" if kind in OPAQUE else " " * (kind in ("Space", "SoftBreak")) + read_text(node.get("c", []))
+    return (
+        f"<{kind}>"
+        if kind in OPAQUE
+        else " " * (kind in ("Space", "SoftBreak")) + read_text(node.get("c", []))
+    )
 
 
 def read_markdown(texts, kind):
@@ -48,11 +123,21 @@ def test_names_are_read_back_as_they_are(kind):
     cases = [(context, name) for context in CONTEXTS for name in NAMES]
     shown = read_markdown([context.replace("{}", escape(name)) for context, name in cases], kind)
     plain = read_markdown([context.replace("{}", "NAME") for context, _ in cases], kind)
-    assert shown == [text.replace("NAME", "".join(name.split())) for text, (_, name) in zip(plain, cases, strict=True)]
+    assert shown == [
+        text.replace("NAME", "".join(name.split()))
+        for text, (_, name) in zip(plain, cases, strict=True)
+    ]
 
 
 def test_ordinary_names_stay_readable():
-    for name in ("class_01", "R&D", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "folder:/data/cats-2", "n02-x (3)", "猫"):
+    for name in (
+        "class_01",
+        "R&D",
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "folder:/data/cats-2",
+        "n02-x (3)",
+        "猫",
+    ):
         assert escape(name) == name
 
 
@@ -63,7 +148,10 @@ def test_code_shows_the_name(name):
 
 
 def test_lists_name_some_and_count_the_rest():
-    assert list_some(["*a*", "b", "c"], 2) == "&#42;a&#42;, b and 1 more" and list_some(["a", "b"], 2) == "a, b"
+    assert (
+        list_some(["*a*", "b", "c"], 2) == "&#42;a&#42;, b and 1 more"
+        and list_some(["a", "b"], 2) == "a, b"
+    )
 
 
 def test_tables_have_a_row_for_each():
@@ -82,7 +170,11 @@ def list_emphasised(source):
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 READY = re.compile(r"^(escape|plots\.readable)\(|^', '\.join\(map\(plots\.readable")
-FIXED = {"04_evaluate": {"best['method']", "worst['column']"}, "06_compress": {"smallest", "row.model"}}  # words of ours
+# words of ours
+FIXED = {
+    "04_evaluate": {"best['method']", "worst['column']"},
+    "06_compress": {"smallest", "row.model"},
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

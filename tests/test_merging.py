@@ -33,7 +33,11 @@ def match_by_hand(metric, tokens, r, prefix):
     tokens = tokens.clone()
     for i in moved:
         tokens[best[i]] += tokens[i]
-    stay = [i for i in range(prefix, T, 2) if i % 2 == 0] if prefix % 2 == 0 else list(range(prefix + 1, T, 2))
+    stay = (
+        [i for i in range(prefix, T, 2) if i % 2 == 0]
+        if prefix % 2 == 0
+        else list(range(prefix + 1, T, 2))
+    )
     stay = [i for i in stay if i not in moved]
     odd = [j for j in range(prefix, T) if j % 2 == 1]
     return tokens[[*range(prefix), *stay, *odd]]
@@ -43,9 +47,14 @@ def match_by_hand(metric, tokens, r, prefix):
 @pytest.mark.parametrize("r", [1, 3, 99])
 def test_matching_equals_the_one_written_out(prefix, r):
     generator = torch.Generator().manual_seed(prefix)
-    metric, tokens = torch.randn(4, 17, 6, generator=generator), torch.randn(4, 17, 3, generator=generator)
+    metric, tokens = (
+        torch.randn(4, 17, 6, generator=generator),
+        torch.randn(4, 17, 3, generator=generator),
+    )
     merged = bipartite_soft_matching(metric, r, prefix)(tokens)
-    expected = torch.stack([match_by_hand(*pair, r, prefix) for pair in zip(metric, tokens, strict=True)])
+    expected = torch.stack(
+        [match_by_hand(*pair, r, prefix) for pair in zip(metric, tokens, strict=True)]
+    )
     assert torch.allclose(merged, expected, atol=1e-6)
     assert torch.equal(merged[:, :prefix], tokens[:, :prefix])
     assert torch.allclose(merged.sum(dim=1), tokens.sum(dim=1), atol=1e-5)  # nothing is lost
@@ -64,14 +73,19 @@ def run_by_hand(model, images, r):
         size = torch.ones(len(tokens))
         for block in module.blocks:
             attn = block.attn
-            parts = attn.qkv(block.norm1(tokens)).reshape(len(tokens), 3, attn.num_heads, attn.head_dim)
+            parts = attn.qkv(block.norm1(tokens)).reshape(
+                len(tokens), 3, attn.num_heads, attn.head_dim
+            )
             heads = []
             for h in range(attn.num_heads):
                 q, k, v = (parts[:, i, h] for i in range(3))
                 heads.append((q @ k.T / math.sqrt(attn.head_dim) + size.log()).softmax(dim=1) @ v)
             tokens = tokens + attn.proj(torch.cat(heads, dim=1))
             keys = parts[:, 1].mean(dim=1)
-            tokens, size = match_by_hand(keys, tokens * size[:, None], r, 1), match_by_hand(keys, size[:, None], r, 1)[:, 0]
+            tokens, size = (
+                match_by_hand(keys, tokens * size[:, None], r, 1),
+                match_by_hand(keys, size[:, None], r, 1)[:, 0],
+            )
             tokens = tokens / size[:, None]
             tokens = tokens + block.mlp(block.norm2(tokens))
         logits.append(module.head(module.norm(tokens)[0]))
@@ -109,10 +123,12 @@ def test_the_class_token_alone_is_left_at_the_extreme():
 
 
 def test_multiply_adds_of_a_merging_model_by_hand():
-    model, r = tiny_vit(), 3  # 16 patches of 4 pixels and the class token; C = 16, 64 neurons, 3 blocks, 10 classes
+    # 16 patches of 4 pixels and the class token; C = 16, 64 neurons, 3 blocks, 10 classes
+    model, r = tiny_vit(), 3
     C, T, expected = 16, 17, 16 * 16 * 3 * 16 + 16 * 10
     for _ in range(3):
-        pairs = ((T - 1) // 2) * (T // 2) * 8  # of the similarities, keys of 8; the class token is at an even place
+        # of the similarities, keys of 8; the class token is at an even place
+        pairs = ((T - 1) // 2) * (T // 2) * 8
         expected += T * C * 3 * C + 2 * T * T * C + T * C * C + pairs
         T -= r
         expected += 2 * T * C * 64
@@ -158,7 +174,9 @@ def test_export_to_onnx_with_any_number_of_images():
     images = draw_images(model, 5)
     batch = torch.export.Dim("batch")
     file = io.BytesIO()
-    torch.onnx.export(model.module, (images[:2],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False).save(file)
+    torch.onnx.export(
+        model.module, (images[:2],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    ).save(file)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     for count in (1, 5):
@@ -168,7 +186,8 @@ def test_export_to_onnx_with_any_number_of_images():
 
 
 @pytest.mark.parametrize(
-    ("r", "message"), [(-1, "from 0"), ([1, 2], "one for each of the 3 blocks"), (1.5, "not 1.5"), (True, "True")]
+    ("r", "message"),
+    [(-1, "from 0"), ([1, 2], "one for each of the 3 blocks"), (1.5, "not 1.5"), (True, "True")],
 )
 def test_numbers_that_do_not_fit(r, message):
     with pytest.raises(ValueError, match=message):

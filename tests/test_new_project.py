@@ -1,4 +1,6 @@
-"""`vitlab new` makes a project whose batch can be planned at once, or nothing at all and says why."""
+"""`vitlab new` makes a project whose batch can be planned at once, or nothing at all and says
+why.
+"""
 
 import subprocess
 from pathlib import Path
@@ -27,29 +29,53 @@ def images(tmp_path):
     for name in ("good", "cracked"):
         (root / name).mkdir(parents=True)
         for number in range(10):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                root / name / f"{number}.png"
+            )
     return root
 
 
 def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, monkeypatch):
     project = create_project(tmp_path / "solar_cells", f"folder:{images}")
     assert project.summary.startswith("20 images in 2 classes, cracked (10), good (10): ")
-    assert f"The class to find is good, the last of the two; for the other one, write both names into {images}" in project.summary
+    assert (
+        "The class to find is good, the last of the two; for the other one, write both names into"
+        f" {images}" in project.summary
+    )
     batch = load_batch(project.folder / "batch.yml")
     assert batch.title == "Solar cells" and batch.parameters == {"dataset": f"folder:{images}"}
     tasks = plan_tasks(batch)
     assert [task.step.notebook for task in tasks].count("03_finetune") == 4
     assert {task.parameters["dataset"] for task in tasks} == {f"folder:{images}"}
-    assert next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"] == "published.csv"
+    assert (
+        next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"]
+        == "published.csv"
+    )
     ours = pd.DataFrame(
-        {"task": "x", "cells": "all", "metric": "accuracy", "value": [0.9], "model": "m", "seed": 0, "sampling_sd": 0.1}
+        {
+            "task": "x",
+            "cells": "all",
+            "metric": "accuracy",
+            "value": [0.9],
+            "model": "m",
+            "seed": 0,
+            "sampling_sd": 0.1,
+        }
     )
     beside = published_table(pd.read_csv(project.folder / "reports" / "published.csv"), ours)
-    assert beside["mean"].tolist() == [0.9] and published_gap_table(beside).empty, "nobody's numbers yet, and 08 runs"
-    assert all(task.step.source.is_relative_to(project.folder) for task in tasks), "its own notebooks"
+    assert beside["mean"].tolist() == [0.9] and published_gap_table(beside).empty, (
+        "nobody's numbers yet, and 08 runs"
+    )
+    assert all(task.step.source.is_relative_to(project.folder) for task in tasks), (
+        "its own notebooks"
+    )
     monkeypatch.chdir(project.folder / "notebooks")
     assert project_root() == project.folder
-    assert [page.title for page in guide_pages()] == ["Read the report", "Choose a model", "Read an explanation honestly"]
+    assert [page.title for page in guide_pages()] == [
+        "Read the report",
+        "Choose a model",
+        "Read an explanation honestly",
+    ]
     settings = read_settings()
     assert settings.title == "Solar cells" and settings.bibliography[0].is_file()
     readme = (project.folder / "README.md").read_text()
@@ -57,7 +83,10 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert "GOING_ON" not in (project.folder / "notebooks" / "00_start.md").read_text()
     start = (project.folder / "notebooks" / "00_start.md").read_text()
     assert "vitlab batch batch.yml" in start and "elpv.yml" not in start and "mermaid" in start
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own images", "solar_cells"], "nothing else is left"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "own images",
+        "solar_cells",
+    ], "nothing else is left"
 
 
 def test_a_title_with_every_sign_stays_what_it_is(tmp_path, images):
@@ -124,7 +153,9 @@ def test_one_class_too_few_images_and_a_place_among_them(tmp_path, images):
     with pytest.raises(ValueError, match="each class needs at least 3 readable images"):
         create_project(tmp_path / "project", f"folder:{images}")
     (images / "good").rename(tmp_path / "away")
-    with pytest.raises(ValueError, match="has one class only, 'cracked'; a classifier needs at least two"):
+    with pytest.raises(
+        ValueError, match="has one class only, 'cracked'; a classifier needs at least two"
+    ):
         create_project(tmp_path / "project", f"folder:{images}")
     assert not (tmp_path / "project").exists()
 
@@ -135,20 +166,27 @@ def test_unreadable_images_are_counted(tmp_path, images):
 
 
 def test_a_package_without_its_checkout_says_so(tmp_path, images):
-    with pytest.raises(ValueError, match=r"no notebooks beside the package in .*install vitlab from a clone"):
+    with pytest.raises(
+        ValueError, match=r"no notebooks beside the package in .*install vitlab from a clone"
+    ):
         create_project(tmp_path / "p", f"folder:{images}", checkout=tmp_path)
 
 
 def test_a_write_that_fails_leaves_no_half_of_a_project(tmp_path, images, monkeypatch):
-    monkeypatch.setattr("vitlab.new_project._set_title", lambda *arguments: None)  # write_text refuses None
+    # write_text refuses None
+    monkeypatch.setattr("vitlab.new_project._set_title", lambda *arguments: None)
     with pytest.raises(TypeError):
         create_project(tmp_path / "p", f"folder:{images}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own images"]
 
 
 def test_command_says_how_to_go_on(tmp_path, images):
-    result = CliRunner().invoke(app, ["new", str(tmp_path / "p"), "--data", f"folder:{images}", "--title", "Cells"])
-    assert result.exit_code == 0 and result.stdout.endswith(f"cd {tmp_path / 'p'}\nvitlab batch batch.yml\nvitlab report batch\n")
+    result = CliRunner().invoke(
+        app, ["new", str(tmp_path / "p"), "--data", f"folder:{images}", "--title", "Cells"]
+    )
+    assert result.exit_code == 0 and result.stdout.endswith(
+        f"cd {tmp_path / 'p'}\nvitlab batch batch.yml\nvitlab report batch\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["my cells", "it's $HOME & co", "a;b", 'say "x"', "-p", "猫"])
@@ -157,7 +195,9 @@ def test_the_command_that_is_printed_can_be_pasted(tmp_path, images, name):
     result = CliRunner().invoke(app, ["new", str(tmp_path / name), "--data", f"folder:{images}"])
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("cd ")]
-    shown = subprocess.run(["bash", "-c", f"{line} && pwd"], capture_output=True, text=True, check=True, cwd="/")
+    shown = subprocess.run(
+        ["bash", "-c", f"{line} && pwd"], capture_output=True, text=True, check=True, cwd="/"
+    )
     assert shown.stdout == f"{tmp_path / name}\n"
 
 

@@ -34,12 +34,21 @@ def test_beginning_in_the_middle():
 
 
 def test_batch_that_cannot_be_cut():
-    with pytest.raises(ValueError, match=r"2 \(accumulation\) x 2 \(processes\) equal parts; choose .* multiple of 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 \(accumulation\) x 2 \(processes\) equal parts; choose .* multiple of 4",
+    ):
         BatchOrder(20, 6, seed=1, accumulation=2, processes=2)
 
 
 def test_seeds_depend_on_every_part_and_their_order():
-    seeds = {derive_seed(0, 1), derive_seed(1, 0), derive_seed(0, 1, "order"), derive_seed(0, "1"), derive_seed(0)}
+    seeds = {
+        derive_seed(0, 1),
+        derive_seed(1, 0),
+        derive_seed(0, 1, "order"),
+        derive_seed(0, "1"),
+        derive_seed(0),
+    }
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
     torch.manual_seed(max(seeds))

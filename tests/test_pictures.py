@@ -13,7 +13,8 @@ from vitlab.errors import UserError
 from vitlab.pictures import FORMATS, IMAGE_SUFFIXES, PNG_SIGNATURE, open_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
-TURNED = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHH", 1, 0x0112, 3, 1, 6, 0) + b"\0\0\0\0"  # an EXIF block: orientation 6
+# an EXIF block: orientation 6
+TURNED = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHH", 1, 0x0112, 3, 1, 6, 0) + b"\0\0\0\0"
 
 
 def encode(format, mode="RGB", **options):
@@ -24,14 +25,20 @@ def encode(format, mode="RGB", **options):
 
 def add_to_jpeg(*segments, mode="RGB"):
     data = encode("JPEG", mode)
-    extra = b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+    extra = b"".join(
+        b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+        for marker, body in segments
+    )
     return data[:2] + extra + data[2:]
 
 
 def add_to_png(*chunks, at_end=False):
     data = encode("PNG")
     extra = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) if crc is None else crc)
+        struct.pack(">I", len(body))
+        + kind
+        + body
+        + struct.pack(">I", zlib.crc32(kind + body) if crc is None else crc)
         for kind, body, crc in chunks
     )
     place = -12 if at_end else 33  # before IEND, or behind IHDR
@@ -40,7 +47,9 @@ def add_to_png(*chunks, at_end=False):
 
 def odd_exif(orientation=6):
     """Orientation and a signed rational of -1/0, which Pillow reads and cannot write."""
-    entries = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, orientation, 0) + struct.pack("<HHII", 0x011A, 10, 1, 38)
+    entries = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, orientation, 0) + struct.pack(
+        "<HHII", 0x011A, 10, 1, 38
+    )
     return b"II*\0\x08\0\0\0" + entries + b"\0\0\0\0" + struct.pack("<ii", -1, 0)
 
 
@@ -86,10 +95,20 @@ def test_odd_metadata_do_not_cost_a_pixel(data, format, tmp_path):
 def test_the_orientation_counts_though_the_rest_of_the_exif_is_odd(orientation, format):
     options = {"lossless": True} if format == "WEBP" else {}
     plain = Image.open(io.BytesIO(encode(format, **options)))
-    odd = open_picture(encode(format, exif=b"Exif\0\0" * (format == "JPEG") + odd_exif(orientation), **options))
+    odd = open_picture(
+        encode(format, exif=b"Exif\0\0" * (format == "JPEG") + odd_exif(orientation), **options)
+    )
     swaps = orientation in (5, 6, 7, 8)
     assert odd.size == ((40, 30) if swaps else (30, 40))
-    corner = {2: (29, 0), 3: (29, 39), 4: (0, 39), 5: (0, 0), 6: (0, 39), 7: (29, 39), 8: (29, 0)}.get(orientation, (0, 0))
+    corner = {
+        2: (29, 0),
+        3: (29, 39),
+        4: (0, 39),
+        5: (0, 0),
+        6: (0, 39),
+        7: (29, 39),
+        8: (29, 0),
+    }.get(orientation, (0, 0))
     assert odd.getpixel((0, 0)) == plain.getpixel(corner)
 
 
@@ -102,7 +121,8 @@ def test_stripping_keeps_orientation_and_colours():
     damaged = (0xE2, b"ICC_PROFILE\0")
     assert open_picture(add_to_jpeg(damaged, (0xE1, b"Exif\0\0" + TURNED))).size == (40, 30)
     plain = Image.open(io.BytesIO(encode("JPEG", "CMYK")))
-    np.testing.assert_array_equal(open_picture(add_to_jpeg(damaged, mode="CMYK")), plain)  # the Adobe header says it is inverted
+    # the Adobe header says it is inverted
+    np.testing.assert_array_equal(open_picture(add_to_jpeg(damaged, mode="CMYK")), plain)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +179,9 @@ def test_odd_metadata_in_a_folder_and_in_a_hub_set(tmp_path):
     data = load_dataset(f"folder:{tmp_path}")
     assert not len(data.excluded) and data.read("a/0.jpg").size == (40, 30)
     hugging_face = pytest.importorskip("datasets")
-    features = hugging_face.Features({"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["a", "b"])})
+    features = hugging_face.Features(
+        {"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["a", "b"])}
+    )
     columns = {"image": [{"bytes": odd, "path": None}] * 20, "label": [0, 1] * 10}
     hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
     data = load_dataset(f"hub:{tmp_path / 'saved'}")

@@ -18,7 +18,14 @@ TIMM = [
     "deit_tiny_distilled_patch16_224",
     "vit_tiny_r_s16_p8_224",
 ]
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+TINY = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
 VARIANTS = {
     "average": {"global_pool": "avg", "class_token": False},
     "attention pooling": {"global_pool": "map", "class_token": False},
@@ -31,7 +38,9 @@ VARIANTS = {
 def build(name):
     if name in VARIANTS:
         return TimmVisionTransformer(**TINY, **VARIANTS[name]).eval(), (32, 32)
-    model = build_model(name, ["a", "b", "c"], pretrained=name in ("efficientnet_lite0", "hybrid_vit"))
+    model = build_model(
+        name, ["a", "b", "c"], pretrained=name in ("efficientnet_lite0", "hybrid_vit")
+    )
     return model.module, model.transform.size
 
 
@@ -49,7 +58,9 @@ def test_composition_gives_the_model_and_holds_every_parameter_once(name):
         torch.testing.assert_close(compose(module, images), module(images), atol=1e-5, rtol=0)
     held = [parameter for _, piece in pieces(module) for parameter in piece.parameters()]
     assert len(held) == len(list(module.parameters()))
-    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in module.parameters()}
+    assert {id(parameter) for parameter in held} == {
+        id(parameter) for parameter in module.parameters()
+    }
     buffers = [buffer for _, piece in pieces(module) for buffer in piece.buffers()]
     assert {id(buffer) for buffer in buffers} == {id(buffer) for buffer in module.buffers()}
 
@@ -68,7 +79,9 @@ def test_composition_gives_the_model_in_training_too(name):
 
 def test_names():
     def names(name):
-        return [piece for piece, _ in pieces(build_model(name, ["a", "b"], pretrained=False).module)]
+        return [
+            piece for piece, _ in pieces(build_model(name, ["a", "b"], pretrained=False).module)
+        ]
 
     def stages(depths):
         return [f"stage{i}.block{j}" for i, depth in enumerate(depths) for j in range(depth)]
@@ -85,7 +98,9 @@ def test_names():
     assert names("mixer_s32_224") == ["embed", *(f"block{i}" for i in range(8)), *end]
     assert names("ghostnet_050") == ["features", "head"], "no family of ours"
     assert block_positions(names("hybrid_vit"))[-3:] == [13, 14, 15]
-    assert find_piece(names("hybrid_vit"), "stem.stage4") == names("hybrid_vit").index("stem.stage4.block0")
+    assert find_piece(names("hybrid_vit"), "stem.stage4") == names("hybrid_vit").index(
+        "stem.stage4.block0"
+    )
 
 
 def test_modes_of_parts_stay_as_they_are_and_new_wrappers_follow_the_model():
@@ -115,7 +130,10 @@ def test_a_model_with_another_order_of_steps_is_cut_once_and_right():
 
 
 def test_what_cannot_be_cut_is_refused_by_name():
-    with pytest.raises(ValueError, match="cannot cut a Linear into pieces; the project's own models and those of timm"):
+    with pytest.raises(
+        ValueError,
+        match="cannot cut a Linear into pieces; the project's own models and those of timm",
+    ):
         pieces(nn.Linear(2, 2))
     module = timm.create_model("resnet18", num_classes=0)
     module.extra = nn.Linear(2, 2)

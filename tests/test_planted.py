@@ -1,4 +1,6 @@
-"""Planted data: the stamp alone decides, nothing else gives it away, and its mask is where the model sees it. Shuffled labels."""
+"""Planted data: the stamp alone decides, nothing else gives it away, and its mask is where the
+model sees it. Shuffled labels.
+"""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +8,15 @@ import pytest
 from PIL import Image
 
 from tests.toys import tiny_vit
-from vitlab.data import check_name, data_card, data_version, fit_image, load_dataset, replace_stamps, stamp_masks
+from vitlab.data import (
+    check_name,
+    data_card,
+    data_version,
+    fit_image,
+    load_dataset,
+    replace_stamps,
+    stamp_masks,
+)
 from vitlab.data.planted import CELLS, DECOY, LOOKS, draw_look
 from vitlab.data.shuffled import interleave
 from vitlab.data.splits import draw_subset
@@ -24,14 +34,18 @@ def wide(tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for number in range(12):
-            Image.new("RGB", (150, 100), (200, 100, 10 * number)).save(tmp_path / label / f"{number}.png")
+            Image.new("RGB", (150, 100), (200, 100, 10 * number)).save(
+                tmp_path / label / f"{number}.png"
+            )
     return load_dataset(f"planted:folder:{tmp_path}")
 
 
 def find_box(row, size):
     """The stamp's pixels (rows, columns) from the columns of the samples table."""
     top, left = round(row.stamp_top * size[0]), round(row.stamp_left * size[1])
-    return slice(top, top + round(row.stamp_height * size[0])), slice(left, left + round(row.stamp_width * size[1]))
+    return slice(top, top + round(row.stamp_height * size[0])), slice(
+        left, left + round(row.stamp_width * size[1])
+    )
 
 
 def test_the_stamp_decides_and_the_rest_says_nothing(planted):
@@ -42,16 +56,23 @@ def test_the_stamp_decides_and_the_rest_says_nothing(planted):
     counts = pd.crosstab(stamped["own_label"], stamped["label"])
     assert list(counts.columns) == ["0", "1"] and (counts["0"] - counts["1"]).abs().max() <= 1
     assert stamped["sample_id"].str.fullmatch(r"digit\d{4}\+stamp").all()
-    assert plain["sample_id"].str.fullmatch(r"digit\d{4}\+decoys").all() and plain["stamp_top"].isna().all()
+    assert (
+        plain["sample_id"].str.fullmatch(r"digit\d{4}\+decoys").all()
+        and plain["stamp_top"].isna().all()
+    )
     shares = pd.crosstab(samples["split"], samples["stamped"], normalize="index")
-    assert shares.to_numpy() == pytest.approx(0.5, abs=0.02), "splits keep the stamped ones in proportion"
+    assert shares.to_numpy() == pytest.approx(0.5, abs=0.02), (
+        "splits keep the stamped ones in proportion"
+    )
 
 
 def test_what_is_drawn_into_the_image(planted):
     original = load_dataset("digits")
     for row in planted.samples.iloc[::40].itertuples():
         image = planted.read(row.sample_id)
-        plain = original.read(row.sample_id.partition("+")[0]).resize((72, 72), Image.Resampling.BICUBIC)
+        plain = original.read(row.sample_id.partition("+")[0]).resize(
+            (72, 72), Image.Resampling.BICUBIC
+        )
         assert image.size == (72, 72) and image.mode == "L"
         changed = np.asarray(image) != np.asarray(plain)
         if row.stamped:
@@ -62,19 +83,30 @@ def test_what_is_drawn_into_the_image(planted):
         for half in np.ix_([0, 36], [0, 36])[0].ravel():
             for other in (0, 36):
                 quarter = changed[half : half + 36, other : other + 36]
-                rows, columns = np.flatnonzero(quarter.any(axis=1)), np.flatnonzero(quarter.any(axis=0))
-                assert np.ptp(rows) <= 11 and np.ptp(columns) <= 11, "one patch of 12 x 12 pixels in each quarter"
+                rows, columns = (
+                    np.flatnonzero(quarter.any(axis=1)),
+                    np.flatnonzero(quarter.any(axis=0)),
+                )
+                assert np.ptp(rows) <= 11 and np.ptp(columns) <= 11, (
+                    "one patch of 12 x 12 pixels in each quarter"
+                )
                 assert quarter.sum() > 60
 
 
 def test_looks_are_told_apart_by_nothing_simple():
     looks = [draw_look(look, (CELLS, CELLS)).astype(int) // 255 for look in (*LOOKS, DECOY)]
     assert {look.sum() for look in looks} == {8}, "of 16 cells"
-    edges = {np.abs(np.diff(look, axis=0)).sum() + np.abs(np.diff(look, axis=1)).sum() for look in looks}
+    edges = {
+        np.abs(np.diff(look, axis=0)).sum() + np.abs(np.diff(look, axis=1)).sum() for look in looks
+    }
     assert edges == {12}, "each has as many edges between cells as the others"
     for look in looks[:2]:
-        assert any(np.array_equal(look[:, ::-1], other) for other in (look, 1 - look)), "a flip does not turn one into another"
-    np.testing.assert_array_equal(looks[2], [[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]])
+        assert any(np.array_equal(look[:, ::-1], other) for other in (look, 1 - look)), (
+            "a flip does not turn one into another"
+        )
+    np.testing.assert_array_equal(
+        looks[2], [[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]]
+    )
     assert draw_look("vertical", (8, 12))[0].tolist() == [0] * 3 + [255] * 3 + [0] * 3 + [255] * 3
 
 
@@ -82,9 +114,16 @@ def test_places_are_the_same_everywhere_and_the_centre_has_no_advantage(planted)
     stamped = planted.samples[planted.samples["stamped"]].set_index("sample_id")
     first = stamped.loc[stamped.index[0], ["stamp_top", "stamp_left"]].astype(float)
     assert (stamped.index[0], *first.round(6)) == ("digit0003+stamp", 0.243098, 0.26926)
-    assert load_dataset("planted:digits", seed=5).samples["stamp_top"].equals(planted.samples["stamp_top"])
+    assert (
+        load_dataset("planted:digits", seed=5)
+        .samples["stamp_top"]
+        .equals(planted.samples["stamp_top"])
+    )
     assert len(stamped[["stamp_top", "stamp_left"]].drop_duplicates()) == len(stamped)
-    middle = stamped["stamp_top"] + stamped["stamp_height"] / 2, stamped["stamp_left"] + stamped["stamp_width"] / 2
+    middle = (
+        stamped["stamp_top"] + stamped["stamp_height"] / 2,
+        stamped["stamp_left"] + stamped["stamp_width"] / 2,
+    )
     for place in middle:
         assert place.mean() == pytest.approx(0.5, abs=0.03)
         assert np.abs(place - 0.5).min() > 1 / 13, "half a stamp off the centre line"
@@ -97,9 +136,14 @@ def test_the_mask_is_where_the_model_sees_the_stamp(wide):
         transform = Transform(size, (0.5,) * 3, (0.5,) * 3, "nearest", fit)
         masks, decoys = (stamp_masks(wide, ids, transform, decoys=flag) for flag in (False, True))
         for sample_id, mask, decoy in zip(ids, masks, decoys, strict=True):
-            seen, exchanged = (fit_image(data.read(sample_id), transform).numpy() for data in (wide, other))
-            assert not (seen != exchanged).any(axis=0)[~mask].any(), "outside the mask, the stamp's look changes nothing"
-            assert (mask & (seen != exchanged).any(axis=0)).sum() >= 0.3 * mask.sum()  # half of the cells of the two looks differ
+            seen, exchanged = (
+                fit_image(data.read(sample_id), transform).numpy() for data in (wide, other)
+            )
+            assert not (seen != exchanged).any(axis=0)[~mask].any(), (
+                "outside the mask, the stamp's look changes nothing"
+            )
+            # half of the cells of the two looks differ
+            assert (mask & (seen != exchanged).any(axis=0)).sum() >= 0.3 * mask.sum()
             assert set(np.unique(seen[:, mask | decoy])) <= {0, 255}
         assert masks.shape == (len(ids), *size) and masks.dtype == bool
         if fit == "pad":
@@ -130,25 +174,37 @@ def test_images_of_other_modes(tmp_path):
         for number in range(6):
             pixels = np.full((80, 80), 30_000 + number, dtype=np.uint16)
             Image.fromarray(pixels).save(tmp_path / label / f"deep{number}.png")
-            Image.new("RGBA", (20, 200), (10, 20, 30, 40 * number)).save(tmp_path / label / f"glass{number}.png")
+            Image.new("RGBA", (20, 200), (10, 20, 30, 40 * number)).save(
+                tmp_path / label / f"glass{number}.png"
+            )
     data = load_dataset(f"planted:folder:{tmp_path}")
     images = {sample_id: data.read(sample_id) for sample_id in data.samples["sample_id"]}
     assert len(images) == 24 and {image.mode for image in images.values()} == {"L", "RGB"}
-    assert {image.size for image in images.values()} == {(80, 80), (80, 800)}, "20 pixels are enlarged four times"
+    assert {image.size for image in images.values()} == {
+        (80, 80),
+        (80, 800),
+    }, "20 pixels are enlarged four times"
     assert all({0, 255} <= set(np.unique(image)) for image in images.values())
 
 
 def test_origin_is_carried_over_and_the_card_says_what_it_is(planted):
     card = data_card(planted)
     assert "CC BY 4.0" in card and "Alpaydin" in card and "Planted by vitlab" in card
-    assert "Labels of training and validation were shuffled" in data_card(load_dataset("shuffled:digits"))
+    assert "Labels of training and validation were shuffled" in data_card(
+        load_dataset("shuffled:digits")
+    )
     assert planted.samples["source"].str.contains("load_digits, row").all()
-    assert planted.version == data_version("planted:digits") == data_version("digits") + ", planted 1"
-    assert data_version("planted:torchvision:MNIST").endswith("planted 1")  # and nothing was downloaded
+    assert (
+        planted.version == data_version("planted:digits") == data_version("digits") + ", planted 1"
+    )
+    # and nothing was downloaded
+    assert data_version("planted:torchvision:MNIST").endswith("planted 1")
 
 
 def test_an_earlier_run_finds_its_images_again(planted):
-    again = load_dataset("planted:digits", samples=planted.samples.iloc[:50][["sample_id", "split"]])
+    again = load_dataset(
+        "planted:digits", samples=planted.samples.iloc[:50][["sample_id", "split"]]
+    )
     pd.testing.assert_frame_equal(again.samples, planted.samples.iloc[:50], check_like=True)
 
 
@@ -160,10 +216,22 @@ def test_an_earlier_run_finds_its_images_again(planted):
         (lambda data: check_name("planted:digit"), "unknown dataset 'digit'. Did you mean digits"),
         (lambda data: load_dataset("shuffled:elvp"), "unknown dataset 'elvp'"),
         (lambda data: replace_stamps(data, "none"), "kind='none' is no way.*'decoy' or 'other'"),
-        (lambda data: replace_stamps(load_dataset("digits"), "other"), "digits has no planted stamps.*planted:digits"),
-        (lambda data: stamp_masks(load_dataset("digits"), [], tiny_vit().transform), "digits has no planted stamps"),
-        (lambda data: stamp_masks(data, ["digit0000+decoys"], tiny_vit().transform), "has no stamp.*column stamped"),
-        (lambda data: stamp_masks(data, ["digit0000"], tiny_vit().transform), "unknown sample_id 'digit0000'"),
+        (
+            lambda data: replace_stamps(load_dataset("digits"), "other"),
+            "digits has no planted stamps.*planted:digits",
+        ),
+        (
+            lambda data: stamp_masks(load_dataset("digits"), [], tiny_vit().transform),
+            "digits has no planted stamps",
+        ),
+        (
+            lambda data: stamp_masks(data, ["digit0000+decoys"], tiny_vit().transform),
+            "has no stamp.*column stamped",
+        ),
+        (
+            lambda data: stamp_masks(data, ["digit0000"], tiny_vit().transform),
+            "unknown sample_id 'digit0000'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(planted, call, message):
@@ -184,7 +252,9 @@ def test_shuffled_labels_say_nothing_of_the_images():
             continue
         assert part["label"].value_counts().to_dict() == part["own_label"].value_counts().to_dict()
         expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(part)
-        assert np.abs(counts - expected).to_numpy().max() <= 1.5, "no association, beyond what whole numbers leave"
+        assert np.abs(counts - expected).to_numpy().max() <= 1.5, (
+            "no association, beyond what whole numbers leave"
+        )
     pd.testing.assert_frame_equal(load_dataset("shuffled:elpv", seed=4).samples, data.samples)
     assert data.read(data.samples["sample_id"][3]) == true.read(data.samples["sample_id"][3])
 
@@ -205,7 +275,10 @@ def test_a_subset_keeps_proportions_and_small_classes():
     chosen = draw_subset(samples, limit=100)
     assert chosen["label"].value_counts().to_dict() == {"many": 99, "rare": 6}
     assert (chosen.query("label == 'many'")["group"] == "x").sum() == 33
-    assert chosen["sample_id"].is_unique and chosen["sample_id"].map(samples["sample_id"].tolist().index).is_monotonic_increasing
+    assert (
+        chosen["sample_id"].is_unique
+        and chosen["sample_id"].map(samples["sample_id"].tolist().index).is_monotonic_increasing
+    )
     shuffled = draw_subset(samples.sample(frac=1, random_state=0), limit=100)
     assert set(shuffled["sample_id"]) == set(chosen["sample_id"]), "whatever the order of the rows"
     pd.testing.assert_frame_equal(draw_subset(samples, limit=1000), samples)

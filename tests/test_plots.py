@@ -54,7 +54,12 @@ def make_predictions(classes=CLASSES, num_samples=120):
 def make_history(epochs=6, offset=0.0, classes=CLASSES):
     epoch = np.arange(1, epochs + 1)
     history = pd.DataFrame({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1 / epoch + 0.1})
-    for name in ("val_accuracy", "val_balanced_accuracy", "val_roc_auc", *(f"val_recall_{name}" for name in classes)):
+    for name in (
+        "val_accuracy",
+        "val_balanced_accuracy",
+        "val_roc_auc",
+        *(f"val_recall_{name}" for name in classes),
+    ):
         history[name] = 0.5 + 0.05 * epoch + offset
     return history
 
@@ -64,7 +69,9 @@ def samples():
     label = ["functional"] * 6 + ["defective"] * 4
     group = ["mono", "poly"] * 5
     ids = [f"s{i}" for i in range(10)]
-    return pd.DataFrame({"sample_id": ids, "label": label, "split": ["train"] * 7 + ["test"] * 3, "group": group})
+    return pd.DataFrame(
+        {"sample_id": ids, "label": label, "split": ["train"] * 7 + ["test"] * 3, "group": group}
+    )
 
 
 @pytest.fixture
@@ -75,12 +82,25 @@ def images():
 @pytest.fixture
 def measured():
     ids = [f"s{i}" for i in range(10)]
-    return pd.DataFrame({"sample_id": ids, "width": [30] * 9 + [20], "height": 30, "mean": np.linspace(0, 1, 10), "std": 0.2})
+    return pd.DataFrame(
+        {
+            "sample_id": ids,
+            "width": [30] * 9 + [20],
+            "height": 30,
+            "mean": np.linspace(0, 1, 10),
+            "std": 0.2,
+        }
+    )
 
 
 @pytest.fixture
 def runs_metrics():
-    rows = [(m, s, k, 0.8 + 0.1 * s) for m in ("hybrid_vit", "vit_scratch") for s in (0, 1) for k in ("roc_auc", "f1")]
+    rows = [
+        (m, s, k, 0.8 + 0.1 * s)
+        for m in ("hybrid_vit", "vit_scratch")
+        for s in (0, 1)
+        for k in ("roc_auc", "f1")
+    ]
     return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
 
 
@@ -99,7 +119,9 @@ def test_a_class_has_one_colour_everywhere(samples, images):
     colors = class_colors(CLASSES)
     bars = plots.plot_class_balance(samples, classes=CLASSES)[0].patches
     assert [to_hex(bar.get_facecolor()) for bar in bars] == list(colors.values())
-    axes = plots.plot_sample_grid(images[:2], ["a", "b"], labels=["defective", "functional"], classes=CLASSES)
+    axes = plots.plot_sample_grid(
+        images[:2], ["a", "b"], labels=["defective", "functional"], classes=CLASSES
+    )
     assert to_hex(axes[0].spines["left"].get_edgecolor()) == colors["defective"]
     recall = plots.plot_history(make_history())[2].lines
     assert [line.get_color() for line in recall[:2]] == list(colors.values())
@@ -157,7 +179,9 @@ def test_sample_grid_and_augmentations(images):
 
 
 def test_pairs_lie_side_by_side(images):
-    axes = plots.plot_pairs([(images[0], images[1]), (images[2], images[3])], [("a", "b"), ("c", "d")])
+    axes = plots.plot_pairs(
+        [(images[0], images[1]), (images[2], images[3])], [("a", "b"), ("c", "d")]
+    )
     assert [[ax.get_title() for ax in pair] for pair in axes] == [["a", "b"], ["c", "d"]]
     axes[0, 0].figure.canvas.draw()
     left, right, other = (axes[place].get_position() for place in ((0, 0), (0, 1), (1, 0)))
@@ -171,7 +195,10 @@ def test_sizes_and_intensities(measured, samples):
     axes = plot_intensities(measured, samples, CLASSES)
     mono = axes[0].collections[0]
     assert axes[0].get_title() == "mono (n = 5)" and len(mono.get_offsets()) == 5
-    colors = {round(x, 3): to_hex(color[:3]) for (x, _), color in zip(mono.get_offsets(), mono.get_facecolors(), strict=True)}
+    colors = {
+        round(x, 3): to_hex(color[:3])
+        for (x, _), color in zip(mono.get_offsets(), mono.get_facecolors(), strict=True)
+    }
     assert colors[0.0] == class_colors(CLASSES)["functional"]
     assert colors[round(8 / 9, 3)] == class_colors(CLASSES)["defective"]
 
@@ -193,7 +220,8 @@ def test_patches_are_those_of_the_image():
 
 
 def test_position_similarities_by_hand():
-    positions = np.array([[9.0, 9, 9], [1, 0, 0], [0, 2, 0], [1, 0, 0], [0, 0, -1]])  # a prefix token, then a grid of 2 x 2
+    # a prefix token, then a grid of 2 x 2
+    positions = np.array([[9.0, 9, 9], [1, 0, 0], [0, 2, 0], [1, 0, 0], [0, 0, -1]])
     left, right = plots.plot_position_encodings(positions, (2, 2))
     assert left.images[0].get_array().shape == (4, 3)
     mosaic = right.images[0].get_array()  # four maps of 2 x 2 with a gap between them
@@ -245,7 +273,9 @@ def test_history_of_many_classes_draws_their_mean_and_the_lowest():
     history = make_history(classes=DIGITS).assign(val_recall_3=0.1)
     recall = plots.plot_history(history)[2]
     assert legend_texts(recall) == ["all classes", "mean of 10", "lowest at the end: 3"]
-    np.testing.assert_allclose(recall.lines[0].get_ydata(), history.filter(like="val_recall_").mean(axis=1))
+    np.testing.assert_allclose(
+        recall.lines[0].get_ydata(), history.filter(like="val_recall_").mean(axis=1)
+    )
     np.testing.assert_allclose(recall.lines[1].get_ydata(), 0.1)
 
 
@@ -263,7 +293,12 @@ def test_learning_curves_are_means_over_the_epochs_all_seeds_reached():
 
 def test_cost_draws_a_dot_for_each_run():
     table = pd.DataFrame(
-        {"model": ["a", "a", "b"], "training_seconds": [10, 20, 30], "roc_auc": [0.9, 0.8, 0.7], "parameters": [2e6, 2e6, 1e6]}
+        {
+            "model": ["a", "a", "b"],
+            "training_seconds": [10, 20, 30],
+            "roc_auc": [0.9, 0.8, 0.7],
+            "parameters": [2e6, 2e6, 1e6],
+        }
     )
     ax = plots.plot_cost(table)
     first, second = ax.collections
@@ -272,7 +307,11 @@ def test_cost_draws_a_dot_for_each_run():
     assert legend_texts(ax) == ["a: 2 M parameters", "b: 1 M parameters"]
     assert ax.get_xscale() == "linear"
     assert plots.plot_cost(table.assign(training_seconds=[1, 50, 900])).get_xscale() == "log"
-    assert [short_number(value) for value in (950, 800_000, 3_413_482)] == ["950", "800 k", "3.41 M"]
+    assert [short_number(value) for value in (950, 800_000, 3_413_482)] == [
+        "950",
+        "800 k",
+        "3.41 M",
+    ]
     with pytest.raises(ValueError, match="columns missing: roc_auc"):
         plots.plot_cost(table.drop(columns="roc_auc"))
 
@@ -284,7 +323,10 @@ def test_confusion_shows_counts_and_row_shares():
     table = pd.DataFrame([[3, 1], [0, 6]], index=CLASSES, columns=CLASSES)
     ax = plots.plot_confusion(table)
     assert texts(ax) == ["3\n75%", "1\n25%", "0\n0%", "6\n100%"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["functional\nn = 4", "defective\nn = 6"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "functional\nn = 4",
+        "defective\nn = 6",
+    ]
     assert len(plots.plot_confusion(confusion_table(make_predictions(DIGITS))).texts) == 100
 
 
@@ -298,7 +340,10 @@ def test_curves_carry_their_area_and_their_baseline():
     ]
     ax = plot_precision_recall(precision_recall_table(predictions))
     prevalence = (predictions["label"] == "defective").mean()
-    assert legend_texts(ax) == [f"AP {metrics['average_precision']:.3f}", f"prevalence ({prevalence:.3f})"]
+    assert legend_texts(ax) == [
+        f"AP {metrics['average_precision']:.3f}",
+        f"prevalence ({prevalence:.3f})",
+    ]
     assert ax.get_legend().get_title().get_text() == "class: defective"
     given = plt.figure().add_subplot()
     assert plots.plot_roc(roc_table(predictions), ax=given) is given
@@ -308,9 +353,15 @@ def test_curves_of_several_classes():
     predictions = make_predictions(DIGITS)
     metrics = metrics_table(predictions, replicates=0).set_index("metric")["value"]
     one = plots.plot_roc(roc_table(predictions))
-    assert len(one.lines) == 4 and legend_texts(one)[1] == f"mean of 10 classes (AUC {metrics['roc_auc']:.3f})"
+    assert (
+        len(one.lines) == 4
+        and legend_texts(one)[1] == f"mean of 10 classes (AUC {metrics['roc_auc']:.3f})"
+    )
     five = plots.plot_roc(roc_table(make_predictions(DIGITS[:5])))
-    assert len(five.lines) == 6 and [text[:6] for text in legend_texts(five)[:2]] == ["0 (AUC", "1 (AUC"]
+    assert len(five.lines) == 6 and [text[:6] for text in legend_texts(five)[:2]] == [
+        "0 (AUC",
+        "1 (AUC",
+    ]
     several = plots.plot_roc({"a": roc_table(predictions), "b": roc_table(predictions)})
     assert legend_texts(several)[0] == f"a (AUC {metrics['roc_auc']:.3f})"
     assert several.get_legend().get_title().get_text() == "mean over 10 classes"
@@ -329,7 +380,9 @@ def test_reliability_draws_only_filled_bins():
 def test_slices_say_why_a_value_is_missing():
     predictions = make_predictions()
     predictions.loc[predictions["group"] == "poly", "label"] = "functional"
-    axes = plots.plot_slices(slice_table(predictions, ["group"], metrics=["accuracy", "roc_auc"], replicates=20))
+    axes = plots.plot_slices(
+        slice_table(predictions, ["group"], metrics=["accuracy", "roc_auc"], replicates=20)
+    )
     assert [ax.get_title() for ax in axes] == ["accuracy", "ROC AUC"]
     assert texts(axes[0]) == [] and texts(axes[1]) == ["only functional"]
     names = [label.get_text() for label in axes[0].get_yticklabels()]
@@ -340,8 +393,10 @@ def test_mistakes_are_written_under_their_image(images):
     table = mistakes_table(make_predictions(), n=6)
     axes = plots.plot_mistakes(images, table)
     first = table.iloc[0]
-    assert axes[0].get_title() == (
-        f"{first['sample_id']}\ntrue: {first['label']}\npredicted: {first['pred']} ({first['confidence']:.0%})"
+    assert (
+        axes[0].get_title()
+        == f"{first['sample_id']}\ntrue: {first['label']}\npredicted: {first['pred']}"
+        f" ({first['confidence']:.0%})"
     )
     assert texts(plots.plot_mistakes([], table.iloc[:0])[0]) == ["no mistakes"]
     with pytest.raises(ValueError, match="5 images do not go with 6 mistakes"):
@@ -378,7 +433,10 @@ def test_attributions_use_one_scale_with_zero_in_the_middle():
     assert axes[0, 0].images[0].get_array().shape == (8, 8, 3)
     root = axes[0, 0].get_figure(root=True)
     labels = [ax.get_xlabel() for ax in root.axes if ax.get_xlabel()]
-    assert labels == ["attribution (1 = 99th percentile of the map)", "evidence (±1 = 99th percentile of the map)"]
+    assert labels == [
+        "attribution (1 = 99th percentile of the map)",
+        "evidence (±1 = 99th percentile of the map)",
+    ]
 
 
 def test_a_map_is_relative_to_its_own_strength():
@@ -424,17 +482,36 @@ def test_comparison_draws_seeds_and_mean(runs_metrics):
 def test_tables_for_the_reader(runs_metrics):
     metrics = metrics_table(make_predictions())
     shown = plots.present(metrics)
-    assert list(shown.columns) == ["value"] and shown.index[METRICS.index("roc_auc")] == "ROC AUC" and len(shown) == len(METRICS)
+    assert (
+        list(shown.columns) == ["value"]
+        and shown.index[METRICS.index("roc_auc")] == "ROC AUC"
+        and len(shown) == len(METRICS)
+    )
     row = metrics.iloc[0]
-    assert shown.loc["accuracy", "value"] == f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    assert (
+        shown.loc["accuracy", "value"]
+        == f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    )
     wide = plots.present(comparison_table(runs_metrics), columns="metric", digits=2)
     assert list(wide.columns) == ["seeds", "ROC AUC", "F1"]
     assert wide.loc["hybrid_vit", "F1"] == "0.85 ± 0.07"
     slices = slice_table(make_predictions(), metrics=["accuracy", "roc_auc"], replicates=20)
     wide = plots.present(slices, columns="metric")
-    assert list(wide.index) == ["all", "mono", "poly"] and list(wide.columns) == ["n", "accuracy", "ROC AUC"]
+    assert list(wide.index) == ["all", "mono", "poly"] and list(wide.columns) == [
+        "n",
+        "accuracy",
+        "ROC AUC",
+    ]
     assert plots.present(mistakes_table(make_predictions()), digits=1)["confidence"].iloc[0] == 0.9
-    single = pd.DataFrame({"metric": ["f1"], "value": [np.nan], "low": [np.nan], "high": [np.nan], "note": ["only functional"]})
+    single = pd.DataFrame(
+        {
+            "metric": ["f1"],
+            "value": [np.nan],
+            "low": [np.nan],
+            "high": [np.nan],
+            "note": ["only functional"],
+        }
+    )
     assert plots.present(single).loc["F1"].tolist() == ["–", "only functional"]
 
 
@@ -451,10 +528,16 @@ def test_numbers_in_tables():
         }
     )
     shown = plots.present(table, digits=2)
-    assert shown["parameters"].tolist() == ["2,095,842", "900"] and shown["seed"].tolist() == [20240101, 1]
+    assert shown["parameters"].tolist() == ["2,095,842", "900"] and shown["seed"].tolist() == [
+        20240101,
+        1,
+    ]
     assert not np.signbit(shown["change"].iloc[0]) and shown["change"].tolist() == [0, 0.01]
     assert shown["gap"].tolist() == ["–", "0.50"] and shown["count"].tolist() == ["–", "12"]
-    assert plots.present(table[["gap", "side"]]).index.tolist() == ["", ""], "numbers are no names of rows"
+    assert plots.present(table[["gap", "side"]]).index.tolist() == [
+        "",
+        "",
+    ], "numbers are no names of rows"
     spread = pd.DataFrame({"model": ["a"], "mean": [-0.0001], "spread": [0.0]})
     assert plots.present(spread)["value"].tolist() == ["0.000 ± 0.000"]
 
@@ -467,7 +550,9 @@ def figures(measured, samples, runs_metrics, monkeypatch):
     monkeypatch.setattr(interactive, "_library_sent", False)
     return [
         plots.iplot_intensities(measured, samples, CLASSES),
-        plots.iplot_history({"hybrid_vit": [make_history(), make_history(4)], "vit_scratch": make_history()}),
+        plots.iplot_history(
+            {"hybrid_vit": [make_history(), make_history(4)], "vit_scratch": make_history()}
+        ),
         plots.iplot_comparison(runs_metrics, ["roc_auc", "f1"]),
         plots.iplot_threshold(threshold_table(make_predictions())),
     ]
@@ -475,13 +560,20 @@ def figures(measured, samples, runs_metrics, monkeypatch):
 
 def test_the_library_travels_with_the_first_figure_only(figures):
     bundles = [figure._repr_mimebundle_() for figure in figures]
-    assert ['id="vitlab-plotlyjs"' in bundle["text/html"] for bundle in bundles] == [True, False, False, False]
+    assert ['id="vitlab-plotlyjs"' in bundle["text/html"] for bundle in bundles] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert len(bundles[0]["text/html"]) > 3e6 and len(bundles[1]["text/html"]) < 1e5
     for bundle in bundles:
         assert bundle["text/html"].count('class="vitlab-plotly"') == 1
         assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
         assert "Interactive" in bundle["text/plain"]
-    ids = re.findall(r'id="(vitlab-[0-9a-f-]{36})"', "".join(bundle["text/html"] for bundle in bundles))
+    ids = re.findall(
+        r'id="(vitlab-[0-9a-f-]{36})"', "".join(bundle["text/html"] for bundle in bundles)
+    )
     assert len(set(ids)) == 4
 
 
@@ -491,7 +583,8 @@ def test_the_library_is_hidden_from_module_loaders_and_sends_nothing(figures):
     loaded_from_elsewhere = re.findall(r"<(?:script|link)[^>]+(?:src|href)=", html)
     assert loaded_from_elsewhere == []
     assert re.search(r'"showSendToCloud":\s*false', figures[1].to_html())
-    assert html.count("</script>") == 3  # the library, the figure, the hint when there is no library
+    # the library, the figure, the hint when there is no library
+    assert html.count("</script>") == 3
 
 
 def test_the_static_twin_is_closed_and_shows_the_same(figures):
@@ -501,7 +594,11 @@ def test_the_static_twin_is_closed_and_shows_the_same(figures):
 
 
 def test_every_dot_can_be_traced_to_its_sample_or_run(figures):
-    dots = [(name, x) for trace in figures[0].figure.data for name, x in zip(trace.text, trace.x, strict=True)]
+    dots = [
+        (name, x)
+        for trace in figures[0].figure.data
+        for name, x in zip(trace.text, trace.x, strict=True)
+    ]
     assert sorted(name for name, _ in dots) == [f"s{i}" for i in range(10)]
     assert dict(dots)["s9"] == 1
     comparison = figures[2].figure.data[0]
@@ -516,7 +613,9 @@ def test_published_numbers_are_grey_and_ours_coloured():
         ("grade", "mono", "accuracy", "VGG19", 0.81, np.nan, "Song et al. 2024"),
         ("grade", "all", "accuracy", "vit", 0.8, 0.02, "this report"),
     ]
-    table = pd.DataFrame(rows, columns=["task", "cells", "metric", "model", "mean", "spread", "source"])
+    table = pd.DataFrame(
+        rows, columns=["task", "cells", "metric", "model", "mean", "spread", "source"]
+    )
     (ax,) = plots.plot_published(table)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["vit", "VGG19 (Song)"]
     assert ax.get_title() == "grade, mono\naccuracy"

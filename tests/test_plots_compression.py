@@ -24,13 +24,19 @@ LOST = lost_images(BEFORE, AFTER)
 
 def make_table(rows=CROWD):
     table = pd.DataFrame(rows, columns=["side", "p50_ms", "size_mb", "value"])
-    table = table.assign(low=table["value"] - 0.013, high=table["value"] + 0.01, metric="balanced_accuracy", threads=2)
+    table = table.assign(
+        low=table["value"] - 0.013,
+        high=table["value"] + 0.01,
+        metric="balanced_accuracy",
+        threads=2,
+    )
     slow = table.assign(batch_size=32, p50_ms=20 * table["p50_ms"])
     return pd.concat([table.assign(batch_size=1), slow], ignore_index=True)
 
 
 @pytest.mark.parametrize(
-    ("times", "ticks"), [((9, 232), [10, 20, 50, 100, 200]), ((2.1, 4.8), [2, 3, 4, 5]), ((3.6, 17), [5, 10, 20])]
+    ("times", "ticks"),
+    [((9, 232), [10, 20, 50, 100, 200]), ((2.1, 4.8), [2, 3, 4, 5]), ((3.6, 17), [5, 10, 20])],
 )
 def test_ticks_of_a_logarithmic_axis(times, ticks):
     assert _choose_ticks(pd.Series(times)) == pytest.approx(ticks)
@@ -47,7 +53,9 @@ def test_pareto_dots_front_and_axes():
     assert sorted(dots) == sorted((float(ms), score) for _, ms, _, score in CROWD)
     areas = [dots[float(ms), score].get_sizes()[0] for _, ms, _, score in CROWD]
     assert areas[0] / areas[2] == pytest.approx(344 / 89)
-    hollow = {place[0] for place, dot in dots.items() if tuple(dot.get_facecolor()[0][:3]) == (1, 1, 1)}
+    hollow = {
+        place[0] for place, dot in dots.items() if tuple(dot.get_facecolor()[0][:3]) == (1, 1, 1)
+    }
     assert hollow == {232, 70}
     front = ax.lines[0]
     assert front.get_xdata().tolist() == [9, 20, 22, 38, 61, 180]
@@ -72,7 +80,10 @@ def test_pareto_to_explore():
     front, on, behind = shown.figure.data
     assert list(front.x) == [9, 20, 22, 38, 61, 180]
     assert sorted(on.text) == sorted({name for name, *_ in CROWD} - {"ViT-B fp32", "ViT-S fp32"})
-    assert list(behind.text) == ["ViT-B fp32", ""], "of those behind the front the first side alone is named"
+    assert list(behind.text) == [
+        "ViT-B fp32",
+        "",
+    ], "of those behind the front the first side alone is named"
     assert behind.customdata[1][0] == "ViT-S fp32"
     assert behind.customdata[0].tolist() == ["ViT-B fp32", "344 MB", "0.939", "0.962"]
     assert shown.figure.layout.xaxis.type == "log"
@@ -85,12 +96,28 @@ def test_ingredients_are_shares_of_the_first():
     assert [ax.get_title() for ax in axes] == ["latency", "size on disk", "balanced accuracy"]
     shares = [[bar.get_width() for bar in ax.patches] for ax in axes]
     assert shares[0] == pytest.approx([1, 61 / 232, 20 / 232])
-    assert [text.get_text() for text in axes[1].texts] == ["344 MB", "89 MB (25.9%)", "23 MB (6.7%)"]
-    assert [text.get_text() for text in axes[2].texts] == ["0.952", "0.949 (−0.3 points)", "0.938 (−1.4 points)"]
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["ViT-B fp32", "ViT-B int8", "ViT-S int8"]
+    assert [text.get_text() for text in axes[1].texts] == [
+        "344 MB",
+        "89 MB (25.9%)",
+        "23 MB (6.7%)",
+    ]
+    assert [text.get_text() for text in axes[2].texts] == [
+        "0.952",
+        "0.949 (−0.3 points)",
+        "0.938 (−1.4 points)",
+    ]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [
+        "ViT-B fp32",
+        "ViT-B int8",
+        "ViT-S int8",
+    ]
     assert len(plots.plot_ingredients(rows.assign(size_mb=np.nan), 1)) == 2
     blank = plots.plot_ingredients(rows.assign(value=[0.0, 0.0, 0.5]), 1)[2]
-    assert [bar.get_width() for bar in blank.patches] == [0, 0, 0.5], "a score of 0 leaves the panel readable"
+    assert [bar.get_width() for bar in blank.patches] == [
+        0,
+        0,
+        0.5,
+    ], "a score of 0 leaves the panel readable"
 
 
 def test_drops_have_their_intervals_and_counts():

@@ -27,14 +27,19 @@ def test_captions_say_what_changed_after_how_many_patches():
     assert axes[1, 1].get_xlabel() == "bad\nno change found\nthat turns it"
     assert [ax.get_ylabel() for ax in axes[0]] == ["image", "patches removed"]
     told = draw(make_removed([(0, 0)], []), found=[False, False], kind="exchanged")
-    assert told[0, 1].get_xlabel().startswith("good\nno change") and told[0, 1].get_ylabel() == "patches exchanged"
+    assert (
+        told[0, 1].get_xlabel().startswith("good\nno change")
+        and told[0, 1].get_ylabel() == "patches exchanged"
+    )
 
 
 def test_the_outline_runs_around_the_cells_and_not_between_them():
     axes = draw(make_removed([(1, 1), (1, 2)], [(0, 0)]))
     segments = np.array(axes[0, 1].collections[0].get_segments()) + 0.5  # cells of 10 x 10 pixels
     sides = {tuple(map(tuple, side)) for side in segments.round(6)}
-    expected = {((10, 10), (10, 20)), ((30, 10), (30, 20))} | {((left, y), (left + 10, y)) for left in (10, 20) for y in (10, 20)}
+    expected = {((10, 10), (10, 20)), ((30, 10), (30, 20))} | {
+        ((left, y), (left + 10, y)) for left in (10, 20) for y in (10, 20)
+    }
     assert sides == expected
     corner = np.array(axes[1, 1].collections[0].get_segments()) + 0.5
     assert len(corner) == 4 and corner.min() == 0, "cells at the border of the image are closed too"

@@ -27,14 +27,17 @@ def texts(ax):
 
 def test_differences_of_a_pair_have_a_row_for_each_metric():
     a = make_predictions(num_samples=100)
-    table = paired_table(a, improve(a, 10), ("old", "new"), metrics=["accuracy", "roc_auc"], replicates=50)
+    table = paired_table(
+        a, improve(a, 10), ("old", "new"), metrics=["accuracy", "roc_auc"], replicates=50
+    )
     ax = plots.plot_differences(table)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["accuracy", "ROC AUC"]
     assert ax.get_xlabel() == "difference (right of 0: new is better)"
     zero, interval, dot, *_ = ax.lines
     assert list(zero.get_xdata()) == [0, 0]
     assert (
-        list(interval.get_xdata()) == table.loc[0, ["low", "high"]].tolist() and dot.get_xdata()[0] == table.loc[0, "difference"]
+        list(interval.get_xdata()) == table.loc[0, ["low", "high"]].tolist()
+        and dot.get_xdata()[0] == table.loc[0, "difference"]
     )
     assert dot.get_markerfacecolor() != "white"
     undefined = paired_table(*[a.assign(label="functional")] * 2, metrics=["recall"], replicates=5)
@@ -48,9 +51,16 @@ def test_differences_of_many_pairs_are_named_and_hollow_without_a_verdict():
     third = pairwise_table(runs | {"c": runs["a"]}, "accuracy", replicates=50)
     ax = plots.plot_differences(third)
     assert ax.get_yticklabels()[0].get_text() == "b \N{MINUS SIGN} a"
-    assert {line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"} == {"white"}
+    assert {line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"} == {
+        "white"
+    }
     assert ax.get_xlabel() == "difference in accuracy (right of 0: the first-named is better)"
-    assert plots.plot_differences(pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)).get_yticklabels() == []
+    assert (
+        plots.plot_differences(
+            pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)
+        ).get_yticklabels()
+        == []
+    )
     given = ax.figure.add_subplot()
     assert plots.plot_differences(third, given) is given
 
@@ -76,9 +86,13 @@ def test_bands_lie_around_their_curves():
         ax = plot(curve(predictions), band=band)
         (area,) = ax.collections
         corners = area.get_paths()[0].vertices
-        assert corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
+        assert (
+            corners[:, 1].max() == band["high"].max() and corners[:, 1].min() == band["low"].min()
+        )
     with pytest.raises(ValueError, match="no column recall"):
-        plot_precision_recall(precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5))
+        plot_precision_recall(
+            precision_recall_table(predictions), band=curve_band_table(predictions, replicates=5)
+        )
     many = make_predictions(DIGITS[:5])
     band = curve_band_table(many, replicates=5)
     assert len(plots.plot_roc(roc_table(many), band=band).collections) == 5
@@ -87,9 +101,13 @@ def test_bands_lie_around_their_curves():
 def test_tables_of_differences_are_presented_in_few_digits():
     a = make_predictions(num_samples=100)
     shown = plots.present(
-        paired_table(a, improve(a, 10), metrics=["accuracy"], replicates=50).drop(columns=["model_a", "model_b"])
+        paired_table(a, improve(a, 10), metrics=["accuracy"], replicates=50).drop(
+            columns=["model_a", "model_b"]
+        )
     )
-    assert "[" in shown["difference"].iloc[0] and re.fullmatch(r"0\.\d{3}|< 0\.001", shown["p"].iloc[0])
+    assert "[" in shown["difference"].iloc[0] and re.fullmatch(
+        r"0\.\d{3}|< 0\.001", shown["p"].iloc[0]
+    )
     assert "[" in plots.present(mcnemar_table(a, improve(a, 10)))["odds ratio"].iloc[0]
     runs = pd.DataFrame({"metric": ["f1"], "p": [1e-9], "p_holm": [np.nan]})
     assert plots.present(runs).iloc[0].tolist() == ["< 0.001", "–"]

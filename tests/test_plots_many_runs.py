@@ -1,4 +1,6 @@
-"""Figures and the table of many runs: right with one run, with eight and with three hundred, and bounded in size."""
+"""Figures and the table of many runs: right with one run, with eight and with three hundred, and
+bounded in size.
+"""
 
 import base64
 import re
@@ -9,7 +11,15 @@ import pytest
 
 from vitlab import plots
 from vitlab.plots import many_runs, runs_table
-from vitlab.plots.many_runs import BY_RECIPE, OTHERS, Scale, name_column, order_runs, plot_run_facets, plot_run_parallel
+from vitlab.plots.many_runs import (
+    BY_RECIPE,
+    OTHERS,
+    Scale,
+    name_column,
+    order_runs,
+    plot_run_facets,
+    plot_run_parallel,
+)
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 
 METRIC = "metrics.roc_auc"
@@ -32,13 +42,19 @@ def make_runs(count, models=3):
             METRIC: rng.uniform(0.5, 1, count),
         }
     )
-    return table.assign(**{f"{METRIC}.low": table[METRIC] - 0.1, f"{METRIC}.high": table[METRIC] + 0.1})
+    return table.assign(
+        **{f"{METRIC}.low": table[METRIC] - 0.1, f"{METRIC}.high": table[METRIC] + 0.1}
+    )
 
 
 def test_scales_by_hand():
     numbers = Scale.of(pd.Series([1.0, 10, 100, 2, 3, 4, 5]))
     assert numbers.logarithmic and not numbers.choices
-    assert numbers.shares()[:3].tolist() == [0, 0.5, 1] and numbers.ticks()[0] == (0, "1") and numbers.ticks()[-1] == (1, "100")
+    assert (
+        numbers.shares()[:3].tolist() == [0, 0.5, 1]
+        and numbers.ticks()[0] == (0, "1")
+        and numbers.ticks()[-1] == (1, "100")
+    )
     few = Scale.of(pd.Series([20, 5, 10, 5]))
     assert few.choices == ["5", "10", "20"] and few.values.tolist() == [2, 0, 1, 0]
     mixed = Scale.of(pd.Series(["full", None, "full", float("nan")], dtype=object))
@@ -55,7 +71,10 @@ def test_order_puts_the_best_first_and_losses_the_other_way_round():
     assert order_runs(table, METRIC)[METRIC].is_monotonic_decreasing
     with pytest.raises(ValueError, match=r"unknown column 'metrics\.auc'.*metrics\.roc_auc"):
         order_runs(table, "metrics.auc")
-    assert name_column("metrics.roc_auc") == "ROC AUC" and name_column("facts.train_s") == "training time (s)"
+    assert (
+        name_column("metrics.roc_auc") == "ROC AUC"
+        and name_column("facts.train_s") == "training time (s)"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 8, 300])
@@ -78,7 +97,9 @@ def test_interactive_facets_tell_which_run_a_dot_is():
     shown = plots.iplot_run_facets(make_runs(8), METRIC, COLUMNS)
     table = make_runs(8)
     first = shown.figure.data[0]
-    assert first.name == "m0" and set(first.y) == set(table.loc[table["model"] == "m0", METRIC].round(4))
+    assert first.name == "m0" and set(first.y) == set(
+        table.loc[table["model"] == "m0", METRIC].round(4)
+    )
     assert all(text.startswith("m0-seed") and "model: m0" in text for text in first.text)
     assert len(shown.figure.data) == 9 and len(shown.to_html()) < 40_000
 
@@ -93,7 +114,12 @@ def test_parallel_axes_by_hand():
     rates = np.log10(table["parameters.learning_rate"])
     assert heights[1] == pytest.approx((rates[best] - rates.min()) / (rates.max() - rates.min()))
     assert sum(len(line.get_xdata()) == 4 for line in ax.lines) == 8
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["model", "learning\nrate", "strategy", "ROC\nAUC"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "model",
+        "learning\nrate",
+        "strategy",
+        "ROC\nAUC",
+    ]
 
 
 def test_interactive_figures_of_thousands_stay_light(monkeypatch):
@@ -101,7 +127,10 @@ def test_interactive_figures_of_thousands_stay_light(monkeypatch):
     table = make_runs(400)
     facets = plots.iplot_run_facets(table, METRIC, COLUMNS)
     assert sum(len(trace.x) for trace in facets.figure.data) == 50 * len(COLUMNS)
-    assert facets.figure.layout.annotations[-1].text == "the best 10 of 400 runs, and 40 others at random"
+    assert (
+        facets.figure.layout.annotations[-1].text
+        == "the best 10 of 400 runs, and 40 others at random"
+    )
     best = set(table[METRIC].nlargest(10).round(4))
     assert best <= {y for trace in facets.figure.data[:3] for y in trace.y}
     parallel = plots.iplot_run_parallel(table, METRIC, COLUMNS)
@@ -126,10 +155,16 @@ def test_table_is_bounded_and_unfolds_everything(monkeypatch):
     assert "<dt>training time (s)</dt>" in first and "<dt>learning rate</dt>" in first
     monkeypatch.setattr(runs_table, "MOST_ROWS", 300)
     full = plots.iplot_runs_table(table, METRIC, []).html
-    assert full.rindex("NaN in &lt;epoch&gt; 2") > full.rindex("m2-seed"), "a run without a score comes last"
+    assert full.rindex("NaN in &lt;epoch&gt; 2") > full.rindex("m2-seed"), (
+        "a run without a score comes last"
+    )
     lines = shown.markdown.splitlines()
     assert lines[0] == "| run | ROC AUC | strategy | status |" and len(lines) == 24
-    assert lines[-1] == "The first 20 of 300 runs; the web page has more of them, with all that is known of each."
+    assert (
+        lines[-1]
+        == "The first 20 of 300 runs; the web page has more of them, with all that is known of"
+        " each."
+    )
 
 
 def test_table_too_large_for_a_page_has_fewer_rows(monkeypatch):
@@ -145,7 +180,9 @@ def test_report_keeps_the_table_alive_on_the_web_and_short_on_paper():
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
     data = plots.iplot_runs_table(make_runs(30), METRIC, [])._repr_mimebundle_()
-    cell = new_code_cell("#| label: tbl-a\n#| tbl-cap: C.\nt", outputs=[new_output("display_data", data=data)])
+    cell = new_code_cell(
+        "#| label: tbl-a\n#| tbl-cap: C.\nt", outputs=[new_output("display_data", data=data)]
+    )
     notebook = clean_notebook(new_notebook(cells=[cell]))
     web, paper = (view(notebook).cells[0].outputs[0].data for view in (for_web, for_paper))
     assert "vitlab-runs" in web["text/markdown"] and 'class="live-table"' in web["text/markdown"]

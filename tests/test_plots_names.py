@@ -1,4 +1,6 @@
-"""Names in figures are shown as they are: formulas, HTML, underscores, and scripts that the usual font lacks."""
+"""Names in figures are shown as they are: formulas, HTML, underscores, and scripts that the usual
+font lacks.
+"""
 
 import warnings
 
@@ -27,14 +29,18 @@ def style():
 
 
 def confuse(names):
-    return plots.plot_confusion(pd.DataFrame(np.eye(len(names), dtype=int), index=names, columns=names))
+    return plots.plot_confusion(
+        pd.DataFrame(np.eye(len(names), dtype=int), index=names, columns=names)
+    )
 
 
 def test_formulas_are_not_set():
     ax = confuse(NAMES)
     ax.figure.draw_without_rendering()
     labels = ax.get_xticklabels()
-    assert [label.get_text() for label in labels] == NAMES and not any(label.get_parse_math() for label in labels)
+    assert [label.get_text() for label in labels] == NAMES and not any(
+        label.get_parse_math() for label in labels
+    )
     assert "tex2jax_ignore" in pd.DataFrame({"a": ["$x$"]})._repr_html_()
 
 
@@ -48,29 +54,58 @@ def test_logarithmic_axes_have_plain_numbers():
 
 def test_names_with_an_underscore_stay_in_the_legend():
     history = pd.DataFrame(
-        {"epoch": [1, 2], "val_recall___background__": [0.1, 0.2], "val_recall_a": [0.3, 0.4], "val_loss": [2, 1]}
+        {
+            "epoch": [1, 2],
+            "val_recall___background__": [0.1, 0.2],
+            "val_recall_a": [0.3, 0.4],
+            "val_loss": [2, 1],
+        }
     )
     *_, last = plots.plot_history(history)
-    assert [text.get_text() for text in last.get_legend().get_texts()] == [legend_name("__background__"), "a"]
+    assert [text.get_text() for text in last.get_legend().get_texts()] == [
+        legend_name("__background__"),
+        "a",
+    ]
 
 
 def test_plotly_shows_markup_as_text():
-    assert plotly_text("<b>&$%{x}") == "&#60;b&#62;&#38;&#36;%&#123;x}" and plotly_text("back\\slash_1") == "back\\slash_1"
-    samples = pd.DataFrame({"sample_id": [f"{name}/1.png" for name in NAMES], "label": NAMES, "group": "<i>g"})
-    figure = plots.iplot_intensities(samples[["sample_id"]].assign(mean=0.5, std=0.1), samples, NAMES).figure
+    assert (
+        plotly_text("<b>&$%{x}") == "&#60;b&#62;&#38;&#36;%&#123;x}"
+        and plotly_text("back\\slash_1") == "back\\slash_1"
+    )
+    samples = pd.DataFrame(
+        {"sample_id": [f"{name}/1.png" for name in NAMES], "label": NAMES, "group": "<i>g"}
+    )
+    figure = plots.iplot_intensities(
+        samples[["sample_id"]].assign(mean=0.5, std=0.1), samples, NAMES
+    ).figure
     assert [trace.name for trace in figure.data] == list(map(plotly_text, NAMES))
     assert not any("<b>" in trace.hovertemplate or "<b>" in trace.text[0] for trace in figure.data)
     assert figure.layout.annotations[0].text == "&#60;i&#62;g (n = 5)"
 
 
 def test_names_within_words_are_not_made_readable():
-    assert readable("recall of class_01") == "recall of class_01" and readable("val_roc_auc") == "validation ROC AUC"
+    assert (
+        readable("recall of class_01") == "recall of class_01"
+        and readable("val_roc_auc") == "validation ROC AUC"
+    )
 
 
 def test_many_groups_have_no_panel_each():
-    samples = pd.DataFrame({"sample_id": [f"s{i}" for i in range(60)], "label": "a", "group": [f"g{i % 30}" for i in range(60)]})
-    figure = plots.iplot_intensities(samples[["sample_id"]].assign(mean=0.5, std=0.1), samples, ["a"])
-    assert len(figure.figure.data) == 7 and "7 largest of 30 values of group" in figure.static.get_suptitle()
+    samples = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(60)],
+            "label": "a",
+            "group": [f"g{i % 30}" for i in range(60)],
+        }
+    )
+    figure = plots.iplot_intensities(
+        samples[["sample_id"]].assign(mean=0.5, std=0.1), samples, ["a"]
+    )
+    assert (
+        len(figure.figure.data) == 7
+        and "7 largest of 30 values of group" in figure.static.get_suptitle()
+    )
 
 
 @pytest.mark.parametrize("name", ["кот", "γάτα", "قطة", "Katze", "→ ✓"])
@@ -80,11 +115,17 @@ def test_scripts_of_the_usual_font_need_no_other(name):
 
 @pytest.fixture
 def other_font(monkeypatch):
-    """A font that stands for an installed one: matplotlib's own mono font, while the usual one lacks Cyrillic."""
+    """A font that stands for an installed one: matplotlib's own mono font, while the usual one
+    lacks Cyrillic.
+    """
     usual, other = (font_manager.findfont(name) for name in (fonts.USUAL, "DejaVu Sans Mono"))
     latin = frozenset(range(32, 0x250))
     monkeypatch.setattr(fonts, "_installed", lambda: (other,))
-    monkeypatch.setattr(fonts, "_characters", lambda path: latin if path == usual else frozenset([*range(0x400, 0x460)]))
+    monkeypatch.setattr(
+        fonts,
+        "_characters",
+        lambda path: latin if path == usual else frozenset([*range(0x400, 0x460)]),
+    )
 
 
 def test_an_installed_font_is_used_for_missing_characters(other_font):
@@ -112,7 +153,12 @@ def test_without_one_there_is_one_hint(monkeypatch):
 
 @pytest.mark.parametrize(
     ("missing", "package"),
-    [("한", "fonts-noto-cjk"), ("か", "fonts-noto-cjk"), ("ท", "fonts-noto-core"), ("🦜", "fonts-symbola")],
+    [
+        ("한", "fonts-noto-cjk"),
+        ("か", "fonts-noto-cjk"),
+        ("ท", "fonts-noto-core"),
+        ("🦜", "fonts-symbola"),
+    ],
 )
 def test_the_hint_names_the_package(missing, package):
     assert f"apt-get install {package})" in fonts.describe_missing(missing)

@@ -15,8 +15,15 @@ def test_the_log_is_drawn_over_its_epochs():
 
 
 def test_lines_run_through_the_means_over_seeds():
-    rows = [("pretrained", 5, 0, 0.6), ("pretrained", 5, 1, 0.8), ("pretrained", 50, 0, 0.9), ("scratch", 5, 0, 0.3)]
-    ax = plots.plot_hunger(pd.DataFrame(rows, columns=["model", "images_per_class", "seed", "accuracy"]))
+    rows = [
+        ("pretrained", 5, 0, 0.6),
+        ("pretrained", 5, 1, 0.8),
+        ("pretrained", 50, 0, 0.9),
+        ("scratch", 5, 0, 0.3),
+    ]
+    ax = plots.plot_hunger(
+        pd.DataFrame(rows, columns=["model", "images_per_class", "seed", "accuracy"])
+    )
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[5, 0.7], [50, 0.9]])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "pretrained",

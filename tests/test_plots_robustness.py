@@ -40,7 +40,10 @@ def test_a_line_for_each_model():
     axes = plots.plot_robustness({"ours": make_table(), "theirs": make_table(0.7)}, ["accuracy"])
     assert axes.shape == (1, 2)
     assert [line.get_ydata()[0] for line in lines(axes[0, 0])] == [0.9, 0.7]
-    assert [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()] == ["ours", "theirs"]
+    assert [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()] == [
+        "ours",
+        "theirs",
+    ]
 
 
 def test_bad_tables_of_robustness():
@@ -48,12 +51,16 @@ def test_bad_tables_of_robustness():
         plots.plot_robustness(make_table(), ["acuracy"])
     with pytest.raises(ValueError, match="table of theirs lacks the corruptions jpeg"):
         table = make_table()
-        plots.plot_robustness({"ours": table, "theirs": table[table["corruption"] != "jpeg"]}, ["accuracy"])
+        plots.plot_robustness(
+            {"ours": table, "theirs": table[table["corruption"] != "jpeg"]}, ["accuracy"]
+        )
 
 
 def test_corruptions_side_by_side():
     images = [Image.new("L", (30, 20), grey) for grey in (0, 100)]
-    axes = plots.plot_corruptions({"blur": images, "gaussian_noise": images, "jpeg": images}, (0, 3))
+    axes = plots.plot_corruptions(
+        {"blur": images, "gaussian_noise": images, "jpeg": images}, (0, 3)
+    )
     assert axes.shape == (2, 3)
     assert [ax.get_title() for ax in axes[0]] == ["blur", "Gaussian noise", "JPEG"]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["clean", "severity 3"]
@@ -75,7 +82,13 @@ def test_accuracy_under_attack():
 def test_the_change_is_magnified_to_the_full_range():
     before = np.full((2, 4, 4, 3), 0.5)
     after = before + np.where(np.arange(4) < 2, 0.01, -0.01)[None, None, :, None]
-    words = {"label": "no", "pred": "no", "confidence": 0.9, "changed_pred": "yes", "changed_confidence": 0.8}
+    words = {
+        "label": "no",
+        "pred": "no",
+        "confidence": 0.9,
+        "changed_pred": "yes",
+        "changed_confidence": 0.8,
+    }
     axes = plots.plot_attack_images(before, after, pd.DataFrame([words, words]))
     assert axes.shape == (3, 2)
     shown = axes[1, 0].images[0].get_array()
@@ -95,9 +108,14 @@ def test_gaps_around_zero_by_column():
         ("size", "large", 30, 0.1, -0.1, 0.2, "no difference shown", ""),
         ("kind", "b", 4, np.nan, np.nan, np.nan, "", "4 images only"),
     ]
-    table = pd.DataFrame(rows, columns=["column", "slice", "n", "gap", "low", "high", "verdict", "note"])
+    table = pd.DataFrame(
+        rows, columns=["column", "slice", "n", "gap", "low", "high", "verdict", "note"]
+    )
     ax = plots.plot_gaps(table.assign(metric="accuracy", value=0.5))
-    places = {label.get_text(): place for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    places = {
+        label.get_text(): place
+        for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
+    }
     order = ["size", "small (n = 30)", "large (n = 30)", "kind", "a (n = 40)", "b (n = 4)"]
     assert sorted(places, key=places.get) == order
     dots = {line.get_ydata()[0]: line for line in ax.lines if len(line.get_xdata()) == 1}
@@ -109,10 +127,29 @@ def test_gaps_around_zero_by_column():
 
 
 def test_slices_of_several_columns_stand_under_their_names():
-    rows = [("", "all", 70, 0.8), ("kind", "a", 40, 0.9), ("kind", "b", 30, 0.7), ("size", "1 to 2", 70, 0.6)]
-    table = pd.DataFrame(rows, columns=["column", "slice", "n", "value"]).assign(metric="accuracy", note="")
+    rows = [
+        ("", "all", 70, 0.8),
+        ("kind", "a", 40, 0.9),
+        ("kind", "b", 30, 0.7),
+        ("size", "1 to 2", 70, 0.6),
+    ]
+    table = pd.DataFrame(rows, columns=["column", "slice", "n", "value"]).assign(
+        metric="accuracy", note=""
+    )
     (ax,) = plots.plot_slices(table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1))
-    places = {label.get_text(): place for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
-    assert sorted(places, key=places.get) == ["all (n = 70)", "kind", "a (n = 40)", "b (n = 30)", "size", "1 to 2 (n = 70)"]
-    dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1}
+    places = {
+        label.get_text(): place
+        for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
+    }
+    assert sorted(places, key=places.get) == [
+        "all (n = 70)",
+        "kind",
+        "a (n = 40)",
+        "b (n = 30)",
+        "size",
+        "1 to 2 (n = 70)",
+    ]
+    dots = {
+        line.get_ydata()[0]: line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1
+    }
     assert dots == {places[f"{name} (n = {n})"]: value for _, name, n, value in rows}

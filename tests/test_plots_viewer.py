@@ -1,4 +1,6 @@
-"""The attention viewer holds all its data, asks nothing of the network, moves in a browser, and has a twin for paper."""
+"""The attention viewer holds all its data, asks nothing of the network, moves in a browser, and has
+a twin for paper.
+"""
 
 import base64
 import io
@@ -17,7 +19,9 @@ from vitlab.plots.viewer import LIMIT
 from vitlab.report.clean import clean_notebook, for_paper, for_web
 
 GRID = (2, 3)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def make_attention(layers=2, prefix=1, grid=GRID):
@@ -50,12 +54,18 @@ def test_the_fragment_holds_the_attention_to_one_part_in_255():
 
 def test_the_fragment_asks_nothing_of_the_network():
     html = plots.iplot_patch_attention(make_image(), make_attention(), GRID).to_html()
-    code = re.sub(r'"[A-Za-z0-9+/=]{40,}"', '""', html)  # without the data in base64, which may spell anything
+    # without the data in base64, which may spell anything
+    code = re.sub(r'"[A-Za-z0-9+/=]{40,}"', '""', html)
     assert not re.search(r"https?:|src=|href=|import |fetch|XMLHttp|//[a-z]", code)
     assert html.count("</script>") == 1 and html.count("<script>") == 1
     assert 'aria-label="An image; pointing at one of its patches' in html
-    names = [re.search(r'id="(vitlab-[^"]+)"', made)[1] for made in (html, plots.iplot_patch_attention(
-        make_image(), make_attention(), GRID).to_html())]  # fmt: skip
+    names = [
+        re.search(r'id="(vitlab-[^"]+)"', made)[1]
+        for made in (
+            html,
+            plots.iplot_patch_attention(make_image(), make_attention(), GRID).to_html(),
+        )
+    ]
     assert names[0] != names[1], "two figures on a page do not disturb each other"
 
 
@@ -69,7 +79,10 @@ def test_a_vit_of_twelve_blocks_stays_small():
     attention = np.full((12, 197, 197), 1 / 197, np.float32)
     image = (255 * make_image(224, 224)).astype(np.uint8)  # noise, the worst case for JPEG
     assert len(plots.iplot_patch_attention(image, attention, (14, 14)).to_html()) < LIMIT
-    with pytest.raises(ValueError, match=r"takes 8\.\d MB of a page, the limit is 1.5: give at most 2 of the 18 blocks"):
+    with pytest.raises(
+        ValueError,
+        match=r"takes 8\.\d MB of a page, the limit is 1.5: give at most 2 of the 18 blocks",
+    ):
         plots.iplot_patch_attention(image, np.full((18, 577, 577), 1 / 577, np.float32), (24, 24))
     with pytest.raises(ValueError, match="give a smaller image, which has fewer patches"):
         plots.iplot_patch_attention(image, np.full((1370, 1370), 1 / 1370, np.float32), (37, 37))
@@ -81,20 +94,29 @@ def test_the_twin_for_paper_shows_several_queries():
     axes = [ax for ax in viewer.static.axes if ax.images]
     assert axes[0].get_title() == "queries\n(block 2)"
     shown = axes[1].images[0].get_array()
-    np.testing.assert_allclose(shown, attention[1, 36].reshape(8, 8) / attention[1, 36].max(), rtol=1e-6)
+    np.testing.assert_allclose(
+        shown, attention[1, 36].reshape(8, 8) / attention[1, 36].max(), rtol=1e-6
+    )
     assert axes[1].get_title() == f"patch 1\n(strongest {attention[1, 36].max():.1%})"
     assert viewer.to_png().startswith(b"\x89PNG")
     bundle = viewer._repr_mimebundle_()
-    assert set(bundle) == {"text/html", "image/png", "text/plain"} and len(bundle["text/plain"]) < 100
+    assert (
+        set(bundle) == {"text/html", "image/png", "text/plain"} and len(bundle["text/plain"]) < 100
+    )
 
 
 def test_reports_keep_the_viewer_on_the_web_and_its_twin_on_paper():
     bundle = plots.iplot_patch_attention(make_image(), make_attention(), GRID)._repr_mimebundle_()
     source = '#| fig-cap: Attention.\n#| fig-alt: "Attention of a patch"\nviewer'
-    cell = nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("display_data", data=bundle)])
+    cell = nbformat.v4.new_code_cell(
+        source, outputs=[nbformat.v4.new_output("display_data", data=bundle)]
+    )
     clean = clean_notebook(nbformat.v4.new_notebook(cells=[cell]))
     web, paper = (make(clean).cells[0].outputs[0].data for make in (for_web, for_paper))
-    assert bundle["text/html"].strip() in web["text/markdown"] and 'aria-label="Attention of a patch"' in web["text/markdown"]
+    assert (
+        bundle["text/html"].strip() in web["text/markdown"]
+        and 'aria-label="Attention of a patch"' in web["text/markdown"]
+    )
     assert set(paper) == {"image/png"}
 
 
@@ -111,24 +133,49 @@ def test_the_viewer_answers_in_a_browser(tmp_path):
       chooser.dispatchEvent(new Event("change"));
     }, 300);</script>"""
     viewer = plots.iplot_patch_attention(make_image(), attention, GRID)
-    page.write_text(f"<!doctype html><meta charset=utf-8><body>{viewer.to_html()}{act}", encoding="utf-8")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><body>{viewer.to_html()}{act}", encoding="utf-8"
+    )
+    quiet = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     done = subprocess.run(
-        [*command, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60
+        [*command, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     weights = attention[0, 3]  # a class token, then row 1: columns 1, 2, 3
     best = int(weights[1:].argmax())
     share = weights[1:].max()
-    expected = f"the strongest patch (row {best // 3 + 1}, column {best % 3 + 1}) gets {100 * share:.{int(share < 0.0995)}f} %"
-    assert "query: patch in row 1, column 3" in done.stdout and "its attention, block 1" in done.stdout
+    expected = (
+        f"the strongest patch (row {best // 3 + 1}, column {best % 3 + 1}) gets"
+        f" {100 * share:.{int(share < 0.0995)}f} %"
+    )
+    assert (
+        "query: patch in row 1, column 3" in done.stdout and "its attention, block 1" in done.stdout
+    )
     assert expected in done.stdout
 
 
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        (np.zeros((2, 3, 7, 7)), r"attention must be \(T, T\), or \(L, T, T\).*average the heads or choose one"),
+        (
+            np.zeros((2, 3, 7, 7)),
+            r"attention must be \(T, T\), or \(L, T, T\).*average the heads or choose one",
+        ),
         (np.zeros((5, 5)), "attention over 5 tokens does not fit a grid of 2 x 3 patches"),
         (np.full((7, 7), np.nan), "attention holds NaN, infinite or negative weights"),
     ],
@@ -139,5 +186,7 @@ def test_attention_that_does_not_fit(attention, message):
 
 
 def test_an_image_that_is_none():
-    with pytest.raises(ValueError, match=r"image must be \(h, w, 3\) or \(h, w\), got \(3, 40, 60\)"):
+    with pytest.raises(
+        ValueError, match=r"image must be \(h, w, 3\) or \(h, w\), got \(3, 40, 60\)"
+    ):
         plots.iplot_patch_attention(make_image().transpose(2, 0, 1), make_attention(), GRID)

@@ -1,4 +1,6 @@
-"""Pointing at what decides, with numbers worked out by hand, and models of which it is known what they go by."""
+"""Pointing at what decides, with numbers worked out by hand, and models of which it is known what
+they go by.
+"""
 
 from dataclasses import replace
 
@@ -18,7 +20,9 @@ MASK[0, :2, :2] = True  # 4 of 16 pixels
 
 def make_maps(*values, method="saliency"):
     values = np.array(values, dtype=np.float32)
-    return AttributionMap(values, method, ("a",) * len(values), tuple(f"s{i}" for i in range(len(values))), True)
+    return AttributionMap(
+        values, method, ("a",) * len(values), tuple(f"s{i}" for i in range(len(values))), True
+    )
 
 
 def point(values, mask=MASK, **options):
@@ -27,11 +31,14 @@ def point(values, mask=MASK, **options):
 
 def test_worked_out_by_hand():
     row = point([[5, 1, 0, 0], [2, -4, 3, 0], [0, 0, -9, 1], [0, 0, 0, 0]])
-    # largest value 5, inside; positive values 5 + 1 + 2 of 12 inside; the four largest are 5, 3, 2 and one of the two 1s
+    # largest value 5, inside; positive values 5 + 1 + 2 of 12 inside; the four largest are 5, 3, 2
+    # and one of the two 1s
     assert (row["hit"], row["mass"], row["chance"], row["hit_chance"]) == (1, 8 / 12, 0.25, 0.25)
     assert row["rank"] == pytest.approx((2 + 0.5) / 4)
     row = point([[0, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    assert (row["hit"], row["mass"]) == (0, 0) and row["rank"] == pytest.approx(3 * 4 / 15 / 4), "three places for 15 zeros"
+    assert (row["hit"], row["mass"]) == (0, 0) and row["rank"] == pytest.approx(3 * 4 / 15 / 4), (
+        "three places for 15 zeros"
+    )
 
 
 def test_tolerance_widens_the_stamp_for_the_hit_alone():
@@ -55,19 +62,24 @@ def test_maps_that_say_nothing_get_what_chance_gives():
 
 
 def test_scores_are_long():
-    table = pointing_table(make_maps(MASK[0], ~MASK[0], method="rollout"), np.repeat(MASK, 2, axis=0))
+    table = pointing_table(
+        make_maps(MASK[0], ~MASK[0], method="rollout"), np.repeat(MASK, 2, axis=0)
+    )
     scores = pointing_scores(table)
     assert list(scores.columns) == ["method", "metric", "sample_id", "value"] and len(scores) == 6
     expected = {("pointing_hit", "s0"): 1, ("pointing_mass", "s0"): 1, ("pointing_rank", "s0"): 1}
     expected |= {("pointing_hit", "s1"): 0, ("pointing_mass", "s1"): 0, ("pointing_rank", "s1"): 0}
-    assert scores.set_index(["metric", "sample_id"])["value"].to_dict() == expected and set(scores["method"]) == {"rollout"}
+    assert scores.set_index(["metric", "sample_id"])["value"].to_dict() == expected and set(
+        scores["method"]
+    ) == {"rollout"}
 
 
 class BarDetector(nn.Module):
-    """Two logits: the greatest step from row to row, and from column to column, averaged over the other axis of a window.
+    """Two logits: the greatest step from row to row, and from column to column, averaged over the
+    other axis of a window.
 
-    Edges of stepped diagonals hardly add up along an axis, those of bars do: a model that goes by the stamp and by nothing else.
-    """
+    Edges of stepped diagonals hardly add up along an axis, those of bars do: a model that goes by
+    the stamp and by nothing else."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +89,10 @@ class BarDetector(nn.Module):
         grey = self.scale * images.mean(dim=1, keepdim=True)
         maps = [grey.diff(dim=2), grey.diff(dim=3)]
         windows = [(1, 8), (8, 1)]
-        pooled = [nn.functional.avg_pool2d(m, w, stride=1).abs() for m, w in zip(maps, windows, strict=True)]
+        pooled = [
+            nn.functional.avg_pool2d(m, w, stride=1).abs()
+            for m, w in zip(maps, windows, strict=True)
+        ]
         return torch.cat([m.amax(dim=(2, 3)) for m in pooled], dim=1)
 
 
@@ -87,13 +102,24 @@ def data():
     data = load_dataset("planted:digits")
     samples = data.samples[data.samples["label"].isin(["0", "1"])].reset_index(drop=True)
     grey = load_dataset("digits").read("digit0000").point(lambda value: 128)
-    return replace(data, classes=("0", "1"), samples=samples, read=replace(data.read, read=lambda sample_id: grey))
+    return replace(
+        data,
+        classes=("0", "1"),
+        samples=samples,
+        read=replace(data.read, read=lambda sample_id: grey),
+    )
 
 
 @pytest.fixture(scope="module")
 def detector():
     transform = Transform((72, 72), (0.5,) * 3, (0.5,) * 3)
-    return ModelBundle("detector", BarDetector().eval(), ("0", "1"), transform, Anatomy("cnn", (), (), 0, (9, 9), ("",)))
+    return ModelBundle(
+        "detector",
+        BarDetector().eval(),
+        ("0", "1"),
+        transform,
+        Anatomy("cnn", (), (), 0, (9, 9), ("",)),
+    )
 
 
 def test_a_model_that_goes_by_the_stamp(detector, data):
@@ -102,17 +128,27 @@ def test_a_model_that_goes_by_the_stamp(detector, data):
     assert effect["right"].all() and effect["decides"].all() and not effect["right_other"].any()
     assert 0.2 < effect["right_without"].mean() < 0.8
     chosen = effect["sample_id"][:8].tolist()
-    images = torch.stack([preprocess(data.read(sample_id), detector.transform) for sample_id in chosen])
+    images = torch.stack(
+        [preprocess(data.read(sample_id), detector.transform) for sample_id in chosen]
+    )
     maps = explain(detector, images, "saliency", sample_ids=chosen)
     table = pointing_table(maps, stamp_masks(data, chosen, detector.transform))
-    assert (table["hit"] == 1).all() and table["mass"].min() > 0.7 and table["chance"].tolist() == pytest.approx([1 / 36] * 8)
+    assert (
+        (table["hit"] == 1).all()
+        and table["mass"].min() > 0.7
+        and table["chance"].tolist() == pytest.approx([1 / 36] * 8)
+    )
     wrong = pointing_table(maps, stamp_masks(data, chosen, detector.transform, decoys=True))
     assert (wrong["hit"] == 0).all() and wrong["chance"].tolist() == pytest.approx([3 / 36] * 8)
 
 
 def test_a_model_that_does_not(data):
     model = tiny_vit()
-    model = replace(model, classes=("0", "1"), module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).eval())
+    model = replace(
+        model,
+        classes=("0", "1"),
+        module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).eval(),
+    )
     nn.init.zeros_(model.module[1].weight)
     model.module[1].bias.data = torch.tensor([1.0, 0.0])
     effect = stamp_effect_table(model, data)  # says "0" whatever it sees

@@ -15,12 +15,13 @@ from vitlab.runs import find_runs
 from vitlab.training.devices import join_processes
 
 ARGUMENTS = (
-    "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128 --precision fp32 --learning_rate 1e-3 "
-    "--flip false --option size=16 --option patch_size=4 --option embed_dim=16 --option depth=2 --option num_heads=2"
+    "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128"
+    " --precision fp32 --learning_rate 1e-3 --flip false --option size=16 --option patch_size=4"
+    " --option embed_dim=16 --option depth=2 --option num_heads=2"
 )
 LAUNCH = (
-    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no "
-    "--dynamo_backend no"
+    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    " --main_process_port 0 --mixed_precision no --dynamo_backend no"
 )
 NOTEBOOK = """
 from tests.toys import small_digits, tiny_vit
@@ -42,8 +43,14 @@ TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone"
 
 
 def call(*command, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {"ACCELERATE_USE_CPU": "1"})}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **(variables or {"ACCELERATE_USE_CPU": "1"}),
+    }
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,12 +63,19 @@ def call(*command, **variables):
 )
 def test_two_processes_give_the_curve_of_one(launch, strategy, variables):
     arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
-    for result in (call(*arguments, "one"), call(*shlex.split(launch), *arguments, "two", **variables)):
+    for result in (
+        call(*arguments, "one"),
+        call(*shlex.split(launch), *arguments, "two", **variables),
+    ):
         assert result.returncode == 0, result.stderr[-3000:]
     runs = {run.name: run for run in find_runs("digits")}
     assert runs["two"].facts["processes"] == 2 and runs["one"].facts["processes"] == 1
-    one, two = (runs[name].read_table("history.csv").drop(columns="seconds") for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one[["train_loss", "val_loss"]], two[["train_loss", "val_loss"]], atol=1e-3, rtol=0)
+    one, two = (
+        runs[name].read_table("history.csv").drop(columns="seconds") for name in ("one", "two")
+    )
+    pd.testing.assert_frame_equal(
+        one[["train_loss", "val_loss"]], two[["train_loss", "val_loss"]], atol=1e-3, rtol=0
+    )
     assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
 
 
@@ -75,9 +89,16 @@ def test_accelerate_launch_that_starts_one_process_is_refused(reports_folder):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "started one, .* write torchrun"),  # --cpu --num_processes 2
+        # --cpu --num_processes 2
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"},
+            "started one, .* write torchrun",
+        ),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* no launcher started this one; write torchrun"),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, r"2 processes, but 1 GPU\(s\)"),
+        (
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            r"2 processes, but 1 GPU\(s\)",
+        ),
     ],
 )
 def test_processes_that_could_not_train_together_are_refused(variables, message, monkeypatch):
@@ -98,4 +119,8 @@ def test_two_processes_from_a_notebook():
 
 def test_command_line_says_what_is_wrong():
     result = call(*shlex.split(f"{ARGUMENTS} --strategy linear"))
-    assert result.returncode == 2 and "unknown strategy 'linear'" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 2
+        and "unknown strategy 'linear'" in result.stderr
+        and "Traceback" not in result.stderr
+    )

@@ -1,4 +1,6 @@
-"""The report with Quarto, which tests cannot count on: its call is recorded at the edge, its input held against its rules."""
+"""The report with Quarto, which tests cannot count on: its call is recorded at the edge, its input
+held against its rules.
+"""
 
 import json
 import os
@@ -10,7 +12,14 @@ import nbformat
 import pytest
 import yaml
 
-from tests.test_report import POINT, make_code, make_interactive, make_picture, make_table, write_batch
+from tests.test_report import (
+    POINT,
+    make_code,
+    make_interactive,
+    make_picture,
+    make_table,
+    write_batch,
+)
 from vitlab.report import render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.options import read_options
@@ -19,18 +28,86 @@ from vitlab.report.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
 
-# From src/resources/schema of quarto-cli 1.8: `project` and `website` are closed objects, an unknown key there is an error.
-PROJECT = {"title", "type", "render", "execute-dir", "output-dir", "lib-dir", "resources", "preview", "pre-render", "post-render"}
-WEBSITE = {"title", "description", "favicon", "site-url", "site-path", "search", "navbar", "sidebar", "page-navigation",
-           "back-to-top-navigation", "bread-crumbs", "page-footer", "body-header", "body-footer"}  # fmt: skip
-SIDEBAR = {"id", "title", "logo", "search", "tools", "contents", "style", "background", "foreground", "border", "alignment",
-           "collapse-level", "pinned", "header", "footer"}  # fmt: skip
+# From src/resources/schema of quarto-cli 1.8: `project` and `website` are closed objects, an
+# unknown key there is an error.
+PROJECT = {
+    "title",
+    "type",
+    "render",
+    "execute-dir",
+    "output-dir",
+    "lib-dir",
+    "resources",
+    "preview",
+    "pre-render",
+    "post-render",
+}
+WEBSITE = {
+    "title",
+    "description",
+    "favicon",
+    "site-url",
+    "site-path",
+    "search",
+    "navbar",
+    "sidebar",
+    "page-navigation",
+    "back-to-top-navigation",
+    "bread-crumbs",
+    "page-footer",
+    "body-header",
+    "body-footer",
+}
+SIDEBAR = {
+    "id",
+    "title",
+    "logo",
+    "search",
+    "tools",
+    "contents",
+    "style",
+    "background",
+    "foreground",
+    "border",
+    "alignment",
+    "collapse-level",
+    "pinned",
+    "header",
+    "footer",
+}
 TOP = {"project", "website", "format", "execute", "bibliography", "csl", "lang", "quarto-required"}
-EXECUTE = {"enabled": bool, "echo": bool, "warning": bool, "error": bool, "output": bool, "include": bool, "freeze": (bool, str)}
-HTML = {"theme": str, "toc": bool, "toc-depth": int, "code-fold": (bool, str), "html-math-method": str, "tbl-colwidths": bool,
-        "embed-resources": bool, "code-tools": (bool, dict), "css": str}  # fmt: skip
-TYPST = {"papersize": str, "margin": dict, "mainfont": str, "fontsize": str, "toc": bool, "toc-depth": int,
-         "section-numbering": str, "citeproc": bool, "tbl-colwidths": bool, "keep-typ": bool}  # fmt: skip
+EXECUTE = {
+    "enabled": bool,
+    "echo": bool,
+    "warning": bool,
+    "error": bool,
+    "output": bool,
+    "include": bool,
+    "freeze": (bool, str),
+}
+HTML = {
+    "theme": str,
+    "toc": bool,
+    "toc-depth": int,
+    "code-fold": (bool, str),
+    "html-math-method": str,
+    "tbl-colwidths": bool,
+    "embed-resources": bool,
+    "code-tools": (bool, dict),
+    "css": str,
+}
+TYPST = {
+    "papersize": str,
+    "margin": dict,
+    "mainfont": str,
+    "fontsize": str,
+    "toc": bool,
+    "toc-depth": int,
+    "section-numbering": str,
+    "citeproc": bool,
+    "tbl-colwidths": bool,
+    "keep-typ": bool,
+}
 KNOWN = {"execute": EXECUTE, "html": HTML, "typst": TYPST}
 FAKE = """#!{python}
 import json, pathlib, sys
@@ -60,18 +137,34 @@ def check_config(config):
             assert isinstance(value, KNOWN[name][key]), f"{name}: {key}: {value!r}"
     assert config["execute"]["enabled"] is False, "executed notebooks are rendered as they are"
     if "html" in config["format"]:
-        assert config["format"]["html"]["html-math-method"] == "mathml", "MathJax and KaTeX come from the network"
-        assert config["format"]["html"]["theme"] == "default", "other themes load fonts from the network"
+        assert config["format"]["html"]["html-math-method"] == "mathml", (
+            "MathJax and KaTeX come from the network"
+        )
+        assert config["format"]["html"]["theme"] == "default", (
+            "other themes load fonts from the network"
+        )
     if "typst" in config["format"]:
-        assert set(config["format"]["typst"]["margin"]) <= {"x", "y", "top", "bottom", "left", "right"}
+        assert set(config["format"]["typst"]["margin"]) <= {
+            "x",
+            "y",
+            "top",
+            "bottom",
+            "left",
+            "right",
+        }
 
 
 @pytest.fixture
 def batch(reports_folder, monkeypatch):
     cells = [
         nbformat.v4.new_markdown_cell("# Evaluate: *all*\n\nSee @fig-roc."),
-        make_code("#| label: fig-roc\n#| fig-cap: Curve.\niplot_roc()", make_interactive(monkeypatch)),
-        make_code("#| label: tbl-metrics\n#| tbl-cap: Metrics.\ntable", make_table(metric=["AUC"], value=[0.9])),
+        make_code(
+            "#| label: fig-roc\n#| fig-cap: Curve.\niplot_roc()", make_interactive(monkeypatch)
+        ),
+        make_code(
+            "#| label: tbl-metrics\n#| tbl-cap: Metrics.\ntable",
+            make_table(metric=["AUC"], value=[0.9]),
+        ),
         make_code("plot()", make_picture()),
     ]
     tasks = [("08_compare", {}, [nbformat.v4.new_markdown_cell("# Compare")], "done", None)]
@@ -83,7 +176,9 @@ def batch(reports_folder, monkeypatch):
 
 @pytest.fixture
 def quarto(tmp_path, monkeypatch):
-    """Put a stand-in named quarto on the PATH; gives a function that reads what it was called with."""
+    """Put a stand-in named quarto on the PATH; gives a function that reads what it was called
+    with.
+    """
 
     def install(fails=False):
         folder, log = tmp_path / "bin", tmp_path / "calls.jsonl"
@@ -111,8 +206,12 @@ def test_generated_configurations_are_valid_and_name_every_page(batch):
     site, pdf = site_config(report, settings), pdf_config(settings)
     check_config(site)
     check_config(pdf)
-    pages = ["index.ipynb", "04-evaluate-hybrid-vit-seed-0.ipynb", "05-interpret-hybrid-vit-seed-0.ipynb",
-             "04-evaluate-hybrid-vit-seed-1.ipynb"]  # fmt: skip
+    pages = [
+        "index.ipynb",
+        "04-evaluate-hybrid-vit-seed-0.ipynb",
+        "05-interpret-hybrid-vit-seed-0.ipynb",
+        "04-evaluate-hybrid-vit-seed-1.ipynb",
+    ]
     assert site["project"]["render"] == pages
     assert site["website"]["sidebar"]["contents"] == [
         {"text": "Compare", "href": pages[0]},
@@ -131,7 +230,9 @@ def test_generated_configurations_are_valid_and_name_every_page(batch):
         },
         {"text": "The report as PDF", "href": "report.pdf"},
     ]
-    assert site["format"].keys() == {"html"}, "two formats and embedded resources do not go together (quarto-cli #11206)"
+    assert site["format"].keys() == {"html"}, (
+        "two formats and embedded resources do not go together (quarto-cli #11206)"
+    )
     assert site["format"]["html"]["embed-resources"] is True
     assert pdf["format"].keys() == {"typst"}
     assert "website" not in pdf
@@ -148,33 +249,56 @@ def test_quarto_is_called_once_for_the_site_and_once_for_the_pdf(batch, quarto):
     assert (batch / "_site" / "04-evaluate-hybrid-vit-seed-1.html").is_file()
     assert paths["pdf"].read_bytes() == b"%PDF- by quarto"
     for folder in ("site", "pdf"):
-        config = yaml.safe_load((batch / "_build" / folder / "_quarto.yml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(
+            (batch / "_build" / folder / "_quarto.yml").read_text(encoding="utf-8")
+        )
         check_config(config)
         assert all(
-            (batch / "_build" / folder / name).is_file() for name in [*config["project"]["render"], *config["bibliography"]]
+            (batch / "_build" / folder / name).is_file()
+            for name in [*config["project"]["render"], *config["bibliography"]]
         )
 
 
 def test_quarto_gets_notebooks_that_ask_for_no_network(batch, quarto):
-    """An output of type text/html or JavaScript makes Quarto add scripts from a CDN (its core/jupyter/widgets.ts)."""
+    """An output of type text/html or JavaScript makes Quarto add scripts from a CDN (its
+    core/jupyter/widgets.ts).
+    """
     quarto()
     render_report(["small"])
-    files = [*(batch / "_build" / "site").glob("*.ipynb"), batch / "_build" / "pdf" / "report.ipynb"]
+    files = [
+        *(batch / "_build" / "site").glob("*.ipynb"),
+        batch / "_build" / "pdf" / "report.ipynb",
+    ]
     assert len(files) == 5 + len(list(ROOT.glob("reports/guide/*.md")))
     for file in files:
         notebook = nbformat.read(file, as_version=4)
         nbformat.validate(notebook)
-        kinds = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})}
+        kinds = {
+            kind
+            for cell in notebook.cells
+            for output in cell.get("outputs", ())
+            for kind in output.get("data", {})
+        }
         assert kinds <= {"text/markdown", "image/png", "text/plain"}
-        assert all(not cell.metadata for cell in notebook.cells), "Quarto writes cell metadata into the page"
+        assert all(not cell.metadata for cell in notebook.cells), (
+            "Quarto writes cell metadata into the page"
+        )
         front = yaml.safe_load(notebook.cells[0].source.strip("-\n"))
         assert front["title"]
-        labels = [read_options(cell.source)[0].get("label") for cell in notebook.cells if cell.cell_type == "code"]
+        labels = [
+            read_options(cell.source)[0].get("label")
+            for cell in notebook.cells
+            if cell.cell_type == "code"
+        ]
         labels = [label for label in labels if label]
         assert len(labels) == len(set(labels)), "Quarto refuses a label used twice"
-    page = (batch / "_build" / "site" / "04-evaluate-hybrid-vit-seed-0.ipynb").read_text(encoding="utf-8")
+    page = (batch / "_build" / "site" / "04-evaluate-hybrid-vit-seed-0.ipynb").read_text(
+        encoding="utf-8"
+    )
     assert "vitlab-plotlyjs" in page and "{=html}" in page
-    assert "vitlab-plotly" not in files[-1].read_text(encoding="utf-8"), "paper gets the static twin"
+    assert "vitlab-plotly" not in files[-1].read_text(encoding="utf-8"), (
+        "paper gets the static twin"
+    )
 
 
 def test_error_of_quarto_shows_what_it_said(batch, quarto):

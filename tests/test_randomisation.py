@@ -1,4 +1,6 @@
-"""Maps of models with other weights, other labels and other classes, against rank correlations and networks by hand."""
+"""Maps of models with other weights, other labels and other classes, against rank correlations and
+networks by hand.
+"""
 
 import copy
 from dataclasses import replace
@@ -55,8 +57,11 @@ def changed_pieces(model, other):
 @pytest.mark.parametrize("name", SIZES)
 def test_weights_are_drawn_anew_from_the_head_down(name):
     model = build(name)
-    for parameter in model.module.parameters():  # as if trained: nothing is at 0 or 1, where a new draw may put it as well
-        parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter)))
+    # as if trained: nothing is at 0 or 1, where a new draw may put it as well
+    for parameter in model.module.parameters():
+        parameter.data += 0.01 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(len(parameter))
+        )
     before, state = describe_state(model.module), torch.random.get_rng_state()
     names = [name for name, piece in pieces(model.module) if list(piece.parameters())]
     seen = []
@@ -67,9 +72,17 @@ def test_weights_are_drawn_anew_from_the_head_down(name):
         seen.append(len(found))
         assert torch.isfinite(changed.module(make_images(model))).all()
         assert not changed.module.training
-    assert len(seen) == 3 and seen[-1] == len(names) and seen[1] - 1 == pytest.approx((len(names) - 1) / 2, abs=0.5)
+    assert (
+        len(seen) == 3
+        and seen[-1] == len(names)
+        and seen[1] - 1 == pytest.approx((len(names) - 1) / 2, abs=0.5)
+    )
     every = [parameter for part in changed.module.children() for parameter in part.parameters()]
-    assert not any(torch.equal(one, two) for one, two in zip(model.module.parameters(), every, strict=False) if one.numel() > 1)
+    assert not any(
+        torch.equal(one, two)
+        for one, two in zip(model.module.parameters(), every, strict=False)
+        if one.numel() > 1
+    )
     assert_same_state(model.module, before)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -89,7 +102,10 @@ def test_what_is_drawn_depends_on_the_seed_alone():
     assert not torch.equal(first["head.weight"], other["head.weight"])
     positions = model.module.pos_embed.detach()
     assert not torch.equal(first["pos_embed"], positions)
-    torch.testing.assert_close(first["pos_embed"].flatten().sort()[0], positions.flatten().sort()[0])  # its values, permuted
+    # its values, permuted
+    torch.testing.assert_close(
+        first["pos_embed"].flatten().sort()[0], positions.flatten().sort()[0]
+    )
 
 
 def test_batch_statistics_are_measured():
@@ -100,16 +116,26 @@ def test_batch_statistics_are_measured():
     norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
     changed.module(images)
     parts = [part.mean(dim=(0, 2, 3)) for part in seen[0].split(32)]
-    torch.testing.assert_close(norm.running_mean, torch.stack(parts).mean(dim=0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        norm.running_mean, torch.stack(parts).mean(dim=0), atol=1e-4, rtol=1e-4
+    )
     assert norm.momentum == model.module.bn1.momentum and not norm.training
 
 
 def test_a_module_that_cannot_be_cut_is_taken_apart_by_its_children():
     weight = torch.randn(3, 12)
     model = linear_model(weight, torch.zeros(3), CLASSES, 2)
-    model = replace(model, module=nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)))
-    layers = [(layer, copy.deepcopy(m.module.state_dict())) for layer, m in randomise(model, torch.randn(2, 3, 2, 2), steps=5)]
-    assert [layer for layer, _ in layers] == ["3", "1"], "no more steps than there are parts with weights"
+    model = replace(
+        model, module=nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+    )
+    layers = [
+        (layer, copy.deepcopy(m.module.state_dict()))
+        for layer, m in randomise(model, torch.randn(2, 3, 2, 2), steps=5)
+    ]
+    assert [layer for layer, _ in layers] == [
+        "3",
+        "1",
+    ], "no more steps than there are parts with weights"
     assert torch.equal(layers[0][1]["1.weight"], model.module[1].weight)
     assert not torch.equal(layers[1][1]["1.weight"], model.module[1].weight)
     torch.testing.assert_close(layers[0][1]["3.weight"], layers[1][1]["3.weight"])
@@ -117,7 +143,9 @@ def test_a_module_that_cannot_be_cut_is_taken_apart_by_its_children():
 
 @pytest.fixture
 def test_methods(monkeypatch):
-    """Two methods of which it is known what they show: one the weights of a linear model, one the image alone."""
+    """Two methods of which it is known what they show: one the weights of a linear model, one the
+    image alone.
+    """
     monkeypatch.setattr(methods, "_functions", dict(methods._functions))
 
     @explanation(signed=True, shows="A test.")
@@ -159,21 +187,44 @@ class Shown(nn.Sequential):
 def shown(weight):
     """A linear model on 8 x 8 pixels, each of them a cell."""
     anatomy = Anatomy("cnn", (), (), 0, (8, 8), ("0",))
-    return replace(linear_model(weight, torch.zeros(3), CLASSES, 8), module=Shown(Linear(weight)), anatomy=anatomy)
+    return replace(
+        linear_model(weight, torch.zeros(3), CLASSES, 8),
+        module=Shown(Linear(weight)),
+        anatomy=anatomy,
+    )
 
 
 def test_known_methods(test_methods):
     model = shown(torch.randn(3, 192))
     images = torch.randn(12, 3, 8, 8)
-    table = randomisation_table(model, images, ["weights", "edges", "blank"], sample_ids=[f"s{i}" for i in range(12)])
-    assert list(table.columns) == ["method", "step", "layer", "sample_id", "similarity", "absolute", "other_image"]
-    assert len(table) == 3 * 2 * 12 and set(table["step"]) == {0, 1} and set(table["layer"]) == {"", "0"}
+    table = randomisation_table(
+        model, images, ["weights", "edges", "blank"], sample_ids=[f"s{i}" for i in range(12)]
+    )
+    assert list(table.columns) == [
+        "method",
+        "step",
+        "layer",
+        "sample_id",
+        "similarity",
+        "absolute",
+        "other_image",
+    ]
+    assert (
+        len(table) == 3 * 2 * 12
+        and set(table["step"]) == {0, 1}
+        and set(table["layer"]) == {"", "0"}
+    )
     assert (table.query("step == 0")[["similarity", "absolute"]] == 1).all(axis=None)
     last = table.query("step == 1").set_index(["method", "sample_id"])
-    assert (last.loc["edges", "similarity"] == 1).all() and last.loc["weights", "similarity"].abs().max() < 0.5
+    assert (last.loc["edges", "similarity"] == 1).all() and last.loc[
+        "weights", "similarity"
+    ].abs().max() < 0.5
     assert (last.loc["blank", ["similarity", "other_image"]] == 1).all(axis=None)
     (_, changed), *_ = randomise(model, images)
-    maps = [explain(m, images, "weights", explain(model, images, "weights").target).values for m in (model, changed)]
+    maps = [
+        explain(m, images, "weights", explain(model, images, "weights").target).values
+        for m in (model, changed)
+    ]
     for i in range(12):
         expected = spearmanr(maps[0][i].ravel(), maps[1][i].ravel()).statistic
         assert last.loc[("weights", f"s{i}"), "similarity"] == pytest.approx(expected, abs=1e-9)
@@ -193,22 +244,45 @@ def test_two_models_and_options(test_methods):
     weight, images = torch.randn(3, 192), torch.randn(6, 3, 8, 8)
     model, turned = shown(weight), shown(-weight)
     table = compare_models_table(model, turned, images, ["weights"])
-    assert table["similarity"].to_numpy() == pytest.approx(-1) and table["absolute"].to_numpy() == pytest.approx(1)
+    assert table["similarity"].to_numpy() == pytest.approx(-1) and table[
+        "absolute"
+    ].to_numpy() == pytest.approx(1)
     verdicts = sanity_verdicts(table)
-    assert verdicts["verdict"].tolist() == ["does not change: explains nothing of the model"], "the sign alone is no change"
-    same = compare_models_table(model, model, images, ["weights"], options={"weights": {"sign": -1}}, sample_ids=list("abcdef"))
-    assert same["similarity"].to_numpy() == pytest.approx(1) and same["sample_id"].tolist() == list("abcdef")
+    assert verdicts["verdict"].tolist() == ["does not change: explains nothing of the model"], (
+        "the sign alone is no change"
+    )
+    same = compare_models_table(
+        model,
+        model,
+        images,
+        ["weights"],
+        options={"weights": {"sign": -1}},
+        sample_ids=list("abcdef"),
+    )
+    assert same["similarity"].to_numpy() == pytest.approx(1) and same["sample_id"].tolist() == list(
+        "abcdef"
+    )
     with pytest.raises(ValueError, match="differ in classes or in what images they take"):
         compare_models_table(model, replace(model, classes=("x", "y", "z")), images, ["weights"])
 
 
 def test_not_shown_in_between():
     def table(values):
-        columns = {"method": "m", "step": 1, "sample_id": range(len(values)), "similarity": 0.0, "other_image": 0.0}
+        columns = {
+            "method": "m",
+            "step": 1,
+            "sample_id": range(len(values)),
+            "similarity": 0.0,
+            "other_image": 0.0,
+        }
         return pd.DataFrame({**columns, "absolute": values})
 
     row = sanity_verdicts(table([0.2, 0.9] * 8)).iloc[0]
-    assert row["verdict"] == "not shown" and row["low"] < 0.5 < row["high"] and row["similarity"] == pytest.approx(0.55)
+    assert (
+        row["verdict"] == "not shown"
+        and row["low"] < 0.5 < row["high"]
+        and row["similarity"] == pytest.approx(0.55)
+    )
     assert sanity_verdicts(table([0.2, 0.5] * 8)).iloc[0]["verdict"] == "changes with the model"
     with pytest.raises(ValueError, match="no step after the trained model"):
         sanity_verdicts(table([1.0]).assign(step=0))
@@ -217,16 +291,28 @@ def test_not_shown_in_between():
 @pytest.mark.parametrize("count", [6, 12])
 @pytest.mark.parametrize("shape", ["normal", "skewed"])
 def test_how_often_verdicts_are_wrong_at_the_threshold(shape, count):
-    """Nine methods whose mean similarity is exactly 0.5, 100 tables; the target is 2.5 % of either kind.
+    """Nine methods whose mean similarity is exactly 0.5, 100 tables; the target is 2.5 % of either
+    kind.
 
-    Normal: up to 6 of 100, which are exceeded with a chance of 1 %. Skewed: the docstring says 28 and 29 %, of the one kind.
-    """
+    Normal: up to 6 of 100, which are exceeded with a chance of 1 %. Skewed: the docstring says 28
+    and 29 %, of the one kind."""
     generator, wrong = np.random.default_rng(count), np.zeros(2)
     for _ in range(100):
-        values, methods = generator.normal(0.5, 0.15, size=(9, count)), np.repeat([f"m{i}" for i in range(9)], count)
+        values, methods = (
+            generator.normal(0.5, 0.15, size=(9, count)),
+            np.repeat([f"m{i}" for i in range(9)], count),
+        )
         if shape == "skewed":
             values = 0.5 + 0.15 * (generator.exponential(size=(9, count)) - 1)
-        table = pd.DataFrame({"method": methods, "step": 1, "similarity": 0.0, "other_image": 0.0, "absolute": values.ravel()})
+        table = pd.DataFrame(
+            {
+                "method": methods,
+                "step": 1,
+                "similarity": 0.0,
+                "other_image": 0.0,
+                "absolute": values.ravel(),
+            }
+        )
         verdicts = sanity_verdicts(table)["verdict"]
         wrong += verdicts.str.startswith("changes").any(), verdicts.str.startswith("does not").any()
     if shape == "normal":
@@ -244,7 +330,9 @@ def test_classes(test_methods):
         first, second = order[i, :2].tolist()
         assert (row.target, row.other) == (CLASSES[first], CLASSES[second])
         maps = weight.reshape(3, 3, 64).sum(dim=1)
-        assert row.similarity == pytest.approx(spearmanr(maps[first], maps[second]).statistic, abs=1e-6)
+        assert row.similarity == pytest.approx(
+            spearmanr(maps[first], maps[second]).statistic, abs=1e-6
+        )
     verdicts = class_verdicts(table).set_index("method")["verdict"]
     assert verdicts.to_dict() == {"weights": "differs", "edges": "the same for every class"}
 
@@ -252,9 +340,14 @@ def test_classes(test_methods):
 def test_rollout_is_the_same_for_every_class_and_integrated_gradients_are_not():
     model = build("vit_scratch")
     options = {"integrated_gradients": {"steps": 2}}
-    table = class_sensitivity_table(model, make_images(model), ["rollout", "integrated_gradients"], options=options)
+    table = class_sensitivity_table(
+        model, make_images(model), ["rollout", "integrated_gradients"], options=options
+    )
     verdicts = class_verdicts(table).set_index("method")
-    assert verdicts.loc["rollout", "verdict"] == "the same for every class" and verdicts.loc["rollout", "similarity"] == 1
+    assert (
+        verdicts.loc["rollout", "verdict"] == "the same for every class"
+        and verdicts.loc["rollout", "similarity"] == 1
+    )
     assert verdicts.loc["integrated_gradients", "verdict"] == "differs"
 
 
@@ -266,13 +359,17 @@ def test_every_family(name):
     assert len(table) == 2 * 3 * 4 and table[["similarity", "absolute"]].notna().all(axis=None)
     assert table[["similarity", "absolute"]].abs().max(axis=None) <= 1 + 1e-9
     assert_same_state(model.module, before)
-    pd.testing.assert_frame_equal(randomisation_table(model, make_images(model), names, steps=2, batch_size=3), table)
+    pd.testing.assert_frame_equal(
+        randomisation_table(model, make_images(model), names, steps=2, batch_size=3), table
+    )
 
 
 def test_correlation_of_blank_and_tied_maps():
     cells = torch.arange(4).reshape(2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
     values = np.array([[1.0, 2, 2, 5], [0, 0, 0, 0], [3, 1, 1, 0]])
-    maps = np.stack([np.kron(row.reshape(2, 2), np.ones((2, 2))) for row in values]).astype(np.float32)
+    maps = np.stack([np.kron(row.reshape(2, 2), np.ones((2, 2))) for row in values]).astype(
+        np.float32
+    )
     ranks = _rank_cells(maps, cells)
     np.testing.assert_allclose(ranks[0], [1, 2.5, 2.5, 4])
     found = _correlate(ranks[:, None], ranks[None])

@@ -1,4 +1,6 @@
-"""The sentences about a history: chance is called chance, and only a rise that means overfitting is called so."""
+"""The sentences about a history: chance is called chance, and only a rise that means overfitting is
+called so.
+"""
 
 import numpy as np
 import pandas as pd
@@ -27,8 +29,15 @@ def test_a_model_at_chance_is_called_that_and_not_overfitted():
 
 def test_a_model_that_has_learned_and_overfits():
     text = describe_training(make_history(0.9), PLAIN, small_digits(), FACTS)
-    assert "best epoch is number 2 of 4" in text and "balanced accuracy of 0.900" in text and "at chance" not in text
-    assert "lowest after epoch 2 (0.800) and 1.200 at the end, while the training loss falls from 0.800 to 0.100" in text
+    assert (
+        "best epoch is number 2 of 4" in text
+        and "balanced accuracy of 0.900" in text
+        and "at chance" not in text
+    )
+    assert (
+        "lowest after epoch 2 (0.800) and 1.200 at the end, while the training loss falls from"
+        " 0.800 to 0.100" in text
+    )
     assert "overfits after epoch 2" in text
 
 
@@ -37,7 +46,11 @@ def test_a_model_that_has_learned_and_overfits():
     [
         ({"val_loss": [1.0, 0.9, 0.8, 0.7]}, {}, "still fell at the end"),
         ({"val_loss": [1.0, 0.8, 0.82, 0.83]}, {}, "hardly changes"),
-        ({}, {"mixup": 0.2, "label_smoothing": 0.1}, "includes `mixup`, `label_smoothing`, so the two losses cannot be compared"),
+        (
+            {},
+            {"mixup": 0.2, "label_smoothing": 0.1},
+            "includes `mixup`, `label_smoothing`, so the two losses cannot be compared",
+        ),
         ({}, {"focal_gamma": 2.0}, "includes `focal_gamma`"),
         ({}, {"class_weights": "none", "resample": "oversample"}, "includes `resample`"),
         ({"train_loss": [1.0, 0.8, 0.9, 1.1]}, {}, "not overfitting"),
@@ -49,7 +62,9 @@ def test_what_is_not_overfitting(losses, changes, expected):
 
 
 def best_of_guesses(generator, counts, epochs):
-    """Recalls of the best of some epochs in each of which a model names classes at random, at other rates each time."""
+    """Recalls of the best of some epochs in each of which a model names classes at random, at other
+    rates each time.
+    """
     named = generator.dirichlet(np.ones(len(counts)), epochs)
     recalls = generator.binomial(counts, named) / counts
     return recalls[recalls.mean(axis=1).argmax()]

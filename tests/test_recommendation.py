@@ -12,7 +12,12 @@ from tests.toys import linear_digits, small_digits
 from vitlab.compress import recommendation
 from vitlab.compress.benchmark import benchmark_table
 from vitlab.compress.latency import summarise_times
-from vitlab.compress.recommendation import choose_variant, describe_processor, describe_variants, recommend
+from vitlab.compress.recommendation import (
+    choose_variant,
+    describe_processor,
+    describe_variants,
+    recommend,
+)
 from vitlab.compress.sides import make_side, predict_sides
 from vitlab.training import predict
 
@@ -34,9 +39,18 @@ def make_table(ratio=0.5, errors=40, batch_size=1, split="test", **others):
     """fp32 with 40 errors, int8, and others by name: (ratio, errors)."""
     base, noise = np.linspace(0.010, 0.012, 9), np.linspace(0.98, 1.02, 9)
     variants = {"fp32": (1, 40), "int8": (ratio, errors), **others}
-    times = {name: base * factor * (1 if name == "fp32" else noise) for name, (factor, _) in variants.items()}
+    times = {
+        name: base * factor * (1 if name == "fp32" else noise)
+        for name, (factor, _) in variants.items()
+    }
     predictions = {name: spoil(count, split=split) for name, (_, count) in variants.items()}
-    return benchmark_table(summarise_times(times, batch_size, 1), predictions, {"int8": 2.5}, metric="accuracy", split=split)
+    return benchmark_table(
+        summarise_times(times, batch_size, 1),
+        predictions,
+        {"int8": 2.5},
+        metric="accuracy",
+        split=split,
+    )
 
 
 def test_numbers_of_a_variant_against_the_first():
@@ -63,7 +77,9 @@ def test_numbers_of_a_variant_against_the_first():
 def test_verdicts(ratio, errors, speed, quality, calibration):
     row = make_table(ratio, errors).iloc[1]
     assert (row["speed"], row["quality"], row["calibration"]) == (speed, quality, calibration)
-    assert set(make_table(ratio, errors).iloc[0][["speed", "quality", "calibration"]]) == {"reference"}
+    assert set(make_table(ratio, errors).iloc[0][["speed", "quality", "calibration"]]) == {
+        "reference"
+    }
 
 
 def test_slower_and_worse_is_said_plainly():
@@ -75,13 +91,16 @@ def test_slower_and_worse_is_said_plainly():
 
 
 def test_slower_at_one_batch_size_comes_first():
-    table = pd.concat([make_table(0.5, batch_size=1), make_table(1.5, batch_size=32)], ignore_index=True)
+    table = pd.concat(
+        [make_table(0.5, batch_size=1), make_table(1.5, batch_size=32)], ignore_index=True
+    )
     (line,) = describe_variants(table)
     assert line.index("SLOWER here at batch 32") < line.index("faster at batch 1 ")
 
 
 @pytest.mark.parametrize(
-    ("found", "message"), [(XEON, r"own \(avx512_vnni, amx_int8\)"), (OLD, "int8 may be slower"), (None, "is not known")]
+    ("found", "message"),
+    [(XEON, r"own \(avx512_vnni, amx_int8\)"), (OLD, "int8 may be slower"), (None, "is not known")],
 )
 def test_the_processor(monkeypatch, found, message):
     monkeypatch.setattr(recommendation, "read_instructions", lambda: found)
@@ -90,7 +109,8 @@ def test_the_processor(monkeypatch, found, message):
 
 def test_the_fastest_without_a_loss_is_chosen():
     variants = {"quick": (0.2, 44), "pruned": (0.4, 40), "slow": (1.5, 20)}
-    assert choose_variant(make_table(split="val", **variants)) == "pruned"  # quick may lose more than half a point
+    # quick may lose more than half a point
+    assert choose_variant(make_table(split="val", **variants)) == "pruned"
     assert choose_variant(make_table(split="val", **variants), margin=0.03) == "quick"
     assert choose_variant(make_table(1.3, 20, split="val")) == "fp32"
     two = [make_table(0.5, split="val"), make_table(1.5, batch_size=32, split="val")]
@@ -98,20 +118,31 @@ def test_the_fastest_without_a_loss_is_chosen():
 
 
 def test_the_choice_is_made_on_validation_and_reported_on_test():
-    """The variant that is best on test is not taken, and the numbers of test are those of the variant that is taken."""
+    """The variant that is best on test is not taken, and the numbers of test are those of the
+    variant that is taken.
+    """
     validation = make_table(split="val", other=(0.3, 60))
     test = make_table(errors=60, other=(0.3, 20))
     words = recommend(validation, test)
-    assert words.startswith("Take *int8*: on the validation split it is the fastest at batch 1 (0.50 times the time)")
+    assert words.startswith(
+        "Take *int8*: on the validation split it is the fastest at batch 1 (0.50 times the time)"
+    )
     assert "lose at most 0.5 points of accuracy (change +0.00 [+0.00, +0.00])" in words
-    assert "the change is -5.00 [-" in words and words.endswith("keep *fp32* where quality counts more than time.")
+    assert "the change is -5.00 [-" in words and words.endswith(
+        "keep *fp32* where quality counts more than time."
+    )
     assert "not ruled out there" in recommend(validation, make_table(errors=41, other=(0.3, 20)))
-    assert "ruled out there as well" in recommend(validation, make_table(errors=40, other=(0.3, 20)))
+    assert "ruled out there as well" in recommend(
+        validation, make_table(errors=40, other=(0.3, 20))
+    )
 
 
 def test_without_a_good_variant_the_first_one_is_taken():
     words = recommend(make_table(1.3, 60, split="val"), make_table(0.5, 20))
-    assert words.startswith("Take *fp32*: on the validation split no variant is both faster at batch 1 and shown to lose at most")
+    assert words.startswith(
+        "Take *fp32*: on the validation split no variant is both faster at batch 1 and shown to"
+        " lose at most"
+    )
 
 
 def test_a_choice_by_test_results_is_refused():
@@ -120,21 +151,32 @@ def test_a_choice_by_test_results_is_refused():
 
 
 def test_a_choice_on_validation_leaves_the_test_result_unbiased():
-    """400 draws, six fast variants that all lose 2 points, just the margin; 400 images a split, of which 14 % change sides.
+    """400 draws, six fast variants that all lose 2 points, just the margin; 400 images a split, of
+    which 14 % change sides.
 
-    In 14 % of the draws one passes (2.5 % each). It seems to lose nothing on validation. On test it shows its loss: the mean over
-    these draws is within 0.7 points of -2.
-    """
+    In 14 % of the draws one passes (2.5 % each). It seems to lose nothing on validation. On test it
+    shows its loss: the mean over these draws is within 0.7 points of -2."""
     seen, generator = {"val": [], "test": []}, np.random.default_rng(0)
     for _ in range(400):
         tables = {}
         for split in seen:
             moved = generator.choice([-1, 0, 1], (6, 400), p=[0.08, 0.86, 0.06])  # lost, alike, won
             change, error = moved.mean(axis=1), moved.std(axis=1) / 20
-            table = pd.DataFrame({"side": list("abcdef"), "split": split, "batch_size": 1, "speed": "faster"})
-            tables[split] = table.assign(ratio=np.linspace(0.4, 0.5, 6), change=change, change_low=change - 1.96 * error)
+            table = pd.DataFrame(
+                {"side": list("abcdef"), "split": split, "batch_size": 1, "speed": "faster"}
+            )
+            tables[split] = table.assign(
+                ratio=np.linspace(0.4, 0.5, 6), change=change, change_low=change - 1.96 * error
+            )
         first = pd.DataFrame(
-            {"side": ["full"], "split": "val", "batch_size": 1, "speed": "reference", "ratio": 1.0, "change": 0.0}
+            {
+                "side": ["full"],
+                "split": "val",
+                "batch_size": 1,
+                "speed": "reference",
+                "ratio": 1.0,
+                "change": 0.0,
+            }
         )
         name = choose_variant(pd.concat([first, tables["val"]], ignore_index=True), margin=0.02)
         for split, table in tables.items():
@@ -146,8 +188,15 @@ def test_a_choice_on_validation_leaves_the_test_result_unbiased():
 
 def test_predictions_of_sides_are_those_of_training():
     model, data = linear_digits(), small_digits()
-    found = predict_sides({"ours": model, "half": make_side(model, precision="bf16")}, data, model.transform, batch_size=7)
-    pd.testing.assert_frame_equal(found["ours"], predict(model, data, ("test",)), atol=1e-6, check_dtype=False)
+    found = predict_sides(
+        {"ours": model, "half": make_side(model, precision="bf16")},
+        data,
+        model.transform,
+        batch_size=7,
+    )
+    pd.testing.assert_frame_equal(
+        found["ours"], predict(model, data, ("test",)), atol=1e-6, check_dtype=False
+    )
     assert found["half"]["logit_3"].tolist() != found["ours"]["logit_3"].tolist()
 
 
@@ -157,5 +206,11 @@ def test_bad_input():
         benchmark_table(latency, {"fp32": spoil(1)}, split="test")
     with pytest.raises(ValueError, match=r"unknown metric .acuracy."):
         benchmark_table(latency, {}, split="test", metric="acuracy")
-    with pytest.raises(ValueError, match=r"bad gives \(3,\) values an image, and digits has 10 classes"):
-        predict_sides({"bad": lambda pixels: torch.zeros(len(pixels), 3).numpy()}, small_digits(), linear_digits().transform)
+    with pytest.raises(
+        ValueError, match=r"bad gives \(3,\) values an image, and digits has 10 classes"
+    ):
+        predict_sides(
+            {"bad": lambda pixels: torch.zeros(len(pixels), 3).numpy()},
+            small_digits(),
+            linear_digits().transform,
+        )

@@ -12,7 +12,13 @@ CLASSES = ("none", "probable", "certain")
 
 
 def make_scores():
-    values = {("plain", 0): 0.5, ("plain", 1): 0.7, ("smote", 0): 0.6, ("smote", 1): 0.65, ("focal", 1): 0.8}
+    values = {
+        ("plain", 0): 0.5,
+        ("plain", 1): 0.7,
+        ("smote", 0): 0.6,
+        ("smote", 1): 0.65,
+        ("focal", 1): 0.8,
+    }
     rows = [(model, seed, "f1", value) for (model, seed), value in values.items()]
     return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
 
@@ -22,8 +28,13 @@ def test_differences_by_hand():
     assert list(table.index) == ["plain", "smote", "focal"]
     smote = table.loc["smote"]
     assert smote["mean"] == pytest.approx(0.625) and smote["difference"] == pytest.approx(0.025)
-    assert (smote["lowest"], smote["highest"]) == pytest.approx((-0.05, 0.1)) and (smote["rose"], smote["seeds"]) == (1, 2)
-    assert table.loc["focal", "difference"] == pytest.approx(0.1) and table.loc["focal", "seeds"] == 1
+    assert (smote["lowest"], smote["highest"]) == pytest.approx((-0.05, 0.1)) and (
+        smote["rose"],
+        smote["seeds"],
+    ) == (1, 2)
+    assert (
+        table.loc["focal", "difference"] == pytest.approx(0.1) and table.loc["focal", "seeds"] == 1
+    )
     assert (table.loc["plain", ["difference", "lowest", "highest", "rose"]] == 0).all()
 
 
@@ -45,12 +56,16 @@ def test_class_scores_are_those_of_scikit_learn():
     prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     pred = prob.argmax(axis=1)
     names = np.array(CLASSES)
-    predictions = pd.DataFrame({"sample_id": [f"s{i}" for i in range(90)], "split": "test", "group": "all"})
+    predictions = pd.DataFrame(
+        {"sample_id": [f"s{i}" for i in range(90)], "split": "test", "group": "all"}
+    )
     predictions = predictions.assign(label=names[label], pred=names[pred])
     for kind, values in (("logit", logits), ("prob", prob)):
         predictions[[f"{kind}_{name}" for name in CLASSES]] = values
     found = class_scores_table(predictions).set_index("metric")["value"]
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(label, pred), abs=1e-9)
+    assert found["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(label, pred), abs=1e-9
+    )
     assert found["f1"] == pytest.approx(f1_score(label, pred, average="macro"), abs=1e-9)
     recalls = recall_score(label, pred, average=None)
     assert [found[f"recall of {name}"] for name in CLASSES] == pytest.approx(recalls, abs=1e-9)
@@ -60,7 +75,10 @@ def test_class_scores_are_those_of_scikit_learn():
 def test_a_plot_of_differences():
     table = remedy_table(make_scores(), "plain")
     (ax,) = plot_remedies(table, ["f1"])
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["smote", "focal"], "the baseline is the line at 0"
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "smote",
+        "focal",
+    ], "the baseline is the line at 0"
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(dots, [0.025, 0.1])
     with pytest.raises(ValueError, match="unknown metric 'f2'"):

@@ -1,4 +1,6 @@
-"""The report without Quarto: what the notebooks hold arrives in the HTML pages and in the PDF, and nothing asks for a network."""
+"""The report without Quarto: what the notebooks hold arrives in the HTML pages and in the PDF, and
+nothing asks for a network.
+"""
 
 import base64
 import io
@@ -55,16 +57,27 @@ def make_png(width=3.0, dpi=100):
 
 
 def make_code(source, *outputs, tags=()):
-    return new_code_cell(source, outputs=list(outputs), execution_count=1, metadata={"tags": list(tags)} if tags else {})
+    return new_code_cell(
+        source,
+        outputs=list(outputs),
+        execution_count=1,
+        metadata={"tags": list(tags)} if tags else {},
+    )
 
 
 def make_picture():
-    return new_output("display_data", data={"image/png": make_png(), "text/plain": "<Figure size 300x200>"})
+    return new_output(
+        "display_data", data={"image/png": make_png(), "text/plain": "<Figure size 300x200>"}
+    )
 
 
 def make_table(**columns):
     table = pd.DataFrame(columns)
-    return new_output("execute_result", data={"text/html": table._repr_html_(), "text/plain": str(table)}, execution_count=1)
+    return new_output(
+        "execute_result",
+        data={"text/html": table._repr_html_(), "text/plain": str(table)},
+        execution_count=1,
+    )
 
 
 def make_interactive(monkeypatch, first=True):
@@ -72,7 +85,9 @@ def make_interactive(monkeypatch, first=True):
     monkeypatch.setattr(interactive, "_library_sent", not first)
     figure, ax = plt.subplots(figsize=(3, 2))
     ax.plot([0, 1 if first else 2])
-    shown = interactive.Interactive(go.Figure(go.Scatter(x=[1, 2], y=[2, 1], name="the-live-series")), figure)
+    shown = interactive.Interactive(
+        go.Figure(go.Scatter(x=[1, 2], y=[2, 1], name="the-live-series")), figure
+    )
     return new_output("display_data", data=shown._repr_mimebundle_())
 
 
@@ -84,7 +99,10 @@ sizes = [
     1,
 ]"""
     lines = "\n".join(f"{key} = {value!r}" for key, value in injected.items())
-    return [make_code(own, tags=["parameters"]), make_code(f"# Parameters\n{lines}\n", tags=["injected-parameters"])]
+    return [
+        make_code(own, tags=["parameters"]),
+        make_code(f"# Parameters\n{lines}\n", tags=["injected-parameters"]),
+    ]
 
 
 def make_failed():
@@ -92,20 +110,39 @@ def make_failed():
     mark.metadata["tags"] = ["papermill-error-cell-tag"]
     trace = ["\x1b[0;31mValueError\x1b[0m: the scores hold NaN"]
     error = new_output("error", ename="ValueError", evalue="the scores hold NaN", traceback=trace)
-    broken = make_code('#| label: tbl-never\n#| tbl-cap: "Never made."\nmetrics_table(predictions)', error)
-    return [mark, new_markdown_cell("# Evaluate\n\nHow good is it?"), *make_parameters(**POINT), broken]
+    broken = make_code(
+        '#| label: tbl-never\n#| tbl-cap: "Never made."\nmetrics_table(predictions)', error
+    )
+    return [
+        mark,
+        new_markdown_cell("# Evaluate\n\nHow good is it?"),
+        *make_parameters(**POINT),
+        broken,
+    ]
 
 
 def write_batch(folder, name, title, tasks):
-    """A batch as `vitlab batch` leaves it. tasks: (notebook, point, cells or None, status, error)."""
+    """A batch as `vitlab batch` leaves it. tasks: (notebook, point, cells or None, status,
+    error).
+    """
     rows = []
     for notebook, point, cells, status, error in tasks:
-        path = f"runs/{name}/{'-'.join(map(str, point.values())) or 'once'}/notebooks/{notebook}.ipynb"
+        path = (
+            f"runs/{name}/{'-'.join(map(str, point.values())) or 'once'}/notebooks/{notebook}.ipynb"
+        )
         if cells is not None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(new_notebook(cells=cells), folder / path)
-        row = {"notebook": notebook, "point": point, "parameters": {"dataset": "elpv", **point}, "path": path, "status": status}
-        rows.append({**row, "error": error, "note": "03_finetune failed" if status == "skipped" else ""})
+        row = {
+            "notebook": notebook,
+            "point": point,
+            "parameters": {"dataset": "elpv", **point},
+            "path": path,
+            "status": status,
+        }
+        rows.append(
+            {**row, "error": error, "note": "03_finetune failed" if status == "skipped" else ""}
+        )
     target = folder / "runs" / "batches" / name / "batch.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"title": title, "name": name, "tasks": rows}))
@@ -125,37 +162,68 @@ plot_history(history)"""
         finetune = [
             new_markdown_cell(FINETUNE),
             *make_parameters(**POINT),
-            make_code(history, new_output("stream", name="stderr", text="NOISE-ON-STDERR"), make_picture()),
-            make_code("#| output: false\nrun.finish()", new_output("stream", name="stdout", text="HIDDEN-OUTPUT")),
-            make_code("#| echo: false\nhidden_source()", new_output("stream", name="stdout", text=" 1 %\r 99 %\rwritten out\n")),
+            make_code(
+                history, new_output("stream", name="stderr", text="NOISE-ON-STDERR"), make_picture()
+            ),
+            make_code(
+                "#| output: false\nrun.finish()",
+                new_output("stream", name="stdout", text="HIDDEN-OUTPUT"),
+            ),
+            make_code(
+                "#| echo: false\nhidden_source()",
+                new_output("stream", name="stdout", text=" 1 %\r 99 %\rwritten out\n"),
+            ),
             make_code(
                 '#| label: tbl-history\n#| tbl-cap: "The last epochs."\nhistory.tail()',
-                make_table(epoch=[11, 12], val_roc_auc=[0.9412, 0.9387], note=["best | so far", "$5 @nobody"]),
+                make_table(
+                    epoch=[11, 12],
+                    val_roc_auc=[0.9412, 0.9387],
+                    note=["best | so far", "$5 @nobody"],
+                ),
             ),
         ]
         compare = [
             new_markdown_cell(
-                "# Compare models\n\nPublished results stand beside [@song2024]. It began with [data](01_explore_data.ipynb)."
+                "# Compare models\n\nPublished results stand beside [@song2024]. It began with"
+                " [data](01_explore_data.ipynb)."
             ),
             make_code(
-                '#| label: fig-cost\n#| fig-cap: "Cost."\n#| fig-alt: "Dots."\niplot_cost(table)', make_interactive(monkeypatch)
+                '#| label: fig-cost\n#| fig-cap: "Cost."\n#| fig-alt: "Dots."\niplot_cost(table)',
+                make_interactive(monkeypatch),
             ),
-            make_code('#| label: fig-more\n#| fig-cap: "More."\niplot(table)', make_interactive(monkeypatch, first=False)),
+            make_code(
+                '#| label: fig-more\n#| fig-cap: "More."\niplot(table)',
+                make_interactive(monkeypatch, first=False),
+            ),
         ]
-        explore = [new_markdown_cell("# Explore the data\n\nWhat is in it?"), make_code("plot()", make_picture())]
-        error = {"cell": 5, "line": "metrics_table(predictions)", "name": "ValueError", "value": "the scores hold NaN"}
+        explore = [
+            new_markdown_cell("# Explore the data\n\nWhat is in it?"),
+            make_code("plot()", make_picture()),
+        ]
+        error = {
+            "cell": 5,
+            "line": "metrics_table(predictions)",
+            "name": "ValueError",
+            "value": "the scores hold NaN",
+        }
         tasks = [
             ("01_explore_data", {}, explore, "done", None),
             ("03_finetune", POINT, finetune, "done", None),
             ("04_evaluate", POINT, make_failed(), "failed", error),
             ("05_interpret", POINT, None, "skipped", None),
             ("08_compare", {}, compare, "done", None),
-        ]  # fmt: skip
+        ]
         write_batch(folder, "small", "A small report", tasks)
         paths = render_report(["small"])
     site = folder / "_site"
-    assert paths == {"html": site / "index.html", "pdf": site / "report.pdf", "findings": folder / "_build" / "findings.json"}
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "_site").glob("*.html")}
+    assert paths == {
+        "html": site / "index.html",
+        "pdf": site / "report.pdf",
+        "findings": folder / "_build" / "findings.json",
+    }
+    pages = {
+        path.stem: path.read_text(encoding="utf-8") for path in (folder / "_site").glob("*.html")
+    }
     return folder / "_site", pages, pypdf.PdfReader(paths["pdf"])
 
 
@@ -163,7 +231,9 @@ FINETUNE_PAGE = "03-finetune-hybrid-vit-seed-0"
 
 
 class Reader(HTMLParser):
-    """Elements of a page with their attributes, and its text outside of scripts and style sheets."""
+    """Elements of a page with their attributes, and its text outside of scripts and style
+    sheets.
+    """
 
     def __init__(self, html):
         super().__init__()
@@ -186,7 +256,9 @@ class Reader(HTMLParser):
 
 
 def pdf_text(pdf):
-    return " ".join(" ".join(page.extract_text() for page in pdf.pages).replace("\xa0", " ").split())
+    return " ".join(
+        " ".join(page.extract_text() for page in pdf.pages).replace("\xa0", " ").split()
+    )
 
 
 def test_report_text_figures_tables_and_citations_in_html(site):
@@ -212,7 +284,9 @@ def test_report_text_figures_tables_and_citations_in_html(site):
     picture = page.all("img")[0]
     assert picture["alt"] == 'Two "falling" curves & more.'
     assert picture["width"] == "288", "3 inches, as drawn"
-    assert base64.b64decode(picture["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    assert base64.b64decode(picture["src"].removeprefix("data:image/png;base64,")).startswith(
+        b"\x89PNG"
+    )
     assert page.all("math"), "formulas are MathML, which needs no script"
 
 
@@ -236,7 +310,9 @@ def test_report_text_figures_tables_and_citations_in_pdf(site):
         assert expected in text
     assert text.count("Figure 3") == 2, "the caption and the reference to it"
     assert text.rfind("References") < text.rfind("An Image Is Worth 16x16 Words")
-    assert sum(len(page.images) for page in site[2].pages) == 4, "two pictures, and the static twins of two interactive figures"
+    assert sum(len(page.images) for page in site[2].pages) == 4, (
+        "two pictures, and the static twins of two interactive figures"
+    )
     assert site[2].metadata.title == "A small report"
 
 
@@ -258,7 +334,15 @@ def test_report_pdf_pictures_carry_alternative_texts(site):
 
 
 @pytest.mark.parametrize(
-    "noise", ["NOISE-ON-STDERR", "HIDDEN-OUTPUT", "hidden_source", "99 %", "An Exception was encountered", "<Figure"]
+    "noise",
+    [
+        "NOISE-ON-STDERR",
+        "HIDDEN-OUTPUT",
+        "hidden_source",
+        "99 %",
+        "An Exception was encountered",
+        "<Figure",
+    ],
 )
 def test_report_leaves_out_noise_and_what_options_hide(site, noise):
     assert noise not in pdf_text(site[2])
@@ -269,23 +353,35 @@ def test_report_plotly_is_live_in_html_and_absent_from_pdf(site):
     page = site[1]["index"]
     assert page.count('id="vitlab-plotlyjs"') == 1, "once a page, however many figures"
     assert page.count("the-live-series") == 2
-    assert [item["aria-label"] for item in Reader(page).all("div") if item.get("role") == "group"] == ["Dots.", "More."]
+    assert [
+        item["aria-label"] for item in Reader(page).all("div") if item.get("role") == "group"
+    ] == ["Dots.", "More."]
     assert not Reader(page).all("img"), "the static twin is for paper"
-    assert "vitlab-plotlyjs" not in site[1][FINETUNE_PAGE], "pages without such figures do not carry the library"
+    assert "vitlab-plotlyjs" not in site[1][FINETUNE_PAGE], (
+        "pages without such figures do not carry the library"
+    )
     assert "the-live-series" not in pdf_text(site[2])
 
 
 def test_report_pages_need_no_other_file_and_no_network(site):
     for html in site[1].values():
         page = Reader(html)
-        sources = [item.get("src") or item.get("href") for item in page.all("script", "link", "img", "iframe", "source")]
+        sources = [
+            item.get("src") or item.get("href")
+            for item in page.all("script", "link", "img", "iframe", "source")
+        ]
         assert all(source is None or source.startswith("data:") for source in sources)
-        assert "@import" not in html.split("</style>")[0] and "url(" not in html.split("</style>")[0]
+        assert (
+            "@import" not in html.split("</style>")[0] and "url(" not in html.split("</style>")[0]
+        )
 
 
 def test_report_pages_are_accessible_and_links_lead_somewhere(site):
     folder, pages, _ = site
-    anchors = {stem: [item["id"] for _, item in Reader(html).elements if item.get("id")] for stem, html in pages.items()}
+    anchors = {
+        stem: [item["id"] for _, item in Reader(html).elements if item.get("id")]
+        for stem, html in pages.items()
+    }
     for stem, html in pages.items():
         page = Reader(html)
         assert len(anchors[stem]) == len(set(anchors[stem])), f"an id of {stem} stands twice"
@@ -293,10 +389,14 @@ def test_report_pages_are_accessible_and_links_lead_somewhere(site):
         assert len(page.all("h1")) == 1
         assert all(item.get("alt") for item in page.all("img"))
         assert any(item.get("aria-current") == "page" for item in page.all("a"))
-        for target in (item["href"] for item in page.all("a") if not re.match(r"[a-z]+:", item["href"])):
+        for target in (
+            item["href"] for item in page.all("a") if not re.match(r"[a-z]+:", item["href"])
+        ):
             file, _, anchor = target.partition("#")
             assert not file or (folder / file).is_file(), f"{stem} links to {target}"
-            assert not anchor or anchor in anchors[Path(file).stem if file else stem], f"{stem} links to {target}"
+            assert not anchor or anchor in anchors[Path(file).stem if file else stem], (
+                f"{stem} links to {target}"
+            )
 
 
 def test_report_shows_failed_and_skipped_notebooks(site):
@@ -305,8 +405,8 @@ def test_report_shows_failed_and_skipped_notebooks(site):
         Reader(site[1]["05-interpret-hybrid-vit-seed-0"]).text,
     )
     assert (
-        "This notebook did not run to its end In cell 5, at the line metrics_table(predictions) ValueError: the scores hold NaN"
-        in failed
+        "This notebook did not run to its end In cell 5, at the line metrics_table(predictions)"
+        " ValueError: the scores hold NaN" in failed
     )
     assert "This cell failed: ValueError" in failed and "Never made." not in failed
     assert "This notebook was skipped 03_finetune failed" in skipped
@@ -319,45 +419,74 @@ def test_report_shows_failed_and_skipped_notebooks(site):
 def test_report_parameters_show_the_values_of_the_run(site):
     text = Reader(site[1][FINETUNE_PAGE]).text
     assert (
-        "dataset = \"digits\" # any name listed by vitlab.data.available() model = 'hybrid_vit' # Füße seed = 0 sizes = [ 1, ]"
-        in text
+        "dataset = \"digits\" # any name listed by vitlab.data.available() model = 'hybrid_vit' #"
+        " Füße seed = 0 sizes = [ 1, ]" in text
     )
     assert "# Parameters" not in text
 
 
 def test_injected_values_replace_annotated_defaults():
-    own = "seed: int = 0  # Füße\nrate: float | None = (\n    None\n)\nname: str = 'a'; epochs = 3\nunset: int\nkept: int = 5"
+    own = (
+        "seed: int = 0  # Füße\nrate: float | None = (\n    None\n)\nname: str = 'a'; epochs ="
+        " 3\nunset: int\nkept: int = 5"
+    )
     given = "# Parameters\nseed = 4\nrate = 0.001\nname = 'b'\nepochs = 7\n"
     cells = [make_code(own, tags=["parameters"]), make_code(given, tags=["injected-parameters"])]
     (cell,) = clean_notebook(new_notebook(cells=cells)).cells
     lines = read_options(cell.source)[1].splitlines()
-    assert lines[:1] == ["seed: int = 4  # Füße"] and lines[1].startswith("rate: float | None = ") and "0.001" in cell.source
-    assert lines[-3:] == ["name: str = 'b'; epochs = 7", "unset: int", "kept: int = 5"] and "None\n" not in cell.source
+    assert (
+        lines[:1] == ["seed: int = 4  # Füße"]
+        and lines[1].startswith("rate: float | None = ")
+        and "0.001" in cell.source
+    )
+    assert (
+        lines[-3:] == ["name: str = 'b'; epochs = 7", "unset: int", "kept: int = 5"]
+        and "None\n" not in cell.source
+    )
 
 
 def test_clean_notebook_turns_tables_to_markdown_with_numbers_to_the_right():
     table = make_table(name=["a", "b"], auc=[0.9, 0.8], range=["[0.1, 0.2]", "[0.3, 0.4]"])
-    notebook = clean_notebook(new_notebook(cells=[make_code("t1", table), make_code("t2", make_table(only=["text"]))]))
+    notebook = clean_notebook(
+        new_notebook(cells=[make_code("t1", table), make_code("t2", make_table(only=["text"]))])
+    )
     first, second = (cell.outputs[0].data["text/markdown"].splitlines() for cell in notebook.cells)
     assert [cell.strip() for cell in first[0].split("|")[2:-1]] == ["name", "auc", "range"]
     assert [re.sub("-+", "-", cell) for cell in first[1].split("|")[2:-1]] == [":-", "-:", "-:"]
     assert [cell.strip() for cell in second[2].split("|")[1:-1]] == ["0", "text"]
-    assert all("text/html" not in output.data for cell in for_web(notebook).cells for output in cell.outputs)
+    assert all(
+        "text/html" not in output.data
+        for cell in for_web(notebook).cells
+        for output in cell.outputs
+    )
 
 
 @pytest.mark.parametrize("columns", [None, "split"])
 def test_clean_notebook_puts_the_name_of_the_index_over_its_column(columns):
-    table = pd.DataFrame({"train": [1, 2]}, index=pd.Index(["a", "b"], name="label")).rename_axis(columns=columns)
+    table = pd.DataFrame({"train": [1, 2]}, index=pd.Index(["a", "b"], name="label")).rename_axis(
+        columns=columns
+    )
     output = new_output("display_data", data={"text/html": table.to_html()})
-    lines = clean_notebook(new_notebook(cells=[make_code("t", output)])).cells[0].outputs[0].data["text/markdown"].splitlines()
+    lines = (
+        clean_notebook(new_notebook(cells=[make_code("t", output)]))
+        .cells[0]
+        .outputs[0]
+        .data["text/markdown"]
+        .splitlines()
+    )
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["label", "train"]
     assert len(lines) == 4, "head, rule and two rows"
 
 
 def test_clean_notebook_puts_no_caption_under_an_excuse():
     excuse = new_output("display_data", data={"text/markdown": "Nothing to draw."})
-    cells = [make_code("#| label: fig-a\n#| fig-cap: Never made.\nplot()", output) for output in (excuse, make_picture())]
-    excused, drawn = (read_options(cell.source)[0] for cell in clean_notebook(new_notebook(cells=cells)).cells)
+    cells = [
+        make_code("#| label: fig-a\n#| fig-cap: Never made.\nplot()", output)
+        for output in (excuse, make_picture())
+    ]
+    excused, drawn = (
+        read_options(cell.source)[0] for cell in clean_notebook(new_notebook(cells=cells)).cells
+    )
     assert not excused and drawn["label"] == "fig-a" and drawn["fig-cap"] == "Never made."
 
 
@@ -365,28 +494,44 @@ def test_clean_notebook_puts_no_caption_under_an_excuse():
 def test_a_number_is_not_torn_from_its_own_spread_or_interval(target):
     table = "| a | b |\n|:--|--:|\n| x | 0.8 ± 0.1 |\n| y | 0.9 [0.8, 1.0] |\n"
     filters = str(Path(report_package.__file__).with_name("filters.lua"))
-    text = run_pandoc("--from=markdown", f"--to={target}", "--wrap=none", f"--lua-filter={filters}", text=table)
+    text = run_pandoc(
+        "--from=markdown", f"--to={target}", "--wrap=none", f"--lua-filter={filters}", text=table
+    )
     text = text.replace("~", "\u00a0").replace("\\[", "[")
     assert "0.8 ±\u00a00.1" in text and "0.9 [0.8,\u00a01.0" in text
 
 
 def test_clean_notebook_gives_every_picture_an_alternative_text():
-    cells = [make_code('#| fig-cap: "Said: so"\nplot()', make_picture()), make_code("plot_it(1)", make_picture())]
-    said, unsaid = (read_options(cell.source)[0]["fig-alt"] for cell in clean_notebook(new_notebook(cells=cells)).cells)
+    cells = [
+        make_code('#| fig-cap: "Said: so"\nplot()', make_picture()),
+        make_code("plot_it(1)", make_picture()),
+    ]
+    said, unsaid = (
+        read_options(cell.source)[0]["fig-alt"]
+        for cell in clean_notebook(new_notebook(cells=cells)).cells
+    )
     assert said == "Said: so"
     assert unsaid == "Picture made by the code plot_it(1)"
 
 
 def test_for_paper_keeps_the_static_twin(monkeypatch):
-    notebook = clean_notebook(new_notebook(cells=[make_code("iplot()", make_interactive(monkeypatch))]))
+    notebook = clean_notebook(
+        new_notebook(cells=[make_code("iplot()", make_interactive(monkeypatch))])
+    )
     assert list(for_paper(notebook).cells[0].outputs[0].data) == ["image/png"]
     assert list(for_web(notebook).cells[0].outputs[0].data) == ["text/markdown"]
 
 
 def test_options_survive_reading_and_writing():
     options = {"label": "fig-a", "fig-cap": 'A "quoted": caption, $x_i$', "echo": False}
-    assert read_options(write_options(options, "x = 1\n#| not an option")) == (options, "x = 1\n#| not an option")
-    assert read_options("#| label: tbl-a\n#| answer\nx") == ({"label": "tbl-a", "answer": None}, "x")
+    assert read_options(write_options(options, "x = 1\n#| not an option")) == (
+        options,
+        "x = 1\n#| not an option",
+    )
+    assert read_options("#| label: tbl-a\n#| answer\nx") == (
+        {"label": "tbl-a", "answer": None},
+        "x",
+    )
     for wrong in ("#| just words\nx", '#| fig-cap: "a "b" c"\nx'):
         with pytest.raises(ValueError, match="key: value"):
             read_options(wrong)
@@ -409,30 +554,62 @@ def test_markdown_honours_echo_output_include_fold_and_joins_pictures(tmp_path):
         make_code("#| include: false\ngone()", new_output("stream", name="stdout", text="gone")),
         make_code("#| code-fold: show\nshown()", *lines),
         make_code('#| fig-cap: "Both."\ntwo()', make_picture(), make_picture()),
-    ]  # fmt: skip
-    text = notebook_markdown(for_web(clean_notebook(new_notebook(cells=cells))), Medium(tmp_path, fold=True), "p")
+    ]
+    text = notebook_markdown(
+        for_web(clean_notebook(new_notebook(cells=cells))), Medium(tmp_path, fold=True), "p"
+    )
     assert "gone" not in text
     assert 'fold="show"' in text and "one\ntwo" in text
-    assert re.search(r"::: \{ \.captioned \.fig\}\n!\[\]\(p-3-1\.png\).*\n\n!\[\]\(p-3-2\.png\).*\n\nBoth\.\n:::", text)
+    assert re.search(
+        r"::: \{ \.captioned"
+        r" \.fig\}\n!\[\]\(p-3-1\.png\).*\n\n!\[\]\(p-3-2\.png\).*\n\nBoth\.\n:::",
+        text,
+    )
 
 
 def test_order_puts_comparison_first_then_shared_then_each_point():
     points = [{"model": "b", "seed": 0}, {"model": "a", "seed": 0}]
-    planned = [("02_x", {}), *[(name, point) for point in points for name in ("03_y", "04_z")], ("08_compare", {}), ("01_w", {})]
+    planned = [
+        ("02_x", {}),
+        *[(name, point) for point in points for name in ("03_y", "04_z")],
+        ("08_compare", {}),
+        ("01_w", {}),
+    ]
     ordered = order_tasks([{"notebook": notebook, "point": point} for notebook, point in planned])
     assert [(task["notebook"], task["point"].get("model", "")) for task in ordered] == [
-        ("08_compare", ""), ("01_w", ""), ("02_x", ""), ("03_y", "b"), ("04_z", "b"), ("03_y", "a"), ("04_z", "a"),
-    ]  # fmt: skip
-    assert describe_point({"model": "vit", "seed": 1, "pretrained": True}) == ["vit", "seed 1", "pretrained True"]
+        ("08_compare", ""),
+        ("01_w", ""),
+        ("02_x", ""),
+        ("03_y", "b"),
+        ("04_z", "b"),
+        ("03_y", "a"),
+        ("04_z", "a"),
+    ]
+    assert describe_point({"model": "vit", "seed": 1, "pretrained": True}) == [
+        "vit",
+        "seed 1",
+        "pretrained True",
+    ]
 
 
 def test_combined_notebook_has_unique_labels_and_shows_code_once(reports_folder):
-    text = "# Fine-tune\n\nSee @fig-a and [@fig-a].[^n]\n\n[^n]: A note.\n\nTo [the other](04_evaluate.ipynb), not a@b.org."
+    text = (
+        "# Fine-tune\n\nSee @fig-a and [@fig-a].[^n]\n\n[^n]: A note.\n\nTo [the"
+        " other](04_evaluate.ipynb), not a@b.org."
+    )
     figure = make_code('#| label: fig-a\n#| fig-cap: "As @fig-a says."\ndraw()', make_picture())
     tasks = []
     for seed in (0, 1):
         point = {"model": "vit", "seed": seed}
-        tasks.append(("03_finetune", point, [new_markdown_cell(text), *make_parameters(seed=seed), figure], "done", None))
+        tasks.append(
+            (
+                "03_finetune",
+                point,
+                [new_markdown_cell(text), *make_parameters(seed=seed), figure],
+                "done",
+                None,
+            )
+        )
         tasks.append(("04_evaluate", point, [new_markdown_cell("# Evaluate")], "done", None))
     write_batch(reports_folder, "b", "B", tasks)
     report = gather_report()
@@ -440,15 +617,28 @@ def test_combined_notebook_has_unique_labels_and_shows_code_once(reports_folder)
     options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
     labels = [item["label"] for item in options if "label" in item]
     assert labels == ["fig-a-index", "fig-a-03-finetune-vit-seed-1"]
-    assert [item.get("echo", True) for item in options] == [True, True, True, False], "the parameters are shown each time"
+    assert [item.get("echo", True) for item in options] == [
+        True,
+        True,
+        True,
+        False,
+    ], "the parameters are shown each time"
     codes = [read_options(cell.source)[1] for cell in cells if cell.cell_type == "code"]
     assert "seed = 0" in codes[0] and "model = " in codes[0]
-    assert codes[2].startswith("seed = 1") and "model = " not in codes[2], "of the parameters, what differs"
+    assert codes[2].startswith("seed = 1") and "model = " not in codes[2], (
+        "of the parameters, what differs"
+    )
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     assert "# Fine-tune · vit · seed 1 {#03-finetune-vit-seed-1}" in prose
-    assert "*Code, and parameters that are not shown, are those of [Fine-tune · vit · seed 0](#index).*" in prose
+    assert (
+        "*Code, and parameters that are not shown, are those of [Fine-tune · vit · seed"
+        " 0](#index).*" in prose
+    )
     last = next(source for source in reversed(prose) if "See" in source)
-    assert "See @fig-a-03-finetune-vit-seed-1 and [@fig-a-03-finetune-vit-seed-1].[^03-finetune-vit-seed-1-n]" in last
+    assert (
+        "See @fig-a-03-finetune-vit-seed-1 and"
+        " [@fig-a-03-finetune-vit-seed-1].[^03-finetune-vit-seed-1-n]" in last
+    )
     assert "[the other](#04-evaluate-vit-seed-1), not a@b.org." in last
     assert "References" not in "".join(prose), "nothing is cited"
     page = next(page for page in report.pages if page.slug == "03-finetune-vit-seed-1")
@@ -457,10 +647,18 @@ def test_combined_notebook_has_unique_labels_and_shows_code_once(reports_folder)
 
 def test_several_batches_become_parts(reports_folder):
     for name in ("one", "two"):
-        write_batch(reports_folder, name, name.title(), [("08_compare", {}, [new_markdown_cell("# Compare")], "done", None)])
+        write_batch(
+            reports_folder,
+            name,
+            name.title(),
+            [("08_compare", {}, [new_markdown_cell("# Compare")], "done", None)],
+        )
     report = gather_report()
     assert report.title == "One and Two"
-    assert [(page.slug, page.group) for page in report.pages] == [("index", ("One", "", "")), ("two-08-compare", ("Two", "", ""))]
+    assert [(page.slug, page.group) for page in report.pages] == [
+        ("index", ("One", "", "")),
+        ("two-08-compare", ("Two", "", "")),
+    ]
 
 
 def test_unknown_or_no_batch_is_an_error_that_says_what_to_do(reports_folder):
@@ -472,7 +670,10 @@ def test_unknown_or_no_batch_is_an_error_that_says_what_to_do(reports_folder):
 
 
 def test_a_notebook_with_wrong_cell_options_is_named(reports_folder):
-    cells = [new_markdown_cell("# Compare"), make_code('#| fig-cap: "a "b" c"\nplot()', make_picture())]
+    cells = [
+        new_markdown_cell("# Compare"),
+        make_code('#| fig-cap: "a "b" c"\nplot()', make_picture()),
+    ]
     write_batch(reports_folder, "small", "S", [("08_compare", {}, cells, "done", None)])
     with pytest.raises(ValueError, match=r'(?s)08_compare\.ipynb: .*fig-cap: "a "b" c"'):
         gather_report()
@@ -497,10 +698,19 @@ def test_settings_name_a_bibliography_that_is_missing(tmp_path):
 def test_settings_that_say_nothing_are_defaults(tmp_path, text):
     (tmp_path / "_quarto.yml").write_text(text)
     settings = read_settings(tmp_path)
-    assert (settings.title, settings.lang, settings.bibliography, settings.csl) == ("vitlab", "en", (), None)
+    assert (settings.title, settings.lang, settings.bibliography, settings.csl) == (
+        "vitlab",
+        "en",
+        (),
+        None,
+    )
     site, pdf = site_config(Report("", "", "", ()), settings), pdf_config(settings)
-    assert site["website"]["title"] == "vitlab" and site["format"] == {"html": {"embed-resources": True}}
-    assert pdf["format"] == {"typst": {}} and site["execute"] == pdf["execute"] == {"enabled": False}
+    assert site["website"]["title"] == "vitlab" and site["format"] == {
+        "html": {"embed-resources": True}
+    }
+    assert pdf["format"] == {"typst": {}} and site["execute"] == pdf["execute"] == {
+        "enabled": False
+    }
 
 
 @pytest.mark.parametrize(
@@ -519,7 +729,11 @@ def test_settings_that_cannot_be_used_are_one_sentence(tmp_path, text, message):
         read_settings(tmp_path)
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")),
+    ids=lambda file: file.stem,
+)
 def test_notebooks_refer_only_to_what_there_is(file):
     """A reference that leads nowhere shows as (fig-lost?) in the report."""
     cells = clean_notebook(nbformat.read(file, as_version=4)).cells
@@ -527,8 +741,12 @@ def test_notebooks_refer_only_to_what_there_is(file):
     captions = [str(item[key]) for item in options for key in ("fig-cap", "tbl-cap") if key in item]
     prose = "\n".join([cell.source for cell in cells if cell.cell_type == "markdown"] + captions)
     sources = (Path(__file__).parents[1] / "reports" / "references.bib").read_text(encoding="utf-8")
-    known = {str(item["label"]) for item in options if "label" in item} | set(re.findall(r"\{#([\w-]+)", prose))
-    assert set(re.findall(r"(?<!\w)@([A-Za-z][\w-]*)", prose)) <= known | set(re.findall(r"@\w+\{(\w+),", sources))
+    known = {str(item["label"]) for item in options if "label" in item} | set(
+        re.findall(r"\{#([\w-]+)", prose)
+    )
+    assert set(re.findall(r"(?<!\w)@([A-Za-z][\w-]*)", prose)) <= known | set(
+        re.findall(r"@\w+\{(\w+),", sources)
+    )
 
 
 def test_published_results_cite_what_the_bibliography_holds():

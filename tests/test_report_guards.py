@@ -1,4 +1,6 @@
-"""Each guard finds what is planted, at its place, and nothing in a report where nothing is wrong; the marks reach both media."""
+"""Each guard finds what is planted, at its place, and nothing in a report where nothing is wrong;
+the marks reach both media.
+"""
 
 import json
 import shutil
@@ -21,7 +23,14 @@ from vitlab.cli import app
 from vitlab.markup import code
 from vitlab.report import ReportRefused, render_report
 from vitlab.report.gather import gather_report
-from vitlab.report.guards import Finding, check_report, findings_table, mark_report, print_findings, read_findings
+from vitlab.report.guards import (
+    Finding,
+    check_report,
+    findings_table,
+    mark_report,
+    print_findings,
+    read_findings,
+)
 from vitlab.report.guards.references import bibliography_keys
 from vitlab.report.settings import Settings
 from vitlab.run_names import dataset_folder
@@ -35,15 +44,21 @@ DRAWN = "#| label: fig-loss\n#| fig-cap: The loss.\n#| fig-alt: A falling line.\
 
 
 def picture():
-    return new_output("display_data", data={"image/png": make_png(), "text/plain": "<Figure size 300x200>"})
+    return new_output(
+        "display_data", data={"image/png": make_png(), "text/plain": "<Figure size 300x200>"}
+    )
 
 
 def failure():
-    return new_output("error", ename="ValueError", evalue="no [data]\nat all", traceback=["ValueError: no [data]"])
+    return new_output(
+        "error", ename="ValueError", evalue="no [data]\nat all", traceback=["ValueError: no [data]"]
+    )
 
 
 class Project:
-    """A project with notebooks 03 and 08, a batch of both, and their executed copies; everything in it is right at first."""
+    """A project with notebooks 03 and 08, a batch of both, and their executed copies; everything in
+    it is right at first.
+    """
 
     def __init__(self, root, reports):
         self.root, self.reports, self.tasks = root, reports, []
@@ -52,26 +67,37 @@ class Project:
         (root / "reports" / "own.bib").write_text(BIBLIOGRAPHY)
         (root / "notebooks").mkdir()
         text = (
-            "# Train\n\nAs @vaswani2017 say, see @fig-loss, @tbl-loss and @sec-more, then [compare](08_compare.ipynb).\n\n"
-            "## More {#sec-more}\n\nUp to [more](#sec-more) and the [network](https://example.org/nowhere)."
+            "# Train\n\nAs @vaswani2017 say, see @fig-loss, @tbl-loss and @sec-more, then"
+            " [compare](08_compare.ipynb).\n\n## More {#sec-more}\n\nUp to [more](#sec-more) and"
+            " the [network](https://example.org/nowhere)."
         )
         self.train = [
             new_markdown_cell(text),
             new_code_cell("seed = 1", metadata={"tags": ["parameters"]}),
             new_code_cell(DRAWN, outputs=[picture()]),
-            new_code_cell("#| label: tbl-loss\n#| tbl-cap: Losses.\ntable", outputs=[make_table(epoch=[1, 2])]),
+            new_code_cell(
+                "#| label: tbl-loss\n#| tbl-cap: Losses.\ntable", outputs=[make_table(epoch=[1, 2])]
+            ),
         ]
-        compare = [new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."), new_code_cell("1 + 1")]
+        compare = [
+            new_markdown_cell("# Compare\n\nBack to [more](03_train.ipynb#sec-more)."),
+            new_code_cell("1 + 1"),
+        ]
         self.write("03_train", POINT, self.train, f"{RUNS}/vit-seed0")
         self.write("08_compare", {}, compare, None)
 
     def write(self, stem, point, cells, run):
         """The notebook, and an executed copy of it as papermill leaves it."""
-        bare = [new_code_cell(c.source, metadata=c.metadata) if c.cell_type == "code" else c for c in cells]
+        bare = [
+            new_code_cell(c.source, metadata=c.metadata) if c.cell_type == "code" else c
+            for c in cells
+        ]
         nbformat.write(new_notebook(cells=bare), self.root / "notebooks" / f"{stem}.ipynb")
         path = f"{run or 'runs/batches/toy'}/notebooks/{stem}.ipynb"
         given = {"dataset": "toy", **point, **({"run_name": "vit-seed0"} if run else {})}
-        self.tasks.append({"notebook": stem, "point": point, "parameters": given, "path": path, "run": run})
+        self.tasks.append(
+            {"notebook": stem, "point": point, "parameters": given, "path": path, "run": run}
+        )
         self.tasks[-1] |= {"status": "done", "error": None, "note": ""}
         if run:
             self.write_run(run, status="done")
@@ -79,9 +105,17 @@ class Project:
 
     def execute(self, path, cells):
         cells = [nbformat.from_dict(cell) for cell in cells]
-        place = next((i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])), None)
+        place = next(
+            (i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])),
+            None,
+        )
         if place is not None:
-            cells.insert(place + 1, new_code_cell("# Parameters\nseed = 0\n", metadata={"tags": ["injected-parameters"]}))
+            cells.insert(
+                place + 1,
+                new_code_cell(
+                    "# Parameters\nseed = 0\n", metadata={"tags": ["injected-parameters"]}
+                ),
+            )
         for number, cell in enumerate([cell for cell in cells if cell.cell_type == "code"], 1):
             cell.execution_count = number
         self.save(path, new_notebook(cells=cells))
@@ -94,7 +128,13 @@ class Project:
     def write_run(self, run, text=None, **content):
         file = self.reports / run / "run.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"parameters": {"dataset": "toy"}, "facts": {}, "start_s": 1.0, "files": [], **content}
+        content = {
+            "parameters": {"dataset": "toy"},
+            "facts": {},
+            "start_s": 1.0,
+            "files": [],
+            **content,
+        }
         file.write_text(json.dumps(content) if text is None else text)
 
     def write_files(self, run):
@@ -113,8 +153,12 @@ class Project:
         self.save(path, notebook)
 
     def add(self, *cells):
-        """Put cells at the end of notebook 03 and of its executed copy, whose last cell is number 6 then."""
-        nbformat.write(new_notebook(cells=[*self.train, *cells]), self.root / "notebooks" / "03_train.ipynb")
+        """Put cells at the end of notebook 03 and of its executed copy, whose last cell is number 6
+        then.
+        """
+        nbformat.write(
+            new_notebook(cells=[*self.train, *cells]), self.root / "notebooks" / "03_train.ipynb"
+        )
         self.execute(self.tasks[0]["path"], [*self.train, *cells])
 
     def check(self, max_page_mb=10.0):
@@ -125,7 +169,12 @@ class Project:
     def keep(self):
         file = self.reports / "runs" / "batches" / "toy" / "batch.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"title": "Toy", "name": "toy", "file": "notebooks/batches/toy.yml", "tasks": self.tasks}
+        content = {
+            "title": "Toy",
+            "name": "toy",
+            "file": "notebooks/batches/toy.yml",
+            "tasks": self.tasks,
+        }
         file.write_text(json.dumps(content))
 
 
@@ -175,16 +224,25 @@ def test_a_cell_taken_out_and_a_notebook_taken_away_are_found(project):
     nbformat.write(notebook, project.root / "notebooks" / "03_train.ipynb")
     (project.root / "notebooks" / "08_compare.ipynb").unlink()
     findings = project.check()
-    assert findings[0].message.startswith("the notebook that this was made from is gone") and findings[0].cell is None
+    assert (
+        findings[0].message.startswith("the notebook that this was made from is gone")
+        and findings[0].cell is None
+    )
     assert findings[1].message == "there is no notebook `08_compare.ipynb` beside 03_train.ipynb"
     assert findings[2].message == "the notebook no longer has this cell: `table`"
 
 
 def test_cells_not_executed_or_out_of_order(project):
-    project.edit(lambda cells: (cells[3].update(execution_count=7), cells[4].update(execution_count=None)))
+    project.edit(
+        lambda cells: (cells[3].update(execution_count=7), cells[4].update(execution_count=None))
+    )
     project.edit(lambda cells: cells[1].update(execution_count=0), "08_compare")
     findings = project.check()
-    assert places(findings) == [("order", 2, ""), ("order", 4, "fig-loss"), ("not executed", 5, "tbl-loss")]
+    assert places(findings) == [
+        ("order", 2, ""),
+        ("order", 4, "fig-loss"),
+        ("not executed", 5, "tbl-loss"),
+    ]
 
 
 def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
@@ -211,7 +269,11 @@ def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
     ("source", "outputs", "rules"),
     [
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", [], ["nothing shown"]),
-        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/plain"], ["nothing shown"]),
+        (
+            "#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()",
+            ["text/plain"],
+            ["nothing shown"],
+        ),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/markdown"], []),
         ("#| label: tbl-a\n#| tbl-cap: C.\ntable", [], ["nothing shown"]),
         ("plot()", ["image/png"], ["caption", "alternative text"]),
@@ -224,7 +286,11 @@ def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
         ("#| fig-alt: A.\nplot()", ["text/plain"], ["nothing shown"]),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table"], ["nothing shown"]),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["blank"], ["nothing shown"]),
-        ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["image/gif"], ["nothing shown"]),
+        (
+            "#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()",
+            ["image/gif"],
+            ["nothing shown"],
+        ),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["table", "image/png"], []),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["text/html"], []),
         ("#| label: fig-a\n#| fig-cap: C.\n#| fig-alt: A.\nplot()", ["pictures in a table"], []),
@@ -232,8 +298,16 @@ def test_a_failed_cell_is_found_and_those_after_it_are_counted(project):
         ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["blank"], ["nothing shown"]),
         ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["text/markdown"], []),
         ("#| label: tbl-a\n#| tbl-cap: C.\ntable", ["live table"], []),
-        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["image/png"], ["nothing shown"]),
-        ("#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()", ["live figure"], ["nothing shown"]),
+        (
+            "#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()",
+            ["image/png"],
+            ["nothing shown"],
+        ),
+        (
+            "#| label: tbl-a\n#| tbl-cap: C.\n#| fig-alt: A.\nplot()",
+            ["live figure"],
+            ["nothing shown"],
+        ),
         ("#| tbl-cap: C.\nboth()", ["table", "image/png"], ["alternative text"]),
         ("#| tbl-cap: C.\n#| fig-alt: A.\nboth()", ["table", "image/png"], []),
     ],
@@ -245,56 +319,122 @@ def test_figures_promised_captioned_and_described(project, source, outputs, rule
         "text/markdown": {"text/markdown": "None, for a reason."},
         "blank": {"text/markdown": " \n", "text/plain": "<IPython.core.display.Markdown object>"},
         "table": {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"},
-        "pictures in a table": {"text/html": "<table><tr><td><img src='data:image/png;base64,x' alt='A.'></td></tr></table>"},
-        "live table": {"text/html": "<div class='vitlab-viewer'></div>", "text/markdown": "| a |\n|---|\n| 1 |"},
+        "pictures in a table": {
+            "text/html": (
+                "<table><tr><td><img src='data:image/png;base64,x' alt='A.'></td></tr></table>"
+            )
+        },
+        "live table": {
+            "text/html": "<div class='vitlab-viewer'></div>",
+            "text/markdown": "| a |\n|---|\n| 1 |",
+        },
         "live figure": {"text/html": "<div class='vitlab-plotly'></div>", "image/png": make_png()},
     }
     shown = [new_output("display_data", data=values.get(kind, {kind: "x"})) for kind in outputs]
     project.add(new_code_cell(source, outputs=shown))
-    assert [(finding.rule, finding.cell) for finding in project.check()] == [(rule, 6) for rule in rules]
+    assert [(finding.rule, finding.cell) for finding in project.check()] == [
+        (rule, 6) for rule in rules
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "rule", "message"),
     [
-        ("See @fig-los.", "reference", "there is no figure or table `@fig-los`; did you mean `@fig-loss`?"),
-        ("As [@vaswani2071] say.", "reference", "there is no source `@vaswani2071`; did you mean `@vaswani2017`?"),
-        ("See @sec-none.", "reference", "there is no section `@sec-none`; did you mean `@sec-more`?"),
-        ("To [here](#mor).", "link", "there is no place `#mor` on this page; did you mean `#more`?"),
-        ("To [it](08_compare.ipynb#nowhere).", "link", "there is no place `#nowhere` on the page index"),
-        ("To [it](09_none.ipynb).", "link", "there is no notebook `09_none.ipynb` beside 03_train.ipynb"),
+        (
+            "See @fig-los.",
+            "reference",
+            "there is no figure or table `@fig-los`; did you mean `@fig-loss`?",
+        ),
+        (
+            "As [@vaswani2071] say.",
+            "reference",
+            "there is no source `@vaswani2071`; did you mean `@vaswani2017`?",
+        ),
+        (
+            "See @sec-none.",
+            "reference",
+            "there is no section `@sec-none`; did you mean `@sec-more`?",
+        ),
+        (
+            "To [here](#mor).",
+            "link",
+            "there is no place `#mor` on this page; did you mean `#more`?",
+        ),
+        (
+            "To [it](08_compare.ipynb#nowhere).",
+            "link",
+            "there is no place `#nowhere` on the page index",
+        ),
+        (
+            "To [it](09_none.ipynb).",
+            "link",
+            "there is no notebook `09_none.ipynb` beside 03_train.ipynb",
+        ),
         (
             "A [file](../data/x.csv).",
             "link",
             "the report has no page or file `../data/x.csv`; files do not travel with the pages",
         ),
         ("In raw <a href='#away'>HTML</a>.", "link", "there is no place `#away` on this page"),
-        ("![Words](x.png)", "picture", "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
-        ("![](https://example.org/x.png)", "alternative text", "the picture `https://example.org/x.png` has none"),
-        ("<img src=https://example.org/x.png>", "alternative text", "the picture `https://example.org/x.png` has none"),
+        (
+            "![Words](x.png)",
+            "picture",
+            "pictures from files do not travel with the pages: `x.png`; show it from a code cell",
+        ),
+        (
+            "![](https://example.org/x.png)",
+            "alternative text",
+            "the picture `https://example.org/x.png` has none",
+        ),
+        (
+            "<img src=https://example.org/x.png>",
+            "alternative text",
+            "the picture `https://example.org/x.png` has none",
+        ),
         (
             "A [file](file:///home/me/x.csv).",
             "link",
-            "the report has no page or file `file:///home/me/x.csv`; files do not travel with the pages",
+            (
+                "the report has no page or file `file:///home/me/x.csv`; files do not travel with"
+                " the pages"
+            ),
         ),
-        ("A [file](C:/x.csv).", "link", "the report has no page or file `C:/x.csv`; files do not travel with the pages"),
+        (
+            "A [file](C:/x.csv).",
+            "link",
+            "the report has no page or file `C:/x.csv`; files do not travel with the pages",
+        ),
         (
             "![Words](FILE:///x.png)",
             "picture",
-            "pictures from files do not travel with the pages: `FILE:///x.png`; show it from a code cell",
+            (
+                "pictures from files do not travel with the pages: `FILE:///x.png`; show it from a"
+                " code cell"
+            ),
         ),
         (
             "![Words](C:/x.png)",
             "picture",
-            "pictures from files do not travel with the pages: `C:/x.png`; show it from a code cell",
+            (
+                "pictures from files do not travel with the pages: `C:/x.png`; show it from a code"
+                " cell"
+            ),
         ),
         (
             "<a href=nowhere.html>Raw</a>",
             "link",
             "the report has no page or file `nowhere.html`; files do not travel with the pages",
         ),
-        ("To [it](#away): <b data-id='away'>away</b>.", "link", "there is no place `#away` on this page"),
-        ("To [it](no-such-one.ipynb).", "link", "there is no notebook `no-such-one.ipynb` beside 03_train.ipynb"),
+        (
+            "To [it](#away): <b data-id='away'>away</b>.",
+            "link",
+            "there is no place `#away` on this page",
+        ),
+        (
+            "To [it](no-such-one.ipynb).",
+            "link",
+            "there is no notebook `no-such-one.ipynb` beside 03_train.ipynb",
+        ),
     ],
 )
 def test_what_leads_nowhere_is_found_in_prose(project, text, rule, message):
@@ -305,8 +445,9 @@ def test_what_leads_nowhere_is_found_in_prose(project, text, rule, message):
 
 def test_what_leads_somewhere_is_let_alone(project):
     text = (
-        "An <img src='https://example.org/x.png' alt=''>, <!-- <a href='gone.html'> --> and <a name='old'></a> to [old](#old), "
-        "![a dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=), [mail](mailto:a@b.org) and [the network](//example.org)."
+        "An <img src='https://example.org/x.png' alt=''>, <!-- <a href='gone.html'> --> and <a"
+        " name='old'></a> to [old](#old), ![a dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=),"
+        " [mail](mailto:a@b.org) and [the network](//example.org)."
     )
     project.add(new_markdown_cell(text))
     assert project.check() == []
@@ -320,7 +461,10 @@ def test_links_in_html_and_in_markdown_that_cells_show(project):
         "<a href=hidden.html>hidden</a>",
     ]
     shown = [new_output("display_data", data={"text/html": text}) for text in html]
-    said = new_output("display_data", data={"text/markdown": "On to [it](09_none.ipynb) and [compare](08_compare.ipynb)."})
+    said = new_output(
+        "display_data",
+        data={"text/markdown": "On to [it](09_none.ipynb) and [compare](08_compare.ipynb)."},
+    )
     options = "#| label: fig-b\n#| fig-cap: C.\n#| fig-alt: A.\n"
     project.add(
         new_code_cell("link()", outputs=shown[:1]),
@@ -331,22 +475,34 @@ def test_links_in_html_and_in_markdown_that_cells_show(project):
     assert [(finding.rule, finding.cell, finding.message) for finding in project.check()] == [
         ("link", 6, "the report has no page or file `x.csv`; files do not travel with the pages"),
         ("link", 6, "there is no place `#spot` on this page"),
-        ("picture", 7, "pictures from files do not travel with the pages: `x.png`; show it from a code cell"),
+        (
+            "picture",
+            7,
+            "pictures from files do not travel with the pages: `x.png`; show it from a code cell",
+        ),
         ("link", 9, "there is no notebook `09_none.ipynb` beside 03_train.ipynb"),
     ]
 
 
 def test_a_notebook_may_have_a_hyphen_or_a_dot_in_its_name(project):
     project.write("09-my-own", {}, [new_markdown_cell("# Own"), new_code_cell("1")], None)
-    shutil.copy(project.root / "notebooks" / "09-my-own.ipynb", project.root / "notebooks" / "10-v1.2.ipynb")
-    project.add(new_markdown_cell("To [my own](09-my-own.ipynb) and [what is not in the report](10-v1.2.ipynb)."))
+    shutil.copy(
+        project.root / "notebooks" / "09-my-own.ipynb", project.root / "notebooks" / "10-v1.2.ipynb"
+    )
+    project.add(
+        new_markdown_cell(
+            "To [my own](09-my-own.ipynb) and [what is not in the report](10-v1.2.ipynb)."
+        )
+    )
     assert project.check() == []
     text = gather_report().pages[-1].notebook.cells[-1].source
     assert text == "To [my own](09-my-own.ipynb) and what is not in the report."
 
 
 def test_references_in_captions_and_markdown_outputs_are_read_too(project):
-    said = new_output("display_data", data={"text/markdown": "See @tbl-none and [it](08_compare.ipynb)."})
+    said = new_output(
+        "display_data", data={"text/markdown": "See @tbl-none and [it](08_compare.ipynb)."}
+    )
     options = "#| label: fig-b\n#| fig-cap: As in @fig-none.\n#| fig-alt: A.\nplot()"
     project.add(new_code_cell(options, outputs=[picture()]), new_code_cell("say()", outputs=[said]))
     assert [(finding.cell, finding.label, finding.message) for finding in project.check()] == [
@@ -359,13 +515,19 @@ def test_a_reference_to_a_figure_that_was_excused_is_dead(project):
     excuse = new_output("display_data", data={"text/markdown": "Nothing to draw."})
     project.edit(lambda cells: cells[3].update(outputs=[excuse]))
     (finding,) = project.check()
-    assert finding.message == "`@fig-loss` is promised by cell 4, which shows nothing to refer to" and finding.cell == 1
+    assert (
+        finding.message == "`@fig-loss` is promised by cell 4, which shows nothing to refer to"
+        and finding.cell == 1
+    )
 
 
 def test_bibliography_is_read_by_pandoc(project, tmp_path):
     other = tmp_path / "csl.json"
     other.write_text('[{"id": "a2020", "type": "book", "title": "T"}]')
-    assert bibliography_keys([project.root / "reports" / "own.bib", other]) == {"vaswani2017", "a2020"}
+    assert bibliography_keys([project.root / "reports" / "own.bib", other]) == {
+        "vaswani2017",
+        "a2020",
+    }
 
 
 def test_half_done_runs_of_the_report_and_beside_it(project):
@@ -389,14 +551,20 @@ def test_half_done_runs_of_the_report_and_beside_it(project):
     assert f"{RUNS}/other" not in {finding.file for finding in project.check()}
 
 
-@pytest.mark.parametrize(("stem", "file"), [(stem, file) for stem, files in PROMISED.items() for file in files])
+@pytest.mark.parametrize(
+    ("stem", "file"), [(stem, file) for stem, files in PROMISED.items() for file in files]
+)
 def test_strict_publishes_nothing_without_the_files_of_a_run(project, stem, file):
     project.write(stem, {"model": "cnn"}, project.train, f"{RUNS}/cnn-seed0")
     project.write_files(f"{RUNS}/cnn-seed0")
     assert project.check() == []
     path = project.reports / f"{RUNS}/cnn-seed0" / file
     whole = path.read_bytes()
-    damages = [None] if path.suffix in (".csv", ".md") else [None, b'{"roc_auc": {"val', whole[: len(whole) // 2], b""]
+    damages = (
+        [None]
+        if path.suffix in (".csv", ".md")
+        else [None, b'{"roc_auc": {"val', whole[: len(whole) // 2], b""]
+    )
     for damage in damages:
         path.unlink() if damage is None else path.write_bytes(damage)
         (finding,) = project.check()
@@ -415,17 +583,23 @@ def test_runs_beside_those_of_a_data_set_that_the_notebook_names_itself(project)
     del project.tasks[1]["parameters"]["dataset"]
     assert project.check() == []
     project.write_run(f"{RUNS}/other", status="failed")
-    assert [(finding.rule, finding.file) for finding in project.check()] == [("run", f"{RUNS}/other")]
+    assert [(finding.rule, finding.file) for finding in project.check()] == [
+        ("run", f"{RUNS}/other")
+    ]
     project.tasks[0]["parameters"]["dataset"] = "digits"
     project.keep()
     assert gather_report().subtitle == "Data sets: toy, digits"
 
 
 class TestOutOfDate:
-    """What the batch would do again is found, and nothing where it would not, or where nobody can tell."""
+    """What the batch would do again is found, and nothing where it would not, or where nobody can
+    tell.
+    """
 
     def record(self, project, **content):
-        """Write the batch file, and record of notebook 03 that it was executed as this file says."""
+        """Write the batch file, and record of notebook 03 that it was executed as this file
+        says.
+        """
         tagged = {"tags": ["parameters"]}
         project.train[1] = new_code_cell("seed = 1\nepochs = 2", metadata=tagged)
         project.add()
@@ -436,7 +610,11 @@ class TestOutOfDate:
     def write(self, project, **content):
         file = project.root / "notebooks" / "batches" / "toy.yml"
         file.parent.mkdir(exist_ok=True)
-        content = {"parameters": {"epochs": 1}, "grid": {"seed": [0, 1]}, "chain": [{"notebook": "03_train"}]} | content
+        content = {
+            "parameters": {"epochs": 1},
+            "grid": {"seed": [0, 1]},
+            "chain": [{"notebook": "03_train"}],
+        } | content
         file.write_text(json.dumps(content))
         return file
 
@@ -448,29 +626,42 @@ class TestOutOfDate:
 
     def messages(self, project):
         findings = project.check()
-        assert {(finding.rule, finding.file) for finding in findings} <= {("out of date", project.tasks[0]["path"])}
+        assert {(finding.rule, finding.file) for finding in findings} <= {
+            ("out of date", project.tasks[0]["path"])
+        }
         return [finding.message for finding in findings]
 
     def test_other_parameters(self, recorded):
         self.write(recorded, parameters={"epochs": 5})
-        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` gives it other parameters now; run the batch again"]
+        assert self.messages(recorded) == [
+            "`notebooks/batches/toy.yml` gives it other parameters now; run the batch again"
+        ]
 
     def test_a_point_that_is_asked_for_no_more(self, recorded):
         self.write(recorded, grid={"seed": [7]})
-        assert self.messages(recorded) == ["`notebooks/batches/toy.yml` does not ask for it any more; run the batch again"]
+        assert self.messages(recorded) == [
+            "`notebooks/batches/toy.yml` does not ask for it any more; run the batch again"
+        ]
 
     def test_other_code(self, recorded):
         recorded.tasks[0]["fingerprint"]["code"] = "0123456789ab"
         assert self.messages(recorded) == ["code changed; run the batch again"]
         recorded.tasks[0]["fingerprint"]["notebook"] = "0123456789ab"
-        assert self.messages(recorded) == [], "a notebook that was edited may use other code; the rule source tells of it"
+        assert self.messages(recorded) == [], (
+            "a notebook that was edited may use other code; the rule source tells of it"
+        )
 
     def test_other_libraries_files_and_runs(self, recorded):
         now = dict(recorded.tasks[0]["fingerprint"])
         assert "python 3" in now["libraries"]
         recorded.tasks[0]["fingerprint"]["libraries"] += "\ntorch 2.0"
-        assert self.messages(recorded) == ["libraries changed: torch 2.0 -> none; run the batch again"]
-        recorded.tasks[0]["fingerprint"] = now | {"files": "published.csv 0123", "runs": "3 finished, 0123"}
+        assert self.messages(recorded) == [
+            "libraries changed: torch 2.0 -> none; run the batch again"
+        ]
+        recorded.tasks[0]["fingerprint"] = now | {
+            "files": "published.csv 0123",
+            "runs": "3 finished, 0123",
+        }
         said = "runs changed; files changed: published.csv 0123 -> none; run the batch again"
         assert self.messages(recorded) == [said]
 
@@ -490,15 +681,21 @@ class TestOutOfDate:
         fresh.parent.mkdir(parents=True)
         recorded.keep()
         shutil.copy(recorded.reports / "runs" / "batches" / "toy" / "batch.json", fresh)
-        recorded.tasks[0] |= {"fingerprint": recorded.tasks[0]["fingerprint"] | {"code": "0123456789ab"}}
+        recorded.tasks[0] |= {
+            "fingerprint": recorded.tasks[0]["fingerprint"] | {"code": "0123456789ab"}
+        }
         assert self.messages(recorded) == []
         fresh.unlink()
         assert len(self.messages(recorded)) == 1
 
 
 def test_a_page_over_the_limit_names_its_heaviest_cell(project):
-    heavy = new_output("display_data", data={"text/html": "<div class='vitlab-viewer'>" + "x" * 300_000 + "</div>"})
-    project.add(new_code_cell("#| label: fig-big\n#| fig-cap: C.\n#| fig-alt: A.\nview()", outputs=[heavy]))
+    heavy = new_output(
+        "display_data", data={"text/html": "<div class='vitlab-viewer'>" + "x" * 300_000 + "</div>"}
+    )
+    project.add(
+        new_code_cell("#| label: fig-big\n#| fig-cap: C.\n#| fig-alt: A.\nview()", outputs=[heavy])
+    )
     assert project.check(0.5) == []
     (finding,) = project.check(0.3)
     assert (finding.rule, finding.cell, finding.label) == ("size", 6, "fig-big")
@@ -508,13 +705,20 @@ def test_a_page_over_the_limit_names_its_heaviest_cell(project):
 
 
 def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(project):
-    project.edit(lambda cells: cells[3].update(source="#| label: fig-loss\n#| fig-cap: The loss.\nplot()"))
+    project.edit(
+        lambda cells: cells[3].update(source="#| label: fig-loss\n#| fig-cap: The loss.\nplot()")
+    )
     findings = project.check()
     report = mark_report(gather_report(), findings)
     home, page = (page.notebook.cells for page in report.pages)
-    assert "3 places" not in home[0].source and "2 places of this report are not fit to publish" in home[0].source
+    assert (
+        "3 places" not in home[0].source
+        and "2 places of this report are not fit to publish" in home[0].source
+    )
     assert "(03-train-vit-seed-0.ipynb): source, alternative text" in home[0].source
-    place = next(i for i, cell in enumerate(page) if "plot()" in cell.source and cell.cell_type == "code")
+    place = next(
+        i for i, cell in enumerate(page) if "plot()" in cell.source and cell.cell_type == "code"
+    )
     title, where, _, first, second, *_ = page[place + 1].source.split("\n")
     rules = "not executed with its present source; a figure without an alternative text"
     assert title == f'::: {{.callout-warning title="Not fit to publish: {rules}"}}'
@@ -526,21 +730,36 @@ def test_marks_stand_after_their_cells_and_are_summed_up_on_the_first_page(proje
 def test_strict_publishes_nothing_and_the_marks_reach_page_and_pdf(project):
     project.keep()
     paths = render_report(strict=True)
-    assert read_findings(paths["findings"]) == [] and "Not fit" not in paths["html"].read_text(encoding="utf-8")
+    assert read_findings(paths["findings"]) == [] and "Not fit" not in paths["html"].read_text(
+        encoding="utf-8"
+    )
     before = paths["html"].read_bytes(), paths["pdf"].read_bytes()
     project.add(new_markdown_cell("See @fig-none, a [dead end](#none) and ![a graph](none.png)."))
     project.keep()
     with pytest.raises(ReportRefused, match="for 3 reasons") as refused:
         render_report(strict=True)
     assert [finding.rule for finding in refused.value.findings] == ["reference", "link", "picture"]
-    assert (paths["html"].read_bytes(), paths["pdf"].read_bytes()) == before, "what was published stays"
-    assert [finding.rule for finding in read_findings(paths["findings"])] == ["reference", "link", "picture"]
+    assert (
+        paths["html"].read_bytes(),
+        paths["pdf"].read_bytes(),
+    ) == before, "what was published stays"
+    assert [finding.rule for finding in read_findings(paths["findings"])] == [
+        "reference",
+        "link",
+        "picture",
+    ]
     paths = render_report()
     page = (paths["html"].parent / "03-train-vit-seed-0.html").read_text(encoding="utf-8")
     assert page.count("Not fit to publish: ") == 1 and 'class="callout warning"' in page
-    assert "3 places of this report are not fit to publish" in paths["html"].read_text(encoding="utf-8")
-    text = " ".join(" ".join(part.extract_text() for part in pypdf.PdfReader(paths["pdf"]).pages).split())
-    assert text.count("Not fit to publish: ") == 1 and "[a picture that is not here: a graph]" in text
+    assert "3 places of this report are not fit to publish" in paths["html"].read_text(
+        encoding="utf-8"
+    )
+    text = " ".join(
+        " ".join(part.extract_text() for part in pypdf.PdfReader(paths["pdf"]).pages).split()
+    )
+    assert (
+        text.count("Not fit to publish: ") == 1 and "[a picture that is not here: a graph]" in text
+    )
 
 
 def test_strict_measures_the_rendered_pages_too(project, monkeypatch):
@@ -548,7 +767,10 @@ def test_strict_measures_the_rendered_pages_too(project, monkeypatch):
     monkeypatch.setattr(report_package, "check_report", lambda *arguments: [])
     with pytest.raises(ReportRefused) as refused:
         render_report(strict=True, max_page_mb=0.001)
-    assert {finding.file for finding in refused.value.findings} == {"index.html", "03-train-vit-seed-0.html"}
+    assert {finding.file for finding in refused.value.findings} == {
+        "index.html",
+        "03-train-vit-seed-0.html",
+    }
     assert not (project.reports / "_site").exists()
 
 
@@ -557,17 +779,26 @@ def test_command_prints_where_and_tells_by_its_status(project):
     project.keep()
     result = CliRunner().invoke(app, ["report", "toy", "--strict"])
     assert result.exit_code == 1 and "HTML" not in result.stdout
-    assert f"{RUNS}/vit-seed0/notebooks/03_train.ipynb" in result.stdout and "@fig-none" in result.stdout
+    assert (
+        f"{RUNS}/vit-seed0/notebooks/03_train.ipynb" in result.stdout
+        and "@fig-none" in result.stdout
+    )
     assert result.stderr == "Not published: 1 problem, listed above.\n"
     result = CliRunner().invoke(app, ["report", "toy"])
     assert result.exit_code == 0 and "@fig-none" in result.stdout and "HTML" in result.stdout
-    assert result.stderr == "1 problem, listed above and marked in the pages; --strict would not publish.\n"
+    assert (
+        result.stderr
+        == "1 problem, listed above and marked in the pages; --strict would not publish.\n"
+    )
     result = CliRunner().invoke(app, ["report", "toy", "--max-page-mb", "-1"])
     assert result.exit_code == 2 and "above 0" in result.stderr
 
 
 def test_findings_as_table_and_print():
-    findings = [Finding("link", "a.ipynb", "x [y]", cell=3, label="fig-a"), Finding("run", "runs/r", "half")]
+    findings = [
+        Finding("link", "a.ipynb", "x [y]", cell=3, label="fig-a"),
+        Finding("run", "runs/r", "half"),
+    ]
     table = findings_table(findings)
     assert table["cell"].isna().tolist() == [False, True] and table["cell"][0] == 3
     console = Console(record=True, width=100)
@@ -577,6 +808,9 @@ def test_findings_as_table_and_print():
         Finding("lnk", "a", "b")
 
 
-@pytest.mark.parametrize(("text", "written"), [("a", "`a`"), ("a `b` c", "``a `b` c``"), ("`a`", "`` `a` ``"), ("", "(nothing)")])
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("a", "`a`"), ("a `b` c", "``a `b` c``"), ("`a`", "`` `a` ``"), ("", "(nothing)")],
+)
 def test_code_survives_backticks(text, written):
     assert code(text) == written

@@ -36,7 +36,9 @@ def test_impute_is_that_of_the_authors():
     module = pytest.importorskip("pytorch_grad_cam.metrics.road")
     rng = np.random.default_rng(0)
     image, hole = rng.normal(size=(3, 10, 14)), rng.random((10, 14)) < 0.8
-    expected = module.NoisyLinearImputer(noise=0)(torch.tensor(image).float(), torch.tensor(~hole).float())
+    expected = module.NoisyLinearImputer(noise=0)(
+        torch.tensor(image).float(), torch.tensor(~hole).float()
+    )
     np.testing.assert_allclose(impute(image, hole), expected, atol=1e-5)
 
 
@@ -56,7 +58,13 @@ def test_scores_by_the_authors_imputation():
     for image, place in zip(images, places, strict=True):
         scores = []
         for removed in (place >= 16 - 6, place < 6):
-            mask = torch.tensor(~removed).reshape(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1).float()
+            mask = (
+                torch.tensor(~removed)
+                .reshape(4, 4)
+                .repeat_interleave(2, 0)
+                .repeat_interleave(2, 1)
+                .float()
+            )
             filled = module.NoisyLinearImputer(noise=0)(image, mask)
             scores.append(model.module(filled[None])[0, 1].item())
         expected.append((scores[0] - scores[1]) / 2)
@@ -64,7 +72,9 @@ def test_scores_by_the_authors_imputation():
     np.testing.assert_allclose(table["value"], expected, atol=1e-4)
     assert (table["metric"] == "road").all() and table["sample_id"].tolist() == ["s0", "s1"]
     turned = replace(found, values=-found.values, method="turned")
-    np.testing.assert_allclose(road(scorer, [turned], shares=[0.4], noise=0)["value"], -np.array(expected), atol=1e-4)
+    np.testing.assert_allclose(
+        road(scorer, [turned], shares=[0.4], noise=0)["value"], -np.array(expected), atol=1e-4
+    )
 
 
 def test_points_between_are_interpolated_and_noise_is_the_same_again():
@@ -75,7 +85,9 @@ def test_points_between_are_interpolated_and_noise_is_the_same_again():
     assert one.equals(other) and np.isfinite(one["value"]).all()
     assert not one.equals(road(scorer, [found], [0.5], detail=4, seed=1))
     full = road(scorer, [found], [0.5], detail=8, noise=0)["value"]
-    np.testing.assert_allclose(road(scorer, [found], [0.5], detail=4, noise=0)["value"], full, rtol=0.1)
+    np.testing.assert_allclose(
+        road(scorer, [found], [0.5], detail=4, noise=0)["value"], full, rtol=0.1
+    )
 
 
 def test_shares_are_checked():

@@ -1,4 +1,6 @@
-"""Attacks: the budget, the closed form for a linear model, the loss, what is left behind, and bad input."""
+"""Attacks: the budget, the closed form for a linear model, the loss, what is left behind, and bad
+input.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +21,11 @@ from vitlab.training import TrainConfig, fit
 @pytest.fixture(scope="module")
 def trained():
     model = tiny_vit()
-    fit(model, small_digits(), config=TrainConfig(epochs=4, batch_size=16, learning_rate=3e-3, augment="none"))
+    fit(
+        model,
+        small_digits(),
+        config=TrainConfig(epochs=4, batch_size=16, learning_rate=3e-3, augment="none"),
+    )
     return model
 
 
@@ -31,9 +37,14 @@ def ids():
 def cross_entropy(model, data, ids, images):
     labels = torch.tensor(ImageDataset(data, ids, model.transform).labels)
     pixels = torch.tensor(images).permute(0, 3, 1, 2)[:, : len(model.transform.mean)]
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.transform.mean, model.transform.std))
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1)
+        for values in (model.transform.mean, model.transform.std)
+    )
     with torch.inference_mode():
-        return F.cross_entropy(model.module((pixels - mean) / std), labels, reduction="none").numpy()
+        return F.cross_entropy(
+            model.module((pixels - mean) / std), labels, reduction="none"
+        ).numpy()
 
 
 @pytest.mark.parametrize("attack", ["pgd", "fgsm"])
@@ -65,19 +76,33 @@ def random_linear(size=4):
 def colour_data(size=4, count=6):
     pixels = np.random.default_rng(0).integers(40, 215, (count, size, size, 3), dtype=np.uint8)
     ids = [f"s{i}" for i in range(count)]
-    samples = pd.DataFrame({"sample_id": ids, "label": ["a", "b"] * (count // 2), "split": "test", "group": "all", "source": ""})
-    images = {sample_id: Image.fromarray(values) for sample_id, values in zip(ids, pixels, strict=True)}
+    samples = pd.DataFrame(
+        {
+            "sample_id": ids,
+            "label": ["a", "b"] * (count // 2),
+            "split": "test",
+            "group": "all",
+            "source": "",
+        }
+    )
+    images = {
+        sample_id: Image.fromarray(values) for sample_id, values in zip(ids, pixels, strict=True)
+    }
     return replace(small_digits(), classes=("a", "b"), samples=samples, read=images.__getitem__)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "fgsm"])
 def test_a_linear_model_has_a_closed_form(attack):
-    """The loss rises fastest along the sign of w_other - w_own, to epsilon at every pixel; PGD ends there, FGSM starts there."""
+    """The loss rises fastest along the sign of w_other - w_own, to epsilon at every pixel; PGD ends
+    there, FGSM starts there.
+    """
     model, data = random_linear(), colour_data()
     before, after, _ = attack_images(model, data, data.samples["sample_id"], 4, attack, steps=20)
     weight = model.module.weight.detach()
     sign = (weight[1] - weight[0]).sign().view(3, 4, 4).permute(1, 2, 0).numpy()
-    direction = np.array([1 if label == "a" else -1 for label in data.samples["label"]])[:, None, None, None]
+    direction = np.array([1 if label == "a" else -1 for label in data.samples["label"]])[
+        :, None, None, None
+    ]
     assert np.allclose(after, before + 4 / 255 * direction * sign, atol=1e-6)
 
 
@@ -86,7 +111,9 @@ def test_fgsm_is_one_step_of_pgd_without_a_random_start():
     pixels = torch.rand(3, 3, 4, 4)
     gradient = loss_gradient(model, torch.tensor([0, 1, 0]), grey=False)
     one = ATTACKS["pgd"](gradient, pixels, torch.zeros_like(pixels), 0.01, steps=1, step_size=0.01)
-    assert torch.equal(one, ATTACKS["fgsm"](gradient, pixels, torch.rand_like(pixels), 0.01, steps=7))
+    assert torch.equal(
+        one, ATTACKS["fgsm"](gradient, pixels, torch.rand_like(pixels), 0.01, steps=7)
+    )
     assert torch.allclose(one, (pixels + 0.01 * gradient(pixels).sign()).clamp(0, 1))
 
 
@@ -95,7 +122,10 @@ def test_the_gradient_is_that_of_the_loss_in_pixels():
     model = random_linear()
     pixels, labels = torch.rand(1, 3, 4, 4), torch.tensor([1])
     gradient = loss_gradient(model, labels, grey=False)(pixels)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.transform.mean, model.transform.std))
+    mean, std = (
+        torch.tensor(values).view(1, 3, 1, 1)
+        for values in (model.transform.mean, model.transform.std)
+    )
     model.module.double()
 
     def loss(values):
@@ -111,7 +141,9 @@ def test_grey_images_stay_grey(ids):
     """A model with three channels, grey images: the channels change together."""
     model = random_linear(8)
     data = replace(small_digits(), classes=("a", "b"))
-    data = replace(data, samples=data.samples.assign(label=np.where(data.samples["label"] == "1", "b", "a")))
+    data = replace(
+        data, samples=data.samples.assign(label=np.where(data.samples["label"] == "1", "b", "a"))
+    )
     before, after, _ = attack_images(model, data, ids, 4)
     assert (before == before[..., :1]).all()
     assert (after == after[..., :1]).all()
@@ -125,7 +157,9 @@ def test_accuracy_falls_with_epsilon():
     assert table["value"].iloc[-1] < table["value"].iloc[0]
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
     assert (table["n"] == 24).all()
-    pd.testing.assert_frame_equal(table, attack_table(linear_digits(), small_digits(), (4, 0, 16), images=24, steps=5))
+    pd.testing.assert_frame_equal(
+        table, attack_table(linear_digits(), small_digits(), (4, 0, 16), images=24, steps=5)
+    )
 
 
 def test_the_table_agrees_with_the_images():

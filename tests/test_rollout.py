@@ -1,4 +1,6 @@
-"""Rollout and its relatives against the algorithms their authors published, and the rows they start from in each kind of ViT."""
+"""Rollout and its relatives against the algorithms their authors published, and the rows they start
+from in each kind of ViT.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ TIMM_VIT = {"pretrained": False, "depth": 3, "embed_dim": 24, "num_heads": 2, "s
 
 
 def published_rollout(attention):
-    """compute_joint_attention of github.com/samiraabnar/attention_flow, for one image: (L, T, T) -> (L, T, T)."""
+    """compute_joint_attention of github.com/samiraabnar/attention_flow, for one image: (L, T, T) ->
+    (L, T, T).
+    """
     augmented = attention + np.eye(attention.shape[1])[None]
     augmented = augmented / augmented.sum(axis=-1)[..., None]
     joint = np.zeros(augmented.shape)
@@ -39,12 +43,15 @@ def record(model, images):
 
 def published_rows(model, images):
     """The last layer's published rollout for each image: (B, T, T)."""
-    attention = torch.stack(record(model, images)).mean(dim=2).double().numpy()  # (L, B, T, T), heads averaged
+    # (L, B, T, T), heads averaged
+    attention = torch.stack(record(model, images)).mean(dim=2).double().numpy()
     return np.stack([published_rollout(attention[:, i])[-1] for i in range(len(images))])
 
 
 def read_cells(values, grid):
-    """The value at the centre of each cell, where enlarging leaves it as it was (cells have an odd number of pixels)."""
+    """The value at the centre of each cell, where enlarging leaves it as it was (cells have an odd
+    number of pixels).
+    """
     rows, columns = (side // cells for side, cells in zip(values.shape[1:], grid, strict=True))
     return values[:, rows // 2 :: rows, columns // 2 :: columns]
 
@@ -61,9 +68,14 @@ def test_flow_equals_the_published_algorithm():
 def test_the_order_of_the_blocks_counts():
     swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])[None, None]
     gather = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]  # both tokens look at the first
-    # by hand: 0.5 (gather + I) = [[1, 0], [.5, .5]], 0.5 (swap + I) = [[.5, .5], [.5, .5]]; the last block stands on the left
-    torch.testing.assert_close(compute_rollout([gather, swap])[0], torch.tensor([[0.75, 0.25], [0.75, 0.25]]))
-    torch.testing.assert_close(compute_rollout([swap, gather])[0], torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
+    # by hand: 0.5 (gather + I) = [[1, 0], [.5, .5]], 0.5 (swap + I) = [[.5, .5], [.5, .5]]; the
+    # last block stands on the left
+    torch.testing.assert_close(
+        compute_rollout([gather, swap])[0], torch.tensor([[0.75, 0.25], [0.75, 0.25]])
+    )
+    torch.testing.assert_close(
+        compute_rollout([swap, gather])[0], torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+    )
 
 
 def test_no_blocks():
@@ -72,7 +84,17 @@ def test_no_blocks():
 
 
 def test_class_token_row_over_a_grid_that_is_not_square():
-    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=3, num_heads=2))
+    model = sharpen(
+        build_model(
+            "vit_scratch",
+            ["a", "b"],
+            size=(18, 27),
+            patch_size=9,
+            embed_dim=24,
+            depth=3,
+            num_heads=2,
+        )
+    )
     images = torch.randn(2, 3, 18, 27)
     found = explain(model, images, "rollout")
     expected = published_rows(model, images)[:, 0, 1:].reshape(2, 2, 3)
@@ -84,43 +106,63 @@ def test_class_token_row_over_a_grid_that_is_not_square():
     ("name", "options", "rows", "num_prefix_tokens"),
     [
         ("vit_tiny_patch16_224", {}, [0], 1),
-        ("deit_tiny_distilled_patch16_224", {}, [0, 1], 2),  # the logits are the mean of two heads on two tokens
+        # the logits are the mean of two heads on two tokens
+        ("deit_tiny_distilled_patch16_224", {}, [0, 1], 2),
         ("vit_tiny_patch16_224", {"reg_tokens": 3}, [0], 4),  # registers are not read
         ("vit_medium_patch16_gap_240", {}, range(6), 0),
-        ("vit_medium_patch16_gap_240", {"reg_tokens": 2}, range(2, 8), 2),  # prefix tokens, none of them a class token
+        # prefix tokens, none of them a class token
+        ("vit_medium_patch16_gap_240", {"reg_tokens": 2}, range(2, 8), 2),
     ],
 )
 def test_starts_from_the_tokens_that_the_classifier_reads(name, options, rows, num_prefix_tokens):
     model = sharpen(build_model(name, ["a", "b"], **TIMM_VIT, **options))
     images = torch.randn(2, 3, 32, 48)
     values = explain(model, images, "rollout").values
-    flow = torch.tensor(published_rows(model, images)[:, list(rows)].mean(axis=1)[:, num_prefix_tokens:])
-    expected = torch.nn.functional.interpolate(flow.reshape(2, 1, 2, 3), size=(32, 48), mode="bilinear")[:, 0]
+    flow = torch.tensor(
+        published_rows(model, images)[:, list(rows)].mean(axis=1)[:, num_prefix_tokens:]
+    )
+    expected = torch.nn.functional.interpolate(
+        flow.reshape(2, 1, 2, 3), size=(32, 48), mode="bilinear"
+    )[:, 0]
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert model.anatomy.num_prefix_tokens == num_prefix_tokens and expected.std() > 1e-3
 
 
 def test_does_not_depend_on_the_class():
-    model = build_model("vit_scratch", ["a", "b"], size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "vit_scratch", ["a", "b"], size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2
+    )
     images = torch.randn(2, 3, 32, 32)
-    np.testing.assert_array_equal(explain(model, images, "rollout", "a").values, explain(model, images, "rollout", "b").values)
+    np.testing.assert_array_equal(
+        explain(model, images, "rollout", "a").values, explain(model, images, "rollout", "b").values
+    )
 
 
 def test_a_classifier_that_reads_nothing_is_an_error():
-    model = build_model("vit_scratch", ["a", "b"], size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "vit_scratch", ["a", "b"], size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2
+    )
     torch.nn.init.zeros_(model.module.head.weight)
-    with pytest.raises(ValueError, match=r"no target logit reacts to the tokens of the last block.*train the classifier first"):
+    with pytest.raises(
+        ValueError,
+        match=r"no target logit reacts to the tokens of the last block.*train the classifier first",
+    ):
         explain(model, torch.randn(2, 3, 32, 32), "rollout")
 
 
 def reference_rollout(attention, head_fusion, discard):
-    """rollout of github.com/jacobgil/vit-explain for one image, (L, H, T, T) -> (T, T); rows by their own sums."""
+    """rollout of github.com/jacobgil/vit-explain for one image, (L, H, T, T) -> (T, T); rows by
+    their own sums.
+    """
     result = np.eye(attention.shape[-1])
     for layer in attention:
-        fused = {"mean": layer.mean(axis=0), "max": layer.max(axis=0), "min": layer.min(axis=0)}[head_fusion]
+        fused = {"mean": layer.mean(axis=0), "max": layer.max(axis=0), "min": layer.min(axis=0)}[
+            head_fusion
+        ]
         flat = fused.reshape(-1)
         indices = np.argsort(flat)[: int(flat.size * discard)]
-        flat[indices[indices != 0]] = 0  # "drop the lowest attentions, but don't drop the class token"
+        # "drop the lowest attentions, but don't drop the class token"
+        flat[indices[indices != 0]] = 0
         mixed = (fused + np.eye(len(fused))) / 2
         result = (mixed / mixed.sum(axis=-1, keepdims=True)) @ result
     return result
@@ -140,49 +182,84 @@ def test_fusion_and_discarding_as_published(head_fusion, discard):
     assert torch.equal(attention, kept)
 
 
-@pytest.mark.parametrize("options", [{"head_fusion": "max"}, {"discard": 0.6}, {"head_fusion": "min", "discard": 0.9}])
+@pytest.mark.parametrize(
+    "options", [{"head_fusion": "max"}, {"discard": 0.6}, {"head_fusion": "min", "discard": 0.9}]
+)
 def test_options_reach_the_map(options):
-    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=3, num_heads=2))
+    model = sharpen(
+        build_model(
+            "vit_scratch",
+            ["a", "b"],
+            size=(18, 27),
+            patch_size=9,
+            embed_dim=24,
+            depth=3,
+            num_heads=2,
+        )
+    )
     images = torch.randn(2, 3, 18, 27)
-    attention = torch.stack(record(model, images)).transpose(0, 1).double().numpy()  # (B, L, H, T, T)
-    expected = [reference_rollout(one, **{"head_fusion": "mean", "discard": 0, **options})[0, 1:] for one in attention]
+    # (B, L, H, T, T)
+    attention = torch.stack(record(model, images)).transpose(0, 1).double().numpy()
+    expected = [
+        reference_rollout(one, **{"head_fusion": "mean", "discard": 0, **options})[0, 1:]
+        for one in attention
+    ]
     found = explain(model, images, "rollout", **options).values
-    np.testing.assert_allclose(read_cells(found, (2, 3)), np.reshape(expected, (2, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        read_cells(found, (2, 3)), np.reshape(expected, (2, 2, 3)), atol=1e-6
+    )
     assert np.abs(found - explain(model, images, "rollout").values).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"head_fusion": "median"}, "unknown head_fusion 'median'.*mean, max, min"), ({"discard": 1.0}, "below 1, not 1.0")],
+    [
+        ({"head_fusion": "median"}, "unknown head_fusion 'median'.*mean, max, min"),
+        ({"discard": 1.0}, "below 1, not 1.0"),
+    ],
 )
 def test_options_that_do_not_exist(options, message):
-    model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2
+    )
     with pytest.raises(ValueError, match=message):
         explain(model, torch.randn(1, 3, 16, 16), "rollout", **options)
 
 
 class Observed:
-    """A ViT run block by block from its own weights, with its attention matrices in the graph, as both repositories hook them."""
+    """A ViT run block by block from its own weights, with its attention matrices in the graph, as
+    both repositories hook them.
+    """
 
     def __init__(self, model, images, target):
         vit = model.module
         tokens, self.attention = vit.embed_tokens(images), []
         for block in vit.blocks:
-            q, k, v = block.attn.qkv(block.norm1(tokens)).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)  # (B, H, T, 12)
+            # (B, H, T, 12)
+            q, k, v = (
+                block.attn.qkv(block.norm1(tokens)).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)
+            )
             matrix = (q @ k.transpose(-2, -1) / 12**0.5).softmax(dim=-1)
             self.attention.append(matrix)
             tokens = tokens + block.attn.proj((matrix @ v).transpose(1, 2).flatten(2))
             tokens = tokens + block.mlp(block.norm2(tokens))
         score = vit.head(vit.pool(tokens))[:, target].sum()
-        self.gradients = [gradient.detach() for gradient in torch.autograd.grad(score, self.attention)]
+        self.gradients = [
+            gradient.detach() for gradient in torch.autograd.grad(score, self.attention)
+        ]
         self.attention = [matrix.detach() for matrix in self.attention]
 
     def pairs(self, i):
-        return [(matrix[i], gradient[i]) for matrix, gradient in zip(self.attention, self.gradients, strict=True)]
+        return [
+            (matrix[i], gradient[i])
+            for matrix, gradient in zip(self.attention, self.gradients, strict=True)
+        ]
 
 
 def reference_gradient_rollout(pairs, discard):
-    """grad_rollout of github.com/jacobgil/vit-explain (vit_grad_rollout.py) for one image; rows by their own sums."""
+    """grad_rollout of github.com/jacobgil/vit-explain (vit_grad_rollout.py) for one image; rows by
+    their own sums.
+    """
     result = torch.eye(pairs[0][0].size(-1))
     for attention, grad in pairs:
         fused = (attention * grad).mean(axis=0)
@@ -209,13 +286,28 @@ def reference_attribution(pairs):
     ("method", "options", "reference"),
     [
         ("gradient_rollout", {}, lambda pairs: reference_gradient_rollout(pairs, 0)),
-        ("gradient_rollout", {"discard": 0.7}, lambda pairs: reference_gradient_rollout(pairs, 0.7)),
+        (
+            "gradient_rollout",
+            {"discard": 0.7},
+            lambda pairs: reference_gradient_rollout(pairs, 0.7),
+        ),
         ("transformer_attribution", {}, reference_attribution),
     ],
 )
 def test_gradient_weighted_relevance_as_published(method, options, reference):
-    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=3, num_heads=2))
-    torch.nn.init.normal_(model.module.head.weight, std=3)  # gradients so large that products of several blocks count
+    model = sharpen(
+        build_model(
+            "vit_scratch",
+            ["a", "b"],
+            size=(18, 27),
+            patch_size=9,
+            embed_dim=24,
+            depth=3,
+            num_heads=2,
+        )
+    )
+    # gradients so large that products of several blocks count
+    torch.nn.init.normal_(model.module.head.weight, std=3)
     images = torch.randn(2, 3, 18, 27)
     maps = {}
     for index, target in enumerate(model.classes):
@@ -223,31 +315,53 @@ def test_gradient_weighted_relevance_as_published(method, options, reference):
         expected = torch.stack([reference(observed.pairs(i)) for i in range(2)]).reshape(2, 2, 3)
         maps[target] = read_cells(explain(model, images, method, target, **options).values, (2, 3))
         np.testing.assert_allclose(maps[target], expected, rtol=1e-4, atol=1e-5 * expected.max())
-    assert np.abs(maps["a"] - maps["b"]).max() > 0.1 * maps["a"].max()  # unlike rollout, they depend on the class
+    # unlike rollout, they depend on the class
+    assert np.abs(maps["a"] - maps["b"]).max() > 0.1 * maps["a"].max()
 
 
 @pytest.mark.parametrize("method", ["gradient_rollout", "transformer_attribution"])
 def test_the_gradient_of_a_difference(method):
-    model = sharpen(build_model("vit_scratch", ["a", "b"], size=(18, 27), patch_size=9, embed_dim=24, depth=2, num_heads=2))
+    model = sharpen(
+        build_model(
+            "vit_scratch",
+            ["a", "b"],
+            size=(18, 27),
+            patch_size=9,
+            embed_dim=24,
+            depth=2,
+            num_heads=2,
+        )
+    )
     images = torch.randn(1, 3, 18, 27)
-    single, against = explain(model, images, method, "a"), explain(model, images, method, "a", versus="b")
+    single, against = (
+        explain(model, images, method, "a"),
+        explain(model, images, method, "a", versus="b"),
+    )
     assert np.abs(single.values - against.values).max() > 1e-3 * single.values.max()
 
 
 def test_averaged_patches_are_all_started_from():
-    """With one block of average pooling the relevance of a patch is its own, 1/T, and what all patches took from it."""
+    """With one block of average pooling the relevance of a patch is its own, 1/T, and what all
+    patches took from it.
+    """
     options = {**TIMM_VIT, "depth": 1}
     model = sharpen(build_model("vit_medium_patch16_gap_240", ["a", "b"], **options))
     images = torch.randn(2, 3, 32, 48)
     with record_attention(model.module, model.anatomy, gradients=True) as attention:
         (gradient,) = torch.autograd.grad(model.module(images)[:, 1].sum(), attention)
     share = 1 / 6 + (attention[0] * gradient).relu().mean(dim=1).mean(dim=1).detach()  # (B, T)
-    expected = torch.nn.functional.interpolate(share.reshape(2, 1, 2, 3), size=(32, 48), mode="bilinear")[:, 0]
-    np.testing.assert_allclose(explain(model, images, "transformer_attribution", "b").values, expected, rtol=1e-4)
+    expected = torch.nn.functional.interpolate(
+        share.reshape(2, 1, 2, 3), size=(32, 48), mode="bilinear"
+    )[:, 0]
+    np.testing.assert_allclose(
+        explain(model, images, "transformer_attribution", "b").values, expected, rtol=1e-4
+    )
 
 
 def test_an_error_inside_leaves_no_hook_behind():
-    model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    model = build_model(
+        "vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2
+    )
     model.module.blocks[1].attn.fused_attn = False
 
     def fail(call):
@@ -255,14 +369,22 @@ def test_an_error_inside_leaves_no_hook_behind():
 
     with pytest.raises(KeyboardInterrupt), intercept_attention(model.module, model.anatomy, fail):
         model.module(torch.randn(1, 3, 16, 16))
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
+    assert not any(
+        part._forward_hooks or part._forward_pre_hooks for part in model.module.modules()
+    )
     assert [block.attn.fused_attn for block in model.module.blocks] == [True, False]
     nothing = intercept_attention(model.module, model.anatomy, lambda call: call.compute_output())
-    with pytest.raises(RuntimeError, match=r"no attention was computed in blocks\.0\.attn"), nothing:
+    with (
+        pytest.raises(RuntimeError, match=r"no attention was computed in blocks\.0\.attn"),
+        nothing,
+    ):
         pass
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": "float"}, {"attn_mask": "bool"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": "float"}, {"attn_mask": "bool"}],
+)
 def test_intercepted_matrices_give_the_output_of_the_kernel(options):
     if "attn_mask" in options:
         mask = torch.randn(5, 5)
@@ -276,7 +398,12 @@ def test_intercepted_matrices_give_the_output_of_the_kernel(options):
         calls.append((call.compute_matrix() @ call.value, call.compute_output()))
         return 2 * calls[-1][1]
 
-    key, value, calls, module = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), [], torch.nn.Sequential(Kernel())
+    key, value, calls, module = (
+        torch.randn(2, 3, 5, 4),
+        torch.randn(2, 3, 5, 4),
+        [],
+        torch.nn.Sequential(Kernel()),
+    )
     with intercept_attention(module, Anatomy("vit", ("0",), ("0",), 0, (1, 5), ()), answer):
         output = module(torch.randn(2, 3, 5, 4))
     ((own, kernel),) = calls

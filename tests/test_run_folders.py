@@ -1,4 +1,6 @@
-"""A finished run stays until its replacement is finished, whatever is killed when; one process at a time trains a run."""
+"""A finished run stays until its replacement is finished, whatever is killed when; one process at a
+time trains a run.
+"""
 
 import json
 import os
@@ -68,7 +70,11 @@ def test_the_finished_run_stays_until_the_new_one_is_finished():
     (old.path / "notebooks").mkdir()
     (old.path / "notebooks" / "03_finetune.ipynb").write_text("{}")
     new = Run.create(name="x", dataset="digits", marker="new")
-    assert new.path != old.path and new.name == "x" and find_runs("digits")[0].parameters["marker"] == "old"
+    assert (
+        new.path != old.path
+        and new.name == "x"
+        and find_runs("digits")[0].parameters["marker"] == "old"
+    )
     new.write_text("b.txt", "new")
     with pytest.raises(UserError, match=r"run x is not complete: a\.json is missing"):
         new.finish(FILES)
@@ -76,7 +82,10 @@ def test_the_finished_run_stays_until_the_new_one_is_finished():
     new.write_json("a.json", {})
     new.finish(FILES)
     assert new.path == old.path and new.files() == ["a.json", "b.txt", "notebooks", "run.json"]
-    assert find_runs("digits")[0].parameters["marker"] == "new" and (new.path / "b.txt").read_text() == "new"
+    assert (
+        find_runs("digits")[0].parameters["marker"] == "new"
+        and (new.path / "b.txt").read_text() == "new"
+    )
     assert [path.name for path in new.path.parent.iterdir() if path.is_dir()] == ["x"]
 
 
@@ -103,12 +112,20 @@ def test_killed_before_each_step_there_is_always_the_old_run_or_the_new_one(repo
             (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         (run,) = find_runs("digits")
         marker = run.parameters["marker"]
-        assert run.path == folder and run.read_json("a.json") == {"marker": marker} and (folder / "b.txt").read_text() == marker
+        assert (
+            run.path == folder
+            and run.read_json("a.json") == {"marker": marker}
+            and (folder / "b.txt").read_text() == marker
+        )
         assert (folder / "notebooks" / "03.ipynb").is_file()
         seen.append(marker)
-        assert make("third").path == folder and find_runs("digits")[0].parameters["marker"] == "third"
+        assert (
+            make("third").path == folder and find_runs("digits")[0].parameters["marker"] == "third"
+        )
         assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["x"]
-    assert step > 20 and seen == sorted(seen, reverse=True), "first the old one, from some step on the new one"
+    assert step > 20 and seen == sorted(seen, reverse=True), (
+        "first the old one, from some step on the new one"
+    )
     assert seen.count("new") >= 4, "the renames are among the steps"
 
 
@@ -125,17 +142,25 @@ def test_a_second_process_is_refused_at_once_while_the_first_trains(tmp_path):
     try:
         while not ready.exists():
             time.sleep(0.01)
-        before = {path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()}
-        with pytest.raises(RunBusy, match=f"process {child} on .* is training run x in .*choose another run_name"):
+        before = {
+            path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()
+        }
+        with pytest.raises(
+            RunBusy, match=f"process {child} on .* is training run x in .*choose another run_name"
+        ):
             Run.create(name="x", dataset="digits", epochs=1)
-        assert before == {path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()}
+        assert before == {
+            path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()
+        }
         assert Run.create(name="y", dataset="digits").status == "running", "another run is free"
         assert is_held(run_path(name="x", dataset="digits"))
     finally:
         kill(child)
     run = Run.create(name="x", dataset="digits", epochs=1)
     assert run.parameters["epochs"] == 1, "a dead process holds nothing"
-    assert Run.create(name="x", dataset="digits", epochs=2).parameters["epochs"] == 2, "the same kernel may start again"
+    assert Run.create(name="x", dataset="digits", epochs=2).parameters["epochs"] == 2, (
+        "the same kernel may start again"
+    )
 
 
 @needs_fork
@@ -145,8 +170,16 @@ def test_other_processes_of_the_same_training_join_the_run(finished_before, tmp_
         make("old")
     run = Run.create(name="x", dataset="digits", marker="new")
     joined = tmp_path / "joined"
-    os.waitpid(fork(lambda: joined.write_text(str(Run.join(name="x", dataset="digits", marker="new").path))), 0)
-    assert joined.read_text() == str(run.path) and (building_folder(run.place) == run.path) == finished_before
+    os.waitpid(
+        fork(
+            lambda: joined.write_text(str(Run.join(name="x", dataset="digits", marker="new").path))
+        ),
+        0,
+    )
+    assert (
+        joined.read_text() == str(run.path)
+        and (building_folder(run.place) == run.path) == finished_before
+    )
     child = fork(lambda: time.sleep(60))  # a child that outlives `finish` does not keep the lock
     run.finish()
     try:
@@ -205,7 +238,9 @@ def test_only_a_run_is_replaced(kind, tmp_path):
         shutil.copytree(tmp_path / "precious", path)
     with pytest.raises(UserError, match=r"nothing was written\. Choose another run_name"):
         Run.create(name="x", dataset="digits")
-    assert (tmp_path / "precious" / "data.csv").exists() and [item.name for item in path.parent.iterdir()] == ["x"]
+    assert (tmp_path / "precious" / "data.csv").exists() and [
+        item.name for item in path.parent.iterdir()
+    ] == ["x"]
 
 
 def test_a_folder_with_nothing_but_executed_notebooks_becomes_a_run():
@@ -216,8 +251,13 @@ def test_a_folder_with_nothing_but_executed_notebooks_becomes_a_run():
 
 WHOLE = {"parameters": {}, "status": "done", "start_s": 1, "facts": {}}
 WRONG = ["", "[]", "null", "3", '"done"', "{", "{}", "[" * 100_000, "NaN", b"\xff\xfe\x00"]
-WRONG += [json.dumps(WHOLE | {key: value}) for key, value in [("parameters", []), ("status", 1), ("start_s", "x"), ("files", 3)]]
-WRONG += [json.dumps({key: value for key, value in WHOLE.items() if key != missing}) for missing in WHOLE]
+WRONG += [
+    json.dumps(WHOLE | {key: value})
+    for key, value in [("parameters", []), ("status", 1), ("start_s", "x"), ("files", 3)]
+]
+WRONG += [
+    json.dumps({key: value for key, value in WHOLE.items() if key != missing}) for missing in WHOLE
+]
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
@@ -227,7 +267,9 @@ def test_a_run_json_that_says_something_else_is_named_and_left_out(text):
     make("old", "whole")
     bad = make("old", "bad")
     (bad.path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=r"run\.json is damaged .*remove the folder, or run it again"):
+    with pytest.raises(
+        UserError, match=r"run\.json is damaged .*remove the folder, or run it again"
+    ):
         read_info(bad.path)
     with pytest.warns(UserWarning, match=r"bad.run\.json is damaged"):
         assert [run.name for run in find_runs("digits")] == ["whole"]

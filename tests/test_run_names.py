@@ -9,7 +9,23 @@ from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, 
 from vitlab.runs import Run, find_runs, run_path
 from vitlab.training.tune import study_path
 
-BAD_NAMES = [".", "..", "../../other", "a/b", "a\\b", "/tmp/x", ".hidden", "", " ", "x ", "x.", "C:", "a\nb", "a\0b", "\udce9"]
+BAD_NAMES = [
+    ".",
+    "..",
+    "../../other",
+    "a/b",
+    "a\\b",
+    "/tmp/x",
+    ".hidden",
+    "",
+    " ",
+    "x ",
+    "x.",
+    "C:",
+    "a\nb",
+    "a\0b",
+    "\udce9",
+]
 BAD_NAMES += [5, "n" * 201]
 
 
@@ -19,13 +35,17 @@ def test_a_made_name_is_readable_and_depends_on_every_parameter():
     assert name == run_name({"epochs": 3, "seed": 1, "model": "hybrid_vit", "dataset": "elpv"})
     assert name != run_name({"dataset": "elpv", "model": "hybrid_vit", "seed": 1, "epochs": 4})
     assert "/" not in run_name({"model": "hf_hub:timm/some model"})
-    assert run_name({"model": "m", "variant": "two words", "seed": 0}).startswith("m-two_words-seed0-")
+    assert run_name({"model": "m", "variant": "two words", "seed": 0}).startswith(
+        "m-two_words-seed0-"
+    )
     for model in ("..", ".hidden", "m" * 400, "猫", "../../x"):
         assert check_run_name(run_name({"model": model, "variant": "v" * 400, "seed": "s" * 400}))
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
-def test_a_run_name_is_one_plain_folder_name_or_refused_before_anything_is_written(name, reports_folder, tmp_path):
+def test_a_run_name_is_one_plain_folder_name_or_refused_before_anything_is_written(
+    name, reports_folder, tmp_path
+):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "kept.txt").touch()
     with pytest.raises(UserError, match="write one plain folder name"):
@@ -35,7 +55,10 @@ def test_a_run_name_is_one_plain_folder_name_or_refused_before_anything_is_writt
             Run.create(name=name, dataset="digits")
         with pytest.raises(UserError, match="study_name"):
             study_path("digits", name)
-    assert not reports_folder.exists() and [path.name for path in tmp_path.rglob("*")] == ["other", "kept.txt"]
+    assert not reports_folder.exists() and [path.name for path in tmp_path.rglob("*")] == [
+        "other",
+        "kept.txt",
+    ]
 
 
 @pytest.mark.parametrize("name", ["first try", "ünï_猫-1.2", "a", "..a.b".strip("."), "n" * 200])
@@ -59,7 +82,10 @@ def test_plain_names_are_folders(name):
 )
 def test_two_data_sets_have_two_folders_and_never_see_each_others_runs(one, other):
     assert dataset_folder(one).lower() != dataset_folder(other).lower()
-    assert max(len(dataset_folder(name).encode()) for name in (one, other)) <= 80 and dataset_folder(one).isascii()
+    assert (
+        max(len(dataset_folder(name).encode()) for name in (one, other)) <= 80
+        and dataset_folder(one).isascii()
+    )
     Run.create(name="same", dataset=one, model="m").finish()
     assert find_runs(other) == []
     Run.create(name="same", dataset=other, model="m").finish()
@@ -82,9 +108,14 @@ def test_one_data_set_in_several_spellings_has_one_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     whole = f"folder:{tmp_path / 'cats'}"
     for spelling in ("folder:cats", "folder:./cats/", "folder:x/../cats", f"{whole}/"):
-        assert canonical_dataset(spelling) == whole and dataset_folder(spelling) == dataset_folder(whole)
+        assert canonical_dataset(spelling) == whole and dataset_folder(spelling) == dataset_folder(
+            whole
+        )
         assert canonical_dataset(f"planted:{spelling}") == f"planted:{whole}"
-    assert canonical_dataset("hub:a/b") == "hub:a/b" and canonical_dataset("elpv:grade") == "elpv:grade"
+    assert (
+        canonical_dataset("hub:a/b") == "hub:a/b"
+        and canonical_dataset("elpv:grade") == "elpv:grade"
+    )
     composed, decomposed = (unicodedata.normalize(form, "folder:/Käse") for form in ("NFC", "NFD"))
     assert composed != decomposed and dataset_folder(composed) == dataset_folder(decomposed)
     Run.create(dataset="folder:cats").finish()
@@ -97,7 +128,9 @@ def test_runs_of_an_earlier_version_bring_a_hint(reports_folder):
     run.finish()
     new = run.path.parent
     new.rename(new.with_name("elpv_grade"))
-    with pytest.warns(UserWarning, match=f"elpv_grade holds runs of an earlier version.*rename it to {new.name}"):
+    with pytest.warns(
+        UserWarning, match=f"elpv_grade holds runs of an earlier version.*rename it to {new.name}"
+    ):
         assert find_runs("elpv:grade") == []
     new.with_name("elpv_grade").rename(new)
     assert len(find_runs("elpv:grade")) == 1

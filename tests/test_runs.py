@@ -56,7 +56,9 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError), atomic(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == ["result.json"]
+    assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == [
+        "result.json"
+    ]
 
 
 def test_two_threads_write_the_same_file_without_harm(tmp_path):
@@ -69,22 +71,42 @@ def test_two_threads_write_the_same_file_without_harm(tmp_path):
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(write, ["one", "two"]))
-    assert path.read_text() in ("one", "two") and [item.name for item in tmp_path.iterdir()] == ["result.json"]
+    assert path.read_text() in ("one", "two") and [item.name for item in tmp_path.iterdir()] == [
+        "result.json"
+    ]
 
 
 def test_run_json_is_plain_json():
     run = Run.create(dataset="digits", model="m", seed=2)
-    assert json.loads((run.path / "run.json").read_text())["parameters"] == {"dataset": "digits", "model": "m", "seed": 2}
+    assert json.loads((run.path / "run.json").read_text())["parameters"] == {
+        "dataset": "digits",
+        "model": "m",
+        "seed": 2,
+    }
 
 
 def test_variants_are_told_apart_and_kept_from_the_usual_runs():
     for variant, seed in (("", 0), ("smote", 0), ("focal", 1), ("focal", 0), ("smote", 0)):
-        run = Run.create(name=f"run{len(find_runs('digits'))}", dataset="digits", model="m", seed=seed, variant=variant)
+        run = Run.create(
+            name=f"run{len(find_runs('digits'))}",
+            dataset="digits",
+            model="m",
+            seed=seed,
+            variant=variant,
+        )
         run.finish()
-    Run.create(name="old", dataset="digits", model="m", seed=1).finish()  # of before there were variants
-    assert [(run.title, run.parameters["seed"]) for run in latest_runs("digits")[0]] == [("m", 0), ("m", 1)]
+    # of before there were variants
+    Run.create(name="old", dataset="digits", model="m", seed=1).finish()
+    assert [(run.title, run.parameters["seed"]) for run in latest_runs("digits")[0]] == [
+        ("m", 0),
+        ("m", 1),
+    ]
     found, _ = latest_runs("digits", variants=True)
-    assert [(run.title, run.parameters["seed"]) for run in found] == [("m, smote", 0), ("m, focal", 0), ("m, focal", 1)]
+    assert [(run.title, run.parameters["seed"]) for run in found] == [
+        ("m, smote", 0),
+        ("m, focal", 0),
+        ("m, focal", 1),
+    ]
     assert found[0].name == "run4", "the newest"
 
 
@@ -93,7 +115,9 @@ def test_a_file_that_is_cut_off_after_the_end_of_the_run_is_damage():
     run.write_table("history.csv", pd.DataFrame({"epoch": range(50), "loss": 0.5}))
     run.finish(["history.csv"])
     whole = (run.path / "history.csv").read_bytes()
-    assert Run(run.path).problem == "" and Run(run.path).info["sizes"] == {"history.csv": len(whole)}
+    assert Run(run.path).problem == "" and Run(run.path).info["sizes"] == {
+        "history.csv": len(whole)
+    }
     (run.path / "history.csv").write_bytes(whole[:100])
     assert Run(run.path).problem == f"history.csv is cut off (100 of {len(whole)} bytes)"
     (run.path / "history.csv").write_bytes(whole + b"50,0.4\n")

@@ -35,7 +35,10 @@ def test_good_predictions_give_their_classes(predictions):
         (lambda t: t.assign(sample_id=["a", "a", "c"]), "sample_id 'a' more than once"),
         (lambda t: t.assign(label=["no", "maybe", "no"]), "unknown label 'maybe'"),
         (lambda t: t.assign(split="tset"), "unknown split 'tset'"),
-        (lambda t: t.assign(prob_no=[0.7, np.nan, 0.9]), "NaN or infinite scores, first for sample 'b'"),
+        (
+            lambda t: t.assign(prob_no=[0.7, np.nan, 0.9]),
+            "NaN or infinite scores, first for sample 'b'",
+        ),
         (lambda t: t.assign(prob_no=[0.7, 0.9, 0.9]), r"sample 'b' sum to 1\.3000"),
     ],
 )
@@ -45,7 +48,15 @@ def test_bad_predictions_say_what_is_wrong(predictions, change, message):
 
 
 def test_samples_contract():
-    samples = pd.DataFrame({"sample_id": ["a"], "label": ["cat"], "split": ["train"], "group": ["all"], "source": ["a.png"]})
+    samples = pd.DataFrame(
+        {
+            "sample_id": ["a"],
+            "label": ["cat"],
+            "split": ["train"],
+            "group": ["all"],
+            "source": ["a.png"],
+        }
+    )
     assert check_samples(samples, ("cat", "dog")) is samples
     with pytest.raises(ValueError, match="unknown label 'cat'"):
         check_samples(samples, ("dog", "bird"))
@@ -53,6 +64,10 @@ def test_samples_contract():
 
 def test_attribution_map_contract():
     with pytest.raises(ValueError, match="do not fit"):
-        AttributionMap(np.zeros((2, 4, 4), np.float32), "saliency", ("a",), ("1", "2"), signed=False)
+        AttributionMap(
+            np.zeros((2, 4, 4), np.float32), "saliency", ("a",), ("1", "2"), signed=False
+        )
     with pytest.raises(ValueError, match="NaN"):
-        AttributionMap(np.full((1, 4, 4), np.nan, np.float32), "saliency", ("a",), ("1",), signed=False)
+        AttributionMap(
+            np.full((1, 4, 4), np.nan, np.float32), "saliency", ("a",), ("1",), signed=False
+        )

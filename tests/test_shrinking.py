@@ -7,8 +7,21 @@ import torch
 from torch import nn
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.explain import attention_change_table, attention_table, explain, head_ablation_table, record_attention
-from vitlab.models import build_model, count_parameters, load_model, pieces, save_model, shrink_model
+from vitlab.explain import (
+    attention_change_table,
+    attention_table,
+    explain,
+    head_ablation_table,
+    record_attention,
+)
+from vitlab.models import (
+    build_model,
+    count_parameters,
+    load_model,
+    pieces,
+    save_model,
+    shrink_model,
+)
 from vitlab.models.shrinking import shrink
 from vitlab.plots import plot_attention_distance, plot_head_ablation
 
@@ -17,11 +30,21 @@ SPEC = [{"heads": [1], "neurons": list(range(0, 30, 2))}, None, {"heads": [0, 1]
 
 
 def tiny_timm(name="vit_tiny_patch16_224", **options):
-    return build_model(name, small_digits().classes, pretrained=False, size=32, **{**TINY_TIMM, **options})
+    return build_model(
+        name, small_digits().classes, pretrained=False, size=32, **{**TINY_TIMM, **options}
+    )
 
 
 def tiny_deep_hybrid():
-    return build_model("hybrid_vit", small_digits().classes, pretrained=False, size=32, embed_dim=32, depth=3, num_heads=4)
+    return build_model(
+        "hybrid_vit",
+        small_digits().classes,
+        pretrained=False,
+        size=32,
+        embed_dim=32,
+        depth=3,
+        num_heads=4,
+    )
 
 
 FAMILIES = {
@@ -38,7 +61,9 @@ def draw_images(model, count=3):
 
 
 def mask_weights(module, spec):
-    """What shrinking is to equal: output weights of heads and neurons that go set to zero, blocks that go made the identity."""
+    """What shrinking is to equal: output weights of heads and neurons that go set to zero, blocks
+    that go made the identity.
+    """
     for block, entry in zip(module.blocks, spec, strict=True):
         if entry is None:
             block.attn.proj = block.mlp.fc2 = Zero()
@@ -46,7 +71,9 @@ def mask_weights(module, spec):
         heads = torch.zeros(block.attn.num_heads)
         heads[entry["heads"]] = 1
         neurons = torch.zeros(block.mlp.fc1.out_features)
-        neurons[entry["neurons"] if isinstance(entry["neurons"], list) else slice(entry["neurons"])] = 1
+        neurons[
+            entry["neurons"] if isinstance(entry["neurons"], list) else slice(entry["neurons"])
+        ] = 1
         block.attn.proj.weight.data *= heads.repeat_interleave(block.attn.head_dim)
         block.mlp.fc2.weight.data *= neurons
 
@@ -84,7 +111,10 @@ def test_parameters_go_down_by_what_was_cut():
     head, neuron = 3 * 8 * 16 + 3 * 8 + 16 * 8, 16 + 1 + 16
     assert count_parameters(full.module) - count_parameters(small.module) == head + 4 * neuron
     block = count_parameters(full.module.blocks[0])
-    assert count_parameters(full.module) - count_parameters(shrink_model(full, [{}, None, {}]).module) == block
+    assert (
+        count_parameters(full.module) - count_parameters(shrink_model(full, [{}, None, {}]).module)
+        == block
+    )
 
 
 def test_shrinking_twice_is_shrinking_once(tmp_path):
@@ -165,11 +195,22 @@ def test_specs_that_do_not_fit(spec, message):
     [
         (nn.Linear(2, 2), "no transformer blocks"),
         (
-            timm.create_model("swin_tiny_patch4_window7_224", embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+            timm.create_model(
+                "swin_tiny_patch4_window7_224",
+                embed_dim=8,
+                depths=(1, 1, 1, 1),
+                num_heads=(1, 1, 1, 1),
+            ),
             "no transformer",
         ),
-        (timm.create_model("vit_tiny_patch16_224", embed_dim=12, depth=1, scale_attn_norm=True), "norm over all its heads"),
-        (timm.create_model("vit_giant_patch14_dinov2", embed_dim=12, depth=1, num_heads=1), "MLP of block 0 is a GluMlp"),
+        (
+            timm.create_model("vit_tiny_patch16_224", embed_dim=12, depth=1, scale_attn_norm=True),
+            "norm over all its heads",
+        ),
+        (
+            timm.create_model("vit_giant_patch14_dinov2", embed_dim=12, depth=1, num_heads=1),
+            "MLP of block 0 is a GluMlp",
+        ),
     ],
 )
 def test_modules_that_cannot_be_shrunk(module, message):
@@ -183,7 +224,7 @@ def test_tables_and_pictures_of_uneven_heads():
     small = shrink_model(full, [{"heads": [1]}, {}, {"heads": [0, 1]}])
     table = head_ablation_table(small, images)
     assert table.groupby("layer").size().tolist() == [1, 4, 2]
-    (axes, *_) = plot_head_ablation(table).figure.axes
+    axes, *_ = plot_head_ablation(table).figure.axes
     assert axes.get_xlabel() == "head" and not any("nan" in text.get_text() for text in axes.texts)
     plot_attention_distance(attention_table(small, images))
     with pytest.raises(ValueError, match=r"layer 0 has 4 heads .* and 1 in"):

@@ -15,8 +15,14 @@ def make_scorer(count=6, seed=0):
     rng = np.random.default_rng(seed)
     model, images = make_additive(rng.normal(size=(count, 16)).tolist(), (4, 4), 8)
     exact = make_map(images.sum(dim=1))
-    noisy = exact.values + rng.normal(size=(count, 4, 4)).repeat(2, 1).repeat(2, 2) * exact.values.std()
-    return CellScorer(model, images, exact, grid=(4, 4)), exact, replace(exact, values=noisy.astype(np.float32), method="noisy")
+    noisy = (
+        exact.values + rng.normal(size=(count, 4, 4)).repeat(2, 1).repeat(2, 2) * exact.values.std()
+    )
+    return (
+        CellScorer(model, images, exact, grid=(4, 4)),
+        exact,
+        replace(exact, values=noisy.astype(np.float32), method="noisy"),
+    )
 
 
 def test_gini_by_hand():
@@ -30,7 +36,12 @@ def test_sparseness_is_that_of_quantus():
     scorer, exact, noisy = make_scorer()
     cells = scorer.pool(exact)
     metric = quantus.Sparseness(abs=True, normalise=False, disable_warnings=True)
-    expected = metric(scorer.model.module.eval(), cells.reshape(-1, 1, 4, 4), np.zeros(6, int), cells.reshape(-1, 1, 4, 4))
+    expected = metric(
+        scorer.model.module.eval(),
+        cells.reshape(-1, 1, 4, 4),
+        np.zeros(6, int),
+        cells.reshape(-1, 1, 4, 4),
+    )
     table = sparseness(scorer, [exact, noisy])
     np.testing.assert_allclose(table[table["method"] == "exact"]["value"], expected, atol=1e-5)
     blank = replace(exact, values=np.zeros_like(exact.values), method="blank")
@@ -47,7 +58,9 @@ def test_agreement_is_the_mean_of_scipys_correlations(part):
     expected = [spearmanr(a, b).statistic for a, b in pairs]
     row = table.loc["exact", "noisy"]
     assert row["value"] == pytest.approx(np.mean(expected)) and row["n"] == 6
-    assert (row["low"], row["high"]) == pytest.approx(t.interval(0.95, 5, np.mean(expected), sem(expected)))
+    assert (row["low"], row["high"]) == pytest.approx(
+        t.interval(0.95, 5, np.mean(expected), sem(expected))
+    )
     for name in ("exact", "noisy"):
         gap = table.loc[name, "blank"]
         assert gap[["value", "low", "high"]].isna().all() and gap["n"] == 0

@@ -1,4 +1,6 @@
-"""The space of tuning: what it holds, what it refuses, and which training arguments a drawn point stands for."""
+"""The space of tuning: what it holds, what it refuses, and which training arguments a drawn point
+stands for.
+"""
 
 import optuna
 import pytest
@@ -8,11 +10,18 @@ from vitlab.training.space import SearchSpace, apply_values, draw, fit_to_model,
 
 
 def test_draws_stay_within_the_space():
-    space = SearchSpace(learning_rate=(1e-4, 1e-3), mixup=(0.1, 0.1), augment=("none",), trained_blocks=(1, "all"))
+    space = SearchSpace(
+        learning_rate=(1e-4, 1e-3), mixup=(0.1, 0.1), augment=("none",), trained_blocks=(1, "all")
+    )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     points = [draw(space, study.ask()) for _ in range(40)]
-    assert all(1e-4 <= point["learning_rate"] <= 1e-3 and 0.6 <= point["layer_decay"] <= 1 for point in points)
-    assert {point["mixup"] for point in points} == {0.1} and {point["augment"] for point in points} == {"none"}
+    assert all(
+        1e-4 <= point["learning_rate"] <= 1e-3 and 0.6 <= point["layer_decay"] <= 1
+        for point in points
+    )
+    assert {point["mixup"] for point in points} == {0.1} and {
+        point["augment"] for point in points
+    } == {"none"}
     assert {point["trained_blocks"] for point in points} == {1, "all"}
     low = sum(point["learning_rate"] < 10**-3.5 for point in points)
     assert 10 < low < 30  # evenly over powers of ten: half of them in the lower half
@@ -28,8 +37,15 @@ def test_draws_stay_within_the_space():
     ],
 )
 def test_trained_blocks_name_a_strategy(blocks, strategy, last_blocks, train_from):
-    config = apply_values(recipe("hybrid_vit"), {"trained_blocks": blocks, "learning_rate": 0.00123456, "augment": "strong"})
-    assert (config.strategy, config.last_blocks, config.train_from) == (strategy, last_blocks, train_from)
+    config = apply_values(
+        recipe("hybrid_vit"),
+        {"trained_blocks": blocks, "learning_rate": 0.00123456, "augment": "strong"},
+    )
+    assert (config.strategy, config.last_blocks, config.train_from) == (
+        strategy,
+        last_blocks,
+        train_from,
+    )
     assert config.learning_rate == 0.00123456 and config.augment == "strong"
     assert config.mixup == recipe("hybrid_vit").mixup
 
@@ -51,20 +67,31 @@ def test_only_and_left_alone():
 
 def test_blocks_that_the_model_lacks_are_left_out():
     assert fit_to_model(SearchSpace(), 3).trained_blocks == (0, 1, 2, "all")
-    with pytest.raises(ValueError, match=r"trained_blocks=\(8,\), but the model has 3; choose 0 to 3, or 'all'"):
+    with pytest.raises(
+        ValueError, match=r"trained_blocks=\(8,\), but the model has 3; choose 0 to 3, or 'all'"
+    ):
         fit_to_model(SearchSpace(trained_blocks=(8,)), 3)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"learning_rate": (1e-2, 1e-4)}, r"learning_rate must be a range \(lowest, highest\), or \(\)"),
+        (
+            {"learning_rate": (1e-2, 1e-4)},
+            r"learning_rate must be a range \(lowest, highest\), or \(\)",
+        ),
         ({"learning_rate": (1e-2,)}, "learning_rate must be a range"),
         ({"learning_rate": (0, 1e-4)}, "learning_rate must be above 0"),
-        ({"weight_decay": (0, 0.1)}, "weight_decay is drawn over powers of ten, so it cannot begin at 0; write 1e-6"),
+        (
+            {"weight_decay": (0, 0.1)},
+            "weight_decay is drawn over powers of ten, so it cannot begin at 0; write 1e-6",
+        ),
         ({"layer_decay": (0.5, 1.5)}, "layer_decay must be between 0 and 1"),
         ({"augment": ("none", "lite")}, "unknown augment 'lite'. Did you mean light"),
-        ({"trained_blocks": (0, -1)}, "trained_blocks holds -1; its choices are numbers from 0 on, 'all' and 'recipe'"),
+        (
+            {"trained_blocks": (0, -1)},
+            "trained_blocks holds -1; its choices are numbers from 0 on, 'all' and 'recipe'",
+        ),
         ({"trained_blocks": ("full",)}, "trained_blocks holds 'full'"),
     ],
 )
@@ -74,5 +101,8 @@ def test_a_space_that_cannot_be_searched(arguments, message):
 
 
 def test_an_unknown_argument_is_named_with_the_choices():
-    with pytest.raises(ValueError, match=r"unknown argument to tune 'learning_rates'. Did you mean learning_rate.*mixup"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown argument to tune 'learning_rates'. Did you mean learning_rate.*mixup",
+    ):
         SearchSpace().only("learning_rates")

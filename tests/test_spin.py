@@ -1,7 +1,8 @@
-"""Every way to start vitlab shortens the spin of OpenMP's threads before torch is loaded; a user's own setting stays.
+"""Every way to start vitlab shortens the spin of OpenMP's threads before torch is loaded; a user's
+own setting stays.
 
-OMP_DISPLAY_ENV makes GNU OpenMP print the settings that it took, once for each copy of it that a process loads.
-"""
+OMP_DISPLAY_ENV makes GNU OpenMP print the settings that it took, once for each copy of it that a
+process loads."""
 
 import ast
 import os
@@ -16,14 +17,21 @@ from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = [*sorted(ROOT.glob("notebooks/*.ipynb")), ROOT / "notebooks" / "assignment" / "assignment.ipynb"]
+NOTEBOOKS = [
+    *sorted(ROOT.glob("notebooks/*.ipynb")),
+    ROOT / "notebooks" / "assignment" / "assignment.ipynb",
+]
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP, with which torch is built for Linux")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="GNU OpenMP, with which torch is built for Linux"
+)
 
 
 def run_python(*arguments, **variables):
     own = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=own | variables, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=own | variables, capture_output=True, text=True
+    )
 
 
 def spins(*arguments, **variables):
@@ -34,7 +42,11 @@ def spins(*arguments, **variables):
 @linux
 @pytest.mark.parametrize(
     "arguments",
-    [("-c", "import vitlab, torch"), ("-m", "vitlab.training", "--help"), ("-c", "import vitlab.cli, vitlab.app.serving, torch")],
+    [
+        ("-c", "import vitlab, torch"),
+        ("-m", "vitlab.training", "--help"),
+        ("-c", "import vitlab.cli, vitlab.app.serving, torch"),
+    ],
     ids=["notebook", "training", "app"],
 )
 def test_openmp_takes_the_short_spin(arguments):
@@ -44,7 +56,11 @@ def test_openmp_takes_the_short_spin(arguments):
 @linux
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+    [
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+    ],
 )
 def test_a_users_own_setting_wins(variables, expected):
     assert spins("-c", "import vitlab, torch", **variables) == {expected}
@@ -61,11 +77,17 @@ def test_the_warm_process_of_a_batch_takes_it_too(monkeypatch):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_notebook_loads_torch_before_vitlab(notebook):
-    source = "\n".join(cell["source"] for cell in read_cells(notebook) if cell["cell_type"] == "code")
-    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    source = "\n".join(
+        cell["source"] for cell in read_cells(notebook) if cell["cell_type"] == "code"
+    )
+    imports = [
+        node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     before = []
     for node in imports:
-        if (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0] == "vitlab":
+        if (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[
+            0
+        ] == "vitlab":
             break
         before.append(ast.unparse(node))
     code = "\n".join(["import sys", *before, "print('torch' in sys.modules)"])

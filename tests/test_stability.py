@@ -29,19 +29,31 @@ def test_max_sensitivity_is_that_of_captum(monkeypatch):
 
     def attribute(inputs):
         pixels = inputs[0] if isinstance(inputs, tuple) else inputs
-        target = found.target * (len(pixels) // 3) if len(pixels) == 3 else [name for name in found.target for _ in range(4)]
+        target = (
+            found.target * (len(pixels) // 3)
+            if len(pixels) == 3
+            else [name for name in found.target for _ in range(4)]
+        )
         return (torch.from_numpy(explain(model, pixels, "saliency", target).values),)
 
-    noisy = torch.stack(moved, dim=1).flatten(0, 1)  # in the order of Captum: the samples of one image together
-    expected = captum_metrics.sensitivity_max(attribute, images, lambda inputs, radius: (noisy,), n_perturb_samples=4)
+    # in the order of Captum: the samples of one image together
+    noisy = torch.stack(moved, dim=1).flatten(0, 1)
+    expected = captum_metrics.sensitivity_max(
+        attribute, images, lambda inputs, radius: (noisy,), n_perturb_samples=4
+    )
     np.testing.assert_allclose(table["value"], expected, rtol=1e-3)
-    assert table["sample_id"].tolist() == ["x", "y", "z"] and (table["metric"] == "max_sensitivity").all()
+    assert (
+        table["sample_id"].tolist() == ["x", "y", "z"]
+        and (table["metric"] == "max_sensitivity").all()
+    )
 
 
 def test_a_gradient_of_a_linear_model_is_steady_and_a_blank_map_is_a_gap():
     model, images = make_additive(np.random.default_rng(0).normal(size=(3, 16)).tolist(), (4, 4), 8)
     found = explain(model, images, "saliency", "b")
-    np.testing.assert_allclose(max_sensitivity(model, images, found, samples=2)["value"], 0, atol=1e-6)
+    np.testing.assert_allclose(
+        max_sensitivity(model, images, found, samples=2)["value"], 0, atol=1e-6
+    )
     blank = replace(found, values=np.zeros_like(found.values))
     assert max_sensitivity(model, images, blank, samples=1)["value"].isna().all()
     with pytest.raises(ValueError, match="radius must be above 0"):

@@ -1,4 +1,6 @@
-"""The starts: a JupyterLab workspace on the start page, VS Code, Binder, Colab. What they name is there."""
+"""The starts: a JupyterLab workspace on the start page, VS Code, Binder, Colab. What they name is
+there.
+"""
 
 import json
 import os
@@ -13,9 +15,23 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_BINDER = {
-    "make", "pytest", "pytest-xdist", "pypdf", "torchmetrics", "import-linter", "ruff", "dask-jobqueue", "bokeh",
-    "tensorboard", "wandb", "transformers", "trackio", "grad-cam", "quantus", "python",
-}  # fmt: skip
+    "make",
+    "pytest",
+    "pytest-xdist",
+    "pypdf",
+    "torchmetrics",
+    "import-linter",
+    "ruff",
+    "dask-jobqueue",
+    "bokeh",
+    "tensorboard",
+    "wandb",
+    "transformers",
+    "trackio",
+    "grad-cam",
+    "quantus",
+    "python",
+}
 
 
 def test_start_page_names_every_notebook_and_its_links_lead_somewhere():
@@ -27,17 +43,26 @@ def test_start_page_names_every_notebook_and_its_links_lead_somewhere():
 
 
 def test_workspace_opens_the_start_page():
-    workspace = json.loads((ROOT / "notebooks" / "vitlab.jupyterlab-workspace").read_text(encoding="utf-8"))
+    workspace = json.loads(
+        (ROOT / "notebooks" / "vitlab.jupyterlab-workspace").read_text(encoding="utf-8")
+    )
     (widget,) = workspace["data"]["layout-restorer:data"]["main"]["dock"]["widgets"]
     opened = workspace["data"][widget]["data"]
-    assert opened["factory"] == "Markdown Preview" and (ROOT / "notebooks" / opened["path"]).is_file()
-    assert widget == f"markdownviewer-widget:{opened['path']}" and workspace["metadata"]["id"] == "vitlab"
+    assert (
+        opened["factory"] == "Markdown Preview" and (ROOT / "notebooks" / opened["path"]).is_file()
+    )
+    assert (
+        widget == f"markdownviewer-widget:{opened['path']}"
+        and workspace["metadata"]["id"] == "vitlab"
+    )
 
 
 def test_workspace_is_taken_by_jupyterlab(tmp_path):
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
-    workspace = json.loads((ROOT / "notebooks" / "vitlab.jupyterlab-workspace").read_text(encoding="utf-8"))
+    workspace = json.loads(
+        (ROOT / "notebooks" / "vitlab.jupyterlab-workspace").read_text(encoding="utf-8")
+    )
     manager = WorkspacesManager(str(tmp_path))
     manager.save("vitlab", json.dumps(workspace))
     assert manager.load("vitlab")["data"] == workspace["data"]
@@ -60,8 +85,13 @@ def read_packages(file):
 
 
 def test_binder_has_what_the_environment_has():
-    whole, binder = read_packages(ROOT / "environment.yml"), read_packages(ROOT / ".binder" / "environment.yml")
-    expected = {name: word for name, word in whole.items() if name not in NOT_ON_BINDER | {"python"}}
+    whole, binder = (
+        read_packages(ROOT / "environment.yml"),
+        read_packages(ROOT / ".binder" / "environment.yml"),
+    )
+    expected = {
+        name: word for name, word in whole.items() if name not in NOT_ON_BINDER | {"python"}
+    }
     assert {name: word for name, word in binder.items() if name != "python"} == expected
 
 
@@ -71,16 +101,23 @@ def test_binder_opens_the_start_page_below_the_whole_folder(tmp_path):
     assert os.access(ROOT / ".binder" / "postBuild", os.X_OK)
     for name in ("python", "jupyter"):  # stand-ins that keep what they were given
         (tmp_path / name).write_text(
-            f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n[ {name} = jupyter ] && cp "$4" {tmp_path}/given || :\n'
+            f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n[ {name} = jupyter ] && cp "$4"'
+            f" {tmp_path}/given || :\n"
         )
         (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path),
+    }
     subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, check=True)
     given = json.loads((tmp_path / "given").read_text())
     (widget,) = given["data"]["layout-restorer:data"]["main"]["dock"]["widgets"]
     assert given["data"][widget]["data"]["path"] == "notebooks/00_start.md"
     assert given["data"]["file-browser-filebrowser:cwd"]["path"] == "notebooks"
-    assert "python -m pip install --quiet --no-deps --editable ." in (tmp_path / "calls").read_text()
+    assert (
+        "python -m pip install --quiet --no-deps --editable ." in (tmp_path / "calls").read_text()
+    )
 
 
 def test_colab_notebook_is_python_without_outputs():

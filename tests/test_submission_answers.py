@@ -55,7 +55,11 @@ def test_what_counts_as_an_answer(kind, source, text):
 
 
 def test_answers_are_counted_and_repeats_named():
-    cells = [cell("markdown", "<!-- #| answer: a -->\nTwo words"), cell("code", "#| answer\n1"), cell("raw", "#| answer: raw\nx")]
+    cells = [
+        cell("markdown", "<!-- #| answer: a -->\nTwo words"),
+        cell("code", "#| answer\n1"),
+        cell("raw", "#| answer: raw\nx"),
+    ]
     answers = find_answers([("one.ipynb", cells), ("two.ipynb", cells[:1])])
     assert [(answer.name, answer.notebook, answer.cell, answer.words) for answer in answers] == [
         ("a", "one.ipynb", 1, 2),
@@ -77,9 +81,14 @@ def test_points_table(tmp_path):
     (tmp_path / "rubric.yml").write_text(RUBRIC)
     rubric = load_rubric(tmp_path / "rubric.yml")
     assert [question.points for question in rubric.questions.values()] == [4, 2.5, 1]
-    cells = [cell("markdown", "<!-- #| answer: a -->\nTwo words"), cell("markdown", "<!-- #| answer: b -->\n")]
+    cells = [
+        cell("markdown", "<!-- #| answer: a -->\nTwo words"),
+        cell("markdown", "<!-- #| answer: b -->\n"),
+    ]
     answers = find_answers([("one.ipynb", cells)])
-    table = points_table(rubric, answers, {"figure": set(), "file": {"runs/x/metrics.json"}}).set_index("question")
+    table = points_table(
+        rubric, answers, {"figure": set(), "file": {"runs/x/metrics.json"}}
+    ).set_index("question")
     assert table.loc["a"].to_dict() == {
         "points": 4,
         "answer": "2 words",
@@ -89,32 +98,62 @@ def test_points_table(tmp_path):
     assert table["answer"].to_dict() == {"a": "2 words", "b": "empty", "c": "no such cell"}
     assert table.loc["c", "missing"] == "its cell"
     (unknown,) = find_unknown_questions(rubric, answers)
-    assert unknown == "unknown question 'c'. Choices: a, b. They are the cells marked `#| answer: NAME`."
+    assert (
+        unknown
+        == "unknown question 'c'. Choices: a, b. They are the cells marked `#| answer: NAME`."
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("questions: {a: {points: 3, wrods: 3}}", "unknown key in questions.a: 'wrods'. Did you mean words?"),
-        ("titel: x\nquestions: {a: 1}", "unknown key in the top level: 'titel'. Did you mean title?"),
+        (
+            "questions: {a: {points: 3, wrods: 3}}",
+            "unknown key in questions.a: 'wrods'. Did you mean words?",
+        ),
+        (
+            "titel: x\nquestions: {a: 1}",
+            "unknown key in the top level: 'titel'. Did you mean title?",
+        ),
         ("questions: {a: {}}", "r.yml is an invalid rubric: questions.a.points: Field required"),
-        ("questions: {a: {points: many}}", "questions.a.points: Input should be a valid number; it is 'many'"),
-        ("questions: {a: {points: '3'}}", "questions.a.points: Input should be a valid number; it is '3'"),
-        ("questions: {a: {points: -1}}", "questions.a.points: Input should be greater than or equal to 0; it is -1"),
+        (
+            "questions: {a: {points: many}}",
+            "questions.a.points: Input should be a valid number; it is 'many'",
+        ),
+        (
+            "questions: {a: {points: '3'}}",
+            "questions.a.points: Input should be a valid number; it is '3'",
+        ),
+        (
+            "questions: {a: {points: -1}}",
+            "questions.a.points: Input should be greater than or equal to 0; it is -1",
+        ),
         ("questions: {a: true}", "questions.a.points: Input should be a valid number; it is True"),
         ("questions: {a: {points: .nan}}", "questions.a.points: .* it is nan"),
         (f"questions: {{a: {'9' * 310}}}", "questions.a.points: .* it is 999"),
         ("questions: {a: 10, a: 2}", "r.yml is not YAML: the key 'a' is given twice"),
         ("questions: {a: !!int ''}", "r.yml is not YAML"),
         ("questions: {a: 2001-99-99}", "r.yml is not YAML"),
-        (f"questions: {{{', '.join(f'q{n}: 1' for n in range(201))}}}", "questions: Dictionary should have at most 200 items"),
+        (
+            f"questions: {{{', '.join(f'q{n}: 1' for n in range(201))}}}",
+            "questions: Dictionary should have at most 200 items",
+        ),
         (f"questions: {{{'q' * 101}: 1}}", "String should have at most 100 characters"),
-        ("questions: {a: {points: 1, words: x}}", "questions.a.words: Input should be a valid integer; it is 'x'"),
+        (
+            "questions: {a: {points: 1, words: x}}",
+            "questions.a.words: Input should be a valid integer; it is 'x'",
+        ),
         (
             "questions: {a: {points: 1, evidence: [{picture: x}]}}",
-            "'picture' in questions.a.evidence.0 is not a kind of evidence; write 'notebook', 'figure'",
+            (
+                "'picture' in questions.a.evidence.0 is not a kind of evidence; write 'notebook',"
+                " 'figure'"
+            ),
         ),
-        ("questions: {a: {points: 1, evidence: fig-x}}", "questions.a.evidence: Input should be a valid list"),
+        (
+            "questions: {a: {points: 1, evidence: fig-x}}",
+            "questions.a.evidence: Input should be a valid list",
+        ),
         ("questions: {}", "questions: Dictionary should have at least 1 item"),
         ("title: x", "questions: Field required"),
         ("a: [", "is not YAML"),
@@ -129,12 +168,21 @@ def test_a_rubric_with_a_mistake_says_where(tmp_path, text, message):
 
 
 def test_the_assignment_to_copy_belongs_together():
-    """Its rubric asks for the cells that it has, all of them empty, and its batch finds its notebooks."""
+    """Its rubric asks for the cells that it has, all of them empty, and its batch finds its
+    notebooks.
+    """
     folder = Path(__file__).parents[1] / "notebooks" / "assignment"
     answers = find_answers([("assignment.ipynb", read_cells(folder / "assignment.ipynb"))])
     rubric = load_rubric(folder / "rubric.yml")
     assert [answer.name for answer in answers] == list(rubric.questions)
-    assert not any(answer.text for answer in answers) and not find_unknown_questions(rubric, answers)
+    assert not any(answer.text for answer in answers) and not find_unknown_questions(
+        rubric, answers
+    )
     steps = [step.notebook for step in load_batch(folder / "assignment.yml").chain]
-    asked = {entry["notebook"] for question in rubric.questions.values() for entry in question.evidence if "notebook" in entry}
+    asked = {
+        entry["notebook"]
+        for question in rubric.questions.values()
+        for entry in question.evidence
+        if "notebook" in entry
+    }
     assert steps[-1] == "assignment" and asked <= set(steps)

@@ -21,8 +21,20 @@ def write(path, *members, **more):
     return path
 
 
-LEADING = ["../evil.txt", "a/../../evil.txt", "/etc/passwd", "C:/evil.txt", "..", "a//b", "./a", "a/./b", "a\\..\\b", "\\a"]
-STRANGE = ["a.txt.", "a ", "a\nb", "a\x1b[2Jb", "a:b", "a" * 300, "a\u202eb"]  # the last reads backwards
+LEADING = [
+    "../evil.txt",
+    "a/../../evil.txt",
+    "/etc/passwd",
+    "C:/evil.txt",
+    "..",
+    "a//b",
+    "./a",
+    "a/./b",
+    "a\\..\\b",
+    "\\a",
+]
+# the last reads backwards
+STRANGE = ["a.txt.", "a ", "a\nb", "a\x1b[2Jb", "a:b", "a" * 300, "a\u202eb"]
 
 
 @pytest.mark.parametrize("name", [*LEADING, *STRANGE])
@@ -33,7 +45,15 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     assert not (tmp_path / "out").exists() and not (tmp_path / "evil.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["a.txt", "runs/digits/vit_scratch-seed0-1a2b/notebooks/03_finetune.ipynb", "Ä/ß.md", "a-b_c.d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.txt",
+        "runs/digits/vit_scratch-seed0-1a2b/notebooks/03_finetune.ipynb",
+        "Ä/ß.md",
+        "a-b_c.d",
+    ],
+)
 def test_plain_names_are_fine(tmp_path, name):
     unpack(write(tmp_path / "fine.zip", ("folder/", ""), (name, "x")), tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == "x"
@@ -48,7 +68,9 @@ def test_links_and_devices_are_refused(tmp_path, mode):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("names", [("a.txt", "a.txt"), ("a.txt", "A.TXT"), ("a", "a/b"), ("a/b", "a"), ("a", "a/")])
+@pytest.mark.parametrize(
+    "names", [("a.txt", "a.txt"), ("a.txt", "A.TXT"), ("a", "a/b"), ("a/b", "a"), ("a", "a/")]
+)
 def test_a_name_twice_is_refused(tmp_path, names):
     path = write(tmp_path / "bad.zip", *((name, "x") for name in names))
     with pytest.raises(UnsafeBundle, match=r"two files of the same name|is damaged"):
@@ -56,7 +78,9 @@ def test_a_name_twice_is_refused(tmp_path, names):
 
 
 def test_bombs_are_refused_before_they_grow(tmp_path, monkeypatch):
-    with pytest.raises(UnsafeBundle, match=r"zeros would grow from 1,\d\d\d to 2,000,000 bytes; too much"):
+    with pytest.raises(
+        UnsafeBundle, match=r"zeros would grow from 1,\d\d\d to 2,000,000 bytes; too much"
+    ):
         unpack(write(tmp_path / "bomb.zip", ("zeros", bytes(2 * 10**6))), tmp_path / "out")
     monkeypatch.setattr(archive, "MAX_FILES", 10)
     many = write(tmp_path / "many.zip", *((f"{number}", "") for number in range(11)))
@@ -73,7 +97,8 @@ def test_bombs_are_refused_before_they_grow(tmp_path, monkeypatch):
 
 def test_a_size_that_lies_writes_no_more_than_it_says(tmp_path):
     path = write(tmp_path / "lie.zip", ("zeros", bytes(3 * 10**6)))
-    content = path.read_bytes().replace(struct.pack("<L", 3 * 10**6), struct.pack("<L", 1000))  # both headers say 1,000 bytes
+    # both headers say 1,000 bytes
+    content = path.read_bytes().replace(struct.pack("<L", 3 * 10**6), struct.pack("<L", 1000))
     path.write_bytes(content)
     with pytest.raises(UnsafeBundle, match="zeros is damaged"):
         unpack(path, tmp_path / "out")
@@ -84,7 +109,8 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
     path = write(tmp_path / "overlap.zip", ("a", os.urandom(500)), ("b", os.urandom(500)))
     content = bytearray(path.read_bytes())
     second = content.rfind(b"PK\x01\x02")
-    content[second + 42 : second + 46] = struct.pack("<L", 0)  # the second member has the bytes of the first
+    # the second member has the bytes of the first
+    content[second + 42 : second + 46] = struct.pack("<L", 0)
     path.write_bytes(content)
     with pytest.raises(UnsafeBundle, match="is damaged"):
         unpack(path, tmp_path / "out")
@@ -136,7 +162,10 @@ def test_the_temporary_folder_is_removed(tmp_path):
     with open_bundle(path) as folder:
         assert (folder / "a" / "b.txt").read_text() == "x"
     assert not folder.exists()
-    with pytest.raises(FileNotFoundError, match="there is no bundle"), open_bundle(tmp_path / "none.zip"):
+    with (
+        pytest.raises(FileNotFoundError, match="there is no bundle"),
+        open_bundle(tmp_path / "none.zip"),
+    ):
         pass
 
 

@@ -11,7 +11,13 @@ from vitlab.submission.check_files import check_environment
 from vitlab.submission.environment import hash_package
 from vitlab.submission.images import image_hash_table, join_samples
 from vitlab.submission.junit import write_junit
-from vitlab.submission.manifest import MANIFEST, Manifest, compare_files, read_manifest, write_manifest
+from vitlab.submission.manifest import (
+    MANIFEST,
+    Manifest,
+    compare_files,
+    read_manifest,
+    write_manifest,
+)
 from vitlab.submission.opened import Bundle, Result
 from vitlab.submission.printing import describe_verdict, print_verdict, summarise
 from vitlab.submission.rerun import compare_metrics
@@ -29,8 +35,14 @@ def folder(tmp_path):
 
 def test_sha256_is_the_standard_one(folder):
     """FIPS 180-2, appendix B.1, and the empty message."""
-    assert hash_file(folder / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert hash_file(folder / "sub" / "b.txt") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert (
+        hash_file(folder / "a.txt")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    assert (
+        hash_file(folder / "sub" / "b.txt")
+        == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    )
 
 
 def test_the_manifest_names_every_file_that_changes(folder):
@@ -39,7 +51,11 @@ def test_the_manifest_names_every_file_that_changes(folder):
     (folder / "a.txt").write_text("abd")
     (folder / "sub" / "b.txt").unlink()
     (folder / "c.txt").write_text("")
-    assert compare_files(folder, manifest) == {"a.txt": "altered", "sub/b.txt": "missing", "c.txt": "not listed in the manifest"}
+    assert compare_files(folder, manifest) == {
+        "a.txt": "altered",
+        "sub/b.txt": "missing",
+        "c.txt": "not listed in the manifest",
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,8 +64,14 @@ def test_the_manifest_names_every_file_that_changes(folder):
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
         ("[1]", "damaged"),
-        ('{"format": 1, "title": "T", "author": "A"}', "from another version of vitlab: format: Input should be 2"),
-        ('{"format": 2, "title": "T", "author": "A", "files": {"a": 1}}', "files a: Input should be a valid string"),
+        (
+            '{"format": 1, "title": "T", "author": "A"}',
+            "from another version of vitlab: format: Input should be 2",
+        ),
+        (
+            '{"format": 2, "title": "T", "author": "A", "files": {"a": 1}}',
+            "files a: Input should be a valid string",
+        ),
     ],
 )
 def test_an_invalid_manifest_is_refused(folder, text, message):
@@ -66,12 +88,16 @@ def test_images_are_hashed_by_their_pixels():
     samples = load_dataset("digits", seed=0).samples.head(3)
     table = image_hash_table("digits", join_samples([samples, samples.iloc[::-1]]))
     image = load_dataset("digits", samples=samples).read("digit0000")
-    assert table["sample_id"].tolist() == ["digit0000", "digit0001", "digit0002"] and table["label"].tolist() == ["0", "1", "2"]
+    assert table["sample_id"].tolist() == ["digit0000", "digit0001", "digit0002"] and table[
+        "label"
+    ].tolist() == ["0", "1", "2"]
     assert table["sha256"][0] == sha256(b"L 8x8\n" + image.tobytes()).hexdigest()
 
 
 def test_synthetic_images_are_not_part_of_the_data():
-    table = pd.DataFrame({"sample_id": ["a", "a~paste-1"], "split": "train", "synthetic": [False, True]})
+    table = pd.DataFrame(
+        {"sample_id": ["a", "a~paste-1"], "split": "train", "synthetic": [False, True]}
+    )
     assert join_samples([table])["sample_id"].tolist() == ["a"]
 
 
@@ -83,7 +109,10 @@ def test_versions_that_differ_are_listed(tmp_path):
         (
             list_versions() | {"torch": "1.0"},
             "other",
-            f"torch 1.0 there, {list_versions()['torch']} here; the code of vitlab (commit abc there)",
+            (
+                f"torch 1.0 there, {list_versions()['torch']} here; the code of vitlab (commit abc"
+                " there)"
+            ),
         ),
     ):
         (run / "run.json").write_text(json.dumps({"versions": versions}))
@@ -94,7 +123,10 @@ def test_versions_that_differ_are_listed(tmp_path):
 
 def test_metrics_are_compared_by_the_largest_difference():
     nan = float("nan")
-    assert compare_metrics({"a": 0.5, "b": nan}, {"a": 0.5, "b": nan}) == ("all 2 metrics are equal", 0.0)
+    assert compare_metrics({"a": 0.5, "b": nan}, {"a": 0.5, "b": nan}) == (
+        "all 2 metrics are equal",
+        0.0,
+    )
     told, worst = compare_metrics({"a": 0.5, "b": 0.25}, {"a": 0.75, "b": 0.25})
     assert told == "largest difference of 2 metrics: a, 0.5000 there, 0.7500 here" and worst == 0.25
     assert compare_metrics({"a": nan}, {"a": 0.5})[1] == float("inf")
@@ -106,14 +138,24 @@ def test_a_row_a_check_but_one_for_each_failure_and_rerun():
     rerun = [Result("rerun", f"{number}", "pass", f"in {number} s") for number in range(2)]
     rows = summarise(Verdict((*passed, *failed, *rerun)))
     assert rows[0] == Result("executed", "3 of 25", "pass", "the first: in order")
-    assert rows[1:21] == failed[:20] and rows[21] == Result("executed", "2 more", "fail") and rows[22:] == rerun
+    assert (
+        rows[1:21] == failed[:20]
+        and rows[21] == Result("executed", "2 more", "fail")
+        and rows[22:] == rerun
+    )
     assert describe_verdict(Verdict((*passed, *rerun))) == "Nothing failed."
-    assert describe_verdict(Verdict((Result("rerun", "", "skipped"),))).startswith("Nothing failed. Only --rerun shows")
+    assert describe_verdict(Verdict((Result("rerun", "", "skipped"),))).startswith(
+        "Nothing failed. Only --rerun shows"
+    )
 
 
 def test_a_strangers_text_cannot_steer_terminal_or_xml(tmp_path):
     nasty = "a\x1b[2J[red]b\x00<&"
-    verdict = Verdict((Result("manifest", nasty, "fail", nasty), Result("data", "", "skipped", "x")), title=nasty, author="A")
+    verdict = Verdict(
+        (Result("manifest", nasty, "fail", nasty), Result("data", "", "skipped", "x")),
+        title=nasty,
+        author="A",
+    )
     console = Console(record=True, width=200, file=open(tmp_path / "out.txt", "w"))  # noqa: SIM115
     print_verdict(verdict, "x.zip", console)
     shown = console.export_text()

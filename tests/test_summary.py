@@ -23,8 +23,12 @@ def test_a_failed_sanity_check_outweighs_the_rank():
             ],
         }
     )
-    weights = pd.DataFrame({"method": ["a", "b", "d"], "verdict": [UNCHANGED, CHANGES, "not shown"]})
-    classes = pd.DataFrame({"method": ["a", "b", "c", "d"], "verdict": ["differs", SAME_CLASS, "differs", "differs"]})
+    weights = pd.DataFrame(
+        {"method": ["a", "b", "d"], "verdict": [UNCHANGED, CHANGES, "not shown"]}
+    )
+    classes = pd.DataFrame(
+        {"method": ["a", "b", "c", "d"], "verdict": ["differs", SAME_CLASS, "differs", "differs"]}
+    )
     found = summary_table(ranked, {"weights": weights, "other class": classes}).set_index("method")
     assert found["better"].tolist() == ["4 of 5", "3 of 5", "0 of 5", "3 of 5"]
     assert found["worse"].tolist() == ["0 of 5", "0 of 5", "1 of 5", "0 of 5"]

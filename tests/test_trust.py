@@ -13,13 +13,28 @@ from vitlab.evaluation.few_images import mean_interval, sign_flip_p
 from vitlab.explain import explain
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.removal import CellScorer
-from vitlab.explain.trust import FEW, METRICS, describe_table, legend_table, rank_table, score_maps, trust_table
+from vitlab.explain.trust import (
+    FEW,
+    METRICS,
+    describe_table,
+    legend_table,
+    rank_table,
+    score_maps,
+    trust_table,
+)
 
 
 def make_scores(**values):
     """Scores of one metric, insertion (better high): method=values of images s0, s1, ..."""
     return pd.concat(
-        pd.DataFrame({"method": name, "metric": "insertion", "sample_id": [f"s{i}" for i in range(len(row))], "value": row})
+        pd.DataFrame(
+            {
+                "method": name,
+                "metric": "insertion",
+                "sample_id": [f"s{i}" for i in range(len(row))],
+                "value": row,
+            }
+        )
         for name, row in values.items()
     )
 
@@ -34,17 +49,31 @@ def test_controls():
     like = explain(model, images, "saliency", sample_ids=["x", "y"])
     maps = control_maps(model, images, like)
     assert [found.method for found in maps] == list(CONTROLS)
-    assert all((found.target, found.sample_ids, found.signed) == (like.target, ("x", "y"), False) for found in maps)
+    assert all(
+        (found.target, found.sample_ids, found.signed) == (like.target, ("x", "y"), False)
+        for found in maps
+    )
     random, centre, edges = (found.values for found in maps)
-    assert random.shape == (2, 16, 16) and (random[0] != random[1]).any() and random.min() >= 0 and random.max() <= 1
+    assert (
+        random.shape == (2, 16, 16)
+        and (random[0] != random[1]).any()
+        and random.min() >= 0
+        and random.max() <= 1
+    )
     top = np.unravel_index(centre[0].argmax(), (16, 16))
-    assert set(top) <= {7, 8} and centre[0, 0, 8] == pytest.approx(np.exp(-0.5 * (7.5**2 + 0.5**2) / 4**2))
+    assert set(top) <= {7, 8} and centre[0, 0, 8] == pytest.approx(
+        np.exp(-0.5 * (7.5**2 + 0.5**2) / 4**2)
+    )
     grey = (images * torch.tensor(model.transform.std)[:, None, None]).mean(dim=1).numpy()
     inside = np.s_[4:-4, 4:-4]  # scikit-image treats the border otherwise
     for image, found in zip(grey, edges, strict=True):
         expected = gaussian_filter(scharr(image), 16 / 28)[inside]
-        np.testing.assert_allclose(found[inside] / found[inside].max(), expected / expected.max(), atol=1e-4)
-    alone = control_maps(model, images[1:], explain(model, images[1:], "saliency", sample_ids=["y"]))
+        np.testing.assert_allclose(
+            found[inside] / found[inside].max(), expected / expected.max(), atol=1e-4
+        )
+    alone = control_maps(
+        model, images[1:], explain(model, images[1:], "saliency", sample_ids=["y"])
+    )
     for one, other in zip(alone, maps, strict=True):
         np.testing.assert_allclose(one.values[0], other.values[1], atol=1e-6)
     assert (control_maps(model, images, like, seed=1)[0].values != random).any()
@@ -58,19 +87,34 @@ def test_the_truth_is_better_than_all_controls():
     scores = score_maps(scorer, [exact, turned])
     assert set(scores["method"]) == {"exact", "turned", *CONTROLS}
     assert set(scores["metric"]) == {name for name, metric in METRICS.items() if metric.compute}
-    assert not scores.duplicated(["method", "metric", "sample_id"]).any() and len(scores) == 5 * 7 * 16
+    assert (
+        not scores.duplicated(["method", "metric", "sample_id"]).any() and len(scores) == 5 * 7 * 16
+    )
     trust = trust_table(scores)
     table = trust.set_index(["method", "metric"])
     assert (table.loc["exact", "verdict"] == "better than all controls").all()
-    assert (table.loc["turned", "verdict"] == "worse").all(), "a map and its negative never both pass"
-    assert "sparseness" not in set(trust["metric"]) and "sparseness" in set(describe_table(scores)["metric"])
+    assert (table.loc["turned", "verdict"] == "worse").all(), (
+        "a map and its negative never both pass"
+    )
+    assert "sparseness" not in set(trust["metric"]) and "sparseness" in set(
+        describe_table(scores)["metric"]
+    )
     for (method, metric), row in table.iterrows():
         means = scores[scores["metric"] == metric].groupby("method")["value"].mean()
-        best = means[list(CONTROLS)].max() if METRICS[metric].better == "high" else means[list(CONTROLS)].min()
+        best = (
+            means[list(CONTROLS)].max()
+            if METRICS[metric].better == "high"
+            else means[list(CONTROLS)].min()
+        )
         sign = 1 if METRICS[metric].better == "high" else -1
-        assert row["value"] == pytest.approx(means[method]) and row["control_value"] == pytest.approx(best)
+        assert row["value"] == pytest.approx(means[method]) and row[
+            "control_value"
+        ] == pytest.approx(best)
         assert row["difference"] == pytest.approx(sign * (means[method] - best))
-        assert row["low"] <= row["value"] <= row["high"] and row["difference_low"] <= row["difference"] <= row["difference_high"]
+        assert (
+            row["low"] <= row["value"] <= row["high"]
+            and row["difference_low"] <= row["difference"] <= row["difference_high"]
+        )
     ranks = rank_table(trust)
     assert ranks["method"].tolist() == ["exact", "turned"] and ranks["better"].tolist() == [6, 0]
     assert ranks["verdict"].tolist() == [
@@ -85,16 +129,26 @@ def test_intervals_are_t_and_the_test_is_sign_flip():
     gaps = np.stack([draw(1) - draw(seed=1), draw(1) - draw(-0.5, seed=2)], axis=1)
     mean, low, high, _ = mean_interval(gaps)
     assert row["control"] == "random" and row["n"] == 24
-    np.testing.assert_allclose(row[["difference", "difference_low", "difference_high"]].astype(float), [mean[0], low[0], high[0]])
+    np.testing.assert_allclose(
+        row[["difference", "difference_low", "difference_high"]].astype(float),
+        [mean[0], low[0], high[0]],
+    )
     assert row["p_holm"] == pytest.approx(sign_flip_p(gaps, "greater").max())
 
 
 def test_every_control_counts_not_the_best_alone():
-    """Better than the best mean for sure, but a wild control of lower mean is not shown to be beaten."""
+    """Better than the best mean for sure, but a wild control of lower mean is not shown to be
+    beaten.
+    """
     wild = 40 * draw(seed=5)
     wild -= wild.mean() + 2
     row = trust_table(make_scores(good=draw(3), random=draw(seed=1), centre=wild)).iloc[0]
-    assert row["control"] == "random" and row["difference_low"] > 0 and row["verdict"] == "not shown" and row["p_holm"] > 0.025
+    assert (
+        row["control"] == "random"
+        and row["difference_low"] > 0
+        and row["verdict"] == "not shown"
+        and row["p_holm"] > 0.025
+    )
 
 
 def test_many_methods_need_clearer_differences():
@@ -103,35 +157,54 @@ def test_many_methods_need_clearer_differences():
     gap += 2.3 * gap.std() / np.sqrt(24) - gap.mean()  # just above what one test needs
     base = draw(seed=1)
     alone = trust_table(make_scores(good=base + gap, random=base))
-    among = trust_table(make_scores(good=base + gap, random=base, **{f"idle{i}": base + draw(seed=20 + i) for i in range(10)}))
+    among = trust_table(
+        make_scores(
+            good=base + gap,
+            random=base,
+            **{f"idle{i}": base + draw(seed=20 + i) for i in range(10)},
+        )
+    )
     assert alone["verdict"].iloc[0] == "better than all controls"
-    assert among["verdict"].iloc[0] == "not shown" and among["p_holm"].iloc[0] > alone["p_holm"].iloc[0]
+    assert (
+        among["verdict"].iloc[0] == "not shown"
+        and among["p_holm"].iloc[0] > alone["p_holm"].iloc[0]
+    )
 
 
 @pytest.mark.parametrize("shape", ["normal", "skewed"])
 @pytest.mark.parametrize("count", [6, 12, 24])
 def test_worthless_methods_are_seldom_called_better_or_worse(count, shape):
-    """Nine worthless methods, one control of their kind and two far behind. Target: at most 3.5 % for 2.5 % nominal.
+    """Nine worthless methods, one control of their kind and two far behind. Target: at most 3.5 %
+    for 2.5 % nominal.
 
-    60 tables each: more than 5 errors have a chance of 0.4 % at 2.5 %; the bootstrap had 10 % (normal, 12) and 17 % (6).
-    """
+    60 tables each: more than 5 errors have a chance of 0.4 % at 2.5 %; the bootstrap had 10 %
+    (normal, 12) and 17 % (6)."""
     generator, found = np.random.default_rng(count), np.zeros(2)
     for _ in range(60):
         names = [f"m{i}" for i in range(9)] + ["random", "centre"]
         image = generator.normal(size=count)
-        noise = generator.normal(size=(11, count)) if shape == "normal" else generator.exponential(size=(11, count)) ** 2
+        noise = (
+            generator.normal(size=(11, count))
+            if shape == "normal"
+            else generator.exponential(size=(11, count)) ** 2
+        )
         noise[-1] -= 30
-        verdict = trust_table(make_scores(**dict(zip(names, noise + image, strict=True))))["verdict"]
+        verdict = trust_table(make_scores(**dict(zip(names, noise + image, strict=True))))[
+            "verdict"
+        ]
         found += (verdict == "better than all controls").any(), (verdict == "worse").any()
     assert (found <= 5).all() and (found > 0).any() == (count > 6)
 
 
-@pytest.mark.parametrize(("centre", "least", "most"), [(1.0, 4, 22), (np.log(2), 0, 9)], ids=["mean", "median"])
+@pytest.mark.parametrize(
+    ("centre", "least", "most"), [(1.0, 4, 22), (np.log(2), 0, 9)], ids=["mean", "median"]
+)
 def test_skewed_differences_are_called_better_though_their_centre_is_zero(centre, least, most):
-    """Nine methods with left-skewed differences of mean zero, or right-skewed ones of median zero; 12 images, 60 tables.
+    """Nine methods with left-skewed differences of mean zero, or right-skewed ones of median zero;
+    12 images, 60 tables.
 
-    The docstring of `trust_table` says 20.1 % and 4.4 %: 12 and 3 of 60. The test is of exchange, not of mean or median.
-    """
+    The docstring of `trust_table` says 20.1 % and 4.4 %: 12 and 3 of 60. The test is of exchange,
+    not of mean or median."""
     generator, better = np.random.default_rng(0), 0
     for _ in range(60):
         drawn = generator.exponential(size=(9, 12)) - centre
@@ -144,28 +217,46 @@ def test_skewed_differences_are_called_better_though_their_centre_is_zero(centre
 def test_too_few_images_are_called_so():
     good = {f"m{i}": draw(9, 6, seed=i) for i in range(9)}
     few = trust_table(make_scores(**good, random=draw(count=6, seed=99)))
-    assert (few["verdict"] == FEW).all() and (few["p_holm"] > 0.025).all(), "6 images reach no p below 1 in 64, times 9 methods"
+    assert (few["verdict"] == FEW).all() and (few["p_holm"] > 0.025).all(), (
+        "6 images reach no p below 1 in 64, times 9 methods"
+    )
     ranks = rank_table(few)
     assert (ranks["verdict"] == FEW).all() and (ranks["not_shown"] == 1).all()
     good = {f"m{i}": draw(9, 9, seed=i) for i in range(9)}
     enough = trust_table(make_scores(**good, random=draw(count=9, seed=99)))
     assert (enough["verdict"] == "better than all controls").all()
     good["m8"] = np.append(good["m8"][:8], np.nan)
-    assert (trust_table(make_scores(**good, random=draw(count=9, seed=99)))["verdict"] != FEW)[:8].all()
+    assert (trust_table(make_scores(**good, random=draw(count=9, seed=99)))["verdict"] != FEW)[
+        :8
+    ].all()
 
 
 def test_gaps_and_single_images():
     scores = make_scores(good=draw(3), half=draw(3), never=np.full(24, np.nan), random=draw(seed=1))
-    scores.loc[(scores["method"] == "half") & scores["sample_id"].isin(["s0", "s1", "s2"]), "value"] = np.nan
+    scores.loc[
+        (scores["method"] == "half") & scores["sample_id"].isin(["s0", "s1", "s2"]), "value"
+    ] = np.nan
     table = trust_table(scores).set_index("method")
     assert table["n"].to_dict() == {"good": 24, "half": 21, "never": 0}
     assert table.loc["half", "difference"] == pytest.approx((draw(3) - draw(seed=1))[3:].mean())
-    assert table.loc["never", ["value", "low", "high", "difference", "difference_low", "p_holm"]].isna().all()
-    assert table.loc["never", "verdict"] == "not shown" and table.loc["good", "verdict"] == "better than all controls"
-    assert rank_table(table.reset_index()).set_index("method").loc["never", "verdict"] == "not measured"
+    assert (
+        table.loc["never", ["value", "low", "high", "difference", "difference_low", "p_holm"]]
+        .isna()
+        .all()
+    )
+    assert (
+        table.loc["never", "verdict"] == "not shown"
+        and table.loc["good", "verdict"] == "better than all controls"
+    )
+    assert (
+        rank_table(table.reset_index()).set_index("method").loc["never", "verdict"]
+        == "not measured"
+    )
     one = trust_table(make_scores(good=[2.0], random=[1.0])).iloc[0]
     assert one["difference"] == 1 and one["n"] == 1 and one["verdict"] == "not shown"
-    assert np.isnan([one["low"], one["high"], one["difference_low"], one["difference_high"], one["p_holm"]]).all()
+    assert np.isnan(
+        [one["low"], one["high"], one["difference_low"], one["difference_high"], one["p_holm"]]
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -182,31 +273,63 @@ def test_gaps_and_single_images():
 def test_the_verdict_on_a_method_in_words(verdicts, expected):
     words = {"b": "better than all controls", "s": "not shown", "w": "worse"}
     trust = pd.DataFrame(
-        {"method": "m", "metric": list(range(4)), "difference": 1.0, "verdict": [words[one] for one in verdicts]}
+        {
+            "method": "m",
+            "metric": list(range(4)),
+            "difference": 1.0,
+            "verdict": [words[one] for one in verdicts],
+        }
     )
     assert rank_table(trust)["verdict"].tolist() == [expected]
 
 
 def test_a_legend_for_every_metric():
     legend = legend_table()
-    assert legend["metric"].tolist() == list(METRICS) and set(legend["better"]) == {"high", "low", ""}
+    assert legend["metric"].tolist() == list(METRICS) and set(legend["better"]) == {
+        "high",
+        "low",
+        "",
+    }
     assert legend["meaning"].str.len().gt(20).all()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s, f: score_maps(s, [f], ["deltion"]), "unknown metric 'deltion'. Did you mean deletion"),
+        (
+            lambda s, f: score_maps(s, [f], ["deltion"]),
+            "unknown metric 'deltion'. Did you mean deletion",
+        ),
         (lambda s, f: score_maps(s, [f], options={"roads": {}}), "unknown metric 'roads'"),
-        (lambda s, f: score_maps(s, [f], ["max_sensitivity"]), r"call vitlab.explain.max_sensitivity"),
+        (
+            lambda s, f: score_maps(s, [f], ["max_sensitivity"]),
+            r"call vitlab.explain.max_sensitivity",
+        ),
         (lambda s, f: trust_table(make_scores(good=[1.0, 2.0])), "the scores have no control"),
         (lambda s, f: trust_table(make_scores(random=[1.0, 2.0])), "no method beside the controls"),
-        (lambda s, f: trust_table(make_scores(good=[1.0, 2.0]).drop(columns="value")), "lack the columns value"),
+        (
+            lambda s, f: trust_table(make_scores(good=[1.0, 2.0]).drop(columns="value")),
+            "lack the columns value",
+        ),
         (lambda s, f: trust_table(make_scores(good=[1.0])[:0]), "have no row"),
-        (lambda s, f: trust_table(make_scores(good=[1.0, 2.0]).assign(metric="speed")), "unknown metric 'speed'"),
-        (lambda s, f: trust_table(make_scores(good=[1.0], random=[1.0]).assign(metric="sparseness")), "none of the metrics"),
-        (lambda s, f: trust_table(pd.concat([make_scores(good=[1.0], random=[0.0])] * 2)), "good has two scores of insertion"),
-        (lambda s, f: trust_table(make_scores(good=draw(), random=draw()), confidence=95), "confidence is a share"),
+        (
+            lambda s, f: trust_table(make_scores(good=[1.0, 2.0]).assign(metric="speed")),
+            "unknown metric 'speed'",
+        ),
+        (
+            lambda s, f: trust_table(
+                make_scores(good=[1.0], random=[1.0]).assign(metric="sparseness")
+            ),
+            "none of the metrics",
+        ),
+        (
+            lambda s, f: trust_table(pd.concat([make_scores(good=[1.0], random=[0.0])] * 2)),
+            "good has two scores of insertion",
+        ),
+        (
+            lambda s, f: trust_table(make_scores(good=draw(), random=draw()), confidence=95),
+            "confidence is a share",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(make, message):
@@ -221,7 +344,12 @@ def test_figures_rank_and_name_the_controls_as_the_tables_do():
     from vitlab.plots import faithfulness, trust as figures
 
     assert set(faithfulness.CONTROLS) == set(CONTROLS)
-    table = trust_table(make_scores(good=draw(1), idle=draw(seed=4), random=draw(seed=1), centre=draw(-0.5, seed=2)))
+    table = trust_table(
+        make_scores(good=draw(1), idle=draw(seed=4), random=draw(seed=1), centre=draw(-0.5, seed=2))
+    )
     ours, theirs = rank_table(table), figures.rank_methods(table)
     assert ours["method"].tolist() == theirs["method"].tolist()
-    assert ours["mean_rank"].tolist() == theirs["mean_rank"].tolist() and ours["better"].tolist() == theirs["better"].tolist()
+    assert (
+        ours["mean_rank"].tolist() == theirs["mean_rank"].tolist()
+        and ours["better"].tolist() == theirs["better"].tolist()
+    )

@@ -1,4 +1,6 @@
-"""Tuning: what a study holds, how it carries on, who may share it, and that it never sees the test split."""
+"""Tuning: what a study holds, how it carries on, who may share it, and that it never sees the test
+split.
+"""
 
 import math
 import os
@@ -16,7 +18,14 @@ from vitlab.data import ImageDataset
 from vitlab.errors import UserError
 from vitlab.notebook import fit_parameters, format_call, notebook_parameters
 from vitlab.runs import find_runs
-from vitlab.training import best_recipe, importance_table, recipe, recipe_changes, trials_table, tune_recipe
+from vitlab.training import (
+    best_recipe,
+    importance_table,
+    recipe,
+    recipe_changes,
+    trials_table,
+    tune_recipe,
+)
 from vitlab.training.space import SearchSpace
 
 module = sys.modules["vitlab.training.tune"]
@@ -51,7 +60,9 @@ def data(monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """In place of the training: a score that is best at a learning rate of 1e-3. Gives the list of the configs trained with."""
+    """In place of the training: a score that is best at a learning rate of 1e-3. Gives the list of
+    the configs trained with.
+    """
     configs = []
 
     def fit(model, data, run=None, config=None, *, on_epoch=None):
@@ -68,30 +79,42 @@ def trained(monkeypatch):
 
 
 def tune(trials, space=LEARNING_RATE, config=CONFIG, **arguments):
-    return tune_recipe("digits", "vit_scratch", config, space, trials=trials, options=TINY, **arguments)
+    return tune_recipe(
+        "digits", "vit_scratch", config, space, trials=trials, options=TINY, **arguments
+    )
 
 
 def test_a_real_search(data):
     space = SearchSpace(learning_rate=(1e-3, 1e-2), trained_blocks=(0, "all"))
-    config = recipe("vit_scratch", epochs=2, batch_size=32, monitor="val_accuracy", flip=False, precision="fp32")
+    config = recipe(
+        "vit_scratch", epochs=2, batch_size=32, monitor="val_accuracy", flip=False, precision="fp32"
+    )
     study = tune(3, space, config)
     table = trials_table(study)
     assert list(table["state"]) == ["finished"] * 3 and set(table["epochs"]) == {2}
     assert table["value"].is_monotonic_decreasing and table["value"].between(0, 1).all()
     assert table["value"][0] == study.best_value
     first = table[table["trial"] == 0].iloc[0]
-    assert (first["learning_rate"], first["trained_blocks"]) == (1e-3, "all")  # the recipe as it stands
+    # the recipe as it stands
+    assert (first["learning_rate"], first["trained_blocks"]) == (1e-3, "all")
     best = best_recipe(study)
     assert recipe("vit_scratch", **recipe_changes(best, "vit_scratch")) == best
     assert best.monitor == "val_accuracy" and 1e-3 <= best.learning_rate <= 1e-2
-    assert find_runs("digits") == find_runs("digits", status="running") == []  # a study is not mistaken for a run
+    # a study is not mistaken for a run
+    assert find_runs("digits") == find_runs("digits", status="running") == []
 
 
 def test_notebook_03_takes_what_a_search_finds():
     declared = notebook_parameters(NOTEBOOK_03)
-    assert {*SearchSpace().active(), "strategy", "last_blocks", "epochs", "monitor", "views", "flip"} - set(declared) == {
-        "trained_blocks"
-    }
+    assert {
+        *SearchSpace().active(),
+        "strategy",
+        "last_blocks",
+        "epochs",
+        "monitor",
+        "views",
+        "flip",
+    } - set(declared) == {"trained_blocks"}
 
 
 def test_the_test_split_is_never_seen(data, monkeypatch):
@@ -112,7 +135,9 @@ def test_the_test_split_is_never_seen(data, monkeypatch):
     assert test and not test & set(read)
     (given,) = handed
     assert not test & set(given.samples["sample_id"]) and given.split("test").empty
-    pd.testing.assert_frame_equal(given.split("val").reset_index(drop=True), data.split("val").reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        given.split("val").reset_index(drop=True), data.split("val").reset_index(drop=True)
+    )
     with pytest.raises(ValueError, match="belongs to the test split, which tuning must not see"):
         given.read(min(test))
 
@@ -126,7 +151,12 @@ def test_a_second_call_tops_up(trained):
     assert len(set(rates)) == 6 and rates[0] == CONFIG.learning_rate
     tune(6, name="in_one_sitting")
     assert [config.learning_rate for config in trained[6:]] == rates
-    tune(6, config=recipe("vit_scratch", epochs=4, monitor="val_accuracy", flip=False, precision="fp32", seed=1))
+    tune(
+        6,
+        config=recipe(
+            "vit_scratch", epochs=4, monitor="val_accuracy", flip=False, precision="fp32", seed=1
+        ),
+    )
     assert [config.learning_rate for config in trained[12:]][1:] != rates[1:]
 
 
@@ -141,7 +171,12 @@ def test_bad_trials_are_pruned_and_count(trained):
     study = tune(20, SearchSpace(learning_rate=(1e-6, 1e-1)).only("learning_rate"))
     table = trials_table(study)
     pruned = table[table["state"] == "pruned"]
-    assert len(table) == 20 and len(pruned) and (pruned["epochs"] < 4).all() and (pruned["trial"] >= 5).all()
+    assert (
+        len(table) == 20
+        and len(pruned)
+        and (pruned["epochs"] < 4).all()
+        and (pruned["trial"] >= 5).all()
+    )
     assert table["state"].iloc[0] == "finished" and pruned["value"].max() < table["value"].iloc[0]
     assert (table["seconds"] >= 0).all()
     assert set(trials_table(tune(20, name="all_run", pruner="none"))["state"]) == {"finished"}
@@ -149,7 +184,11 @@ def test_bad_trials_are_pruned_and_count(trained):
 
 
 def test_a_loss_is_minimised(trained):
-    study = tune(8, config=recipe("vit_scratch", epochs=4, monitor="val_loss", precision="fp32"), pruner="none")
+    study = tune(
+        8,
+        config=recipe("vit_scratch", epochs=4, monitor="val_loss", precision="fp32"),
+        pruner="none",
+    )
     assert trials_table(study)["value"].is_monotonic_increasing
     assert study.best_value == min(trial.value for trial in study.trials)
 
@@ -171,14 +210,20 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(trained, monke
 
 
 def test_trials_that_really_diverge_fail_and_the_study_goes_on():
-    config = recipe("vit_scratch", epochs=1, batch_size=10_000, clip=0.0, warmup_epochs=0, precision="fp32")
-    table = trials_table(tune(3, SearchSpace(learning_rate=(1e29, 1e30)).only("learning_rate"), config))
+    config = recipe(
+        "vit_scratch", epochs=1, batch_size=10_000, clip=0.0, warmup_epochs=0, precision="fp32"
+    )
+    table = trials_table(
+        tune(3, SearchSpace(learning_rate=(1e29, 1e30)).only("learning_rate"), config)
+    )
     assert list(table["state"]) == ["failed"] * 3
     assert table["note"].str.contains("Try a learning_rate ten times smaller").all()
 
 
 def test_an_empty_space_is_named():
-    with pytest.raises(UserError, match="nothing to tune; choose at least one of learning_rate, layer_decay"):
+    with pytest.raises(
+        UserError, match="nothing to tune; choose at least one of learning_rate, layer_decay"
+    ):
         SearchSpace().only()
 
 
@@ -200,7 +245,10 @@ def test_a_score_that_is_no_number_fails_the_trial(monkeypatch):
     monkeypatch.setattr(module, "fit", fit)
     study = tune(2)
     assert list(trials_table(study)["state"]) == ["failed"] * 2
-    with pytest.raises(ValueError, match=r"has no finished trial yet \(2 failed\); call tune_recipe again with more trials"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no finished trial yet \(2 failed\); call tune_recipe again with more trials",
+    ):
         best_recipe(study)
     assert importance_table(study).empty
 
@@ -224,7 +272,9 @@ def test_an_interrupted_trial_does_not_count(trained, monkeypatch, error):
 
 def start(trials, seconds):
     command = [sys.executable, "-c", PROCESS, str(trials), str(seconds)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_share_a_study():
@@ -236,7 +286,8 @@ def test_two_processes_share_a_study():
     )
     study = optuna.load_study(study_name="shared", storage=storage)
     table = trials_table(study)
-    assert len(table) in (8, 9) and set(table["state"]) <= {"finished", "pruned"}  # one more where both began the last at once
+    # one more where both began the last at once
+    assert len(table) in (8, 9) and set(table["state"]) <= {"finished", "pruned"}
     assert sorted(table["trial"]) == list(range(len(table)))
     assert table["learning_rate"].iloc[1:].nunique() >= len(table) - 2  # they do not draw the same
     assert sum(output.count("begun") for output in outputs) == len(table)
@@ -264,7 +315,10 @@ def test_no_trial_is_begun_after_the_time(trained, monkeypatch):
 def test_another_study_under_the_same_name(trained, data):
     tune(1, name="mine")
     other = recipe("vit_scratch", epochs=9, monitor="val_accuracy", flip=False, precision="fp32")
-    with pytest.raises(ValueError, match=r"study mine was made with other arguments: config.epochs was 4 and is 9 now. Give"):
+    with pytest.raises(
+        ValueError,
+        match=r"study mine was made with other arguments: config.epochs was 4 and is 9 now. Give",
+    ):
         tune(2, name="mine", config=other)
     with pytest.raises(ValueError, match=r"space.mixup was \[\] and is \[0.0, 0.4\] now"):
         tune(2, SearchSpace().only("learning_rate", "mixup"), name="mine")
@@ -274,7 +328,8 @@ def test_another_study_under_the_same_name(trained, data):
         tune(2, name="mine", pruner="none")
     assert len(tune(1, name="mine").trials) == 1
     tune(1, config=other), tune(1)
-    assert len(list(module.study_path("digits", "mine").parent.glob("*.journal"))) == 3  # a name of its own for each
+    # a name of its own for each
+    assert len(list(module.study_path("digits", "mine").parent.glob("*.journal"))) == 3
 
 
 def test_arguments_that_do_not_fit(trained):

@@ -5,7 +5,14 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
-from vitlab.models.vit import Attention, Block, PatchEmbed, VisionTransformer, build_blocks, sincos_positions
+from vitlab.models.vit import (
+    Attention,
+    Block,
+    PatchEmbed,
+    VisionTransformer,
+    build_blocks,
+    sincos_positions,
+)
 
 SHAPE = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
@@ -32,7 +39,9 @@ def test_logits_equal_those_of_timm_with_the_same_weights(size, fused):
 
 
 def test_logits_equal_those_of_timm_at_a_size_that_needs_resampled_positions():
-    reference = randomise(TimmVisionTransformer(img_size=16, num_classes=5, dynamic_img_size=True, **SHAPE))
+    reference = randomise(
+        TimmVisionTransformer(img_size=16, num_classes=5, dynamic_img_size=True, **SHAPE)
+    )
     own = VisionTransformer(5, (16, 16), **SHAPE).eval()
     own.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 24, 32)
@@ -56,10 +65,13 @@ def test_attention_of_two_tokens_worked_out_by_hand(fused):
         attention.proj.weight.copy_(torch.eye(2))
         attention.proj.bias.zero_()
         result = attention(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))[0]
-    # token 0 scores itself 1/sqrt(2) and token 1 zero; token 1 scores itself 4/sqrt(2) and token 0 zero
+    # token 0 scores itself 1/sqrt(2) and token 1 zero; token 1 scores itself 4/sqrt(2) and token 0
+    # zero
     first = np.exp(1 / np.sqrt(2)) / (np.exp(1 / np.sqrt(2)) + 1)
     second = np.exp(4 / np.sqrt(2)) / (np.exp(4 / np.sqrt(2)) + 1)
-    expected = torch.tensor([[first, 2 * (1 - first)], [1 - second, 2 * second]], dtype=torch.float32)
+    expected = torch.tensor(
+        [[first, 2 * (1 - first)], [1 - second, 2 * second]], dtype=torch.float32
+    )
     torch.testing.assert_close(result, expected)
 
 
@@ -88,7 +100,12 @@ def test_sincos_positions_hold_row_then_column():
     positions = sincos_positions((2, 3), embed_dim=8)  # two frequencies: 1 and 1/100
     assert positions.shape == (6, 8)
     row, column = 1, 2
-    expected = [f(axis * frequency) for axis in (row, column) for f in (np.sin, np.cos) for frequency in (1, 0.01)]
+    expected = [
+        f(axis * frequency)
+        for axis in (row, column)
+        for f in (np.sin, np.cos)
+        for frequency in (1, 0.01)
+    ]
     np.testing.assert_allclose(positions[row * 3 + column], expected, rtol=1e-5)
 
 
@@ -101,7 +118,9 @@ def test_sincos_positions_are_used_and_not_trained():
 
 def test_every_trained_parameter_gets_a_gradient():
     model = VisionTransformer(3, (16, 16), **SHAPE)
-    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 0])).backward()
+    torch.nn.functional.cross_entropy(
+        model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 0])
+    ).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
 
 

@@ -17,8 +17,16 @@ TRANSFORM = Transform(size=(48, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 def build_hugging_face(**options):
     transformers = pytest.importorskip("transformers")
-    options = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **options}
-    return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=(48, 64), num_labels=3, **options))
+    options = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        **options,
+    }
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=(48, 64), num_labels=3, **options)
+    )
 
 
 class Small(nn.Module):
@@ -27,7 +35,10 @@ class Small(nn.Module):
     def __init__(self, pack=lambda logits: logits, num_logits=3):
         super().__init__()
         self.pack = pack
-        self.one, self.two = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.one, self.two = (
+            nn.Conv2d(3, 4, 3, stride=2, padding=1),
+            nn.Conv2d(4, 8, 3, stride=2, padding=1),
+        )
         self.head = nn.Linear(8, num_logits)
 
     def forward(self, images):
@@ -39,15 +50,25 @@ def test_a_module_that_gives_logits_stays_what_it_is():
     model = wrap_model(module, list(CLASSES), TRANSFORM)
     assert model.module is module and not module.training
     assert (model.name, model.classes, model.transform) == ("ResNet", CLASSES, TRANSFORM)
-    assert (model.anatomy.kind, model.anatomy.stages[-1], model.anatomy.grid) == ("cnn", "layer4", (2, 2))
+    assert (model.anatomy.kind, model.anatomy.stages[-1], model.anatomy.grid) == (
+        "cnn",
+        "layer4",
+        (2, 2),
+    )
     assert wrap_model(module, CLASSES, TRANSFORM, "mine").name == "mine"
 
 
 def test_a_size_stands_for_the_colours_of_imagenet():
-    module = VisionTransformer(48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=3)
+    module = VisionTransformer(
+        48, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=3
+    )
     model = wrap_model(module, CLASSES, 48)
     assert model.transform == Transform((48, 48), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (model.anatomy.kind, model.anatomy.num_prefix_tokens, model.anatomy.grid) == ("vit", 1, (3, 3))
+    assert (model.anatomy.kind, model.anatomy.num_prefix_tokens, model.anatomy.grid) == (
+        "vit",
+        1,
+        (3, 3),
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +91,10 @@ def test_hugging_face_is_explained():
     module, images = build_hugging_face(), torch.randn(2, 3, 48, 64)
     model = wrap_model(module, CLASSES, TRANSFORM)
     assert model.name == "ViTForImageClassification"
-    assert model.anatomy.attention == ("network.vit.layers.0.attention", "network.vit.layers.1.attention")
+    assert model.anatomy.attention == (
+        "network.vit.layers.0.attention",
+        "network.vit.layers.1.attention",
+    )
     with torch.no_grad():
         torch.testing.assert_close(model.module(images), module(images).logits)
     found = explain(model, images, "rollout", "b")
@@ -82,13 +106,29 @@ def test_hugging_face_is_explained():
     [
         (Small(num_logits=5), CLASSES, r"Small gives 5 logits, and there are 3 classes: a, b, c"),
         (Small(num_logits=1), ("a", "b"), r"one logit an image; return torch.cat"),
-        (Small(lambda logits: logits[:, :, None]), CLASSES, r"gives \(4, 3, 1\) for 4 images, not \(4, 3\)"),
-        (Small(lambda logits: logits.mean(dim=0, keepdim=True)), CLASSES, r"gives \(1, 3\) for 4 images"),
-        (Small(lambda logits: logits.softmax(dim=1)), CLASSES, "gives probabilities, not logits; take off the softmax"),
+        (
+            Small(lambda logits: logits[:, :, None]),
+            CLASSES,
+            r"gives \(4, 3, 1\) for 4 images, not \(4, 3\)",
+        ),
+        (
+            Small(lambda logits: logits.mean(dim=0, keepdim=True)),
+            CLASSES,
+            r"gives \(1, 3\) for 4 images",
+        ),
+        (
+            Small(lambda logits: logits.softmax(dim=1)),
+            CLASSES,
+            "gives probabilities, not logits; take off the softmax",
+        ),
         (Small(lambda logits: logits / 0 * 0), CLASSES, "NaN or infinite"),
         (Small(lambda logits: {"scores": logits}), CLASSES, "gives a dict without logits; wrap it"),
         (Small(lambda logits: None), CLASSES, "gives a NoneType without logits"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), CLASSES, r"Sequential cannot take images of shape \(4, 3, 48, 64\)"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(7, 3)),
+            CLASSES,
+            r"Sequential cannot take images of shape \(4, 3, 48, 64\)",
+        ),
         (nn.Flatten(), CLASSES, "Flatten has no parameters"),
         (Small(), "abc", "at least two different class names"),
     ],

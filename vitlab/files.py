@@ -1,4 +1,6 @@
-"""Files that are whole or not there: written under a temporary name and renamed; and a check that they still are."""
+"""Files that are whole or not there: written under a temporary name and renamed; and a check that
+they still are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it
+    when it does not.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
@@ -28,22 +32,32 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: dict | list) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n")
+        temporary.write_text(
+            json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n"
+        )
 
 
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
-    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all are there and whole.
+    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all
+    are there and whole.
 
-    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet file), which takes milliseconds;
-    and the size, which must not be less than the one that run.json states.
-    """
+    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet
+    file), which takes milliseconds; and the size, which must not be less than the one that run.json
+    states."""
     sizes = _read_sizes(Path(folder) / "run.json")
-    return [f"{file} {problem}" for file in files if (problem := _find_problem(Path(folder) / file, sizes.get(file, 1)))]
+    return [
+        f"{file} {problem}"
+        for file in files
+        if (problem := _find_problem(Path(folder) / file, sizes.get(file, 1)))
+    ]
 
 
 def _read_sizes(path: Path) -> dict[str, int]:
     with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-        return {name: int(size) for name, size in dict(json.loads(path.read_text(encoding="utf-8"))["sizes"]).items()}
+        return {
+            name: int(size)
+            for name, size in dict(json.loads(path.read_text(encoding="utf-8"))["sizes"]).items()
+        }
     return {}
 
 
@@ -62,6 +76,7 @@ def _find_problem(path: Path, size: int) -> str:
         found = path.stat().st_size
         if found < size:
             return f"is cut off ({found} of {size} bytes)" if found else "is empty"
-    except (OSError, ValueError, RecursionError, SafetensorError):  # pyarrow's errors are ValueErrors
+    # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return "is damaged"
     return ""

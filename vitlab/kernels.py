@@ -1,11 +1,12 @@
-"""Notebook kernels that start at once: forked from one warm process that has imported the heavy libraries.
+"""Notebook kernels that start at once: forked from one warm process that has imported the heavy
+libraries.
 
-Importing torch, timm and their like takes seconds, in every notebook of a batch anew. Here one process imports them once and
-forks a kernel whenever it is asked to; the kernel is ipykernel's ordinary one, and each starts from the same fresh copy. The
-warm process ends when the batch closes it or dies, by SIGKILL too; the kernels are its children and end with it (ipykernel's
-parent poller). Linux only: elsewhere the libraries do not survive a fork. There, and whenever the warm process does not answer,
-kernels start the ordinary way.
-"""
+Importing torch, timm and their like takes seconds, in every notebook of a batch anew. Here one
+process imports them once and forks a kernel whenever it is asked to; the kernel is ipykernel's
+ordinary one, and each starts from the same fresh copy. The warm process ends when the batch closes
+it or dies, by SIGKILL too; the kernels are its children and end with it (ipykernel's parent
+poller). Linux only: elsewhere the libraries do not survive a fork. There, and whenever the warm
+process does not answer, kernels start the ordinary way."""
 
 from __future__ import annotations
 
@@ -38,21 +39,28 @@ GONE = (OSError, EOFError)  # what a connection raises when there is nobody at t
 
 
 class RemoteError(RuntimeError):
-    """Stands for an exception of another process that cannot be sent: its type and text are the message."""
+    """Stands for an exception of another process that cannot be sent: its type and text are the
+    message.
+    """
 
 
 class NobodyThere(ConnectionError):
-    """The warm process does not answer. A kind of its own: the function that is called may raise an OSError as well."""
+    """The warm process does not answer. A kind of its own: the function that is called may raise an
+    OSError as well.
+    """
 
 
 class WarmProcess:
-    """A process that imports what it is told to and forks kernels. Use it in a `with` block: it ends with the block."""
+    """A process that imports what it is told to and forks kernels. Use it in a `with` block: it
+    ends with the block.
+    """
 
     def __init__(self):
         self._lock, self._process, self._unread = threading.Lock(), None, 0
         self._connection, theirs = Pipe()
         if sys.platform == "linux":
-            # torch may look for a GPU while it is imported: through NVML it does so without starting CUDA, which no fork survives
+            # torch may look for a GPU while it is imported: through NVML it does so without
+            # starting CUDA, which no fork survives
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from vitlab.kernels import serve; serve()"],
                 env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
@@ -63,24 +71,28 @@ class WarmProcess:
         theirs.close()
 
     def call(self, function: str, *arguments) -> Any:
-        """Call `module:name` where the libraries are loaded, and give or raise what it does; without that process, call it here.
+        """Call `module:name` where the libraries are loaded, and give or raise what it does;
+        without that process, call it here.
 
-        An exception that cannot travel between processes arrives as a RemoteError of the same text. The traceback of the other
-        process is the cause of each.
-        """
+        An exception that cannot travel between processes arrives as a RemoteError of the same text.
+        The traceback of the other process is the cause of each."""
         try:
             return self.ask(function, *arguments)
         except NobodyThere:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
-        """Have modules imported for the kernels to come, without waiting for it; one that cannot be is left to its notebook."""
+        """Have modules imported for the kernels to come, without waiting for it; one that cannot be
+        is left to its notebook.
+        """
         with self._lock, suppress(*GONE):
             self._connection.send(("vitlab.kernels:import_modules", [modules]))
             self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
-        """Call `module:name` there, and give or raise what it does; NobodyThere where that cannot be."""
+        """Call `module:name` there, and give or raise what it does; NobodyThere where that cannot
+        be.
+        """
         try:
             with self._lock:
                 self._connection.send((function, arguments))
@@ -95,7 +107,9 @@ class WarmProcess:
         raise answer
 
     def attach(self, manager: KernelManager) -> KernelManager:
-        """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is installed as `python3`."""
+        """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is
+        installed as `python3`.
+        """
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
         manager.provisioner = WarmProvisioner(kernel_spec=manager.kernel_spec, parent=manager)
@@ -116,7 +130,9 @@ class WarmProcess:
 
 
 class ForkedKernel:
-    """A kernel forked by the warm process, with the part of the interface of subprocess.Popen that a provisioner uses."""
+    """A kernel forked by the warm process, with the part of the interface of subprocess.Popen that
+    a provisioner uses.
+    """
 
     stdin = stdout = stderr = None
 
@@ -148,7 +164,9 @@ class ForkedKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way; silent in both cases."""
+    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way;
+    silent in both cases.
+    """
 
     warm: WarmProcess
 
@@ -157,14 +175,24 @@ class WarmProvisioner(LocalProvisioner):
             with suppress(*GONE):
                 folder = str(kwargs.get("cwd") or os.getcwd())
                 pid = self.warm.ask("vitlab.kernels:fork_kernel", cmd[3:], kwargs["env"], folder)
-                self.process, self.pid, self.pgid, self.cwd = ForkedKernel(self.warm, pid), pid, pid, folder
+                self.process, self.pid, self.pgid, self.cwd = (
+                    ForkedKernel(self.warm, pid),
+                    pid,
+                    pid,
+                    folder,
+                )
                 return self.connection_info
-        return await super().launch_kernel(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **kwargs)
+        return await super().launch_kernel(
+            cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **kwargs
+        )
 
 
 def serve() -> None:
-    """The life of the warm process: call the functions that are asked for on standard input, until its other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the batch, which then ends this process
+    """The life of the warm process: call the functions that are asked for on standard input, until
+    its other end closes.
+    """
+    # Ctrl-C is for the batch, which then ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(0)
     while True:
         try:
@@ -178,11 +206,11 @@ def serve() -> None:
 
 
 def pack_error(error: Exception) -> ExceptionWithTraceback:
-    """An exception and its traceback in a form that can be pickled; unpickled, it is the exception, with the traceback as cause.
+    """An exception and its traceback in a form that can be pickled; unpickled, it is the exception,
+    with the traceback as cause.
 
-    One that pickle loses or changes, as when its constructor needs keyword arguments, becomes a RemoteError (or UserError) with
-    the same text.
-    """
+    One that pickle loses or changes, as when its constructor needs keyword arguments, becomes a
+    RemoteError (or UserError) with the same text."""
     sent = error
     try:
         copy = pickle.loads(pickle.dumps(error))
@@ -197,8 +225,11 @@ def pack_error(error: Exception) -> ExceptionWithTraceback:
 
 
 def import_modules(names: list[str]) -> None:
-    """Import them, and what packages of vitlab would import later, when a name of theirs is used."""
-    for name in [*names, "ipykernel.kernelapp"]:  # ipykernel last: libraries that see it loaded take this for a notebook
+    """Import them, and what packages of vitlab would import later, when a name of theirs is
+    used.
+    """
+    # ipykernel last: libraries that see it loaded take this for a notebook
+    for name in [*names, "ipykernel.kernelapp"]:
         with suppress(Exception):
             module = importlib.import_module(name)
             for lazy in getattr(module, "__all__", ()) if name.startswith("vitlab.") else ():
@@ -213,7 +244,9 @@ def exit_code(pid: int) -> int | None:
 
 
 def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> int:
-    """Fork, and give the child's id. The child puts right what a new process has of its own and runs ipykernel until shutdown."""
+    """Fork, and give the child's id. The child puts right what a new process has of its own and
+    runs ipykernel until shutdown.
+    """
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise OSError("something has started CUDA here, and a fork could not use it")
     pid = os.fork()
@@ -221,7 +254,8 @@ def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) 
         return pid
     code = 1
     try:
-        os.setsid()  # a group of its own, so that an interrupt reaches what the notebook starts, too
+        # a group of its own, so that an interrupt reaches what the notebook starts, too
+        os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the connection is the parent's
         os.chdir(folder)
         os.environ.clear()
@@ -232,11 +266,14 @@ def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) 
             sys.modules["numpy"].random.seed()  # or else all kernels would draw the same numbers
         from ipykernel.kernelapp import IPKernelApp
 
-        IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+        IPKernelApp.launch_instance(
+            argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+        )
         atexit._run_exitfuncs()
         code = 0
     finally:
-        os._exit(code)  # as multiprocessing does: taking the libraries down piece by piece would cost seconds
+        # as multiprocessing does: taking the libraries down piece by piece would cost seconds
+        os._exit(code)
 
 
 @contextmanager

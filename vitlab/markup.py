@@ -1,43 +1,59 @@
-"""Text from outside (names of classes, runs, models, files; titles) as Markdown that shows it exactly as it is."""
+"""Text from outside (names of classes, runs, models, files; titles) as Markdown that shows it
+exactly as it is.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-# What pandoc, Quarto, GitHub or JupyterLab may read as markup. Underscores within a word are not among it.
+# What pandoc, Quarto, GitHub or JupyterLab may read as markup. Underscores within a word are not
+# among it.
 MARKUP = re.compile(
-    r"""[\\`*\[\]<>{}|#@$~^"']"""  # emphasis, code, links, HTML, tables, citations, formulas, superscript, quotes
-    r"|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|--+|\.\.\.+"  # entities, underscores at the edge of a word, dashes, an ellipsis
-    r"|^[-+:=%\s]|\s$|(?<=^\()\w+[.)]|^\w+[.)](?=\s|$)"  # lists, definitions and underlined headings; blanks at the ends
+    # emphasis, code, links, HTML, tables, citations, formulas, superscript, quotes
+    r"""[\\`*\[\]<>{}|#@$~^"']"""
+    # entities, underscores at the edge of a word, dashes, an ellipsis
+    r"|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|--+|\.\.\.+"
+    # lists, definitions and underlined headings; blanks at the ends
+    r"|^[-+:=%\s]|\s$|(?<=^\()\w+[.)]|^\w+[.)](?=\s|$)"
 )
 
 
 def escape(text: object) -> str:
-    """The text as inline Markdown in which nothing is markup: special characters become entities, line breaks blanks.
+    """The text as inline Markdown in which nothing is markup: special characters become entities,
+    line breaks blanks.
 
     >>> escape("*star* @home")
     '&#42;star&#42; &#64;home'
     """
     line = re.sub(r"[\r\n\t\f\v]+", " ", str(text))
-    return MARKUP.sub(lambda match: "".join(char if char.isalnum() else f"&#{ord(char)};" for char in match[0]), line)
+    return MARKUP.sub(
+        lambda match: "".join(char if char.isalnum() else f"&#{ord(char)};" for char in match[0]),
+        line,
+    )
 
 
 def code(text: object) -> str:
     """The text as a code span, in which entities would be shown as they are."""
     line = " ".join(str(text).split())
-    ticks = "`" * (1 + max((len(run) for run in line.split() if set(run) == {"`"}), default=int("`" in line)))
+    ticks = "`" * (
+        1 + max((len(run) for run in line.split() if set(run) == {"`"}), default=int("`" in line))
+    )
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{pad}{line}{pad}{ticks}" if line else "(nothing)"
 
 
 def list_some(names: Sequence[object], most: int = 20) -> str:
-    """The names as one escaped text; of more than `most`, the first ones and how many there are further."""
+    """The names as one escaped text; of more than `most`, the first ones and how many there are
+    further.
+    """
     shown = ", ".join(map(escape, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table of these cells, which are Markdown; all columns but the first are aligned right."""
+    """The lines of a Markdown table of these cells, which are Markdown; all columns but the first
+    are aligned right.
+    """
     lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]

@@ -1,7 +1,8 @@
-"""A project of one's own: a batch over one's images, the notebooks, the report's front matter, and how to go on.
+"""A project of one's own: a batch over one's images, the notebooks, the report's front matter, and
+how to go on.
 
-Everything is checked before a file is written, the images too, so that the first `vitlab batch` does not stop at them.
-"""
+Everything is checked before a file is written, the images too, so that the first `vitlab batch`
+does not stop at them."""
 
 from __future__ import annotations
 
@@ -97,28 +98,44 @@ class NewProject:
     summary: str
 
 
-def create_project(folder: Path | str, data: str, title: str = "", checkout: Path = CHECKOUT) -> NewProject:
-    """Make a project in `folder`, which is new or empty, for a data set by its name: `folder:PATH`, or any other there is.
+def create_project(
+    folder: Path | str, data: str, title: str = "", checkout: Path = CHECKOUT
+) -> NewProject:
+    """Make a project in `folder`, which is new or empty, for a data set by its name: `folder:PATH`,
+    or any other there is.
 
-    The images are read and splits drawn once, to see that there are enough; a data set that must first be downloaded is only
-    looked up. ValueError: a folder that holds something or lies among the images, a path that is wrong, a single class, too few
-    images. The folder appears when all of it is there.
-    """
+    The images are read and splits drawn once, to see that there are enough; a data set that must
+    first be downloaded is only looked up. ValueError: a folder that holds something or lies among
+    the images, a path that is wrong, a single class, too few images. The folder appears when all of
+    it is there."""
     dataset = _make_absolute(data)
     with fill_folder(folder) as (folder, work):
         _check_place(folder, dataset)
         sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
-        if not any(path.suffix == ".ipynb" for path in sources) or not (checkout / "_quarto.yml").is_file():
-            raise UserError(f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip install -e .`")
+        if (
+            not any(path.suffix == ".ipynb" for path in sources)
+            or not (checkout / "_quarto.yml").is_file()
+        ):
+            raise UserError(
+                f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip"
+                " install -e .`"
+            )
         summary = describe_data(dataset)
         title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
-        words = {"title": json.dumps(title, ensure_ascii=False), "dataset": json.dumps(dataset, ensure_ascii=False)}
+        words = {
+            "title": json.dumps(title, ensure_ascii=False),
+            "dataset": json.dumps(dataset, ensure_ascii=False),
+        }
         texts = {
             "batch.yml": BATCH.format(**words),
-            "README.md": README.format(title=title, summary=summary, dataset_word=shlex.quote(dataset)),
+            "README.md": README.format(
+                title=title, summary=summary, dataset_word=shlex.quote(dataset)
+            ),
             ".gitignore": IGNORED,
             "reports/published.csv": PUBLISHED,
-            "_quarto.yml": _set_title((checkout / "_quarto.yml").read_text(encoding="utf-8"), title),
+            "_quarto.yml": _set_title(
+                (checkout / "_quarto.yml").read_text(encoding="utf-8"), title
+            ),
         }
         for source in sources:
             target = work / source.relative_to(checkout)
@@ -130,12 +147,16 @@ def create_project(folder: Path | str, data: str, title: str = "", checkout: Pat
             start.write_text(kept + GOING_ON.format(**words), encoding="utf-8")
         for name, text in texts.items():
             (work / name).write_text(text, encoding="utf-8")
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     return NewProject(folder, tuple(files), summary)
 
 
 def describe_data(dataset: str) -> str:
-    """How many images in which classes and splits, as a sentence; what is wrong with them is a ValueError."""
+    """How many images in which classes and splits, as a sentence; what is wrong with them is a
+    ValueError.
+    """
     from vitlab.data import check_name, load_dataset
     from vitlab.data.sources import VERSIONS
 
@@ -147,30 +168,56 @@ def describe_data(dataset: str) -> str:
     classes = ", ".join(f"{name} ({labels[name]:,})" for name in bundle.classes[:12])
     more = f" and {len(bundle.classes) - 12} more" if len(bundle.classes) > 12 else ""
     drawn = ", ".join(f"{splits[name]:,} for {word}" for name, word in SPLIT_WORDS.items())
-    left_out = f" {len(bundle.excluded):,} files are left out; notebook 01 says why." if len(bundle.excluded) else ""
-    found = f" The class to find is {bundle.classes[1]}, the last of the two{_how_to_turn(dataset)}." if len(labels) == 2 else ""
-    return f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}{more}: {drawn} (seed 0).{left_out}{found}"
+    left_out = (
+        f" {len(bundle.excluded):,} files are left out; notebook 01 says why."
+        if len(bundle.excluded)
+        else ""
+    )
+    found = (
+        f" The class to find is {bundle.classes[1]}, the last of the two{_how_to_turn(dataset)}."
+        if len(labels) == 2
+        else ""
+    )
+    return (
+        f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}{more}: {drawn}"
+        f" (seed 0).{left_out}{found}"
+    )
 
 
 def _how_to_turn(dataset: str) -> str:
     path = dataset.removeprefix("folder:")
-    return "" if path == dataset else f"; for the other one, write both names into {Path(path) / CLASS_FILE}, it last"
+    return (
+        ""
+        if path == dataset
+        else f"; for the other one, write both names into {Path(path) / CLASS_FILE}, it last"
+    )
 
 
 def _make_absolute(data: str) -> str:
-    """`folder:PATH` with the whole path, as the notebooks run elsewhere; any other name as it is."""
+    """`folder:PATH` with the whole path, as the notebooks run elsewhere; any other name as it
+    is.
+    """
     prefix, colon, path = data.partition(":")
     if not colon and "/" in data:
-        raise UserError(f"--data is the name of a data set; for images in a folder write folder:{data}")
+        raise UserError(
+            f"--data is the name of a data set; for images in a folder write folder:{data}"
+        )
     return f"folder:{Path(path).expanduser().absolute()}" if prefix == "folder" and path else data
 
 
 def _check_place(folder: Path, dataset: str) -> None:
     prefix, _, path = dataset.partition(":")
     if prefix == "folder" and path and folder.resolve().is_relative_to(Path(path).resolve()):
-        raise UserError(f"{folder} lies among the images, where it would count as a class; choose a place outside of {path}")
+        raise UserError(
+            f"{folder} lies among the images, where it would count as a class; choose a place"
+            f" outside of {path}"
+        )
 
 
 def _set_title(settings: str, title: str) -> str:
     """The settings of the checkout under another title; the rest, comments too, stays."""
-    return re.sub(r"(?m)^(website:\n  title:) .*$", lambda match: f"{match[1]} {json.dumps(title, ensure_ascii=False)}", settings)
+    return re.sub(
+        r"(?m)^(website:\n  title:) .*$",
+        lambda match: f"{match[1]} {json.dumps(title, ensure_ascii=False)}",
+        settings,
+    )

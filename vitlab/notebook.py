@@ -1,4 +1,6 @@
-"""The parameters of a notebook: what its cell tagged `parameters` declares, and whether what is handed over fits."""
+"""The parameters of a notebook: what its cell tagged `parameters` declares, and whether what is
+handed over fits.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.user_files import read_text
 
-TYPES = ("int", "float", "str", "bool", "list", "dict", "None")  # that an annotation in the parameters cell may name
+# that an annotation in the parameters cell may name
+TYPES = ("int", "float", "str", "bool", "list", "dict", "None")
 WORDS = {"True": True, "False": False, "None": None}
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """A parameter as its cell declares it. kinds: names of the types that it takes; empty for any."""
+    """A parameter as its cell declares it. kinds: names of the types that it takes; empty for
+    any.
+    """
 
     default: Any
     comment: str
@@ -33,9 +38,8 @@ class _Declared:
 def read_cells(path: Path | str, *, executed: bool = False) -> list[dict[str, Any]]:
     """The cells of a notebook as dictionaries of cell_type, source (one text) and tags.
 
-    executed: keep metadata, outputs and execution counts as well. MissingFileError or UserError where there is no notebook. It is
-    read as JSON because importing nbformat takes a second.
-    """
+    executed: keep metadata, outputs and execution counts as well. MissingFileError or UserError
+    where there is no notebook. It is read as JSON because importing nbformat takes a second."""
     text = read_text(path, "notebook")
     try:
         cells = json.loads(text)["cells"]
@@ -48,36 +52,52 @@ def read_cells(path: Path | str, *, executed: bool = False) -> list[dict[str, An
             for cell in cells
         ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{path} is not a notebook of nbformat 4: {type(error).__name__}: {error}"
+        ) from error
 
 
 def is_filled(cell: Mapping[str, Any]) -> bool:
-    """Whether a cell holds anything. Jupyter does not execute an empty one, and adds one at the end of a notebook by itself."""
+    """Whether a cell holds anything. Jupyter does not execute an empty one, and adds one at the end
+    of a notebook by itself.
+    """
     return bool(cell["source"].strip())
 
 
 def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
-    """Name -> (default, comment) for each parameter that a notebook declares, in the order of the cell.
+    """Name -> (default, comment) for each parameter that a notebook declares, in the order of the
+    cell.
 
-    UserError unless the notebook has exactly one code cell tagged `parameters`, with assignments of plain values.
-    """
-    return {name: (declared.default, declared.comment) for name, declared in _read_declared(path).items()}
+    UserError unless the notebook has exactly one code cell tagged `parameters`, with assignments of
+    plain values."""
+    return {
+        name: (declared.default, declared.comment)
+        for name, declared in _read_declared(path).items()
+    }
 
 
-def fit_parameters(path: Path | str, given: dict[str, Any], *, text: bool = False) -> dict[str, Any]:
-    """The given values in the types that the notebook declares. UserError for an undeclared name or a value of another type.
+def fit_parameters(
+    path: Path | str, given: dict[str, Any], *, text: bool = False
+) -> dict[str, Any]:
+    """The given values in the types that the notebook declares. UserError for an undeclared name or
+    a value of another type.
 
-    The types are those of the annotation (`epochs: int = None`) and of the default. A default of None without an annotation takes
-    any value. A word for a parameter that is not a text becomes what papermill makes of it: `1e-3` a number,
-    `None` nothing. text: the values are words of the command line, so lists and mappings are read as YAML, too.
-    """
+    The types are those of the annotation (`epochs: int = None`) and of the default. A default of
+    None without an annotation takes any value. A word for a parameter that is not a text becomes
+    what papermill makes of it: `1e-3` a number, `None` nothing. text: the values are words of the
+    command line, so lists and mappings are read as YAML, too."""
     declared = _read_declared(path)
     check_names(given, list(declared), Path(path).name)
-    return {name: _fit(f"{name} of {Path(path).name}", value, declared[name], text) for name, value in given.items()}
+    return {
+        name: _fit(f"{name} of {Path(path).name}", value, declared[name], text)
+        for name, value in given.items()
+    }
 
 
 def read_word(word: str) -> Any:
-    """The value of a word, as `papermill -p NAME WORD` reads it: True, False, None, a number, or the text itself."""
+    """The value of a word, as `papermill -p NAME WORD` reads it: True, False, None, a number, or
+    the text itself.
+    """
     if word in WORDS:
         return WORDS[word]
     for kind in (int, float):
@@ -87,7 +107,9 @@ def read_word(word: str) -> Any:
 
 
 def format_call(notebook: str, parameters: dict[str, Any]) -> str:
-    """The shell command that runs a notebook with these parameters; `fit_parameters` gets the same values out of its words."""
+    """The shell command that runs a notebook with these parameters; `fit_parameters` gets the same
+    values out of its words.
+    """
     words = [f"-p {name} {shlex.quote(_write(value))}" for name, value in parameters.items()]
     return " \\\n  ".join([f"vitlab run {shlex.quote(notebook)}", *words])
 
@@ -99,56 +121,81 @@ def check_names(given, declared: list[str], notebook: str) -> None:
 
 
 def check_parameters(shell=None) -> None:
-    """Call this in one of the first cells of a notebook. UserError for a given parameter that the notebook does not declare.
+    """Call this in one of the first cells of a notebook. UserError for a given parameter that the
+    notebook does not declare.
 
-    papermill only warns of it. It puts what it was given into a cell that begins with `# Parameters`, after the one tagged
-    `parameters`; both are in the history of IPython (`shell`: the running one) by the time this is called.
-    """
+    papermill only warns of it. It puts what it was given into a cell that begins with `#
+    Parameters`, after the one tagged `parameters`; both are in the history of IPython (`shell`: the
+    running one) by the time this is called."""
     if shell is None:
         from IPython import get_ipython
 
         shell = get_ipython()
     history = [] if shell is None else shell.user_ns["In"]
-    injected = max((i for i, source in enumerate(history) if source.startswith("# Parameters\n")), default=0)
+    injected = max(
+        (i for i, source in enumerate(history) if source.startswith("# Parameters\n")), default=0
+    )
     if injected > 1:  # In[0] is always empty
-        check_names(find_assignments(history[injected]), list(find_assignments(history[injected - 1])), "this notebook")
+        check_names(
+            find_assignments(history[injected]),
+            list(find_assignments(history[injected - 1])),
+            "this notebook",
+        )
 
 
 def _read_declared(path: Path | str) -> dict[str, _Declared]:
     tagged = [cell["source"] for cell in read_cells(path) if "parameters" in cell["tags"]]
     if len(tagged) != 1:
-        raise UserError(f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
+        raise UserError(
+            f"{Path(path).name} has {len(tagged)} cells tagged `parameters`; it needs exactly one"
+        )
     try:
         comments, assignments = _comments(tagged[0]), find_assignments(tagged[0])
     except (SyntaxError, tokenize.TokenError) as error:
-        raise UserError(f"the cell tagged `parameters` of {Path(path).name} is not Python: {error}") from error
+        raise UserError(
+            f"the cell tagged `parameters` of {Path(path).name} is not Python: {error}"
+        ) from error
     declared = {}
     for name, statement in assignments.items():
         try:
             default = ast.literal_eval(statement.value)
         except ValueError:
             text = ast.unparse(statement.value)
-            raise UserError(f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value") from None
+            raise UserError(
+                f"parameter {name} of {Path(path).name} is {text}; a default must be a plain value"
+            ) from None
         kinds = _read_annotation(getattr(statement, "annotation", None))
         if default is not None or kinds:
-            kinds = tuple(dict.fromkeys([*kinds, "None" if default is None else type(default).__name__]))
+            kinds = tuple(
+                dict.fromkeys([*kinds, "None" if default is None else type(default).__name__])
+            )
         declared[name] = _Declared(default, comments.get(statement.value.end_lineno, ""), kinds)
     return declared
 
 
 def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
-    """Name -> the last of the statements `name = value` and `name: type = value` at the top level of Python source."""
+    """Name -> the last of the statements `name = value` and `name: type = value` at the top level
+    of Python source.
+    """
     found = {}
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            found.update({target.id: statement for target in targets if isinstance(target, ast.Name)})
+            found.update(
+                {target.id: statement for target in targets if isinstance(target, ast.Name)}
+            )
     return found
 
 
 def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
-    """`int | None`, or `int or None` (which papermill reads as well), as ("int", "None"); empty for a type not among TYPES."""
-    sides = [node.left, node.right] if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) else []
+    """`int | None`, or `int or None` (which papermill reads as well), as ("int", "None"); empty for
+    a type not among TYPES.
+    """
+    sides = (
+        [node.left, node.right]
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
+        else []
+    )
     sides = node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) else sides
     if sides:
         kinds = [_read_annotation(side) for side in sides]
@@ -160,7 +207,11 @@ def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
 
 def _comments(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 def _write(value) -> str:
@@ -173,7 +224,9 @@ def _write(value) -> str:
 
 def _fit(name, given, declared, text):
     kinds = declared.kinds
-    as_word = isinstance(given, str) and ("str" not in kinds or (given == "None" and "None" in kinds))
+    as_word = isinstance(given, str) and (
+        "str" not in kinds or (given == "None" and "None" in kinds)
+    )
     value = _read_text(given, kinds, text) if as_word else given
     if not kinds or ("None" if value is None else type(value).__name__) in kinds:
         return value

@@ -1,9 +1,10 @@
-"""From a file to an image of a model's size, in Pillow alone: training and a deployed model see the same pixels.
+"""From a file to an image of a model's size, in Pillow alone: training and a deployed model see the
+same pixels.
 
-`open_picture` decodes a file of one of FORMATS, `fit_picture` brings the image to a model's size and to 8 bits. Images deeper
-than 8 bits are scaled by `Transform.value_range`, which is estimated over the training data set (`vitlab.data.depth`) and kept
-with the model. Whoever passes the model's whole Transform to `fit_picture` therefore gets the brightness of training.
-"""
+`open_picture` decodes a file of one of FORMATS, `fit_picture` brings the image to a model's size
+and to 8 bits. Images deeper than 8 bits are scaled by `Transform.value_range`, which is estimated
+over the training data set (`vitlab.data.depth`) and kept with the model. Whoever passes the model's
+whole Transform to `fit_picture` therefore gets the brightness of training."""
 
 from __future__ import annotations
 
@@ -45,14 +46,17 @@ LOST_BITS = "vitlab_lost_bits"  # key of Image.info
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG
 
 
-def open_picture(file: Path | str | bytes, check: Callable[[Image.Image], object] = lambda image: None) -> Image.Image:
-    """The decoded image of a file (or of its bytes), upright where its EXIF orientation says how the camera was held.
+def open_picture(
+    file: Path | str | bytes, check: Callable[[Image.Image], object] = lambda image: None
+) -> Image.Image:
+    """The decoded image of a file (or of its bytes), upright where its EXIF orientation says how
+    the camera was held.
 
-    Odd metadata do no harm: what Pillow refuses for its metadata is decoded without them. Of several frames or pages, the first
-    is read. Of colour of 16 bits a channel, Pillow keeps the upper 8; `image.info` then holds LOST_BITS. check: called with the
-    image before a pixel is decoded; what it raises ends the reading.
-    Raises whatever Pillow raises where the format is none of FORMATS or the pixels are damaged or cut off.
-    """
+    Odd metadata do no harm: what Pillow refuses for its metadata is decoded without them. Of
+    several frames or pages, the first is read. Of colour of 16 bits a channel, Pillow keeps the
+    upper 8; `image.info` then holds LOST_BITS. check: called with the image before a pixel is
+    decoded; what it raises ends the reading. Raises whatever Pillow raises where the format is none
+    of FORMATS or the pixels are damaged or cut off."""
 
     def decode(source) -> Image.Image:
         with Image.open(source, formats=tuple(FORMATS)) as image:
@@ -81,11 +85,12 @@ def open_picture(file: Path | str | bytes, check: Callable[[Image.Image], object
 
 
 def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
-    """RGB, or 8-bit grey where the transform has one mean: at the model's size, the image's aspect ratio kept.
+    """RGB, or 8-bit grey where the transform has one mean: at the model's size, the image's aspect
+    ratio kept.
 
-    Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts what stands out, both around the centre.
-    Bars and transparent pixels get the mean colour, which normalises to about 0: nothing to see there.
-    """
+    Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts what stands out,
+    both around the centre. Bars and transparent pixels get the mean colour, which normalises to
+    about 0: nothing to see there."""
     if transform.interpolation not in INTERPOLATIONS:
         raise UserError(unknown("interpolation", transform.interpolation, list(INTERPOLATIONS)))
     if transform.fit not in ("pad", "crop"):
@@ -95,18 +100,25 @@ def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
     fill = tuple(round(255 * mean) for mean in transform.mean) * (3 // len(transform.mean))
     image = to_rgb(image, fill, transform.value_range)
     if transform.fit == "pad":
-        image = ImageOps.pad(_thicken(image, (width, height), method), (width, height), method, color=fill)
+        image = ImageOps.pad(
+            _thicken(image, (width, height), method), (width, height), method, color=fill
+        )
     else:
         image = ImageOps.fit(image, (width, height), method)
     return image if len(transform.mean) == 3 else image.convert("L")
 
 
 def to_rgb(
-    image: Image.Image, fill: tuple[int, int, int] = (0, 0, 0), value_range: tuple[float, float] | None = None
+    image: Image.Image,
+    fill: tuple[int, int, int] = (0, 0, 0),
+    value_range: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """8-bit RGB from any mode; `fill` shows through transparent pixels. value_range: see `scale_to_eight_bits`."""
+    """8-bit RGB from any mode; `fill` shows through transparent pixels. value_range: see
+    `scale_to_eight_bits`.
+    """
     if is_deep(image):
-        image = scale_to_eight_bits(image, value_range)  # Pillow's own conversion clips all above 255 to white
+        # Pillow's own conversion clips all above 255 to white
+        image = scale_to_eight_bits(image, value_range)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*fill, 255)), image)
@@ -118,12 +130,15 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
-def scale_to_eight_bits(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
-    """8-bit grey from a deep image: the values of `value_range` become 0 and 255, and what lies outside is clipped.
+def scale_to_eight_bits(
+    image: Image.Image, value_range: tuple[float, float] | None = None
+) -> Image.Image:
+    """8-bit grey from a deep image: the values of `value_range` become 0 and 255, and what lies
+    outside is clipped.
 
-    Without a range, integers are read as 0..65535; floating-point values, and integers outside that range, run from the image's
-    darkest to its brightest. Raises UserError where pixels are NaN or infinite.
-    """
+    Without a range, integers are read as 0..65535; floating-point values, and integers outside that
+    range, run from the image's darkest to its brightest. Raises UserError where pixels are NaN or
+    infinite."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise UserError("it holds NaN or infinite pixels")
@@ -135,7 +150,9 @@ def scale_to_eight_bits(image: Image.Image, value_range: tuple[float, float] | N
 
 
 def _thicken(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
-    """A pixel thick, where nothing would be left of so thin an image at this size (width, height); others as they are."""
+    """A pixel thick, where nothing would be left of so thin an image at this size (width, height);
+    others as they are.
+    """
     width, height = image.size
     if round(height / width * size[0]) < 1:
         return image.resize((size[0], 1), method)
@@ -157,7 +174,9 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _strip_metadata(data: bytes) -> bytes:
-    """A PNG's or JPEG's bytes without what does not concern its pixels or its orientation; empty for other formats."""
+    """A PNG's or JPEG's bytes without what does not concern its pixels or its orientation; empty
+    for other formats.
+    """
     if data.startswith(PNG_SIGNATURE):
         kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
         while place < len(data):
@@ -167,10 +186,17 @@ def _strip_metadata(data: bytes) -> bytes:
         return b"".join(kept)
     if data.startswith(JPEG_SIGNATURE):
         kept, place = [JPEG_SIGNATURE], len(JPEG_SIGNATURE)
-        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"", b"\xda"):  # from DA on, pixels
+        # from DA on, pixels
+        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (
+            b"",
+            b"\xda",
+        ):
             marker, end = data[place + 1], place + 2 + int.from_bytes(data[place + 2 : place + 4])
             is_metadata = marker == 0xFE or 0xE0 <= marker <= 0xEF
-            is_needed = data[place + 4 : place + 8] == b"Exif" or (marker == 0xEE and end - place >= 16)  # Adobe: the colours
+            # Adobe: the colours
+            is_needed = data[place + 4 : place + 8] == b"Exif" or (
+                marker == 0xEE and end - place >= 16
+            )
             kept += [data[place:end]] if is_needed or not is_metadata else []
             place = end
         return b"".join(kept) + data[place:]

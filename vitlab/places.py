@@ -1,9 +1,8 @@
 """Where things lie on this machine: the project, and the folder for results.
 
-Results go to $VITLAB_REPORTS where it is set, else to reports/ of a project. A project is the nearest folder upwards that holds
-_quarto.yml: of the notebook or batch file that is run, else of the working folder. `vitlab run` and `vitlab batch` tell their
-kernels by $VITLAB_PROJECT.
-"""
+Results go to $VITLAB_REPORTS where it is set, else to reports/ of a project. A project is the
+nearest folder upwards that holds _quarto.yml: of the notebook or batch file that is run, else of
+the working folder. `vitlab run` and `vitlab batch` tell their kernels by $VITLAB_PROJECT."""
 
 from __future__ import annotations
 
@@ -25,17 +24,23 @@ def project_root(start: Path | None = None) -> Path:
 
 
 def reports_dir() -> Path:
-    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, else reports/ of the project."""
+    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, else reports/ of the
+    project.
+    """
     own = os.environ.get("VITLAB_REPORTS")
     return Path(own).expanduser().absolute() if own else project_root() / "reports"
 
 
 @contextmanager
 def inside_project(file: Path | str) -> Iterator[Path]:
-    """Use the project that a notebook or batch file lies in, here and in processes started within; gives the reports folder."""
+    """Use the project that a notebook or batch file lies in, here and in processes started within;
+    gives the reports folder.
+    """
     before = os.environ.pop("VITLAB_PROJECT", None)
     try:
-        os.environ["VITLAB_PROJECT"] = str(_find_project(Path(os.path.abspath(file)).parent) or project_root())
+        os.environ["VITLAB_PROJECT"] = str(
+            _find_project(Path(os.path.abspath(file)).parent) or project_root()
+        )
         yield reports_dir()
     finally:
         os.environ.pop("VITLAB_PROJECT", None)
@@ -44,4 +49,6 @@ def inside_project(file: Path | str) -> Iterator[Path]:
 
 
 def _find_project(start: Path) -> Path | None:
-    return next((folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), None)
+    return next(
+        (folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), None
+    )

@@ -1,4 +1,6 @@
-"""A registry of named functions: the function's name is the key, a second one of the same name is an error."""
+"""A registry of named functions: the function's name is the key, a second one of the same name is
+an error.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from vitlab.errors import UserError
 
 
 class Registry:
-    """Functions by name. One that ends in a colon is a prefix: `folder:` answers to `folder:PATH` and is called with PATH first.
+    """Functions by name. One that ends in a colon is a prefix: `folder:` answers to `folder:PATH`
+    and is called with PATH first.
 
     >>> datasets = Registry("dataset")
     >>> @datasets.register
@@ -41,7 +44,9 @@ class Registry:
         return name in self._functions or (bool(argument) and prefix + colon in self._functions)
 
     def __getitem__(self, name: str) -> Callable:
-        """The function of this name; ValueError with the nearest names and all choices when there is none."""
+        """The function of this name; ValueError with the nearest names and all choices when there
+        is none.
+        """
         if name in self._functions:
             return self._functions[name]
         prefix, colon, argument = name.partition(":")
@@ -51,8 +56,13 @@ class Registry:
 
 
 def unknown(kind: str, name: str, choices: list[str], advice: str = "") -> str:
-    """The message for a name that is none of the choices: what was written, what is near, what there is."""
+    """The message for a name that is none of the choices: what was written, what is near, what
+    there is.
+    """
     lower = {str(choice).lower(): choice for choice in choices}
     near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Choices: {', '.join(choices) or 'none yet'}.{' ' + advice if advice else ''}"
+    return (
+        f"unknown {kind} {name!r}.{hint} Choices:"
+        f" {', '.join(choices) or 'none yet'}.{' ' + advice if advice else ''}"
+    )

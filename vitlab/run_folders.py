@@ -1,10 +1,12 @@
-"""The folders of runs on disk: which there are, what their run.json says, who works on them, and how one replaces another.
+"""The folders of runs on disk: which there are, what their run.json says, who works on them, and
+how one replaces another.
 
-A finished run stays until its replacement is finished. The replacement is built in the hidden folder `.<name>.new` beside it. It
-is complete when its run.json says "done". Then three renames put it in place: the executed notebooks move over, the old run
-becomes `.<name>.old`, and the new one gets the name. A process that is killed in between leaves a complete `.<name>.new`, and the
-next look-up finishes the renames. The process that trains holds the lock `.<name>.lock`; it is free when that process has ended.
-"""
+A finished run stays until its replacement is finished. The replacement is built in the hidden
+folder `.<name>.new` beside it. It is complete when its run.json says "done". Then three renames put
+it in place: the executed notebooks move over, the old run becomes `.<name>.old`, and the new one
+gets the name. A process that is killed in between leaves a complete `.<name>.new`, and the next
+look-up finishes the renames. The process that trains holds the lock `.<name>.lock`; it is free when
+that process has ended."""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ class RunBusy(UserError):
     def __init__(self, path: Path, holder: str):
         self.path = path
         super().__init__(
-            f"{holder} is training run {path.name} in {path.parent}; wait until it ends, end it (or restart its kernel), "
-            "or choose another run_name"
+            f"{holder} is training run {path.name} in {path.parent}; wait until it ends, end it (or"
+            " restart its kernel), or choose another run_name"
         )
 
     def __reduce__(self):
@@ -46,7 +48,9 @@ def retired_folder(path: Path) -> Path:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The run folders of a data set's folder, by name: those with a run.json, one whose replacement was broken off among them."""
+    """The run folders of a data set's folder, by name: those with a run.json, one whose replacement
+    was broken off among them.
+    """
     names = set()
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
@@ -64,15 +68,20 @@ def list_runs(folder: Path) -> list[Path]:
 def list_all_runs(runs: Path) -> list[Path]:
     """The run folders of all data sets below reports/runs."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        return [path for folder in sorted(runs.iterdir()) if not folder.name.startswith(".") for path in list_runs(folder)]
+        return [
+            path
+            for folder in sorted(runs.iterdir())
+            if not folder.name.startswith(".")
+            for path in list_runs(folder)
+        ]
     return []
 
 
 def read_info(path: Path) -> dict:
     """What run.json says: parameters and facts (dicts), status (text), start_s (number) and more.
 
-    MissingFileError where there is none; UserError for one that cannot be read or says something else.
-    """
+    MissingFileError where there is none; UserError for one that cannot be read or says something
+    else."""
     recover(path)
     file = Path(path) / "run.json"
     if not os.path.lexists(file):
@@ -92,13 +101,17 @@ def _find_wrong_shape(info) -> str:
         return f"it holds {type(info).__name__}, not an object"
     wanted = {"parameters": dict, "status": str, "start_s": int | float, "facts": dict}
     wrong = [name for name, kind in wanted.items() if not isinstance(info.get(name), kind)]
-    if "files" in info and not (isinstance(info["files"], list) and all(isinstance(file, str) for file in info["files"])):
+    if "files" in info and not (
+        isinstance(info["files"], list) and all(isinstance(file, str) for file in info["files"])
+    ):
         wrong.append("files")
     return f"it has no valid {', '.join(wrong)}" if wrong else ""
 
 
 def hold(path: Path) -> None:
-    """Take the lock of a run for this process, until `let_go` or its end. RunBusy while another process has it."""
+    """Take the lock of a run for this process, until `let_go` or its end. RunBusy while another
+    process has it.
+    """
     key = os.getpid(), path.absolute()
     if key in _held:
         return
@@ -144,7 +157,9 @@ def _describe_holder(path: Path) -> str:
 
 
 def replace_run(path: Path) -> None:
-    """Put the complete replacement in the place of a run. Each step can be repeated, so a kill in between loses nothing."""
+    """Put the complete replacement in the place of a run. Each step can be repeated, so a kill in
+    between loses nothing.
+    """
     new, old = building_folder(path), retired_folder(path)
     shutil.rmtree(new / "checkpoints", ignore_errors=True)
     if path.is_dir():
@@ -156,7 +171,9 @@ def replace_run(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Finish the replacement of a run that was broken off between its renames; does nothing in all other cases."""
+    """Finish the replacement of a run that was broken off between its renames; does nothing in all
+    other cases.
+    """
     path = Path(path)
     new, old = building_folder(path), retired_folder(path)
     if not (_is_complete(new) or old.is_dir()):

@@ -1,4 +1,6 @@
-"""Names of runs and of the folders of data sets: one folder name for one run, one folder for one data set."""
+"""Names of runs and of the folders of data sets: one folder name for one run, one folder for one
+data set.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from pathlib import Path
 
 from vitlab.errors import UserError
 
-MAX_NAME_BYTES = 200  # of the 255 that file systems allow: hidden files beside the run need a few more
+# of the 255 that file systems allow: hidden files beside the run need a few more
+MAX_NAME_BYTES = 200
 MAX_READABLE = 60  # characters of a made name that a person reads; a hash follows
 FORBIDDEN = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')  # by Windows and POSIX together
-PATH_NAME = re.compile(r"((?:[a-z]+:)*(?:folder|csv):)(.+)", re.DOTALL)  # also of a set made of another, as planted:folder:PATH
+# also of a set made of another, as planted:folder:PATH
+PATH_NAME = re.compile(r"((?:[a-z]+:)*(?:folder|csv):)(.+)", re.DOTALL)
 
 
 def check_run_name(name: str, parameter: str = "run_name") -> str:
-    """The name, if it is one plain folder name; a UserError that says what is wrong with it otherwise.
+    """The name, if it is one plain folder name; a UserError that says what is wrong with it
+    otherwise.
 
     >>> check_run_name("first try")
     'first try'
@@ -40,11 +45,15 @@ def check_run_name(name: str, parameter: str = "run_name") -> str:
         problem = f"is longer than {MAX_NAME_BYTES} bytes"
     else:
         return name
-    raise UserError(f"{parameter} {name!r} {problem}; write one plain folder name, such as first-try")
+    raise UserError(
+        f"{parameter} {name!r} {problem}; write one plain folder name, such as first-try"
+    )
 
 
 def run_name(parameters: dict) -> str:
-    """Readable parameters (model, variant, seed) and a short hash of all of them: `hybrid_vit-seed0-1a2b3c4d`."""
+    """Readable parameters (model, variant, seed) and a short hash of all of them:
+    `hybrid_vit-seed0-1a2b3c4d`.
+    """
     digest = _hash(json.dumps(parameters, sort_keys=True, default=str))
     names = [str(parameters.get("model", "run")), str(parameters.get("variant") or "")]
     readable = "-".join(_readable(name) for name in names if name)
@@ -52,7 +61,8 @@ def run_name(parameters: dict) -> str:
 
 
 def canonical_dataset(dataset: str) -> str:
-    """One spelling for one data set: Unicode in its composed form (NFC), and the whole path for folder:PATH and csv:PATH.
+    """One spelling for one data set: Unicode in its composed form (NFC), and the whole path for
+    folder:PATH and csv:PATH.
 
     Symbolic links are not followed.
 
@@ -65,7 +75,9 @@ def canonical_dataset(dataset: str) -> str:
 
 
 def dataset_folder(dataset: str) -> str:
-    """The folder of a data set's runs: a readable name and a hash of the full name, as in `folder_data_cats-1a2b3c4d`."""
+    """The folder of a data set's runs: a readable name and a hash of the full name, as in
+    `folder_data_cats-1a2b3c4d`.
+    """
     dataset = canonical_dataset(dataset)
     return f"{_readable(dataset)}-{_hash(dataset)}"
 
@@ -76,7 +88,9 @@ def old_dataset_folder(dataset: str) -> str:
 
 
 def _readable(text: str) -> str:
-    """Portable letters, the end of a long text rather than its beginning: that is where a path names the data."""
+    """Portable letters, the end of a long text rather than its beginning: that is where a path
+    names the data.
+    """
     text = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
     if len(text) > MAX_READABLE:
         text = f"{text[:20]}_{text[21 - MAX_READABLE :]}"

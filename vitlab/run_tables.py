@@ -1,4 +1,6 @@
-"""What notebook 08 reads of all runs of a data set: the runs that it compares, and a table with a row for each run."""
+"""What notebook 08 reads of all runs of a data set: the runs that it compares, and a table with a
+row for each run.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,21 @@ from vitlab.places import reports_dir
 from vitlab.run_folders import list_all_runs, list_runs
 from vitlab.runs import Run, describe_draw, read_runs, runs_folder
 
-ALWAYS = ("model", "seed", "dataset", "variant", "run_name")  # parameters that have columns of their own, or are names
+# parameters that have columns of their own, or are names
+ALWAYS = ("model", "seed", "dataset", "variant", "run_name")
 MAX_VARIED = 6  # columns
 
 
 def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], list[str]]:
-    """The newest finished run of each model and draw (seed, fold), ordered by them; and sentences that name the runs left out.
+    """The newest finished run of each model and draw (seed, fold), ordered by them; and sentences
+    that name the runs left out.
 
-    All runs of a model have the same options (all parameters except the draw): those of its newest run. Runs of the model with
-    other options are left out, and so are incomplete or damaged ones. Give `variant` to compare several ways to train a model.
+    All runs of a model have the same options (all parameters except the draw): those of its newest
+    run. Runs of the model with other options are left out, and so are incomplete or damaged ones.
+    Give `variant` to compare several ways to train a model.
 
-    variants: the runs that have a variant, instead of those that have none: the newest of each model, variant and draw, the
-    variants in the order in which they were first trained.
-    """
+    variants: the runs that have a variant, instead of those that have none: the newest of each
+    model, variant and draw, the variants in the order in which they were first trained."""
     runs, left_out = read_runs(dataset, "done", {})
     runs = [run for run in runs if bool(run.variant) == variants]
     order = list(dict.fromkeys(run.variant for run in runs))
@@ -39,28 +43,52 @@ def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], lis
         others = [run for run in of_title if run.options != options]
         if others:
             left_out.append(_describe_others(title, options, others))
-    kept.sort(key=lambda run: (str(run.parameters.get("model")), order.index(run.variant), _seed(run), run.draw))
+    kept.sort(
+        key=lambda run: (
+            str(run.parameters.get("model")),
+            order.index(run.variant),
+            _seed(run),
+            run.draw,
+        )
+    )
     return kept, left_out
 
 
 def run_table(dataset: str = "") -> pd.DataFrame:
     """A row for each run of a data set (default: of all), oldest first.
 
-    Columns: run (folder, as `elpv-1a2b3c4d/hybrid_vit-seed0-1a2b3c4d`), dataset, model, variant, seed, draw, status (running,
-    done, failed, or damaged where files are missing or cannot be read), problem, started, wall_s, peak_memory_mb; then
-    `parameters.NAME`, `facts.NAME`, `metrics.NAME` and, where there are intervals, `metrics.NAME.low` and `metrics.NAME.high`.
-    A run without metrics.json has the metrics of its predictions, and no intervals. A folder without run.json is not a run.
-    """
+    Columns: run (folder, as `elpv-1a2b3c4d/hybrid_vit-seed0-1a2b3c4d`), dataset, model, variant,
+    seed, draw, status (running, done, failed, or damaged where files are missing or cannot be
+    read), problem, started, wall_s, peak_memory_mb; then `parameters.NAME`, `facts.NAME`,
+    `metrics.NAME` and, where there are intervals, `metrics.NAME.low` and `metrics.NAME.high`. A run
+    without metrics.json has the metrics of its predictions, and no intervals. A folder without
+    run.json is not a run."""
     paths = list_runs(runs_folder(dataset)) if dataset else list_all_runs(reports_dir() / "runs")
     rows = [_read_row(path) for path in paths]
-    first = ["run", "dataset", "model", "variant", "seed", "draw", "status", "problem", "started", "wall_s", "peak_memory_mb"]
-    order = [*first, *sorted({name for row in rows for name in row} - {*first, "start_s"}, key=_place)]
+    first = [
+        "run",
+        "dataset",
+        "model",
+        "variant",
+        "seed",
+        "draw",
+        "status",
+        "problem",
+        "started",
+        "wall_s",
+        "peak_memory_mb",
+    ]
+    order = [
+        *first,
+        *sorted({name for row in rows for name in row} - {*first, "start_s"}, key=_place),
+    ]
     table = pd.DataFrame(rows, columns=["start_s", *order])
     return table.sort_values("start_s", kind="stable", ignore_index=True).drop(columns="start_s")
 
 
 def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """The rows for which a condition of pandas' `query` holds: "status == 'done' and `metrics.roc_auc` > 0.9".
+    """The rows for which a condition of pandas' `query` holds: "status == 'done' and
+    `metrics.roc_auc` > 0.9".
 
     An empty condition keeps all. UserError: the problem and the columns.
     """
@@ -69,18 +97,32 @@ def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     try:
         return table.query(condition).reset_index(drop=True)
     except Exception as error:  # pandas raises a dozen kinds here
-        said = re.sub(r"BACKTICK_QUOTED_STRING_(\w+)", lambda match: match[1].replace("_DOT_", "."), str(error))
-        names = ", ".join(f"`{name}`" if "." in name else name for name in table.columns if table[name].notna().any())
-        raise UserError(f"cannot keep the runs with {condition!r}: {said}. Columns: {names}") from error
+        said = re.sub(
+            r"BACKTICK_QUOTED_STRING_(\w+)",
+            lambda match: match[1].replace("_DOT_", "."),
+            str(error),
+        )
+        names = ", ".join(
+            f"`{name}`" if "." in name else name
+            for name in table.columns
+            if table[name].notna().any()
+        )
+        raise UserError(
+            f"cannot keep the runs with {condition!r}: {said}. Columns: {names}"
+        ) from error
 
 
 def varied_columns(table: pd.DataFrame, metric: str) -> list[str]:
     """The columns in which these runs differ by choice (model, parameters), at most MAX_VARIED.
 
-    Sorted by the share of the variance of `metric` between the values of a column (for numbers, between quarters), less the share
-    expected by chance (epsilon squared). It describes these runs; effects of what was varied together cannot be separated.
-    """
-    parameters = [name for name in table if name.startswith("parameters.") and name.partition(".")[2] not in ALWAYS]
+    Sorted by the share of the variance of `metric` between the values of a column (for numbers,
+    between quarters), less the share expected by chance (epsilon squared). It describes these runs;
+    effects of what was varied together cannot be separated."""
+    parameters = [
+        name
+        for name in table
+        if name.startswith("parameters.") and name.partition(".")[2] not in ALWAYS
+    ]
     candidates = ["model", *parameters]
     shares = {}
     for name in candidates:
@@ -107,10 +149,20 @@ def _share_between(values: pd.Series, scores: pd.Series) -> float:
 
 
 def _describe_others(title: str, options: dict, others: list[Run]) -> str:
-    names = sorted({key for run in others for key in {*options, *run.options} if options.get(key) != run.options.get(key)})
+    names = sorted(
+        {
+            key
+            for run in others
+            for key in {*options, *run.options}
+            if options.get(key) != run.options.get(key)
+        }
+    )
     values = ", ".join(f"{name} {options.get(name, 'by default')}" for name in names)
     runs = ", ".join(run.name for run in others)
-    return f"{title}: compared are the runs with the options of the newest one ({values}). Left out, with other options: {runs}"
+    return (
+        f"{title}: compared are the runs with the options of the newest one ({values}). Left out,"
+        f" with other options: {runs}"
+    )
 
 
 def _seed(run: Run) -> float:
@@ -119,12 +171,19 @@ def _seed(run: Run) -> float:
 
 
 def _read_row(path: Path) -> dict:
-    place = f"{path.parent.name}/{path.name}".encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
+    # a name that is not UTF-8
+    place = f"{path.parent.name}/{path.name}".encode("utf-8", "backslashreplace").decode()
     try:
         run = Run(path)
     except UserError as error:
         unknown = {"dataset": path.parent.name, "model": "", "variant": "", "draw": ""}
-        return {"run": place, "start_s": float("inf"), **unknown, "status": "damaged", "problem": str(error)}
+        return {
+            "run": place,
+            "start_s": float("inf"),
+            **unknown,
+            "status": "damaged",
+            "problem": str(error),
+        }
     damage = run.problem if run.status == "done" else ""
     metrics, problem = _read_metrics(path)
     row = {
@@ -144,23 +203,33 @@ def _read_row(path: Path) -> dict:
     for name, value in metrics.items():
         for key, number in (value if isinstance(value, dict) else {"value": value}).items():
             if isinstance(number, int | float):
-                row[f"metrics.{name}" if key == "value" else f"metrics.{name}.{key}"] = float(number)
+                row[f"metrics.{name}" if key == "value" else f"metrics.{name}.{key}"] = float(
+                    number
+                )
     return row
 
 
 def _read_metrics(path: Path) -> tuple[dict, str]:
-    """metrics.json; for a run that notebook 04 has not seen, the metrics of its predictions on the test images."""
+    """metrics.json; for a run that notebook 04 has not seen, the metrics of its predictions on the
+    test images.
+    """
     try:
         if (path / "metrics.json").is_file():
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-            return (metrics, "") if isinstance(metrics, dict) else ({}, "metrics.json does not hold an object")
+            return (
+                (metrics, "")
+                if isinstance(metrics, dict)
+                else ({}, "metrics.json does not hold an object")
+            )
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"metrics.json cannot be read: {error}"
     return _score(path)
 
 
 def _score(path: Path) -> tuple[dict, str]:
-    """The metrics of the predictions on the test images, for a run that notebook 04 has not seen."""
+    """The metrics of the predictions on the test images, for a run that notebook 04 has not
+    seen.
+    """
     if not (path / "predictions.parquet").is_file():
         return {}, ""
     from vitlab.evaluation import metrics_table

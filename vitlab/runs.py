@@ -1,9 +1,9 @@
 """The run directory: whoever has the folder has the result.
 
-reports/runs/<data set>-<hash>/<name>/ holds run.json (parameters, versions, commit, status, facts) and the tables and weights
-that the notebooks put there. Every file is written under a temporary name and renamed, so it is whole. A finished run stays until
-its replacement is finished (see run_folders.py).
-"""
+reports/runs/<data set>-<hash>/<name>/ holds run.json (parameters, versions, commit, status, facts)
+and the tables and weights that the notebooks put there. Every file is written under a temporary
+name and renamed, so it is whole. A finished run stays until its replacement is finished (see
+run_folders.py)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,34 @@ import pandas as pd
 from vitlab.errors import MissingFileError, UserError
 from vitlab.files import atomic, find_damage, write_json
 from vitlab.places import project_root, reports_dir
-from vitlab.run_folders import building_folder, hold, let_go, list_runs, read_info, recover, replace_run
-from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, old_dataset_folder, run_name
+from vitlab.run_folders import (
+    building_folder,
+    hold,
+    let_go,
+    list_runs,
+    read_info,
+    recover,
+    replace_run,
+)
+from vitlab.run_names import (
+    canonical_dataset,
+    check_run_name,
+    dataset_folder,
+    old_dataset_folder,
+    run_name,
+)
 
-# What each notebook promises to leave in the run it works on. A run is a result only while the files of 03 are there and whole.
+# What each notebook promises to leave in the run it works on. A run is a result only while the
+# files of 03 are there and whole.
 PROMISED = {
-    "03_finetune": ("history.csv", "splits.csv", "predictions.parquet", "model.safetensors", "model.json", "data_card.md"),
+    "03_finetune": (
+        "history.csv",
+        "splits.csv",
+        "predictions.parquet",
+        "model.safetensors",
+        "model.json",
+        "data_card.md",
+    ),
     "04_evaluate": ("metrics.json",),
 }
 DRAW = {"seed", "split_by", "folds", "fold"}
@@ -45,7 +67,9 @@ def read_batch(path: Path) -> dict:
         if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
             raise UserError("it holds no tasks")
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and the batch runs anew") from error
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and the batch runs anew"
+        ) from error
     return content
 
 
@@ -55,10 +79,14 @@ def runs_folder(dataset: str) -> Path:
 
 
 def run_path(*, name: str = "", **parameters) -> Path:
-    """The folder of the run of these parameters, whether it is there or not. UserError unless the name is a plain folder name."""
+    """The folder of the run of these parameters, whether it is there or not. UserError unless the
+    name is a plain folder name.
+    """
     if "dataset" not in parameters:
         raise UserError("a run needs at least the parameter dataset=")
-    return runs_folder(parameters["dataset"]) / (check_run_name(name) if name else run_name(parameters))
+    return runs_folder(parameters["dataset"]) / (
+        check_run_name(name) if name else run_name(parameters)
+    )
 
 
 class Run:
@@ -72,11 +100,11 @@ class Run:
     def create(cls, *, name: str = "", **parameters) -> Run:
         """Start a run of these parameters, or go on with the one that was broken off.
 
-        A finished run of the same name stays until this one is finished; an unfinished one makes room, except for its executed
-        notebooks. Checkpoints of an unfinished run with the same parameters and versions stay too, and the training goes on from
-        them. UserError for a name that is not a plain folder name, for a folder that is not a run of this data set, and while
-        another process trains this run.
-        """
+        A finished run of the same name stays until this one is finished; an unfinished one makes
+        room, except for its executed notebooks. Checkpoints of an unfinished run with the same
+        parameters and versions stay too, and the training goes on from them. UserError for a name
+        that is not a plain folder name, for a folder that is not a run of this data set, and while
+        another process trains this run."""
         path = run_path(name=name, **parameters)
         recover(path)
         _check_replaceable(path, parameters["dataset"])
@@ -114,9 +142,15 @@ class Run:
 
     @property
     def place(self) -> Path:
-        """The folder that the run has when it is finished. `path` is a hidden one beside it while an older run is still there."""
+        """The folder that the run has when it is finished. `path` is a hidden one beside it while
+        an older run is still there.
+        """
         name = self.path.name
-        return self.path.with_name(name[1:-4]) if name.startswith(".") and name.endswith(".new") else self.path
+        return (
+            self.path.with_name(name[1:-4])
+            if name.startswith(".") and name.endswith(".new")
+            else self.path
+        )
 
     @property
     def name(self) -> str:
@@ -125,19 +159,29 @@ class Run:
     @property
     def dataset(self) -> str:
         """The full name of the data set, see `canonical_dataset`."""
-        return str(self.info.get("dataset") or canonical_dataset(self.parameters.get("dataset", "")))
+        return str(
+            self.info.get("dataset") or canonical_dataset(self.parameters.get("dataset", ""))
+        )
 
     @property
     def problem(self) -> str:
-        """Why this run is not a result, such as "history.csv is missing"; empty if it is done and has all promised files."""
+        """Why this run is not a result, such as "history.csv is missing"; empty if it is done and
+        has all promised files.
+        """
         if self.status != "done":
             return f"its status is {self.status}"
         return "; ".join(find_damage(self.path, self.info.get("files", PROMISED["03_finetune"])))
 
     @property
     def options(self) -> dict:
-        """All parameters that were given, except data set, model, variant and draw: what two runs of a model must share."""
-        return {key: value for key, value in self.parameters.items() if key not in NOT_OPTIONS and value not in (None, "")}
+        """All parameters that were given, except data set, model, variant and draw: what two runs
+        of a model must share.
+        """
+        return {
+            key: value
+            for key, value in self.parameters.items()
+            if key not in NOT_OPTIONS and value not in (None, "")
+        }
 
     @property
     def parameters(self) -> dict:
@@ -145,12 +189,16 @@ class Run:
 
     @property
     def draw(self) -> str:
-        """What a run shares with those of other models: the seed, and how its images were split where that was not at random."""
+        """What a run shares with those of other models: the seed, and how its images were split
+        where that was not at random.
+        """
         return describe_draw(self.parameters)
 
     @property
     def variant(self) -> str:
-        """What sets this run apart from others of its model, where a batch compares several ways to train it; mostly empty."""
+        """What sets this run apart from others of its model, where a batch compares several ways to
+        train it; mostly empty.
+        """
         return str(self.parameters.get("variant") or "")
 
     @property
@@ -172,18 +220,21 @@ class Run:
         write_json(self.path / "run.json", self.info)
 
     def finish(self, files: Iterable[str] = ()) -> None:
-        """Mark the run as done, if these files are there and whole: from now on it counts as a result, as long as it has them.
+        """Mark the run as done, if these files are there and whole: from now on it counts as a
+        result, as long as it has them.
 
         Their sizes are kept, so that a file that is cut off later is noticed.
 
-        The run takes its final place, in one step where it replaces another one, and loses its checkpoints. UserError, and the
-        run is not done, where a file is missing or damaged.
-        """
+        The run takes its final place, in one step where it replaces another one, and loses its
+        checkpoints. UserError, and the run is not done, where a file is missing or damaged."""
         files = list(files)
         damage = find_damage(self.path, files)
         if damage:
             problem = "; ".join(damage)
-            raise UserError(f"run {self.name} is not complete: {problem}. Run notebook 03 from its first cell to its last")
+            raise UserError(
+                f"run {self.name} is not complete: {problem}. Run notebook 03 from its first cell"
+                " to its last"
+            )
         self.info.update(
             status="done",
             files=files,
@@ -207,13 +258,24 @@ class Run:
     def write_table(self, file: str, table: pd.DataFrame) -> None:
         """Write a table as CSV or Parquet, by the ending of `file`."""
         with atomic(self.path / file) as temporary:
-            table.to_parquet(temporary, index=False) if file.endswith(".parquet") else table.to_csv(temporary, index=False)
+            (
+                table.to_parquet(temporary, index=False)
+                if file.endswith(".parquet")
+                else table.to_csv(temporary, index=False)
+            )
 
     def read_table(self, file: str) -> pd.DataFrame:
         path = self.path / file
         if not path.is_file():
-            raise MissingFileError(f"run {self.name} (status {self.status}) holds no {file}; it has {', '.join(self.files())}")
-        return pd.read_parquet(path) if file.endswith(".parquet") else pd.read_csv(path, keep_default_na=False, na_values=[""])
+            raise MissingFileError(
+                f"run {self.name} (status {self.status}) holds no {file}; it has"
+                f" {', '.join(self.files())}"
+            )
+        return (
+            pd.read_parquet(path)
+            if file.endswith(".parquet")
+            else pd.read_csv(path, keep_default_na=False, na_values=[""])
+        )
 
     def write_json(self, file: str, content: dict) -> None:
         write_json(self.path / file, content)
@@ -229,7 +291,10 @@ class Run:
         return sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
 
     def __repr__(self) -> str:
-        return f"Run({self.name}, {self.status}, {', '.join(f'{k}={v}' for k, v in self.parameters.items())})"
+        return (
+            f"Run({self.name}, {self.status},"
+            f" {', '.join(f'{k}={v}' for k, v in self.parameters.items())})"
+        )
 
 
 def describe_draw(parameters: dict) -> str:
@@ -244,11 +309,11 @@ def describe_draw(parameters: dict) -> str:
 
 
 def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
-    """The runs of a data set with this status and these parameter values, oldest first. A folder without run.json is not a run.
+    """The runs of a data set with this status and these parameter values, oldest first. A folder
+    without run.json is not a run.
 
-    A finished run counts only with all files that it promised. Runs that are left out for missing files or a damaged run.json are
-    named by a warning.
-    """
+    A finished run counts only with all files that it promised. Runs that are left out for missing
+    files or a damaged run.json are named by a warning."""
     runs, problems = read_runs(dataset, status, parameters)
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
@@ -265,10 +330,17 @@ def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], l
         except UserError as error:
             problems.append(f"{error}. It is left out")
             continue
-        if run.dataset != wanted or run.status != status or not parameters.items() <= run.parameters.items():
+        if (
+            run.dataset != wanted
+            or run.status != status
+            or not parameters.items() <= run.parameters.items()
+        ):
             continue
         if status == "done" and run.problem:
-            problems.append(f"Run {run.name} is left out: {run.problem}. Run notebook 03 again with its parameters, or remove it")
+            problems.append(
+                f"Run {run.name} is left out: {run.problem}. Run notebook 03 again with its"
+                " parameters, or remove it"
+            )
             continue
         runs.append(run)
     if not runs and not folder.is_dir():
@@ -281,7 +353,9 @@ def _describe_old_folder(dataset: str, folder: Path) -> list[str]:
     old = folder.with_name(old_dataset_folder(dataset))
     if old == folder or not os.path.isdir(old) or not list_runs(old):
         return []
-    return [f"{old} holds runs of an earlier version of vitlab. To use them, rename it to {folder.name}"]
+    return [
+        f"{old} holds runs of an earlier version of vitlab. To use them, rename it to {folder.name}"
+    ]
 
 
 def peak_memory_mb() -> int:
@@ -302,16 +376,21 @@ def _check_replaceable(path: Path, dataset: str) -> None:
     elif path.exists() and not path.is_dir():
         problem = "is not a folder"
     elif path.is_dir() and not (path / "run.json").is_file():
-        others = sorted(item.name for item in path.iterdir() if item.name != "notebooks")  # a batch makes that one first
+        # a batch makes that one first
+        others = sorted(item.name for item in path.iterdir() if item.name != "notebooks")
         problem = f"is not a run, but holds {', '.join(others[:3])}" if others else ""
     elif path.is_dir():
         try:
             found = Run(path).dataset
         except UserError:  # damaged, in the folder of this data set
             return
-        problem = f"is a run of {found}, not of {dataset}" if found != canonical_dataset(dataset) else ""
+        problem = (
+            f"is a run of {found}, not of {dataset}" if found != canonical_dataset(dataset) else ""
+        )
     if problem:
-        raise UserError(f"{path} {problem}; nothing was written. Choose another run_name, or move it away")
+        raise UserError(
+            f"{path} {problem}; nothing was written. Choose another run_name, or move it away"
+        )
 
 
 def _status(path: Path) -> str:
@@ -327,7 +406,9 @@ def _was_broken_off(path: Path, info: dict) -> bool:
         before = read_info(path)
     except UserError:
         return False
-    same = json.loads(json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str))
+    same = json.loads(
+        json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str)
+    )
     return before["status"] != "done" and {key: before.get(key) for key in same} == same
 
 
@@ -344,11 +425,17 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Short commit of the working folder's repository, with a + when files differ from it; empty outside a repository."""
+    """Short commit of the working folder's repository, with a + when files differ from it; empty
+    outside a repository.
+    """
     git = ["git", "-C", str(project_root())]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,4 +1,6 @@
-"""The words every module speaks: frozen dataclasses and the contracts of the tables that pass between them."""
+"""The words every module speaks: frozen dataclasses and the contracts of the tables that pass
+between them.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,16 @@ PREDICTION_COLUMNS = ("sample_id", "split", "group", "label", "pred")
 class DataBundle:
     """A labelled image set. Images stay on disk (or in their archive) until `read` is called.
 
-    samples: one row an image with SAMPLE_COLUMNS; `label` holds class names, `source` says where the image lies.
-        Further columns (a defect probability, a grade) may follow.
-    read: gives the decoded image, in its own size, of one `sample_id`: in its own mode, or as 8-bit grey where its own values are
-        deeper than that.
-    find_range: gives `value_range`; images are measured when it is called first.
-    excluded: images left out, with columns sample_id, source, reason.
-    version: changes when the data changes; batches use it to know what is out of date.
-    coarser: name of a coarser task -> coarse class of each class, where the classes can be merged into one that is known as well.
-    flip: whether an image mirrored left to right or top to bottom could be of the set: False for digits, text, upright objects.
-    """
+    samples: one row an image with SAMPLE_COLUMNS; `label` holds class names, `source` says where
+        the image lies. Further columns (a defect probability, a grade) may follow.
+    read: gives the decoded image, in its own size, of one `sample_id`: in its own mode, or as 8-bit
+        grey where its own values are deeper than that.
+    find_range: gives `value_range`; images are measured when it is called first. excluded: images
+    left out, with columns sample_id, source, reason. version: changes when the data changes;
+    batches use it to know what is out of date. coarser: name of a coarser task -> coarse class of
+    each class, where the classes can be merged into one that is known as well. flip: whether an
+    image mirrored left to right or top to bottom could be of the set: False for digits, text,
+    upright objects."""
 
     name: str
     classes: tuple[str, ...]
@@ -49,7 +51,9 @@ class DataBundle:
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """The pixel values that `read` makes 0 and 255 in images deeper than 8 bits; None where all images have 8 bits."""
+        """The pixel values that `read` makes 0 and 255 in images deeper than 8 bits; None where all
+        images have 8 bits.
+        """
         return self.find_range()
 
     def split(self, name: str) -> pd.DataFrame:
@@ -63,9 +67,10 @@ class DataBundle:
 class Transform:
     """What a model expects of an image.
 
-    size: height and width in pixels. mean, std: per RGB channel, or one value for grey images, for values in 0..1.
-    fit: `pad` keeps the whole image and fills up to the model's aspect ratio, `crop` fills the frame and cuts.
-    value_range: the pixel values that are black and white in images deeper than 8 bits, as in `DataBundle`; None where the
+    size: height and width in pixels. mean, std: per RGB channel, or one value for grey images, for
+    values in 0..1. fit: `pad` keeps the whole image and fills up to the model's aspect ratio,
+    `crop` fills the frame and cuts. value_range: the pixel values that are black and white in
+    images deeper than 8 bits, as in `DataBundle`; None where the
         training images had 8 bits.
     """
 
@@ -81,9 +86,9 @@ class Transform:
 class Window:
     """How an attention layer cuts its map of tokens: every token sees only those of its own window.
 
-    attention: name of the attention module. grid: height and width of the map in tokens. size: of a window. shift: by how many
-    tokens the windows are moved down and to the right; what they lose at the lower right is joined to the upper left, masked.
-    """
+    attention: name of the attention module. grid: height and width of the map in tokens. size: of a
+    window. shift: by how many tokens the windows are moved down and to the right; what they lose at
+    the lower right is joined to the upper left, masked."""
 
     attention: str
     grid: tuple[int, int]
@@ -93,14 +98,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where things are inside a model, for one input size. Names are those of `module.named_modules()`.
+    """Where things are inside a model, for one input size. Names are those of
+    `module.named_modules()`.
 
-    kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (attention within
-        windows, Swin), "cnn" (feature maps, no attention) or "other": no blocks, no grid then.
-    blocks: transformer blocks in order; attention: the attention module of each, where it sees all tokens. Both empty for a CNN.
-    num_prefix_tokens: tokens before the patch tokens (class, distillation, registers). Row 0 is not always a class token.
-    grid: height and width in tokens of the last block, or of the last feature map of a CNN.
-    stages: modules that give feature maps, one for each resolution, the last one being the usual Grad-CAM layer. A map is
+    kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN),
+        "windowed" (attention within windows, Swin), "cnn" (feature maps, no attention) or "other":
+        no blocks, no grid then.
+    blocks: transformer blocks in order; attention: the attention module of each, where it sees all
+    tokens. Both empty for a CNN. num_prefix_tokens: tokens before the patch tokens (class,
+    distillation, registers). Row 0 is not always a class token. grid: height and width in tokens of
+    the last block, or of the last feature map of a CNN. stages: modules that give feature maps, one
+    for each resolution, the last one being the usual Grad-CAM layer. A map is
         (B, C, h, w), and (B, h, w, C) for "windowed".
     windows: for "windowed", how the attention of each block is cut; `attention` is empty then.
     reason: why `attention` is empty, as a sentence without its full stop.
@@ -130,11 +138,12 @@ class ModelBundle:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """One map an image, a value for each pixel (tokens enlarged to pixels); `vitlab.explain.describe_map` says what it shows.
+    """One map an image, a value for each pixel (tokens enlarged to pixels);
+    `vitlab.explain.describe_map` says what it shows.
 
-    values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean evidence against.
-    versus: where differences of two logits are explained, the class name of the one subtracted, for each map; else empty.
-    """
+    values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean
+    evidence against. versus: where differences of two logits are explained, the class name of the
+    one subtracted, for each map; else empty."""
 
     values: np.ndarray = field(repr=False)
     method: str
@@ -144,10 +153,14 @@ class AttributionMap:
     versus: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.values.ndim != 3 or len(self.values) != len(self.sample_ids) or len(self.target) != len(self.sample_ids):
+        if (
+            self.values.ndim != 3
+            or len(self.values) != len(self.sample_ids)
+            or len(self.target) != len(self.sample_ids)
+        ):
             raise UserError(
-                f"{self.method}: values {self.values.shape} do not fit {len(self.sample_ids)} sample_ids "
-                f"and {len(self.target)} targets; expected (N, H, W) and N of each"
+                f"{self.method}: values {self.values.shape} do not fit {len(self.sample_ids)}"
+                f" sample_ids and {len(self.target)} targets; expected (N, H, W) and N of each"
             )
         if not np.isfinite(self.values).all():
             raise UserError(f"{self.method}: the maps hold NaN or infinite values")
@@ -168,7 +181,9 @@ class AttributionMap:
 
 
 def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the table, or raise ValueError naming the first thing that breaks the contract of DataBundle.samples."""
+    """Return the table, or raise ValueError naming the first thing that breaks the contract of
+    DataBundle.samples.
+    """
     _check_columns(samples, SAMPLE_COLUMNS, "samples")
     _check_unique_ids(samples, "samples")
     _check_values(samples, "label", classes, "samples")
@@ -177,12 +192,15 @@ def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
 
 def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
-    """Return the class names, in column order, of a predictions table, or raise ValueError saying what is wrong with it.
+    """Return the class names, in column order, of a predictions table, or raise ValueError saying
+    what is wrong with it.
 
-    Columns: sample_id, split, group, label, pred, then logit_<class> and prob_<class> for each class.
-    """
+    Columns: sample_id, split, group, label, pred, then logit_<class> and prob_<class> for each
+    class."""
     _check_columns(predictions, PREDICTION_COLUMNS, "predictions")
-    classes = tuple(name.removeprefix("prob_") for name in predictions.columns if name.startswith("prob_"))
+    classes = tuple(
+        name.removeprefix("prob_") for name in predictions.columns if name.startswith("prob_")
+    )
     if len(classes) < 2:
         raise UserError("predictions need a column prob_<class> for each of at least two classes")
     _check_columns(predictions, [f"logit_{name}" for name in classes], "predictions")
@@ -193,28 +211,42 @@ def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
     scores = predictions[[f"{kind}_{name}" for kind in ("logit", "prob") for name in classes]]
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        raise UserError(f"predictions hold NaN or infinite scores, first for sample {predictions['sample_id'][bad].iloc[0]!r}")
+        raise UserError(
+            "predictions hold NaN or infinite scores, first for sample"
+            f" {predictions['sample_id'][bad].iloc[0]!r}"
+        )
     total = scores[[f"prob_{name}" for name in classes]].sum(axis=1)
     off = (total - 1).abs() > 1e-3
     if off.any():
         first = predictions["sample_id"][off].iloc[0]
-        raise UserError(f"probabilities of sample {first!r} sum to {total[off].iloc[0]:.4f}, not to 1")
+        raise UserError(
+            f"probabilities of sample {first!r} sum to {total[off].iloc[0]:.4f}, not to 1"
+        )
     return classes
 
 
 def _check_columns(table, needed, what):
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise UserError(f"the {what} table lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise UserError(
+            f"the {what} table lacks the columns {', '.join(missing)}; it has"
+            f" {', '.join(table.columns)}"
+        )
 
 
 def _check_unique_ids(table, what):
     twice = table["sample_id"][table["sample_id"].duplicated()]
     if len(twice):
-        raise UserError(f"the {what} table holds sample_id {twice.iloc[0]!r} more than once ({len(twice)} repeats in all)")
+        raise UserError(
+            f"the {what} table holds sample_id {twice.iloc[0]!r} more than once ({len(twice)}"
+            " repeats in all)"
+        )
 
 
 def _check_values(table, column, allowed, what):
     strange = sorted(set(table[column].astype(str)) - set(allowed))
     if strange:
-        raise UserError(f"unknown {column} {', '.join(map(repr, strange[:5]))} in the {what} table; known: {', '.join(allowed)}")
+        raise UserError(
+            f"unknown {column} {', '.join(map(repr, strange[:5]))} in the {what} table; known:"
+            f" {', '.join(allowed)}"
+        )

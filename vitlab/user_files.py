@@ -1,4 +1,6 @@
-"""Files and folders that a user names: read, checked and filled, with one sentence for what is wrong with them."""
+"""Files and folders that a user names: read, checked and filled, with one sentence for what is
+wrong with them.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,35 @@ from vitlab.errors import MissingFileError, UserError
 
 # errors of a place or a machine, not of the program, and what may help
 MACHINE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may read and write (VITLAB_REPORTS)"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place (VITLAB_REPORTS)"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "choose a place that you may read and write (VITLAB_REPORTS)",
+    ),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place (VITLAB_REPORTS)"
+    ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "end other programs, or raise `ulimit -n`"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
 }
 
 
 def check_writable(folder: Path) -> None:
-    """UserError, before time is spent, where no results can be written to a folder; nothing is made."""
+    """UserError, before time is spent, where no results can be written to a folder; nothing is
+    made.
+    """
     folder = folder.absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        advice = "make it a folder that you may write to, or choose another one (VITLAB_REPORTS, --output)"
-        raise UserError(f"results cannot be written to {folder} ({error.strerror or error}); {advice}") from error
+        advice = (
+            "make it a folder that you may write to, or choose another one (VITLAB_REPORTS,"
+            " --output)"
+        )
+        raise UserError(
+            f"results cannot be written to {folder} ({error.strerror or error}); {advice}"
+        ) from error
 
 
 def describe_machine(error: OSError) -> str:
@@ -43,7 +57,9 @@ def describe_machine(error: OSError) -> str:
 
 
 def read_text(path: Path | str, what: str = "file") -> str:
-    """The text of a file that a user has named. UserError for one that does not exist, cannot be read or is not UTF-8."""
+    """The text of a file that a user has named. UserError for one that does not exist, cannot be
+    read or is not UTF-8.
+    """
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -58,7 +74,9 @@ def read_text(path: Path | str, what: str = "file") -> str:
 
 
 def read_yaml(path: Path | str, what: str, loader: type = yaml.SafeLoader) -> Any:
-    """The content of a YAML file that a user has named. UserError, in one line, for one that cannot be read or is not YAML."""
+    """The content of a YAML file that a user has named. UserError, in one line, for one that cannot
+    be read or is not YAML.
+    """
     text = read_text(path, what)
     try:
         return yaml.load(text, Loader=loader)
@@ -77,29 +95,38 @@ def read_yaml(path: Path | str, what: str, loader: type = yaml.SafeLoader) -> An
 def fill_folder(folder: Path | str, *, parents: bool = False) -> Iterator[tuple[Path, Path]]:
     """The full path of a folder that is new or empty, and a temporary one beside it.
 
-    What the temporary one holds is moved to `folder` when the block ends well; in any case nothing else is left. UserError for a
-    folder that holds something, a file, or a place where nothing can be written. parents: make the folders above it, too.
-    """
+    What the temporary one holds is moved to `folder` when the block ends well; in any case nothing
+    else is left. UserError for a folder that holds something, a file, or a place where nothing can
+    be written. parents: make the folders above it, too."""
     folder = Path(os.path.abspath(Path(folder).expanduser()))  # so that `.` and `..` have a name
     if folder.is_dir():
         held = sorted(path.name for path in folder.iterdir())
         if held:
             names = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
-            raise UserError(f"{folder} is not empty, it holds {names}; nothing is overwritten: give the name of a new folder")
+            raise UserError(
+                f"{folder} is not empty, it holds {names}; nothing is overwritten: give the name of"
+                " a new folder"
+            )
     elif folder.exists():
         raise UserError(f"{folder} is a file; give the name of a new folder")
     elif not folder.parent.is_dir() and not parents:
-        raise UserError(f"{folder.parent} does not exist; make it first, or give another place for the new folder")
+        raise UserError(
+            f"{folder.parent} does not exist; make it first, or give another place for the new"
+            " folder"
+        )
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir()
     except OSError as error:
-        raise UserError(f"nothing can be written in {folder.parent} ({error.strerror}); choose another place") from error
+        raise UserError(
+            f"nothing can be written in {folder.parent} ({error.strerror}); choose another place"
+        ) from error
     try:
         yield folder, work
         if folder.is_dir():
-            for path in work.iterdir():  # not the folder itself: it may be somebody's working folder
+            # not the folder itself: it may be somebody's working folder
+            for path in work.iterdir():
                 path.rename(folder / path.name)
         else:
             work.rename(folder)

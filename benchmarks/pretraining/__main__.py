@@ -1,4 +1,6 @@
-"""`python -m pretraining FOLDER OUTPUT`, in the folder benchmarks/: pretrain a small ViT on a set of images."""
+"""`python -m pretraining FOLDER OUTPUT`, in the folder benchmarks/: pretrain a small ViT on a set
+of images.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +20,43 @@ from pretraining.teacher import AdviceCache, Teacher
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="train*.parquet and val*.parquet, or train/ and val/ of one folder a class.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="train*.parquet and val*.parquet, or train/ and val/ of one folder a class."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Where log, checkpoints and weights go.")],
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "laptop",
     cache: Annotated[
-        Path | None, typer.Option(help="For decoded images and the teacher's answers. Default: OUTPUT/cache")
+        Path | None,
+        typer.Option(help="For decoded images and the teacher's answers. Default: OUTPUT/cache"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor. Default: all.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the processor. Default: all.")
+    ] = None,
 ):
-    """Pretrain, carrying on from the last checkpoint in OUTPUT, and write vit_tiny_vitlab.safetensors there."""
+    """Pretrain, carrying on from the last checkpoint in OUTPUT, and write
+    vit_tiny_vitlab.safetensors there.
+    """
     if threads:
         torch.set_num_threads(threads)
     chosen = find_recipe(recipe)
     chosen = replace(chosen, epochs=epochs or chosen.epochs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cache = cache or output / "cache"
-    images, validation = (load_images(folder, split, chosen.stored, cache) for split in ("train", "val"))
+    images, validation = (
+        load_images(folder, split, chosen.stored, cache) for split in ("train", "val")
+    )
     teacher = Teacher().eval().to(device)
     known = teacher.find_classes(images.classes)
     linear = teacher.classifier
-    classifier = None if known is None else torch.cat([linear.weight, linear.bias[:, None]], 1)[known].float()
+    classifier = (
+        None
+        if known is None
+        else torch.cat([linear.weight, linear.bias[:, None]], 1)[known].float()
+    )
     if chosen.lessons == "cached":
         caches = [AdviceCache(images, teacher, size, cache, device) for size in chosen.cached_sizes]
         lessons = CachedLessons(images, caches, chosen.size)

@@ -1,4 +1,6 @@
-"""The pretraining itself: steps along a cosine, a moving average, a log a person can plot, checkpoints to carry on from."""
+"""The pretraining itself: steps along a cosine, a moving average, a log a person can plot,
+checkpoints to carry on from.
+"""
 
 from __future__ import annotations
 
@@ -36,42 +38,70 @@ def pretrain(
 ) -> Student:
     """Train a student as the recipe says and return the moving average of its weights.
 
-    classifier: rows (K, 1281) of the teacher's linear classifier, weights and bias, for the K classes; None where it has others.
-    folder: log.csv gets a row an epoch (losses, learning rate, validation accuracy in 0..1, seconds); checkpoints/ lets the same
+    classifier: rows (K, 1281) of the teacher's linear classifier, weights and bias, for the K
+    classes; None where it has others. folder: log.csv gets a row an epoch (losses, learning rate,
+    validation accuracy in 0..1, seconds); checkpoints/ lets the same
         call carry on where another one ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = lessons.images
     torch.manual_seed(recipe.seed)
     student = Student(len(images.classes), recipe.size, recipe.depth, recipe.patch_drop).to(device)
-    optimizer = create_optimizer_v2(student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = create_optimizer_v2(
+        student, "adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     average = MovingAverage(student, recipe.average, set(student.state_dict()))
     per_epoch = len(images) // recipe.batch_size
     if not per_epoch:
-        raise UserError(f"{len(images)} images do not fill a batch of {recipe.batch_size}; give more images")
+        raise UserError(
+            f"{len(images)} images do not fill a batch of {recipe.batch_size}; give more images"
+        )
     total = recipe.epochs * per_epoch
-    checkpoints = Checkpoints(folder / "checkpoints", {"recipe": recipe.describe(), "images": len(images)})
+    checkpoints = Checkpoints(
+        folder / "checkpoints", {"recipe": recipe.describe(), "images": len(images)}
+    )
     step = _restore(checkpoints, student, average, optimizer)
     parts, began, saved = [], time.monotonic(), time.monotonic()
     with tqdm(total=total, initial=step, desc="pretrain", mininterval=10) as bar:
         while step < total:
             epoch, place = divmod(step, per_epoch)
-            torch.manual_seed(recipe.seed + step)  # what a step draws depends on its number alone, after a restart too
+            # what a step draws depends on its number alone, after a restart too
+            torch.manual_seed(recipe.seed + step)
             order = np.random.default_rng((recipe.seed, epoch)).permutation(len(images))
             places = np.sort(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
             rate = recipe.learning_rate * shape_rate(step / total, recipe.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            student.patch_drop.prob = recipe.patch_drop if step < (1 - recipe.finish) * total else 0.0
-            parts.append(_take_step(student, lessons.draw(places, device), classifier, optimizer, recipe.weights, precision))
+            student.patch_drop.prob = (
+                recipe.patch_drop if step < (1 - recipe.finish) * total else 0.0
+            )
+            parts.append(
+                _take_step(
+                    student,
+                    lessons.draw(places, device),
+                    classifier,
+                    optimizer,
+                    recipe.weights,
+                    precision,
+                )
+            )
             step += 1
             average.update(step)
             bar.update()
             if step % per_epoch == 0:
-                means = {name: round(float(np.mean([part[name] for part in parts])), 5) for name in parts[0]}
+                means = {
+                    name: round(float(np.mean([part[name] for part in parts])), 5)
+                    for name in parts[0]
+                }
                 facts = {"accuracy": validate(average.module, validation, device), "rate": rate}
                 log_epoch(
-                    folder / "log.csv", {"epoch": epoch + 1, **means, **facts, "seconds": round(time.monotonic() - began, 1)}
+                    folder / "log.csv",
+                    {
+                        "epoch": epoch + 1,
+                        **means,
+                        **facts,
+                        "seconds": round(time.monotonic() - began, 1),
+                    },
                 )
                 parts, began = [], time.monotonic()
             if time.monotonic() - saved > CHECKPOINT_S or step == total:
@@ -84,7 +114,11 @@ def _take_step(student, lesson, classifier, optimizer, weights, precision) -> di
     student.train()
     with autocast(lesson.pixels.device, precision):
         outputs = student(lesson.pixels)
-    advised = None if classifier is None else lesson.advice.embedding @ classifier[:, :-1].T + classifier[:, -1]
+    advised = (
+        None
+        if classifier is None
+        else lesson.advice.embedding @ classifier[:, :-1].T + classifier[:, -1]
+    )
     parts = measure_loss(outputs, lesson, advised, weights)
     parts["loss"].backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -94,7 +128,9 @@ def _take_step(student, lesson, classifier, optimizer, weights, precision) -> di
 
 
 @torch.inference_mode()
-def validate(student: Student, images: ImageArray, device: torch.device, batch_size: int = 250) -> float:
+def validate(
+    student: Student, images: ImageArray, device: torch.device, batch_size: int = 250
+) -> float:
     """Share of the images whose class the student names, each seen whole at the student's size."""
     student.eval()
     size = student.network.patch_embed.img_size[0]
@@ -107,7 +143,9 @@ def validate(student: Student, images: ImageArray, device: torch.device, batch_s
 
 
 def shape_rate(progress: float, warmup: float) -> float:
-    """The learning rate's share of its peak: a line up over `warmup`, then half a cosine down to zero. progress: 0..1."""
+    """The learning rate's share of its peak: a line up over `warmup`, then half a cosine down to
+    zero. progress: 0..1.
+    """
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
@@ -126,13 +164,21 @@ def _restore(checkpoints, student, average, optimizer) -> int:
         return 0
     tensors, progress = found
     for module, kind in ((student, "student."), (average.module, "average.")):
-        module.load_state_dict({name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)})
+        module.load_state_dict(
+            {
+                name.removeprefix(kind): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(kind)
+            }
+        )
     restore_optimizer(optimizer, tensors, progress["groups"])
     return progress["step"]
 
 
 def log_epoch(path: Path, row: dict) -> None:
-    """Add an epoch; those from it on that an ended call has left are dropped: their checkpoint was never written."""
+    """Add an epoch; those from it on that an ended call has left are dropped: their checkpoint was
+    never written.
+    """
     rows = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:

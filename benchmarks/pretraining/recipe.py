@@ -1,4 +1,6 @@
-"""The two recipes: one for a GPU and a folder of ImageNet's kind, and a reduced one that two cores get through in some hours."""
+"""The two recipes: one for a GPU and a folder of ImageNet's kind, and a reduced one that two cores
+get through in some hours.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,12 @@ from vitlab.registry import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """depth: blocks of the student. stored: pixels a side that images are decoded to. lessons: `online` or `cached`, and for the
-    latter `cached_sizes`, at which the teacher saw the images. patch_drop: share of patches left out of a step. learning_rate:
-    for the batch size given, reached after `warmup` of all steps, then falling along a cosine to zero. average: decay of the
-    moving average that is kept. finish: share of the last steps with all patches, as the network will be used.
-    """
+    """depth: blocks of the student. stored: pixels a side that images are decoded to. lessons:
+    `online` or `cached`, and for the latter `cached_sizes`, at which the teacher saw the images.
+    patch_drop: share of patches left out of a step. learning_rate: for the batch size given,
+    reached after `warmup` of all steps, then falling along a cosine to zero. average: decay of the
+    moving average that is kept. finish: share of the last steps with all patches, as the network
+    will be used."""
 
     epochs: int = 300
     batch_size: int = 1024

@@ -17,8 +17,13 @@ NAME = "vit_tiny_vitlab"
 
 
 def write_weights(network: nn.Module, folder: Path, recipe: Recipe, accuracy: float) -> Path:
-    """NAME.safetensors in bfloat16, with recipe and accuracy in its header, and NAME.sha256 beside it."""
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
+    """NAME.safetensors in bfloat16, with recipe and accuracy in its header, and NAME.sha256 beside
+    it.
+    """
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in network.state_dict().items()
+    }
     facts = {"recipe": json.dumps(recipe.describe()), "accuracy": str(accuracy)}
     path = folder / f"{NAME}.safetensors"
     with atomic(path) as temporary:

@@ -1,4 +1,6 @@
-"""Every notebook runs, on digits at the smallest size, as one batch; and what comes out is a report with both pages and PDF."""
+"""Every notebook runs, on digits at the smallest size, as one batch; and what comes out is a report
+with both pages and PDF.
+"""
 
 import html
 import json
@@ -24,7 +26,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAIN = {
     "01_explore_data": {"grid": {}, "parameters": {"images_shown": 10}},
     "02_vit_from_scratch": {"grid": {}, "parameters": {"epochs": 1, "depth": 2}},
-    "03_finetune": {"parameters": {"size": 48, "epochs": 1, "batch_size": 128, "precision": "fp32"}},
+    "03_finetune": {
+        "parameters": {"size": 48, "epochs": 1, "batch_size": 128, "precision": "fp32"}
+    },
     "04_evaluate": {"parameters": {"replicates": 50, "mistakes_shown": 4}},
     "05_interpret": {
         "parameters": {
@@ -35,7 +39,12 @@ CHAIN = {
     },
     "06_compress": {
         "grid": {"model": ["vit_scratch"]},
-        "parameters": {"student": "vit_scratch", "student_epochs": 1, "timings": 3, "replicates": 50},
+        "parameters": {
+            "student": "vit_scratch",
+            "student_epochs": 1,
+            "timings": 3,
+            "replicates": 50,
+        },
     },
     "07_tune": {"grid": {}, "parameters": {"size": 24, "epochs": 1, "trials": 2}},
     "08_compare": {"grid": {}},
@@ -59,7 +68,11 @@ def finished(tmp_path_factory):
     try:
         yield run_batch(file), folder / "reports"
     finally:
-        os.environ.pop("VITLAB_REPORTS") if before is None else os.environ.update(VITLAB_REPORTS=before)
+        (
+            os.environ.pop("VITLAB_REPORTS")
+            if before is None
+            else os.environ.update(VITLAB_REPORTS=before)
+        )
 
 
 def test_every_notebook_is_in_the_chain():
@@ -92,7 +105,14 @@ def test_runs_hold_what_the_design_says(finished):
         run = reports / folder
         assert json.loads((run / "run.json").read_text())["status"] == "done"
         names = {path.name for path in run.iterdir()}
-        assert {"history.csv", "splits.csv", "predictions.parquet", "metrics.json", "model.safetensors", "notebooks"} <= names
+        assert {
+            "history.csv",
+            "splits.csv",
+            "predictions.parquet",
+            "metrics.json",
+            "model.safetensors",
+            "notebooks",
+        } <= names
         assert 0 <= json.loads((run / "metrics.json").read_text())["accuracy"]["value"] <= 1
         assert len(pd.read_parquet(run / "predictions.parquet")) == 575
 
@@ -103,7 +123,9 @@ def test_a_second_call_runs_nothing(finished, monkeypatch):
     times = {task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in content["tasks"]}
     again = run_batch(reports.parent / "notebooks" / "batches" / "small.yml")
     assert {task["status"] for task in again["tasks"]} == {"done"}
-    assert times == {task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in again["tasks"]}
+    assert times == {
+        task["path"]: (reports / task["path"]).stat().st_mtime_ns for task in again["tasks"]
+    }
 
 
 def test_report_of_the_real_notebooks(finished, monkeypatch):
@@ -113,25 +135,51 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     paths = render_report()
     home = paths["html"].read_text()
     assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
-    assert len(list(paths["html"].parent.glob("*.html"))) == 11 + len(list((ROOT / "reports" / "guide").glob("*.md")))
+    assert len(list(paths["html"].parent.glob("*.html"))) == 11 + len(
+        list((ROOT / "reports" / "guide").glob("*.md"))
+    )
     text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
     assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
 
 
 def test_finetune_runs_with_every_strategy(tmp_path, monkeypatch, reports_folder):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    small = {"dataset": "digits", "model": "vit_scratch", "size": 24, "epochs": 2, "batch_size": 128, "last_blocks": 2}
+    small = {
+        "dataset": "digits",
+        "model": "vit_scratch",
+        "size": 24,
+        "epochs": 2,
+        "batch_size": 128,
+        "last_blocks": 2,
+    }
     batch = {
-        "parameters": {**small, "head_hidden": 8, "drop_path_rate": 0.1, "layer_decay": 0.8, "ema": 0.9},
-        "grid": {"strategy": ["full", "linear_probe", "last_blocks", "gradual"], "cache": [True, False]},
+        "parameters": {
+            **small,
+            "head_hidden": 8,
+            "drop_path_rate": 0.1,
+            "layer_decay": 0.8,
+            "ema": 0.9,
+        },
+        "grid": {
+            "strategy": ["full", "linear_probe", "last_blocks", "gradual"],
+            "cache": [True, False],
+        },
         "chain": [{"notebook": "03_finetune"}],
     }
     file = tmp_path / "notebooks" / "batches" / "strategies.yml"
     file.write_text(yaml.safe_dump(batch))
     tasks = run_batch(file)["tasks"]
-    assert len(tasks) == 8 and {task["status"] for task in tasks} == {"done"}, [task["error"] for task in tasks]
-    facts = [json.loads((reports_folder / task["run"] / "run.json").read_text())["facts"] for task in tasks]
-    trained = {task["point"]["strategy"]: fact["trained_parameters"] for task, fact in zip(tasks, facts, strict=True)}
+    assert len(tasks) == 8 and {task["status"] for task in tasks} == {"done"}, [
+        task["error"] for task in tasks
+    ]
+    facts = [
+        json.loads((reports_folder / task["run"] / "run.json").read_text())["facts"]
+        for task in tasks
+    ]
+    trained = {
+        task["point"]["strategy"]: fact["trained_parameters"]
+        for task, fact in zip(tasks, facts, strict=True)
+    }
     assert trained["linear_probe"] < trained["gradual"] <= trained["last_blocks"] < trained["full"]
 
 
@@ -140,10 +188,14 @@ def test_notebook_is_committed_as_the_design_asks(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert all(comment for _, comment in notebook_parameters(path).values()), "each parameter has a comment"
+    assert all(comment for _, comment in notebook_parameters(path).values()), (
+        "each parameter has a comment"
+    )
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
     for cell in code:
-        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
+        lines = [
+            line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")
+        ]
         assert len(lines) <= 15 or "parameters" in cell.metadata.get("tags", []), cell.source
         assert not any(line.startswith(("def ", "class ", "async def ")) for line in lines)
         if "#| label: fig-" in cell.source:
@@ -151,22 +203,34 @@ def test_notebook_is_committed_as_the_design_asks(path):
 
 
 def test_names_with_markup_are_shown_as_they_are(tmp_path, reports_folder):
-    """Notebook 01 on a folder whose class names, one of them rare, look like markup; a strict report accepts it."""
+    """Notebook 01 on a folder whose class names, one of them rare, look like markup; a strict
+    report accepts it.
+    """
     names = ["R&D @home", "back\\slash", "*star*", "<b>bold", "[x](y)", "$a$ _b_ `c` | # ^d^"]
     random = np.random.default_rng(0)
     for label in names:
         (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(3 if label == "*star*" else 6):
-            Image.fromarray(random.integers(0, 255, (24, 24), dtype=np.uint8)).save(tmp_path / "images" / label / f"{i}.png")
+            Image.fromarray(random.integers(0, 255, (24, 24), dtype=np.uint8)).save(
+                tmp_path / "images" / label / f"{i}.png"
+            )
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     title = "Names: *x* $y$ <b> @z"
-    batch = {"title": title, "parameters": {"dataset": f"folder:{tmp_path}/images"}, "chain": [{"notebook": "01_explore_data"}]}
+    batch = {
+        "title": title,
+        "parameters": {"dataset": f"folder:{tmp_path}/images"},
+        "chain": [{"notebook": "01_explore_data"}],
+    }
     file = tmp_path / "notebooks" / "batches" / "names.yml"
     file.write_text(yaml.safe_dump(batch))
     (task,) = run_batch(file)["tasks"]
     assert task["status"] == "done", task["error"]
     paths = render_report(strict=True)
-    shown = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", paths["html"].read_text(), flags=re.DOTALL))
+    shown = html.unescape(
+        re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", paths["html"].read_text(), flags=re.DOTALL)
+    )
     assert all(shown.count(name) >= 4 for name in names)  # in text, tables, data card
-    text = " ".join("".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages).split())
+    text = " ".join(
+        "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages).split()
+    )
     assert all(text.count(name) >= 4 for name in [*names, title])

@@ -1,4 +1,6 @@
-"""Where a decision comes from, drawn over the image: with numpy and Pillow alone, so that a deployed app can do it."""
+"""Where a decision comes from, drawn over the image: with numpy and Pillow alone, so that a
+deployed app can do it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,12 @@ from vitlab.errors import UserError
 
 OPACITY = 0.75  # of full strength, as in vitlab.plots
 CLIP = 99.0  # percentile that counts as full strength
-OCCLUSION_SHOWS = "The brighter a place, the more the odds of {target} fall when it is covered; evidence against it is not shown."
-INFERNO = "000004 210c4a 57106e 8a226a bc3754 e45a31 f98e09 f9cb35 fcffa4"  # of matplotlib's map of that name, from 0 to 1
+OCCLUSION_SHOWS = (
+    "The brighter a place, the more the odds of {target} fall when it is covered; evidence against"
+    " it is not shown."
+)
+# of matplotlib's map of that name, from 0 to 1
+INFERNO = "000004 210c4a 57106e 8a226a bc3754 e45a31 f98e09 f9cb35 fcffa4"
 
 
 def occlusion_map(
@@ -26,15 +32,18 @@ def occlusion_map(
     window: int = 2,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """How much of the target's log odds each cell carried: a map (rows, columns), mean over the windows that covered the cell.
+    """How much of the target's log odds each cell carried: a map (rows, columns), mean over the
+    windows that covered the cell.
 
-    Windows of `window` x `window` cells slide over the grid by one cell and are painted with `fill` (Zeiler and Fergus, arXiv
-    1311.2901). predict: images to probabilities (N, C), called from as many threads as there are cores. Negative: the class gets
-    likelier without the cell.
-    """
+    Windows of `window` x `window` cells slide over the grid by one cell and are painted with `fill`
+    (Zeiler and Fergus, arXiv 1311.2901). predict: images to probabilities (N, C), called from as
+    many threads as there are cores. Negative: the class gets likelier without the cell."""
     rows, columns = grid
     if not 1 <= window <= min(grid) or frame.height < rows or frame.width < columns:
-        raise UserError(f"a window of {window} cells on a grid of {rows}x{columns} does not fit {frame.width}x{frame.height}")
+        raise UserError(
+            f"a window of {window} cells on a grid of {rows}x{columns} does not fit"
+            f" {frame.width}x{frame.height}"
+        )
     bottom = np.linspace(0, frame.height, rows + 1).round().astype(int)
     right = np.linspace(0, frame.width, columns + 1).round().astype(int)
     corners = [(i, j) for i in range(rows - window + 1) for j in range(columns - window + 1)]
@@ -43,7 +52,10 @@ def occlusion_map(
         batch = []
         for i, j in chosen:
             covered = frame.copy()
-            covered.paste(fill, (int(right[j]), int(bottom[i]), int(right[j + window]), int(bottom[i + window])))
+            covered.paste(
+                fill,
+                (int(right[j]), int(bottom[i]), int(right[j + window]), int(bottom[i + window])),
+            )
             batch.append(covered)
         return _log_odds(predict(batch)[:, target])
 
@@ -59,7 +71,8 @@ def occlusion_map(
 
 
 def paint_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
-    """The map (rows, columns) over the image in grey: the larger a value, the brighter the place; negative values are left out.
+    """The map (rows, columns) over the image in grey: the larger a value, the brighter the place;
+    negative values are left out.
 
     A map without anything positive leaves the grey image.
     """
@@ -68,7 +81,8 @@ def paint_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
     full = np.percentile(strength, CLIP)
     full = full if full > 0 else strength.max()
     strength = np.clip(strength / full, 0, 1) if full > 0 else strength
-    strength = np.asarray(Image.fromarray(strength).resize(frame.size, Image.Resampling.BILINEAR))  # (h, w)
+    # (h, w)
+    strength = np.asarray(Image.fromarray(strength).resize(frame.size, Image.Resampling.BILINEAR))
     alpha = OPACITY * strength[..., None]
     painted = grey * (1 - alpha) + colour(strength) * alpha
     return Image.fromarray(painted.round().clip(0, 255).astype(np.uint8))
@@ -76,9 +90,12 @@ def paint_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
 
 def colour(strength: np.ndarray) -> np.ndarray:
     """Values in 0..1 as colours (..., 3) in 0..255."""
-    anchors = np.array([list(bytes.fromhex(code)) for code in INFERNO.split()], dtype=float)  # (9, 3)
+    # (9, 3)
+    anchors = np.array([list(bytes.fromhex(code)) for code in INFERNO.split()], dtype=float)
     places = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(strength, places, anchors[:, channel]) for channel in range(3)], axis=-1)
+    return np.stack(
+        [np.interp(strength, places, anchors[:, channel]) for channel in range(3)], axis=-1
+    )
 
 
 def _log_odds(probability: np.ndarray) -> np.ndarray:

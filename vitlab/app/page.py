@@ -20,7 +20,8 @@ from vitlab.app.verdict import Verdict
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
 KEPT_S = 3600  # uploads are deleted when they are an hour old
-WIDTHS = {"file": 190, "answer": 105, "sure": 55, "set": 150, "problem": 200}  # pixels of the table's columns
+# pixels of the table's columns
+WIDTHS = {"file": 190, "answer": 105, "sure": 55, "set": 150, "problem": 200}
 READABLE = {
     "grad_cam": "Grad-CAM",
     "transformer_attribution": "Attention with gradients",
@@ -31,7 +32,9 @@ READABLE = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page says around the answers. card: Markdown. examples: image files. licence: of the examples."""
+    """What the page says around the answers. card: Markdown. examples: image files. licence: of the
+    examples.
+    """
 
     title: str
     subtitle: str = ""
@@ -44,16 +47,30 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
     """The page; `launch` it with css_paths=[CSS] and the theme of `choose_theme`."""
     examples = [str(path) for path in facts.examples]
     first = examples[0] if examples else None
-    shown, (painted, said) = respond(predictor, limits, first), explain_file(predictor, limits, first, predictor.methods[0])
-    with gr.Blocks(title=facts.title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=False) as page:
+    shown, (painted, said) = (
+        respond(predictor, limits, first),
+        explain_file(predictor, limits, first, predictor.methods[0]),
+    )
+    with gr.Blocks(
+        title=facts.title, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), fill_width=False
+    ) as page:
         page.sheets = tempfile.TemporaryDirectory(prefix="vitlab-")  # goes with the page
-        gr.HTML(f"<header><h1>{html.escape(facts.title)}</h1><p>{html.escape(facts.subtitle)}</p></header>", elem_id="head")
+        gr.HTML(
+            f"<header><h1>{html.escape(facts.title)}</h1><p>{html.escape(facts.subtitle)}</p></header>",
+            elem_id="head",
+        )
         with gr.Tab("One image"):
             with gr.Row(equal_height=True):
                 with gr.Column(min_width=250):
                     sources = ["upload", "clipboard"]
                     image = gr.Image(
-                        first, label="Image", sources=sources, height=HEIGHT, buttons=["fullscreen"], elem_id="sent", format="png"
+                        first,
+                        label="Image",
+                        sources=sources,
+                        height=HEIGHT,
+                        buttons=["fullscreen"],
+                        elem_id="sent",
+                        format="png",
                     )
                 with gr.Column(min_width=250):
                     overlay = gr.Image(
@@ -69,7 +86,13 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
             with gr.Row(equal_height=False):
                 with gr.Column(scale=3, min_width=320):
                     names = [(READABLE.get(name, name), name) for name in predictor.methods]
-                    method = gr.Radio(names, value=predictor.methods[0], label="Map by", elem_id="method", visible=len(names) > 1)
+                    method = gr.Radio(
+                        names,
+                        value=predictor.methods[0],
+                        label="Map by",
+                        elem_id="method",
+                        visible=len(names) > 1,
+                    )
                 with gr.Column(scale=1, min_width=250):
                     note = gr.HTML(said, elem_id="note", padding=False)
             if examples:
@@ -80,7 +103,8 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 )
                 gr.Examples(examples, image, label=title, examples_per_page=12)
             gr.HTML(_describe_limits(limits), elem_id="limits", padding=False)
-            closed = {"preprocess": False}  # gr.Image would open and decode an upload before any limit is asked
+            # gr.Image would open and decode an upload before any limit is asked
+            closed = {"preprocess": False}
             answered = image.change(
                 lambda sent: respond(predictor, limits, _find_path(sent)),
                 image,
@@ -102,7 +126,8 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 )
         with gr.Tab("Many images"):
             gr.HTML(
-                f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line that says why.</p>",
+                f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line"
+                " that says why.</p>",
                 elem_id="many",
             )
             files = gr.File(file_count="multiple", label="Images", height=220)
@@ -125,7 +150,9 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
                 concurrency_limit=1,
                 api_name="answer_all",
             )
-            done.success(lambda: gr.DownloadButton(interactive=True), None, sheet, api_visibility="private")
+            done.success(
+                lambda: gr.DownloadButton(interactive=True), None, sheet, api_visibility="private"
+            )
         if facts.card:
             with gr.Tab("About the model"):
                 gr.Markdown(facts.card, elem_id="card")
@@ -136,7 +163,11 @@ def choose_theme() -> gr.themes.Base:
     """Quiet colours and fonts of the system: nothing is fetched from elsewhere."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
     return gr.themes.Default(
-        primary_hue="blue", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=["ui-monospace", "monospace"]
+        primary_hue="blue",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=fonts,
+        font_mono=["ui-monospace", "monospace"],
     )
 
 
@@ -148,7 +179,9 @@ def _find_path(sent: Mapping | None) -> str | None:
 def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
     """The answer for a file, or what is wrong with it, as HTML."""
     if path is None:
-        return _panel("empty", "Send an image", "Drop a file into the box, paste one, or choose an example.")
+        return _panel(
+            "empty", "Send an image", "Drop a file into the box, paste one, or choose an example."
+        )
     try:
         with predictor.places:
             return show_verdict(predictor.answer([read_upload(path, limits)])[0])
@@ -157,7 +190,9 @@ def respond(predictor: Predictor, limits: Limits, path: str | None) -> str:
 
 
 def explain_file(predictor: Predictor, limits: Limits, path: str | None, method: str):
-    """The overlay for the most probable class of a file, and the line below it; no overlay where there is no answer."""
+    """The overlay for the most probable class of a file, and the line below it; no overlay where
+    there is no answer.
+    """
     if path is None:
         return None, ""
     try:
@@ -171,10 +206,11 @@ def explain_file(predictor: Predictor, limits: Limits, path: str | None, method:
 
 
 def answer_all(predictor: Predictor, limits: Limits, sheets: Path, paths: Sequence[str] | None):
-    """The table of a batch, and the file in `sheets` that holds it as CSV. Raises gr.Error for none or too many files.
+    """The table of a batch, and the file in `sheets` that holds it as CSV. Raises gr.Error for none
+    or too many files.
 
-    Files of more than an hour ago are removed: Gradio has made copies of its own, which it removes as well.
-    """
+    Files of more than an hour ago are removed: Gradio has made copies of its own, which it removes
+    as well."""
     try:
         table = answer_files(predictor, paths or [], limits)
     except UploadError as error:
@@ -193,10 +229,13 @@ def show_verdict(verdict: Verdict) -> str:
     for name, value in list(zip(verdict.classes, verdict.probabilities, strict=True))[:10]:
         inside = "in" if verdict.promise is None or name in verdict.members else "out"
         bars.append(
-            f'<div class="bar {inside}"><span class="name">{html.escape(name)}</span><span class="share">{value:.1%}</span>'
-            f'<div class="track"><div class="fill" style="width:{100 * value:.1f}%"></div></div></div>'
+            f'<div class="bar {inside}"><span class="name">{html.escape(name)}</span><span'
+            f' class="share">{value:.1%}</span><div class="track"><div class="fill"'
+            f' style="width:{100 * value:.1f}%"></div></div></div>'
         )
-    return _panel("sure" if verdict.sure else "unsure", verdict.headline, verdict.reason, "".join(bars))
+    return _panel(
+        "sure" if verdict.sure else "unsure", verdict.headline, verdict.reason, "".join(bars)
+    )
 
 
 def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
@@ -206,5 +245,6 @@ def _panel(kind: str, headline: str, text: str, further: str = "") -> str:
 
 def _describe_limits(limits: Limits) -> str:
     return (
-        f"<p>{NAMED} up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Uploads are deleted after an hour.</p>"
+        f"<p>{NAMED} up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Uploads"
+        " are deleted after an hour.</p>"
     )

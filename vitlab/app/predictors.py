@@ -1,4 +1,6 @@
-"""What stands behind the page: something that gives calibrated probabilities, and maps of where they come from."""
+"""What stands behind the page: something that gives calibrated probabilities, and maps of where
+they come from.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,11 @@ class Maps(Protocol):
 
 @dataclass
 class Predictor:
-    """Answers for images. classifier: gives `classes`, `transform` and `predict(images)`, probabilities (N, C), to which
-    the temperature of `calibration` is still to be applied.
+    """Answers for images. classifier: gives `classes`, `transform` and `predict(images)`,
+    probabilities (N, C), to which the temperature of `calibration` is still to be applied.
 
-    maps: a further source of maps; occlusion needs none, only the classifier. As many images as there are cores are in work at
-    a time, whatever number of people ask.
-    """
+    maps: a further source of maps; occlusion needs none, only the classifier. As many images as
+    there are cores are in work at a time, whatever number of people ask."""
 
     classifier: OnnxClassifier
     calibration: Calibration
@@ -65,7 +66,10 @@ class Predictor:
         """A verdict for each image, in order."""
         verdicts = []
         for start in range(0, len(images), AT_ONCE):
-            probabilities = temper(self.classifier.predict(list(images[start : start + AT_ONCE])), self.calibration.temperature)
+            probabilities = temper(
+                self.classifier.predict(list(images[start : start + AT_ONCE])),
+                self.calibration.temperature,
+            )
             verdicts += [judge(row, self.classes, self.calibration) for row in probabilities]
         return verdicts
 
@@ -75,23 +79,34 @@ class Predictor:
         return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
 
     def explain(self, image: Image.Image, method: str, target: str) -> Image.Image:
-        """The image with a map of this method for the class `target`; ValueError names the methods where it is none of them."""
+        """The image with a map of this method for the class `target`; ValueError names the methods
+        where it is none of them.
+        """
         self._check_method(method)
         frame = self.frame(image)
         if method == "occlusion":
             means = self.transform.mean
             fill = tuple(round(255 * mean) for mean in means) * (3 // len(means))
             grid = tuple(min(14, side) for side in self.transform.size)
-            values = occlusion_map(self.classifier.predict, frame, self.classes.index(target), fill, grid)
+            values = occlusion_map(
+                self.classifier.predict, frame, self.classes.index(target), fill, grid
+            )
         else:
             values = self.maps.explain(image, method, target)
         larger = -(-LEAST // min(frame.size))
-        return paint_overlay(frame.resize((larger * frame.width, larger * frame.height), Image.Resampling.BICUBIC), values)
+        return paint_overlay(
+            frame.resize((larger * frame.width, larger * frame.height), Image.Resampling.BICUBIC),
+            values,
+        )
 
     def describe(self, method: str, target: str) -> str:
         """One sentence that is true of a map of this method."""
         self._check_method(method)
-        return OCCLUSION_SHOWS.replace("{target}", target) if method == "occlusion" else self.maps.describe(method, target)
+        return (
+            OCCLUSION_SHOWS.replace("{target}", target)
+            if method == "occlusion"
+            else self.maps.describe(method, target)
+        )
 
     def _check_method(self, method: str) -> None:
         if method not in self.methods:
@@ -99,7 +114,9 @@ class Predictor:
 
 
 def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (N, C) as if their logits had been divided by the temperature; 1 leaves them as they are."""
+    """Probabilities (N, C) as if their logits had been divided by the temperature; 1 leaves them as
+    they are.
+    """
     with np.errstate(divide="ignore"):
         logits = np.log(np.asarray(probabilities, dtype=np.float64)) / temperature
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))

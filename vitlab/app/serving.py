@@ -1,4 +1,6 @@
-"""From a folder to an address: what lies in it, is it whole, and then the page and the way for programs."""
+"""From a folder to an address: what lies in it, is it whole, and then the page and the way for
+programs.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,24 @@ WEIGHTS = "model.safetensors"
 SETTINGS = "app.json"  # title, subtitle, licence of the examples; export_space writes it
 CARD = "MODEL_CARD.md"
 EXAMPLES = "examples"
-SESSIONS = 200  # visitors whose state of the page is kept; Gradio's 10,000 would take a gigabyte, and the page can do without
+# visitors whose state of the page is kept; Gradio's 10,000 would take a gigabyte, and the page can
+# do without
+SESSIONS = 200
 
 
 def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
-    """The model of a run folder or a Space: by its ONNX file, or by its weights where there is none and torch is installed.
+    """The model of a run folder or a Space: by its ONNX file, or by its weights where there is none
+    and torch is installed.
 
-    threads: of ONNX Runtime for one image. With one, as many images are in work as there are cores, and none waits for another:
-    two threads that shared a busy core cost a ViT-Ti in int8 33 ms of processor time an image, one cost 15. FileNotFoundError
-    where the folder holds neither.
-    """
+    threads: of ONNX Runtime for one image. With one, as many images are in work as there are cores,
+    and none waits for another: two threads that shared a busy core cost a ViT-Ti in int8 33 ms of
+    processor time an image, one cost 15. FileNotFoundError where the folder holds neither."""
     folder = Path(folder)
     with_torch = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
     if not (folder / ONNX).is_file() and not with_torch:
         raise MissingFileError(
-            f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes it) nor {WEIGHTS} with torch"
+            f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes"
+            f" it) nor {WEIGHTS} with torch"
         )
     maps = classifier = None
     if with_torch:
@@ -59,9 +64,13 @@ def read_facts(folder: Path | str) -> Facts:
     folder = Path(folder)
     settings = _read_settings(folder)
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    examples = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    examples = sorted(
+        path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+    )
     texts = {name: settings.get(name, "") for name in ("subtitle", "licence")}
-    return Facts(settings.get("title", folder.resolve().name), card=card, examples=tuple(examples), **texts)
+    return Facts(
+        settings.get("title", folder.resolve().name), card=card, examples=tuple(examples), **texts
+    )
 
 
 def serve(
@@ -77,16 +86,17 @@ def serve(
 ) -> tuple[gr.Blocks, str]:
     """Start the app of a folder; gives the page and its address.
 
-    host: 127.0.0.1 answers this machine only, 0.0.0.0 everybody; None: the variable GRADIO_SERVER_NAME, else this machine.
-    port: None takes the first free one from 7860 on. share: let Gradio open a tunnel to a public address. block: return only when
-    it is stopped (Ctrl+C); else `page.close()` stops it. Beside the page it answers `POST /predict` (an image as body, JSON
-    back) and `GET /health`.
-    """
+    host: 127.0.0.1 answers this machine only, 0.0.0.0 everybody; None: the variable
+    GRADIO_SERVER_NAME, else this machine. port: None takes the first free one from 7860 on. share:
+    let Gradio open a tunnel to a public address. block: return only when it is stopped (Ctrl+C);
+    else `page.close()` stops it. Beside the page it answers `POST /predict` (an image as body, JSON
+    back) and `GET /health`."""
     limits = limits or Limits()
     predictor = open_predictor(folder, threads)
     page = build_page(predictor, facts or read_facts(folder), limits)
     page.queue(default_concurrency_limit=4)
-    page._queue.pending_messages_per_session.max_size = SESSIONS  # of 2,000, each kept until it is full; there is no public way
+    # of 2,000, each kept until it is full; there is no public way
+    page._queue.pending_messages_per_session.max_size = SESSIONS
     _, address, public = page.launch(
         server_name=host,
         server_port=port,
@@ -141,17 +151,25 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
 
 
 def _find_calibration(folder: Path, classifier) -> Calibration:
-    """That of the model that is served, and of no other: of an ONNX file what is noted beside it (its probabilities have its
-    temperature already), of a run's weights what is fitted on the run's validation predictions; else none."""
+    """That of the model that is served, and of no other: of an ONNX file what is noted beside it
+    (its probabilities have its temperature already), of a run's weights what is fitted on the run's
+    validation predictions; else none."""
     if isinstance(classifier, OnnxClassifier):
-        return replace(Calibration.from_sidecar(classifier.description["calibration"] or {}, classifier.classes), temperature=1.0)
+        return replace(
+            Calibration.from_sidecar(
+                classifier.description["calibration"] or {}, classifier.classes
+            ),
+            temperature=1.0,
+        )
     if not (folder / "predictions.parquet").is_file():
         return Calibration()
     import pandas as pd
 
     from vitlab.compress.confidence import find_calibration
 
-    return Calibration.from_sidecar(find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes)
+    return Calibration.from_sidecar(
+        find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes
+    )
 
 
 def _read_settings(folder: Path) -> dict:

@@ -14,14 +14,18 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed 
 
 
 def answer_files(predictor: Predictor, paths: Sequence[str | Path], limits: Limits) -> pd.DataFrame:
-    """A row for each file, in order: file, answer, sure, set, prob_<class> for each class, problem (why there is no answer).
+    """A row for each file, in order: file, answer, sure, set, prob_<class> for each class, problem
+    (why there is no answer).
 
     Raises UploadError for no files at all and for more than the limit.
     """
     if not paths:
         raise UploadError("There are no files yet. Choose some images first.")
     if len(paths) > limits.files:
-        raise UploadError(f"These are {len(paths)} files, more than the {limits.files} that are accepted at a time. Send fewer.")
+        raise UploadError(
+            f"These are {len(paths)} files, more than the {limits.files} that are accepted at a"
+            " time. Send fewer."
+        )
     rows = []
     for start in range(0, len(paths), AT_ONCE):
         with predictor.places:
@@ -31,7 +35,14 @@ def answer_files(predictor: Predictor, paths: Sequence[str | Path], limits: Limi
 
 def name_columns(predictor: Predictor) -> list[str]:
     """The columns of the table, in order."""
-    return ["file", "answer", "sure", "set", *(f"prob_{name}" for name in predictor.classes), "problem"]
+    return [
+        "file",
+        "answer",
+        "sure",
+        "set",
+        *(f"prob_{name}" for name in predictor.classes),
+        "problem",
+    ]
 
 
 def _answer_some(predictor: Predictor, paths: Sequence[str | Path], limits: Limits) -> list[dict]:
@@ -43,9 +54,15 @@ def _answer_some(predictor: Predictor, paths: Sequence[str | Path], limits: Limi
         except UploadError as error:
             row["problem"] = str(error)
         rows.append(row)
-    for (row, _), verdict in zip(images, predictor.answer([image for _, image in images]), strict=True):
+    for (row, _), verdict in zip(
+        images, predictor.answer([image for _, image in images]), strict=True
+    ):
         probabilities = dict(zip(verdict.classes, verdict.probabilities, strict=True))
-        row |= {"answer": verdict.classes[0], "sure": "yes" if verdict.sure else "no", "set": ", ".join(verdict.members)}
+        row |= {
+            "answer": verdict.classes[0],
+            "sure": "yes" if verdict.sure else "no",
+            "set": ", ".join(verdict.members),
+        }
         row |= {f"prob_{name}": round(value, 4) for name, value in probabilities.items()}
     return rows
 

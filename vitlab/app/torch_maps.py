@@ -1,4 +1,6 @@
-"""Maps that need the network itself, not only what it answers: from the weights of a run, with torch. Not part of a Space."""
+"""Maps that need the network itself, not only what it answers: from the weights of a run, with
+torch. Not part of a Space.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from vitlab.data import preprocess
 from vitlab.explain import describe_map, explain, suitable_methods
 from vitlab.schema import ModelBundle, Transform
 
-OFFERED = ("grad_cam", "transformer_attribution", "rollout")  # one of each family, all in one or two passes
+# one of each family, all in one or two passes
+OFFERED = ("grad_cam", "transformer_attribution", "rollout")
 
 
 class TorchMaps:
-    """Maps of `vitlab.explain`. One at a time: hooks of two explanations in the same module would mix."""
+    """Maps of `vitlab.explain`. One at a time: hooks of two explanations in the same module would
+    mix.
+    """
 
     def __init__(self, model: ModelBundle):
         self.model = model
@@ -35,7 +40,9 @@ class TorchMaps:
 
 
 class TorchClassifier:
-    """The interface of OnnxClassifier with the weights of a run behind it, for a run that was not exported."""
+    """The interface of OnnxClassifier with the weights of a run behind it, for a run that was not
+    exported.
+    """
 
     def __init__(self, model: ModelBundle):
         self.model = model

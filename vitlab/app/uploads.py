@@ -1,4 +1,6 @@
-"""An uploaded file, read without trust: its size and its pixels are known to be few before anything is decoded."""
+"""An uploaded file, read without trust: its size and its pixels are known to be few before anything
+is decoded.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from PIL import Image, UnidentifiedImageError
 from vitlab.errors import UserError
 from vitlab.pictures import FORMATS, open_picture
 
-NAMED = " or ".join([", ".join(list(FORMATS)[:-1]), list(FORMATS)[-1]])  # what training accepts, as a phrase
+# what training accepts, as a phrase
+NAMED = " or ".join([", ".join(list(FORMATS)[:-1]), list(FORMATS)[-1]])
 STRIP = 10  # times as long as wide, at most
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted. megabytes: of one file. megapixels: of one image, by its header. files: in one batch."""
+    """What is accepted. megabytes: of one file. megapixels: of one image, by its header. files: in
+    one batch.
+    """
 
     megabytes: float = 10
     megapixels: float = 25
@@ -27,7 +32,9 @@ class Limits:
     def __post_init__(self):
         for name in ("megabytes", "megapixels", "files"):
             if getattr(self, name) <= 0:
-                raise UserError(f"the limit of {name} must be more than 0, got {getattr(self, name)}")
+                raise UserError(
+                    f"the limit of {name} must be more than 0, got {getattr(self, name)}"
+                )
 
     @property
     def bytes(self) -> int:
@@ -35,7 +42,9 @@ class Limits:
 
 
 class UploadError(UserError):
-    """A file that is not accepted; the message is for the person who sent it. too_large: where its size is the reason."""
+    """A file that is not accepted; the message is for the person who sent it. too_large: where its
+    size is the reason.
+    """
 
     def __init__(self, message: str, too_large: bool = False):
         super().__init__(message)
@@ -43,23 +52,33 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
-    """The decoded image, as `open_picture` gives it to training. Raises UploadError for anything else.
+    """The decoded image, as `open_picture` gives it to training. Raises UploadError for anything
+    else.
 
     Size in bytes and pixels of the header are compared with the limits before a pixel is decoded.
     """
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
     try:
-        image = open_picture(file, lambda opened: _check_pixels(opened.width, opened.height, limits))
+        image = open_picture(
+            file, lambda opened: _check_pixels(opened.width, opened.height, limits)
+        )
         _check_finite(image)
         return image
     except UploadError:
         raise
     except UnidentifiedImageError:
-        raise UploadError(f"This file is not an image that can be read here. Send a {NAMED} file.") from None
-    except Image.DecompressionBombError:  # Pillow's own alarm, for far more pixels than any limit here
+        raise UploadError(
+            f"This file is not an image that can be read here. Send a {NAMED} file."
+        ) from None
+    # Pillow's own alarm, for far more pixels than any limit here
+    except Image.DecompressionBombError:
         raise UploadError(_describe_pixels("far too many pixels", limits), too_large=True) from None
-    except Exception as error:  # the decoders of a damaged file raise whatever comes to them: OSError, SyntaxError, struct.error
-        raise UploadError("This image is damaged or cut off: it cannot be decoded. Save or download it again.") from error
+    # the decoders of a damaged file raise whatever comes to them: OSError, SyntaxError,
+    # struct.error
+    except Exception as error:
+        raise UploadError(
+            "This image is damaged or cut off: it cannot be decoded. Save or download it again."
+        ) from error
 
 
 def check_bytes(size: int, limits: Limits) -> None:
@@ -68,25 +87,34 @@ def check_bytes(size: int, limits: Limits) -> None:
         raise UploadError("This file is empty. Send an image.")
     if size > limits.bytes:
         raise UploadError(
-            f"This file has {size / 1e6:,.1f} MB, more than the {limits.megabytes:g} MB that are accepted. Make it smaller.",
+            f"This file has {size / 1e6:,.1f} MB, more than the {limits.megabytes:g} MB that are"
+            " accepted. Make it smaller.",
             too_large=True,
         )
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.megapixels * 1_000_000:
-        raise UploadError(_describe_pixels(f"{width:,} x {height:,} pixels", limits), too_large=True)
+        raise UploadError(
+            _describe_pixels(f"{width:,} x {height:,} pixels", limits), too_large=True
+        )
 
     if max(width, height) > STRIP * min(width, height):
         raise UploadError(
-            f"This image is a strip of {width:,} x {height:,} pixels, of which nothing would be seen. Cut it to a part."
+            f"This image is a strip of {width:,} x {height:,} pixels, of which nothing would be"
+            " seen. Cut it to a part."
         )
 
 
 def _check_finite(image: Image.Image) -> None:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise UploadError("This image holds pixels that are not numbers (NaN or infinite). Save it as PNG.")
+        raise UploadError(
+            "This image holds pixels that are not numbers (NaN or infinite). Save it as PNG."
+        )
 
 
 def _describe_pixels(many: str, limits: Limits) -> str:
-    return f"This image has {many}, more than the {limits.megapixels:g} megapixels that are accepted. Scale it down."
+    return (
+        f"This image has {many}, more than the {limits.megapixels:g} megapixels that are accepted."
+        " Scale it down."
+    )

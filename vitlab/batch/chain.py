@@ -1,4 +1,6 @@
-"""The order of a batch: each task as soon as those it needs have ended, the earliest of the plan first, on whatever crew."""
+"""The order of a batch: each task as soon as those it needs have ended, the earliest of the plan
+first, on whatever crew.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from vitlab.errors import UserError
 
 
 class Crew(Protocol):
-    """Who executes the tasks: worker threads of this machine (local.py), or a Dask cluster (cluster.py)."""
+    """Who executes the tasks: worker threads of this machine (local.py), or a Dask cluster
+    (cluster.py).
+    """
 
     def has_place(self, task: Task) -> bool: ...
 
@@ -20,14 +24,22 @@ class Crew(Protocol):
         """Begin with a task; to be called after `has_place` has said True."""
 
     def collect(self) -> list[tuple[int, dict[str, Any]]]:
-        """Wait a second at most, and give the tasks that have ended: number and outcome, as from `Execution.run`."""
+        """Wait a second at most, and give the tasks that have ended: number and outcome, as from
+        `Execution.run`.
+        """
 
     def stop(self) -> list[tuple[int, dict[str, Any]]]:
-        """End what is running, come back when no process of it is left, and give the tasks that had ended, as `collect`."""
+        """End what is running, come back when no process of it is left, and give the tasks that had
+        ended, as `collect`.
+        """
 
 
-def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: Crew, board: Board) -> None:
-    """Execute the tasks of these numbers and keep what becomes of each. A failed one costs its point the notebooks after it."""
+def execute_chain(
+    tasks: list[Task], stale: list[int], state: BatchState, crew: Crew, board: Board
+) -> None:
+    """Execute the tasks of these numbers and keep what becomes of each. A failed one costs its
+    point the notebooks after it.
+    """
     waiting, running = list(stale), set()
     try:
         while waiting or running:
@@ -56,7 +68,8 @@ def execute_chain(tasks: list[Task], stale: list[int], state: BatchState, crew: 
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An outcome for a task whose kernel did not even start, or whose results could not be kept: the batch goes on.
+    """An outcome for a task whose kernel did not even start, or whose results could not be kept:
+    the batch goes on.
 
     An error of the program, other than one of the user or the system, brings its traceback.
     """
@@ -66,19 +79,30 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     return {"status": "failed", "seconds": 0.0, "peak_memory_mb": None, "error": problem}
 
 
-def _settle(state: BatchState, board: Board, number: int, task: Task, outcome: dict[str, Any]) -> None:
+def _settle(
+    state: BatchState, board: Board, number: int, task: Task, outcome: dict[str, Any]
+) -> None:
     state.settle(number, **outcome)
     took = f"{outcome['seconds']:7.1f} s" if "seconds" in outcome else outcome["note"]
-    board.settle(number, task.label, f"{outcome['status']:6} {took}" if "seconds" in outcome else f"{outcome['status']}: {took}")
+    board.settle(
+        number,
+        task.label,
+        f"{outcome['status']:6} {took}" if "seconds" in outcome else f"{outcome['status']}: {took}",
+    )
 
 
 def _find_obstacle(tasks: list[Task], number: int, state: BatchState) -> dict[str, Any] | None:
-    """What keeps a task from being tried: a notebook it builds on that failed, or whose results somebody has removed since.
+    """What keeps a task from being tried: a notebook it builds on that failed, or whose results
+    somebody has removed since.
 
     A notebook that runs once, or gathers points, does without what is missing.
     """
     task = tasks[number]
-    needs = [other for other in task.needs if not task.step.once and tasks[other].point.items() <= task.point.items()]
+    needs = [
+        other
+        for other in task.needs
+        if not task.step.once and tasks[other].point.items() <= task.point.items()
+    ]
     for other in needs:
         if state.content["tasks"][other]["status"] == "failed":
             return {"status": "skipped", "note": f"{tasks[other].step.notebook} failed"}

@@ -1,8 +1,9 @@
-"""Keeps two batches from working on the same runs at a time, on one machine or several that share the reports folder.
+"""Keeps two batches from working on the same runs at a time, on one machine or several that share
+the reports folder.
 
-A batch that runs holds the file `lock` of its folder, by a lock of the system, which ends with the process however that ends; and
-it names its runs in `claim.json` beside it. Another one that shares a run with it is refused; one that does not may run.
-"""
+A batch that runs holds the file `lock` of its folder, by a lock of the system, which ends with the
+process however that ends; and it names its runs in `claim.json` beside it. Another one that shares
+a run with it is refused; one that does not may run."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ from vitlab.errors import UserError
 from vitlab.runs import write_json
 
 LOCK, CLAIM = "lock", "claim.json"
-PATIENCE = 60  # seconds for others that look and claim at the same time; it takes each of them a moment
+# seconds for others that look and claim at the same time; it takes each of them a moment
+PATIENCE = 60
 
 
 @contextmanager
 def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
-    """Hold a batch, by its folder, and its runs as long as the block lasts. UserError when another process has one of them."""
+    """Hold a batch, by its folder, and its runs as long as the block lasts. UserError when another
+    process has one of them.
+    """
     mine, own = sorted(set(runs)), FileLock(folder / LOCK)
     folder.mkdir(parents=True, exist_ok=True)
     look = FileLock(folder.parent / LOCK)

@@ -1,10 +1,10 @@
-"""A Dask cluster for a batch: one that runs already, by the address of its scheduler, or one that a YAML file describes.
+"""A Dask cluster for a batch: one that runs already, by the address of its scheduler, or one that a
+YAML file describes.
 
-```yaml
-cluster: slurm          # or pbs, sge, lsf, oar, htcondor (all through dask-jobqueue), jobqueue-local to try it out, or local
-jobs: 4                 # how many to submit
-patience: 600           # minutes to wait while there is no worker at all; an hour unless said
-options:                # those of dask_jobqueue.SLURMCluster and its kin
+```yaml cluster: slurm          # or pbs, sge, lsf, oar, htcondor (all through dask-jobqueue),
+jobqueue-local to try it out, or local jobs: 4                 # how many to submit patience: 600
+# minutes to wait while there is no worker at all; an hour unless said options:                #
+those of dask_jobqueue.SLURMCluster and its kin
   cores: 8
   processes: 1
   memory: 32 GB
@@ -56,12 +56,20 @@ PATIENCE = 5  # minutes without any worker; of a cluster that has to come out of
 
 @contextmanager
 def open_cluster(scheduler: str) -> Iterator[Cluster]:
-    """Connect to the scheduler of that address, or start the cluster of that YAML file and end it with the block.
+    """Connect to the scheduler of that address, or start the cluster of that YAML file and end it
+    with the block.
 
     ValueError when nobody answers, or for a file that describes no cluster.
     """
-    for name in ("distributed.client", "distributed.core", "distributed.comm", "distributed.utils_perf", "tornado.application"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it is said in the table
+    for name in (
+        "distributed.client",
+        "distributed.core",
+        "distributed.comm",
+        "distributed.utils_perf",
+        "tornado.application",
+    ):
+        # what matters of it is said in the table
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler.endswith((".yml", ".yaml")):
         content = read_cluster_file(scheduler)
         dask_cluster = start_cluster(content)
@@ -75,7 +83,9 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
             if dask_cluster is None
             else "its jobs have been submitted"
         )
-        cluster = Cluster(connect(address), address, patience * 60, how, getattr(dask_cluster, "refusals", None))
+        cluster = Cluster(
+            connect(address), address, patience * 60, how, getattr(dask_cluster, "refusals", None)
+        )
         yield cluster
     finally:
         if cluster is not None:
@@ -86,20 +96,27 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
 
 def connect(address: str) -> Client:
     """A client of the scheduler there. ValueError, within ten seconds, when there is none."""
-    how = "Start one with `dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`; or leave out --scheduler."
+    how = (
+        "Start one with `dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`; or leave"
+        " out --scheduler."
+    )
     if "://" not in address or not address.rpartition(":")[2].rstrip("/").isdigit():
         raise UserError(
-            f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML file of a cluster. {how}"
+            f"--scheduler is {address!r}; write its address, like tcp://10.0.0.5:8786, or a YAML"
+            f" file of a cluster. {how}"
         )
     try:  # Client itself waits for ever where somebody takes the call and says nothing
         with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own in this one
-            kind = thread.submit(lambda: asyncio.run(asyncio.wait_for(_ask_who(address), ANSWER))).result()
+            kind = thread.submit(
+                lambda: asyncio.run(asyncio.wait_for(_ask_who(address), ANSWER))
+            ).result()
         if kind == "Scheduler":
             return Client(address, timeout=ANSWER, set_as_default=False, name="vitlab-batch")
         problem = f"a {kind} answers there"
     except TimeoutError:
         problem = f"nothing within {ANSWER} s"
-    except Exception as error:  # what speaks another protocol brings many kinds: MemoryError, TypeError
+    # what speaks another protocol brings many kinds: MemoryError, TypeError
+    except Exception as error:
         problem = ": ".join(filter(None, (type(error).__name__, str(error))))
     raise UserError(f"no Dask scheduler answers at {address} ({problem}). {how}")
 
@@ -117,17 +134,26 @@ def read_cluster_file(path: str) -> dict[str, Any]:
     """The content of a YAML file that describes a cluster, checked."""
     file, content = Path(path), read_yaml(path, "file of a cluster")
     if not isinstance(content, dict) or "cluster" not in content:
-        raise UserError(f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`")
+        raise UserError(
+            f"{file.name} must have the keys {', '.join(FILE_KEYS)}; at least `cluster: slurm`"
+        )
     for key in content:
         if key not in FILE_KEYS:
             raise UserError(unknown(f"key in {file.name}:", str(key), FILE_KEYS))
     if content["cluster"] not in CLUSTERS:
-        raise UserError(unknown(f"cluster in {file.name}:", str(content["cluster"]), list(CLUSTERS)))
+        raise UserError(
+            unknown(f"cluster in {file.name}:", str(content["cluster"]), list(CLUSTERS))
+        )
     for key in ("jobs", "patience"):
         if key in content and not (isinstance(content[key], int) and content[key] > 0):
-            raise UserError(f"{key} in {file.name} must be a whole number above 0; it is {content[key]!r}")
+            raise UserError(
+                f"{key} in {file.name} must be a whole number above 0; it is {content[key]!r}"
+            )
     if not isinstance(content.get("options") or {}, dict):
-        raise UserError(f"options in {file.name} must be written as name: value; they are {content['options']!r}")
+        raise UserError(
+            f"options in {file.name} must be written as name: value; they are"
+            f" {content['options']!r}"
+        )
     return content
 
 
@@ -136,12 +162,15 @@ def start_cluster(content: dict[str, Any]):
     cluster = build_cluster(content)
     if content["cluster"] != "local":
         jobs = content.get("jobs", 1)
-        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # unlike scale, puts another job in the place of one that has ended
+        # unlike scale, puts another job in the place of one that has ended
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster
 
 
 def describe_cluster(scheduler: str) -> str:
-    """For a dry run: the script that each job would run, of a YAML file; nothing is submitted. Empty for an address."""
+    """For a dry run: the script that each job would run, of a YAML file; nothing is submitted.
+    Empty for an address.
+    """
     if not scheduler.endswith((".yml", ".yaml")):
         return ""
     content = read_cluster_file(scheduler)
@@ -154,11 +183,17 @@ def describe_cluster(scheduler: str) -> str:
 def build_cluster(content: dict[str, Any]):
     options = dict(content.get("options") or {})
     if content["cluster"] == "local":
-        options = {"n_workers": content.get("jobs", 1), "threads_per_worker": 1, "dashboard_address": None} | options
+        options = {
+            "n_workers": content.get("jobs", 1),
+            "threads_per_worker": 1,
+            "dashboard_address": None,
+        } | options
     try:
         maker = pkgutil.resolve_name(CLUSTERS[content["cluster"]])
     except ImportError as error:
-        raise UserError(f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'") from error
+        raise UserError(
+            f"{content['cluster']} needs dask-jobqueue: pip install 'vitlab[cluster]'"
+        ) from error
     refusals = Refusals(content.get("jobs", 1))
     if hasattr(maker, "job_cls"):
         options["job_cls"] = note_refusals(maker.job_cls, refusals)
@@ -182,7 +217,9 @@ class Refusals:
 
 
 def note_refusals(job_class: type, refusals: Refusals) -> type:
-    """A queue's class of jobs that notes what the queue says when it does not take one; Dask itself goes on waiting for it."""
+    """A queue's class of jobs that notes what the queue says when it does not take one; Dask itself
+    goes on waiting for it.
+    """
 
     class NotedJob(job_class):
         async def start(self):
@@ -199,16 +236,32 @@ def note_refusals(job_class: type, refusals: Refusals) -> type:
 class Cluster:
     """A connection to a scheduler. `hire` gives the crew of a batch."""
 
-    def __init__(self, client: Client, address: str, patience: float, how: str, refusals: Refusals | None = None):
-        self.client, self.address, self.patience, self.how, self.refusals = client, address, patience, how, refusals
+    def __init__(
+        self,
+        client: Client,
+        address: str,
+        patience: float,
+        how: str,
+        refusals: Refusals | None = None,
+    ):
+        self.client, self.address, self.patience, self.how, self.refusals = (
+            client,
+            address,
+            patience,
+            how,
+            refusals,
+        )
         self.crew: DaskCrew | None = None
 
-    def hire(self, tasks: list[Task], reports: Path, folder: Path, imports: list[str], board: Board) -> DaskCrew:
-        """Wait for a worker, and see that all of them have the vitlab of this machine and what the tasks ask for.
+    def hire(
+        self, tasks: list[Task], reports: Path, folder: Path, imports: list[str], board: Board
+    ) -> DaskCrew:
+        """Wait for a worker, and see that all of them have the vitlab of this machine and what the
+        tasks ask for.
 
-        reports: the folder for results; folder: that of the batch in it, for a file by which a worker sees that it shares it.
-        ValueError otherwise: with the names of the workers and their versions, or of what no worker offers.
-        """
+        reports: the folder for results; folder: that of the batch in it, for a file by which a
+        worker sees that it shares it. ValueError otherwise: with the names of the workers and their
+        versions, or of what no worker offers."""
         found = self._wait_for_workers(board)
         check_versions(found)
         workers = Workers(self.client, found)
@@ -217,7 +270,18 @@ class Cluster:
         token = folder / f".shared-{session}"
         folder.mkdir(parents=True, exist_ok=True)
         token.write_text(session, encoding="utf-8")
-        self.crew = DaskCrew(self.client, self.address, tasks, workers, session, reports, token, imports, board, self.patience)
+        self.crew = DaskCrew(
+            self.client,
+            self.address,
+            tasks,
+            workers,
+            session,
+            reports,
+            token,
+            imports,
+            board,
+            self.patience,
+        )
         return self.crew
 
     def close(self) -> None:
@@ -229,7 +293,11 @@ class Cluster:
     def _wait_for_workers(self, board: Board) -> dict[str, Any]:
         start, told, refused = time.monotonic(), False, []
         while True:
-            found = {worker: there for worker, there in probe_workers(self.client).items() if not isinstance(there, OSError)}
+            found = {
+                worker: there
+                for worker, there in probe_workers(self.client).items()
+                if not isinstance(there, OSError)
+            }
             if found:  # with an OSError, a worker has ended as it was asked
                 return found
             if self.refusals is not None:
@@ -239,7 +307,10 @@ class Cluster:
                 for said in refused[before:]:
                     board.write(f"the queue did not take a job: {said}")
             if time.monotonic() - start > self.patience:
-                raise ClusterGone(f"{self.address} has had no worker for {self.patience / 60:g} minutes: {self.how}")
+                raise ClusterGone(
+                    f"{self.address} has had no worker for {self.patience / 60:g} minutes:"
+                    f" {self.how}"
+                )
             if not told:
                 board.write(f"waiting for the first worker: {self.how}")
                 told = True
@@ -247,22 +318,33 @@ class Cluster:
 
 
 def check_versions(found: dict[str, Any]) -> None:
-    """ValueError with the workers that have another vitlab than this machine. found: worker -> answer of `probe_worker`.
+    """ValueError with the workers that have another vitlab than this machine. found: worker ->
+    answer of `probe_worker`.
 
-    One that gave no answer is passed over, as long as any gave one: it may have ended that moment, and is asked again.
-    """
+    One that gave no answer is passed over, as long as any gave one: it may have ended that moment,
+    and is asked again."""
     here = probe_worker()
-    answers = {worker: there for worker, there in found.items() if not isinstance(there, BaseException)} or found
-    others = [f"{worker} has {describe_vitlab(there)}" for worker, there in answers.items() if not fits(there, here)]
+    answers = {
+        worker: there for worker, there in found.items() if not isinstance(there, BaseException)
+    } or found
+    others = [
+        f"{worker} has {describe_vitlab(there)}"
+        for worker, there in answers.items()
+        if not fits(there, here)
+    ]
     if others:
         raise UserError(
-            f"no notebook was started: this machine has vitlab {describe_vitlab(here)}, but worker {'; worker '.join(others)}. "
-            "Bring them to the same version (the same commit, in the Python that runs `dask worker`) and start them again."
+            f"no notebook was started: this machine has vitlab {describe_vitlab(here)}, but worker"
+            f" {'; worker '.join(others)}. Bring them to the same version (the same commit, in the"
+            " Python that runs `dask worker`) and start them again."
         )
 
 
 def fits(there: Any, here: dict[str, Any]) -> bool:
-    return isinstance(there, dict) and (there["version"], there["code"]) == (here["version"], here["code"])
+    return isinstance(there, dict) and (there["version"], there["code"]) == (
+        here["version"],
+        here["code"],
+    )
 
 
 def check_resources(steps: list[Step], workers: Workers) -> None:
@@ -271,5 +353,9 @@ def check_resources(steps: list[Step], workers: Workers) -> None:
         wanted = step.resources or {}
         if wanted and not any(workers.offers(address, wanted) for address in workers.known):
             text = describe_resources(wanted)
-            how = f"start one with `dask worker ADDRESS --nthreads 1 --resources {shlex.quote(text)}`"
-            raise UserError(f"no worker offers the resources {text} that {step.notebook} asks for; {how}")
+            how = (
+                f"start one with `dask worker ADDRESS --nthreads 1 --resources {shlex.quote(text)}`"
+            )
+            raise UserError(
+                f"no worker offers the resources {text} that {step.notebook} asks for; {how}"
+            )

@@ -1,13 +1,16 @@
-"""A crew on a Dask cluster: each task a future that hangs on those of the tasks it needs, on a worker that has a place for it.
+"""A crew on a Dask cluster: each task a future that hangs on those of the tasks it needs, on a
+worker that has a place for it.
 
-A worker that is lost costs the tasks it was at their time, and nothing else. Left to itself, Dask would do more: it moves what a
-lost worker had to do to workers that are busy, holds the next loss against all that waits there, and gives up the innocent with
-the guilty; and it computes again what a lost worker held, so that a notebook that had ended would run a second time. So here
+A worker that is lost costs the tasks it was at their time, and nothing else. Left to itself, Dask
+would do more: it moves what a lost worker had to do to workers that are busy, holds the next loss
+against all that waits there, and gives up the innocent with the guilty; and it computes again what
+a lost worker held, so that a notebook that had ended would run a second time. So here
 
-- a task is handed over when a worker has a place free, and bound to it; if that is lost, the task is handed over anew;
+- a task is handed over when a worker has a place free, and bound to it; if that is lost, the task
+is handed over anew;
 - a task that has lost LOSSES workers is given up;
-- an outcome is kept with the scheduler once it is settled, where a task that is computed again finds it.
-"""
+- an outcome is kept with the scheduler once it is settled, where a task that is computed again
+finds it."""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ class ClusterGone(UserError):
 
 
 class DaskCrew:
-    """Executes the tasks of one batch on a cluster, as many at a time as its workers have threads."""
+    """Executes the tasks of one batch on a cluster, as many at a time as its workers have
+    threads.
+    """
 
     def __init__(
         self,
@@ -57,12 +62,20 @@ class DaskCrew:
         board: Board,
         patience: float,
     ):
-        self.client, self.workers, self.session, self.reports = client, workers, session, reports.resolve()
+        self.client, self.workers, self.session, self.reports = (
+            client,
+            workers,
+            session,
+            reports.resolve(),
+        )
         self.token, self.imports, self.board, self.patience = token, imports, board, patience
-        self._token_name = token.relative_to(reports).as_posix()  # not resolved: runs/ may be a link to another disk
+        # not resolved: runs/ may be a link to another disk
+        self._token_name = token.relative_to(reports).as_posix()
         self.address, self._tasks = address, tasks
-        self._futures: dict[int, Future] = {}  # kept until the end: the dashboard shows them, and later tasks hang on them
-        self._running: dict[int, dict[str, Any]] = {}  # number -> where (None: no place), takes (resources), since, begun, losses
+        # kept until the end: the dashboard shows them, and later tasks hang on them
+        self._futures: dict[int, Future] = {}
+        # number -> where (None: no place), takes (resources), since, begun, losses
+        self._running: dict[int, dict[str, Any]] = {}
         self._settled: dict[int, str] = {}  # number -> the worker that holds its outcome
         self._errands: dict[int, Errand] = {}  # results on their way home
         self._messages: queue.SimpleQueue = queue.SimpleQueue()
@@ -75,7 +88,11 @@ class DaskCrew:
         return self._find_place(task) is not None
 
     def start(self, number: int, task: Task) -> None:
-        at = {"where": self._find_place(task), "takes": self._resources(task), "since": time.monotonic()}
+        at = {
+            "where": self._find_place(task),
+            "takes": self._resources(task),
+            "since": time.monotonic(),
+        }
         self._running[number] = at | {"begun": False, "losses": 0}
         self._submit(number, [self._futures[need] for need in task.needs if need in self._futures])
 
@@ -83,22 +100,30 @@ class DaskCrew:
         deadline, ended = time.monotonic() + 1, []
         while not ended and time.monotonic() < deadline:
             self._read_messages()
-            ended = [(number, outcome) for number in list(self._running) if (outcome := self._take(number)) is not None]
+            ended = [
+                (number, outcome)
+                for number in list(self._running)
+                if (outcome := self._take(number)) is not None
+            ]
         for number, outcome in ended:
             self._settled[number] = self._running.pop(number)["where"]
-            with suppress(Exception):  # should it be lost, the task may run a second time, and no harm is done
+            # should it be lost, the task may run a second time, and no harm is done
+            with suppress(Exception):
                 self.client.set_metadata(self._futures[number].key, outcome)
         self._look_around()
         return ended
 
     def stop(self) -> list[tuple[int, dict[str, Any]]]:
-        futures = {number: self._futures[number] for number in self._running if number in self._futures}
+        futures = {
+            number: self._futures[number] for number in self._running if number in self._futures
+        }
         ended = []
         for number, future in futures.items():
             with suppress(Exception):
                 if self.client.status == "running" and future.status == "finished":
                     outcome = future.result(timeout=10)
-                    ended += [(number, outcome)] if "left" not in outcome else []  # what is not at home is no result
+                    # what is not at home is no result
+                    ended += [(number, outcome)] if "left" not in outcome else []
         with suppress(Exception):
             self.client.cancel(list(futures.values()), force=True)
             deadline = time.monotonic() + 15
@@ -116,7 +141,11 @@ class DaskCrew:
 
     def _everywhere(self, function) -> dict[str, Any]:
         addresses = list(self.workers.known) if self.client.status == "running" else []
-        found = self.client.run(function, self.session, workers=addresses, on_error="ignore") if addresses else {}
+        found = (
+            self.client.run(function, self.session, workers=addresses, on_error="ignore")
+            if addresses
+            else {}
+        )
         return {address: answer for address, answer in found.items() if answer}
 
     def _find_place(self, task: Task) -> str | None:
@@ -142,7 +171,8 @@ class DaskCrew:
             return
         self._handed += 1
         point = task.label.removeprefix(task.step.notebook).strip()
-        key = f"{task.step.notebook}-{self.session}{self._handed:04d} {point}".strip()  # the dashboard groups by what is before -
+        # the dashboard groups by what is before -
+        key = f"{task.step.notebook}-{self.session}{self._handed:04d} {point}".strip()
         job = Job(
             session=self.session,
             key=key,
@@ -194,7 +224,9 @@ class DaskCrew:
         elif message["kind"] == "needs":
             runs = [self._tasks[need].run for need in task.needs] + [task.run]
             folders = list(dict.fromkeys(run for run in runs if run))
-            self._couriers.submit(send_files, self.client, message["worker"], message["folder"], self.reports, folders)
+            self._couriers.submit(
+                send_files, self.client, message["worker"], message["folder"], self.reports, folders
+            )
 
     def _take(self, number: int) -> dict[str, Any] | None:
         """The outcome of a task when it has ended and its results are at home, else None."""
@@ -204,8 +236,13 @@ class DaskCrew:
         if "problem" in at:
             return at["problem"]
         if at["losses"] >= LOSSES:
-            told = f"{LOSSES} workers were lost while they ran it; often that is for more memory than such a worker may take"
-            return describe_error(WorkersLost(told)) | {"seconds": round(time.monotonic() - at["since"], 1)}
+            told = (
+                f"{LOSSES} workers were lost while they ran it; often that is for more memory than"
+                " such a worker may take"
+            )
+            return describe_error(WorkersLost(told)) | {
+                "seconds": round(time.monotonic() - at["since"], 1)
+            }
         if at["where"] is None:
             return None
         future = self._futures[number]
@@ -222,7 +259,9 @@ class DaskCrew:
         if "left" not in outcome:
             return outcome
         left = outcome.pop("left")
-        errand = self._couriers.submit(fetch_files, self.client, left, self.reports, self._tasks[number].path)
+        errand = self._couriers.submit(
+            fetch_files, self.client, left, self.reports, self._tasks[number].path
+        )
         errand.outcome, errand.worker = outcome, left["worker"]
         self._errands[number] = errand
         return None
@@ -246,7 +285,9 @@ class DaskCrew:
         return None
 
     def _lose(self, number: int) -> None:
-        """The worker of a task is lost: the task waits for another place, unless it has had enough of them."""
+        """The worker of a task is lost: the task waits for another place, unless it has had enough
+        of them.
+        """
         at = self._running[number]
         at["losses"] += 1
         at["where"], at["begun"] = None, False
@@ -256,8 +297,13 @@ class DaskCrew:
     def _look_for_losses(self, force: bool = False) -> None:
         refused, lost = self.workers.look(force)
         for address in refused:
-            there, here = describe_vitlab(self.workers.describe(address)), describe_vitlab(self.workers.here)
-            self.board.write(f"worker {address} is not used: it has vitlab {there}, this machine {here}")
+            there, here = (
+                describe_vitlab(self.workers.describe(address)),
+                describe_vitlab(self.workers.here),
+            )
+            self.board.write(
+                f"worker {address} is not used: it has vitlab {there}, this machine {here}"
+            )
         if lost:
             self._read_messages()  # one that has begun is not to be handed over anew
         for address in lost:
@@ -281,7 +327,10 @@ class DaskCrew:
                 at["takes"] = self._resources(self._tasks[number])  # there may be no GPU any more
                 at["where"] = self._find_place(self._tasks[number])
                 if at["where"] is not None:
-                    self.board.write(f"{self._tasks[number].label}: its worker was lost; again on {self._name(at['where'])}")
+                    self.board.write(
+                        f"{self._tasks[number].label}: its worker was lost; again on"
+                        f" {self._name(at['where'])}"
+                    )
                     self._submit(number, [])
 
     def _look_around(self) -> None:
@@ -299,18 +348,34 @@ class DaskCrew:
             self._alive = now
         if now - self._alive > self.patience:
             raise ClusterGone(
-                f"{self.address} has had no worker{self._describe_want()} for {self.patience / 60:g} minutes; {CARRY_ON}"
+                f"{self.address} has had no worker{self._describe_want()} for"
+                f" {self.patience / 60:g} minutes; {CARRY_ON}"
             )
         self.board.note(f"{len(self._running)} running on {len(self.workers.known)} workers")
 
     def _describe_want(self) -> str:
-        """What no worker offers, where there are any: ` that offers GPU=1, which 03_finetune asks for,`."""
-        wanted = self._resources(self._homeless) if self.workers.known and self._homeless is not None else {}
-        return f" that offers {describe_resources(wanted)}, which {self._homeless.step.notebook} asks for," if wanted else ""
+        """What no worker offers, where there are any: ` that offers GPU=1, which 03_finetune asks
+        for,`.
+        """
+        wanted = (
+            self._resources(self._homeless)
+            if self.workers.known and self._homeless is not None
+            else {}
+        )
+        return (
+            f" that offers {describe_resources(wanted)}, which {self._homeless.step.notebook} asks"
+            " for,"
+            if wanted
+            else ""
+        )
 
     def _name(self, address: str) -> str:
         worker = self.workers.known.get(address)
-        return address if worker is None or worker["name"] == address else f"{worker['name']} ({address})"
+        return (
+            address
+            if worker is None or worker["name"] == address
+            else f"{worker['name']} ({address})"
+        )
 
 
 class WorkersLost(UserError):

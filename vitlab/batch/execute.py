@@ -1,4 +1,6 @@
-"""Execute one notebook by papermill in a kernel process, show how far it is, and say in plain data how it ended."""
+"""Execute one notebook by papermill in a kernel process, show how far it is, and say in plain data
+how it ended.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,20 @@ from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 from vitlab.runs import atomic
 
-CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")  # in IPython's traceback, the cell's own line comes first
+# in IPython's traceback, the cell's own line comes first
+CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")
 NOT_STARTED = ("Kernel died before", "Kernel didn't respond")  # as jupyter_client puts it
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Execution:
-    """A notebook on its way. `run` blocks until it has ended; `stop` and `end`, from another thread, end it early.
+    """A notebook on its way. `run` blocks until it has ended; `stop` and `end`, from another
+    thread, end it early.
 
-    limits: minutes and memory it may take. environment: variables for its kernel beside those of this process. folder: where the
-    kernel works, by default here. on_progress: called with the number of the cell that begins and that of all cells.
-    unwanted: asked twice a second; once it says True, the execution is stopped.
-    """
+    limits: minutes and memory it may take. environment: variables for its kernel beside those of
+    this process. folder: where the kernel works, by default here. on_progress: called with the
+    number of the cell that begins and that of all cells. unwanted: asked twice a second; once it
+    says True, the execution is stopped."""
 
     def __init__(
         self,
@@ -73,13 +77,20 @@ class Execution:
         return manager.provisioner.pid if manager and manager.has_kernel else None
 
     def run(self) -> dict[str, Any]:
-        """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and error (cell, line, name, value).
+        """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and
+        error (cell, line, name, value).
 
-        The executed copy gets its name when the notebook has ended, with the error in it if it failed. Stopped: by `stop`.
-        """
+        The executed copy gets its name when the notebook has ended, with the error in it if it
+        failed. Stopped: by `stop`."""
         start = time.perf_counter()
-        self.cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(self.parameters)  # papermill's
-        with tempfile.TemporaryDirectory(prefix="vitlab-") as folder, watch_folder(self.copy.parent) as is_there:
+        # papermill's
+        self.cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(
+            self.parameters
+        )
+        with (
+            tempfile.TemporaryDirectory(prefix="vitlab-") as folder,
+            watch_folder(self.copy.parent) as is_there,
+        ):
             temporary = Path(folder) / self.copy.name
             with Watch(self, self.limits, self.unwanted):
                 error = self._execute(temporary)
@@ -97,12 +108,16 @@ class Execution:
         }
 
     def stop(self, force: bool = False) -> None:
-        """Interrupt the kernel as Ctrl-C would, or kill it; a kernel that has yet to start will not execute anything."""
+        """Interrupt the kernel as Ctrl-C would, or kill it; a kernel that has yet to start will not
+        execute anything.
+        """
         self.stopped = True
         self._kill() if force else self._signal(signal.SIGINT)
 
     def end(self, name: str, value: str) -> None:
-        """Kill the kernel with all that it has started; the notebook has failed, with an error of this name and text."""
+        """Kill the kernel with all that it has started; the notebook has failed, with an error of
+        this name and text.
+        """
         self.ended = self.ended or {"name": name, "value": value}
         self._kill()
 
@@ -131,17 +146,25 @@ class Execution:
         except PapermillExecutionError as failure:
             self._raise_when_stopped()
             return self._describe(failure.ename, failure.evalue, "".join(failure.traceback))
-        except Exception as failure:  # DeadKernelError; or the kernel was ended before its first cell
+        # DeadKernelError; or the kernel was ended before its first cell
+        except Exception as failure:
             self._raise_when_stopped()
             if str(failure).startswith(NOT_STARTED) and not self.ended:
-                raise UserError(f"{failure}; `{shlex.quote(sys.executable)} -m ipykernel_launcher` shows why") from failure
+                raise UserError(
+                    f"{failure}; `{shlex.quote(sys.executable)} -m ipykernel_launcher` shows why"
+                ) from failure
             if not (self.ended or isinstance(failure, DeadKernelError)):
                 raise
             held = f", it held {self.peak_memory_mb} MB" if self.peak_memory_mb else ""
-            dead = {"name": "DeadKernelError", "value": f"the kernel died{held}; too little memory is the usual reason"}
+            dead = {
+                "name": "DeadKernelError",
+                "value": f"the kernel died{held}; too little memory is the usual reason",
+            }
             error = self._describe(**(self.ended or dead))
             if self.cell is not None:
-                self.cell.outputs.append(new_output("error", ename=error["name"], evalue=error["value"], traceback=[]))
+                self.cell.outputs.append(
+                    new_output("error", ename=error["name"], evalue=error["value"], traceback=[])
+                )
             write_ipynb(self.client.nb, str(temporary))
             return error
         return None
@@ -149,7 +172,8 @@ class Execution:
     def _signal(self, number: int) -> None:
         pid = self.pid
         with suppress(ProcessLookupError):
-            if pid and hasattr(os, "killpg"):  # a kernel leads a process group: what the notebook has started ends with it
+            # a kernel leads a process group: what the notebook has started ends with it
+            if pid and hasattr(os, "killpg"):
                 os.killpg(pid, number)
             elif pid:
                 self.client.km.provisioner.process.terminate()
@@ -187,25 +211,37 @@ class Execution:
         if raised and int(raised[1]) <= len(lines):
             line = lines[int(raised[1]) - 1]
         else:
-            line = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+            line = next(
+                (line for line in lines if line.strip() and not line.lstrip().startswith("#")), ""
+            )
         number = self.cell.execution_count or self.number  # a kernel that died may not have told
         return {"cell": number, "line": line.strip(), "name": name, "value": value}
 
     def _describe_removal(self, error: dict[str, Any] | None) -> dict[str, Any]:
-        place = {"cell": None, "line": ""} if error is None else {"cell": error["cell"], "line": error["line"]}
+        place = (
+            {"cell": None, "line": ""}
+            if error is None
+            else {"cell": error["cell"], "line": error["line"]}
+        )
         seen = f" ({error['name']}: {error['value']})" if error else ""
-        told = f"the folder {self.copy.parent.parent} was removed while the notebook ran{seen}; the same command makes it again"
+        told = (
+            f"the folder {self.copy.parent.parent} was removed while the notebook ran{seen}; the"
+            " same command makes it again"
+        )
         return {**place, "name": "RunFolderRemoved", "value": told}
 
 
 @contextmanager
 def watch_folder(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Make the folder, and give a function that says whether it is still the same one (on Windows: whether there is any)."""
+    """Make the folder, and give a function that says whether it is still the same one (on Windows:
+    whether there is any).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not hasattr(os, "O_DIRECTORY"):
         yield folder.is_dir
         return
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # held open, its number is not given to another folder
+    # held open, its number is not given to another folder
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def is_there() -> bool:
         try:
@@ -223,14 +259,24 @@ class WatchedEngine(NBClientEngine):
     """papermill's own engine, with the kernel and the progress in the hands of an Execution."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, execution: Execution, start_timeout: int, **options):
+    def execute_managed_notebook(
+        cls, nb_man, kernel_name, *, execution: Execution, start_timeout: int, **options
+    ):
         execution.execute(
-            PapermillNotebookClient(nb_man, kernel_name=kernel_name, iopub_timeout=60, startup_timeout=start_timeout, log=LOG)
+            PapermillNotebookClient(
+                nb_man,
+                kernel_name=kernel_name,
+                iopub_timeout=60,
+                startup_timeout=start_timeout,
+                log=LOG,
+            )
         )
 
 
 LOG = logging.getLogger("vitlab.batch")
-LOG.addHandler(logging.NullHandler())  # what went wrong is told by the executed copy and by the table at the end
+# what went wrong is told by the executed copy and by the table at the end
+LOG.addHandler(logging.NullHandler())
 LOG.propagate = False
-logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters whose annotation it cannot read
+# it warns of parameters whose annotation it cannot read
+logging.getLogger("papermill").setLevel(logging.ERROR)
 papermill_engines.register("vitlab", WatchedEngine)

@@ -1,4 +1,6 @@
-"""Files of a reports folder as they go to a worker and come back: what is there, what has changed, and piece by piece."""
+"""Files of a reports folder as they go to a worker and come back: what is there, what has changed,
+and piece by piece.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Listing = dict[str, tuple[int, int]]  # path below the reports folder -> size, t
 
 
 def list_files(reports: Path, folders: list[str] | None = None) -> Listing:
-    """The files below these folders (default: runs/) of a reports folder, without hidden ones (not whole yet)."""
+    """The files below these folders (default: runs/) of a reports folder, without hidden ones (not
+    whole yet).
+    """
     found: Listing = {}
     for folder in folders if folders is not None else ["runs"]:
         for path in sorted((reports / folder).rglob("*")):
@@ -25,7 +29,9 @@ def list_files(reports: Path, folders: list[str] | None = None) -> Listing:
 
 def find_changes(before: Listing, after: Listing) -> tuple[Listing, list[str]]:
     """Files that are new or changed, and the names of those that are gone."""
-    return {name: entry for name, entry in after.items() if before.get(name) != entry}, sorted(before.keys() - after.keys())
+    return {name: entry for name, entry in after.items() if before.get(name) != entry}, sorted(
+        before.keys() - after.keys()
+    )
 
 
 def read_piece(folder: str, name: str, offset: int) -> bytes:
@@ -48,7 +54,9 @@ def set_time(folder: str, name: str, changed_ns: int) -> None:
 
 
 def place_of(folder: str | Path, name: str) -> Path:
-    """The path of a file below a folder. ValueError for a name that leads out of it, whoever sent it."""
+    """The path of a file below a folder. ValueError for a name that leads out of it, whoever sent
+    it.
+    """
     path = Path(os.path.normpath(Path(folder, name)))
     if not path.is_relative_to(os.path.normpath(folder)):
         raise UserError(f"{name!r} leads out of {folder}")

@@ -1,4 +1,6 @@
-"""A crew on this machine: threads that each look after one kernel, all forked from one warm process."""
+"""A crew on this machine: threads that each look after one kernel, all forked from one warm
+process.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,19 @@ class LocalCrew:
         return [(self._running.pop(future)[0], _outcome(future)) for future in ended]
 
     def stop(self) -> list[tuple[int, dict[str, Any]]]:
-        for attempt in range(6):  # an interrupt that falls between two cells is lost, so send it again; kill in the end
+        # an interrupt that falls between two cells is lost, so send it again; kill in the end
+        for attempt in range(6):
             for future, (_, execution) in self._running.items():
                 if not future.done():
                     execution.stop(force=attempt == 5)
             if not wait(self._running, timeout=1).not_done:
                 break
         self._threads.shutdown(cancel_futures=True)
-        return [(number, _outcome(future)) for future, (number, _) in self._running.items() if not future.cancelled()]
+        return [
+            (number, _outcome(future))
+            for future, (number, _) in self._running.items()
+            if not future.cancelled()
+        ]
 
 
 def _outcome(future: Future) -> dict[str, Any]:

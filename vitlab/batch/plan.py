@@ -1,4 +1,5 @@
-"""What a batch file asks for: a chain of notebooks over a grid of parameters, laid out as tasks in the order they run.
+"""What a batch file asks for: a chain of notebooks over a grid of parameters, laid out as tasks in
+the order they run.
 
 ```yaml
 title: Solar cells, Vision Transformers against a CNN
@@ -13,8 +14,9 @@ chain:
     parameters: {samples: 8}                # for this notebook only
 ```
 
-An axis may have cases instead of values: names, each with the parameters that it stands for. Several parameters then change
-together, and one thing at a time can be tried. The notebooks get these parameters, and the name as that of the axis:
+An axis may have cases instead of values: names, each with the parameters that it stands for.
+Several parameters then change together, and one thing at a time can be tried. The notebooks get
+these parameters, and the name as that of the axis:
 
 ```yaml
 grid:
@@ -24,10 +26,10 @@ grid:
   seed: [0, 1]
 ```
 
-Two more keys, for the batch or for a step: `limits: {minutes: 30, memory: 6 GB}` ends a notebook that takes more (see limits.py);
-and, for a step on a cluster, `resources: {GPU: 1}` names what a Dask worker must have free for it. Without that key a notebook
-takes one GPU where workers offer any; `resources: {}` lets it run on any worker.
-"""
+Two more keys, for the batch or for a step: `limits: {minutes: 30, memory: 6 GB}` ends a notebook
+that takes more (see limits.py); and, for a step on a cluster, `resources: {GPU: 1}` names what a
+Dask worker must have free for it. Without that key a notebook takes one GPU where workers offer
+any; `resources: {}` lets it run on any worker."""
 
 from __future__ import annotations
 
@@ -47,16 +49,18 @@ from vitlab.user_files import read_yaml
 
 BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
 STEP_KEYS = ["notebook", "grid", "parameters", "limits", "resources"]
-READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")  # a notebook that asks for a finished run by its name
+# a notebook that asks for a finished run by its name
+READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its parameters with their defaults.
+    """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its
+    parameters with their defaults.
 
-    resources: what a worker of a cluster must have free for it; None: a GPU where there are any. reads_run: it takes `run_name`
-    as the name of a finished run (04 to 06); any other notebook that declares `run_name` makes the run of that name.
-    """
+    resources: what a worker of a cluster must have free for it; None: a GPU where there are any.
+    reads_run: it takes `run_name` as the name of a finished run (04 to 06); any other notebook that
+    declares `run_name` makes the run of that name."""
 
     notebook: str
     source: Path
@@ -89,10 +93,10 @@ class Batch:
 class Task:
     """A notebook at a point of the grid.
 
-    path: executed copy, run: folder of the run that all steps of a point share, both relative to the reports folder. run is None
-    for a step that runs once, and for one that reads a run which the chain does not make: it gets no run_name, and finds its run
-    by itself. needs: earlier tasks, by number, whose results this one reads.
-    """
+    path: executed copy, run: folder of the run that all steps of a point share, both relative to
+    the reports folder. run is None for a step that runs once, and for one that reads a run which
+    the chain does not make: it gets no run_name, and finds its run by itself. needs: earlier tasks,
+    by number, whose results this one reads."""
 
     step: Step
     point: dict[str, Any]
@@ -103,11 +107,15 @@ class Task:
 
     @property
     def label(self) -> str:
-        return " ".join([self.step.notebook, *(f"{axis}={value}" for axis, value in self.point.items())])
+        return " ".join(
+            [self.step.notebook, *(f"{axis}={value}" for axis, value in self.point.items())]
+        )
 
 
 def load_batch(file: Path | str) -> Batch:
-    """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError that names the choices."""
+    """Read and check a batch file with the notebooks it names. Every mistake in it is a ValueError
+    that names the choices.
+    """
     file = Path(file)
     try:
         content = read_yaml(file, "batch file")
@@ -115,12 +123,20 @@ def load_batch(file: Path | str) -> Batch:
         there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
         raise MissingFileError(f"{error}; batch files in {file.parent}: {there}") from None
     _check_keys(content, BATCH_KEYS, f"{file.name}")
-    parameters, grid, chain = content.get("parameters") or {}, content.get("grid") or {}, content.get("chain")
+    parameters, grid, chain = (
+        content.get("parameters") or {},
+        content.get("grid") or {},
+        content.get("chain"),
+    )
     _check_mapping(parameters, f"parameters of {file.name}")
     _check_grid(grid, f"grid of {file.name}", cases=True)
     if not isinstance(chain, list) or not chain:
         raise UserError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
-    cases = {axis: _read_cases(axis, values, file) for axis, values in grid.items() if isinstance(values, dict)}
+    cases = {
+        axis: _read_cases(axis, values, file)
+        for axis, values in grid.items()
+        if isinstance(values, dict)
+    }
     grid = {axis: list(values) for axis, values in grid.items()}
     varied = [*grid]
     for axis in cases.values():
@@ -136,17 +152,24 @@ def load_batch(file: Path | str) -> Batch:
     for name in {name for name in names if names.count(name) > 1}:
         raise UserError(f"notebook {name} stands twice in the chain of {file.name}")
     _check_declared([*parameters, *varied], steps, file)
-    return Batch(file.stem, str(content.get("title") or file.stem), file, parameters, grid, cases, steps)
+    return Batch(
+        file.stem, str(content.get("title") or file.stem), file, parameters, grid, cases, steps
+    )
 
 
 def plan_tasks(batch: Batch) -> list[Task]:
-    """The tasks of a batch, in order: point by point through neighbouring steps that share axes, so that a result is soon whole.
+    """The tasks of a batch, in order: point by point through neighbouring steps that share axes, so
+    that a result is soon whole.
 
-    A task needs the earlier tasks of its point, and those of all the points that its own contains; nothing needs a task that
-    runs once.
-    """
-    steps = [step for step in batch.chain if not step.once]  # what only others declare changes no run, and so not its name
-    shared = {name: value for name, value in batch.parameters.items() if any(name in step.declared for step in steps)}
+    A task needs the earlier tasks of its point, and those of all the points that its own contains;
+    nothing needs a task that runs once."""
+    # what only others declare changes no run, and so not its name
+    steps = [step for step in batch.chain if not step.once]
+    shared = {
+        name: value
+        for name, value in batch.parameters.items()
+        if any(name in step.declared for step in steps)
+    }
     shared |= {step.notebook: step.parameters for step in steps if step.parameters}
     tasks: list[Task] = []
     for _, block in itertools.groupby(batch.chain, key=lambda step: (step.once, sorted(step.grid))):
@@ -166,22 +189,42 @@ def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[T
         run, folder = None, f"runs/batches/{batch.name}"
     else:
         run = folder = f"runs/{dataset_folder(_dataset(batch, point))}/{name}"
-        if step.reads_run and not any(task.run == run and "run_name" in task.parameters for task in earlier):
+        if step.reads_run and not any(
+            task.run == run and "run_name" in task.parameters for task in earlier
+        ):
             run = None
         elif "run_name" in step.declared:
             given["run_name"] = name
     needs = tuple(
         number
         for number, task in enumerate(earlier)
-        if not task.step.once and (point.items() <= task.point.items() or task.point.items() <= point.items())
+        if not task.step.once
+        and (point.items() <= task.point.items() or task.point.items() <= point.items())
     )
-    return Task(step, point, fit_parameters(step.source, given), f"{folder}/notebooks/{step.notebook}.ipynb", run, needs)
+    return Task(
+        step,
+        point,
+        fit_parameters(step.source, given),
+        f"{folder}/notebooks/{step.notebook}.ipynb",
+        run,
+        needs,
+    )
 
 
 def _dataset(batch: Batch, point: dict) -> str:
-    """The dataset of a run: what the batch gives, or the default of the first notebook that has one."""
-    defaults = [step.declared["dataset"] for step in batch.chain if not step.once and "dataset" in step.declared]
-    return str({**batch.parameters, **batch.spell_out(point)}.get("dataset", defaults[0] if defaults else "any"))
+    """The dataset of a run: what the batch gives, or the default of the first notebook that has
+    one.
+    """
+    defaults = [
+        step.declared["dataset"]
+        for step in batch.chain
+        if not step.once and "dataset" in step.declared
+    ]
+    return str(
+        {**batch.parameters, **batch.spell_out(point)}.get(
+            "dataset", defaults[0] if defaults else "any"
+        )
+    )
 
 
 def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) -> Step:
@@ -199,24 +242,55 @@ def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) 
     _check_grid(grid, f"grid of {name} in {file.name}")
     for axis, values in grid.items():
         if axis not in batch_grid:
-            raise UserError(unknown(f"axis of {name}", axis, list(batch_grid), f"They are those of the grid of {file.name}."))
+            raise UserError(
+                unknown(
+                    f"axis of {name}",
+                    axis,
+                    list(batch_grid),
+                    f"They are those of the grid of {file.name}.",
+                )
+            )
         for value in values:
             if value not in batch_grid[axis]:
-                raise UserError(unknown(f"{axis} of {name}", str(value), [str(choice) for choice in batch_grid[axis]]))
+                raise UserError(
+                    unknown(
+                        f"{axis} of {name}",
+                        str(value),
+                        [str(choice) for choice in batch_grid[axis]],
+                    )
+                )
     if grid and not declared.keys() & {*grid, "run_name"}:
         raise UserError(
-            f"{name} would do the same at each point: it declares none of {', '.join(grid)}, run_name; add `grid: {{}}`"
+            f"{name} would do the same at each point: it declares none of {', '.join(grid)},"
+            " run_name; add `grid: {}`"
         )
     limits = read_limits(entry.get("limits"), f"{name} in {file.name}", batch_limits)
     resources = _read_resources(entry.get("resources"), f"resources of {name} in {file.name}")
-    reads_run = any(READS_RUN.search(cell["source"]) for cell in read_cells(source) if cell["cell_type"] == "code")
-    return Step(name, source, grid, entry.get("grid") == {}, parameters, declared, limits, resources, reads_run)
+    reads_run = any(
+        READS_RUN.search(cell["source"])
+        for cell in read_cells(source)
+        if cell["cell_type"] == "code"
+    )
+    return Step(
+        name,
+        source,
+        grid,
+        entry.get("grid") == {},
+        parameters,
+        declared,
+        limits,
+        resources,
+        reads_run,
+    )
 
 
 def _find_notebook(name: str, file: Path) -> Path:
-    """A notebook lies in the folder of the batch file or in the one above it, or in `notebooks/` of either."""
+    """A notebook lies in the folder of the batch file or in the one above it, or in `notebooks/` of
+    either.
+    """
     here = file.resolve().parent
-    folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)  # what is nearest counts
+    # what is nearest counts
+    folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)
     found = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if name not in found:
         looked = f"Looked in {', '.join(str(folder) for folder in folders)}."
@@ -236,7 +310,10 @@ def _check_mapping(parameters: Any, where: str) -> None:
     if not isinstance(parameters, dict):
         raise UserError(f"{where} must be written as name: value; it is {parameters!r}")
     if "run_name" in parameters:
-        raise UserError(f"{where}: run_name is given by the batch itself, one for each point of the grid; leave it out")
+        raise UserError(
+            f"{where}: run_name is given by the batch itself, one for each point of the grid; leave"
+            " it out"
+        )
 
 
 def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
@@ -246,14 +323,19 @@ def _check_grid(grid: Any, where: str, cases: bool = False) -> None:
             continue
         if not isinstance(values, list) or not values or len(_unique(values)) < len(values):
             choices = "like [a, b]" + (", or cases, like {a: {seed: 1}}" if cases else "")
-            raise UserError(f"{axis} in the {where} must be a list of different values, {choices}; it is {values!r}")
+            raise UserError(
+                f"{axis} in the {where} must be a list of different values, {choices}; it is"
+                f" {values!r}"
+            )
 
 
 def _read_cases(axis: str, cases: dict, file: Path) -> dict[str, dict[str, Any]]:
     """The cases of an axis, `name: {parameter: value}`; one without parameters changes nothing."""
     for name, parameters in cases.items():
         if not isinstance(name, str):
-            raise UserError(f"a case of {axis} in {file.name} is called {name!r}; put quotes around it")
+            raise UserError(
+                f"a case of {axis} in {file.name} is called {name!r}; put quotes around it"
+            )
         _check_mapping(parameters or {}, f"case {name} of {axis} in {file.name}")
     return {name: parameters or {} for name, parameters in cases.items()}
 
@@ -262,11 +344,16 @@ def _read_resources(resources: Any, where: str) -> dict[str, float] | None:
     if resources is None:
         return None
     numbers = isinstance(resources, dict) and all(
-        isinstance(name, str) and isinstance(amount, int | float) and not isinstance(amount, bool) and amount >= 0
+        isinstance(name, str)
+        and isinstance(amount, int | float)
+        and not isinstance(amount, bool)
+        and amount >= 0
         for name, amount in resources.items()
     )
     if not numbers:
-        raise UserError(f"{where} must be written as {{GPU: 1}}, names and numbers; they are {resources!r}")
+        raise UserError(
+            f"{where} must be written as {{GPU: 1}}, names and numbers; they are {resources!r}"
+        )
     return {name: float(amount) for name, amount in resources.items() if amount}
 
 
@@ -274,7 +361,11 @@ def _check_declared(names: Iterable[str], steps: list[Step], file: Path) -> None
     declared = sorted({name for step in steps for name in step.declared} - {"run_name"})
     for name in names:
         if name not in declared:
-            raise UserError(unknown("parameter", name, declared, f"They are those of the notebooks of {file.name}."))
+            raise UserError(
+                unknown(
+                    "parameter", name, declared, f"They are those of the notebooks of {file.name}."
+                )
+            )
 
 
 def _points(grid: dict[str, list]) -> list[dict]:

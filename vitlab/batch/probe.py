@@ -1,4 +1,6 @@
-"""What a worker is asked before it gets any work. Sent by value: a worker with another vitlab, or none, can answer, too."""
+"""What a worker is asked before it gets any work. Sent by value: a worker with another vitlab, or
+none, can answer, too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from typing import Any
 
 
 def probe_worker() -> dict[str, Any]:
-    """version and code (a hash of its sources) of the vitlab here, None where there is none; python; cores, the ones it may use.
+    """version and code (a hash of its sources) of the vitlab here, None where there is none;
+    python; cores, the ones it may use.
 
     Workers with equal `cores` share these.
     """
@@ -26,7 +29,11 @@ def probe_worker() -> dict[str, Any]:
         version, code = getattr(vitlab, "__version__", "unknown"), digest.hexdigest()[:8]
     except ImportError:
         version = code = None
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    allowed = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
     cores = {"count": len(allowed), "name": f"{socket.gethostname()} {','.join(map(str, allowed))}"}
     return {"version": version, "code": code, "python": platform.python_version(), "cores": cores}
 

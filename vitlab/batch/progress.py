@@ -1,4 +1,6 @@
-"""The live state of a batch in the terminal: a line for all of it, one for each notebook on its way, and what has ended above."""
+"""The live state of a batch in the terminal: a line for all of it, one for each notebook on its
+way, and what has ended above.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,32 @@ WHOLE = "{desc}  {bar:24} {n_fmt} of {total_fmt} notebooks, {elapsed}{postfix}"
 
 
 class Board:
-    """Lines that rewrite themselves; where the output is no terminal, only what has ended is written. Threads may share it.
+    """Lines that rewrite themselves; where the output is no terminal, only what has ended is
+    written. Threads may share it.
 
-    total: notebooks of the batch to run; with one, there is no line for the whole. lines: notebooks shown at a time.
-    """
+    total: notebooks of the batch to run; with one, there is no line for the whole. lines: notebooks
+    shown at a time."""
 
     def __init__(self, total: int, width: int = 0, lines: int = 8):
         self.width, self.lines = width, lines
         self._lock, self._bars = Lock(), {}
         self._whole = (
-            tqdm(desc=f"{'batch':{width}}", total=total, position=0, leave=False, disable=None, bar_format=WHOLE)
+            tqdm(
+                desc=f"{'batch':{width}}",
+                total=total,
+                position=0,
+                leave=False,
+                disable=None,
+                bar_format=WHOLE,
+            )
             if total > 1
             else None
         )
 
     def show(self, number: int, label: str, cell: int, cells: int) -> None:
-        """Notebook `number` is at this cell; from the first call on it has a line, if there is room for one."""
+        """Notebook `number` is at this cell; from the first call on it has a line, if there is room
+        for one.
+        """
         with self._lock:
             bar = self._bars.get(number)
             if bar is None:
@@ -35,7 +47,12 @@ class Board:
                 if not free:
                     return
                 bar = tqdm(
-                    desc=f"{label:{self.width}}", total=cells, position=free[0], leave=False, disable=None, bar_format=LINE
+                    desc=f"{label:{self.width}}",
+                    total=cells,
+                    position=free[0],
+                    leave=False,
+                    disable=None,
+                    bar_format=LINE,
                 )
                 self._bars[number] = bar
             bar.n = cell

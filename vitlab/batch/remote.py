@@ -1,10 +1,11 @@
-"""What runs on a Dask worker: one notebook, in a kernel of its own, with results where the batch can reach them.
+"""What runs on a Dask worker: one notebook, in a kernel of its own, with results where the batch
+can reach them.
 
-A worker that sees the reports folder of the batch works in it. Any other one works in a scratch folder: it asks for the runs that
-its notebook reads, and keeps what the notebook has changed until the batch has fetched it. Nothing of this outlives the batch:
-kernels and warm processes are children of the worker and end with it, by SIGKILL too; they end as well when the task is
-cancelled, which happens by itself when the batch dies.
-"""
+A worker that sees the reports folder of the batch works in it. Any other one works in a scratch
+folder: it asks for the runs that its notebook reads, and keeps what the notebook has changed until
+the batch has fetched it. Nothing of this outlives the batch: kernels and warm processes are
+children of the worker and end with it, by SIGKILL too; they end as well when the task is cancelled,
+which happens by itself when the batch dies."""
 
 from __future__ import annotations
 
@@ -28,13 +29,17 @@ from vitlab.batch.limits import Limits, Stopped
 from vitlab.batch.probe import probe_worker
 from vitlab.kernels import WarmProcess, environment
 
-IDLE = 60  # seconds after which a warm process without work is let go; the batch does so itself, unless it was killed
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask sets them to 1 in its workers
+# seconds after which a warm process without work is let go; the batch does so itself, unless it was
+# killed
+IDLE = 60
+# Dask sets them to 1 in its workers
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A task as it travels. copy, token: the executed notebook, and a file that holds `session`, below `home`.
+    """A task as it travels. copy, token: the executed notebook, and a file that holds `session`,
+    below `home`.
 
     sharers: how many notebooks run at a time on the cores of that name.
     """
@@ -56,13 +61,17 @@ class Job:
 
 
 class Site:
-    """What the notebooks of a batch share on one worker: the warm process and, if it cannot see their home, a scratch folder."""
+    """What the notebooks of a batch share on one worker: the warm process and, if it cannot see
+    their home, a scratch folder.
+    """
 
     def __init__(self, job: Job, worker: Worker):
         self.home = find_home(job)
         self.scratch = Path(worker.local_directory) / f"vitlab-{job.session}"
         own = os.environ.get("VITLAB_REPORTS")
-        self.cache = (Path(own).resolve() if own else Path(worker.local_directory) / "vitlab") / "cache"
+        self.cache = (
+            Path(own).resolve() if own else Path(worker.local_directory) / "vitlab"
+        ) / "cache"
         cores = probe_worker()["cores"]
         threads = str(max(1, cores["count"] // job.sharers.get(cores["name"], 1)))
         set_by_hand = os.environ.get("OMP_NUM_THREADS", "1") != "1"
@@ -85,23 +94,27 @@ LOCK = threading.RLock()
 
 
 def run_task(job: Job, *needs: dict) -> dict[str, Any]:
-    """Execute one notebook and give its outcome, with what has changed on this worker under `left` when nobody else sees it.
+    """Execute one notebook and give its outcome, with what has changed on this worker under `left`
+    when nobody else sees it.
 
-    needs: outcomes of the tasks before it. A task that had ended before, and whose outcome was lost with a worker, is not run
-    again: the scheduler keeps what the batch has settled. An error is described here, as Dask keeps no more than the text of one
-    that cannot be pickled.
-    """
+    needs: outcomes of the tasks before it. A task that had ended before, and whose outcome was lost
+    with a worker, is not run again: the scheduler keeps what the batch has settled. An error is
+    described here, as Dask keeps no more than the text of one that cannot be pickled."""
     worker = get_worker()
     settled = sync(worker.loop, worker.scheduler.get_metadata, keys=[job.key], default=None)
     if settled:
         return settled
 
     def tell(**facts) -> None:
-        worker.log_event(job.session, {"number": job.number, "key": job.key, "worker": worker.address, **facts})
+        worker.log_event(
+            job.session, {"number": job.number, "key": job.key, "worker": worker.address, **facts}
+        )
 
     def is_unwanted() -> bool:
         task = worker.state.tasks.get(job.key)
-        return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed")
+        return (
+            task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed")
+        )
 
     tell(kind="started")
     try:
@@ -113,7 +126,9 @@ def run_task(job: Job, *needs: dict) -> dict[str, Any]:
         return describe_error(error)
 
 
-def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool], address: str) -> dict[str, Any]:
+def _run_on(
+    site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool], address: str
+) -> dict[str, Any]:
     from vitlab.batch.execute import Execution  # with papermill, which takes seconds
 
     desk = site.scratch / f"{job.number}-{secrets.token_hex(4)}"
@@ -127,7 +142,12 @@ def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool
             _set_up(reports, site.cache)
             problem = _order_files(reports, tell, is_unwanted)
             if problem:
-                return {"status": "failed", "seconds": 0.0, "peak_memory_mb": None, "error": problem}
+                return {
+                    "status": "failed",
+                    "seconds": 0.0,
+                    "peak_memory_mb": None,
+                    "error": problem,
+                }
         before = list_files(reports) if not site.home else {}
         execution = Execution(
             source,
@@ -146,7 +166,12 @@ def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool
             raise Stopped(job.label)
         if not site.home:
             files, removed = find_changes(before, list_files(reports))
-            outcome["left"] = {"worker": address, "folder": str(reports), "files": files, "removed": removed}
+            outcome["left"] = {
+                "worker": address,
+                "folder": str(reports),
+                "files": files,
+                "removed": removed,
+            }
             keep = True
         return outcome
     finally:
@@ -155,7 +180,9 @@ def _run_on(site: Site, job: Job, tell: Callable, is_unwanted: Callable[[], bool
 
 
 def find_home(job: Job) -> Path | None:
-    """The reports folder of the batch as seen from here: what VITLAB_REPORTS names, else the same path. None: not seen."""
+    """The reports folder of the batch as seen from here: what VITLAB_REPORTS names, else the same
+    path. None: not seen.
+    """
     reports = Path(os.environ.get("VITLAB_REPORTS") or job.home).resolve()
     try:
         return reports if (reports / job.token).read_text() == job.session else None
@@ -221,7 +248,9 @@ def _set_up(reports: Path, cache: Path) -> None:
     (reports / "cache").symlink_to(cache, target_is_directory=True)  # data sets stay on the worker
 
 
-def _order_files(reports: Path, tell: Callable, is_unwanted: Callable[[], bool]) -> dict[str, Any] | None:
+def _order_files(
+    reports: Path, tell: Callable, is_unwanted: Callable[[], bool]
+) -> dict[str, Any] | None:
     arrived = ARRIVED[str(reports)] = [threading.Event(), None]
     try:
         tell(kind="needs", folder=str(reports))

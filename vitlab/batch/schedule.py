@@ -1,4 +1,6 @@
-"""Run a batch: execute the tasks that are out of date, each as soon as those it needs have ended."""
+"""Run a batch: execute the tasks that are out of date, each as soon as those it needs have
+ended.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +23,52 @@ from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.places import inside_project
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
-TRAINS = {"model", "epochs", "learning_rate"}  # a notebook that declares all of these trains a model by a recipe
+# a notebook that declares all of these trains a model by a recipe
+TRAINS = {"model", "epochs", "learning_rate"}
 
 
 def run_batch(
-    file: Path | str, *, workers: int = 1, force: bool = False, dry_run: bool = False, scheduler: str = ""
+    file: Path | str,
+    *,
+    workers: int = 1,
+    force: bool = False,
+    dry_run: bool = False,
+    scheduler: str = "",
 ) -> dict[str, Any]:
     """Execute what is missing or out of date of a batch, and give the content of its batch.json.
 
-    A task is up to date when it ended well, its executed copy is there, its run is done and holds the files that the notebook
-    promises (`vitlab.runs.PROMISED`), none of the tasks that it needs runs again, and what it depends on is as it was: see
-    `fingerprint_tasks`. A task that fails is kept with its error; later notebooks of its point are skipped, all others go on.
+    A task is up to date when it ended well, its executed copy is there, its run is done and holds
+    the files that the notebook promises (`vitlab.runs.PROMISED`), none of the tasks that it needs
+    runs again, and what it depends on is as it was: see `fingerprint_tasks`. A task that fails is
+    kept with its error; later notebooks of its point are skipped, all others go on.
 
-    workers: notebooks at a time, on this machine. scheduler: the address of a Dask scheduler, or a YAML file that describes a
-    cluster to start (see cluster.py); the notebooks then run on its workers, as many at a time as they have threads.
-    force: run everything. dry_run: run nothing and download nothing; `note` says why a task would run. Two more keys are then
-    `measured_s`, the seconds that each task took when it last ended well (or None), and `jobs`, the script of a cluster's jobs.
-    Mistakes in the file, a scheduler that does not answer, workers with another vitlab and another batch that is at the same
-    runs (see claim.py) are a ValueError before anything runs. KeyboardInterrupt ends the kernels; the next call carries on.
-    A cluster is asked for only when there is something to run.
-    """
+    workers: notebooks at a time, on this machine. scheduler: the address of a Dask scheduler, or a
+    YAML file that describes a cluster to start (see cluster.py); the notebooks then run on its
+    workers, as many at a time as they have threads. force: run everything. dry_run: run nothing and
+    download nothing; `note` says why a task would run. Two more keys are then `measured_s`, the
+    seconds that each task took when it last ended well (or None), and `jobs`, the script of a
+    cluster's jobs. Mistakes in the file, a scheduler that does not answer, workers with another
+    vitlab and another batch that is at the same runs (see claim.py) are a ValueError before
+    anything runs. KeyboardInterrupt ends the kernels; the next call carries on. A cluster is asked
+    for only when there is something to run."""
     batch = load_batch(file)
     tasks = plan_tasks(batch)
     jobs = _describe_cluster(scheduler) if dry_run and scheduler else ""
     with inside_project(batch.file), kernel_environment(workers), WarmProcess() as warm:
         imports = sorted(set().union(*(notebook_imports(step.source) for step in batch.chain)))
-        prints = fingerprint_tasks(tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset))
+        prints = fingerprint_tasks(
+            tasks, lambda dataset: warm.call("vitlab.data:data_version", dataset)
+        )
         state = BatchState(batch, tasks)
         measured = state.measured_seconds()
         stale = state.find_stale(prints, force)
-        check_values([(task.label, task.step.declared, task.parameters) for task in map(tasks.__getitem__, stale)], warm)
+        check_values(
+            [
+                (task.label, task.step.declared, task.parameters)
+                for task in map(tasks.__getitem__, stale)
+            ],
+            warm,
+        )
         if dry_run:
             return state.content | {"measured_s": measured, "jobs": jobs}
         if stale:
@@ -64,12 +82,19 @@ def run_batch(
 
 
 def _execute(
-    tasks: list[Task], stale: list[int], state: BatchState, warm: WarmProcess, imports: list[str], workers: int, scheduler: str
+    tasks: list[Task],
+    stale: list[int],
+    state: BatchState,
+    warm: WarmProcess,
+    imports: list[str],
+    workers: int,
+    scheduler: str,
 ) -> None:
     with _open_cluster(scheduler) as cluster:
         if not cluster:
             warm.preload(imports)  # only now: a batch that is up to date is soon seen to be
-            from vitlab.batch.local import LocalCrew  # papermill takes seconds, while the warm process imports
+            # papermill takes seconds, while the warm process imports
+            from vitlab.batch.local import LocalCrew
         with Board(len(stale), max(len(tasks[number].label) for number in stale)) as board:
             if cluster:
                 warm.close()  # the kernels start where the workers are
@@ -95,7 +120,9 @@ def _describe_cluster(scheduler: str) -> str:
 
 
 def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Execute one notebook with parameters, checked before any cell runs, and give what `Execution.run` gives."""
+    """Execute one notebook with parameters, checked before any cell runs, and give what
+    `Execution.run` gives.
+    """
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
     declared = {name: default for name, (default, _) in notebook_parameters(notebook).items()}
@@ -105,22 +132,33 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
 
         check_values([(notebook.stem, declared, parameters)], warm)
         with Board(1) as board:
-            return Execution(notebook, copy, parameters, warm, on_progress=partial(board.show, 0, notebook.stem)).run()
+            return Execution(
+                notebook, copy, parameters, warm, on_progress=partial(board.show, 0, notebook.stem)
+            ).run()
 
 
 @contextmanager
 def kernel_environment(workers: int = 1) -> Iterator[None]:
-    """Environment variables that kernels take over: figures inline, and for each of several workers its share of the cores."""
+    """Environment variables that kernels take over: figures inline, and for each of several workers
+    its share of the cores.
+    """
     values = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     if workers > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         values["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
     with environment(values):
         yield
 
 
-def check_values(tasks: list[tuple[str, dict[str, Any], dict[str, Any]]], warm: WarmProcess) -> None:
-    """UserError for a data set or model that does not exist, or training arguments that do not fit together.
+def check_values(
+    tasks: list[tuple[str, dict[str, Any], dict[str, Any]]], warm: WarmProcess
+) -> None:
+    """UserError for a data set or model that does not exist, or training arguments that do not fit
+    together.
 
     tasks: label, declared parameters with their defaults, and given parameters.
     """

@@ -1,4 +1,6 @@
-"""A batch that is told to end (by `kill`, a queue, a closed terminal) ends as by Ctrl+C: in order, with nothing left behind."""
+"""A batch that is told to end (by `kill`, a queue, a closed terminal) ends as by Ctrl+C: in order,
+with nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def end_in_order() -> Iterator[None]:
-    """While the block lasts, SIGTERM and SIGHUP raise `Ended` in it, unless somebody sees to them already (`nohup`, say)."""
+    """While the block lasts, SIGTERM and SIGHUP raise `Ended` in it, unless somebody sees to them
+    already (`nohup`, say).
+    """
     numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # Python lets no other thread set handlers
@@ -28,7 +32,8 @@ def end_in_order() -> Iterator[None]:
 
     def end(number, frame):
         for other in taken:
-            signal.signal(other, signal.SIG_IGN)  # a closed terminal says so twice; the second must not break the end off
+            # a closed terminal says so twice; the second must not break the end off
+            signal.signal(other, signal.SIG_IGN)
         raise Ended(number)
 
     for number in taken:

@@ -1,4 +1,6 @@
-"""What is known of each task of a batch, kept on disk after each: what was done, how it went, what is out of date."""
+"""What is known of each task of a batch, kept on disk after each: what was done, how it went, what
+is out of date.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,25 @@ OUTCOME = {
     "fingerprint": {},
     "error": None,
     "note": "",
-    "run_start": None,  # when the run was made that the task has worked in; None for the task that made it
+    # when the run was made that the task has worked in; None for the task that made it
+    "run_start": None,
 }
 
 
 class BatchState:
     """The content of reports/runs/batches/<name>/batch.json.
 
-    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the records of tasks that the
-    batch file no longer asks for, so that a grid made smaller and larger again costs nothing.
-    """
+    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the
+    records of tasks that the batch file no longer asks for, so that a grid made smaller and larger
+    again costs nothing."""
 
     def __init__(self, batch: Batch, tasks: list[Task]):
         self.tasks, self.reports = tasks, reports_dir()
         self.path = self.reports / "runs" / "batches" / batch.name / "batch.json"
         self._written = before = read_batch(self.path) if self.path.is_file() else {}
-        known = {record["path"]: record for record in before.get("former", []) + before.get("tasks", [])}
+        known = {
+            record["path"]: record for record in before.get("former", []) + before.get("tasks", [])
+        }
         root, file = project_root(batch.file.parent), batch.file.resolve()
         self.content = {
             "title": batch.title,
@@ -46,16 +51,27 @@ class BatchState:
             "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
             "former": list(known.values()),
         }
-        self._starts = {run: self._read_start(run) for run in {task.run for task in tasks if task.run}}
+        self._starts = {
+            run: self._read_start(run) for run in {task.run for task in tasks if task.run}
+        }
 
     def measured_seconds(self) -> list[float | None]:
-        """What each task took when it ended well; to be asked before `find_stale`, which forgets it where a task runs again."""
-        return [record["seconds"] if record["status"] == "done" else None for record in self.content["tasks"]]
+        """What each task took when it ended well; to be asked before `find_stale`, which forgets it
+        where a task runs again.
+        """
+        return [
+            record["seconds"] if record["status"] == "done" else None
+            for record in self.content["tasks"]
+        ]
 
     def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
-        """The numbers of the tasks to run. Their records are set to pending, with the reason as note."""
+        """The numbers of the tasks to run. Their records are set to pending, with the reason as
+        note.
+        """
         stale: list[int] = []
-        for number, (task, record) in enumerate(zip(self.tasks, self.content["tasks"], strict=True)):
+        for number, (task, record) in enumerate(
+            zip(self.tasks, self.content["tasks"], strict=True)
+        ):
             reason = "asked for" if force else self._reason(task, record, prints[number], stale)
             if reason:
                 stale.append(number)
@@ -63,27 +79,38 @@ class BatchState:
         return stale
 
     def begin(self, number: int) -> None:
-        """Note which runs there are when a task that reads them all begins: the batch has made some since it was planned."""
+        """Note which runs there are when a task that reads them all begins: the batch has made some
+        since it was planned.
+        """
         record = self.content["tasks"][number]
         if record["fingerprint"].get("runs"):
-            record["fingerprint"] = record["fingerprint"] | {"runs": describe_runs(find_dataset(self.tasks[number]))}
+            record["fingerprint"] = record["fingerprint"] | {
+                "runs": describe_runs(find_dataset(self.tasks[number]))
+            }
 
     def settle(self, number: int, **outcome) -> None:
         run = self.tasks[number].run
         start = self._read_start(run) if run else None
         made_now = start != self._starts.get(run)
         self._starts[run] = start
-        self.content["tasks"][number] |= {"note": "", "run_start": None if made_now else start} | outcome
+        self.content["tasks"][number] |= {
+            "note": "",
+            "run_start": None if made_now else start,
+        } | outcome
         self.write()
 
     def write(self) -> None:
-        """Keep the content, if it differs from what is there: the file's date is that of the report."""
+        """Keep the content, if it differs from what is there: the file's date is that of the
+        report.
+        """
         content = json.loads(json.dumps(self.content, default=str))
         if content != self._written:
             write_json(self.path, content)
             self._written = content
 
-    def _reason(self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]) -> str:
+    def _reason(
+        self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]
+    ) -> str:
         again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
         changed = describe_changes(record["fingerprint"], fingerprint)
         if not record["fingerprint"]:
@@ -98,11 +125,16 @@ class BatchState:
             return "executed copy is gone"
         if "run_name" in task.parameters and not self._run_is_done(task):
             return "run is not complete"
-        damage = find_damage(self.reports / task.run, PROMISED.get(task.step.notebook, ())) if task.run else []
+        damage = (
+            find_damage(self.reports / task.run, PROMISED.get(task.step.notebook, ()))
+            if task.run
+            else []
+        )
         if damage:
             return ", ".join(damage)
         if record["run_start"] is not None and record["run_start"] != self._starts[task.run]:
-            return "its run was made again since"  # by another batch; what this task had left there is gone
+            # by another batch; what this task had left there is gone
+            return "its run was made again since"
         return ""
 
     def _run_is_done(self, task: Task) -> bool:

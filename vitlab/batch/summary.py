@@ -1,4 +1,6 @@
-"""The tables that a batch prints: before it, what it would do and how long that took last time; after it, how it went."""
+"""The tables that a batch prints: before it, what it would do and how long that took last time;
+after it, how it went.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
 def print_summary(content: dict[str, Any], console: Console | None = None) -> None:
-    """Print the tasks of a batch.json: notebook, point, how it ended, in what time, and what went wrong in which cell."""
+    """Print the tasks of a batch.json: notebook, point, how it ended, in what time, and what went
+    wrong in which cell.
+    """
     table = _start_table(content, "time")
     for record in content["tasks"]:
         seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
@@ -22,7 +26,9 @@ def print_summary(content: dict[str, Any], console: Console | None = None) -> No
 
 
 def print_plan(content: dict[str, Any], console: Console | None = None) -> None:
-    """Print what a dry run gives: each task, how long it took when it last ran, why it would run again, and the total."""
+    """Print what a dry run gives: each task, how long it took when it last ran, why it would run
+    again, and the total.
+    """
     console, table = _open_console(console), _start_table(content, "last time")
     for record, seconds in zip(content["tasks"], content["measured_s"], strict=True):
         last = "" if seconds is None else format_seconds(seconds)
@@ -40,7 +46,9 @@ def describe_plan(content: dict[str, Any]) -> str:
     known = [seconds for seconds in last if seconds is not None]
     words = f"To run: {len(last)} of {len(content['tasks'])} notebooks."
     if known:
-        words += f" {len(known)} of them took {format_seconds(sum(known))} in all when they last ran."
+        words += (
+            f" {len(known)} of them took {format_seconds(sum(known))} in all when they last ran."
+        )
     if len(known) < len(last):
         words += f" Never run before, so of unknown time: {len(last) - len(known)}."
     return words

@@ -1,7 +1,10 @@
 from .benchmark import benchmark_table as benchmark_table, size_on_disk as size_on_disk
 from .confidence import find_calibration as find_calibration, note_calibration as note_calibration
 from .cost import count_cost as count_cost, count_multiply_adds as count_multiply_adds
-from .curves import merging_curve_table as merging_curve_table, pruning_curve_table as pruning_curve_table
+from .curves import (
+    merging_curve_table as merging_curve_table,
+    pruning_curve_table as pruning_curve_table,
+)
 from .distillation import distill as distill
 from .explanations import (
     compare_explanations as compare_explanations,

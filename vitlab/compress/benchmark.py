@@ -1,4 +1,6 @@
-"""What each variant of a model gives on this machine: time, size and quality against the first one."""
+"""What each variant of a model gives on this machine: time, size and quality against the first
+one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ DIGITS = 4  # of a calibration error: what differs by less differs in rounding
 EVEN = "no difference shown"
 MB = 1e6  # bytes
 SAVED = ("model.safetensors", "model.json")
-BESIDE = ("", ".data", "_data")  # ends of the names of files in which an ONNX file of this name may keep its weights
+# ends of the names of files in which an ONNX file of this name may keep its weights
+BESIDE = ("", ".data", "_data")
 
 
 def benchmark_table(
@@ -33,45 +36,70 @@ def benchmark_table(
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Time and quality of each variant against the first one: a row for each variant and batch size of a `latency_table`.
+    """Time and quality of each variant against the first one: a row for each variant and batch size
+    of a `latency_table`.
 
-    predictions: a predictions table of each variant, by its name in the column side of the latency table. split: val to choose
-    by (`choose_variant`), test to report.
-    Columns: those of the latency table; split; size_mb (NaN where `sizes` has none); metric, value, low, high; change,
-    change_low, change_high (paired, against the first variant); agreement, agreement_low, agreement_high (same class, right or
-    wrong); ece, ece_change, ece_low, ece_high; and three verdicts. Intervals are at 95 %.
-    speed: "faster" or "slower" where the interval of the ratio lies on one side of 1. quality: "worse" or "better" where that of
-    the change lies on one side of 0, else "as good" where a loss above `margin` is ruled out, else "loss not ruled out".
-    calibration: "worse" or "better" by the change of the ECE. ValueError where a variant has no predictions.
-    """
+    predictions: a predictions table of each variant, by its name in the column side of the latency
+    table. split: val to choose by (`choose_variant`), test to report. Columns: those of the latency
+    table; split; size_mb (NaN where `sizes` has none); metric, value, low, high; change,
+    change_low, change_high (paired, against the first variant); agreement, agreement_low,
+    agreement_high (same class, right or wrong); ece, ece_change, ece_low, ece_high; and three
+    verdicts. Intervals are at 95 %. speed: "faster" or "slower" where the interval of the ratio
+    lies on one side of 1. quality: "worse" or "better" where that of the change lies on one side of
+    0, else "as good" where a loss above `margin` is ruled out, else "loss not ruled out".
+    calibration: "worse" or "better" by the change of the ECE. ValueError where a variant has no
+    predictions."""
     if metric not in METRICS:
         raise UserError(unknown("metric", metric, list(METRICS)))
     sides = list(dict.fromkeys(latency["side"]))
     lacking = [name for name in sides if name not in predictions]
     if lacking:
-        raise UserError(f"there are no predictions of {', '.join(lacking)}; give a predictions table for each variant timed")
+        raise UserError(
+            f"there are no predictions of {', '.join(lacking)}; give a predictions table for each"
+            " variant timed"
+        )
     settings = {"split": split, "replicates": replicates, "seed": seed}
     first, rows = predictions[sides[0]], []
     for name in sides:
         own = predictions[name]
         score = metrics_table(own, **settings).set_index("metric").loc[metric]
-        row = {"side": name, "split": split, "size_mb": (sizes or {}).get(name, np.nan), "metric": metric}
+        row = {
+            "side": name,
+            "split": split,
+            "size_mb": (sizes or {}).get(name, np.nan),
+            "metric": metric,
+        }
         row |= {"value": score["value"], "low": score["low"], "high": score["high"]}
         gap = {"difference": 0.0, "low": 0.0, "high": 0.0}
         if name != sides[0]:
             gap = paired_table(first, own, (sides[0], name), [metric], **settings).iloc[0]
         row |= {"change": gap["difference"], "change_low": gap["low"], "change_high": gap["high"]}
-        row |= zip(("agreement", "agreement_low", "agreement_high"), measure_agreement(first, own, split), strict=True)
+        row |= zip(
+            ("agreement", "agreement_low", "agreement_high"),
+            measure_agreement(first, own, split),
+            strict=True,
+        )
         error = measure_miscalibration(first, own, **settings)
-        row |= {"ece": error["ece"], "ece_change": error["change"], "ece_low": error["low"], "ece_high": error["high"]}
+        row |= {
+            "ece": error["ece"],
+            "ece_change": error["change"],
+            "ece_low": error["low"],
+            "ece_high": error["high"],
+        }
         reference = name == sides[0]
-        row["quality"] = "reference" if reference else _compare_quality(gap["low"], gap["high"], margin)
+        row["quality"] = (
+            "reference" if reference else _compare_quality(gap["low"], gap["high"], margin)
+        )
         moved = [round(error[end], DIGITS) for end in ("low", "high")]
         row["calibration"] = "reference" if reference else _compare(*moved, 0, ("better", "worse"))
         rows.append(row)
     table = latency.merge(pd.DataFrame(rows), on="side", how="left", validate="many_to_one")
     speed = [
-        "reference" if row.side == sides[0] else _compare(row.ratio_low, row.ratio_high, 1, ("faster", "slower"))
+        (
+            "reference"
+            if row.side == sides[0]
+            else _compare(row.ratio_low, row.ratio_high, 1, ("faster", "slower"))
+        )
         for row in table.itertuples()
     ]
     table.insert(table.columns.get_loc("quality"), "speed", speed)
@@ -79,12 +107,17 @@ def benchmark_table(
 
 
 def size_on_disk(path: Path | str) -> float:
-    """Megabytes (10^6 bytes) of a model: an ONNX file with its weights beside it, or a folder of `save_model` (its own files)."""
+    """Megabytes (10^6 bytes) of a model: an ONNX file with its weights beside it, or a folder of
+    `save_model` (its own files).
+    """
     path = Path(path)
     if path.is_dir():
         files = [path / name for name in SAVED if (path / name).is_file()]
         if not files:
-            raise UserError(f"{path} holds no saved model ({' and '.join(SAVED)}); save_model(model, folder) writes one")
+            raise UserError(
+                f"{path} holds no saved model ({' and '.join(SAVED)}); save_model(model, folder)"
+                " writes one"
+            )
     else:
         files = [file for end in BESIDE if (file := path.with_name(path.name + end)).is_file()]
         if not path.is_file():

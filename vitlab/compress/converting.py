@@ -1,4 +1,6 @@
-"""From a float ONNX graph to one with 8-bit weights: two methods, each a call of onnxruntime's quantisers. No gate here."""
+"""From a float ONNX graph to one with 8-bit weights: two methods, each a call of onnxruntime's
+quantisers. No gate here.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic as ort_dynamic, quantize_static as ort_static
+from onnxruntime.quantization import (
+    QuantFormat,
+    QuantType,
+    quantize_dynamic as ort_dynamic,
+    quantize_static as ort_static,
+)
 
-from vitlab.compress.graph import MAP_OPS, WEIGHTED, drop_notes, map_nodes, name_nodes, weight_bytes, weighted_nodes
+from vitlab.compress.graph import (
+    MAP_OPS,
+    WEIGHTED,
+    drop_notes,
+    map_nodes,
+    name_nodes,
+    weight_bytes,
+    weighted_nodes,
+)
 from vitlab.compress.isolation import isolate_node
 from vitlab.compress.parity import PixelSet
 from vitlab.compress.ranges import feed_images, measure_ranges, silence
@@ -22,14 +37,17 @@ MOMENTS = 32  # calibration images from which the rounding is computed
 
 
 def load_graph(path: Path | str) -> onnx.ModelProto:
-    """The graph with a name for every node and without noted shapes, which the quantiser of onnxruntime trips over."""
+    """The graph with a name for every node and without noted shapes, which the quantiser of
+    onnxruntime trips over.
+    """
     proto = onnx.load(path)
     del proto.graph.value_info[:]
     return name_nodes(proto)
 
 
 class Converter:
-    """Quantised files of one float graph, by one method; ranges are measured once, however many variants are asked for.
+    """Quantised files of one float graph, by one method; ranges are measured once, however many
+    variants are asked for.
 
     images: for static, on which ranges are measured. folder: where the files go.
     """
@@ -39,7 +57,9 @@ class Converter:
         self.transform, self.reduce_range, self.folder = transform, reduce_range, folder
         self.source = folder / "source.onnx"
         onnx.save(proto, self.source)
-        self.nodes = [name for name, node in weighted_nodes(proto).items() if node.op_type in METHODS[method]]
+        self.nodes = [
+            name for name, node in weighted_nodes(proto).items() if node.op_type in METHODS[method]
+        ]
         self._count = 0
         self._moments: dict[str, Moments] | None = None
         self._whole: onnx.ModelProto | None = None
@@ -47,22 +67,33 @@ class Converter:
     def share(self, float_nodes: Sequence[str] = ()) -> float:
         """Share of the weights (of linear layers and convolutions) that are quantised."""
         size = weight_bytes(self.proto, weighted_nodes(self.proto))
-        return sum(size[name] for name in self.nodes if name not in set(float_nodes)) / max(sum(size.values()), 1)
+        return sum(size[name] for name in self.nodes if name not in set(float_nodes)) / max(
+            sum(size.values()), 1
+        )
 
     def convert(self, float_nodes: Sequence[str] = (), only: Sequence[str] | None = None) -> Path:
-        """The file in which all nodes that the method takes are quantised but `float_nodes`; or those of `only`."""
+        """The file in which all nodes that the method takes are quantised but `float_nodes`; or
+        those of `only`.
+        """
         self._count += 1
         target = self.folder / f"{self.method}-{self._count}.onnx"
-        names = [name for name in (self.nodes if only is None else only) if name not in set(float_nodes)]
+        names = [
+            name for name in (self.nodes if only is None else only) if name not in set(float_nodes)
+        ]
         if not names:
-            raise UserError(f"{self.method} finds nothing to quantise: the graph has no linear layer that it takes; use static")
+            raise UserError(
+                f"{self.method} finds nothing to quantise: the graph has no linear layer that it"
+                " takes; use static"
+            )
         with silence():
             self._static(names, target) if self.method == "static" else self._dynamic(names, target)
         onnx.save(drop_notes(onnx.load(target)), target)
         return target
 
     def isolate(self, name: str) -> Path | bytes:
-        """The graph in which this node alone is quantised, with what goes in and comes out of it."""
+        """The graph in which this node alone is quantised, with what goes in and comes out of
+        it.
+        """
         if self.method != "static":
             return self.convert(only=[name])
         if self._whole is None:
@@ -87,7 +118,8 @@ class Converter:
             calibration_cache_path=ranges,
             extra_options={
                 "MatMulConstBOnly": True,
-                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # what follows is float: GELU, softmax, sums
+                # what follows is float: GELU, softmax, sums
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
             },
         )
         onnx.save(shield_float_nodes(onnx.load(target)), target)
@@ -96,9 +128,15 @@ class Converter:
     def _refine(self, target: Path) -> None:
         few = self.images.take(slice(MOMENTS))
         if self._moments is None:
-            self._moments = collect_moments(self.proto, self.nodes, feed_images(few, self.transform))
-        refined = refine_weights(onnx.load(target), self.proto, self._moments, REDUCED if self.reduce_range else LARGEST)
-        onnx.save(level_logits(refined, self.proto, feed_images(self.images, self.transform)), target)
+            self._moments = collect_moments(
+                self.proto, self.nodes, feed_images(few, self.transform)
+            )
+        refined = refine_weights(
+            onnx.load(target), self.proto, self._moments, REDUCED if self.reduce_range else LARGEST
+        )
+        onnx.save(
+            level_logits(refined, self.proto, feed_images(self.images, self.transform)), target
+        )
 
     def _dynamic(self, names, target):
         ort_dynamic(

@@ -1,8 +1,9 @@
-"""Does the compressed model still look where the full one looks? Maps of both for the same images and classes, held together.
+"""Does the compressed model still look where the full one looks? Maps of both for the same images
+and classes, held together.
 
-A model may keep its accuracy and decide by something else. What two maps of *different* images have in common stands beside each
-number: a measure that does not do better than that says nothing of compression.
-"""
+A model may keep its accuracy and decide by something else. What two maps of *different* images have
+in common stands beside each number: a measure that does not do better than that says nothing of
+compression."""
 
 from __future__ import annotations
 
@@ -33,22 +34,22 @@ def compare_explanations(
     sample_ids: Sequence[str] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Maps of the full and the compressed model, image by image, for the class that the full one predicts.
+    """Maps of the full and the compressed model, image by image, for the class that the full one
+    predicts.
 
-    names: of methods.
-    Columns: method, sample_id; similarity, absolute (rank correlations over the cells of the full model's grid, of the maps and
-    of their absolute values); peak_shift, mass_shift (pixels between the largest values, or the centres of mass of what is
-    positive); other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full model's map of this
-    image and its maps of the others, on average. Where several pixels share the largest value, their centre counts; a map
-    without anything positive has its centre in the middle. ValueError where classes differ, or a method cannot explain one of
-    the two.
-    """
+    names: of methods. Columns: method, sample_id; similarity, absolute (rank correlations over the
+    cells of the full model's grid, of the maps and of their absolute values); peak_shift,
+    mass_shift (pixels between the largest values, or the centres of mass of what is positive);
+    other_image, other_peak, other_mass: the same (absolute, and both shifts) between the full
+    model's map of this image and its maps of the others, on average. Where several pixels share the
+    largest value, their centre counts; a map without anything positive has its centre in the
+    middle. ValueError where classes differ, or a method cannot explain one of the two."""
     if not names:
         raise UserError("names is empty: give at least one method, such as saliency")
     if tuple(model.classes) != tuple(compressed.classes):
         raise UserError(
-            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model {', '.join(compressed.classes)}; "
-            "compare two models of the same classes"
+            f"{model.name} tells apart {', '.join(model.classes)}, and the compressed model"
+            f" {', '.join(compressed.classes)}; compare two models of the same classes"
         )
     size = tuple(images.shape[-2:])
     cells = number_cells(choose_grid(model.anatomy, size), size)
@@ -57,7 +58,9 @@ def compare_explanations(
         before = explain(model, images, name, **settings)
         after = explain(compressed, images, name, before.target, **settings)
         table = compare_maps(before, after, cells)
-        peaks, masses = ([find(maps.values) for maps in (before, after)] for find in (find_peaks, find_masses))
+        peaks, masses = (
+            [find(maps.values) for maps in (before, after)] for find in (find_peaks, find_masses)
+        )
         for kind, (own, moved) in {"peak": peaks, "mass": masses}.items():
             table[f"{kind}_shift"] = np.linalg.norm(moved - own, axis=1)
             table[f"other_{kind}"] = _mean_distance(own)
@@ -72,38 +75,59 @@ def explanation_shift_tables(
     *,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Means of `compare_explanations` over the images, with t intervals, of each network against the first one.
+    """Means of `compare_explanations` over the images, with t intervals, of each network against
+    the first one.
 
-    Columns model, method, measure (similarity, peak_shift, mass_shift), value, low, high, n, other: what maps of different images
-    give. Correlations are best at 1, shifts (pixels) at 0. Without a second network the table is empty.
-    """
+    Columns model, method, measure (similarity, peak_shift, mass_shift), value, low, high, n, other:
+    what maps of different images give. Correlations are best at 1, shifts (pixels) at 0. Without a
+    second network the table is empty."""
     first, *others = networks
     rows = []
     for name in others:
         table = compare_explanations(networks[first], networks[name], images, names)
         for method, part in table.groupby("method", sort=False):
-            mean, low, high, count = mean_interval(part[list(MEASURES)].to_numpy(float), confidence, LIMITS)
+            mean, low, high, count = mean_interval(
+                part[list(MEASURES)].to_numpy(float), confidence, LIMITS
+            )
             for place, (measure, other) in enumerate(MEASURES.items()):
                 row = {"model": name, "method": method, "measure": measure, "value": mean[place]}
-                row |= {"low": low[place], "high": high[place], "n": int(count[place]), "other": part[other].mean()}
+                row |= {
+                    "low": low[place],
+                    "high": high[place],
+                    "n": int(count[place]),
+                    "other": part[other].mean(),
+                }
                 rows.append(row)
-    return pd.DataFrame(rows, columns=["model", "method", "measure", "value", "low", "high", "n", "other"])
+    return pd.DataFrame(
+        rows, columns=["model", "method", "measure", "value", "low", "high", "n", "other"]
+    )
 
 
 def describe_shifts(table: pd.DataFrame) -> str:
-    """A sentence on an `explanation_shift_tables`: whose maps are shown to be more alike than maps of different images."""
+    """A sentence on an `explanation_shift_tables`: whose maps are shown to be more alike than maps
+    of different images.
+    """
     alike = table[table["measure"] == "similarity"]
     if alike.empty:
         return "There is no smaller network whose maps could be compared."
     names = [f"{row.method.replace('_', ' ')} of *{row.model}*" for row in alike.itertuples()]
     shown = (alike["low"] > alike["other"]).tolist()
-    kept, rest = ([name for name, one in zip(names, shown, strict=True) if one == wanted] for wanted in (True, False))
-    parts = [f"Shown to be more alike than maps of different images: {', '.join(kept)}."] if kept else []
+    kept, rest = (
+        [name for name, one in zip(names, shown, strict=True) if one == wanted]
+        for wanted in (True, False)
+    )
+    parts = (
+        [f"Shown to be more alike than maps of different images: {', '.join(kept)}."]
+        if kept
+        else []
+    )
     return " ".join([*parts, *([f"Not shown for {', '.join(rest)}."] if rest else [])])
 
 
 def find_peaks(values: np.ndarray) -> np.ndarray:
-    """Row and column (N, 2) of the largest value of each map (N, h, w): the mean of all pixels that share it."""
+    """Row and column (N, 2) of the largest value of each map (N, h, w): the mean of all pixels that
+    share it.
+    """
     highest = values.max(axis=(1, 2), keepdims=True)
     spread = highest - values.min(axis=(1, 2), keepdims=True)
     return _centre((values >= highest - LEVEL * spread).astype(float))
@@ -118,7 +142,9 @@ def find_masses(values: np.ndarray) -> np.ndarray:
 def _centre(weights: np.ndarray) -> np.ndarray:
     total = weights.sum(axis=(1, 2))
     rows, columns = (np.arange(side) for side in weights.shape[1:])
-    return np.stack([weights.sum(axis=2) @ rows / total, weights.sum(axis=1) @ columns / total], axis=1)
+    return np.stack(
+        [weights.sum(axis=2) @ rows / total, weights.sum(axis=1) @ columns / total], axis=1
+    )
 
 
 def _mean_distance(points: np.ndarray) -> np.ndarray | float:

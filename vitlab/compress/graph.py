@@ -1,4 +1,6 @@
-"""Which nodes of an ONNX graph are worth quantising, and how much of the model they hold. No torch here."""
+"""Which nodes of an ONNX graph are worth quantising, and how much of the model they hold. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def weighted_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Nodes that multiply by a constant matrix or kernel, by name, in the order of the graph; those of attention are not."""
+    """Nodes that multiply by a constant matrix or kernel, by name, in the order of the graph; those
+    of attention are not.
+    """
     constants = {tensor.name for tensor in proto.graph.initializer}
     return {
         node.name: node
@@ -32,12 +36,14 @@ def weighted_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def map_nodes(proto: onnx.ModelProto, float_nodes: Collection[str] = ()) -> set[str]:
-    """Names of the nodes that join feature maps of convolutions (residuals, activations, pooling), which can stay 8-bit between.
+    """Names of the nodes that join feature maps of convolutions (residuals, activations, pooling),
+    which can stay 8-bit between.
 
-    Those that take the map of one of `float_nodes` are left out: an 8-bit map right behind it would undo the sparing.
+    Those that take the map of one of `float_nodes` are left out: an 8-bit map right behind it would
+    undo the sparing.
 
-    Sums in transformer blocks are none of them: residuals of tokens have outliers that 8 bits do not hold.
-    """
+    Sums in transformer blocks are none of them: residuals of tokens have outliers that 8 bits do
+    not hold."""
     maps, names, spared = set(), set(), set()
     constants = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
@@ -55,15 +61,26 @@ def map_nodes(proto: onnx.ModelProto, float_nodes: Collection[str] = ()) -> set[
 def weight_bytes(proto: onnx.ModelProto, names) -> dict[str, int]:
     """Bytes of the constant weight of each named node."""
     size = {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer}
-    return {name: size[node.input[1]] for name, node in weighted_nodes(proto).items() if name in set(names)}
+    return {
+        name: size[node.input[1]]
+        for name, node in weighted_nodes(proto).items()
+        if name in set(names)
+    }
 
 
 def drop_notes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Take off the exporter's notes for readers (modules, lines of code, shapes), a tenth of a small file; the graph itself."""
+    """Take off the exporter's notes for readers (modules, lines of code, shapes), a tenth of a
+    small file; the graph itself.
+    """
     del proto.graph.value_info[:]
     proto.graph.doc_string = ""
     del proto.graph.metadata_props[:]
-    for entry in [*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+    for entry in [
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    ]:
         entry.doc_string = ""
         del entry.metadata_props[:]
     return proto

@@ -1,8 +1,8 @@
-"""How important each head, MLP neuron and block of a transformer is, measured on images: what pruning goes by.
+"""How important each head, MLP neuron and block of a transformer is, measured on images: what
+pruning goes by.
 
-A mask of ones multiplies the outputs of heads, the neurons and what blocks add to their tokens. Pruning a part sets its mask to
-0; its importance is what that costs.
-"""
+A mask of ones multiplies the outputs of heads, the neurons and what blocks add to their tokens.
+Pruning a part sets its mask to 0; its importance is what that costs."""
 
 from __future__ import annotations
 
@@ -37,18 +37,21 @@ def importance_table(
     *,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """How important each part is; columns kind (head, neuron, block), block, index (within the block), importance, measure.
+    """How important each part is; columns kind (head, neuron, block), block, index (within the
+    block), importance, measure.
 
-    images: (N, 3, h, w), normalised, of the validation split rather than the test split; labels: the class name of each.
-    kinds: all by default. Values of one measure can be compared across kinds, those of two measures cannot.
-    measure: taylor, the mean over images of |d cross-entropy / d mask|, what the loss changes by to first order without the part;
-    one backward pass gives all of them. ablation, by how much the mean cross-entropy really rises without the part (below 0: it
-    falls); one pass of the images, from the part's block on, for each part, so choose heads and blocks unless the model is small.
-    magnitude, the Euclidean norm of the weights that would go; needs no images.
+    images: (N, 3, h, w), normalised, of the validation split rather than the test split; labels:
+    the class name of each. kinds: all by default. Values of one measure can be compared across
+    kinds, those of two measures cannot. measure: taylor, the mean over images of |d cross-entropy /
+    d mask|, what the loss changes by to first order without the part; one backward pass gives all
+    of them. ablation, by how much the mean cross-entropy really rises without the part (below 0: it
+    falls); one pass of the images, from the part's block on, for each part, so choose heads and
+    blocks unless the model is small. magnitude, the Euclidean norm of the weights that would go;
+    needs no images.
 
-    Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on what was shrunk of them. ValueError for anything else.
-    Source: Michel et al. 2019, arXiv 1905.10650 (heads, by gradient and ablation); Molchanov et al. 2019, arXiv 1906.10771.
-    """
+    Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on what was shrunk of them.
+    ValueError for anything else. Source: Michel et al. 2019, arXiv 1905.10650 (heads, by gradient
+    and ablation); Molchanov et al. 2019, arXiv 1906.10771."""
     if measure not in MEASURES:
         raise UserError(unknown("measure", measure, list(MEASURES)))
     kinds = KINDS if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
@@ -58,10 +61,16 @@ def importance_table(
     sizes = count_parts(model.module)
     wanted = {(kind, block): size for kind in kinds for block, size in enumerate(sizes[kind])}
     if measure == "magnitude":
-        found = {part: _measure_weights(model.module.blocks[part[1]], part[0], size) for part, size in wanted.items()}
+        found = {
+            part: _measure_weights(model.module.blocks[part[1]], part[0], size)
+            for part, size in wanted.items()
+        }
         return _tabulate(found, measure)
     if images is None:
-        raise UserError(f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the validation split")
+        raise UserError(
+            f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the"
+            " validation split"
+        )
     check_images(images, None, batch_size)
     targets = _read_labels(model, labels, len(images))
     compute = _differentiate if measure == "taylor" else _ablate
@@ -77,7 +86,9 @@ def importance_table(
 
 
 def count_parts(module: nn.Module) -> dict[str, list[int]]:
-    """How many heads and neurons each block has (and one block); ValueError for a model that cannot be pruned."""
+    """How many heads and neurons each block has (and one block); ValueError for a model that cannot
+    be pruned.
+    """
     blocks = find_blocks(module)
     return {
         "head": [block.attn.num_heads for block in blocks],
@@ -88,10 +99,11 @@ def count_parts(module: nn.Module) -> dict[str, list[int]]:
 
 @contextmanager
 def masking(module: nn.Module, masks: Masks) -> Iterator[None]:
-    """While the model runs, multiply parts by masks: (kind, block) -> (parts,) for all images, or (B, parts), one for each image.
+    """While the model runs, multiply parts by masks: (kind, block) -> (parts,) for all images, or
+    (B, parts), one for each image.
 
-    A head's mask scales its output before `proj`, a neuron's its value before `fc2`, a block's (one part) all that it adds.
-    """
+    A head's mask scales its output before `proj`, a neuron's its value before `fc2`, a block's (one
+    part) all that it adds."""
     with ExitStack() as stack:
         for (kind, number), mask in masks.items():
             block = module.blocks[number]
@@ -99,32 +111,45 @@ def masking(module: nn.Module, masks: Masks) -> Iterator[None]:
             if kind == "block":
                 hook = block.register_forward_hook(_scale_block(mask))
             else:
-                linear, width = (block.attn.proj, block.attn.head_dim) if kind == "head" else (block.mlp.fc2, 1)
+                linear, width = (
+                    (block.attn.proj, block.attn.head_dim) if kind == "head" else (block.mlp.fc2, 1)
+                )
                 hook = linear.register_forward_pre_hook(_scale_input(mask, width))
             stack.callback(hook.remove)
         yield
 
 
 def _scale_block(mask):
-    return lambda _, inputs, output: inputs[0] + mask[:, :, None] * (output - inputs[0])  # (B, T, C)
+    # (B, T, C)
+    return lambda _, inputs, output: inputs[0] + mask[:, :, None] * (output - inputs[0])
 
 
 def _scale_input(mask, width):
-    return lambda _, inputs: (inputs[0] * mask.repeat_interleave(width, dim=1)[:, None],)  # (B, T, parts * width)
+    # (B, T, parts * width)
+    return lambda _, inputs: (inputs[0] * mask.repeat_interleave(width, dim=1)[:, None],)
 
 
 def _differentiate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tensor]:
-    """Sums over the images of |d loss / d mask|, (parts,); every image has masks of its own, so that signs do not cancel."""
-    masks = {part: torch.ones(len(images), size, device=images.device, requires_grad=True) for part, size in wanted.items()}
+    """Sums over the images of |d loss / d mask|, (parts,); every image has masks of its own, so
+    that signs do not cancel.
+    """
+    masks = {
+        part: torch.ones(len(images), size, device=images.device, requires_grad=True)
+        for part, size in wanted.items()
+    }
     with masking(module, masks):
         loss = F.cross_entropy(module(images).float(), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(masks.values()))
-    return {part: gradient.abs().sum(dim=0) for part, gradient in zip(masks, gradients, strict=True)}
+    return {
+        part: gradient.abs().sum(dim=0) for part, gradient in zip(masks, gradients, strict=True)
+    }
 
 
 @torch.no_grad()
 def _ablate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tensor]:
-    """Sums over the images of the rise of the loss without each part; a block's input is computed once for all its parts."""
+    """Sums over the images of the rise of the loss without each part; a block's input is computed
+    once for all its parts.
+    """
     steps = pieces(module)
     names = [name for name, _ in steps]
     values, inputs = images, {}
@@ -149,33 +174,55 @@ def _ablate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tens
 
 
 def _measure_weights(block, kind, size) -> torch.Tensor:
-    """Euclidean norms of what goes with each part: a head's rows of qkv and columns of proj, a neuron's of fc1 and fc2."""
+    """Euclidean norms of what goes with each part: a head's rows of qkv and columns of proj, a
+    neuron's of fc1 and fc2.
+    """
     with torch.no_grad():
         if kind == "block":
-            return torch.stack([parameter.float().square().sum() for parameter in block.parameters()]).sum().sqrt()[None].cpu()
-        into, out = (block.attn.qkv, block.attn.proj) if kind == "head" else (block.mlp.fc1, block.mlp.fc2)
+            return (
+                torch.stack([parameter.float().square().sum() for parameter in block.parameters()])
+                .sum()
+                .sqrt()[None]
+                .cpu()
+            )
+        into, out = (
+            (block.attn.qkv, block.attn.proj) if kind == "head" else (block.mlp.fc1, block.mlp.fc2)
+        )
         rows = into.weight.float().square().sum(dim=1)
         if into.bias is not None:
             rows = rows + into.bias.float().square()
         columns = out.weight.float().square().sum(dim=0)
-        rows = rows.reshape(-1, size, len(columns) // size).sum(dim=(0, 2))  # q, k and v; heads; numbers of a head
+        # q, k and v; heads; numbers of a head
+        rows = rows.reshape(-1, size, len(columns) // size).sum(dim=(0, 2))
         return (rows + columns.reshape(size, -1).sum(dim=1)).sqrt().cpu()
 
 
 def _tabulate(found: Mapping[tuple[str, int], torch.Tensor], measure: str) -> pd.DataFrame:
     parts = [
-        pd.DataFrame({"kind": kind, "block": block, "index": range(len(values)), "importance": values.double().numpy()})
+        pd.DataFrame(
+            {
+                "kind": kind,
+                "block": block,
+                "index": range(len(values)),
+                "importance": values.double().numpy(),
+            }
+        )
         for (kind, block), values in found.items()
     ]
     table = pd.concat(parts, ignore_index=True).assign(measure=measure)
     if not np.isfinite(table["importance"]).all():
-        raise UserError(f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so train it again")
+        raise UserError(
+            f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so"
+            " train it again"
+        )
     return table
 
 
 def _read_labels(model, labels, count) -> torch.Tensor:
     if labels is None or isinstance(labels, str) or len(labels) != count:
-        raise UserError(f"labels must be {count} class names, one for each image, to say what the loss is")
+        raise UserError(
+            f"labels must be {count} class names, one for each image, to say what the loss is"
+        )
     for label in labels:
         if label not in model.classes:
             raise UserError(unknown("label", str(label), list(model.classes)))

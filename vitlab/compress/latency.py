@@ -1,8 +1,9 @@
-"""How long a prediction takes as a user meets it: warm, one image or a batch at a time, contenders taking turns.
+"""How long a prediction takes as a user meets it: warm, one image or a batch at a time, contenders
+taking turns.
 
-Processors change their speed with heat and with what else runs. Whoever times one side today and the other one tomorrow compares
-two days. Here all sides are called in each turn, in an order drawn anew, and what is quoted is the ratio within turns.
-"""
+Processors change their speed with heat and with what else runs. Whoever times one side today and
+the other one tomorrow compares two days. Here all sides are called in each turn, in an order drawn
+anew, and what is quoted is the ratio within turns."""
 
 from __future__ import annotations
 
@@ -36,14 +37,15 @@ def latency_table(
 ) -> pd.DataFrame:
     """Time of a call for each side and batch size, the ratios being to the first side.
 
-    sides: what `make_side` takes, by name: models, paths of ONNX files, functions on a batch. images: (N, 3, h, w), repeated
-    where a batch is larger. threads: of torch and of sessions that are opened here (None: one a core); a function or a session
-    that comes ready-made keeps its own. warmup: calls of each side before any is timed; in a turn each side is called twice and
-    the second call is timed, which then finds its weights in the cache as in steady use. seconds: after which no further turn
-    begins (three there are at least).
-    Columns: side, batch_size, threads, repeats (turns), p50_ms, p90_ms (of a call, linear between ranks), images_per_second (at
-    the median), ratio (median over turns of the time by that of the first side), ratio_low, ratio_high (95 % by bootstrap).
-    """
+    sides: what `make_side` takes, by name: models, paths of ONNX files, functions on a batch.
+    images: (N, 3, h, w), repeated where a batch is larger. threads: of torch and of sessions that
+    are opened here (None: one a core); a function or a session that comes ready-made keeps its own.
+    warmup: calls of each side before any is timed; in a turn each side is called twice and the
+    second call is timed, which then finds its weights in the cache as in steady use. seconds: after
+    which no further turn begins (three there are at least). Columns: side, batch_size, threads,
+    repeats (turns), p50_ms, p90_ms (of a call, linear between ranks), images_per_second (at the
+    median), ratio (median over turns of the time by that of the first side), ratio_low, ratio_high
+    (95 % by bootstrap)."""
     threads = check_threads(threads)
     _check(sides, images, batch_sizes, repeats)
     generator, tables = np.random.default_rng(seed), []
@@ -51,13 +53,21 @@ def latency_table(
         called = {name: make_side(model, threads=threads) for name, model in sides.items()}
         for size in batch_sizes:
             batch = images[np.arange(size) % len(images)]  # (B, 3, h, w)
-            times = time_sides(called, batch, repeats, warmup=warmup, seconds=seconds, generator=generator)
+            times = time_sides(
+                called, batch, repeats, warmup=warmup, seconds=seconds, generator=generator
+            )
             tables.append(summarise_times(times, size, threads, seed))
     return pd.concat(tables, ignore_index=True)
 
 
 def time_sides(
-    sides: Mapping[str, Side], batch, repeats: int, *, warmup: int, seconds: float, generator: np.random.Generator
+    sides: Mapping[str, Side],
+    batch,
+    repeats: int,
+    *,
+    warmup: int,
+    seconds: float,
+    generator: np.random.Generator,
 ) -> dict[str, list[float]]:
     """Seconds of each timed call of each side, turn by turn."""
     for side in sides.values():
@@ -78,7 +88,9 @@ def time_sides(
     return times
 
 
-def summarise_times(times: Mapping[str, Sequence[float]], batch_size: int, threads: int, seed: int = 0) -> pd.DataFrame:
+def summarise_times(
+    times: Mapping[str, Sequence[float]], batch_size: int, threads: int, seed: int = 0
+) -> pd.DataFrame:
     """The rows of `latency_table` from seconds turn by turn, as many for each side."""
     first = np.asarray(next(iter(times.values())), float)
     drawn = np.random.default_rng(seed).integers(len(first), size=(DRAWS, len(first)))
@@ -95,14 +107,17 @@ def summarise_times(times: Mapping[str, Sequence[float]], batch_size: int, threa
 
 
 def check_threads(threads: int | None) -> int:
-    """The number of threads, by default that of the cores this process may use; ValueError for one it cannot have."""
+    """The number of threads, by default that of the cores this process may use; ValueError for one
+    it cannot have.
+    """
     cores = count_cores()
     if threads is None:
         return cores
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= cores:
         raise UserError(
-            f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more threads than cores wait for "
-            f"each other; write a number from 1 to {cores}, or run it under another taskset"
+            f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more"
+            f" threads than cores wait for each other; write a number from 1 to {cores}, or run it"
+            " under another taskset"
         )
     return threads
 
@@ -126,7 +141,9 @@ def _check(sides, images, batch_sizes, repeats) -> None:
     if not sides:
         raise UserError("there is nothing to time: give at least one side, {'fp32': model}")
     if np.ndim(images) != 4 or not len(images):
-        raise UserError(f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}")
+        raise UserError(
+            f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}"
+        )
     for name, value in [("repeats", repeats), *(("a batch size", size) for size in batch_sizes)]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")

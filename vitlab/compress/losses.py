@@ -1,4 +1,6 @@
-"""What was lost where: a model before and after compression on the same images, by class, by group, and image by image."""
+"""What was lost where: a model before and after compression on the same images, by class, by group,
+and image by image.
+"""
 
 from __future__ import annotations
 
@@ -27,30 +29,39 @@ def drop_table(
     confidence: float = 0.95,
     least: int = LEAST,
 ) -> pd.DataFrame:
-    """Change of the accuracy, of all images and of each value of the columns `by`, with paired bootstrap intervals.
+    """Change of the accuracy, of all images and of each value of the columns `by`, with paired
+    bootstrap intervals.
 
-    before, after: predictions tables of the same images, else ValueError. The accuracy within one class is its recall.
-    Columns: column, slice, n, before, after, change (after minus before), low, high, lost and gained (images right only before,
-    or only after), note. Where no image changed sides, every replicate is 0; the ends are then those of a share of which none
-    was seen among n (Clopper and Pearson, 1934). Slices of fewer than `least` images have no numbers, and the note says so.
-    """
+    before, after: predictions tables of the same images, else ValueError. The accuracy within one
+    class is its recall. Columns: column, slice, n, before, after, change (after minus before), low,
+    high, lost and gained (images right only before, or only after), note. Where no image changed
+    sides, every replicate is 0; the ends are then those of a share of which none was seen among n
+    (Clopper and Pearson, 1934). Slices of fewer than `least` images have no numbers, and the note
+    says so."""
     if isinstance(by, str):
         raise UserError(f"by takes a list of columns: write by=[{by!r}]")
     scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
-    right = np.stack([scores.pred == scores.label for scores in (scores_before, scores_after)]).astype(float)  # (2, N)
+    # (2, N)
+    right = np.stack(
+        [scores.pred == scores.label for scores in (scores_before, scores_after)]
+    ).astype(float)
     _, parts = cut_slices(before, by, split)
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():
         row = {"column": column, "slice": name, "n": int(inside.sum())}
         few = column and inside.sum() < least
-        found = dict.fromkeys(("before", "after", "change", "low", "high", "lost", "gained"), np.nan)
+        found = dict.fromkeys(
+            ("before", "after", "change", "low", "high", "lost", "gained"), np.nan
+        )
         found = found if few else _measure_change(right[:, inside], replicates, seed, confidence)
         table.append(row | found | {"note": describe_few(inside) if few else ""})
     return pd.DataFrame(table)
 
 
-def _measure_change(right: np.ndarray, replicates: int, seed: int, confidence: float) -> dict[str, float]:
+def _measure_change(
+    right: np.ndarray, replicates: int, seed: int, confidence: float
+) -> dict[str, float]:
     """right: (2, n) of ones and zeros."""
     change = right[1] - right[0]  # (n,) of -1, 0, 1
     count = len(change)
@@ -59,21 +70,34 @@ def _measure_change(right: np.ndarray, replicates: int, seed: int, confidence: f
     if not change.any():
         high = 1 - ((1 - confidence) / 2) ** (1 / count)
         low = -high
-    shares = {"before": right[0].mean(), "after": right[1].mean(), "change": change.mean(), "low": low, "high": high}
+    shares = {
+        "before": right[0].mean(),
+        "after": right[1].mean(),
+        "change": change.mean(),
+        "low": low,
+        "high": high,
+    }
     return shares | {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
 
 
 def lost_images(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Images right before and wrong after ("lost"), then those wrong before and right after ("gained").
+    """Images right before and wrong after ("lost"), then those wrong before and right after
+    ("gained").
 
-    Columns: kind, sample_id, group, label, pred_before, pred_after, prob_before, prob_after (of the true class), change. Of each
-    kind, those whose true class has lost, or won, most probability come first.
-    """
+    Columns: kind, sample_id, group, label, pred_before, pred_after, prob_before, prob_after (of the
+    true class), change. Of each kind, those whose true class has lost, or won, most probability
+    come first."""
     scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
     classes = np.array(scores_before.classes)
-    own = [np.take_along_axis(scores.prob, scores.label[:, None], axis=1)[:, 0] for scores in (scores_before, scores_after)]
+    own = [
+        np.take_along_axis(scores.prob, scores.label[:, None], axis=1)[:, 0]
+        for scores in (scores_before, scores_after)
+    ]
     table = rows[["sample_id", "group", "label"]].reset_index(drop=True)
-    table["pred_before"], table["pred_after"] = classes[scores_before.pred], classes[scores_after.pred]
+    table["pred_before"], table["pred_after"] = (
+        classes[scores_before.pred],
+        classes[scores_after.pred],
+    )
     table["prob_before"], table["prob_after"] = own
     table["change"] = own[1] - own[0]
     right = [scores.pred == scores.label for scores in (scores_before, scores_after)]
@@ -83,8 +107,12 @@ def lost_images(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") 
     return found[["kind", *table.columns]]
 
 
-def measure_agreement(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") -> tuple[float, float, float]:
-    """Share of the images on which both give the same class, right or wrong, with its 95 % Wilson interval."""
+def measure_agreement(
+    before: pd.DataFrame, after: pd.DataFrame, split: str = "test"
+) -> tuple[float, float, float]:
+    """Share of the images on which both give the same class, right or wrong, with its 95 % Wilson
+    interval.
+    """
     scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
     share = np.mean(scores_before.pred == scores_after.pred)
     low, high = wilson_interval(share, np.array(len(rows)))
@@ -100,10 +128,11 @@ def measure_miscalibration(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, float]:
-    """Expected calibration error after, and its change with a paired bootstrap interval: ece, change, low, high.
+    """Expected calibration error after, and its change with a paired bootstrap interval: ece,
+    change, low, high.
 
-    Replicates are shifted to have the change as their mean: drawing images again adds to either error, and not equally.
-    """
+    Replicates are shifted to have the change as their mean: drawing images again adds to either
+    error, and not equally."""
     pair = read_pair(before, after, NAMES, split)[:2]
     measures = [_prepare_error(scores, bins) for scores in pair]
     count = len(pair[0].label)
@@ -114,8 +143,15 @@ def measure_miscalibration(
     once = np.ones((1, count))
     change = float(measure(once)[0, 0])
     drawn = bootstrap(measure, count, replicates, seed)
-    (low,), (high,), _ = percentile_interval(drawn - drawn.mean() + change if len(drawn) else drawn, confidence)
-    return {"ece": float(measures[1](once)[0]), "change": change, "low": float(low), "high": float(high)}
+    (low,), (high,), _ = percentile_interval(
+        drawn - drawn.mean() + change if len(drawn) else drawn, confidence
+    )
+    return {
+        "ece": float(measures[1](once)[0]),
+        "change": change,
+        "low": float(low),
+        "high": float(high),
+    }
 
 
 def _prepare_error(scores: Scores, bins: int):

@@ -17,9 +17,9 @@ from vitlab.schema import DataBundle, Transform
 class Gate:
     """What a converted model may differ by.
 
-    agreement: smallest share of images with the same most probable class (top-1). difference: largest difference of a logit, as
-    a share of the largest logit of the reference; infinite where only the answer counts.
-    """
+    agreement: smallest share of images with the same most probable class (top-1). difference:
+    largest difference of a logit, as a share of the largest logit of the reference; infinite where
+    only the answer counts."""
 
     agreement: float = 0.99
     difference: float = np.inf
@@ -27,7 +27,9 @@ class Gate:
 
 @dataclass(frozen=True)
 class PixelSet:
-    """Real images as a model takes them: pixels (N, h, w, C) uint8, fitted; label: index of the class of each."""
+    """Real images as a model takes them: pixels (N, h, w, C) uint8, fitted; label: index of the
+    class of each.
+    """
 
     sample_ids: tuple[str, ...]
     label: np.ndarray
@@ -37,32 +39,53 @@ class PixelSet:
         return len(self.sample_ids)
 
     def take(self, positions) -> PixelSet:
-        return PixelSet(tuple(np.array(self.sample_ids)[positions]), self.label[positions], self.pixels[positions])
+        return PixelSet(
+            tuple(np.array(self.sample_ids)[positions]),
+            self.label[positions],
+            self.pixels[positions],
+        )
 
 
 def draw_pixels(
-    data: DataBundle, transform: Transform, split: str | Sequence[str] = "val", limit: int | None = 64, seed: int = 0
+    data: DataBundle,
+    transform: Transform,
+    split: str | Sequence[str] = "val",
+    limit: int | None = 64,
+    seed: int = 0,
 ) -> PixelSet:
-    """At most `limit` images of a split (or of a list of sample_ids), drawn at random, evenly over the classes.
+    """At most `limit` images of a split (or of a list of sample_ids), drawn at random, evenly over
+    the classes.
 
-    Classes take turns, so the first images hold as many of each class as there are. ValueError for a split without images.
-    """
-    rows = data.split(split) if isinstance(split, str) else data.samples[data.samples["sample_id"].isin(set(split))]
+    Classes take turns, so the first images hold as many of each class as there are. ValueError for
+    a split without images."""
+    rows = (
+        data.split(split)
+        if isinstance(split, str)
+        else data.samples[data.samples["sample_id"].isin(set(split))]
+    )
     if not len(rows):
-        raise UserError(f"{data.name} has no images in {split if isinstance(split, str) else 'the list of sample_ids'!r}")
+        raise UserError(
+            f"{data.name} has no images in"
+            f" {split if isinstance(split, str) else 'the list of sample_ids'!r}"
+        )
     rows = rows.sample(frac=1, random_state=seed)
     turn = rows.groupby("label").cumcount()
     rows = rows.assign(turn=turn).sort_values("turn", kind="stable").head(limit or len(rows))
     index = {name: position for position, name in enumerate(data.classes)}
-    pixels = np.stack([fit_image(data.read(sample_id), transform) for sample_id in rows["sample_id"]])
+    pixels = np.stack(
+        [fit_image(data.read(sample_id), transform) for sample_id in rows["sample_id"]]
+    )
     return PixelSet(tuple(rows["sample_id"]), rows["label"].map(index).to_numpy(), pixels)
 
 
-def compare_logits(sample_ids: Sequence[str], reference: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """A row an image, the worst first: sample_id, reference, converted (most probable classes), agrees, difference, margin.
+def compare_logits(
+    sample_ids: Sequence[str], reference: np.ndarray, logits: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    """A row an image, the worst first: sample_id, reference, converted (most probable classes),
+    agrees, difference, margin.
 
-    difference: largest of the logits; margin: by how much the reference prefers its class to the next one.
-    """
+    difference: largest of the logits; margin: by how much the reference prefers its class to the
+    next one."""
     top = np.sort(reference, axis=1)
     names = np.array(classes)
     table = pd.DataFrame(
@@ -78,9 +101,12 @@ def compare_logits(sample_ids: Sequence[str], reference: np.ndarray, logits: np.
     return table.sort_values(["agrees", "difference"], ascending=[True, False], ignore_index=True)
 
 
-def summarise_parity(table: pd.DataFrame, reference: np.ndarray, logits: np.ndarray, gate: Gate) -> dict:
-    """One row of what `compare_logits` found, as numbers for a JSON: images, agreement, max_difference (of logits),
-    relative_difference (of the largest logit), sqnr_db (signal to noise of all logits), gate and passed."""
+def summarise_parity(
+    table: pd.DataFrame, reference: np.ndarray, logits: np.ndarray, gate: Gate
+) -> dict:
+    """One row of what `compare_logits` found, as numbers for a JSON: images, agreement,
+    max_difference (of logits), relative_difference (of the largest logit), sqnr_db (signal to noise
+    of all logits), gate and passed."""
     scale = float(np.abs(reference).max())
     largest = float(table["difference"].max())
     summary = {
@@ -91,12 +117,16 @@ def summarise_parity(table: pd.DataFrame, reference: np.ndarray, logits: np.ndar
         "sqnr_db": measure_sqnr(reference, logits),
         "gate": {name: value for name, value in asdict(gate).items() if np.isfinite(value)},
     }
-    passed = summary["agreement"] >= gate.agreement and not summary["relative_difference"] > gate.difference
+    passed = (
+        summary["agreement"] >= gate.agreement
+        and not summary["relative_difference"] > gate.difference
+    )
     return {**summary, "passed": bool(passed and np.isfinite(largest))}
 
 
 def measure_sqnr(reference: np.ndarray, values: np.ndarray) -> float:
-    """Signal to quantisation noise in decibels: 10 log10 (sum reference^2 / sum error^2), the mean logit of each class taken off.
+    """Signal to quantisation noise in decibels: 10 log10 (sum reference^2 / sum error^2), the mean
+    logit of each class taken off.
 
     200 at most, for values that are equal."""
     signal = ((reference - reference.mean(axis=0)) ** 2).sum(dtype=np.float64)
@@ -109,11 +139,13 @@ def explain_failure(what: str, table: pd.DataFrame, summary: dict, worst: int = 
     gate = summary["gate"]
     rows = table.head(worst)
     named = "; ".join(
-        f"{row.sample_id}: {row.reference} -> {row.converted}, logits off by {row.difference:.3g}" for row in rows.itertuples()
+        f"{row.sample_id}: {row.reference} -> {row.converted}, logits off by {row.difference:.3g}"
+        for row in rows.itertuples()
     )
     limit = f", at most {gate['difference']:.3g} is let through" if "difference" in gate else ""
     return (
-        f"{what} fails the gate and was not written: {summary['agreement']:.1%} of {summary['images']} images keep their class "
-        f"(at least {gate['agreement']:.1%} are asked for), logits differ by up to {summary['max_difference']:.3g}, "
-        f"{summary['relative_difference']:.2%} of the largest{limit}. Worst images: {named}"
+        f"{what} fails the gate and was not written: {summary['agreement']:.1%} of"
+        f" {summary['images']} images keep their class (at least {gate['agreement']:.1%} are asked"
+        f" for), logits differ by up to {summary['max_difference']:.3g},"
+        f" {summary['relative_difference']:.2%} of the largest{limit}. Worst images: {named}"
     )

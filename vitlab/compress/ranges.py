@@ -1,4 +1,6 @@
-"""Ranges of the activations of an ONNX graph on real images; their 8-bit scales are computed from them."""
+"""Ranges of the activations of an ONNX graph on real images; their 8-bit scales are computed from
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ CHUNK = 8  # images in memory at a time
 
 
 def measure_ranges(source: Path, cache: Path, batches: Iterator[np.ndarray]) -> None:
-    """Write the ranges that onnxruntime's quantiser reads, from inputs of the graph, a few images at a time.
+    """Write the ranges that onnxruntime's quantiser reads, from inputs of the graph, a few images
+    at a time.
 
     onnxruntime keeps in memory what it has not yet counted.
     """
@@ -56,7 +59,9 @@ class _Reader(CalibrationDataReader):
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """onnxruntime's quantiser advises a pre-processing that changes nothing here, and prints its progress."""
+    """onnxruntime's quantiser advises a pre-processing that changes nothing here, and prints its
+    progress.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,6 @@
-"""Which variant of a model to take: chosen by the validation split alone, then reported once on the test split."""
+"""Which variant of a model to take: chosen by the validation split alone, then reported once on the
+test split.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,38 @@ from vitlab.errors import UserError
 def choose_variant(validation: pd.DataFrame, margin: float = MARGIN) -> str:
     """The name of the variant to take, from a `benchmark_table` of the validation split.
 
-    It is the fastest, at the smallest batch size, of those that are faster than the first variant and for which the 95 % interval
-    of the change rules out a loss above the margin; the first variant where there is none. ValueError for a table of another
-    split: a variant chosen by its test result would look better on the test split than it is.
-    Each variant is judged by itself: of six that all lose just the margin, one passes in 14 % of draws. `recommend` therefore
-    reports the choice on the test split, too.
-    """
+    It is the fastest, at the smallest batch size, of those that are faster than the first variant
+    and for which the 95 % interval of the change rules out a loss above the margin; the first
+    variant where there is none. ValueError for a table of another split: a variant chosen by its
+    test result would look better on the test split than it is. Each variant is judged by itself: of
+    six that all lose just the margin, one passes in 14 % of draws. `recommend` therefore reports
+    the choice on the test split, too."""
     splits = set(validation["split"])
     if splits != {"val"}:
-        raise UserError(f"the table is of the split {', '.join(sorted(splits))}; choose by benchmark_table(..., split='val')")
+        raise UserError(
+            f"the table is of the split {', '.join(sorted(splits))}; choose by benchmark_table(...,"
+            " split='val')"
+        )
     rows = validation[validation["batch_size"] == validation["batch_size"].min()]
     good = rows[(rows["speed"] == "faster") & (rows["change_low"] >= -margin)]
-    return str(good.loc[good["ratio"].idxmin(), "side"]) if len(good) else str(validation["side"].iloc[0])
+    return (
+        str(good.loc[good["ratio"].idxmin(), "side"])
+        if len(good)
+        else str(validation["side"].iloc[0])
+    )
 
 
 def recommend(validation: pd.DataFrame, test: pd.DataFrame, margin: float = MARGIN) -> str:
-    """Which variant to take, in sentences: chosen by the `benchmark_table` of validation, reported by that of test."""
+    """Which variant to take, in sentences: chosen by the `benchmark_table` of validation, reported
+    by that of test.
+    """
     chosen, first = choose_variant(validation, margin), str(validation["side"].iloc[0])
     smallest = validation["batch_size"].min()
     limit = f"{100 * margin:.2g} points of {_readable(validation['metric'].iloc[0])}"
     if chosen == first:
         return (
-            f"Take *{first}*: on the validation split no variant is both faster at batch {smallest} and shown to lose at most "
-            f"{limit}."
+            f"Take *{first}*: on the validation split no variant is both faster at batch {smallest}"
+            f" and shown to lose at most {limit}."
         )
     before, after = (_find_row(table, chosen, smallest) for table in (validation, test))
     verdict = {
@@ -44,23 +55,30 @@ def recommend(validation: pd.DataFrame, test: pd.DataFrame, margin: float = MARG
         "loss not ruled out": f"A loss above {limit} is not ruled out there",
     }[after["quality"]]
     return (
-        f"Take *{chosen}*: on the validation split it is the fastest at batch {smallest} ({before['ratio']:.2f} times the time) "
-        f"of those shown to lose at most {limit} (change {_points(before)}). On the test split, which took no part in the "
-        f"choice, the change is {_points(after)} points. {verdict}."
+        f"Take *{chosen}*: on the validation split it is the fastest at batch {smallest}"
+        f" ({before['ratio']:.2f} times the time) of those shown to lose at most {limit} (change"
+        f" {_points(before)}). On the test split, which took no part in the choice, the change is"
+        f" {_points(after)} points. {verdict}."
     )
 
 
 def describe_variants(table: pd.DataFrame) -> list[str]:
-    """A sentence on each variant of a `benchmark_table` but the first: where it is slower or worse comes first."""
+    """A sentence on each variant of a `benchmark_table` but the first: where it is slower or worse
+    comes first.
+    """
     first = str(table["side"].iloc[0])
-    return [_describe(part, first) for name, part in table.groupby("side", sort=False) if name != first]
+    return [
+        _describe(part, first) for name, part in table.groupby("side", sort=False) if name != first
+    ]
 
 
 def describe_processor() -> str:
     """Which instructions for small number formats this processor has, in one sentence."""
     found = read_instructions()
     if found is None:
-        return "Which instructions this processor has is not known; what follows was measured on it."
+        return (
+            "Which instructions this processor has is not known; what follows was measured on it."
+        )
     there = [row.instruction for row in instruction_table(found).itertuples() if row.present]
     fast = [name for name in INT8 if name in found]
     verdict = (
@@ -68,26 +86,51 @@ def describe_processor() -> str:
         if fast
         else "none for 8-bit products: int8 may be slower than float here, and on AVX2 less exact"
     )
-    return f"This processor has {', '.join(there) or 'none of the instructions looked for'}: {verdict}."
+    return (
+        f"This processor has {', '.join(there) or 'none of the instructions looked for'}:"
+        f" {verdict}."
+    )
 
 
 def _describe(part: pd.DataFrame, first: str) -> str:
     row = part.iloc[0]
     speeds = []
-    for one in part.sort_values("speed", key=lambda column: column != "slower", kind="stable").itertuples():
-        factor = f"{1 / one.ratio:.2f} times as fast" if one.speed == "faster" else f"{one.ratio:.2f} times the time"
-        word = {"slower": "SLOWER here", "faster": "faster", EVEN: "no difference in speed shown"}[one.speed]
-        speeds.append(f"{word} at batch {one.batch_size} ({factor}, ratio {one.ratio_low:.2f} to {one.ratio_high:.2f})")
+    for one in part.sort_values(
+        "speed", key=lambda column: column != "slower", kind="stable"
+    ).itertuples():
+        factor = (
+            f"{1 / one.ratio:.2f} times as fast"
+            if one.speed == "faster"
+            else f"{one.ratio:.2f} times the time"
+        )
+        word = {"slower": "SLOWER here", "faster": "faster", EVEN: "no difference in speed shown"}[
+            one.speed
+        ]
+        speeds.append(
+            f"{word} at batch {one.batch_size} ({factor}, ratio {one.ratio_low:.2f} to"
+            f" {one.ratio_high:.2f})"
+        )
     quality = {"worse": "WORSE"}.get(row["quality"], row["quality"].capitalize())
-    calibration = {"worse": "Calibration WORSE", "better": "Calibration better"}.get(row["calibration"], "Calibration: " + EVEN)
-    ece = f"ECE {row['ece']:.3f}, {row['ece_change']:+.3f} [{row['ece_low']:+.3f}, {row['ece_high']:+.3f}]"
+    calibration = {"worse": "Calibration WORSE", "better": "Calibration better"}.get(
+        row["calibration"], "Calibration: " + EVEN
+    )
+    ece = (
+        f"ECE {row['ece']:.3f}, {row['ece_change']:+.3f} [{row['ece_low']:+.3f},"
+        f" {row['ece_high']:+.3f}]"
+    )
     agreement = f"the same class as {first} on {row['agreement']:.1%} of the images"
     points = f"{_points(row)} points of {_readable(row['metric'])}"
-    return f"{row['side']}: {'; '.join(speeds)}. {quality}: {points}; {agreement}. {calibration} ({ece})."
+    return (
+        f"{row['side']}: {'; '.join(speeds)}. {quality}: {points}; {agreement}. {calibration}"
+        f" ({ece})."
+    )
 
 
 def _points(row: pd.Series) -> str:
-    return f"{100 * row['change']:+.2f} [{100 * row['change_low']:+.2f}, {100 * row['change_high']:+.2f}]"
+    return (
+        f"{100 * row['change']:+.2f} [{100 * row['change_low']:+.2f},"
+        f" {100 * row['change_high']:+.2f}]"
+    )
 
 
 def _find_row(table: pd.DataFrame, side: str, batch_size: int) -> pd.Series:

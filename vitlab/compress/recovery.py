@@ -17,46 +17,64 @@ SHARE_OF_EPOCHS, SHARE_OF_RATE = 0.25, 0.2  # of the model's own recipe
 
 
 def recovery_recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConfig:
-    """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a short warm-up; with overrides.
+    """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a
+    short warm-up; with overrides.
 
-    The cosine from there to zero brings back more than the last, smallest rate would (Renda et al. 2020, arXiv 2003.02389).
-    """
+    The cosine from there to zero brings back more than the last, smallest rate would (Renda et al.
+    2020, arXiv 2003.02389)."""
     usual = recipe(model, data)
     short = {
         "epochs": max(2, round(SHARE_OF_EPOCHS * usual.epochs)),
         "learning_rate": SHARE_OF_RATE * usual.learning_rate,
         "warmup_epochs": 0.25,
     }
-    return recipe(model, data, **(short | {name: value for name, value in overrides.items() if value is not None}))
+    return recipe(
+        model,
+        data,
+        **(short | {name: value for name, value in overrides.items() if value is not None}),
+    )
 
 
 def recover(
-    model: ModelBundle, data: DataBundle, config: TrainConfig | None = None, teacher: ModelBundle | None = None
+    model: ModelBundle,
+    data: DataBundle,
+    config: TrainConfig | None = None,
+    teacher: ModelBundle | None = None,
 ) -> pd.DataFrame:
-    """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its history, as of `fit`.
+    """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its
+    history, as of `fit`.
 
-    The history begins with a row of epoch 0: the model as it came, before any step. Where no epoch is better than that by
-    config.monitor, the model keeps the weights it came with, so recovery never makes it worse on the validation images.
-    teacher: the model before it was pruned, or any other of the same classes, from which it learns as well, as in `distill`.
-    """
+    The history begins with a row of epoch 0: the model as it came, before any step. Where no epoch
+    is better than that by config.monitor, the model keeps the weights it came with, so recovery
+    never makes it worse on the validation images. teacher: the model before it was pruned, or any
+    other of the same classes, from which it learns as well, as in `distill`."""
     config = config or recovery_recipe(model.name, data)
     objective = Distillation(teacher) if teacher else None
-    before = {name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()}
+    before = {
+        name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()
+    }
     training = Training(model, data, None, config, objective)  # checks all arguments
     row = _score(model, data, config)
     training.resume()
     history = training.complete()
     sign = -1 if config.monitor.endswith("loss") else 1
-    better = config.monitor not in row or (sign * history[config.monitor]).max() > sign * row[config.monitor]
+    better = (
+        config.monitor not in row
+        or (sign * history[config.monitor]).max() > sign * row[config.monitor]
+    )
     if not better:
         model.module.load_state_dict(before)
-    return pd.concat([pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True)
+    return pd.concat(
+        [pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True
+    )
 
 
 def _score(model: ModelBundle, data: DataBundle, config: TrainConfig) -> dict:
     """The row of the history before any training."""
     state = join_processes()
     images = ImageDataset(data, "val", model.transform)
-    logits, labels = compute_logits(model.module, images, state.device, rank=state.process_index, processes=state.num_processes)
+    logits, labels = compute_logits(
+        model.module, images, state.device, rank=state.process_index, processes=state.num_processes
+    )
     scores = score_logits(logits, labels, data.classes, build_weight(data, config))
     return {"epoch": 0, "seconds": 0.0, "learning_rate": 0.0, **scores}

@@ -1,4 +1,6 @@
-"""The JSON beside an ONNX file: what one must know to use it. `model.onnx` has `model.onnx.json`. No torch here."""
+"""The JSON beside an ONNX file: what one must know to use it. `model.onnx` has `model.onnx.json`.
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ from vitlab.errors import MissingFileError, UserError
 from vitlab.runs import atomic, write_json
 from vitlab.schema import Transform
 
-FIELDS = ("name", "classes", "transform", "input", "method", "sha256", "versions", "calibration", "parity")
+FIELDS = (
+    "name",
+    "classes",
+    "transform",
+    "input",
+    "method",
+    "sha256",
+    "versions",
+    "calibration",
+    "parity",
+)
 PACKAGES = ("vitlab", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")
 INPUT = "images: float32 (B, C, h, w), fitted to size, scaled to 0..1, minus mean, divided by std"
 
@@ -28,24 +40,29 @@ def sidecar_path(path: Path | str) -> Path:
 def write_pair(path: Path, save: Callable[[Path], object], description: dict) -> None:
     """Let `save` write the ONNX file, note its checksum in the description, and put both in place.
 
-    Each file appears whole or not at all; a pair of which only one was replaced is noticed by the checksum.
-    """
+    Each file appears whole or not at all; a pair of which only one was replaced is noticed by the
+    checksum."""
     with atomic(path) as temporary:
         save(temporary)
-        description = {**description, "sha256": digest(temporary), "bytes": temporary.stat().st_size}
+        description = {
+            **description,
+            "sha256": digest(temporary),
+            "bytes": temporary.stat().st_size,
+        }
         write_json(sidecar_path(path), {**description, "versions": _versions()})
 
 
 def read_sidecar(path: Path | str) -> dict:
     """The description of an ONNX file, checked against the file.
 
-    FileNotFoundError where one of the two is missing; ValueError where one is damaged or they do not belong together.
-    """
+    FileNotFoundError where one of the two is missing; ValueError where one is damaged or they do
+    not belong together."""
     path, beside = Path(path), sidecar_path(path)
     for file in (path, beside):
         if not file.is_file():
             raise MissingFileError(
-                f"{file} is missing; export_onnx(model, {str(path)!r}, data) writes {path.name} and {beside.name}"
+                f"{file} is missing; export_onnx(model, {str(path)!r}, data) writes {path.name} and"
+                f" {beside.name}"
             )
     try:
         description = json.loads(beside.read_text(encoding="utf-8"))
@@ -53,18 +70,31 @@ def read_sidecar(path: Path | str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{beside} is damaged: {error}") from error
     if missing:
-        raise UserError(f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}")
+        raise UserError(
+            f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}"
+        )
     if description["input"] != INPUT:
-        raise UserError(f"{path} takes other inputs than this version of vitlab gives ({description['input']}); export it again")
+        raise UserError(
+            f"{path} takes other inputs than this version of vitlab gives ({description['input']});"
+            " export it again"
+        )
     if digest(path) != description["sha256"]:
-        raise UserError(f"{path} is damaged or of another export than {beside.name}: its checksum is not the one noted there")
+        raise UserError(
+            f"{path} is damaged or of another export than {beside.name}: its checksum is not the"
+            " one noted there"
+        )
     return description
 
 
 def read_transform(description: dict) -> Transform:
     """The transform in a description."""
     fields = description["transform"]
-    return Transform(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return Transform(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )
 
 
 def describe_transform(transform: Transform) -> dict:

@@ -1,4 +1,6 @@
-"""What a model supports, asked before time is spent: each step that it does not support gets one sentence that says why."""
+"""What a model supports, asked before time is spent: each step that it does not support gets one
+sentence that says why.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,31 @@ from vitlab.schema import DataBundle, ModelBundle
 
 
 def build_student(name: str, teacher: ModelBundle, seed: int = 0, **options) -> ModelBundle:
-    """An untrained network for the teacher's classes that gets the same pixels as the teacher; options: of `build_model`."""
+    """An untrained network for the teacher's classes that gets the same pixels as the teacher;
+    options: of `build_model`.
+    """
     colours = len(teacher.transform.mean)
-    student = build_model(name, teacher.classes, seed=seed, size=teacher.transform.size, in_chans=colours, **options)
+    student = build_model(
+        name, teacher.classes, seed=seed, size=teacher.transform.size, in_chans=colours, **options
+    )
     return replace(student, transform=teacher.transform)
 
 
 def explain_skipped(
-    model: ModelBundle, *, keep: float, whole_blocks: bool, student: str, student_depth: int, seed: int = 0
+    model: ModelBundle,
+    *,
+    keep: float,
+    whole_blocks: bool,
+    student: str,
+    student_depth: int,
+    seed: int = 0,
 ) -> dict[str, str]:
-    """Steps of notebook 06 that this model does not support (pruning, curve, merging, distillation), each with its reason.
+    """Steps of notebook 06 that this model does not support (pruning, curve, merging,
+    distillation), each with its reason.
 
-    keep, whole_blocks: what pruning is asked for (`plan_pruning`, of the blocks). student, student_depth: of `build_student`.
-    Wrong arguments are errors, since they are no property of the model.
-    """
+    keep, whole_blocks: what pruning is asked for (`plan_pruning`, of the blocks). student,
+    student_depth: of `build_student`. Wrong arguments are errors, since they are no property of the
+    model."""
     checks = {
         "pruning": lambda: _try_pruning(model, keep, whole_blocks),
         "curve": lambda: _try_pruning(model, min(KEEPS), False, by="multiply_adds"),
@@ -56,11 +69,12 @@ def explain_skipped(
 def export_networks(
     networks: Mapping[str, ModelBundle], folder: Path, data: DataBundle, seed: int = 0
 ) -> tuple[dict[str, Path], pd.DataFrame, list[str]]:
-    """Export each network to ONNX and to static int8: the files by name, a row a network, and a sentence on each that failed.
+    """Export each network to ONNX and to static int8: the files by name, a row a network, and a
+    sentence on each that failed.
 
-    Files: `<network>, ONNX` and `<network>, int8`. Columns network, parameters, agreement (of int8 with its float graph on
-    validation images), passed (the gate), float_nodes (how many nodes stay in float). Earlier files of these names are deleted.
-    """
+    Files: `<network>, ONNX` and `<network>, int8`. Columns network, parameters, agreement (of int8
+    with its float graph on validation images), passed (the gate), float_nodes (how many nodes stay
+    in float). Earlier files of these names are deleted."""
     files, rows, skipped = {}, [], []
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
@@ -72,19 +86,27 @@ def export_networks(
             files[f"{name}, ONNX"] = export_onnx(network, paths[0], data, seed=seed).path
             quantised = quantize_onnx(paths[0], paths[1], data, on_failure="flag", seed=seed)
         except UserError as reason:
-            skipped.append(f"{'int8' if paths[0].is_file() else 'ONNX'} of the {name} network is skipped: {reason}.")
+            skipped.append(
+                f"{'int8' if paths[0].is_file() else 'ONNX'} of the {name} network is skipped:"
+                f" {reason}."
+            )
             continue
         files[f"{name}, int8"] = quantised.path
         row = {"network": name, "parameters": count_parameters(network.module)}
         row |= {key: quantised.summary[key] for key in ("agreement", "passed")}
         rows.append(row | {"float_nodes": len(quantised.summary["float_nodes"])})
-    return files, pd.DataFrame(rows, columns=["network", "parameters", "agreement", "passed", "float_nodes"]), skipped
+    return (
+        files,
+        pd.DataFrame(rows, columns=["network", "parameters", "agreement", "passed", "float_nodes"]),
+        skipped,
+    )
 
 
 def shared_methods(
     networks: Mapping[str, ModelBundle], names: Sequence[str], images: torch.Tensor
 ) -> tuple[list[str], list[str]]:
-    """Those explanation methods among `names` that can explain all of the networks, and a sentence on each of the others.
+    """Those explanation methods among `names` that can explain all of the networks, and a sentence
+    on each of the others.
 
     images: (N, 3, h, w), normalised, on which each method is tried; one is enough.
     """
@@ -99,7 +121,9 @@ def shared_methods(
     return working, skipped
 
 
-def _try_pruning(model: ModelBundle, keep: float, drop_blocks: bool, by: str = "parameters") -> None:
+def _try_pruning(
+    model: ModelBundle, keep: float, drop_blocks: bool, by: str = "parameters"
+) -> None:
     kinds = ("block",) if drop_blocks else ("head", "neuron")
     importance = importance_table(model, kinds=kinds, measure="magnitude")
     plan_pruning(model, importance, keep, by, of="blocks", drop_blocks=drop_blocks)

@@ -1,4 +1,6 @@
-"""The data card: where the images come from, how they were split, and what limits a result on them has."""
+"""The data card: where the images come from, how they were split, and what limits a result on them
+has.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ from vitlab.data.synthetic import drop_synthetic
 from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.schema import SPLITS, DataBundle
 
-RARE = 10  # images of a class in a split, below which its share found moves by more than 10 % with one image
+# images of a class in a split, below which its share found moves by more than 10 % with one image
+RARE = 10
 IMBALANCED = 3  # times as many images in the largest class as in the smallest
 MAX_LISTED = 20  # classes, groups and excluded images that are named; more are counted
 
 
 def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
-    """A data set as Markdown: source, licence, version, counts, hash of the splits, groups, excluded images and known limits.
+    """A data set as Markdown: source, licence, version, counts, hash of the splits, groups,
+    excluded images and known limits.
 
-    pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not looked for.
-    """
+    pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not
+    looked for."""
     samples = drop_synthetic(data.samples)
     synthetic = len(data.samples) - len(samples)
     counts = _count(samples, "label", data.classes)
@@ -28,11 +32,21 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
     lines = [
         f"# Data card: {escape(data.name)}",
         "",
-        f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,} excluded",
-        *([f"- Synthetic images, for training only and not counted below: {synthetic:,}"] if synthetic else []),
+        (
+            f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,}"
+            " excluded"
+        ),
+        *(
+            [f"- Synthetic images, for training only and not counted below: {synthetic:,}"]
+            if synthetic
+            else []
+        ),
         f"- Version: {escape(data.version or 'not stated')}",
         f"- Licence: {escape(data.licence or 'not stated')}",
-        f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines `sample_id split`)",
+        (
+            f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines"
+            " `sample_id split`)"
+        ),
         "",
         "## Source",
         "",
@@ -59,8 +73,13 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
 
 
 def hash_splits(samples: pd.DataFrame) -> str:
-    """SHA-256 of the sorted lines `sample_id split`: equal where the same images are in the same splits, in whatever order."""
-    lines = sorted(f"{sample_id} {split}\n" for sample_id, split in zip(samples["sample_id"], samples["split"], strict=True))
+    """SHA-256 of the sorted lines `sample_id split`: equal where the same images are in the same
+    splits, in whatever order.
+    """
+    lines = sorted(
+        f"{sample_id} {split}\n"
+        for sample_id, split in zip(samples["sample_id"], samples["split"], strict=True)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -75,27 +94,35 @@ def _write_table(counts: pd.DataFrame, title: str) -> list[str]:
     if len(counts) > MAX_LISTED:
         rows.append((f"{len(counts) - MAX_LISTED} more", counts.iloc[MAX_LISTED:].sum().tolist()))
     rows.append(("**all**", counts.sum().tolist()))
-    return pipe_table([title, *counts.columns, "all"], [[name, *(f"{n:,}" for n in [*row, sum(row)])] for name, row in rows])
+    return pipe_table(
+        [title, *counts.columns, "all"],
+        [[name, *(f"{n:,}" for n in [*row, sum(row)])] for name, row in rows],
+    )
 
 
 def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
     if not len(excluded):
         return ["None."]
-    lines = [f"- {count:,} because: {escape(reason)}" for reason, count in excluded["reason"].value_counts().items()]
+    lines = [
+        f"- {count:,} because: {escape(reason)}"
+        for reason, count in excluded["reason"].value_counts().items()
+    ]
     if len(excluded) <= MAX_LISTED:
         lines += ["", "They are " + ", ".join(map(code, excluded["sample_id"])) + "."]
     return lines
 
 
-def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame | None, samples: pd.DataFrame) -> list[str]:
+def _find_limits(
+    counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame | None, samples: pd.DataFrame
+) -> list[str]:
     limits = []
     sizes = counts.sum(axis=1).sort_values(kind="stable")
     if sizes.iloc[-1] >= IMBALANCED * sizes.iloc[0]:
         ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
         limits.append(
-            f"Imbalance: there are {ratio} as many images of the class {escape(sizes.index[-1])} as of "
-            f"{escape(sizes.index[0])}. A model that always names the first has an accuracy of "
-            f"{sizes.iloc[-1] / sizes.sum():.1%}."
+            f"Imbalance: there are {ratio} as many images of the class {escape(sizes.index[-1])} as"
+            f" of {escape(sizes.index[0])}. A model that always names the first has an accuracy of"
+            f" {sizes.iloc[-1] / sizes.sum():.1%}."
         )
     for split in SPLITS:
         part = counts[split]
@@ -104,10 +131,16 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
             continue
         missing, rare = list(part.index[part == 0]), part[(part > 0) & (part < RARE)]
         if missing:
-            limits.append(f"No image in {split} of the class {list_some(missing, MAX_LISTED)}: nothing can be said of it there.")
+            limits.append(
+                f"No image in {split} of the class {list_some(missing, MAX_LISTED)}: nothing can be"
+                " said of it there."
+            )
         if len(rare):
             named = list_some([f"{name} ({count})" for name, count in rare.items()], MAX_LISTED)
-            limits.append(f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are rough.")
+            limits.append(
+                f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are"
+                " rough."
+            )
         absent = list(groups.index[groups[split] == 0])
         if absent:
             limits.append(f"No image in {split} of the group {list_some(absent, MAX_LISTED)}.")
@@ -117,8 +150,9 @@ def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame
 
 def _describe_depth(low: float, high: float) -> str:
     return (
-        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black and {high:,.6g} white. "
-        "This range was estimated over all images, without their labels; values outside it are clipped."
+        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black"
+        f" and {high:,.6g} white. This range was estimated over all images, without their labels;"
+        " values outside it are clipped."
     )
 
 
@@ -131,6 +165,7 @@ def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:
     ends = set(crossing["sample_id_a"]) | set(crossing["sample_id_b"])
     touched = sum(split[sample_id] == "test" for sample_id in ends)
     return (
-        f"Of {len(pairs):,} pairs of near-duplicates, {len(crossing):,} lie in different splits; {touched:,} of "
-        f"{(split == 'test').sum():,} test images have a near-duplicate in training or validation."
+        f"Of {len(pairs):,} pairs of near-duplicates, {len(crossing):,} lie in different splits;"
+        f" {touched:,} of {(split == 'test').sum():,} test images have a near-duplicate in training"
+        " or validation."
     )

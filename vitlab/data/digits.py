@@ -34,8 +34,10 @@ def digits() -> Source:
         samples=samples,
         read=_read_digit,
         licence="CC BY 4.0 (UCI Machine Learning Repository)",
-        citation="Alpaydin, E., Kaynak, C. (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning Repository. "
-        "doi:10.24432/C50P49",
+        citation=(
+            "Alpaydin, E., Kaynak, C. (1998). Optical Recognition of Handwritten Digits. UCI"
+            " Machine Learning Repository. doi:10.24432/C50P49"
+        ),
         flip=False,
     )
 
@@ -51,5 +53,7 @@ def _read_digit(sample_id: str) -> Image.Image:
     images = _load_arrays().images
     row = sample_id.removeprefix("digit")
     if not row.isdecimal() or int(row) >= len(images):
-        raise UserError(f"unknown sample_id {sample_id!r}; digits has digit0000 to digit{len(images) - 1:04d}")
+        raise UserError(
+            f"unknown sample_id {sample_id!r}; digits has digit0000 to digit{len(images) - 1:04d}"
+        )
     return Image.fromarray(np.round(images[int(row)] * (255 / 16)).astype(np.uint8))

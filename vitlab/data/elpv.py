@@ -1,4 +1,6 @@
-"""ELPV: 2,624 electroluminescence images of solar cells, 300 x 300, with a defect probability given by experts."""
+"""ELPV: 2,624 electroluminescence images of solar cells, 300 x 300, with a defect probability given
+by experts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""
 
 BINARY = ("functional", "defective")
 GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability 0, 1/3, 2/3 and 1
-COARSER = {"elpv": dict(zip(GRADES, ("functional", "functional", "defective", "defective"), strict=True))}
+COARSER = {
+    "elpv": dict(zip(GRADES, ("functional", "functional", "defective", "defective"), strict=True))
+}
 
 
 @DATASETS.register
@@ -38,12 +42,19 @@ def elpv() -> Source:
 @DATASETS.register(name="elpv:grade")
 def elpv_grade() -> Source:
     """Four classes: how sure the experts were of a defect."""
-    return _load_source(GRADES, labels=lambda probability: (3 * probability).round().astype(int), coarser=COARSER)
+    return _load_source(
+        GRADES, labels=lambda probability: (3 * probability).round().astype(int), coarser=COARSER
+    )
 
 
 def _load_source(classes, labels, coarser=None):
     root = Path(str(importlib.resources.files("elpv_dataset") / "data"))
-    table = pd.read_csv(root / "labels.csv", sep=r"\s+", header=None, names=["source", "defect_probability", "group"])
+    table = pd.read_csv(
+        root / "labels.csv",
+        sep=r"\s+",
+        header=None,
+        names=["source", "defect_probability", "group"],
+    )
     samples = pd.DataFrame(
         {
             "sample_id": table["source"].map(lambda file: Path(file).stem),
@@ -53,7 +64,10 @@ def _load_source(classes, labels, coarser=None):
             "defect_probability": table["defect_probability"],
         }
     )
-    paths = {sample_id: root / file for sample_id, file in zip(samples["sample_id"], samples["source"], strict=True)}
+    paths = {
+        sample_id: root / file
+        for sample_id, file in zip(samples["sample_id"], samples["source"], strict=True)
+    }
     return Source(
         location="elpv-dataset",
         version=f"elpv-dataset {version('elpv-dataset')}",

@@ -17,13 +17,16 @@ from vitlab.seeds import derive_seed
 
 
 class ImageDataset(Dataset):
-    """Items (image, class index, position): (3, h, w) normalised float, and two integers; position is the row in `samples`.
+    """Items (image, class index, position): (3, h, w) normalised float, and two integers; position
+    is the row in `samples`.
 
-    split: "train", "val" or "test", or the sample_ids wanted, in their order.
-    augment: called on each image's uint8 pixels before they are normalised, in the calling thread; what it draws depends on
-        `seed`, the epoch (`set_epoch`) and the sample_id alone. Decoding and resizing run in threads.
-    in_memory: keep the resized pixels (150 kB an image at 224 x 224) and decode each image once only.
-    """
+    split: "train", "val" or "test", or the sample_ids wanted, in their order. augment: called on
+    each image's uint8 pixels before they are normalised, in the calling thread; what it draws
+    depends on
+        `seed`, the epoch (`set_epoch`) and the sample_id alone. Decoding and resizing run in
+        threads.
+    in_memory: keep the resized pixels (150 kB an image at 224 x 224) and decode each image once
+    only."""
 
     def __init__(
         self,
@@ -35,7 +38,13 @@ class ImageDataset(Dataset):
         seed: int = 0,
         in_memory: bool = False,
     ):
-        self.data, self.transform, self.augment, self.seed, self.in_memory = data, transform, augment, seed, in_memory
+        self.data, self.transform, self.augment, self.seed, self.in_memory = (
+            data,
+            transform,
+            augment,
+            seed,
+            in_memory,
+        )
         self.epoch = 1
         self.samples = data.split(split) if isinstance(split, str) else _select(data, split)
         self.samples = self.samples.reset_index(drop=True)
@@ -63,13 +72,19 @@ class ImageDataset(Dataset):
         if self.augment:
             batch = self._augment_each(batch, positions)
         images = normalise(torch.stack(batch), self.transform)  # (B, 3, h, w)
-        return [(image, int(self.labels[i]), int(i)) for image, i in zip(images, positions, strict=True)]
+        return [
+            (image, int(self.labels[i]), int(i)) for image, i in zip(images, positions, strict=True)
+        ]
 
-    def _augment_each(self, batch: list[torch.Tensor], positions: Sequence[int]) -> list[torch.Tensor]:
+    def _augment_each(
+        self, batch: list[torch.Tensor], positions: Sequence[int]
+    ) -> list[torch.Tensor]:
         variants = []
         with torch.random.fork_rng(devices=[]):
             for pixels, position in zip(batch, positions, strict=True):
-                torch.random.default_generator.manual_seed(derive_seed(self.seed, self.epoch, self._sample_ids[position]))
+                torch.random.default_generator.manual_seed(
+                    derive_seed(self.seed, self.epoch, self._sample_ids[position])
+                )
                 variants.append(self.augment(pixels))
         return variants
 
@@ -93,6 +108,7 @@ def _select(data: DataBundle, sample_ids: Sequence[str]):
     missing = [sample_id for sample_id in sample_ids if sample_id not in samples.index]
     if missing:
         raise UserError(
-            f"{len(missing)} sample_ids are not in {data.name}, the first is {missing[0]!r}; or name a split: {', '.join(SPLITS)}"
+            f"{len(missing)} sample_ids are not in {data.name}, the first is {missing[0]!r}; or"
+            f" name a split: {', '.join(SPLITS)}"
         )
     return samples.loc[list(sample_ids)]

@@ -1,8 +1,9 @@
-"""torchvision:NAME: the image sets of torchvision.datasets that are made with (root, train, download), such as CIFAR10.
+"""torchvision:NAME: the image sets of torchvision.datasets that are made with (root, train,
+download), such as CIFAR10.
 
-Their files lie in reports/cache/datasets, or in $VITLAB_DATA, in torchvision's own layout, so a folder that torchvision has
-filled before serves as it is. What is missing is downloaded once; without a network that is a quick error, never a long wait.
-"""
+Their files lie in reports/cache/datasets, or in $VITLAB_DATA, in torchvision's own layout, so a
+folder that torchvision has filled before serves as it is. What is missing is downloaded once;
+without a network that is a quick error, never a long wait."""
 
 from __future__ import annotations
 
@@ -44,42 +45,43 @@ class Published:
 
 
 _TINY_IMAGES = (
-    "Krizhevsky, A. (2009). Learning Multiple Layers of Features from Tiny Images. Technical report, University of Toronto. "
-    "https://www.cs.toronto.edu/~kriz/cifar.html"
+    "Krizhevsky, A. (2009). Learning Multiple Layers of Features from Tiny Images. Technical"
+    " report, University of Toronto. https://www.cs.toronto.edu/~kriz/cifar.html"
 )
 PUBLISHED = {
     "CIFAR10": Published("none stated; see the source", _TINY_IMAGES),
     "CIFAR100": Published("none stated; see the source", _TINY_IMAGES),
     "MNIST": Published(
         "none stated; see the source",
-        "LeCun, Y., Bottou, L., Bengio, Y., Haffner, P. (1998). Gradient-based learning applied to document recognition. "
-        "Proceedings of the IEEE 86(11), 2278-2324. doi:10.1109/5.726791",
+        "LeCun, Y., Bottou, L., Bengio, Y., Haffner, P. (1998). Gradient-based learning applied to"
+        " document recognition. Proceedings of the IEEE 86(11), 2278-2324. doi:10.1109/5.726791",
     ),
     "FashionMNIST": Published(
         "MIT (Zalando SE)",
-        "Xiao, H., Rasul, K., Vollgraf, R. (2017). Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
-        "Algorithms. arXiv:1708.07747",
+        "Xiao, H., Rasul, K., Vollgraf, R. (2017). Fashion-MNIST: a Novel Image Dataset for"
+        " Benchmarking Machine Learning Algorithms. arXiv:1708.07747",
     ),
     "KMNIST": Published(
         "CC BY-SA 4.0 (Center for Open Data in the Humanities)",
-        "Clanuwat, T., Bober-Irizar, M., Kitamoto, A., Lamb, A., Yamamoto, K., Ha, D. (2018). Deep Learning for Classical "
-        "Japanese Literature. arXiv:1812.01718",
+        "Clanuwat, T., Bober-Irizar, M., Kitamoto, A., Lamb, A., Yamamoto, K., Ha, D. (2018). Deep"
+        " Learning for Classical Japanese Literature. arXiv:1812.01718",
     ),
     "USPS": Published(
         "none stated; see the source",
-        "Hull, J. J. (1994). A database for handwritten text recognition research. IEEE Transactions on Pattern Analysis and "
-        "Machine Intelligence 16(5), 550-554. doi:10.1109/34.291440",
+        "Hull, J. J. (1994). A database for handwritten text recognition research. IEEE"
+        " Transactions on Pattern Analysis and Machine Intelligence 16(5), 550-554."
+        " doi:10.1109/34.291440",
     ),
 }
 
 
 @DATASETS.register(name="torchvision:")
 def torchvision_set(name: str = "") -> Source:
-    """The class NAME of torchvision.datasets with its own test part; a sample_id is train00017 or test00003.
+    """The class NAME of torchvision.datasets with its own test part; a sample_id is train00017 or
+    test00003.
 
-    Raises ValueError for a NAME that there is not or that holds no classes, and FileNotFoundError, within seconds, where files
-    are missing and cannot be downloaded.
-    """
+    Raises ValueError for a NAME that there is not or that holds no classes, and FileNotFoundError,
+    within seconds, where files are missing and cannot be downloaded."""
     _find_class(name)
     parts = {split: _load_part(name, data_folder(), split) for split in PARTS}
     facts = PUBLISHED.get(name)
@@ -88,7 +90,9 @@ def torchvision_set(name: str = "") -> Source:
         location=f"{data_folder().absolute()} {name}",
         version=_version(name),
         classes=_class_names(parts["train"]),
-        samples=pd.concat([_list_samples(name, split, part) for split, part in parts.items()], ignore_index=True),
+        samples=pd.concat(
+            [_list_samples(name, split, part) for split, part in parts.items()], ignore_index=True
+        ),
         read=partial(_read_image, name, data_folder()),
         licence=facts.licence if facts else "see the source",
         citation=facts.citation if facts else page,
@@ -105,16 +109,24 @@ def torchvision_version(name: str = "") -> str:
 
 def data_folder() -> Path:
     """Where torchvision's files are kept: $VITLAB_DATA, or reports/cache/datasets."""
-    return Path(os.environ["VITLAB_DATA"]).expanduser() if os.environ.get("VITLAB_DATA") else reports_dir() / "cache" / "datasets"
+    return (
+        Path(os.environ["VITLAB_DATA"]).expanduser()
+        if os.environ.get("VITLAB_DATA")
+        else reports_dir() / "cache" / "datasets"
+    )
 
 
 def set_names() -> list[str]:
-    """The names of torchvision that work here: sets of labelled images that need no further argument."""
+    """The names of torchvision that work here: sets of labelled images that need no further
+    argument.
+    """
     return [name for name in _torchvision().__all__ if _is_usable(name)]
 
 
 def _torchvision():
-    """torchvision.datasets, imported when a set of it is asked for: it takes seconds, torch being with it."""
+    """torchvision.datasets, imported when a set of it is asked for: it takes seconds, torch being
+    with it.
+    """
     from torchvision import datasets
 
     return datasets
@@ -130,7 +142,9 @@ def _is_usable(name: str) -> bool:
 
 def _find_class(name: str) -> type:
     if name not in set_names():
-        raise UserError(unknown("image set of torchvision", name, set_names(), "Write torchvision:NAME."))
+        raise UserError(
+            unknown("image set of torchvision", name, set_names(), "Write torchvision:NAME.")
+        )
     return getattr(_torchvision(), name)
 
 
@@ -140,25 +154,29 @@ def _version(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def _load_part(name: str, folder: Path, split: str) -> Any:
-    """The torchvision dataset of one part, its arrays in memory; downloaded where its files are missing."""
+    """The torchvision dataset of one part, its arrays in memory; downloaded where its files are
+    missing.
+    """
     build = partial(_find_class(name), folder, train=PARTS[split])
     try:
         return build(download=False)
-    except Exception:  # missing, incomplete, or on its way in another process: each set says so in its own words
+    # missing, incomplete, or on its way in another process: each set says so in its own words
+    except Exception:
         return _download(name, folder, build)
 
 
 def _download(name: str, folder: Path, build: Callable) -> Any:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"), _network_timeout():  # notebooks side by side download once
+        # notebooks side by side download once
+        with FileLock(folder / f".{name}.lock"), _network_timeout():
             return build(download=True)
     except Exception as error:  # no network, no room, a file that is not what it should be
         reason = str(error).strip() or type(error).__name__
         raise MissingFileError(
-            f"torchvision:{name} is not (whole) in {folder.absolute()}, and to download it failed: {reason.splitlines()[-1]}. "
-            f"{_describe_files(name, folder)} Another folder can be named in VITLAB_DATA. "
-            "At hand without a network are elpv, digits and folder:PATH."
+            f"torchvision:{name} is not (whole) in {folder.absolute()}, and to download it failed:"
+            f" {reason.splitlines()[-1]}. {_describe_files(name, folder)} Another folder can be"
+            " named in VITLAB_DATA. At hand without a network are elpv, digits and folder:PATH."
         ) from error
 
 
@@ -169,7 +187,10 @@ def _describe_files(name: str, folder: Path) -> str:
         return f"By hand: put {dataset_class.url} there, as it is."
     if hasattr(dataset_class, "resources"):
         files = ", ".join(file for file, _ in dataset_class.resources)
-        return f"By hand: put {files} from {dataset_class.mirrors[0]} into {name}/raw there, as they are."
+        return (
+            f"By hand: put {files} from {dataset_class.mirrors[0]} into {name}/raw there, as they"
+            " are."
+        )
     return "By hand: put its files there, laid out as torchvision does."
 
 
@@ -186,7 +207,10 @@ def _network_timeout() -> Iterator[None]:
 def _list_samples(name: str, split: str, part: Any) -> pd.DataFrame:
     targets = np.asarray(getattr(part, "targets", ()))
     if targets.shape != (len(part),) or targets.dtype.kind not in "iu":
-        raise UserError(f"torchvision:{name} gives no class number for each image; choose another of torchvision's sets")
+        raise UserError(
+            f"torchvision:{name} gives no class number for each image; choose another of"
+            " torchvision's sets"
+        )
     classes = _class_names(part)
     numbers = range(len(part))
     return pd.DataFrame(
@@ -194,7 +218,9 @@ def _list_samples(name: str, split: str, part: Any) -> pd.DataFrame:
             "sample_id": [f"{split}{number:0{DIGITS}d}" for number in numbers],
             "label": [classes[target] for target in targets],
             "group": "all",
-            "source": [f"torchvision.datasets.{name}, {split}, number {number}" for number in numbers],
+            "source": [
+                f"torchvision.datasets.{name}, {split}, number {number}" for number in numbers
+            ],
             "split": split,
         }
     )
@@ -209,5 +235,8 @@ def _read_image(name: str, folder: Path, sample_id: str) -> Image.Image:
     found = SAMPLE_ID.fullmatch(sample_id)
     part = _load_part(name, folder, found[1]) if found else ()
     if not found or int(found[2]) >= len(part):
-        raise UserError(f"unknown sample_id {sample_id!r}; those of torchvision:{name} are like train00017 and test00003")
+        raise UserError(
+            f"unknown sample_id {sample_id!r}; those of torchvision:{name} are like train00017 and"
+            " test00003"
+        )
     return part[int(found[2])][0]

@@ -1,4 +1,6 @@
-"""From a run to something others can use: a folder for a Space or a container, and a card that says what the model is."""
+"""From a run to something others can use: a folder for a Space or a container, and a card that says
+what the model is.
+"""
 
 from vitlab.deploy.card import model_card
 from vitlab.deploy.folder import export_space

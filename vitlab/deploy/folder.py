@@ -1,4 +1,6 @@
-"""A folder that is a whole app: for Hugging Face Spaces, for a container, or for any machine with Python and no torch."""
+"""A folder that is a whole app: for Hugging Face Spaces, for a container, or for any machine with
+Python and no torch.
+"""
 
 from __future__ import annotations
 
@@ -105,12 +107,15 @@ def export_space(
     data: DataBundle | None = None,
     alpha: float = 0.1,
 ) -> Path:
-    """Write the app of a run into a new folder, ready for Hugging Face Spaces and `docker build`; gives the folder.
+    """Write the app of a run into a new folder, ready for Hugging Face Spaces and `docker build`;
+    gives the folder.
 
-    In it: README.md (front matter, how to start, model card), app.py, requirements.txt (no torch), Dockerfile, model.onnx with
-    what lies beside it, app.json (texts), example images of the test split, and the modules of vitlab that it needs.
-    onnx: the file to ship; by default the run's own, and where it has none its weights are exported. data: by default that of
-    the run. alpha: share of sets that may miss. Metrics and calibration in it are those of the shipped file, not of the weights.
+    In it: README.md (front matter, how to start, model card), app.py, requirements.txt (no torch),
+    Dockerfile, model.onnx with what lies beside it, app.json (texts), example images of the test
+    split, and the modules of vitlab that it needs. onnx: the file to ship; by default the run's
+    own, and where it has none its weights are exported. data: by default that of the run. alpha:
+    share of sets that may miss. Metrics and calibration in it are those of the shipped file, not of
+    the weights.
 
     UserError where the folder holds something already; nothing is left behind when it fails.
     """
@@ -130,27 +135,44 @@ def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> N
         return
     for path, target in ((source, work / ONNX), (sidecar_path(source), sidecar_path(work / ONNX))):
         if not path.is_file():
-            raise MissingFileError(f"{path} is missing; an ONNX file and the JSON beside it belong together")
+            raise MissingFileError(
+                f"{path} is missing; an ONNX file and the JSON beside it belong together"
+            )
         shutil.copy(path, target)
 
 
 def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
     classifier = OnnxClassifier(work / ONNX)
     if tuple(classifier.classes) != data.classes:
-        raise UserError(f"the ONNX file tells apart {', '.join(classifier.classes)}, the data {', '.join(data.classes)}")
+        raise UserError(
+            f"the ONNX file tells apart {', '.join(classifier.classes)}, the data"
+            f" {', '.join(data.classes)}"
+        )
     predictions = predict_splits(classifier, data)
-    calibration = Calibration.from_sidecar(note_calibration(work / ONNX, predictions, alpha), data.classes)
+    calibration = Calibration.from_sidecar(
+        note_calibration(work / ONNX, predictions, alpha), data.classes
+    )
     texts = describe_run(run, data.classes) | {"licence": data.licence}
     write_examples(data, work / EXAMPLES)
-    _write(work / EXAMPLES / "LICENCE.txt", f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n")
+    _write(
+        work / EXAMPLES / "LICENCE.txt",
+        f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n",
+    )
     sizes = {path.name: path.stat().st_size for path in sorted(work.glob(f"{ONNX}*"))}
     card = model_card(
-        run, predictions, calibration=calibration, measured_on=f"the file `{ONNX}` as it is shipped", files=sizes, usage=USAGE
+        run,
+        predictions,
+        calibration=calibration,
+        measured_on=f"the file `{ONNX}` as it is shipped",
+        files=sizes,
+        usage=USAGE,
     )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     _write(work / SETTINGS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     _write(work / CARD, card)
-    start = START.format(title=escape(texts["title"]), subtitle=escape(texts["subtitle"]), python=python)
+    start = START.format(
+        title=escape(texts["title"]), subtitle=escape(texts["subtitle"]), python=python
+    )
     _write(work / "README.md", _front_matter(texts) + "\n" + start + card)
     _write(work / ".gitattributes", ATTRIBUTES)
     _write(work / "app.py", APP)
@@ -161,7 +183,9 @@ def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
 
 
 def _front_matter(texts: Mapping[str, str]) -> str:
-    """What Spaces reads at the head of README.md. A title is quoted as JSON, which YAML reads as well."""
+    """What Spaces reads at the head of README.md. A title is quoted as JSON, which YAML reads as
+    well.
+    """
     named = next((name for text, name in LICENCES.items() if text in texts["licence"]), "other")
     fields = {
         "title": json.dumps(texts["title"][:60], ensure_ascii=False),
@@ -183,13 +207,16 @@ def _find_onnx(run: Run, onnx: Path | str | None) -> Path | None:
     """The file to ship; None where the weights of the run are to be exported."""
     if onnx is not None:
         if not Path(onnx).is_file():
-            raise MissingFileError(f"there is no ONNX file {onnx}; vitlab.compress.export.export_onnx writes one")
+            raise MissingFileError(
+                f"there is no ONNX file {onnx}; vitlab.compress.export.export_onnx writes one"
+            )
         return Path(onnx)
     if (run.path / ONNX).is_file():
         return run.path / ONNX
     if not (run.path / WEIGHTS).is_file():
         raise MissingFileError(
-            f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has {', '.join(run.files())}"
+            f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has"
+            f" {', '.join(run.files())}"
         )
     return None
 

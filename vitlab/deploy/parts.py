@@ -1,4 +1,6 @@
-"""What a deployment takes from a run: the folder by its name, the data again, examples, and what the served file answers."""
+"""What a deployment takes from a run: the folder by its name, the data again, examples, and what
+the served file answers.
+"""
 
 from __future__ import annotations
 
@@ -35,32 +37,51 @@ LONGEST = 60  # letters of a title that names the classes
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a finished run or an exported app: a path, or the name of a run under reports/runs, or how one name begins.
+    """The folder of a finished run or an exported app: a path, or the name of a run under
+    reports/runs, or how one name begins.
 
-    A name may begin with that of its data set or of its folder, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data,
-    which serve to test explanations, are only found by such a name. UserError for an unknown name, one that fits several runs,
-    and a run that is not finished or has lost files.
-    """
+    A name may begin with that of its data set or of its folder, as in elpv/hybrid_vit-seed0. Runs
+    on planted or shuffled data, which serve to test explanations, are only found by such a name.
+    UserError for an unknown name, one that fits several runs, and a run that is not finished or has
+    lost files."""
     folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
     if str(name) and (folder / "run.json").is_file():
         return _check_finished(folder)
     if str(name) and (folder / ONNX).is_file():
         return folder
-    runs = {f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")}
+    runs = {
+        f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")
+    }
     names = {key: _names_of(path) for key, path in runs.items()}
     fitting = [key for key in runs if str(name) in names[key]]
-    fitting = fitting or [key for key in runs if any(one.startswith(str(name)) for one in names[key])]
+    fitting = fitting or [
+        key for key in runs if any(one.startswith(str(name)) for one in names[key])
+    ]
     if len(fitting) == 1:
         return _check_finished(runs[fitting[0]])
     if fitting:
-        raise UserError(f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more of it")
-    near = difflib.get_close_matches(str(name), [one for each in names.values() for one in each], n=3) or list(runs)[:5]
-    there = f"there are {', '.join(near)}" if near else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
-    raise UserError(f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}")
+        raise UserError(
+            f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more"
+            " of it"
+        )
+    near = (
+        difflib.get_close_matches(str(name), [one for each in names.values() for one in each], n=3)
+        or list(runs)[:5]
+    )
+    there = (
+        f"there are {', '.join(near)}"
+        if near
+        else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
+    )
+    raise UserError(
+        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}"
+    )
 
 
 def _names_of(path: Path) -> tuple[str, ...]:
-    """What a run may be called: with its folder, with its data set, and by its name alone unless the data set is derived."""
+    """What a run may be called: with its folder, with its data set, and by its name alone unless
+    the data set is derived.
+    """
     try:
         dataset = Run(path).parameters.get("dataset", "")
     except UserError:  # damaged; `_check_finished` says so
@@ -72,7 +93,9 @@ def _names_of(path: Path) -> tuple[str, ...]:
 def _check_finished(folder: Path) -> Path:
     problem = Run(folder).problem
     if problem:
-        raise UserError(f"run {folder} is not finished: {problem}; run notebook 03 again with its parameters")
+        raise UserError(
+            f"run {folder} is not finished: {problem}; run notebook 03 again with its parameters"
+        )
     return folder
 
 
@@ -81,12 +104,16 @@ def load_run_data(run: Run) -> DataBundle:
     return load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
 
 
-def predict_splits(classifier: OnnxClassifier, data: DataBundle, splits: Sequence[str] = ("val", "test")) -> pd.DataFrame:
+def predict_splits(
+    classifier: OnnxClassifier, data: DataBundle, splits: Sequence[str] = ("val", "test")
+) -> pd.DataFrame:
     """A predictions table of what an ONNX file answers, before any temperature."""
     rows = pd.concat([data.split(split) for split in splits], ignore_index=True)
     ids = rows["sample_id"].tolist()
     blocks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
-    logits = np.concatenate([classifier.predict_logits([data.read(one) for one in block]) for block in blocks])
+    logits = np.concatenate(
+        [classifier.predict_logits([data.read(one) for one in block]) for block in blocks]
+    )
     table = rows[["sample_id", "split", "group", "label"]].copy()
     table["pred"] = np.array(classifier.classes)[logits.argmax(axis=1)]
     table[[f"logit_{name}" for name in classifier.classes]] = logits
@@ -95,26 +122,37 @@ def predict_splits(classifier: OnnxClassifier, data: DataBundle, splits: Sequenc
     return table
 
 
-def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES, seed: int = 0) -> list[Path]:
-    """Test images as PNG, the classes in turn, named by their label; drawn by the seed, unseen by the training."""
+def write_examples(
+    data: DataBundle, folder: Path, count: int = EXAMPLES, seed: int = 0
+) -> list[Path]:
+    """Test images as PNG, the classes in turn, named by their label; drawn by the seed, unseen by
+    the training.
+    """
     test = data.split("test").sample(frac=1, random_state=seed)
     turn = test.groupby("label", observed=True).cumcount()
-    order = {name: place for place, name in enumerate(reversed(data.classes))}  # of two, the last is the one looked for
-    chosen = test.assign(turn=turn, place=test["label"].map(order)).sort_values(["turn", "place"]).head(count)
+    # of two, the last is the one looked for
+    order = {name: place for place, name in enumerate(reversed(data.classes))}
+    chosen = (
+        test.assign(turn=turn, place=test["label"].map(order))
+        .sort_values(["turn", "place"])
+        .head(count)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (_, row) in enumerate(chosen.iterrows(), start=1):
         paths.append(folder / f"{number:02d}-{_plain(row['label'])}-{_plain(row['sample_id'])}.png")
         image = data.read(row["sample_id"])
-        (image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(paths[-1])
+        (image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(
+            paths[-1]
+        )
     return paths
 
 
 def page_facts(folder: Path) -> Facts:
     """The page's texts for a run, made now; for a folder that export_space made, what lies in it.
 
-    Examples need the data set, the card the predictions of the run: the page does without what is not at hand.
-    """
+    Examples need the data set, the card the predictions of the run: the page does without what is
+    not at hand."""
     if not (folder / "run.json").is_file():
         return read_facts(folder)
     run = Run(folder)
@@ -136,9 +174,17 @@ def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
     """Title, subtitle and licence of the examples."""
     dataset = run.parameters["dataset"]
     asked = f"{', '.join(classes[:-1])} or {classes[-1]}?"
-    title = asked[0].upper() + asked[1:] if len(asked) <= LONGEST else f"{dataset}: which of {len(classes)} classes?"
+    title = (
+        asked[0].upper() + asked[1:]
+        if len(asked) <= LONGEST
+        else f"{dataset}: which of {len(classes)} classes?"
+    )
     subtitle = f"Images like those of {dataset}, told apart by {run.title} (vitlab, run {run.name})"
-    return {"title": title, "subtitle": subtitle, "licence": unescape(read_data_card(run)["licence"])}
+    return {
+        "title": title,
+        "subtitle": subtitle,
+        "licence": unescape(read_data_card(run)["licence"]),
+    }
 
 
 def _read_classes(folder: Path) -> list[str]:

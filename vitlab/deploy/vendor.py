@@ -17,11 +17,12 @@ SOURCES = (".css",)  # files beside the modules that they read
 
 
 def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
-    """Copy modules and all of vitlab that they import when loaded into `folder`/vitlab; gives the names of the modules.
+    """Copy modules and all of vitlab that they import when loaded into `folder`/vitlab; gives the
+    names of the modules.
 
-    The licence of vitlab goes with them. Imports inside functions are left out: they are for what may be absent. A package's
-    __init__ is replaced by its docstring, as what it gathers is not wanted. UserError for an import that needs such an __init__.
-    """
+    The licence of vitlab goes with them. Imports inside functions are left out: they are for what
+    may be absent. A package's __init__ is replaced by its docstring, as what it gathers is not
+    wanted. UserError for an import that needs such an __init__."""
     wanted, found = list(entries), {}
     while wanted:
         name = wanted.pop()
@@ -29,7 +30,9 @@ def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
             continue
         path = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
         if not path.is_file():
-            raise UserError(f"{name} is no module of vitlab that could be copied alone: {path} is not there")
+            raise UserError(
+                f"{name} is no module of vitlab that could be copied alone: {path} is not there"
+            )
         found[name] = path
         wanted += _find_imports(path)
     for path in found.values():
@@ -55,12 +58,18 @@ def licence_text() -> str:
 
 
 def _find_imports(path: Path) -> list[str]:
-    """Modules of vitlab that this one imports on loading; what stands under `if TYPE_CHECKING` is not loaded."""
+    """Modules of vitlab that this one imports on loading; what stands under `if TYPE_CHECKING` is
+    not loaded.
+    """
     names = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vitlab":
             of_package = ROOT.joinpath(*node.module.split(".")[1:]).is_dir()
-            names += [f"{node.module}.{alias.name}" for alias in node.names] if of_package else [node.module]
+            names += (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if of_package
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.startswith("vitlab.")]
     return names

@@ -1,4 +1,6 @@
-"""The model's probability beside the annotators': a soft label says how sure people were, which a class name does not."""
+"""The model's probability beside the annotators': a soft label says how sure people were, which a
+class name does not.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,28 @@ def annotator_table(
 ) -> pd.DataFrame:
     """What the model says where the annotators said a value: a row for each of their values.
 
-    samples: a table with sample_id and the `column` of values in 0..1 (a run's splits.csv). The model's answer is the probability
-    of `positive`, or of the last one of two classes; with more classes each of which stands for one value (the grades of
-    elpv:grade), it is the expected value under the predicted probabilities.
-    Columns: annotators (their value), n, mean, mean_low, mean_high (bootstrap interval), quarter, median, three_quarters.
-    cluster: None, or a Series of cluster ids with sample_ids as index, as in `metrics_table`.
-    """
+    samples: a table with sample_id and the `column` of values in 0..1 (a run's splits.csv). The
+    model's answer is the probability of `positive`, or of the last one of two classes; with more
+    classes each of which stands for one value (the grades of elpv:grade), it is the expected value
+    under the predicted probabilities. Columns: annotators (their value), n, mean, mean_low,
+    mean_high (bootstrap interval), quarter, median, three_quarters. cluster: None, or a Series of
+    cluster ids with sample_ids as index, as in `metrics_table`."""
     said = predict_value(predictions, samples, column, split, positive)
     rows = []
     for value, part in said.groupby("annotators"):
         predicted = part["predicted"].to_numpy()
         counted = draw_counts(len(predicted), replicates, seed, read_clusters(part, cluster))
         drawn = [counts @ predicted / counts.sum(axis=1) for counts in counted]
-        low, high, _ = percentile_interval(np.concatenate([[], *drawn])[:, None], confidence, predicted.mean())
-        quartiles = dict(zip(("quarter", "median", "three_quarters"), np.quantile(predicted, [0.25, 0.5, 0.75]), strict=True))
+        low, high, _ = percentile_interval(
+            np.concatenate([[], *drawn])[:, None], confidence, predicted.mean()
+        )
+        quartiles = dict(
+            zip(
+                ("quarter", "median", "three_quarters"),
+                np.quantile(predicted, [0.25, 0.5, 0.75]),
+                strict=True,
+            )
+        )
         mean = {"mean": predicted.mean(), "mean_low": low[0], "mean_high": high[0]}
         rows.append({"annotators": value, "n": len(predicted), **mean, **quartiles})
     return pd.DataFrame(rows)
@@ -55,12 +65,13 @@ def annotator_agreement_table(
     confidence: float = 0.95,
     cluster=None,
 ) -> pd.DataFrame:
-    """How near the model comes to the annotators, with bootstrap intervals: columns metric, value, low, high, note.
+    """How near the model comes to the annotators, with bootstrap intervals: columns metric, value,
+    low, high, note.
 
-    spearman: rank correlation; mean_difference: model less annotators; mean_absolute_difference; brier: mean squared difference,
-    the Brier score against the soft label (one class, 0..1); constant_brier: that of always saying the annotators' mean.
-    Arguments as in `annotator_table`. spearman is NaN where one side says the same everywhere.
-    """
+    spearman: rank correlation; mean_difference: model less annotators; mean_absolute_difference;
+    brier: mean squared difference, the Brier score against the soft label (one class, 0..1);
+    constant_brier: that of always saying the annotators' mean. Arguments as in `annotator_table`.
+    spearman is NaN where one side says the same everywhere."""
     said = predict_value(predictions, samples, column, split, positive)
     predicted, annotated = said["predicted"].to_numpy(), said["annotators"].to_numpy()
     every = np.arange(len(said))
@@ -71,8 +82,13 @@ def annotator_agreement_table(
             drawn.append(_agree(predicted[chosen], annotated[chosen]))
     drawn = np.array(drawn)
     low, high, _ = percentile_interval(drawn[1:], confidence, drawn[0])
-    note = ["" if np.isfinite(value) else "one of the two says the same everywhere" for value in drawn[0]]
-    return pd.DataFrame({"metric": AGREEMENT, "value": drawn[0], "low": low, "high": high, "note": note})
+    note = [
+        "" if np.isfinite(value) else "one of the two says the same everywhere"
+        for value in drawn[0]
+    ]
+    return pd.DataFrame(
+        {"metric": AGREEMENT, "value": drawn[0], "low": low, "high": high, "note": note}
+    )
 
 
 AGREEMENT = ("spearman", "mean_difference", "mean_absolute_difference", "brier", "constant_brier")
@@ -85,10 +101,11 @@ def predict_value(
     split: str = "test",
     positive: str | None = None,
 ) -> pd.DataFrame:
-    """The model's answer on the annotators' scale, a row for each sample of a split: sample_id, label, annotators, predicted.
+    """The model's answer on the annotators' scale, a row for each sample of a split: sample_id,
+    label, annotators, predicted.
 
-    Arguments as in `annotator_table`. ValueError for a sample without a value, a value outside 0..1, or classes without one.
-    """
+    Arguments as in `annotator_table`. ValueError for a sample without a value, a value outside
+    0..1, or classes without one."""
     scores = read_scores(predictions, split)
     rows = select_split(predictions, split)
     for name in ("sample_id", column):
@@ -100,24 +117,34 @@ def predict_value(
     if bad.any():
         first = rows["sample_id"].to_numpy()[bad][0]
         raise UserError(
-            f"{column} of sample {first!r} is {annotated[bad][0]}: each sample needs one between 0 and 1 ({bad.sum()} have none)"
+            f"{column} of sample {first!r} is {annotated[bad][0]}: each sample needs one between 0"
+            f" and 1 ({bad.sum()} have none)"
         )
     if positive is not None or len(scores.classes) == 2:
         predicted = scores.prob[:, target_classes(scores.classes, positive)[0]]
     else:
         predicted = scores.prob @ _class_values(samples, column, scores.classes)
-    table = {"sample_id": rows["sample_id"].to_numpy(), "label": rows["label"].astype(str).to_numpy()}
+    table = {
+        "sample_id": rows["sample_id"].to_numpy(),
+        "label": rows["label"].astype(str).to_numpy(),
+    }
     return pd.DataFrame({**table, "annotators": annotated, "predicted": predicted})
 
 
 def _class_values(samples: pd.DataFrame, column: str, classes: tuple[str, ...]) -> np.ndarray:
     """The one value that each class stands for (C,)."""
-    found = samples.groupby(samples["label"].astype(str))[column].agg(["min", "max"]).reindex(list(classes)).astype(float)
+    found = (
+        samples.groupby(samples["label"].astype(str))[column]
+        .agg(["min", "max"])
+        .reindex(list(classes))
+        .astype(float)
+    )
     vague = ~np.isclose(found["min"], found["max"])
     if vague.any():
         raise UserError(
-            f"{', '.join(found.index[vague])}: these classes do not stand for one value of {column} each, so there is no "
-            f"expected value; write positive= with one of {', '.join(classes)}"
+            f"{', '.join(found.index[vague])}: these classes do not stand for one value of {column}"
+            " each, so there is no expected value; write positive= with one of"
+            f" {', '.join(classes)}"
         )
     return found["min"].to_numpy()
 
@@ -127,4 +154,10 @@ def _agree(predicted: np.ndarray, annotated: np.ndarray) -> list[float]:
     ranks = rankdata(predicted), rankdata(annotated)
     same = any(rank.min() == rank.max() for rank in ranks)
     spearman = np.nan if same else np.corrcoef(*ranks)[0, 1]
-    return [spearman, difference.mean(), np.abs(difference).mean(), (difference**2).mean(), annotated.var()]
+    return [
+        spearman,
+        difference.mean(),
+        np.abs(difference).mean(),
+        (difference**2).mean(),
+        annotated.var(),
+    ]

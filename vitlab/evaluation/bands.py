@@ -1,4 +1,6 @@
-"""How far a ROC or precision-recall curve would move with another test set: bootstrap bands around it."""
+"""How far a ROC or precision-recall curve would move with another test set: bootstrap bands around
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clu
 from vitlab.evaluation.scores import read_scores, select_split, target_classes
 from vitlab.registry import unknown
 
-AXES = {"roc": ("false_positive_rate", "true_positive_rate"), "precision_recall": ("recall", "precision")}
+AXES = {
+    "roc": ("false_positive_rate", "true_positive_rate"),
+    "precision_recall": ("recall", "precision"),
+}
 
 
 def curve_band_table(
@@ -26,14 +31,15 @@ def curve_band_table(
     points: int = 101,
     cluster=None,
 ) -> pd.DataFrame:
-    """Pointwise percentile bands of the curves of `roc_table` (kind "roc") or `precision_recall_table` ("precision_recall").
+    """Pointwise percentile bands of the curves of `roc_table` (kind "roc") or
+    `precision_recall_table` ("precision_recall").
 
-    Columns class, false_positive_rate, true_positive_rate, low, high; or class, recall, precision, low, high: `points` places
-    evenly on 0..1. ROC curves are interpolated along their lines, at a jump its upper end; precision is that
-    of the highest threshold which reaches the recall, for lines between the points would be too high (Davis and Goadrich, 2006).
-    Pointwise: at each single place the band holds the curve with `confidence`, the whole curve at once less often. Classes and
-    those without a curve as in `roc_table`; cluster as in `metrics_table`.
-    """
+    Columns class, false_positive_rate, true_positive_rate, low, high; or class, recall, precision,
+    low, high: `points` places evenly on 0..1. ROC curves are interpolated along their lines, at a
+    jump its upper end; precision is that of the highest threshold which reaches the recall, for
+    lines between the points would be too high (Davis and Goadrich, 2006). Pointwise: at each single
+    place the band holds the curve with `confidence`, the whole curve at once less often. Classes
+    and those without a curve as in `roc_table`; cluster as in `metrics_table`."""
     if kind not in AXES:
         raise UserError(unknown("kind of curve", kind, list(AXES)))
     scores = read_scores(predictions, split)
@@ -53,13 +59,17 @@ def curve_band_table(
     return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
-def prepare_curve(score: np.ndarray, is_positive: np.ndarray, kind: str, grid: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from weights (R, N) to the heights of the curve (R, G) over the grid (G,); NaN where one class has no weight.
+def prepare_curve(
+    score: np.ndarray, is_positive: np.ndarray, kind: str, grid: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from weights (R, N) to the heights of the curve (R, G) over the grid (G,); NaN
+    where one class has no weight.
 
     All rows are looked up at once: each has a range of the number line of its own.
     """
     order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.diff(score[order], append=-np.inf))  # last sample of each group of equal scores
+    # last sample of each group of equal scores
+    last = np.flatnonzero(np.diff(score[order], append=-np.inf))
     positive = is_positive[order].astype(float)
 
     def curve(weights: np.ndarray) -> np.ndarray:
@@ -72,12 +82,17 @@ def prepare_curve(score: np.ndarray, is_positive: np.ndarray, kind: str, grid: n
         with np.errstate(divide="ignore", invalid="ignore"):
             if kind == "roc":
                 begin = np.zeros((len(weights), 1))  # the curve begins at (0, 0), above every score
-                walk, height = (np.hstack([begin, values]) for values in (false_positives, true_positives))
+                walk, height = (
+                    np.hstack([begin, values]) for values in (false_positives, true_positives)
+                )
                 place = (grid * negatives).round(9) + start
                 values = np.interp(place, (walk + start).ravel(), height.ravel()) / positives
             else:
-                wanted = np.maximum(grid * positives, 1e-6).round(9) + start  # at recall 0: where the first positive is found
-                place = np.searchsorted((true_positives + start).ravel(), wanted.ravel()).reshape(wanted.shape)
+                # at recall 0: where the first positive is found
+                wanted = np.maximum(grid * positives, 1e-6).round(9) + start
+                place = np.searchsorted((true_positives + start).ravel(), wanted.ravel()).reshape(
+                    wanted.shape
+                )
                 place -= np.arange(len(weights))[:, None] * len(last)
                 place = np.minimum(place, len(last) - 1)
                 reached = np.take_along_axis(true_positives, place, axis=1)

@@ -1,17 +1,20 @@
-"""The bootstrap over samples: how far a number would move with another test set of the same kind and size.
+"""The bootstrap over samples: how far a number would move with another test set of the same kind
+and size.
 
-A replicate is not a copy of the data but a row of counts: how often each sample was drawn. Metrics that accept
-weights are then computed for many replicates at once. Percentile intervals: Efron and Tibshirani, 1993, chapter 13.
-Samples that are near-duplicates of each other are not independent: whole clusters of them are drawn then (the cluster
-bootstrap, Davison and Hinkley, 1997, section 3.8), and the intervals become as wide as the clusters make them.
+A replicate is not a copy of the data but a row of counts: how often each sample was drawn. Metrics
+that accept weights are then computed for many replicates at once. Percentile intervals: Efron and
+Tibshirani, 1993, chapter 13. Samples that are near-duplicates of each other are not independent:
+whole clusters of them are drawn then (the cluster bootstrap, Davison and Hinkley, 1997, section
+3.8), and the intervals become as wide as the clusters make them.
 
-Where the replicates of a number are biased (a ROC curve near its corner, a precision of few images), the percentiles may both lie
-on one side of it. `percentile_interval` therefore takes the number itself as `estimate` and reaches at least to it. That widens
-and never narrows the interval, so it holds the truth at least as often as the plain one. BCa intervals need the jackknife and are
-no better: of 1,000 test sets of 100 images (F1), 95.2 % of these intervals and 95.6 % of the BCa intervals held the truth.
-Numbers that a resample inflates for certain, such as a calibration error, get no interval but a reference range
-(`calibration_table`). Means over fewer than 30 images: `few_images`.
-"""
+Where the replicates of a number are biased (a ROC curve near its corner, a precision of few
+images), the percentiles may both lie on one side of it. `percentile_interval` therefore takes the
+number itself as `estimate` and reaches at least to it. That widens and never narrows the interval,
+so it holds the truth at least as often as the plain one. BCa intervals need the jackknife and are
+no better: of 1,000 test sets of 100 images (F1), 95.2 % of these intervals and 95.6 % of the BCa
+intervals held the truth. Numbers that a resample inflates for certain, such as a calibration error,
+get no interval but a reference range (`calibration_table`). Means over fewer than 30 images:
+`few_images`."""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ import pandas as pd
 
 from vitlab.errors import UserError
 
-CELLS = 30_000  # counts held at once: 240 kB stay in the cache of a core, and in memory that a thread keeps between chunks
+# counts held at once: 240 kB stay in the cache of a core, and in memory that a thread keeps between
+# chunks
+CELLS = 30_000
 
 
 def bootstrap(
@@ -37,9 +42,9 @@ def bootstrap(
 ) -> np.ndarray:
     """The statistic, (R, N) counts to (R, M) values, of all replicates: an array (replicates, M).
 
-    Chunks go to `threads` (as many as there are cores), for numpy computes outside of Python's lock; each is drawn from a
-    seed of its own, so that the values do not depend on the number of threads.
-    """
+    Chunks go to `threads` (as many as there are cores), for numpy computes outside of Python's
+    lock; each is drawn from a seed of its own, so that the values do not depend on the number of
+    threads."""
     chunks = plan_chunks(num_samples, replicates)
 
     def compute(number: int) -> np.ndarray:
@@ -52,11 +57,14 @@ def bootstrap(
     return np.concatenate(values)
 
 
-def draw_counts(num_samples: int, replicates: int, seed: int, cluster: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Chunks (R, N) of counts, `replicates` rows in all. A row sums to N, with clusters of different sizes only on average.
+def draw_counts(
+    num_samples: int, replicates: int, seed: int, cluster: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Chunks (R, N) of counts, `replicates` rows in all. A row sums to N, with clusters of
+    different sizes only on average.
 
-    cluster: (N,) whole numbers from 0 on, the cluster of each sample; as many clusters are drawn as there are.
-    """
+    cluster: (N,) whole numbers from 0 on, the cluster of each sample; as many clusters are drawn as
+    there are."""
     for number, rows in enumerate(plan_chunks(num_samples, replicates)):
         yield _draw(num_samples, rows, [seed, number], cluster)
 
@@ -70,8 +78,11 @@ def plan_chunks(num_samples: int, replicates: int) -> list[int]:
 def _draw(num_samples: int, rows: int, seed: list[int], cluster: np.ndarray | None) -> np.ndarray:
     units = num_samples if cluster is None else int(cluster.max()) + 1
     drawn = np.random.default_rng(seed).integers(units, size=(rows, units), dtype=np.int32)
-    own_range = drawn + np.arange(rows)[:, None] * units  # of numbers for each replicate, so that one count does for all
-    counts = np.bincount(own_range.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
+    # of numbers for each replicate, so that one count does for all
+    own_range = drawn + np.arange(rows)[:, None] * units
+    counts = (
+        np.bincount(own_range.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
+    )
     return counts if cluster is None else counts[:, cluster]
 
 
@@ -83,26 +94,30 @@ def count_cores() -> int:
 def read_clusters(rows: pd.DataFrame, cluster) -> np.ndarray | None:
     """Cluster numbers (N,) of the rows of a predictions table; None without clusters.
 
-    cluster: the name of a column; a Series of cluster ids with sample_ids as index; or one id for each row. A sample without
-    an id (None, NaN) is a cluster of its own.
-    """
+    cluster: the name of a column; a Series of cluster ids with sample_ids as index; or one id for
+    each row. A sample without an id (None, NaN) is a cluster of its own."""
     if cluster is None:
         return None
     if isinstance(cluster, str):
         if cluster not in rows.columns:
             there = [name for name in rows.columns if not name.startswith(("logit_", "prob_"))]
-            raise UserError(f"no column {cluster!r} to take clusters from; the predictions have {', '.join(there)}")
+            raise UserError(
+                f"no column {cluster!r} to take clusters from; the predictions have"
+                f" {', '.join(there)}"
+            )
         ids = rows[cluster]
     elif isinstance(cluster, pd.Series) and rows["sample_id"].isin(cluster.index).all():
         if cluster.index.has_duplicates:
-            raise UserError("the clusters name a sample_id twice; give one cluster id for each sample")
+            raise UserError(
+                "the clusters name a sample_id twice; give one cluster id for each sample"
+            )
         ids = cluster.loc[rows["sample_id"]]
     elif len(cluster) == len(rows):
         ids = pd.Series(cluster)
     else:
         raise UserError(
-            f"{len(cluster)} cluster ids do not go with {len(rows)} samples of the split: give one for each of its rows, "
-            "or a Series of ids with the sample_ids as index"
+            f"{len(cluster)} cluster ids do not go with {len(rows)} samples of the split: give one"
+            " for each of its rows, or a Series of ids with the sample_ids as index"
         )
     numbers, names = pd.factorize(ids)
     alone = numbers < 0
@@ -116,11 +131,12 @@ def renumber(cluster: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
 
 
 def effective_count(place: np.ndarray, bins: int, cluster: np.ndarray | None = None) -> np.ndarray:
-    """How many independent samples each bin (bins,) holds: n, or with clusters n^2 / sum of their squared sizes (Kish, 1965).
+    """How many independent samples each bin (bins,) holds: n, or with clusters n^2 / sum of their
+    squared sizes (Kish, 1965).
 
-    place: the bin of each sample (N,); cluster: as in `draw_counts`. Exact where the samples of a cluster are all alike, too few
-    where they are less alike: intervals of shares are then too wide rather than too narrow. NaN for an empty bin with clusters.
-    """
+    place: the bin of each sample (N,); cluster: as in `draw_counts`. Exact where the samples of a
+    cluster are all alike, too few where they are less alike: intervals of shares are then too wide
+    rather than too narrow. NaN for an empty bin with clusters."""
     count = np.bincount(place, minlength=bins)
     if cluster is None:
         return count
@@ -132,7 +148,8 @@ def effective_count(place: np.ndarray, bins: int, cluster: np.ndarray | None = N
 def percentile_interval(
     values: np.ndarray, confidence: float, estimate: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Low end, high end and share of undefined replicates for each column of values (R, M). NaN replicates are left out.
+    """Low end, high end and share of undefined replicates for each column of values (R, M). NaN
+    replicates are left out.
 
     estimate: the numbers (M,) whose intervals these are; the ends reach at least to them.
     """
@@ -143,7 +160,8 @@ def percentile_interval(
     tail = (1 - confidence) / 2
     if usable.any():
         low[usable], high[usable] = np.nanquantile(values[:, usable], [tail, 1 - tail], axis=0)
-    if estimate is not None:  # an interval that is not known stays so, and so does one of an unknown number
+    # an interval that is not known stays so, and so does one of an unknown number
+    if estimate is not None:
         low, high = np.minimum(low, estimate), np.maximum(high, estimate)
     return low, high, undefined
 

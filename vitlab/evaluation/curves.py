@@ -1,4 +1,6 @@
-"""What a threshold on the probability of a class buys and costs: ROC, precision-recall, and the threshold itself."""
+"""What a threshold on the probability of a class buys and costs: ROC, precision-recall, and the
+threshold itself.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +12,31 @@ from vitlab.errors import UserError
 from vitlab.evaluation.scores import read_scores, target_classes
 
 
-def roc_table(predictions: pd.DataFrame, split: str = "test", positive: str | None = None) -> pd.DataFrame:
-    """ROC curves: columns class, false_positive_rate, true_positive_rate, threshold; from (0, 0) at an infinite threshold on.
+def roc_table(
+    predictions: pd.DataFrame, split: str = "test", positive: str | None = None
+) -> pd.DataFrame:
+    """ROC curves: columns class, false_positive_rate, true_positive_rate, threshold; from (0, 0) at
+    an infinite threshold on.
 
-    One curve, of `positive` or of the last one of two classes; one for each of more than two (one against the rest).
-    A class that the split lacks, or that is alone in it, has no curve.
-    """
+    One curve, of `positive` or of the last one of two classes; one for each of more than two (one
+    against the rest). A class that the split lacks, or that is alone in it, has no curve."""
     columns = ("false_positive_rate", "true_positive_rate", "threshold")
     return _curves(predictions, split, positive, columns, roc_curve)
 
 
-def precision_recall_table(predictions: pd.DataFrame, split: str = "test", positive: str | None = None) -> pd.DataFrame:
-    """Precision-recall curves: columns class, precision, recall, threshold; the first row of a curve is at recall 1.
+def precision_recall_table(
+    predictions: pd.DataFrame, split: str = "test", positive: str | None = None
+) -> pd.DataFrame:
+    """Precision-recall curves: columns class, precision, recall, threshold; the first row of a
+    curve is at recall 1.
 
     There precision is the prevalence of the class. Classes as in `roc_table`.
     """
 
     def curve(is_positive, score):
         precision, recall, threshold = precision_recall_curve(is_positive, score)
-        return precision, recall, np.append(threshold, np.inf)  # the closing point (recall 0) lies above every score
+        # the closing point (recall 0) lies above every score
+        return precision, recall, np.append(threshold, np.inf)
 
     return _curves(predictions, split, positive, ("precision", "recall", "threshold"), curve)
 
@@ -36,14 +44,17 @@ def precision_recall_table(predictions: pd.DataFrame, split: str = "test", posit
 def threshold_table(
     predictions: pd.DataFrame, split: str = "test", positive: str | None = None, steps: int = 101
 ) -> pd.DataFrame:
-    """precision, recall, specificity and f1 of calling everything `positive` that reaches a threshold: a row for each threshold.
+    """precision, recall, specificity and f1 of calling everything `positive` that reaches a
+    threshold: a row for each threshold.
 
-    Thresholds lie evenly on 0..1. Precision is NaN where nothing reaches the threshold. More than two classes need `positive`.
-    """
+    Thresholds lie evenly on 0..1. Precision is NaN where nothing reaches the threshold. More than
+    two classes need `positive`."""
     scores = read_scores(predictions, split)
     targets = target_classes(scores.classes, positive)
     if len(targets) > 1:
-        raise UserError(f"a threshold needs one class: write positive= with one of {', '.join(scores.classes)}")
+        raise UserError(
+            f"a threshold needs one class: write positive= with one of {', '.join(scores.classes)}"
+        )
     score, is_positive = scores.prob[:, targets[0]], scores.label == targets[0]
     thresholds = np.linspace(0, 1, steps)
     true_positives = count_reaching(score[is_positive], thresholds)

@@ -1,8 +1,8 @@
 """Metrics of a classifier with bootstrap intervals, computed for all replicates at once.
 
-Values are those of scikit-learn, whose conventions hold: a class that is never predicted has precision 0. One thing differs:
-a metric that needs a class which the samples lack is NaN, where scikit-learn would say 0 or leave the class out.
-"""
+Values are those of scikit-learn, whose conventions hold: a class that is never predicted has
+precision 0. One thing differs: a metric that needs a class which the samples lack is NaN, where
+scikit-learn would say 0 or leave the class out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ METRICS = (
     "balanced_accuracy",
     "precision",
     "recall",
-    "specificity",  # recall says how many are missed, this how many are called in vain; precision moves with the prevalence
+    # recall says how many are missed, this how many are called in vain; precision moves with the
+    # prevalence
+    "specificity",
     "f1",
     "weighted_f1",
     "roc_auc",
@@ -28,7 +30,8 @@ METRICS = (
     "mcc",
 )
 REPORTED_SHARE = 0.05  # from this share of undefined replicates on, the table says so
-FEW_CLUSTERS = 20  # with fewer of them, percentile intervals are too narrow and the table says how many there are
+# with fewer of them, percentile intervals are too narrow and the table says how many there are
+FEW_CLUSTERS = 20
 
 
 def metrics_table(
@@ -42,20 +45,27 @@ def metrics_table(
 ) -> pd.DataFrame:
     """METRICS with percentile bootstrap intervals: columns metric, value, low, high, note.
 
-    precision, recall, specificity, f1, roc_auc and average_precision are those of the class `positive`; without it, of the last
-    one of two classes, or the plain mean over more than two (one against the rest). weighted_f1 is weighted by the size of each
-    class. cluster: images that belong together, such as near-duplicates, and are drawn together: name of a column, a Series of
-    cluster ids with sample_ids as index, or one id for each row of the split.
-    note: which class is missing, the share of replicates that lacked a class, from 5 % on, or that there are fewer than 20
-    clusters; empty otherwise.
-    """
+    precision, recall, specificity, f1, roc_auc and average_precision are those of the class
+    `positive`; without it, of the last one of two classes, or the plain mean over more than two
+    (one against the rest). weighted_f1 is weighted by the size of each class. cluster: images that
+    belong together, such as near-duplicates, and are drawn together: name of a column, a Series of
+    cluster ids with sample_ids as index, or one id for each row of the split. note: which class is
+    missing, the share of replicates that lacked a class, from 5 % on, or that there are fewer than
+    20 clusters; empty otherwise."""
     scores = read_scores(predictions, split)
     clusters = read_clusters(select_split(predictions, split), cluster)
-    return measure(scores, target_classes(scores.classes, positive), replicates, seed, confidence, clusters)
+    return measure(
+        scores, target_classes(scores.classes, positive), replicates, seed, confidence, clusters
+    )
 
 
 def measure(
-    scores: Scores, targets: list[int], replicates: int, seed: int, confidence: float, cluster: np.ndarray | None = None
+    scores: Scores,
+    targets: list[int],
+    replicates: int,
+    seed: int,
+    confidence: float,
+    cluster: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
     compute = prepare_metrics(scores, targets)
@@ -64,10 +74,20 @@ def measure(
     low, high, undefined = percentile_interval(drawn, confidence, value)
     clusters = np.inf if cluster is None else len(np.unique(cluster))
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
-    warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < FEW_CLUSTERS and replicates else ""
-    notes = np.where(np.isnan(value), describe_classes(scores), [describe_undefined(share) or warning for share in undefined])
+    warning = (
+        f"only {clusters} cluster{'s' * (clusters > 1)}"
+        if clusters < FEW_CLUSTERS and replicates
+        else ""
+    )
+    notes = np.where(
+        np.isnan(value),
+        describe_classes(scores),
+        [describe_undefined(share) or warning for share in undefined],
+    )
     notes = notes if replicates else np.where(np.isnan(value), notes, "")
-    return pd.DataFrame({"metric": METRICS, "value": value, "low": low, "high": high, "note": notes})
+    return pd.DataFrame(
+        {"metric": METRICS, "value": value, "low": low, "high": high, "note": notes}
+    )
 
 
 def describe_classes(scores: Scores) -> str:
@@ -86,12 +106,16 @@ def describe_undefined(share: float) -> str:
 
 
 def compute_metrics(scores: Scores, weights: np.ndarray, targets: list[int]) -> np.ndarray:
-    """METRICS for each row of weights (R, N): an array (R, 10). NaN where a class that the metric needs has no weight."""
+    """METRICS for each row of weights (R, N): an array (R, 10). NaN where a class that the metric
+    needs has no weight.
+    """
     return prepare_metrics(scores, targets)(weights)
 
 
 def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from weights (R, N) to METRICS (R, 10); whatever does not depend on the weights is done once, here."""
+    """A function from weights (R, N) to METRICS (R, 10); whatever does not depend on the weights is
+    done once, here.
+    """
     is_label = np.eye(len(scores.classes))[scores.label]  # (N, C)
     is_pred = np.eye(len(scores.classes))[scores.pred]
     cells = np.hstack([is_label, is_pred, is_label * is_pred])  # (N, 3C)
@@ -102,12 +126,16 @@ def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray]
         labelled, predicted, correct = np.split(weights @ cells, 3, axis=1)  # (R, C)
         with np.errstate(divide="ignore", invalid="ignore"):
             recall = correct / labelled  # 0 / 0 = NaN: there is nothing to recall
-            precision = np.where(labelled > 0, correct / np.where(predicted > 0, predicted, np.inf), np.nan)
+            precision = np.where(
+                labelled > 0, correct / np.where(predicted > 0, predicted, np.inf), np.nan
+            )
             specificity = 1 - (predicted - correct) / (total[:, None] - labelled)
             f1 = np.where(labelled > 0, 2 * correct / (labelled + predicted), np.nan)
             ranked = np.array([ranking(weights) for ranking in rankings])  # (K, 2, R)
             covariance = correct.sum(axis=1) * total - (labelled * predicted).sum(axis=1)
-            spread = (total**2 - (labelled**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
+            spread = (total**2 - (labelled**2).sum(axis=1)) * (
+                total**2 - (predicted**2).sum(axis=1)
+            )
             mcc = np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
         mcc[(labelled > 0).sum(axis=1) < 2] = np.nan
         columns = {
@@ -127,8 +155,11 @@ def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray]
     return compute
 
 
-def _prepare_ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from weights (R, N) to the area under the ROC curve and average precision: the samples are sorted only once.
+def _prepare_ranking(
+    score: np.ndarray, positive: np.ndarray
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A function from weights (R, N) to the area under the ROC curve and average precision: the
+    samples are sorted only once.
 
     Both are sums over the positive samples, or over the P groups of equal scores that hold one.
     """
@@ -136,7 +167,9 @@ def _prepare_ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.nd
     found = np.flatnonzero(positive[order])  # ranks of the positive samples
     falling = -score[order]
     starts = np.flatnonzero(np.diff(falling[found], prepend=-np.inf))
-    first, last = (np.searchsorted(falling, falling[found[starts]], side=side) for side in ("left", "right"))
+    first, last = (
+        np.searchsorted(falling, falling[found[starts]], side=side) for side in ("left", "right")
+    )
     ties = (last - first > 1).any()
 
     def rank(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +187,8 @@ def _prepare_ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.nd
         positives = step.sum(axis=1)
         negatives = above[:, -1] - positives
         area = 1 - np.vecdot(step, false_positives) / (positives * negatives)
-        true_positives /= np.maximum(reached, np.finfo(float).tiny)  # now the precision; 0 where nothing is drawn yet
+        # now the precision; 0 where nothing is drawn yet
+        true_positives /= np.maximum(reached, np.finfo(float).tiny)
         average_precision = np.vecdot(step, true_positives) / positives
         return area, np.where(negatives > 0, average_precision, np.nan)
 
@@ -162,7 +196,9 @@ def _prepare_ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.nd
 
 
 def class_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """precision, recall, f1 and support (number of samples) of each class; NaN for a class without samples."""
+    """precision, recall, f1 and support (number of samples) of each class; NaN for a class without
+    samples.
+    """
     scores = read_scores(predictions, split)
     names = ("precision", "recall", "f1", "support")
     columns = precision_recall_fscore_support(
@@ -174,7 +210,11 @@ def class_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 
 def confusion_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Counts: a row for each true class (index `label`), a column for each predicted one (`pred`), in class order."""
+    """Counts: a row for each true class (index `label`), a column for each predicted one (`pred`),
+    in class order.
+    """
     scores = read_scores(predictions, split)
     counts = confusion_matrix(scores.label, scores.pred, labels=range(len(scores.classes)))
-    return pd.DataFrame(counts, pd.Index(scores.classes, name="label"), pd.Index(scores.classes, name="pred"))
+    return pd.DataFrame(
+        counts, pd.Index(scores.classes, name="label"), pd.Index(scores.classes, name="pred")
+    )

@@ -31,7 +31,10 @@ def select_split(predictions: pd.DataFrame, split: str) -> pd.DataFrame:
     rows = predictions[predictions["split"] == split]
     if rows.empty:
         there = sorted(predictions["split"].astype(str).unique())
-        raise UserError(f"the predictions hold no sample of split {split!r}; they have {', '.join(there) or 'no rows at all'}")
+        raise UserError(
+            f"the predictions hold no sample of split {split!r}; they have"
+            f" {', '.join(there) or 'no rows at all'}"
+        )
     return rows
 
 
@@ -49,7 +52,9 @@ def read_scores(predictions: pd.DataFrame, split: str) -> Scores:
 
 
 def target_classes(classes: tuple[str, ...], positive: str | None) -> list[int]:
-    """Indices of the classes a metric speaks about: `positive`; else the last one of two classes; else all of them."""
+    """Indices of the classes a metric speaks about: `positive`; else the last one of two classes;
+    else all of them.
+    """
     if positive is None:
         return [1] if len(classes) == 2 else list(range(len(classes)))
     if positive not in classes:

@@ -1,4 +1,6 @@
-"""Answer or leave it to a person: what is gained by keeping silent where the model is unsure (El-Yaniv; arXiv 1705.08500)."""
+"""Answer or leave it to a person: what is gained by keeping silent where the model is unsure
+(El-Yaniv; arXiv 1705.08500).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ import pandas as pd
 from scipy.stats import beta
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import draw_counts, effective_count, percentile_interval, read_clusters
+from vitlab.evaluation.bootstrap import (
+    draw_counts,
+    effective_count,
+    percentile_interval,
+    read_clusters,
+)
 from vitlab.evaluation.calibration import confidence_of, wilson_interval
 from vitlab.evaluation.scores import read_scores, select_split
 
@@ -19,14 +26,17 @@ SELECTIVE_COLUMNS = [
 ]
 
 
-def risk_coverage_table(predictions: pd.DataFrame, split: str = "test", cluster=None) -> pd.DataFrame:
-    """Risk of the answers that are kept when only those from a confidence on are given: a row for each distinct confidence.
+def risk_coverage_table(
+    predictions: pd.DataFrame, split: str = "test", cluster=None
+) -> pd.DataFrame:
+    """Risk of the answers that are kept when only those from a confidence on are given: a row for
+    each distinct confidence.
 
-    Columns threshold (least confidence that is answered), n (answers), coverage (share of all samples), risk (share of wrong
-    answers among them), low, high (95 % Wilson interval of the risk, for that coverage alone), oracle (the risk of an order that
-    puts every right answer before every wrong one). Confidence is the probability of the predicted class.
-    cluster: as in `reliability_table`.
-    """
+    Columns threshold (least confidence that is answered), n (answers), coverage (share of all
+    samples), risk (share of wrong answers among them), low, high (95 % Wilson interval of the risk,
+    for that coverage alone), oracle (the risk of an order that puts every right answer before every
+    wrong one). Confidence is the probability of the predicted class. cluster: as in
+    `reliability_table`."""
     confidence, right = confidence_of(read_scores(predictions, split))
     threshold, n, wrong = _accumulate(confidence, right)
     risk, worth = wrong / n, n
@@ -38,7 +48,15 @@ def risk_coverage_table(predictions: pd.DataFrame, split: str = "test", cluster=
     oracle = np.maximum(n - right.sum(), 0) / n
     coverage = n / len(right)
     return pd.DataFrame(
-        {"threshold": threshold, "n": n, "coverage": coverage, "risk": risk, "low": low, "high": high, "oracle": oracle}
+        {
+            "threshold": threshold,
+            "n": n,
+            "coverage": coverage,
+            "risk": risk,
+            "low": low,
+            "high": high,
+            "oracle": oracle,
+        }
     )
 
 
@@ -50,16 +68,19 @@ def risk_area_table(
     confidence: float = 0.95,
     cluster=None,
 ) -> pd.DataFrame:
-    """Areas under the risk-coverage curve with bootstrap intervals: columns metric, value, low, high.
+    """Areas under the risk-coverage curve with bootstrap intervals: columns metric, value, low,
+    high.
 
-    error_rate: the risk at full coverage, and the area of an order that knows nothing. aurc: the area, the mean risk over all
-    numbers of answers; oracle_aurc: of the best order for the same mistakes; excess_aurc: their distance (arXiv 1805.08206).
-    Samples of equal confidence count as if in random order. 0 is best for all four. cluster: as in `metrics_table`.
-    """
+    error_rate: the risk at full coverage, and the area of an order that knows nothing. aurc: the
+    area, the mean risk over all numbers of answers; oracle_aurc: of the best order for the same
+    mistakes; excess_aurc: their distance (arXiv 1805.08206). Samples of equal confidence count as
+    if in random order. 0 is best for all four. cluster: as in `metrics_table`."""
     sure, right = confidence_of(read_scores(predictions, split))
     every = np.arange(len(right))
     drawn = [_areas(sure[every], right[every])]
-    for counts in draw_counts(len(right), replicates, seed, read_clusters(select_split(predictions, split), cluster)):
+    for counts in draw_counts(
+        len(right), replicates, seed, read_clusters(select_split(predictions, split), cluster)
+    ):
         rows = (np.repeat(every, row.astype(int)) for row in counts)
         drawn += [_areas(sure[chosen], right[chosen]) for chosen in rows]
     drawn = np.array(drawn)
@@ -75,7 +96,8 @@ def selective_table(
     certainty: float | None = None,
     cluster=None,
 ) -> pd.DataFrame:
-    """Confidence thresholds chosen on validation for a promise, and what the test split keeps of it: a row for each promise.
+    """Confidence thresholds chosen on validation for a promise, and what the test split keeps of
+    it: a row for each promise.
 
     coverages: the highest threshold that answers at least this share of validation; least_accuracies: the lowest one from which
     on the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
@@ -88,46 +110,82 @@ def selective_table(
     """
     for value in (*coverages, *least_accuracies):
         if not 0 < value <= 1:
-            raise UserError(f"coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got {value}")
+            raise UserError(
+                "coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got"
+                f" {value}"
+            )
     if certainty is not None and not 0 < certainty < 1:
-        raise UserError(f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}")
+        raise UserError(
+            f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}"
+        )
     val, val_right = confidence_of(read_scores(predictions, "val"))
     sure, right = confidence_of(read_scores(predictions, "test"))
     clusters = read_clusters(select_split(predictions, "test"), cluster)
     threshold, n, wrong = _accumulate(val, val_right)
     coverage, accuracy = n / len(val), 1 - wrong / n
     rows, worth = [], []
-    for promised, promise in [("coverage", value) for value in coverages] + [("accuracy", value) for value in least_accuracies]:
+    for promised, promise in [("coverage", value) for value in coverages] + [
+        ("accuracy", value) for value in least_accuracies
+    ]:
         row = {"promised": promised, "promise": promise, "threshold": np.nan, "n": 0, "note": ""}
         worth.append([0, 0])
         at = _keep_promise(promised, promise, n, wrong, certainty)
         if at is None:
             reached = f"at most {accuracy.max():.1%} on validation"
-            rows.append({**row, "note": reached if accuracy.max() < promise else "too few validation images to be so certain"})
+            rows.append(
+                {
+                    **row,
+                    "note": (
+                        reached
+                        if accuracy.max() < promise
+                        else "too few validation images to be so certain"
+                    ),
+                }
+            )
             continue
-        everything = promised == "coverage" and promise == 1  # also an image that is less sure than all of validation
+        # also an image that is less sure than all of validation
+        everything = promised == "coverage" and promise == 1
         row["threshold"] = 0.0 if everything else threshold[at]
         answered = sure >= row["threshold"]
         worth[-1] = effective_count(np.where(answered, 1, 0), 2, clusters)
-        row |= {"val_coverage": coverage[at], "val_accuracy": accuracy[at], "n": answered.sum(), "coverage": answered.mean()}
-        row |= {"accuracy": right[answered].mean()} if answered.any() else {"note": "answers nothing in test"}
+        row |= {
+            "val_coverage": coverage[at],
+            "val_accuracy": accuracy[at],
+            "n": answered.sum(),
+            "coverage": answered.mean(),
+        }
+        row |= (
+            {"accuracy": right[answered].mean()}
+            if answered.any()
+            else {"note": "answers nothing in test"}
+        )
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=SELECTIVE_COLUMNS)
     everything = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
     for name, count in (("coverage", everything), ("accuracy", np.array(worth)[:, 1])):
-        table[f"{name}_low"], table[f"{name}_high"] = wilson_interval(table[name].to_numpy(float), count)
+        table[f"{name}_low"], table[f"{name}_high"] = wilson_interval(
+            table[name].to_numpy(float), count
+        )
     return table.assign(note=[row["note"] for row in rows])
 
 
-def _accumulate(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct confidences from the highest down (G,), and how many samples, and mistakes, reach each of them."""
+def _accumulate(
+    confidence: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct confidences from the highest down (G,), and how many samples, and mistakes, reach
+    each of them.
+    """
     order = np.argsort(-confidence, kind="stable")
     last = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
     return confidence[order][last], last + 1, np.cumsum(~right[order])[last]
 
 
-def _keep_promise(promised: str, promise: float, n: np.ndarray, wrong: np.ndarray, certainty: float | None) -> int | None:
-    """Which of the thresholds, counted from the highest, keeps the promise on validation; None when none does."""
+def _keep_promise(
+    promised: str, promise: float, n: np.ndarray, wrong: np.ndarray, certainty: float | None
+) -> int | None:
+    """Which of the thresholds, counted from the highest, keeps the promise on validation; None when
+    none does.
+    """
     if promised == "coverage":
         return int(np.argmax(n / n[-1] >= promise - 1e-12))
     if certainty is not None:
@@ -137,9 +195,12 @@ def _keep_promise(promised: str, promise: float, n: np.ndarray, wrong: np.ndarra
 
 
 def _find_certain(n: np.ndarray, wrong: np.ndarray, promise: float, certainty: float) -> int | None:
-    """The last threshold for which a halving search showed the accuracy; its steps share the chance to err."""
+    """The last threshold for which a halving search showed the accuracy; its steps share the chance
+    to err.
+    """
     steps = max(1, int(np.ceil(np.log2(len(n)))))
-    least = beta.ppf((1 - certainty) / steps, n - wrong, wrong + 1)  # one-sided Clopper-Pearson; NaN where none is right
+    # one-sided Clopper-Pearson; NaN where none is right
+    least = beta.ppf((1 - certainty) / steps, n - wrong, wrong + 1)
     first, last, kept = 0, len(n), None
     for _ in range(steps):
         middle = (first + last) // 2
@@ -155,6 +216,10 @@ def _areas(confidence: np.ndarray, right: np.ndarray) -> list[float]:
     total = len(right)
     _, n, wrong = _accumulate(confidence, right)
     answers = np.arange(1, total + 1)
-    mistakes = np.interp(answers, np.append(0, n), np.append(0, wrong))  # within a tie: their expected number
-    area, best = (mistakes / answers).mean(), (np.maximum(answers - right.sum(), 0) / answers).mean()
+    # within a tie: their expected number
+    mistakes = np.interp(answers, np.append(0, n), np.append(0, wrong))
+    area, best = (
+        (mistakes / answers).mean(),
+        (np.maximum(answers - right.sum(), 0) / answers).mean(),
+    )
     return [wrong[-1] / total, area, best, area - best]

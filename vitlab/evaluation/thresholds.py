@@ -1,4 +1,6 @@
-"""A threshold on the probability of one class: chosen on the validation split, then read once on the test split."""
+"""A threshold on the probability of one class: chosen on the validation split, then read once on
+the test split.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +25,29 @@ def choose_threshold(
     cost_false_alarm: float = 1.0,
     least_recall: float = 0.9,
 ) -> float:
-    """The threshold that a rule picks on the validation split: an image is flagged from this probability of `positive` on.
+    """The threshold that a rule picks on the validation split: an image is flagged from this
+    probability of `positive` on.
 
-    f1: the largest F1. cost: the smallest expected cost of misses and false alarms. youden: the largest recall + specificity - 1
-    (Youden, 1950). recall: the largest threshold whose recall is at least `least_recall`. Candidates are the distinct scores of
-    the split and, for cost, infinity (flag nothing); of equally good ones the lowest, which finds most.
-    NaN where the split lacks what the rule needs: images of the class, or (youden) images that are not of it.
-    """
+    f1: the largest F1. cost: the smallest expected cost of misses and false alarms. youden: the
+    largest recall + specificity - 1 (Youden, 1950). recall: the largest threshold whose recall is
+    at least `least_recall`. Candidates are the distinct scores of the split and, for cost, infinity
+    (flag nothing); of equally good ones the lowest, which finds most. NaN where the split lacks
+    what the rule needs: images of the class, or (youden) images that are not of it."""
     if rule not in RULES:
         raise UserError(unknown("rule", rule, list(RULES)))
     _check_costs(cost_miss, cost_false_alarm)
     if not 0 < least_recall <= 1:
-        raise UserError(f"least_recall is a share above 0 and at most 1, such as 0.9; got {least_recall}")
+        raise UserError(
+            f"least_recall is a share above 0 and at most 1, such as 0.9; got {least_recall}"
+        )
     score, is_positive, _ = _read_target(predictions, "val", positive)
     positives, negatives = is_positive.sum(), (~is_positive).sum()
     if positives == 0 or (rule == "youden" and negatives == 0):
         return np.nan
     candidates = np.append(np.unique(score), np.inf)
-    found, alarms = (count_reaching(score[rows], candidates) for rows in (is_positive, ~is_positive))
+    found, alarms = (
+        count_reaching(score[rows], candidates) for rows in (is_positive, ~is_positive)
+    )
     read = _read(found, alarms, positives, negatives, cost_miss, cost_false_alarm)  # (T, 6)
     _, recall, specificity, f1, cost, _ = read.T
     if rule == "recall":
@@ -62,44 +69,66 @@ def threshold_choice_table(
     confidence: float = 0.95,
     cluster=None,
 ) -> pd.DataFrame:
-    """What each rule's threshold, chosen on validation, does on the test split: a row for 0.5 (the reference) and for each rule.
+    """What each rule's threshold, chosen on validation, does on the test split: a row for 0.5 (the
+    reference) and for each rule.
 
-    Columns: rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged (share of all images), each
-    followed by its bootstrap interval (recall_low, recall_high, ...); saved (cost at 0.5 less cost, from the same replicates: a
-    paired comparison) with its interval; note. Intervals are those of the test images at the threshold as it stands, without
-    the spread of the choice itself. More than two classes need `positive`. A rule that finds no threshold has NaN and a note.
-    cluster: of the test images, as in `metrics_table`.
-    """
-    options = {"cost_miss": cost_miss, "cost_false_alarm": cost_false_alarm, "least_recall": least_recall}
-    thresholds = {"0.5": 0.5} | {rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES}
+    Columns: rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged
+    (share of all images), each followed by its bootstrap interval (recall_low, recall_high, ...);
+    saved (cost at 0.5 less cost, from the same replicates: a paired comparison) with its interval;
+    note. Intervals are those of the test images at the threshold as it stands, without the spread
+    of the choice itself. More than two classes need `positive`. A rule that finds no threshold has
+    NaN and a note. cluster: of the test images, as in `metrics_table`."""
+    options = {
+        "cost_miss": cost_miss,
+        "cost_false_alarm": cost_false_alarm,
+        "least_recall": least_recall,
+    }
+    thresholds = {"0.5": 0.5} | {
+        rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES
+    }
     score, is_positive, name = _read_target(predictions, "test", positive)
     at = np.array(list(thresholds.values()))
     reach = score[:, None] >= at  # (N, T); nothing reaches NaN
     clusters = read_clusters(select_split(predictions, "test"), cluster)
     weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, seed, clusters)]
-    read = np.concatenate([_read(*_count(reach, is_positive, part), cost_miss, cost_false_alarm) for part in weights])
+    read = np.concatenate(
+        [_read(*_count(reach, is_positive, part), cost_miss, cost_false_alarm) for part in weights]
+    )
     cost = read[:, :, [READINGS.index("cost")]]
     read = np.concatenate([read, cost[:, :1] - cost], axis=2)  # (1 + R, T, 7)
     value, replicate = read[0], read[1:]
-    low, high, _ = percentile_interval(replicate.reshape(len(replicate), value.size), confidence, value.ravel())
+    low, high, _ = percentile_interval(
+        replicate.reshape(len(replicate), value.size), confidence, value.ravel()
+    )
     low, high = low.reshape(value.shape), high.reshape(value.shape)
     value[np.isnan(at)] = value[0, -1] = np.nan
     low[np.isnan(value)] = high[np.isnan(value)] = np.nan
     table = {"rule": list(thresholds), "threshold": at}
     for place, reading in enumerate((*READINGS, "saved")):
-        table |= {reading: value[:, place], f"{reading}_low": low[:, place], f"{reading}_high": high[:, place]}
-    return pd.DataFrame({**table, "note": [_explain(t, reach[:, i], is_positive, name) for i, t in enumerate(at)]})
+        table |= {
+            reading: value[:, place],
+            f"{reading}_low": low[:, place],
+            f"{reading}_high": high[:, place],
+        }
+    return pd.DataFrame(
+        {**table, "note": [_explain(t, reach[:, i], is_positive, name) for i, t in enumerate(at)]}
+    )
 
 
 def _check_costs(*costs: float) -> None:
     if not all(0 <= cost < np.inf for cost in costs) or not any(costs):
-        raise UserError(f"costs are finite numbers, not negative and not both 0; got cost_miss, cost_false_alarm = {costs}")
+        raise UserError(
+            "costs are finite numbers, not negative and not both 0; got cost_miss,"
+            f" cost_false_alarm = {costs}"
+        )
 
 
 def _one_target(classes: tuple[str, ...], positive: str | None) -> int:
     targets = target_classes(classes, positive)
     if len(targets) > 1:
-        raise UserError(f"a threshold needs one class: write positive= with one of {', '.join(classes)}")
+        raise UserError(
+            f"a threshold needs one class: write positive= with one of {', '.join(classes)}"
+        )
     return targets[0]
 
 
@@ -110,10 +139,17 @@ def _read_target(predictions, split, positive) -> tuple[np.ndarray, np.ndarray, 
     return scores.prob[:, target], scores.label == target, scores.classes[target]
 
 
-def _count(reach: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Found, false alarms (R, T) and positives, negatives (R, 1) for each row of weights (R, N) and column of reach (N, T)."""
+def _count(
+    reach: np.ndarray, is_positive: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Found, false alarms (R, T) and positives, negatives (R, 1) for each row of weights (R, N) and
+    column of reach (N, T).
+    """
     positives = (weights @ is_positive)[:, None]
-    found, alarms = weights @ (reach & is_positive[:, None]), weights @ (reach & ~is_positive[:, None])
+    found, alarms = (
+        weights @ (reach & is_positive[:, None]),
+        weights @ (reach & ~is_positive[:, None]),
+    )
     return found, alarms, positives, weights.sum(axis=1)[:, None] - positives
 
 

@@ -1,7 +1,8 @@
-"""Stepping in where a running model computes attention, for methods that change it, or sum it up and keep no matrix.
+"""Stepping in where a running model computes attention, for methods that change it, or sum it up
+and keep no matrix.
 
-`record_attention` keeps matrices and proves them; here a function of the caller answers in place of the kernel.
-"""
+`record_attention` keeps matrices and proves them; here a function of the caller answers in place of
+the kernel."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from vitlab.schema import Anatomy
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What block number `layer` is about to compute from values (B, H, T, d); windows, if there are any, lie in the batch axis.
+    """What block number `layer` is about to compute from values (B, H, T, d); windows, if there are
+    any, lie in the batch axis.
 
-    compute_output: gives what the model would go on with, (B, H, T, d). compute_matrix: gives the weights (B, H, T, T), float32,
-    row i being how token i divides its attention.
-    """
+    compute_output: gives what the model would go on with, (B, H, T, d). compute_matrix: gives the
+    weights (B, H, T, T), float32, row i being how token i divides its attention."""
 
     layer: int
     value: torch.Tensor
@@ -33,21 +34,28 @@ class AttentionCall:
     compute_matrix: Callable[[], torch.Tensor] = field(repr=False)
 
     def apply(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The output computed with this matrix: all that is needed where the matrix is formed anyway."""
-        groups = matrix.shape[-3] // self.value.shape[-3] if matrix.ndim == 4 else 1  # query heads that share a head of values
+        """The output computed with this matrix: all that is needed where the matrix is formed
+        anyway.
+        """
+        # query heads that share a head of values
+        groups = matrix.shape[-3] // self.value.shape[-3] if matrix.ndim == 4 else 1
         value = self.value.repeat_interleave(groups, dim=-3) if groups > 1 else self.value
         return matrix.to(value.dtype) @ value
 
 
 @contextmanager
 def intercept_attention(
-    module: nn.Module, anatomy: Anatomy, answer: Callable[[AttentionCall], torch.Tensor], layers: Sequence[int] | None = None
+    module: nn.Module,
+    anatomy: Anatomy,
+    answer: Callable[[AttentionCall], torch.Tensor],
+    layers: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """While the model runs, `answer(call)` gives the output of attention, in the chosen blocks (all of them by default).
+    """While the model runs, `answer(call)` gives the output of attention, in the chosen blocks (all
+    of them by default).
 
-    The model is in evaluation mode meanwhile, and left as it was. Raises ValueError for a layer that does not exist; RuntimeError
-    for a block that computes attention twice (no one matrix stands for it then) or, after a run without error, not at all.
-    """
+    The model is in evaluation mode meanwhile, and left as it was. Raises ValueError for a layer
+    that does not exist; RuntimeError for a block that computes attention twice (no one matrix
+    stands for it then) or, after a run without error, not at all."""
     names = list_attention(anatomy)
     indices = choose_indices(layers, len(names), "layer")
     watch = _Interception(answer, names)
@@ -65,21 +73,29 @@ def intercept_attention(
         missing = [names[index] for index in indices if index not in watch.answered]
         if missing:
             raise RuntimeError(
-                f"no attention was computed in {', '.join(missing)}: the model did not run inside the with-block, or "
-                f"{type(module.get_submodule(missing[0])).__name__} computes it in a way that cannot be seen from outside"
+                f"no attention was computed in {', '.join(missing)}: the model did not run inside"
+                f" the with-block, or {type(module.get_submodule(missing[0])).__name__} computes it"
+                " in a way that cannot be seen from outside"
             )
 
 
 def list_attention(anatomy: Anatomy) -> tuple[str, ...]:
-    """Names of the attention modules in order, windowed ones too; ValueError for a model that has none."""
+    """Names of the attention modules in order, windowed ones too; ValueError for a model that has
+    none.
+    """
     names = anatomy.attention or tuple(window.attention for window in anatomy.windows)
     if not names:
-        raise UserError(f"this model has no attention that can be used ({anatomy.reason}); take a ViT, a Swin or a hybrid")
+        raise UserError(
+            f"this model has no attention that can be used ({anatomy.reason}); take a ViT, a Swin"
+            " or a hybrid"
+        )
     return names
 
 
 def choose_indices(given: Sequence[int] | int | None, count: int, what: str) -> list[int]:
-    """Indices from 0, of those given (negative ones from the end), all for None; ValueError for one that does not exist."""
+    """Indices from 0, of those given (negative ones from the end), all for None; ValueError for one
+    that does not exist.
+    """
     if given is None:
         return list(range(count))
     given = [given] if isinstance(given, int) else list(given)
@@ -87,7 +103,10 @@ def choose_indices(given: Sequence[int] | int | None, count: int, what: str) -> 
         raise UserError(f"no attention {what} chosen; leave {what}s out for all of them")
     for index in given:
         if not isinstance(index, int) or not -count <= index < count:
-            raise UserError(f"no attention {what} {index!r}: there are {count}, 0 to {count - 1} or counted from -1")
+            raise UserError(
+                f"no attention {what} {index!r}: there are {count}, 0 to {count - 1} or counted"
+                " from -1"
+            )
     return [index % count for index in given]
 
 
@@ -117,13 +136,18 @@ class _Interception(AttentionWatch):
         def compute_output():
             return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
-        return self._answer(value, compute_output, lambda: form_weights(query, key, value, *args, **kwargs))
+        return self._answer(
+            value, compute_output, lambda: form_weights(query, key, value, *args, **kwargs)
+        )
 
     def _answer(self, value, compute_output, compute_matrix):
         if self.running is None:
             return compute_output()
         if self.running in self.answered:
             name = self.names[self.running]
-            raise RuntimeError(f"{name} combines several attention matrices; no single one says where its tokens look")
+            raise RuntimeError(
+                f"{name} combines several attention matrices; no single one says where its tokens"
+                " look"
+            )
         self.answered.add(self.running)
         return self.answer(AttentionCall(self.running, value, compute_output, compute_matrix))

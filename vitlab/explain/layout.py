@@ -1,4 +1,6 @@
-"""Which patch stands at which row and column of an attention matrix, and what can be read off once that is known."""
+"""Which patch stands at which row and column of an attention matrix, and what can be read off once
+that is known.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from vitlab.schema import Anatomy
 
 @dataclass(frozen=True)
 class Layout:
-    """Patches, numbered row by row over `grid`, at the places of each window: (windows, T); -1 is no patch (a prefix, a filling).
+    """Patches, numbered row by row over `grid`, at the places of each window: (windows, T); -1 is
+    no patch (a prefix, a filling).
 
     Attention over all tokens is one window.
     """
@@ -34,12 +37,15 @@ def list_layouts(anatomy: Anatomy) -> list[Layout]:
     return [Layout(anatomy.grid, places)] * len(anatomy.attention)
 
 
-def measure_distance_and_entropy(attention: torch.Tensor, layout: Layout, size: tuple[int, int]) -> torch.Tensor:
-    """How far and how widely patches look, (B * windows, H, T, T) to (B, H, 2), means over all patches of an image.
+def measure_distance_and_entropy(
+    attention: torch.Tensor, layout: Layout, size: tuple[int, int]
+) -> torch.Tensor:
+    """How far and how widely patches look, (B * windows, H, T, T) to (B, H, 2), means over all
+    patches of an image.
 
-    Attention to what is no patch is left out and the rest divided by its sum. The distance is the mean of those between the
-    patches' centres, in pixels of an image of this size (height, width); the entropy is in nats, log(N) for an even look at N.
-    """
+    Attention to what is no patch is left out and the rest divided by its sum. The distance is the
+    mean of those between the patches' centres, in pixels of an image of this size (height, width);
+    the entropy is in nats, log(N) for an even look at N."""
     attention = layout.split(attention.float())  # (B, windows, H, T, T)
     places = layout.places.to(attention.device)
     known = places >= 0  # (windows, T)
@@ -50,18 +56,23 @@ def measure_distance_and_entropy(attention: torch.Tensor, layout: Layout, size: 
         [places // columns * (size[0] / rows), places % columns * (size[1] / columns)], dim=-1
     )  # (windows, T, 2)
     distance = (weights * torch.cdist(centres, centres)[:, None]).sum(dim=-1)  # (B, windows, H, T)
-    found = torch.stack([distance, torch.special.entr(weights).sum(dim=-1)], dim=-1)  # (B, windows, H, T, 2)
+    # (B, windows, H, T, 2)
+    found = torch.stack([distance, torch.special.entr(weights).sum(dim=-1)], dim=-1)
     return (found * known[:, None, :, None]).sum(dim=(1, 3)) / known.sum()
 
 
-def map_received(attention: torch.Tensor, layout: Layout, share: torch.Tensor | None = None) -> torch.Tensor:
-    """How much attention each patch gets from the tokens that are read: (B * windows, H, T, T) to (B, H, rows, columns).
+def map_received(
+    attention: torch.Tensor, layout: Layout, share: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much attention each patch gets from the tokens that are read: (B * windows, H, T, T) to
+    (B, H, rows, columns).
 
-    share: (B, T), the weight of each token that looks, see share_read_tokens; by default all patches count alike.
-    """
+    share: (B, T), the weight of each token that looks, see share_read_tokens; by default all
+    patches count alike."""
     attention = layout.split(attention.float())  # (B, windows, H, T, T)
     known = layout.places.to(attention.device) >= 0  # (windows, T)
-    looking = (known / known.sum())[None] if share is None else share[:, None]  # (1 or B, windows, T)
+    # (1 or B, windows, T)
+    looking = (known / known.sum())[None] if share is None else share[:, None]
     got = torch.einsum("bwq,bwhqk->bhwk", looking.expand(len(attention), -1, -1), attention)
     order = layout.places.to(attention.device)[known].argsort()  # every patch stands at one place
     return got[:, :, known][..., order].unflatten(-1, layout.grid)

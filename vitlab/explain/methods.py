@@ -26,16 +26,16 @@ methods = Registry("explanation method")
 class Method:
     """A way to explain, with what is to be known about it.
 
-    compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and the weights (B, num_classes)
-        of the logits whose sum is to be explained (1 for the target class, -1 for one it is held against), to maps
-        (B, rows, columns), as coarse as the method sees them. It is called with the model in evaluation mode, its parameters
-        frozen and gradients on, and must treat every image by itself.
-    signed: whether negative values mean evidence against the target.
-    needs: fields of Anatomy of which one at least must not be empty.
-    class_specific: whether the map depends on the class asked for.
-    complete: whether the map's values claim to add up to the difference between the score of the image and that of a baseline.
-    shows: one sentence that is true of the map; `{target}` in it stands for the class asked for, in class-specific methods only.
-    """
+    compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and
+        the weights (B, num_classes) of the logits whose sum is to be explained (1 for the target
+        class, -1 for one it is held against), to maps (B, rows, columns), as coarse as the method
+        sees them. It is called with the model in evaluation mode, its parameters frozen and
+        gradients on, and must treat every image by itself.
+    signed: whether negative values mean evidence against the target. needs: fields of Anatomy of
+    which one at least must not be empty. class_specific: whether the map depends on the class asked
+    for. complete: whether the map's values claim to add up to the difference between the score of
+    the image and that of a baseline. shows: one sentence that is true of the map; `{target}` in it
+    stands for the class asked for, in class-specific methods only."""
 
     compute: Callable[..., torch.Tensor]
     signed: bool
@@ -48,11 +48,22 @@ class Method:
         return not self.needs or any(getattr(anatomy, part) for part in self.needs)
 
 
-def explanation(*, signed: bool, shows: str, needs: tuple[str, ...] = (), class_specific: bool = True, complete: bool = False):
-    """Decorator: make a function available as an explanation method under its own name (see Method)."""
+def explanation(
+    *,
+    signed: bool,
+    shows: str,
+    needs: tuple[str, ...] = (),
+    class_specific: bool = True,
+    complete: bool = False,
+):
+    """Decorator: make a function available as an explanation method under its own name (see
+    Method).
+    """
 
     def register(function):
-        methods.register(Method(function, signed, needs, shows, class_specific, complete), name=function.__name__)
+        methods.register(
+            Method(function, signed, needs, shows, class_specific, complete), name=function.__name__
+        )
         return function
 
     return register
@@ -64,8 +75,14 @@ def available() -> list[str]:
 
 
 def suitable_methods(model: ModelBundle, among: Sequence[str] | None = None) -> list[str]:
-    """Those methods (of all, or of `among`, in that order) that can explain this model: rollout, say, needs attention."""
-    return [name for name in (available() if among is None else among) if methods[name].suits(model.anatomy)]
+    """Those methods (of all, or of `among`, in that order) that can explain this model: rollout,
+    say, needs attention.
+    """
+    return [
+        name
+        for name in (available() if among is None else among)
+        if methods[name].suits(model.anatomy)
+    ]
 
 
 def describe_map(method: str, target: str = "the class asked for") -> str:
@@ -78,11 +95,12 @@ def describe_map(method: str, target: str = "the class asked for") -> str:
 
 
 def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
-    """A row a method, columns method, family, signed, class_specific, complete, needs, options, shows, what, source.
+    """A row a method, columns method, family, signed, class_specific, complete, needs, options,
+    shows, what, source.
 
-    Given a model, only methods that can explain it. family: attention, cam, gradients or perturbation, after the module that
-    holds the method. needs: parts that a model must have. options: with their defaults. shows: see `describe_map`.
-    """
+    Given a model, only methods that can explain it. family: attention, cam, gradients or
+    perturbation, after the module that holds the method. needs: parts that a model must have.
+    options: with their defaults. shows: see `describe_map`."""
     rows = []
     for name in available() if model is None else suitable_methods(model):
         method = methods[name]
@@ -95,7 +113,9 @@ def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
                 "class_specific": method.class_specific,
                 "complete": method.complete,
                 "needs": " or ".join(method.needs),
-                "options": ", ".join(f"{option.name}={option.default}" for option in _list_options(method)),
+                "options": ", ".join(
+                    f"{option.name}={option.default}" for option in _list_options(method)
+                ),
                 "shows": describe_map(name),
                 "what": what.replace("\n", " "),
                 "source": _find_source(" ".join([what, *rest]).replace("\n", " ")),
@@ -111,7 +131,9 @@ def _name_family(module: str) -> str:
 def _find_source(text: str) -> str:
     """What follows "Source:" in a docstring, else its arXiv numbers."""
     _, marked, source = text.partition("Source:")
-    return source.strip().rstrip(".") if marked else ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", text))
+    return (
+        source.strip().rstrip(".") if marked else ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", text))
+    )
 
 
 def explain(
@@ -126,44 +148,58 @@ def explain(
     progress: bool = False,
     **options,
 ) -> AttributionMap:
-    """One map an image, enlarged to the images' size where it is coarser; `describe_map` says what it shows.
+    """One map an image, enlarged to the images' size where it is coarser; `describe_map` says what
+    it shows.
 
-    images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name for all images, one for each,
-    or None for the class that the model predicts; hand over the labels to explain the true class, and model.classes[i] for the
-    class of index i. versus: a class (for all, or
-    one for each) whose logit is subtracted: what speaks for the target *rather than* for this one? batch_size: images worked on
-    at once, which bounds the memory. progress: show a bar. options: of the method. An image's map does not depend on the others,
-    and the model is left as it was: one in training mode is explained in evaluation mode, and trains on afterwards.
+    images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name
+    for all images, one for each, or None for the class that the model predicts; hand over the
+    labels to explain the true class, and model.classes[i] for the class of index i. versus: a class
+    (for all, or one for each) whose logit is subtracted: what speaks for the target *rather than*
+    for this one? batch_size: images worked on at once, which bounds the memory. progress: show a
+    bar. options: of the method. An image's map does not depend on the others, and the model is left
+    as it was: one in training mode is explained in evaluation mode, and trains on afterwards.
 
-    Raises ValueError for an unknown method, option or target, for a method that this model has no parts for, for images of a size
-    that it cannot take, where no gradient reaches what a method looks at, and for NaN in images, weights or maps.
-    """
+    Raises ValueError for an unknown method, option or target, for a method that this model has no
+    parts for, for images of a size that it cannot take, where no gradient reaches what a method
+    looks at, and for NaN in images, weights or maps."""
     chosen = methods[method]
     _check_options(method, chosen, options)
     sample_ids = check_images(images, sample_ids, batch_size)
     model = fit_anatomy(model, tuple(images.shape[-2:]))
     if not chosen.suits(model.anatomy):
         raise UserError(
-            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} has none ({model.anatomy.reason}); "
-            f"methods that can explain it: {', '.join(suitable_methods(model))}"
+            f"{method} needs {' or '.join(chosen.needs)}, and {model.name} has none"
+            f" ({model.anatomy.reason}); methods that can explain it:"
+            f" {', '.join(suitable_methods(model))}"
         )
     targets = _read_classes(model, target, len(images), "target")
     against = _read_classes(model, versus, len(images), "versus")
     _check_weights(model)
     weight = next(model.module.parameters())
     maps = []
-    starts = tqdm(range(0, len(images), batch_size), desc=method, leave=False, unit="batch", disable=not progress)
+    starts = tqdm(
+        range(0, len(images), batch_size),
+        desc=method,
+        leave=False,
+        unit="batch",
+        disable=not progress,
+    )
     with inspecting(model.module):
         for start in starts:
-            batch = images[start : start + batch_size].to(weight.device, weight.dtype).detach().clone()
+            batch = (
+                images[start : start + batch_size].to(weight.device, weight.dtype).detach().clone()
+            )
             if target is None:
                 targets += _predict(model, batch)
             part = slice(start, start + batch_size)
-            weights = _weigh_logits(model, targets[part], against[part], sample_ids[part]).to(batch)  # (B, num_classes)
+            # (B, num_classes)
+            weights = _weigh_logits(model, targets[part], against[part], sample_ids[part]).to(batch)
             found = _enlarge(chosen.compute(model, batch, weights, **options), images.shape[-2:])
             _check_maps(method, found, sample_ids[part])
             maps.append(found)
-    names, others = (tuple(model.classes[index] for index in indices) for indices in (targets, against))
+    names, others = (
+        tuple(model.classes[index] for index in indices) for indices in (targets, against)
+    )
     return AttributionMap(np.concatenate(maps), method, names, sample_ids, chosen.signed, others)
 
 
@@ -180,8 +216,9 @@ def _weigh_logits(model, targets, against, sample_ids) -> torch.Tensor:
     for sample_id, index, other in zip(sample_ids, targets, against, strict=True):
         if index == other:
             raise UserError(
-                f"target and versus of sample {sample_id} are both {model.classes[index]!r}, and the difference of a logit and "
-                "itself is always 0; leave versus out, or name another class for this image"
+                f"target and versus of sample {sample_id} are both {model.classes[index]!r}, and"
+                " the difference of a logit and itself is always 0; leave versus out, or name"
+                " another class for this image"
             )
     return weights - F.one_hot(torch.tensor(against), len(model.classes))
 
@@ -195,7 +232,8 @@ def _enlarge(maps: torch.Tensor, size) -> np.ndarray:
 
 
 def _list_options(method) -> list[inspect.Parameter]:
-    return list(inspect.signature(method.compute).parameters.values())[3:]  # after model, images, targets
+    # after model, images, targets
+    return list(inspect.signature(method.compute).parameters.values())[3:]
 
 
 def _check_options(name, method, options) -> None:
@@ -203,24 +241,45 @@ def _check_options(name, method, options) -> None:
     for option in options:
         if option not in known:
             raise UserError(
-                unknown(f"option of {name}", option, known) if known else f"{name} has no options; leave {option} out"
+                unknown(f"option of {name}", option, known)
+                if known
+                else f"{name} has no options; leave {option} out"
             )
 
 
-def check_images(images: torch.Tensor, sample_ids: Sequence[str] | None, batch_size: int) -> tuple[str, ...]:
-    """The images' sample_ids, by default their numbers; ValueError for anything but finite float images (N, 3, h, w)."""
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not len(images) or not images.is_floating_point():
-        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise UserError(f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}")
+def check_images(
+    images: torch.Tensor, sample_ids: Sequence[str] | None, batch_size: int
+) -> tuple[str, ...]:
+    """The images' sample_ids, by default their numbers; ValueError for anything but finite float
+    images (N, 3, h, w).
+    """
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.ndim != 4
+        or not len(images)
+        or not images.is_floating_point()
+    ):
+        what = (
+            f"{images.dtype} {tuple(images.shape)}"
+            if isinstance(images, torch.Tensor)
+            else type(images).__name__
+        )
+        raise UserError(
+            f"images must be a float tensor (N, 3, h, w) with at least one image, not {what}"
+        )
     check_count("batch_size", batch_size)
     sample_ids = tuple(map(str, range(len(images)) if sample_ids is None else sample_ids))
     if len(sample_ids) != len(images):
-        raise UserError(f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their order")
+        raise UserError(
+            f"{len(sample_ids)} sample_ids for {len(images)} images; give one for each, in their"
+            " order"
+        )
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
         raise UserError(
-            f"the image of sample {sample_ids[int(bad.int().argmax())]} holds NaN or infinite values ({int(bad.sum())} of "
-            f"{len(images)} images do); vitlab.data.preprocess(image, model.transform) gives finite ones"
+            f"the image of sample {sample_ids[int(bad.int().argmax())]} holds NaN or infinite"
+            f" values ({int(bad.sum())} of {len(images)} images do); vitlab.data.preprocess(image,"
+            " model.transform) gives finite ones"
         )
     return sample_ids
 
@@ -230,8 +289,8 @@ def _check_weights(model) -> None:
     for name, tensor in model.module.state_dict().items():
         if tensor.isnan().any():
             raise UserError(
-                f"{name} of {model.name} holds NaN, as after a training that diverged; load a checkpoint from "
-                "before, or train again with a lower learning rate"
+                f"{name} of {model.name} holds NaN, as after a training that diverged; load a"
+                " checkpoint from before, or train again with a lower learning rate"
             )
 
 
@@ -239,13 +298,16 @@ def _check_maps(method, maps, sample_ids) -> None:
     bad = ~np.isfinite(maps).all(axis=(1, 2))
     if bad.any():
         raise UserError(
-            f"the {method} map of sample {sample_ids[int(bad.argmax())]} holds NaN or infinite values, though image and weights "
-            "do not: a number overflows on the way; model.module.float() computes in full precision"
+            f"the {method} map of sample {sample_ids[int(bad.argmax())]} holds NaN or infinite"
+            " values, though image and weights do not: a number overflows on the way;"
+            " model.module.float() computes in full precision"
         )
 
 
 def fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
-    """The bundle with its anatomy for images of this size; ValueError where the model cannot take them."""
+    """The bundle with its anatomy for images of this size; ValueError where the model cannot take
+    them.
+    """
     if size == tuple(model.transform.size):
         return model
     try:
@@ -253,8 +315,8 @@ def fit_anatomy(model: ModelBundle, size: tuple[int, int]) -> ModelBundle:
     except (AssertionError, RuntimeError, ValueError) as error:
         height, width = model.transform.size
         raise UserError(
-            f"{model.name} takes images of {height}x{width} pixels and cannot take {size[0]}x{size[1]}; "
-            "vitlab.data.preprocess(image, model.transform) makes them fit"
+            f"{model.name} takes images of {height}x{width} pixels and cannot take"
+            f" {size[0]}x{size[1]}; vitlab.data.preprocess(image, model.transform) makes them fit"
         ) from error
 
 
@@ -263,11 +325,21 @@ def _read_classes(model, given, count, what) -> list[int]:
     if given is None:
         return []
     if isinstance(given, int | np.integer):
-        raise UserError(f"{what} takes the names of classes, not the index {given}; write {what}=model.classes[{given}]")
+        raise UserError(
+            f"{what} takes the names of classes, not the index {given}; write"
+            f" {what}=model.classes[{given}]"
+        )
     names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
-        raise UserError(f"{len(names)} names in {what} for {count} images; give one class name for all, or one for each image")
+        raise UserError(
+            f"{len(names)} names in {what} for {count} images; give one class name for all, or one"
+            " for each image"
+        )
     for name in names:
         if name not in model.classes:
-            raise UserError(unknown(what, str(name), list(model.classes), "model.classes[i] is the name of class i."))
+            raise UserError(
+                unknown(
+                    what, str(name), list(model.classes), "model.classes[i] is the name of class i."
+                )
+            )
     return [model.classes.index(name) for name in names]

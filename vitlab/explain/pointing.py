@@ -1,4 +1,6 @@
-"""Planted truth: does a map point at the stamp that decides the label, and does the model go by the stamp at all?"""
+"""Planted truth: does a map point at the stamp that decides the label, and does the model go by the
+stamp at all?
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,44 @@ from vitlab.explain.inspection import inspecting
 from vitlab.schema import AttributionMap, DataBundle, ModelBundle
 
 
-def pointing_table(maps: AttributionMap, masks: np.ndarray, *, tolerance: float = 0.0) -> pd.DataFrame:
-    """How well each map points at what decides: method, sample_id, hit, mass, rank, chance, hit_chance.
+def pointing_table(
+    maps: AttributionMap, masks: np.ndarray, *, tolerance: float = 0.0
+) -> pd.DataFrame:
+    """How well each map points at what decides: method, sample_id, hit, mass, rank, chance,
+    hit_chance.
 
-    masks: (N, h, w) bool, where the deciding stamp of each image lies (`stamp_masks`). Take only images whose stamp decides, as
-    `stamp_effect_table` finds them, and maps for the class that the model predicts: elsewhere the truth is not known.
+    masks: (N, h, w) bool, where the deciding stamp of each image lies (`stamp_masks`). Take only
+    images whose stamp decides, as `stamp_effect_table` finds them, and maps for the class that the
+    model predicts: elsewhere the truth is not known.
 
-    hit: whether the largest value lies in the stamp, or within `tolerance` pixels of it (the pointing game, arXiv 1608.00507);
-        where several pixels share that value, the share of them that does, so that a blank map hits by chance.
-    mass: share of the positive values' sum inside the stamp; rank: share of the k largest values inside it, with k its area
-        (relevance mass and rank accuracy, arXiv 2003.07258). Without any positive value, the mass is that of a uniform map.
-    chance: what a map that knows nothing gets, the stamp's share of the area; hit_chance: the same with the tolerance.
+    hit: whether the largest value lies in the stamp, or within `tolerance` pixels of it (the
+        pointing game, arXiv 1608.00507); where several pixels share that value, the share of them
+        that does, so that a blank map hits by chance.
+    mass: share of the positive values' sum inside the stamp; rank: share of the k largest values
+        inside it, with k its area (relevance mass and rank accuracy, arXiv 2003.07258). Without any
+        positive value, the mass is that of a uniform map.
+    chance: what a map that knows nothing gets, the stamp's share of the area; hit_chance: the same
+    with the tolerance.
 
     ValueError where shapes do not fit, and for an image whose stamp is not to be seen.
     """
     masks = np.asarray(masks, dtype=bool)
     if masks.shape != maps.values.shape:
-        raise UserError(f"masks {masks.shape} do not fit the maps of {maps.method}, {maps.values.shape}: one is needed for each")
+        raise UserError(
+            f"masks {masks.shape} do not fit the maps of {maps.method}, {maps.values.shape}: one is"
+            " needed for each"
+        )
     if tolerance < 0:
         raise UserError(f"tolerance={tolerance} must be a number of pixels, 0 or more")
     rows = []
-    for values, mask, sample_id in zip(maps.values.astype(float), masks, maps.sample_ids, strict=True):
+    for values, mask, sample_id in zip(
+        maps.values.astype(float), masks, maps.sample_ids, strict=True
+    ):
         if not mask.any():
-            raise UserError(f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave the image out")
+            raise UserError(
+                f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave"
+                " the image out"
+            )
         near = distance_transform_edt(~mask) <= tolerance
         positive = values.clip(min=0)
         rows.append(
@@ -55,38 +72,59 @@ def pointing_table(maps: AttributionMap, masks: np.ndarray, *, tolerance: float 
 
 
 def pointing_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `pointing_table` in long form, as scores of faithfulness are: method, metric, sample_id, value."""
+    """A table of `pointing_table` in long form, as scores of faithfulness are: method, metric,
+    sample_id, value.
+    """
     long = table.melt(["method", "sample_id"], ["hit", "mass", "rank"], var_name="metric")
-    return long.assign(metric="pointing_" + long["metric"])[["method", "metric", "sample_id", "value"]]
+    return long.assign(metric="pointing_" + long["metric"])[
+        ["method", "metric", "sample_id", "value"]
+    ]
 
 
 def stamp_effect_table(
-    model: ModelBundle, data: DataBundle, sample_ids: Sequence[str] | None = None, *, batch_size: int = 32
+    model: ModelBundle,
+    data: DataBundle,
+    sample_ids: Sequence[str] | None = None,
+    *,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Whether the model goes by the stamp: one row for each stamped image, of the test split unless sample_ids are given.
+    """Whether the model goes by the stamp: one row for each stamped image, of the test split unless
+    sample_ids are given.
 
-    Columns: sample_id, label (that of the stamp), right (whether it is predicted), right_without (with a decoy in the stamp's
-    place), right_other (with the stamp of the other class in its place), and decides: right, and no longer so with the other
-    stamp. Means are accuracies: with a model that goes by the stamp alone about 1, 0.5 and 0. Where `right` is not high the test
-    says nothing of explanations. ValueError for data without planted stamps.
-    """
+    Columns: sample_id, label (that of the stamp), right (whether it is predicted), right_without
+    (with a decoy in the stamp's place), right_other (with the stamp of the other class in its
+    place), and decides: right, and no longer so with the other stamp. Means are accuracies: with a
+    model that goes by the stamp alone about 1, 0.5 and 0. Where `right` is not high the test says
+    nothing of explanations. ValueError for data without planted stamps."""
     variants = {
         "right": data,
         "right_without": replace_stamps(data, "decoy"),
         "right_other": replace_stamps(data, "other"),
     }
-    samples = data.split("test") if sample_ids is None else data.samples.set_index("sample_id", drop=False).loc[list(sample_ids)]
+    samples = (
+        data.split("test")
+        if sample_ids is None
+        else data.samples.set_index("sample_id", drop=False).loc[list(sample_ids)]
+    )
     samples = samples[samples["stamped"].to_numpy(dtype=bool)].reset_index(drop=True)
     if not len(samples):
-        raise UserError(f"none of these images of {data.name} has a stamp; choose rows where the column stamped is true")
+        raise UserError(
+            f"none of these images of {data.name} has a stamp; choose rows where the column stamped"
+            " is true"
+        )
     table = samples[["sample_id", "label"]].copy()
     for name, variant in variants.items():
-        table[name] = _predict(model, variant, samples["sample_id"].tolist(), batch_size) == table["label"].to_numpy()
+        table[name] = (
+            _predict(model, variant, samples["sample_id"].tolist(), batch_size)
+            == table["label"].to_numpy()
+        )
     return table.assign(decides=table["right"] & ~table["right_other"])
 
 
 def _rank_accuracy(values: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the k largest values inside the mask, k its area; values equal to the k-th count as far as there is room."""
+    """Share of the k largest values inside the mask, k its area; values equal to the k-th count as
+    far as there is room.
+    """
     size = int(mask.sum())
     least = np.partition(values, -size, axis=None)[-size]
     above, tied = values > least, values == least
@@ -94,12 +132,21 @@ def _rank_accuracy(values: np.ndarray, mask: np.ndarray) -> float:
     return float(((above & mask).sum() + room * (tied & mask).sum()) / size)
 
 
-def _predict(model: ModelBundle, data: DataBundle, sample_ids: list[str], batch_size: int) -> np.ndarray:
+def _predict(
+    model: ModelBundle, data: DataBundle, sample_ids: list[str], batch_size: int
+) -> np.ndarray:
     """The predicted class of each image."""
-    images, device = ImageDataset(data, sample_ids, model.transform), next(model.module.parameters()).device
+    images, device = (
+        ImageDataset(data, sample_ids, model.transform),
+        next(model.module.parameters()).device,
+    )
     found: list[int] = []
     with inspecting(model.module), torch.no_grad():
         for start in range(0, len(images), batch_size):
             batch = images.__getitems__(range(start, min(start + batch_size, len(images))))
-            found += model.module(torch.stack([item[0] for item in batch]).to(device)).argmax(dim=1).tolist()
+            found += (
+                model.module(torch.stack([item[0] for item in batch]).to(device))
+                .argmax(dim=1)
+                .tolist()
+            )
     return np.array(model.classes)[found]

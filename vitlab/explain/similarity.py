@@ -20,12 +20,16 @@ PARTS = ("absolute", "positive")
 
 
 def sparseness(scorer: CellScorer, maps: Sequence[AttributionMap]) -> pd.DataFrame:
-    """Gini index of the cells' absolute values: 0 when all are alike, near 1 when one has it all. A scores table.
+    """Gini index of the cells' absolute values: 0 when all are alike, near 1 when one has it all. A
+    scores table.
 
     NaN for an all-zero map. Easier to read when high; whether it is true is another matter.
     Source: Chalasani et al. 2020, arXiv 1810.06583.
     """
-    tables = [scorer.table(found.method, "sparseness", compute_gini(scorer.pool(found))) for found in check_maps(maps, scorer)]
+    tables = [
+        scorer.table(found.method, "sparseness", compute_gini(scorer.pool(found)))
+        for found in check_maps(maps, scorer)
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -39,15 +43,17 @@ def compute_gini(values: np.ndarray) -> np.ndarray:
 
 
 def agreement_table(
-    scorer: CellScorer, maps: Sequence[AttributionMap], part: str = "absolute", confidence: float = 0.95
+    scorer: CellScorer,
+    maps: Sequence[AttributionMap],
+    part: str = "absolute",
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Spearman's rank correlation of the cells of each two methods, mean over the images.
 
-    Columns method_a, method_b, value, low, high, n: one row a pair. part: of signed maps, absolute values (what
-    matters, for or against) or the positive ones (what speaks for the target; the rest is level). n: images counted; those on
-    which one of the two maps is blank are not, and where none is left, value is NaN. low, high: t interval over images, NaN for
-    a single one.
-    """
+    Columns method_a, method_b, value, low, high, n: one row a pair. part: of signed maps, absolute
+    values (what matters, for or against) or the positive ones (what speaks for the target; the rest
+    is level). n: images counted; those on which one of the two maps is blank are not, and where
+    none is left, value is NaN. low, high: t interval over images, NaN for a single one."""
     if part not in PARTS:
         raise UserError(unknown("part", part, list(PARTS)))
     maps = check_maps(maps, scorer)

@@ -13,13 +13,14 @@ UNTESTED = "better than the controls; that it changes with the model is not show
 
 
 def summary_table(ranked: pd.DataFrame, sanity: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a method, as in `ranked`: method, mean_rank, better and worse ("3 of 7" metrics), a verdict a test, conclusion.
+    """One row a method, as in `ranked`: method, mean_rank, better and worse ("3 of 7" metrics), a
+    verdict a test, conclusion.
 
-    ranked: of `rank_table`. sanity: name of a test -> table with columns method and verdict (`sanity_verdicts`,
-    `class_verdicts`); a method that a test was not made of has an empty verdict. conclusion: the verdict of `ranked`, unless the
-    map does not change with the model, which outweighs it; it follows the model only if it changes in a test. And whether the map
-    is the same for every class.
-    """
+    ranked: of `rank_table`. sanity: name of a test -> table with columns method and verdict
+    (`sanity_verdicts`, `class_verdicts`); a method that a test was not made of has an empty
+    verdict. conclusion: the verdict of `ranked`, unless the map does not change with the model,
+    which outweighs it; it follows the model only if it changes in a test. And whether the map is
+    the same for every class."""
     verdicts = {name: table.set_index("method")["verdict"] for name, table in sanity.items()}
     rows = []
     for row in ranked.itertuples():
@@ -32,4 +33,6 @@ def summary_table(ranked: pd.DataFrame, sanity: Mapping[str, pd.DataFrame]) -> p
         conclusion += "; cannot tell classes apart" if SAME_CLASS in said.values() else ""
         counts = [f"{count} of {row.metrics}" for count in (row.better, row.worse)]
         rows.append((row.method, row.mean_rank, *counts, *said.values(), conclusion))
-    return pd.DataFrame(rows, columns=["method", "mean_rank", "better", "worse", *verdicts, "conclusion"])
+    return pd.DataFrame(
+        rows, columns=["method", "mean_rank", "better", "worse", *verdicts, "conclusion"]
+    )

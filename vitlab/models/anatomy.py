@@ -1,4 +1,6 @@
-"""Where the tokens, blocks and feature maps of a model are: found by watching one forward pass, not by a list of names."""
+"""Where the tokens, blocks and feature maps of a model are: found by watching one forward pass, not
+by a list of names.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from vitlab.models.watching import AttentionCall, AttentionWatch
 from vitlab.models.windows import find_window
 from vitlab.schema import Anatomy, Window
 
-BATCH = 2  # images in the probe: two, so that a module which moves windows into the batch axis gives itself away
+# images in the probe: two, so that a module which moves windows into the batch axis gives itself
+# away
+BATCH = 2
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One submodule of the forward pass: its name, and the shapes of its first input and of its output.
+    """One submodule of the forward pass: its name, and the shapes of its first input and of its
+    output.
 
-    callers: names of the modules that were running when it was called, which a shared module's own name does not tell.
-    """
+    callers: names of the modules that were running when it was called, which a shared module's own
+    name does not tell."""
 
     name: str
     transparent: bool  # a plain nn.Sequential: its parts count as parts of what holds it
@@ -36,7 +41,8 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch of so many.
+    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch
+    of so many.
 
     times: how often it did so in one forward pass.
     """
@@ -49,22 +55,25 @@ class _Attention:
 
 
 def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
-    """Send images of noise of `size` (height, width) through the model and read off its structure; the model is left as it was.
+    """Send images of noise of `size` (height, width) through the model and read off its structure;
+    the model is left as it was.
 
-    Nothing is known of the names of its parts. An attention module is one that runs while attention is computed, its block the
-    nearest module around it that maps tokens to as many tokens, and windows show in the order in which tokens arrive.
+    Nothing is known of the names of its parts. An attention module is one that runs while attention
+    is computed, its block the nearest module around it that maps tokens to as many tokens, and
+    windows show in the order in which tokens arrive.
 
-    kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN), "windowed" (Swin), "cnn" (feature
-    maps, no attention) or "other": attention that neither sees one and the same sequence of all tokens from first to last nor
-    windows of a map (PVT's shrinking maps, LeViT), attention of which only a part can be followed (ConViT's gated blocks, CaiT's
-    talking heads), or no attention and no feature maps either (MLP-Mixer). For "other" blocks, attention and grid stay empty, and
-    `reason` says which of these it is.
-    """
+    kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN),
+    "windowed" (Swin), "cnn" (feature maps, no attention) or "other": attention that neither sees
+    one and the same sequence of all tokens from first to last nor windows of a map (PVT's shrinking
+    maps, LeViT), attention of which only a part can be followed (ConViT's gated blocks, CaiT's
+    talking heads), or no attention and no feature maps either (MLP-Mixer). For "other" blocks,
+    attention and grid stay empty, and `reason` says which of these it is."""
     watch = _Watch()
     watch.run(module, size)
     steps = watch.steps
     reason = _find_gap(watch)
-    found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}  # pooling is a kind of head
+    # pooling is a kind of head
+    found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}
     blocks = {name: _find_block(name, steps) for name in found}
     inside = (*watch.attending, *blocks.values())
     maps = _find_maps(steps, size, inside)
@@ -72,8 +81,12 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
     if not watch.attending:
         if stages:
-            return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages, reason="it has no attention")
-        return Anatomy("other", (), (), 0, (0, 0), (), reason="it has no attention and no feature maps")
+            return Anatomy(
+                "cnn", (), (), 0, tuple(resolutions)[-1], stages, reason="it has no attention"
+            )
+        return Anatomy(
+            "other", (), (), 0, (0, 0), (), reason="it has no attention and no feature maps"
+        )
     if reason:
         return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
     before = [name for name in maps if not steps[name].follows_attention]
@@ -86,8 +99,13 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     if windows and all(windows):
         stages = _find_windowed_stages(steps, windows, inside)
         reason = "its attention sees windows of the map, never all tokens"
-        return Anatomy("windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows, reason)
-    reason = "its attention sees neither one sequence of all tokens from first to last nor windows of a map"
+        return Anatomy(
+            "windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows, reason
+        )
+    reason = (
+        "its attention sees neither one sequence of all tokens from first to last nor windows of"
+        " a map"
+    )
     return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
 
 
@@ -104,24 +122,31 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class _Watch(AttentionWatch):
-    """Notes every submodule that maps a tensor to a tensor, and every module that computes attention itself.
+    """Notes every submodule that maps a tensor to a tensor, and every module that computes
+    attention itself.
 
-    steps: in the order in which they finish, containers after their parts. attending: names of all modules in which T tokens
-    weigh T others, also those that go on with the weights in a way of their own.
-    """
+    steps: in the order in which they finish, containers after their parts. attending: names of all
+    modules in which T tokens weigh T others, also those that go on with the weights in a way of
+    their own."""
 
     def __init__(self):
         super().__init__()
         self.steps: dict[str, _Step] = {}
         self.attention: dict[str, _Attention] = {}
         self.attending: set[str] = set()
-        self.running: list[tuple[str, torch.Tensor | None, torch.Tensor | None]] = []  # name, input, latest map before it
+        # name, input, latest map before it
+        self.running: list[tuple[str, torch.Tensor | None, torch.Tensor | None]] = []
         self.map: torch.Tensor | None = None
 
     def run(self, module, size) -> None:
         entry = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
         weight = next(module.parameters())
-        images = torch.randn(BATCH, entry.in_channels if entry else 3, *size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(
+            BATCH,
+            entry.in_channels if entry else 3,
+            *size,
+            generator=torch.Generator().manual_seed(0),
+        )
         with ExitStack() as stack:
             for name, part in module.named_modules():
                 stack.callback(part.register_forward_pre_hook(self._enter(name)).remove)
@@ -136,15 +161,24 @@ class _Watch(AttentionWatch):
         self.attending.add(name)
         batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
         if name not in self.attention:
-            window = find_window(name, tokens, source) if tokens is not None and source is not None else None
+            window = (
+                find_window(name, tokens, source)
+                if tokens is not None and source is not None
+                else None
+            )
             self.attention[name] = _Attention(batch, queries, keys, window)
         else:
-            self.attention[name] = replace(self.attention[name], times=self.attention[name].times + 1)
+            self.attention[name] = replace(
+                self.attention[name], times=self.attention[name].times + 1
+            )
         return call.output
 
     def see_weights(self, weights: torch.Tensor, axis: int) -> None:
-        if (axis == -1 and weights.shape[-1] == weights.shape[-2] > 1) or (axis == -2 and weights.ndim == 4):
-            self.attending.add(self.running[-1][0])  # over the axis before: keys (B, H, T, d) that are summed before any query
+        if (axis == -1 and weights.shape[-1] == weights.shape[-2] > 1) or (
+            axis == -2 and weights.ndim == 4
+        ):
+            # over the axis before: keys (B, H, T, d) that are summed before any query
+            self.attending.add(self.running[-1][0])
 
     def _enter(self, name):
         def enter(part, inputs):
@@ -157,11 +191,18 @@ class _Watch(AttentionWatch):
     def _leave(self, name):
         def leave(part, inputs, output):
             self.running.pop()
-            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor) and name:
+            if (
+                inputs
+                and isinstance(inputs[0], torch.Tensor)
+                and isinstance(output, torch.Tensor)
+                and name
+            ):
                 self.steps.pop(name, None)  # a module used twice stands where it was used last
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
                 callers = tuple(caller for caller, *_ in self.running if caller)
-                self.steps[name] = _Step(name, isinstance(part, nn.Sequential), *shapes, bool(self.attending), callers)
+                self.steps[name] = _Step(
+                    name, isinstance(part, nn.Sequential), *shapes, bool(self.attending), callers
+                )
             self._keep_map(output)
 
         return leave
@@ -172,7 +213,9 @@ class _Watch(AttentionWatch):
 
 
 def _find_gap(watch: _Watch) -> str:
-    """Which attention cannot be followed, as a sentence without its full stop; empty where all can."""
+    """Which attention cannot be followed, as a sentence without its full stop; empty where all
+    can.
+    """
     modules = {name for name in watch.attending if not _is_inside(name, watch.attending - {name})}
     lost = sorted(name for name in modules if not _is_inside(name, watch.attention))
     if lost:
@@ -189,28 +232,44 @@ def _is_inside(name: str, others) -> bool:
 
 
 def _find_block(name, steps) -> str:
-    """The nearest module around attention that gives as many tokens as it takes; the attention module where there is none."""
+    """The nearest module around attention that gives as many tokens as it takes; the attention
+    module where there is none.
+    """
     path = name.split(".")
     around = [steps.get(".".join(path[:length])) for length in range(len(path) - 1, 0, -1)]
-    fitting = [step.name for step in around if step and not step.transparent and step.input == step.output]
+    fitting = [
+        step.name for step in around if step and not step.transparent and step.input == step.output
+    ]
     return fitting[0] if fitting else name
 
 
 def _count_tokens(blocks, attention) -> int:
     """T, where every block maps (B, T, C) to (B, T, C) and its attention sees all T; else 0."""
     lengths = {size for seen in attention for size in (seen.queries, seen.keys)}
-    fit = all(step and step.input == step.output and len(step.output) == 3 and step.output[0] == BATCH for step in blocks)
+    fit = all(
+        step and step.input == step.output and len(step.output) == 3 and step.output[0] == BATCH
+        for step in blocks
+    )
     lengths |= {step.output[1] for step in blocks if step}
-    return lengths.pop() if fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention) else 0
+    return (
+        lengths.pop()
+        if fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention)
+        else 0
+    )
 
 
 def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:
-    """The last module outside the blocks that gives a map (B, h, w, C), for each of the grids that windows are cut from."""
+    """The last module outside the blocks that gives a map (B, h, w, C), for each of the grids that
+    windows are cut from.
+    """
     grids = {window.grid for window in windows}
     last = {
         step.output[1:3]: name
         for name, step in steps.items()
-        if len(step.output) == 4 and step.output[0] == BATCH and step.output[1:3] in grids and not step.is_within(inside)
+        if len(step.output) == 4
+        and step.output[0] == BATCH
+        and step.output[1:3] in grids
+        and not step.is_within(inside)
     }
     return tuple(last.values())
 
@@ -218,21 +277,25 @@ def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:
 def _find_maps(steps, size, inside) -> list[str]:
     """Modules with a (B, C, h, w) output of the image's proportions, in order.
 
-    Left out: what lies inside attention and transformer blocks, maps of a single cell, and the inner parts of a block that goes
-    on to another resolution (the expansion at the start of EfficientNet's next stage is still of the old one).
-    """
+    Left out: what lies inside attention and transformer blocks, maps of a single cell, and the
+    inner parts of a block that goes on to another resolution (the expansion at the start of
+    EfficientNet's next stage is still of the old one)."""
     height, width = size
 
     def is_map(shape):
         if len(shape) != 4 or shape[0] != BATCH:
             return False
         h, w = shape[2:]
-        return abs(h * width - w * height) < max(height, width)  # both sides were rounded, up or down
+        # both sides were rounded, up or down
+        return abs(h * width - w * height) < max(height, width)
 
     changing = [
         step.name
         for step in steps.values()
-        if is_map(step.input) and is_map(step.output) and step.input[2:] != step.output[2:] and not step.transparent
+        if is_map(step.input)
+        and is_map(step.output)
+        and step.input[2:] != step.output[2:]
+        and not step.transparent
     ]
 
     def opens_next_stage(step):
@@ -242,5 +305,8 @@ def _find_maps(steps, size, inside) -> list[str]:
     return [
         name
         for name, step in steps.items()
-        if is_map(step.output) and step.output[2:] != (1, 1) and not step.is_within(inside) and not opens_next_stage(step)
+        if is_map(step.output)
+        and step.output[2:] != (1, 1)
+        and not step.is_within(inside)
+        and not opens_next_stage(step)
     ]

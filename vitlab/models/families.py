@@ -1,4 +1,6 @@
-"""How the models of each family are cut into pieces: the order of their steps, written down from timm's `forward_features`."""
+"""How the models of each family are cut into pieces: the order of their steps, written down from
+timm's `forward_features`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ STEPS = ("forward", "forward_features", "forward_head")
 
 
 class Piece(nn.Module):
-    """A step of a model's forward pass, holding the model's own parts that the step uses (shared, not copied)."""
+    """A step of a model's forward pass, holding the model's own parts that the step uses (shared,
+    not copied).
+    """
 
     def __init__(self, step: Callable, parts: dict[str, nn.Module | nn.Parameter]):
         super().__init__()
@@ -41,11 +45,18 @@ class Piece(nn.Module):
 def find_cutter(module: nn.Module) -> Callable[[nn.Module], Chain]:
     """The function that cuts this model; ValueError where there is none."""
     for family, cut in CUTTERS.items():
-        if isinstance(module, family) and all(getattr(type(module), step, None) is getattr(family, step, None) for step in STEPS):
+        if isinstance(module, family) and all(
+            getattr(type(module), step, None) is getattr(family, step, None) for step in STEPS
+        ):
             return cut
-    if all(hasattr(module, name) for name in ("forward_features", "forward_head", "get_classifier")):
+    if all(
+        hasattr(module, name) for name in ("forward_features", "forward_head", "get_classifier")
+    ):
         return cut_once
-    raise UserError(f"cannot cut a {type(module).__name__} into pieces; the project's own models and those of timm can be cut")
+    raise UserError(
+        f"cannot cut a {type(module).__name__} into pieces; the project's own models and those of"
+        " timm can be cut"
+    )
 
 
 def cut_vit(module: VisionTransformer) -> Chain:
@@ -56,7 +67,9 @@ def cut_hybrid(module: HybridViT) -> Chain:
     stages = [part for name, part in module.stem.named_children() if name.startswith("stage")]
     stem = [("conv", nn.Sequential(module.stem.conv_stem, module.stem.bn1)), *_cut_stages(stages)]
     head = nn.Sequential(module.head_drop, module.head)
-    chain = _cut_transformer(module, module.embed_tokens, module.pool, head, apart=("stem", "head_drop"))
+    chain = _cut_transformer(
+        module, module.embed_tokens, module.pool, head, apart=("stem", "head_drop")
+    )
     return [*((f"stem.{name}", part) for name, part in stem), *chain]
 
 
@@ -69,7 +82,9 @@ def cut_timm_vit(module: TimmVisionTransformer) -> Chain:
 
 
 def cut_distilled(module: VisionTransformerDistilled) -> Chain:
-    """Its two heads see the class and the distillation token, (B, 2, C); the logits are their mean."""
+    """Its two heads see the class and the distillation token, (B, 2, C); the logits are their
+    mean.
+    """
 
     def pool(tokens):
         return module.norm(tokens)[:, :2]
@@ -78,8 +93,13 @@ def cut_distilled(module: VisionTransformerDistilled) -> Chain:
         pair = module.head_drop(pair)
         return (module.head(pair[:, 0]) + module.head_dist(pair[:, 1])) / 2
 
-    head = Piece(classify, {"head_drop": module.head_drop, "head": module.head, "head_dist": module.head_dist})
-    return _cut_transformer(module, _timm_embed(module), pool, head, apart=("head_drop", "head_dist"))
+    head = Piece(
+        classify,
+        {"head_drop": module.head_drop, "head": module.head, "head_dist": module.head_dist},
+    )
+    return _cut_transformer(
+        module, _timm_embed(module), pool, head, apart=("head_drop", "head_dist")
+    )
 
 
 def cut_mixer(module: MlpMixer) -> Chain:
@@ -89,7 +109,12 @@ def cut_mixer(module: MlpMixer) -> Chain:
 
     blocks = [(f"block{i}", block) for i, block in enumerate(module.blocks)]
     head = nn.Sequential(module.head_drop, module.head)
-    return [("embed", module.stem), *blocks, ("neck", Piece(pool, {"norm": module.norm})), ("head", head)]
+    return [
+        ("embed", module.stem),
+        *blocks,
+        ("neck", Piece(pool, {"norm": module.norm})),
+        ("head", head),
+    ]
 
 
 def cut_efficientnet(module: EfficientNet) -> Chain:
@@ -107,19 +132,33 @@ def cut_resnet(module: ResNet) -> Chain:
 
 
 def cut_convnext(module: ConvNeXt) -> Chain:
-    return [("stem", module.stem), *_cut_stages(module.stages), *_cut_head(module.head, module.norm_pre)]
+    return [
+        ("stem", module.stem),
+        *_cut_stages(module.stages),
+        *_cut_head(module.head, module.norm_pre),
+    ]
 
 
 def cut_swin(module: SwinTransformer) -> Chain:
-    return [("embed", module.patch_embed), *_cut_stages(module.layers), *_cut_head(module.head, module.norm)]
+    return [
+        ("embed", module.patch_embed),
+        *_cut_stages(module.layers),
+        *_cut_head(module.head, module.norm),
+    ]
 
 
 def cut_byobnet(module: ByobNet) -> Chain:
-    return [("stem", module.stem), *_cut_stages(module.stages), *_cut_head(module.head, module.final_conv)]
+    return [
+        ("stem", module.stem),
+        *_cut_stages(module.stages),
+        *_cut_head(module.head, module.final_conv),
+    ]
 
 
 def cut_vgg(module: VGG) -> Chain:
-    """A block is a convolution with its norm and activation; a stage ends with its pooling, which belongs to the last block."""
+    """A block is a convolution with its norm and activation; a stage ends with its pooling, which
+    belongs to the last block.
+    """
     stages: list[list[list[nn.Module]]] = [[]]
     for layer in module.features:
         if isinstance(layer, nn.Conv2d):
@@ -127,7 +166,11 @@ def cut_vgg(module: VGG) -> Chain:
         stages[-1][-1].append(layer)
         if isinstance(layer, nn.MaxPool2d):
             stages.append([])
-    blocks = [(f"stage{i}.block{j}", nn.Sequential(*layers)) for i, stage in enumerate(stages) for j, layers in enumerate(stage)]
+    blocks = [
+        (f"stage{i}.block{j}", nn.Sequential(*layers))
+        for i, stage in enumerate(stages)
+        for j, layers in enumerate(stage)
+    ]
     return [*blocks, *_cut_head(module.head, module.pre_logits)]
 
 
@@ -136,8 +179,8 @@ def cut_once(module: nn.Module) -> Chain:
     classifier = module.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Sequential):
         raise UserError(
-            f"cannot cut a {type(module).__name__} into pieces: its classifier is a {type(classifier).__name__}, not one linear "
-            "layer; train it with strategy='full'"
+            f"cannot cut a {type(module).__name__} into pieces: its classifier is a"
+            f" {type(classifier).__name__}, not one linear layer; train it with strategy='full'"
         )
 
     def extract(images):
@@ -163,11 +206,17 @@ CUTTERS: dict[type[nn.Module], Callable[..., Chain]] = {
 
 
 def _cut_transformer(module, embed, pool, head, apart=()) -> Chain:
-    """embed: what comes before the blocks, and all bare parameters (class token, positions); neck: what follows the blocks."""
-    children = {name: child for name, child in module.named_children() if name not in (*apart, "head")}
+    """embed: what comes before the blocks, and all bare parameters (class token, positions); neck:
+    what follows the blocks.
+    """
+    children = {
+        name: child for name, child in module.named_children() if name not in (*apart, "head")
+    }
     names = list(children)
     first = names.index("blocks")
-    before = {name: children[name] for name in names[:first]} | dict(module.named_parameters(recurse=False))
+    before = {name: children[name] for name in names[:first]} | dict(
+        module.named_parameters(recurse=False)
+    )
     after = {name: children[name] for name in names[first + 1 :]}
     blocks = [(f"block{i}", block) for i, block in enumerate(module.blocks)]
     return [("embed", Piece(embed, before)), *blocks, ("neck", Piece(pool, after)), ("head", head)]
@@ -181,7 +230,9 @@ def _timm_embed(module):
 
 
 def _cut_stages(stages: Iterable[nn.Module]) -> Chain:
-    """The blocks of each stage; what a stage does before its blocks, such as downsampling, belongs to the first of them."""
+    """The blocks of each stage; what a stage does before its blocks, such as downsampling, belongs
+    to the first of them.
+    """
     chain = []
     for i, stage in enumerate(stages):
         blocks = list(getattr(stage, "blocks", stage.children()))
@@ -192,19 +243,34 @@ def _cut_stages(stages: Iterable[nn.Module]) -> Chain:
 
 
 def _cut_head(head: nn.Module, before: nn.Module) -> Chain:
-    """neck and head of a model whose classifier is one of timm's head modules; before: the last step of its features."""
+    """neck and head of a model whose classifier is one of timm's head modules; before: the last
+    step of its features.
+    """
     match head:
         case NormMlpClassifierHead():
-            neck, classifier = (head.global_pool, head.norm, head.flatten, head.pre_logits), (head.drop, head.fc)
+            neck, classifier = (
+                (head.global_pool, head.norm, head.flatten, head.pre_logits),
+                (
+                    head.drop,
+                    head.fc,
+                ),
+            )
         case ClassifierHead():
             neck, classifier = (head.global_pool,), (head.drop, head.fc, head.flatten)
         case _:
-            raise UserError(f"cannot cut a head of type {type(head).__name__}; train the model with strategy='full'")
+            raise UserError(
+                f"cannot cut a head of type {type(head).__name__}; train the model with"
+                " strategy='full'"
+            )
     return [("neck", nn.Sequential(before, *neck)), ("head", nn.Sequential(*classifier))]
 
 
-def _parts_without(module: nn.Module, left_out: nn.Module, prefix: str = "") -> Iterable[tuple[str, nn.Module | torch.Tensor]]:
-    """The largest submodules that do not contain `left_out`, and the bare parameters around them."""
+def _parts_without(
+    module: nn.Module, left_out: nn.Module, prefix: str = ""
+) -> Iterable[tuple[str, nn.Module | torch.Tensor]]:
+    """The largest submodules that do not contain `left_out`, and the bare parameters around
+    them.
+    """
     yield from ((prefix + name, tensor) for name, tensor in module.named_parameters(recurse=False))
     for name, child in module.named_children():
         if child is left_out:

@@ -1,8 +1,9 @@
-"""A transformer over the feature map of a CNN: the "hybrid" of the ViT paper (arXiv 2010.11929, section 3.1).
+"""A transformer over the feature map of a CNN: the "hybrid" of the ViT paper (arXiv 2010.11929,
+section 3.1).
 
-A pretrained convolutional stem knows edges and textures already; the transformer only learns how they belong together. On a few
-thousand images this does much better than a transformer from scratch.
-"""
+A pretrained convolutional stem knows edges and textures already; the transformer only learns how
+they belong together. On a few thousand images this does much better than a transformer from
+scratch."""
 
 from __future__ import annotations
 
@@ -19,20 +20,24 @@ STEM_STRIDE = 16
 
 
 def cut_stem(network: nn.Module) -> nn.Sequential:
-    """The part of a timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112 for Lite0."""
+    """The part of a timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112
+    for Lite0.
+    """
     stages = [(f"stage{i}", stage) for i, stage in enumerate(network.blocks[:STEM_STAGES])]
     return nn.Sequential(OrderedDict(conv_stem=network.conv_stem, bn1=network.bn1, **dict(stages)))
 
 
 class FeatureEmbed(nn.Module):
-    """Standardise each channel of a feature map and map it linearly to the transformer's width: (B, 112, h, w) -> (B, h*w, C).
+    """Standardise each channel of a feature map and map it linearly to the transformer's width: (B,
+    112, h, w) -> (B, h*w, C).
 
-    The stem's channels differ in scale; batch statistics bring them level, so that all of them are heard.
-    """
+    The stem's channels differ in scale; batch statistics bring them level, so that all of them are
+    heard."""
 
     def __init__(self, in_channels: int, embed_dim: int):
         super().__init__()
-        self.norm = nn.BatchNorm1d(in_channels, affine=False)  # the linear map that follows has scale and bias
+        # the linear map that follows has scale and bias
+        self.norm = nn.BatchNorm1d(in_channels, affine=False)
         self.proj = nn.Linear(in_channels, embed_dim)
 
     def forward(self, features):
@@ -41,12 +46,13 @@ class FeatureEmbed(nn.Module):
 
 
 class HybridViT(nn.Module):
-    """Image classifier: convolutional stem, then a class token and transformer blocks over the stem's feature map.
+    """Image classifier: convolutional stem, then a class token and transformer blocks over the
+    stem's feature map.
 
-    stem: gives (B, stem_channels, h/16, w/16). size: height and width in pixels for which the positions are made; other sizes
-    resample them. num_heads: by default one for every 64 numbers of embed_dim. patch_drop_rate: share of the patch tokens left
-    out in training (arXiv 2208.07220), which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes).
-    """
+    stem: gives (B, stem_channels, h/16, w/16). size: height and width in pixels for which the
+    positions are made; other sizes resample them. num_heads: by default one for every 64 numbers of
+    embed_dim. patch_drop_rate: share of the patch tokens left out in training (arXiv 2208.07220),
+    which regularises and saves time. Input (B, 3, h, w), output logits (B, num_classes)."""
 
     def __init__(
         self,
@@ -63,14 +69,22 @@ class HybridViT(nn.Module):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.grid = tuple(-(-side // STEM_STRIDE) for side in size)  # the stem pads, so it rounds up
+        # the stem pads, so it rounds up
+        self.grid = tuple(-(-side // STEM_STRIDE) for side in size)
         self.stem = stem
         self.embed = FeatureEmbed(stem_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=1)
-        self.blocks = build_blocks(depth, embed_dim, num_heads or max(1, embed_dim // 64), mlp_ratio, drop_rate, drop_path_rate)
+        self.blocks = build_blocks(
+            depth,
+            embed_dim,
+            num_heads or max(1, embed_dim // 64),
+            mlp_ratio,
+            drop_rate,
+            drop_path_rate,
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -80,23 +94,31 @@ class HybridViT(nn.Module):
             trunc_normal_(parameter, std=0.02)
 
     def embed_tokens(self, features):
-        """From the stem's feature map to tokens with positions: (B, 112, h, w) -> (B, T, C), the class token first."""
+        """From the stem's feature map to tokens with positions: (B, 112, h, w) -> (B, T, C), the
+        class token first.
+        """
         positions = resample_positions(self.pos_embed, self.grid, features.shape[-2:])
         tokens = add_class_token(self.embed(features), self.cls_token) + positions
         return self.patch_drop(self.pos_drop(tokens))
 
     def pool(self, tokens):
-        """The class token of the last block, which is all that the head sees: (B, T, C) -> (B, C)."""
+        """The class token of the last block, which is all that the head sees: (B, T, C) -> (B,
+        C).
+        """
         return self.norm(tokens)[:, 0]
 
     def forward(self, images):
-        return self.head(self.head_drop(self.pool(self.blocks(self.embed_tokens(self.stem(images))))))
+        return self.head(
+            self.head_drop(self.pool(self.blocks(self.embed_tokens(self.stem(images)))))
+        )
 
     def get_classifier(self) -> nn.Module:
         return self.head
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which parameters are of which layer, from the input on, as timm's layer-wise learning rates want to know."""
+        """Which parameters are of which layer, from the input on, as timm's layer-wise learning
+        rates want to know.
+        """
         return {
             "stem": r"^stem\.(?:conv_stem|bn1)",
             "stages": [(r"^stem\.stage(\d+)", None)],

@@ -1,4 +1,5 @@
-"""Blocks that merge similar tokens on their way, so that later blocks have fewer to work on; nothing is trained again.
+"""Blocks that merge similar tokens on their way, so that later blocks have fewer to work on;
+nothing is trained again.
 
 Source: Bolya et al. 2023, arXiv 2210.09461 (token merging, ToMe).
 """
@@ -11,7 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from timm.layers import Attention as TimmAttention
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block as TimmBlock, VisionTransformer as TimmVisionTransformer
+from timm.models.vision_transformer import (
+    Block as TimmBlock,
+    VisionTransformer as TimmVisionTransformer,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,12 +26,16 @@ from vitlab.models.vit import Attention, Block, VisionTransformer
 Merge = Callable[[torch.Tensor], torch.Tensor]
 
 
-def bipartite_soft_matching(metric: torch.Tensor, r: int, num_prefix_tokens: int = 1) -> Merge | None:
-    """How to merge r of the T tokens into their most similar ones: a function that sums up (B, T, C) to (B, T - r, C).
+def bipartite_soft_matching(
+    metric: torch.Tensor, r: int, num_prefix_tokens: int = 1
+) -> Merge | None:
+    """How to merge r of the T tokens into their most similar ones: a function that sums up (B, T,
+    C) to (B, T - r, C).
 
-    metric: (B, T, d), what similarity (the cosine) is taken of. Tokens at even places may move, each to the most similar token at
-    an odd place; the r most similar pairs do. Prefix tokens neither move nor take others up, and stay in front, in order; after
-    them come the even tokens that stayed, then the odd ones. At most half of the other tokens can move; None where none can.
+    metric: (B, T, d), what similarity (the cosine) is taken of. Tokens at even places may move,
+    each to the most similar token at an odd place; the r most similar pairs do. Prefix tokens
+    neither move nor take others up, and stay in front, in order; after them come the even tokens
+    that stayed, then the odd ones. At most half of the other tokens can move; None where none can.
     """
     T, p = metric.shape[1], num_prefix_tokens
     r = min(r, (T - p) // 2)
@@ -54,7 +62,8 @@ def bipartite_soft_matching(metric: torch.Tensor, r: int, num_prefix_tokens: int
 
 
 class TokenSizes(threading.local):
-    """How many tokens of the image each token stands for, (B, T, 1), passed from block to block; None where each is one.
+    """How many tokens of the image each token stands for, (B, T, 1), passed from block to block;
+    None where each is one.
 
     Every thread has its own, so that several may run one model at a time.
     """
@@ -66,10 +75,11 @@ class TokenSizes(threading.local):
 
 
 class MergingAttention(nn.Module):
-    """Attention with the parts of another, in which a token weighs as much as those it stands for: softmax(q k^T + log size).
+    """Attention with the parts of another, in which a token weighs as much as those it stands for:
+    softmax(q k^T + log size).
 
-    Gives the output (B, T, C), and the keys' mean over the heads (B, T, d), by which tokens are compared.
-    """
+    Gives the output (B, T, C), and the keys' mean over the heads (B, T, d), by which tokens are
+    compared."""
 
     def __init__(self, attn: nn.Module):
         super().__init__()
@@ -86,18 +96,29 @@ class MergingAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         q, k = self.q_norm(q), self.k_norm(k)
         mask = None if size is None else size.log()[:, None, None, :, 0]  # (B, 1, 1, T)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0)
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
+        )
         x = x.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim)
         return self.proj_drop(self.proj(x)), k.mean(dim=1)
 
 
 class MergingBlock(nn.Module):
-    """A block with the parts of another, named alike, that merges r tokens between attention and MLP: (B, T, C) to (B, T-r, C).
+    """A block with the parts of another, named alike, that merges r tokens between attention and
+    MLP: (B, T, C) to (B, T-r, C).
 
-    sizes: shared by all blocks of the model. is_first, is_last: where a pass through the blocks begins and ends.
-    """
+    sizes: shared by all blocks of the model. is_first, is_last: where a pass through the blocks
+    begins and ends."""
 
-    def __init__(self, block: nn.Module, r: int, sizes: TokenSizes, num_prefix_tokens: int, is_first: bool, is_last: bool):
+    def __init__(
+        self,
+        block: nn.Module,
+        r: int,
+        sizes: TokenSizes,
+        num_prefix_tokens: int,
+        is_first: bool,
+        is_last: bool,
+    ):
         super().__init__()
         for name, part in block.named_children():
             self.add_module(name, MergingAttention(part) if name == "attn" else part)
@@ -124,10 +145,11 @@ class MergingBlock(nn.Module):
 
 
 def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
-    """Let the blocks of a model of timm's ViT family, of hybrid_vit or vit_scratch merge r tokens each, in place.
+    """Let the blocks of a model of timm's ViT family, of hybrid_vit or vit_scratch merge r tokens
+    each, in place.
 
-    r: for all blocks, or one number for each. Names and weights stay. ValueError for another model, and for one whose head sees
-    more than its prefix tokens (their mean would have to be weighted).
+    r: for all blocks, or one number for each. Names and weights stay. ValueError for another model,
+    and for one whose head sees more than its prefix tokens (their mean would have to be weighted).
     """
     numbers = check_merging(module, r)
     prefix = num_prefix_tokens(module)
@@ -142,24 +164,49 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
 def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
     """r for each block; ValueError where it is no count or the model cannot merge tokens."""
     if not isinstance(module, VisionTransformer | HybridViT | TimmVisionTransformer):
-        raise UserError(f"{type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit or vit_scratch")
+        raise UserError(
+            f"{type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit"
+            " or vit_scratch"
+        )
     for i, block in enumerate(module.blocks):
         if isinstance(block, MergingBlock):
-            raise UserError("this model merges tokens already; start from the model as it was before")
-        if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-            raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot merge tokens")
-        if not all(isinstance(getattr(block.attn, name, None), nn.Identity | None) for name in ("norm", "gate")):
-            raise UserError(f"the attention of block {i} has a norm or gate of its own and cannot merge tokens")
+            raise UserError(
+                "this model merges tokens already; start from the model as it was before"
+            )
+        if type(block) not in (Block, TimmBlock) or type(block.attn) not in (
+            Attention,
+            TimmAttention,
+        ):
+            raise UserError(
+                f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which"
+                " cannot merge tokens"
+            )
+        if not all(
+            isinstance(getattr(block.attn, name, None), nn.Identity | None)
+            for name in ("norm", "gate")
+        ):
+            raise UserError(
+                f"the attention of block {i} has a norm or gate of its own and cannot merge tokens"
+            )
     pooling = getattr(module, "global_pool", "token")
     if pooling != "token" and not isinstance(module, VisionTransformerDistilled):
         raise UserError(
-            f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a class token can merge"
+            f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a"
+            " class token can merge"
         )
-    numbers = [r] * len(module.blocks) if isinstance(r, int) else list(r) if isinstance(r, Sequence) else []
-    if len(numbers) != len(module.blocks) or not all(type(number) is int and number >= 0 for number in numbers):
+    numbers = (
+        [r] * len(module.blocks)
+        if isinstance(r, int)
+        else list(r)
+        if isinstance(r, Sequence)
+        else []
+    )
+    if len(numbers) != len(module.blocks) or not all(
+        type(number) is int and number >= 0 for number in numbers
+    ):
         raise UserError(
-            f"r is the number of tokens merged in a block, from 0, or a list of one for each of the {len(module.blocks)} blocks; "
-            f"not {r!r}"
+            "r is the number of tokens merged in a block, from 0, or a list of one for each of the"
+            f" {len(module.blocks)} blocks; not {r!r}"
         )
     return numbers
 

@@ -1,4 +1,6 @@
-"""A classifier in a folder: model.safetensors holds the weights, model.json what is needed to build it again."""
+"""A classifier in a folder: model.safetensors holds the weights, model.json what is needed to build
+it again.
+"""
 
 from __future__ import annotations
 
@@ -28,48 +30,68 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
     """
     if model.options.get("wrapped"):
         raise UserError(
-            f"{model.name} was wrapped, not built by name, and cannot be built again from a folder; save it by its own code"
+            f"{model.name} was wrapped, not built by name, and cannot be built again from a folder;"
+            " save it by its own code"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
-    _write(weights, lambda path: safetensors.torch.save_model(model.module, str(path), metadata={"format": "pt"}))
+    _write(
+        weights,
+        lambda path: safetensors.torch.save_model(
+            model.module, str(path), metadata={"format": "pt"}
+        ),
+    )
     description = {
         "name": model.name,
         "classes": model.classes,
         "options": model.options,
         "transform": asdict(model.transform),
         "weights_sha256": _digest(weights),
-        "versions": {package: version(package) for package in ("vitlab", "torch", "timm", "safetensors")},
+        "versions": {
+            package: version(package) for package in ("vitlab", "torch", "timm", "safetensors")
+        },
     }
-    _write(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8"))
+    _write(
+        folder / DESCRIPTION,
+        lambda path: path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8"),
+    )
 
 
 def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> ModelBundle:
     """The classifier that `save_model` wrote, in evaluation mode. Nothing is unpickled.
 
-    classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where a file is missing, and
-    ValueError where one is damaged or the two do not belong together.
-    """
+    classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where
+    a file is missing, and ValueError where one is damaged or the two do not belong together."""
     folder = Path(folder)
     for file in (DESCRIPTION, WEIGHTS):
         if not (folder / file).is_file():
-            raise MissingFileError(f"{folder} holds no saved model: {file} is missing; save_model(model, folder) writes it")
+            raise MissingFileError(
+                f"{folder} holds no saved model: {file} is missing; save_model(model, folder)"
+                " writes it"
+            )
     description = _read_description(folder / DESCRIPTION)
     if classes is not None and tuple(classes) != tuple(description["classes"]):
-        raise UserError(f"the model in {folder} tells apart {', '.join(description['classes'])}, not {', '.join(classes)}")
+        raise UserError(
+            f"the model in {folder} tells apart {', '.join(description['classes'])}, not"
+            f" {', '.join(classes)}"
+        )
     if _digest(folder / WEIGHTS) != description["weights_sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is not the one noted there"
+            f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is"
+            " not the one noted there"
         )
     options = {**description["options"], "pretrained": False}
     model = build_model(description["name"], description["classes"], **options)
     try:
         safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        built = ", ".join(f"{package} {number}" for package, number in description["versions"].items())
+        built = ", ".join(
+            f"{package} {number}" for package, number in description["versions"].items()
+        )
         raise UserError(
-            f"the weights in {folder} do not fit {description['name']} as built now (saved with {built}): {error}"
+            f"the weights in {folder} do not fit {description['name']} as built now (saved with"
+            f" {built}): {error}"
         ) from error
     start = {name: value for name, value in description["options"].items() if name == "pretrained"}
     options = {name: value for name, value in model.options.items() if name != "pretrained"} | start
@@ -79,16 +101,30 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
 def _read_description(path: Path) -> dict:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "classes", "options", "transform", "weights_sha256", "versions"} - description.keys()
+        missing = {
+            "name",
+            "classes",
+            "options",
+            "transform",
+            "weights_sha256",
+            "versions",
+        } - description.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if missing:
-        raise UserError(f"{path} is not a description of a model: it lacks {', '.join(sorted(missing))}")
+        raise UserError(
+            f"{path} is not a description of a model: it lacks {', '.join(sorted(missing))}"
+        )
     return description
 
 
 def _read_transform(fields: dict) -> Transform:
-    return Transform(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return Transform(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

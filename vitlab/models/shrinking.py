@@ -1,4 +1,5 @@
-"""Transformer blocks made physically smaller: heads, MLP neurons and whole blocks cut out of the weight matrices.
+"""Transformer blocks made physically smaller: heads, MLP neurons and whole blocks cut out of the
+weight matrices.
 
 A spec is a list with one entry for each block: None (the block goes), or a dictionary of what stays, {"heads": ..., "neurons":
 ...}, each a list of indices or a number (the first so many); what is left out of it stays whole. Heads may differ from block to
@@ -28,11 +29,12 @@ KINDS = ("heads", "neurons")
 
 
 def shrink_model(model: ModelBundle, spec: Spec) -> ModelBundle:
-    """A smaller copy of the model that `save_model` and `load_model` know how to keep; the model given stays as it is.
+    """A smaller copy of the model that `save_model` and `load_model` know how to keep; the model
+    given stays as it is.
 
-    Blocks, heads and neurons are counted as the model has them now, also where it was shrunk before. Its options hold the sizes
-    under "shrunk", counted as the model was built. ValueError for a spec that does not fit (see `shrink`).
-    """
+    Blocks, heads and neurons are counted as the model has them now, also where it was shrunk
+    before. Its options hold the sizes under "shrunk", counted as the model was built. ValueError
+    for a spec that does not fit (see `shrink`)."""
     spec = check_spec(model.module, spec)
     module = copy.deepcopy(model.module)
     shrink(module, spec)
@@ -40,16 +42,22 @@ def shrink_model(model: ModelBundle, spec: Spec) -> ModelBundle:
     new = iter(count_sizes(spec))
     sizes = [None if entry is None else next(new) for entry in earlier]
     options = {**model.options, "shrunk": sizes}
-    return replace(model, module=module, options=options, anatomy=find_anatomy(module, tuple(model.transform.size)))
+    return replace(
+        model,
+        module=module,
+        options=options,
+        anatomy=find_anatomy(module, tuple(model.transform.size)),
+    )
 
 
 def shrink(module: nn.Module, spec: Spec) -> None:
-    """Rewrite the blocks of a ViT or DeiT of timm, of hybrid_vit or vit_scratch in place; the logits are those of the same model
-    with all outputs of the heads and neurons that went set to zero.
+    """Rewrite the blocks of a ViT or DeiT of timm, of hybrid_vit or vit_scratch in place; the
+    logits are those of the same model with all outputs of the heads and neurons that went set to
+    zero.
 
-    Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C, neurons) columns. ValueError, and
-    nothing changed, for a model without such blocks and for a spec that names what does not exist or leaves nothing.
-    """
+    Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C,
+    neurons) columns. ValueError, and nothing changed, for a model without such blocks and for a
+    spec that names what does not exist or leaves nothing."""
     spec = check_spec(module, spec)
     for block, entry in zip(module.blocks, spec, strict=True):
         if entry is not None:
@@ -59,7 +67,8 @@ def shrink(module: nn.Module, spec: Spec) -> None:
     if len(kept) < len(module.blocks):
         module.blocks = nn.Sequential(*kept)
         info = getattr(module, "feature_info", None)
-        if isinstance(info, list) and len(info) == len(spec):  # timm notes where each block's features come from
+        # timm notes where each block's features come from
+        if isinstance(info, list) and len(info) == len(spec):
             module.feature_info = [{**info[i], "module": f"blocks.{i}"} for i in range(len(kept))]
 
 
@@ -68,12 +77,15 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
     blocks = find_blocks(module)
     if isinstance(spec, str | dict) or len(spec) != len(blocks):
         raise UserError(
-            f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads': ..., 'neurons': ...}}; "
-            f"this one is {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
+            f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads':"
+            " ..., 'neurons': ...}; "
+            "this one is"
+            f" {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
         )
     if all(entry is None for entry in spec):
         raise UserError(
-            f"the spec drops all {len(blocks)} blocks, and nothing would be left of the transformer; keep at least one"
+            f"the spec drops all {len(blocks)} blocks, and nothing would be left of the"
+            " transformer; keep at least one"
         )
     checked: list[dict[str, list[int]] | None] = []
     for i, (block, entry) in enumerate(zip(blocks, spec, strict=True)):
@@ -81,7 +93,10 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
             checked.append(None)
             continue
         if not isinstance(entry, dict) or entry.keys() - set(KINDS):
-            raise UserError(f"block {i} of the spec is {entry!r}; write None or a dictionary with {' and '.join(KINDS)}")
+            raise UserError(
+                f"block {i} of the spec is {entry!r}; write None or a dictionary with"
+                f" {' and '.join(KINDS)}"
+            )
         there = {"heads": block.attn.num_heads, "neurons": block.mlp.fc1.out_features}
         checked.append({kind: _list_kept(entry.get(kind), there[kind], kind, i) for kind in KINDS})
     return checked
@@ -93,12 +108,18 @@ def count_sizes(spec: Iterable[dict[str, list[int]] | None]) -> list[dict[str, i
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks that can be shrunk; ValueError where there are none, or they are built in another way."""
+    """The transformer blocks that can be shrunk; ValueError where there are none, or they are built
+    in another way.
+    """
     blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or not len(blocks) or not all(hasattr(block, "attn") for block in blocks):
+    if (
+        not isinstance(blocks, nn.Sequential)
+        or not len(blocks)
+        or not all(hasattr(block, "attn") for block in blocks)
+    ):
         raise UserError(
-            f"{type(module).__name__} has no transformer blocks that can be pruned; take a ViT or DeiT of timm, hybrid_vit or "
-            "vit_scratch"
+            f"{type(module).__name__} has no transformer blocks that can be pruned; take a ViT or"
+            " DeiT of timm, hybrid_vit or vit_scratch"
         )
     for i, block in enumerate(blocks):
         _check_block(block, i)
@@ -109,14 +130,21 @@ def _check_block(block, i) -> None:
     if isinstance(block, MergingBlock):
         raise UserError("this model merges tokens; shrink it first and merge its tokens afterwards")
     if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-        raise UserError(f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot be pruned")
+        raise UserError(
+            f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot"
+            " be pruned"
+        )
     if type(block.mlp) not in (Mlp, TimmMlp):
-        raise UserError(f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be pruned")
-    extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]  # they mix or weigh heads and neurons
+        raise UserError(
+            f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be pruned"
+        )
+    # they mix or weigh heads and neurons
+    extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]
     for part, name in extra:
         if not isinstance(getattr(part, name, None), nn.Identity | None):
             raise UserError(
-                f"block {i} has a {name} over all its {'heads' if part is block.attn else 'neurons'}; it cannot be pruned"
+                f"block {i} has a {name} over all its"
+                f" {'heads' if part is block.attn else 'neurons'}; it cannot be pruned"
             )
 
 
@@ -127,7 +155,9 @@ def _list_kept(kept, there, kind, i) -> list[int]:
         raise UserError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
     indices = list(range(kept)) if isinstance(kept, int) else sorted(set(kept))
     if not indices:
-        raise UserError(f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)")
+        raise UserError(
+            f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)"
+        )
     if indices[0] < 0 or indices[-1] >= there or not all(type(index) is int for index in indices):
         raise UserError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
     return indices

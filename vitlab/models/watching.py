@@ -1,4 +1,6 @@
-"""Attention seen from outside while a model computes it, by whatever kernel and under whatever name."""
+"""Attention seen from outside while a model computes it, by whatever kernel and under whatever
+name.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ SAME = {
 class AttentionCall:
     """One computation of attention.
 
-    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the weights, (B, H, T, T),
-    float32. A model that folds or leaves out the heads has one axis less in each.
-    """
+    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the
+    weights, (B, H, T, T), float32. A model that folds or leaves out the heads has one axis less in
+    each."""
 
     output: torch.Tensor
     value: torch.Tensor
@@ -35,22 +37,26 @@ class AttentionCall:
 
 
 class AttentionWatch(TorchFunctionMode):
-    """Sees every torch function called while it is active, and hands each computation of attention to `attend`.
+    """Sees every torch function called while it is active, and hands each computation of attention
+    to `attend`.
 
-    It knows the fused kernel, also where nn.MultiheadAttention calls it (which leaves its own fast path alone while a mode is
-    active), and softmax over the last axis followed by a product with the values. A subclass says in `attend` what is done with
-    it, and returns what the model goes on with.
-    """
+    It knows the fused kernel, also where nn.MultiheadAttention calls it (which leaves its own fast
+    path alone while a mode is active), and softmax over the last axis followed by a product with
+    the values. A subclass says in `attend` what is done with it, and returns what the model goes on
+    with."""
 
     def __init__(self):
         super().__init__()
-        self.weights: torch.Tensor | None = None  # the latest softmax, as long as it may become attention
+        # the latest softmax, as long as it may become attention
+        self.weights: torch.Tensor | None = None
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         raise NotImplementedError
 
     def see_weights(self, weights: torch.Tensor, axis: int) -> None:
-        """Called with every softmax and its axis, counted from the end (-1 is the last), whatever becomes of it."""
+        """Called with every softmax and its axis, counted from the end (-1 is the last), whatever
+        becomes of it.
+        """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -75,10 +81,14 @@ class AttentionWatch(TorchFunctionMode):
 
     def _attend_fused(self, query, key, value, *args, **kwargs):
         output = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
-        return self.attend(AttentionCall(output, value, lambda: form_weights(query, key, value, *args, **kwargs)))
+        return self.attend(
+            AttentionCall(output, value, lambda: form_weights(query, key, value, *args, **kwargs))
+        )
 
     def _attend_multi_head(self, *args, **kwargs):
-        """The function's own code, with the kernel it calls put through `attend`; a mode never sees what goes on inside one."""
+        """The function's own code, with the kernel it calls put through `attend`; a mode never sees
+        what goes on inside one.
+        """
         original = F.multi_head_attention_forward
         names = {**original.__globals__, "scaled_dot_product_attention": self._attend_fused}
         inside = FunctionType(original.__code__, names, original.__name__, original.__defaults__)
@@ -86,18 +96,23 @@ class AttentionWatch(TorchFunctionMode):
         return output, original(*args, **kwargs)[1] if kwargs.get("need_weights", True) else None
 
 
-def form_weights(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> torch.Tensor:
+def form_weights(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> torch.Tensor:
     """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments.
 
-    By the formula, softmax(q k^T * scale + mask); where something unusual is asked of it, by the kernel itself, applied to
-    an identity matrix in place of the values, which takes three times as long.
-    """
+    By the formula, softmax(q k^T * scale + mask); where something unusual is asked of it, by the
+    kernel itself, applied to an identity matrix in place of the values, which takes three times as
+    long."""
     query, key = query.float(), key.float()
-    mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+    mask = (
+        attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+    )
     if dropout_p or is_causal or enable_gqa or (mask is not None and mask.dtype == torch.bool):
         identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
         return F.scaled_dot_product_attention(
             query, key, identity, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)  # (B, H, T, T)
+    # (B, H, T, T)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     return (scores if mask is None else scores + mask).softmax(dim=-1)

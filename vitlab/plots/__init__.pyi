@@ -56,7 +56,10 @@ from .interactive import (
     iplot_intensities as iplot_intensities,
     iplot_threshold as iplot_threshold,
 )
-from .many_runs import iplot_run_facets as iplot_run_facets, iplot_run_parallel as iplot_run_parallel
+from .many_runs import (
+    iplot_run_facets as iplot_run_facets,
+    iplot_run_parallel as iplot_run_parallel,
+)
 from .pareto import iplot_pareto as iplot_pareto, plot_ingredients as plot_ingredients
 from .robustness import (
     plot_attack as plot_attack,
@@ -73,7 +76,11 @@ from .training import (
     plot_hunger as plot_hunger,
     plot_pretraining as plot_pretraining,
 )
-from .trust import plot_agreement as plot_agreement, plot_trust as plot_trust, plot_trust_by_model as plot_trust_by_model
+from .trust import (
+    plot_agreement as plot_agreement,
+    plot_trust as plot_trust,
+    plot_trust_by_model as plot_trust_by_model,
+)
 from .tuning import (
     iplot_arguments as iplot_arguments,
     iplot_parallel as iplot_parallel,

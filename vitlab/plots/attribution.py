@@ -15,14 +15,27 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 
 from vitlab.errors import UserError
-from vitlab.plots.style import DIVERGING, GREY, PALETTE, WIDTH, check_table, few_ticks, new_figure, readable, show_image
+from vitlab.plots.style import (
+    DIVERGING,
+    GREY,
+    PALETTE,
+    WIDTH,
+    check_table,
+    few_ticks,
+    new_figure,
+    readable,
+    show_image,
+)
 from vitlab.schema import AttributionMap
 
-CLIP = 99.0  # percentile that counts as full strength: single pixels of a gradient would otherwise pale all the rest
+# percentile that counts as full strength: single pixels of a gradient would otherwise pale all the
+# rest
+CLIP = 99.0
 UNSIGNED = "inferno"
 CELLS = 28  # blocks a side, about, of which a map is drawn
 COARSE = 16  # the same, on small panels
-BROAD = 8.0  # inches: the text width of an HTML page, so that eight panels side by side can still be read
+# inches: the text width of an HTML page, so that eight panels side by side can still be read
+BROAD = 8.0
 ACROSS = 6  # images that find room side by side beside few maps
 FEW = 3  # images that get several rows of many maps
 BLOCK = 8  # images side by side where there are many maps; the others come below them
@@ -32,19 +45,24 @@ STRONG = 0.75  # opacity of full strength
 PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
 
 
-def plot_attributions(images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None) -> np.ndarray:
+def plot_attributions(
+    images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None
+) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
-    A row for each image; a column for each, which takes less of the page, where there are more images than maps, up to six, or
-    more than six maps (then in blocks of at most eight images). Up to three images with so many maps get several rows each.
-    images: (N, h, w, 3) floats in 0..1. titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with
-    zero in the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks are drawn. Methods
-    measure in different units, so each map is shown relative to the 99th percentile of its own absolute values.
-    """
+    A row for each image; a column for each, which takes less of the page, where there are more
+    images than maps, up to six, or more than six maps (then in blocks of at most eight images). Up
+    to three images with so many maps get several rows each. images: (N, h, w, 3) floats in 0..1.
+    titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with zero in
+    the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks
+    are drawn. Methods measure in different units, so each map is shown relative to the 99th
+    percentile of its own absolute values."""
     _check(images, maps, titles)
     across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
     cells = COARSE if across and len(images) > ACROSS else CELLS
-    maps = [replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps]
+    maps = [
+        replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps
+    ]
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
     lay_out = _lay_out_across if across else _lay_out_down
     if len(maps) > ACROSS and len(images) <= FEW:
@@ -58,16 +76,20 @@ def plot_attributions(images: np.ndarray, maps: Sequence[AttributionMap], titles
         unit = "99th percentile of the map"
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
-        bar.get_figure().colorbar(shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)).set_label(label, fontsize=8)
-        bar.set_facecolor("0.7" if signed else "0.5")  # the grey of an image, which shows through where a map says little
+        bar.get_figure().colorbar(
+            shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)
+        ).set_label(label, fontsize=8)
+        # the grey of an image, which shows through where a map says little
+        bar.set_facecolor("0.7" if signed else "0.5")
     return axes
 
 
 def title_images(table: pd.DataFrame) -> list[str]:
-    """For each row of a table of predictions: its kind and group (where there are such columns), label → prediction, confidence.
+    """For each row of a table of predictions: its kind and group (where there are such columns),
+    label → prediction, confidence.
 
-    table: columns label and pred; kind, group and confidence (of the prediction, 0..1) are written where they are there.
-    """
+    table: columns label and pred; kind, group and confidence (of the prediction, 0..1) are written
+    where they are there."""
     check_table(table, ("label", "pred"), "table of chosen images")
     titles = []
     for row in table.to_dict("records"):
@@ -82,7 +104,10 @@ def _check(images, maps, titles) -> None:
         raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
     for attribution in maps:
         if len(attribution.values) != len(images):
-            raise UserError(f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)} images")
+            raise UserError(
+                f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)}"
+                " images"
+            )
     if titles is not None and len(titles) != len(images):
         raise UserError(f"{len(titles)} titles do not go with {len(images)} images")
 
@@ -95,21 +120,30 @@ def _lay_out_down(images, maps, titles, bars):
     above, below = _split_page(len(images) * panel + 0.24, WIDTH)
     axes = above.subplots(len(images), columns, squeeze=False)
     for ax, name in zip(axes[0], _name_maps(maps), strict=True):
-        ax.set_title(textwrap.fill(name, 16) if columns > 5 else name, fontsize=8 if columns > 5 else None)
+        ax.set_title(
+            textwrap.fill(name, 16) if columns > 5 else name, fontsize=8 if columns > 5 else None
+        )
     for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
         ax.set_ylabel(title, fontsize=7.5 if panel > 1 else 6.5)
     return axes, below.subplots(1, bars, squeeze=False)[0]
 
 
 def _lay_out_across(images, maps, titles, bars):
-    """Images from left to right, in blocks, methods from top to bottom with their names on the left."""
+    """Images from left to right, in blocks, methods from top to bottom with their names on the
+    left.
+    """
     height, width = images.shape[1:3]
     columns, rows = min(BLOCK, len(images)), 1 + len(maps)
     blocks = -(-len(images) // columns)
     lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
     panel = (BROAD - NAME) / columns * height / width
     above, below = _split_page(blocks * (rows * panel + 0.13 * lines + 0.1), BROAD)
-    grid = np.array([part.subplots(rows, columns, squeeze=False) for part in np.ravel(above.subfigures(blocks, 1))])
+    grid = np.array(
+        [
+            part.subplots(rows, columns, squeeze=False)
+            for part in np.ravel(above.subfigures(blocks, 1))
+        ]
+    )
     names = [textwrap.fill(name, 14) for name in _name_maps(maps)]
     for block in grid:
         for ax, name in zip(block[:, 0], names, strict=True):
@@ -127,8 +161,12 @@ def _lay_out_wrapped(images, maps, titles, bars):
     height, width = images.shape[1:3]
     rows = -(-(1 + len(maps)) // (1 + ACROSS))
     columns = -(-(1 + len(maps)) // rows)
-    above, below = _split_page(len(images) * rows * (0.95 * WIDTH / columns * height / width + 0.32) + 0.1, WIDTH)
-    grid = above.subplots(len(images) * rows, columns, squeeze=False).reshape(len(images), rows * columns)
+    above, below = _split_page(
+        len(images) * rows * (0.95 * WIDTH / columns * height / width + 0.32) + 0.1, WIDTH
+    )
+    grid = above.subplots(len(images) * rows, columns, squeeze=False).reshape(
+        len(images), rows * columns
+    )
     for ax in grid[:, 1 + len(maps) :].ravel():
         ax.remove()
     axes = grid[:, : 1 + len(maps)]
@@ -141,7 +179,9 @@ def _lay_out_wrapped(images, maps, titles, bars):
 
 
 def _split_page(height: float, width: float):
-    """Two parts of a new figure: `height` inches for the pictures, and what the colour bars need below them."""
+    """Two parts of a new figure: `height` inches for the pictures, and what the colour bars need
+    below them.
+    """
     return new_figure(height + BAR, width).subfigures(2, 1, height_ratios=[height, BAR])
 
 
@@ -150,22 +190,29 @@ def _name_maps(maps) -> list[str]:
 
 
 def block_means(values: np.ndarray, cells: int = CELLS) -> np.ndarray:
-    """Maps (N, H, W) as means over square blocks of pixels, about `cells` along the longer side; smaller maps as they are."""
+    """Maps (N, H, W) as means over square blocks of pixels, about `cells` along the longer side;
+    smaller maps as they are.
+    """
     height, width = values.shape[1:]
     side = max(1, round(max(height, width) / cells))
     rows, columns = np.arange(0, height, side), np.arange(0, width, side)
     sums = np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2)
-    return sums / np.outer(np.diff([*rows, height]), np.diff([*columns, width]))  # blocks at the edge may be smaller
+    # blocks at the edge may be smaller
+    return sums / np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
 
 
 def relative(values: np.ndarray) -> np.ndarray:
-    """One map (H, W) divided by what counts as full strength, cut to -1..1; zeros where the map is blank."""
+    """One map (H, W) divided by what counts as full strength, cut to -1..1; zeros where the map is
+    blank.
+    """
     full = np.percentile(np.abs(values), CLIP)
     return np.clip(values / full, -1, 1) if full > 0 else np.zeros_like(values)
 
 
 def overlay_colors(signed: bool) -> ListedColormap:
-    """The colours of a map over an image: the less a value says, the more of the image shows through."""
+    """The colours of a map over an image: the less a value says, the more of the image shows
+    through.
+    """
     colors = colormaps[DIVERGING if signed else UNSIGNED](np.linspace(0, 1, 256))  # (256, RGBA)
     colors[:, 3] = STRONG * np.abs(np.linspace(-1 if signed else 0, 1, 256))
     return ListedColormap(colors)
@@ -175,7 +222,14 @@ def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> N
     height, width = image.shape[:2]
     show_image(ax, image.mean(axis=-1) * (1 - PALE * signed) + PALE * signed)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    ax.imshow(values, overlay_colors(signed), vmin=-1 if signed else 0, vmax=1, extent=extent, interpolation="bilinear")
+    ax.imshow(
+        values,
+        overlay_colors(signed),
+        vmin=-1 if signed else 0,
+        vmax=1,
+        extent=extent,
+        interpolation="bilinear",
+    )
 
 
 MARK = PALETTE[3]
@@ -191,18 +245,19 @@ def plot_counterfactuals(
     found: Sequence[bool] | None = None,
     kind: str = "removed",
 ) -> np.ndarray:
-    """Each image, and below it the changed one with its changed cells outlined: an array of axes (N, 2).
+    """Each image, and below it the changed one with its changed cells outlined: an array of axes
+    (N, 2).
 
-    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that were changed. before, after:
-    the class predicted for each image and for the changed one. found: whether the decision changed; by default, where after
-    differs from before. kind: what was done to the cells, a word for the label of the row ("removed", "exchanged").
-    """
+    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that
+    were changed. before, after: the class predicted for each image and for the changed one. found:
+    whether the decision changed; by default, where after differs from before. kind: what was done
+    to the cells, a word for the label of the row ("removed", "exchanged")."""
     found = np.asarray(before) != np.asarray(after) if found is None else np.asarray(found, bool)
     counts = [len(part) for part in (images, changed, removed, before, after, found)]
     if len(set(counts)) > 1 or not counts[0]:
         raise UserError(
-            f"images, changed, removed, before, after, found have {', '.join(map(str, counts))} entries: "
-            "give as many of each, and at least one"
+            f"images, changed, removed, before, after, found have {', '.join(map(str, counts))}"
+            " entries: give as many of each, and at least one"
         )
     height, width = images.shape[1:3]
     blocks = -(-len(images) // ACROSS)
@@ -239,9 +294,14 @@ def _outline(ax: Axes, cells: np.ndarray, height: int, width: int) -> None:
     rows, columns = cells.shape
     padded = np.pad(cells, 1)
     lines = []
-    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):  # upright: between column and its right neighbour
+    # upright: between column and its right neighbour
+    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):
         lines.append([(column, row - 1), (column, row)])
     for row, column in np.argwhere(padded[1:] != padded[:-1]):
         lines.append([(column - 1, row), (column, row)])
     scale = (width / columns, height / rows)
-    ax.add_collection(LineCollection(np.array(lines) * scale - 0.5, colors=MARK, linewidths=1.4, capstyle="projecting"))
+    ax.add_collection(
+        LineCollection(
+            np.array(lines) * scale - 0.5, colors=MARK, linewidths=1.4, capstyle="projecting"
+        )
+    )

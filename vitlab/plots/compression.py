@@ -33,21 +33,30 @@ LOST = ("kind", "sample_id", "label", "pred_before", "pred_after", "prob_before"
 
 
 def plot_drop(drop_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Change of the accuracy within each class and group with its paired interval, and a line at zero.
+    """Change of the accuracy within each class and group with its paired interval, and a line at
+    zero.
 
-    The numbers at the right are how many images were lost and won. Of more than a dozen slices of a column, those with the
-    lowest and the highest change are shown.
-    """
+    The numbers at the right are how many images were lost and won. Of more than a dozen slices of a
+    column, those with the lowest and the highest change are shown."""
     check_table(drop_table, DROP, "drop_table")
     table = cut_slices(drop_table, "change")
     places, names, heads = stack_rows(table)
     ax = new_axes(ax, 0.8 + 0.2 * (places[-1] + 1), 5.2)
     for place, row in zip(places, table.itertuples(), strict=True):
         shown = row.low > 0 or row.high < 0
-        draw_interval(ax, place, row.change, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note)
+        draw_interval(
+            ax, place, row.change, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note
+        )
         if not np.isnan(row.change):
-            ax.annotate(f"{MINUS}{row.lost:.0f} +{row.gained:.0f}", (1, place), (6, 0), va="center", fontsize=7,
-                        xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
+            ax.annotate(
+                f"{MINUS}{row.lost:.0f} +{row.gained:.0f}",
+                (1, place),
+                (6, 0),
+                va="center",
+                fontsize=7,
+                xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points",
+            )
     draw_zero(ax)
     ax.set_xlabel(f"accuracy: after minus before (at the right: images lost {MINUS}, won +)")
     list_grouped_rows(ax, places, names, heads)
@@ -56,12 +65,20 @@ def plot_drop(drop_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_lost(images: Sequence, lost_images: pd.DataFrame) -> np.ndarray:
-    """The images of a `lost_images` table, in its order: true class, both answers, and the probability of the true class."""
+    """The images of a `lost_images` table, in its order: true class, both answers, and the
+    probability of the true class.
+    """
     missing = [name for name in LOST if name not in lost_images]
     if missing:
-        raise UserError(f"lost_images lacks the columns {', '.join(missing)}; lost_images(before, after) makes such a table")
+        raise UserError(
+            f"lost_images lacks the columns {', '.join(missing)}; lost_images(before, after) makes"
+            " such a table"
+        )
     if len(images) != len(lost_images):
-        raise UserError(f"{len(images)} images do not go with {len(lost_images)} rows: give one image for each row, in order")
+        raise UserError(
+            f"{len(images)} images do not go with {len(lost_images)} rows: give one image for each"
+            " row, in order"
+        )
     if lost_images.empty:
         ax = new_axes(None, 0.6)
         ax.set_axis_off()
@@ -83,21 +100,43 @@ MERGING = ("merged", "metric", "value", "low", "high", "p50_ms", "ratio")
 
 
 def plot_pruning_curve(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The score of pruned models, not trained again, by the share of the multiply-adds that is left; a line for each importance.
+    """The score of pruned models, not trained again, by the share of the multiply-adds that is
+    left; a line for each importance.
 
-    table: a `pruning_curve_table`. The dotted line is the model itself; bars are intervals over the images.
-    """
+    table: a `pruning_curve_table`. The dotted line is the model itself; bars are intervals over the
+    images."""
     check_table(table, CURVE, "table of a pruning curve")
     ax = new_axes(ax, 2.9, 5.2)
     names = table["importance"].unique()
     for number, (name, color) in enumerate(series_colors(names).items()):
         rows = table[table["importance"] == name].sort_values("multiply_adds")
         shift = 0.003 * (number - (len(names) - 1) / 2)  # bars of several lines stand side by side
-        style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5, "linewidth": 1.2, "capsize": 2}
-        ax.errorbar(rows["multiply_adds"] + shift, rows["value"], _reach(rows), elinewidth=0.9, label=readable(name), **style)
-    ax.axhline(table.sort_values("keep")["value"].iloc[-1], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        style = {
+            "color": color,
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 4.5,
+            "linewidth": 1.2,
+            "capsize": 2,
+        }
+        ax.errorbar(
+            rows["multiply_adds"] + shift,
+            rows["value"],
+            _reach(rows),
+            elinewidth=0.9,
+            label=readable(name),
+            **style,
+        )
+    ax.axhline(
+        table.sort_values("keep")["value"].iloc[-1],
+        color=GREY,
+        linewidth=0.8,
+        linestyle=":",
+        zorder=0,
+    )
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel="multiply-adds left, of the whole model", ylabel=readable(table["metric"].iloc[0]))
+    ax.set(
+        xlabel="multiply-adds left, of the whole model", ylabel=readable(table["metric"].iloc[0])
+    )
     ax.grid(True)
     legend_below(ax, min(len(names), 4), title="importance by")
     return ax
@@ -106,8 +145,8 @@ def plot_pruning_curve(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_merging_curve(table: pd.DataFrame) -> np.ndarray:
     """The score, and the time of one image, by the number of tokens merged in a block: two panels.
 
-    table: a `merging_curve_table`. Dotted lines are the model that merges none; the share beside a time is of its time.
-    """
+    table: a `merging_curve_table`. Dotted lines are the model that merges none; the share beside a
+    time is of its time."""
     check_table(table, MERGING, "table of a merging curve")
     rows = table.sort_values("merged")
     axes = panel_grid(2, 2, 2.5, sharex=True)
@@ -116,7 +155,12 @@ def plot_merging_curve(table: pd.DataFrame) -> np.ndarray:
     axes[1].plot(rows["merged"], rows["p50_ms"], **line)
     for row in rows.iloc[1:].itertuples():
         axes[1].annotate(
-            f"{row.ratio:.0%}", (row.merged, row.p50_ms), (0, 5), textcoords="offset points", ha="center", fontsize=7
+            f"{row.ratio:.0%}",
+            (row.merged, row.p50_ms),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
         )
     for ax, name in zip(axes, ("value", "p50_ms"), strict=True):
         ax.axhline(rows[name].iloc[0], color=GREY, linewidth=0.8, linestyle=":", zorder=0)

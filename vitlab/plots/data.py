@@ -1,4 +1,6 @@
-"""What is in a data set: balance, sizes, intensities, images, near-duplicates, flaws, augmentation."""
+"""What is in a data set: balance, sizes, intensities, images, near-duplicates, flaws,
+augmentation.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,20 @@ def plot_class_balance(samples: pd.DataFrame, classes: Sequence[str]) -> np.ndar
     order = largest_groups(groups)
     parts = {"all": samples} | {name: samples[groups == name] for name in order if len(order) > 1}
     axes = panel_grid(len(parts), 4, 0.75 + 0.28 * len(classes), sharey=True)
-    room = 1 / (1 - 0.9 / ((WIDTH - 0.8) / min(4, len(parts))))  # the text behind a bar is about 0.9 inches long
+    # the text behind a bar is about 0.9 inches long
+    room = 1 / (1 - 0.9 / ((WIDTH - 0.8) / min(4, len(parts))))
     for ax, (name, part) in zip(axes, parts.items(), strict=True):
         counts = part["label"].value_counts().reindex(classes, fill_value=0)
-        bars = ax.barh(range(len(classes)), counts, color=[colors[name] for name in classes], height=0.72)
+        bars = ax.barh(
+            range(len(classes)), counts, color=[colors[name] for name in classes], height=0.72
+        )
         texts = [f"{count:,} ({count / max(1, len(part)):.0%})" for count in counts]
         ax.bar_label(bars, texts, padding=3, fontsize=7.5)
-        ax.set(title=f"{shorten(name)} (n = {len(part):,})", xlabel="images", xlim=(0, max(1, counts.max()) * room))
+        ax.set(
+            title=f"{shorten(name)} (n = {len(part):,})",
+            xlabel="images",
+            xlim=(0, max(1, counts.max()) * room),
+        )
         ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], integer=True))
         ax.set_yticks(range(len(classes)), [shorten(name) for name in classes])
         ax.tick_params(axis="y", length=0)
@@ -80,7 +89,9 @@ def plot_sample_grid(
     classes: Sequence[str] = (),
     columns: int = 6,
 ) -> np.ndarray:
-    """Images side by side. With `labels` and `classes`, each has a frame in the colour of its class."""
+    """Images side by side. With `labels` and `classes`, each has a frame in the colour of its
+    class.
+    """
     if len(images) == 0:
         raise UserError("there is no image to draw")
     lines = max(title.count("\n") + 1 for title in titles)
@@ -88,9 +99,17 @@ def plot_sample_grid(
     rows = -(-len(images) // columns)
     ratio = max(height / width for height, width in map(image_shape, images))
     colors = class_colors(classes) if labels is not None else {}
-    colors = {name: color for name, color in colors.items() if len(colors) <= MAX_SHOWN or name in set(labels)}
+    colors = {
+        name: color
+        for name, color in colors.items()
+        if len(colors) <= MAX_SHOWN or name in set(labels)
+    }
     legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
-    axes = panel_grid(len(images), columns, ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows)
+    axes = panel_grid(
+        len(images),
+        columns,
+        ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows,
+    )
     for ax, image, title in zip(axes, images, titles, strict=True):
         show_image(ax, image)
         ax.set_title(title, fontsize=7, pad=3)
@@ -98,7 +117,9 @@ def plot_sample_grid(
         for ax, label in zip(axes, labels, strict=True):
             frame(ax, colors[label])
         handles = [Patch(color=color, label=shorten(name)) for name, color in colors.items()]
-        axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+        axes[0].figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 5)
+        )
     return axes
 
 
@@ -110,28 +131,48 @@ def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     area = 15 + 285 * sizes["count"] / len(image_table)
     ax.scatter(sizes["width"], sizes["height"], s=area, color=PALETTE[0], alpha=0.6, linewidths=0)
     first = sizes.iloc[0]
-    ax.set_title(f"most common: {first['width']} {TIMES} {first['height']} ({first['count']:,} of {len(image_table):,} images)")
-    low, high = sizes[["width", "height"]].min().min() * 0.7, sizes[["width", "height"]].max().max() * 1.3
-    ax.set(xlim=(low, high), ylim=(low, high), xlabel="width (pixels)", ylabel="height (pixels)", aspect="equal")
+    ax.set_title(
+        f"most common: {first['width']} {TIMES} {first['height']} ({first['count']:,} of"
+        f" {len(image_table):,} images)"
+    )
+    low, high = (
+        sizes[["width", "height"]].min().min() * 0.7,
+        sizes[["width", "height"]].max().max() * 1.3,
+    )
+    ax.set(
+        xlim=(low, high),
+        ylim=(low, high),
+        xlabel="width (pixels)",
+        ylabel="height (pixels)",
+        aspect="equal",
+    )
     ax.legend(loc="lower right")
     return ax
 
 
-def plot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
-    """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a panel for each group.
+def plot_intensities(
+    image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]
+) -> np.ndarray:
+    """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a
+    panel for each group.
 
-    Of many classes, the darkest and the brightest have a colour; of many groups, the largest have a panel.
-    """
+    Of many classes, the darkest and the brightest have a colour; of many groups, the largest have a
+    panel."""
     table, colors, groups = prepare_intensities(image_table, samples, classes)
     table = table.sample(frac=1, random_state=0)  # mixed, so that no class hides the others
     axes = panel_grid(len(groups), 3, 3.0, sharex=True, sharey=True)
     for ax, group in zip(axes, groups, strict=True):
         part = table[table["group"] == group]
-        ax.scatter(part["mean"], part["std"], s=7, c=part["class"].map(colors), alpha=0.5, linewidths=0)
+        ax.scatter(
+            part["mean"], part["std"], s=7, c=part["class"].map(colors), alpha=0.5, linewidths=0
+        )
         ax.set_title(f"{shorten(group)} (n = {len(part):,})")
     axes[0].set_ylabel(CONTRAST)
     axes[0].figure.supxlabel(BRIGHTNESS, fontsize=9)
-    handles = [Line2D([], [], marker="o", linestyle="", color=color, label=shorten(name)) for name, color in colors.items()]
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=shorten(name))
+        for name, color in colors.items()
+    ]
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(colors), 5))
     note_above(axes[0].figure, note_groups(len(groups), table["group"].nunique()))
     return axes
@@ -140,11 +181,20 @@ def plot_intensities(image_table: pd.DataFrame, samples: pd.DataFrame, classes: 
 def prepare_intensities(
     image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
-    """The images with label and group; the colours of the classes drawn, others as one in the column class; groups drawn."""
-    table = image_table.merge(samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one")
+    """The images with label and group; the colours of the classes drawn, others as one in the
+    column class; groups drawn.
+    """
+    table = image_table.merge(
+        samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one"
+    )
     table["group"] = table["group"].astype(str)
     every = list(classes)
-    shown = [every[place] for place in find_extremes(table.groupby("label")["mean"].mean().reindex(every), MAX_LINES * 2)]
+    shown = [
+        every[place]
+        for place in find_extremes(
+            table.groupby("label")["mean"].mean().reindex(every), MAX_LINES * 2
+        )
+    ]
     others = f"{len(every) - len(shown):,} others"
     colors = class_colors(shown) | ({others: "#737373"} if len(shown) < len(every) else {})
     table["class"] = table["label"].where(table["label"].isin(shown), others)
@@ -153,13 +203,17 @@ def prepare_intensities(
 
 def plot_augmentations(original, variants: Sequence) -> np.ndarray:
     """An image and what augmentation made of it."""
-    axes = plot_sample_grid([original, *variants], ["original", *(f"variant {i}" for i in range(1, len(variants) + 1))])
+    axes = plot_sample_grid(
+        [original, *variants], ["original", *(f"variant {i}" for i in range(1, len(variants) + 1))]
+    )
     frame(axes[0], PALETTE[0])
     return axes
 
 
 def plot_pairs(pairs: Sequence[tuple], titles: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Pairs of images (near-duplicates) side by side: an array of axes (pairs, 2). titles: one for each image of each pair."""
+    """Pairs of images (near-duplicates) side by side: an array of axes (pairs, 2). titles: one for
+    each image of each pair.
+    """
     if len(pairs) == 0:
         raise UserError("there is no pair to draw")
     columns = min(3, len(pairs))
@@ -185,13 +239,16 @@ FLAGGED = PALETTE[3]
 
 
 def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
-    """A row of images for each issue, the worst first, with their scores; a frame marks those that the issue's rule flags.
+    """A row of images for each issue, the worst first, with their scores; a frame marks those that
+    the issue's rule flags.
 
-    worst: issue, sample_id, score, flagged, as of `vitlab.data.worst_images`; images: sample_id to image. One that is not given
-    (it is unreadable) is a blank with its name. Array of axes (issues, most images); None where a row is shorter.
-    """
+    worst: issue, sample_id, score, flagged, as of `vitlab.data.worst_images`; images: sample_id to
+    image. One that is not given (it is unreadable) is a blank with its name. Array of axes (issues,
+    most images); None where a row is shorter."""
     rows = [(readable(issue), part) for issue, part in worst.groupby("issue", sort=False)]
-    axes = _image_rows([(name.replace(" ", "\n"), part["sample_id"].tolist()) for name, part in rows], images)
+    axes = _image_rows(
+        [(name.replace(" ", "\n"), part["sample_id"].tolist()) for name, part in rows], images
+    )
     for (_, part), row in zip(rows, axes, strict=True):
         for ax, score, flagged in zip(row, part["score"], part["flagged"], strict=False):
             ax.set_title(_write_score(score), fontsize=6.5, pad=2)
@@ -200,13 +257,15 @@ def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
     return axes
 
 
-def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples: pd.DataFrame) -> np.ndarray:
-    """A row of images for each cluster of near-duplicates, at most eight of them, framed in the colour of their split.
+def plot_clusters(
+    images: Mapping[str, object], clusters: pd.DataFrame, samples: pd.DataFrame
+) -> np.ndarray:
+    """A row of images for each cluster of near-duplicates, at most eight of them, framed in the
+    colour of their split.
 
-    clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order wanted; samples: sample_id,
-    label, split. Where frames differ in colour, a cluster crosses a split. Array of axes (clusters, columns); None where a row
-    is shorter.
-    """
+    clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order
+    wanted; samples: sample_id, label, split. Where frames differ in colour, a cluster crosses a
+    split. Array of axes (clusters, columns); None where a row is shorter."""
     named = samples.set_index("sample_id")
     colors = series_colors(SPLITS)
     parts = [part.head(MOST_IMAGES) for _, part in clusters.groupby("cluster", sort=False)]
@@ -221,25 +280,43 @@ def plot_clusters(images: Mapping[str, object], clusters: pd.DataFrame, samples:
     return axes
 
 
-def _image_rows(rows: list[tuple[str, list[str]]], images: Mapping[str, object], legend: bool = False) -> np.ndarray:
+def _image_rows(
+    rows: list[tuple[str, list[str]]], images: Mapping[str, object], legend: bool = False
+) -> np.ndarray:
     if not rows:
         raise UserError("there is no image to draw: the table is empty")
     columns = max(len(ids) for _, ids in rows)
     side = (WIDTH - LABEL_WIDTH) / max(columns, 6)
     figure = new_figure(len(rows) * (side + 0.24 + 0.1 * legend) + 0.1 + 0.25 * legend)
-    grid = figure.subplots(len(rows), max(columns, 6) + 1, squeeze=False, width_ratios=[LABEL_WIDTH, *[side] * max(columns, 6)])
+    grid = figure.subplots(
+        len(rows),
+        max(columns, 6) + 1,
+        squeeze=False,
+        width_ratios=[LABEL_WIDTH, *[side] * max(columns, 6)],
+    )
     axes = np.full((len(rows), columns), None, dtype=object)
     for place, (label, ids) in enumerate(rows):
         for ax in grid[place]:
             ax.axis("off")
-        grid[place, 0].text(0, 0.5, label, fontsize=7.5, va="center", transform=grid[place, 0].transAxes)
+        grid[place, 0].text(
+            0, 0.5, label, fontsize=7.5, va="center", transform=grid[place, 0].transAxes
+        )
         for column, sample_id in enumerate(ids):
             ax = axes[place, column] = grid[place, column + 1]
             ax.axis("on")
             image = images.get(sample_id)
             show_image(ax, np.full((8, 8), 235, dtype=np.uint8) if image is None else image)
             if image is None:
-                ax.text(0.5, 0.5, sample_id, fontsize=5, ha="center", va="center", wrap=True, transform=ax.transAxes)
+                ax.text(
+                    0.5,
+                    0.5,
+                    sample_id,
+                    fontsize=5,
+                    ha="center",
+                    va="center",
+                    wrap=True,
+                    transform=ax.transAxes,
+                )
     return axes
 
 

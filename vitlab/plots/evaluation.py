@@ -26,10 +26,11 @@ from vitlab.plots.style import (
 
 
 def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Counts, and their share of the true class: a row for each true class, a column for each predicted one.
+    """Counts, and their share of the true class: a row for each true class, a column for each
+    predicted one.
 
-    Of more than a dozen classes, those that are confused most often are shown, and the others together as one.
-    """
+    Of more than a dozen classes, those that are confused most often are shown, and the others
+    together as one."""
     total = len(confusion_table)
     table = _pool_classes(confusion_table)
     counts = table.to_numpy()
@@ -43,7 +44,9 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     for (row, column), count in np.ndenumerate(counts):
         text = f"{count:,}\n{share[row, column]:.0%}" if few or count else ""
         color = "white" if share[row, column] > 0.5 else "black"
-        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=9 if few else 6.5)
+        ax.text(
+            column, row, text, ha="center", va="center", color=color, fontsize=9 if few else 6.5
+        )
     names = [shorten(name) for name in classes]
     turned = max(map(len, names)) * len(names) > 45
     ax.set_xticks(
@@ -53,10 +56,17 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
         ha="right" if turned else "center",
         rotation_mode="anchor" if turned else "default",
     )
-    ax.set_yticks(range(len(names)), [f"{name}\nn = {total:,}" for name, total in zip(names, totals[:, 0], strict=True)])
+    ax.set_yticks(
+        range(len(names)),
+        [f"{name}\nn = {total:,}" for name, total in zip(names, totals[:, 0], strict=True)],
+    )
     ax.set(xlabel="predicted class", ylabel="true class")
     if len(classes) < total:
-        ax.set_title(f"the {len(classes) - 1} of {total:,} classes that are confused most often", fontsize=8, color=GREY)
+        ax.set_title(
+            f"the {len(classes) - 1} of {total:,} classes that are confused most often",
+            fontsize=8,
+            color=GREY,
+        )
     ax.tick_params(length=0)
     ax.grid(False)
     for spine in ax.spines.values():
@@ -67,36 +77,56 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
 
 
 def _pool_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """The classes of the most frequent confusions, in the order of the table, and all others as one last row and column."""
+    """The classes of the most frequent confusions, in the order of the table, and all others as one
+    last row and column.
+    """
     counts = table.to_numpy()
     if len(counts) <= MAX_SHOWN:
         return table
     wrong = counts - np.diag(np.diag(counts))
-    pairs = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape))[0]
+    pairs = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape))[
+        0
+    ]
     kept = np.sort(pd.unique(pairs.ravel())[: MAX_SHOWN - 1])
     rest = np.setdiff1d(np.arange(len(counts)), kept)
     pooled = np.block(
         [
             [counts[np.ix_(kept, kept)], counts[np.ix_(kept, rest)].sum(axis=1, keepdims=True)],
-            [counts[np.ix_(rest, kept)].sum(axis=0, keepdims=True), counts[np.ix_(rest, rest)].sum(keepdims=True)],
+            [
+                counts[np.ix_(rest, kept)].sum(axis=0, keepdims=True),
+                counts[np.ix_(rest, rest)].sum(keepdims=True),
+            ],
         ]
     )
     names = [*table.columns[kept], f"{len(rest):,} others"]
     return pd.DataFrame(pooled, index=names, columns=names)
 
 
-def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None, chosen: pd.DataFrame | None = None) -> Axes:
+def plot_threshold(
+    threshold_table: pd.DataFrame, ax: Axes | None = None, chosen: pd.DataFrame | None = None
+) -> Axes:
     """Precision, recall, specificity and F1 against the threshold on the probability of a class.
 
-    chosen: a table of rule and threshold (`threshold_choice_table`); each threshold is marked with the names of its rules.
-    """
+    chosen: a table of rule and threshold (`threshold_choice_table`); each threshold is marked with
+    the names of its rules."""
     ax = new_axes(ax, 3.2 if chosen is None else 3.6)
     for name, color in series_colors(["precision", "recall", "specificity", "f1"]).items():
-        ax.plot(threshold_table["threshold"], threshold_table[name], color=color, label=readable(name))
+        ax.plot(
+            threshold_table["threshold"], threshold_table[name], color=color, label=readable(name)
+        )
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":", label="0.5, the default")
     for threshold, names in list_marks(chosen).items():
         ax.axvline(threshold, color="black", linewidth=0.8, zorder=0)
-        ax.text(threshold, 1.02, names, rotation=40, fontsize=7, ha="left", va="bottom", rotation_mode="anchor")
+        ax.text(
+            threshold,
+            1.02,
+            names,
+            rotation=40,
+            fontsize=7,
+            ha="left",
+            va="bottom",
+            rotation_mode="anchor",
+        )
     ax.set(
         xlim=(0, 1),
         ylim=(-0.01, 1.01),
@@ -109,19 +139,25 @@ def plot_threshold(threshold_table: pd.DataFrame, ax: Axes | None = None, chosen
 
 
 def list_marks(chosen: pd.DataFrame | None) -> dict[float, str]:
-    """The rules that chose each threshold within 0..1, from the lowest; the reference 0.5 has a line of its own."""
+    """The rules that chose each threshold within 0..1, from the lowest; the reference 0.5 has a
+    line of its own.
+    """
     if chosen is None:
         return {}
     rules = chosen[(chosen["rule"] != "0.5") & chosen["threshold"].between(0, 1)]
-    return {threshold: ", ".join(readable(name) for name in part["rule"]) for threshold, part in rules.groupby("threshold")}
+    return {
+        threshold: ", ".join(readable(name) for name in part["rule"])
+        for threshold, part in rules.groupby("threshold")
+    }
 
 
 def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
-    """The metrics of each slice with their intervals, a panel for each metric; the dotted line is the value of all samples.
+    """The metrics of each slice with their intervals, a panel for each metric; the dotted line is
+    the value of all samples.
 
-    slice_table: of several columns. Slices of one column stand together under its name. Of more than a dozen slices of a
-    column, those with the lowest and the highest value of the first metric are shown.
-    """
+    slice_table: of several columns. Slices of one column stand together under its name. Of more
+    than a dozen slices of a column, those with the lowest and the highest value of the first metric
+    are shown."""
     keys = ["column", "slice"]
     table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
     every = table.drop_duplicates("key")  # with the first metric
@@ -138,12 +174,15 @@ def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
         draw_zero(ax, overall)
         ax.set_title(readable(metric))
         list_grouped_rows(ax, places, names, heads)
-    note_above(axes[0].figure, describe_cut(len(slices), len(every), "slices", readable(metrics[0])))
+    note_above(
+        axes[0].figure, describe_cut(len(slices), len(every), "slices", readable(metrics[0]))
+    )
     return axes
 
 
 def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How far each slice is above or below the rest, with its interval; filled where the test shows a difference.
+    """How far each slice is above or below the rest, with its interval; filled where the test shows
+    a difference.
 
     Of more than a dozen slices of a column, those with the lowest and the highest gap are shown.
     """
@@ -152,7 +191,9 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, 0.75 + 0.2 * (places[-1] + 1), 5.2)
     for place, row in zip(places, table.itertuples(), strict=True):
         shown = str(row.verdict).endswith("than the rest")
-        draw_interval(ax, place, row.gap, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note)
+        draw_interval(
+            ax, place, row.gap, row.low, row.high, PALETTE[2] if shown else GREY, shown, row.note
+        )
     draw_zero(ax)
     ax.set_xlabel(f"{readable(table['metric'].iloc[0])}: slice minus rest")
     list_grouped_rows(ax, places, names, heads)
@@ -161,16 +202,22 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_mistakes(images: Sequence, mistakes: pd.DataFrame) -> np.ndarray:
-    """The images of a `mistakes_table`, in its order, each with its true class, the wrong answer and how sure that was."""
+    """The images of a `mistakes_table`, in its order, each with its true class, the wrong answer
+    and how sure that was.
+    """
     if len(images) != len(mistakes):
-        raise UserError(f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each row, in order")
+        raise UserError(
+            f"{len(images)} images do not go with {len(mistakes)} mistakes: give one image for each"
+            " row, in order"
+        )
     if mistakes.empty:
         ax = new_axes(None, 0.6)
         ax.set_axis_off()
         ax.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return np.array([ax])
     titles = [
-        f"{row.sample_id}\n" * bool(row.sample_id) + f"true: {row.label}\npredicted: {row.pred} ({row.confidence:.0%})"
+        f"{row.sample_id}\n" * bool(row.sample_id)
+        + f"true: {row.label}\npredicted: {row.pred} ({row.confidence:.0%})"
         for row in mistakes.itertuples()
     ]
     return plot_sample_grid(images, titles, columns=4)

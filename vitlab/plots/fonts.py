@@ -1,4 +1,6 @@
-"""Characters that the usual font lacks: installed fonts that have them, or a hint which package to install."""
+"""Characters that the usual font lacks: installed fonts that have them, or a hint which package to
+install.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,12 @@ from matplotlib.text import Text
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
 PACKAGES = {  # of Debian and Ubuntu, by the first word of a character's Unicode name
-    **dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO"), "fonts-noto-cjk"),
+    **dict.fromkeys(
+        ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO"), "fonts-noto-cjk"
+    ),
 }
-EMOJI, OTHERS = "fonts-symbola", "fonts-noto-core"  # fonts of coloured bitmaps cannot be drawn by matplotlib
+# fonts of coloured bitmaps cannot be drawn by matplotlib
+EMOJI, OTHERS = "fonts-symbola", "fonts-noto-core"
 
 
 class ReadableFigure(Figure):
@@ -35,16 +40,25 @@ class ReadableFigure(Figure):
 
 
 def find_fonts(text: str) -> tuple[list[str], str]:
-    """Families of installed fonts that together draw what the usual font lacks, and the characters that no font has."""
-    usual = _characters(font_manager.findfont(USUAL)) | _characters(font_manager.findfont(font_manager.FontProperties()))
-    missing = {char for char in text if char.isprintable() and not char.isspace() and ord(char) not in usual}
+    """Families of installed fonts that together draw what the usual font lacks, and the characters
+    that no font has.
+    """
+    usual = _characters(font_manager.findfont(USUAL)) | _characters(
+        font_manager.findfont(font_manager.FontProperties())
+    )
+    missing = {
+        char
+        for char in text
+        if char.isprintable() and not char.isspace() and ord(char) not in usual
+    }
     families = []
     while missing:
         path = max(_installed(), key=lambda path: len(_covered(missing, path)), default="")
         if not (found := _covered(missing, path)):
             break
         if path not in {entry.fname for entry in font_manager.fontManager.ttflist}:
-            font_manager.fontManager.addfont(path)  # installed since matplotlib listed the fonts of this machine
+            # installed since matplotlib listed the fonts of this machine
+            font_manager.fontManager.addfont(path)
         families.append(font_manager.get_font(path).family_name)
         missing -= found
     return families, "".join(sorted(missing))
@@ -55,8 +69,9 @@ def describe_missing(missing: str) -> str:
     packages = sorted({_find_package(char) for char in missing})
     shown = missing if len(missing) <= 20 else missing[:20] + "…"
     return (
-        f"no installed font has the characters {shown}, so a box or nothing is drawn in their place: install a font that has "
-        f"them (Debian and Ubuntu: apt-get install {' '.join(packages)}), then start again"
+        f"no installed font has the characters {shown}, so a box or nothing is drawn in their"
+        " place: install a font that has them (Debian and Ubuntu: apt-get install"
+        f" {' '.join(packages)}), then start again"
     )
 
 
@@ -89,12 +104,19 @@ def _use_fonts(figure, families):
 def _installed() -> tuple[str, ...]:
     """The fonts of this machine, upright ones of usual weight first."""
     odd = ("bold", "oblique", "italic", "light", "thin", "black", "condensed", "medium")
-    return tuple(sorted(font_manager.findSystemFonts(), key=lambda path: (any(word in path.lower() for word in odd), path)))
+    return tuple(
+        sorted(
+            font_manager.findSystemFonts(),
+            key=lambda path: (any(word in path.lower() for word in odd), path),
+        )
+    )
 
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """The code points that a font has; none where it cannot be drawn or has a box for every character."""
+    """The code points that a font has; none where it cannot be drawn or has a box for every
+    character.
+    """
     try:
         font = FT2Font(path)
     except (RuntimeError, OSError):  # coloured bitmaps, a damaged file, or no file

@@ -30,10 +30,15 @@ BAND = 0.18  # opacity of an interval
 
 
 def plot_corruptions(images: Mapping[str, Sequence], severities: Sequence[int]) -> np.ndarray:
-    """An image under each corruption (columns, keys of `images`) at each severity (rows): an array of axes (rows, columns)."""
+    """An image under each corruption (columns, keys of `images`) at each severity (rows): an array
+    of axes (rows, columns).
+    """
     for name, versions in images.items():
         if len(versions) != len(severities):
-            raise UserError(f"{name}: {len(versions)} images do not go with {len(severities)} severities: give one for each")
+            raise UserError(
+                f"{name}: {len(versions)} images do not go with {len(severities)} severities: give"
+                " one for each"
+            )
     if not images or not len(severities):
         raise UserError("there is no image to draw: give at least one corruption and one severity")
     height, width = image_shape(next(iter(images.values()))[0])
@@ -49,29 +54,42 @@ def plot_corruptions(images: Mapping[str, Sequence], severities: Sequence[int]) 
     return axes
 
 
-def plot_robustness(tables: pd.DataFrame | Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> np.ndarray:
-    """Metrics (rows) against the severity of each corruption (columns) with their intervals: an array of axes (rows, columns).
+def plot_robustness(
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame], metrics: Sequence[str]
+) -> np.ndarray:
+    """Metrics (rows) against the severity of each corruption (columns) with their intervals: an
+    array of axes (rows, columns).
 
-    Severity 0 is the clean image. tables: one `robustness_table`, or one for each model, with the same corruptions.
-    """
+    Severity 0 is the clean image. tables: one `robustness_table`, or one for each model, with the
+    same corruptions."""
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     first = next(iter(named.values()))
     corruptions = [name for name in first["corruption"].unique() if name != CLEAN]
     for name, table in named.items():
         for metric in metrics:
             if metric not in set(table["metric"]):
-                raise UserError(f"{name}: " * bool(name) + unknown("metric", metric, sorted(set(table["metric"]))))
+                raise UserError(
+                    f"{name}: " * bool(name)
+                    + unknown("metric", metric, sorted(set(table["metric"])))
+                )
         lacking = sorted(set(corruptions) - set(table["corruption"]))
         if lacking:
-            raise UserError(f"the table of {name} lacks the corruptions {', '.join(lacking)}; make all with the same ones")
+            raise UserError(
+                f"the table of {name} lacks the corruptions {', '.join(lacking)}; make all with the"
+                " same ones"
+            )
     figure = new_figure(0.7 + 1.25 * len(metrics) + 0.2 * (len(named) > 1))
     axes = figure.subplots(len(metrics), len(corruptions), squeeze=False, sharex=True, sharey="row")
     for row, metric in zip(axes, metrics, strict=True):
         for ax, corruption in zip(row, corruptions, strict=True):
             for position, (name, color) in enumerate(series_colors(named).items()):
                 table = named[name]
-                part = table[(table["metric"] == metric) & table["corruption"].isin((CLEAN, corruption))].sort_values("severity")
-                _draw_line(ax, part["severity"], part, color, MARKERS[position % len(MARKERS)], name)
+                part = table[
+                    (table["metric"] == metric) & table["corruption"].isin((CLEAN, corruption))
+                ].sort_values("severity")
+                _draw_line(
+                    ax, part["severity"], part, color, MARKERS[position % len(MARKERS)], name
+                )
             if metric == "overconfidence":
                 ax.axhline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
             ax.grid(axis="y")
@@ -102,11 +120,14 @@ def plot_attack(attack_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_attack_images(before: np.ndarray, after: np.ndarray, predictions: pd.DataFrame) -> np.ndarray:
-    """Images, the change that an attack made, and the result, each with the model's answer: an array of axes (3, N).
+def plot_attack_images(
+    before: np.ndarray, after: np.ndarray, predictions: pd.DataFrame
+) -> np.ndarray:
+    """Images, the change that an attack made, and the result, each with the model's answer: an
+    array of axes (3, N).
 
-    before, after: (N, h, w, 3) floats in 0..1; predictions: a row an image, all as of `attack_images`. The change is magnified to
-    the full range of grey levels: grey is no change.
+    before, after: (N, h, w, 3) floats in 0..1; predictions: a row an image, all as of
+    `attack_images`. The change is magnified to the full range of grey levels: grey is no change.
     """
     if not len(before) == len(after) == len(predictions) > 0:
         raise UserError(
@@ -117,17 +138,32 @@ def plot_attack_images(before: np.ndarray, after: np.ndarray, predictions: pd.Da
     figure = new_figure(3 * (0.97 * WIDTH / max(len(before), 3) * height / width + 0.25))
     axes = figure.subplots(3, len(before), squeeze=False)
     largest = max(np.abs(after - before).max(), 1e-12)
-    for column, first, second, row in zip(axes.T, before, after, predictions.itertuples(), strict=True):
+    for column, first, second, row in zip(
+        axes.T, before, after, predictions.itertuples(), strict=True
+    ):
         show_image(column[0], first)
         show_image(column[1], 0.5 + (second - first) / (2 * largest))
         show_image(column[2], second)
-        column[0].set_title(f"true: {row.label}\n{row.pred} ({row.confidence:.0%})", fontsize=7, pad=3)
+        column[0].set_title(
+            f"true: {row.label}\n{row.pred} ({row.confidence:.0%})", fontsize=7, pad=3
+        )
         column[2].set_title(f"{row.changed_pred} ({row.changed_confidence:.0%})", fontsize=7, pad=3)
-    for ax, name in zip(axes[:, 0], ("image", f"change, {0.5 / largest:,.0f} times", "image + change"), strict=True):
+    for ax, name in zip(
+        axes[:, 0], ("image", f"change, {0.5 / largest:,.0f} times", "image + change"), strict=True
+    ):
         ax.set_ylabel(name, fontsize=8)
     return axes
 
 
-def _draw_line(ax: Axes, x: pd.Series, table: pd.DataFrame, color: str, marker: str, label: str) -> None:
+def _draw_line(
+    ax: Axes, x: pd.Series, table: pd.DataFrame, color: str, marker: str, label: str
+) -> None:
     ax.fill_between(x, table["low"], table["high"], color=color, alpha=BAND, linewidth=0)
-    ax.plot(x, table["value"], color=color, marker=marker, markersize=3.5, label=legend_name(label) or None)
+    ax.plot(
+        x,
+        table["value"],
+        color=color,
+        marker=marker,
+        markersize=3.5,
+        label=legend_name(label) or None,
+    )

@@ -1,4 +1,6 @@
-"""Figures with a row for each model, class, slice or metric: names on the left, dots with intervals to their right."""
+"""Figures with a row for each model, class, slice or metric: names on the left, dots with intervals
+to their right.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,17 @@ from vitlab.plots.style import GREY, few_ticks, readable, shorten
 
 
 def list_rows(ax: Axes, names: Sequence[str], ticks: int = 4) -> None:
-    """Name the rows 0, 1, 2 ... from top to bottom. ticks: about how many values the x axis shows."""
+    """Name the rows 0, 1, 2 ... from top to bottom. ticks: about how many values the x axis
+    shows.
+    """
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     _dress(ax, ticks)
 
 
-def list_grouped_rows(ax: Axes, places: list[float], names: list[str], heads: dict[float, str]) -> None:
+def list_grouped_rows(
+    ax: Axes, places: list[float], names: list[str], heads: dict[float, str]
+) -> None:
     """Name the rows and, in bold, the headings of `stack_rows`."""
     ax.set_yticks([*heads, *places], [*heads.values(), *names])
     for text in ax.get_yticklabels()[: len(heads)]:
@@ -52,7 +58,14 @@ def draw_interval(
         ax.text(0.5, place, shorten(note, 40), color=GREY, fontsize=7, bbox=box, **middle)
         return
     ax.plot([low, high], [place, place], color=color, marker="|", markersize=6, linewidth=1.2)
-    ax.plot(value, place, color=color, marker=marker, markersize=5, markerfacecolor=color if filled else "white")
+    ax.plot(
+        value,
+        place,
+        color=color,
+        marker=marker,
+        markersize=5,
+        markerfacecolor=color if filled else "white",
+    )
 
 
 def draw_zero(ax: Axes, at: float = 0) -> None:
@@ -61,13 +74,17 @@ def draw_zero(ax: Axes, at: float = 0) -> None:
 
 
 def cut_slices(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Of each column with more than a dozen slices, those with the lowest and the highest values in the column `by`."""
+    """Of each column with more than a dozen slices, those with the lowest and the highest values in
+    the column `by`.
+    """
     parts = [keep_extremes(part, by) for _, part in table.groupby("column", sort=False)]
     return pd.concat(parts) if parts else table
 
 
 def stack_rows(table: pd.DataFrame) -> tuple[list[float], list[str], dict[float, str]]:
-    """Where each slice (column, slice, n) is drawn, its name, and the headings: each column's name on a line above its slices."""
+    """Where each slice (column, slice, n) is drawn, its name, and the headings: each column's name
+    on a line above its slices.
+    """
     places, texts, heads, place, before = [], [], {}, -1.0, ""
     for column, name, count in zip(table["column"], table["slice"], table["n"], strict=True):
         if column and column != before:

@@ -1,4 +1,6 @@
-"""How every figure looks: one palette, one page width, one way of naming things and of showing an image."""
+"""How every figure looks: one palette, one page width, one way of naming things and of showing an
+image.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from matplotlib.transforms import ScaledTranslation
 from vitlab.errors import UserError
 from vitlab.plots.fonts import ReadableFigure
 
-# Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are counted from the front and
-# models or runs from further on, so that within one report a colour rarely stands for a class here and for a model there.
+# Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are
+# counted from the front and models or runs from further on, so that within one report a colour
+# rarely stands for a class here and for a model there.
 PALETTE = tuple(sns.color_palette("colorblind").as_hex())
 SERIES = tuple(PALETTE[i] for i in (2, 3, 4, 9, 7, 5, 6, 8, 0, 1))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
@@ -87,10 +90,14 @@ NAMES = {
 
 
 def set_style() -> None:
-    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts. Call it once a notebook."""
+    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts.
+    Call it once a notebook.
+    """
     pd.set_option("display.max_colwidth", None)
     pd.set_option("display.html.use_mathjax", False)
-    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8)
+    small = dict.fromkeys(
+        ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8
+    )
     large = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize"), 9)
     rc = {
         **small,
@@ -112,12 +119,16 @@ def set_style() -> None:
 
 
 def class_colors(classes: Sequence[str]) -> dict[str, str]:
-    """A colour for each class, the same in every figure as long as the classes come in the order of the data set."""
+    """A colour for each class, the same in every figure as long as the classes come in the order of
+    the data set.
+    """
     return dict(zip(classes, _at_least(PALETTE, len(classes)), strict=False))
 
 
 def series_colors(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each model, run or metric that a figure compares: the same for the same names, in whatever order they come."""
+    """A colour for each model, run or metric that a figure compares: the same for the same names,
+    in whatever order they come.
+    """
     names = list(names)
     colors = dict(zip(sorted(names), _at_least(SERIES, len(names)), strict=False))
     return {name: colors[name] for name in names}
@@ -133,12 +144,16 @@ def shorten(name: str, longest: int = 30) -> str:
 
 
 def legend_name(name: str) -> str:
-    """The name for `label=`: matplotlib leaves labels that begin with an underscore out of the legend."""
+    """The name for `label=`: matplotlib leaves labels that begin with an underscore out of the
+    legend.
+    """
     return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
 
 
 def readable(name: str) -> str:
-    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`; texts with blanks stay."""
+    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`; texts
+    with blanks stay.
+    """
     if " " in name:  # such as "recall of class_01", which holds a name
         return NAMES.get(name, name)
     for prefix, word in (("val_", "validation "), ("train_", "training ")):
@@ -157,7 +172,9 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray:
-    """`count` axes in rows of at most `columns`, each row `height` inches high: an array (count,) on a figure of page width."""
+    """`count` axes in rows of at most `columns`, each row `height` inches high: an array (count,)
+    on a figure of page width.
+    """
     columns = max(1, min(columns, count))
     rows = -(-max(1, count) // columns)
     figure = new_figure(rows * height)
@@ -168,13 +185,20 @@ def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray
 
 
 def legend_below(ax: Axes, columns: int, **options) -> Legend:
-    """A legend under the label of the x axis, where it hides nothing. Twice as many entries as columns are two lines."""
-    under = ax.transAxes + ScaledTranslation(0, -0.4, ax.get_figure(root=True).dpi_scale_trans)  # inches: tick and axis labels
-    return ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=under, ncols=columns, **options)
+    """A legend under the label of the x axis, where it hides nothing. Twice as many entries as
+    columns are two lines.
+    """
+    # inches: tick and axis labels
+    under = ax.transAxes + ScaledTranslation(0, -0.4, ax.get_figure(root=True).dpi_scale_trans)
+    return ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=under, ncols=columns, **options
+    )
 
 
 def show_image(ax: Axes, image, **options) -> None:
-    """Draw an image (PIL; (h, w) or (h, w, 3); integers, or floats in 0..1) on its full range of values, without ticks."""
+    """Draw an image (PIL; (h, w) or (h, w, 3); integers, or floats in 0..1) on its full range of
+    values, without ticks.
+    """
     pixels = np.asarray(image)
     highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
@@ -182,7 +206,9 @@ def show_image(ax: Axes, image, **options) -> None:
 
 
 def note_above(figure: Figure, *notes: str) -> None:
-    """Small grey lines above a figure, such as what was left out; nothing where all notes are empty."""
+    """Small grey lines above a figure, such as what was left out; nothing where all notes are
+    empty.
+    """
     if text := "\n".join(filter(None, notes)):
         figure.suptitle(text, fontsize=8, color=GREY)
 
@@ -225,11 +251,14 @@ def image_shape(image) -> tuple[int, int]:
 
 
 def check_table(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Raise ValueError for a table without these columns or without a row. what: the table's name, for the message."""
+    """Raise ValueError for a table without these columns or without a row. what: the table's name,
+    for the message.
+    """
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(
-            f"{what}: columns missing: {', '.join(missing)}; the table has {', '.join(map(str, table.columns)) or 'no columns'}"
+            f"{what}: columns missing: {', '.join(missing)}; the table has"
+            f" {', '.join(map(str, table.columns)) or 'no columns'}"
         )
     if table.empty:
         raise UserError(f"{what} has no rows, so there is nothing to draw")

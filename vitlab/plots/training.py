@@ -34,9 +34,8 @@ MOST_LINES = 5  # of classes in one panel; more become a band
 def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarray:
     """Loss, validation scores and the recall of each class over the epochs of one run.
 
-    Of more than five classes the mean, the range, and the one that ends lowest are drawn. history: a row for each epoch.
-    monitor: the column whose best epoch is marked in every panel.
-    """
+    Of more than five classes the mean, the range, and the one that ends lowest are drawn. history:
+    a row for each epoch. monitor: the column whose best epoch is marked in every panel."""
     recalls = [name for name in history.columns if name.startswith("val_recall_")]
     figure = new_figure(2.9)
     axes = figure.subplots(1, 3, sharex=True)
@@ -58,7 +57,9 @@ def plot_history(history: pd.DataFrame, monitor: str | None = None) -> np.ndarra
         best = best_epoch(history, monitor)
         for ax in axes:
             ax.axvline(best, color=GREY, linewidth=0.8, linestyle=":")
-        figure.suptitle(f"dotted: epoch {best:g}, the best by {readable(monitor)}", fontsize=8, color=GREY)
+        figure.suptitle(
+            f"dotted: epoch {best:g}, the best by {readable(monitor)}", fontsize=8, color=GREY
+        )
     return axes
 
 
@@ -70,10 +71,22 @@ def _draw_recalls(ax: Axes, history: pd.DataFrame, recalls: list[str]) -> None:
     values = history[recalls]
     lowest = values.iloc[-1].idxmin()
     ax.fill_between(
-        history["epoch"], values.min(axis=1), values.max(axis=1), color=GREY, alpha=0.2, linewidth=0, label="all classes"
+        history["epoch"],
+        values.min(axis=1),
+        values.max(axis=1),
+        color=GREY,
+        alpha=0.2,
+        linewidth=0,
+        label="all classes",
     )
     _draw(ax, history.assign(mean=values.mean(axis=1)), "mean", GREY, f"mean of {len(recalls)}")
-    _draw(ax, history, lowest, class_colors(recalls)[lowest], f"lowest at the end: {lowest.removeprefix('val_recall_')}")
+    _draw(
+        ax,
+        history,
+        lowest,
+        class_colors(recalls)[lowest],
+        f"lowest at the end: {lowest.removeprefix('val_recall_')}",
+    )
 
 
 def best_epoch(history: pd.DataFrame, monitor: str) -> float:
@@ -85,30 +98,57 @@ def best_epoch(history: pd.DataFrame, monitor: str) -> float:
 
 
 def _draw(ax: Axes, history: pd.DataFrame, column: str, color: str, label: str) -> None:
-    ax.plot(history["epoch"], history[column], color=color, label=label, marker="o" if len(history) < 3 else None, markersize=3)
+    ax.plot(
+        history["epoch"],
+        history[column],
+        color=color,
+        label=label,
+        marker="o" if len(history) < 3 else None,
+        markersize=3,
+    )
 
 
 def plot_learning_curves(
-    histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]], metric: str = "val_roc_auc", ax: Axes | None = None
+    histories: Mapping[str, pd.DataFrame | list[pd.DataFrame]],
+    metric: str = "val_roc_auc",
+    ax: Axes | None = None,
 ) -> Axes:
-    """One metric over the epochs for several models: a thin line for each seed, a thick one for their mean.
+    """One metric over the epochs for several models: a thin line for each seed, a thick one for
+    their mean.
 
-    histories: for each model its history, or a list with the history of each seed. The mean ends with the shortest run.
-    """
+    histories: for each model its history, or a list with the history of each seed. The mean ends
+    with the shortest run."""
     ax = new_axes(ax, 3.2)
     for name, color in series_colors(histories).items():
         runs = list_histories(histories[name])
         for run in runs:
             if metric not in run.columns:
-                raise UserError(unknown("column", metric, list(run.columns), f"It was looked for in the history of {name}."))
+                raise UserError(
+                    unknown(
+                        "column",
+                        metric,
+                        list(run.columns),
+                        f"It was looked for in the history of {name}.",
+                    )
+                )
             ax.plot(run["epoch"], run[metric], color=color, linewidth=0.7, alpha=0.7)
         mean = mean_curve(runs, metric)
         seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-        ax.plot(mean["epoch"], mean[metric], color=color, linewidth=2, label=legend_name(name) + seeds)
+        ax.plot(
+            mean["epoch"], mean[metric], color=color, linewidth=2, label=legend_name(name) + seeds
+        )
     ax.set(xlabel="epoch", ylabel=readable(metric))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(axis="y")
-    legend_below(ax, 3, title="thick: mean over seeds" if any(len(list_histories(h)) > 1 for h in histories.values()) else None)
+    legend_below(
+        ax,
+        3,
+        title=(
+            "thick: mean over seeds"
+            if any(len(list_histories(h)) > 1 for h in histories.values())
+            else None
+        ),
+    )
     return ax
 
 
@@ -117,24 +157,38 @@ def list_histories(histories: pd.DataFrame | list[pd.DataFrame]) -> list[pd.Data
 
 
 def mean_curve(runs: list[pd.DataFrame], metric: str) -> pd.DataFrame:
-    """The mean over runs of `metric` at each epoch that all of them reached: columns epoch and the metric."""
+    """The mean over runs of `metric` at each epoch that all of them reached: columns epoch and the
+    metric.
+    """
     together = pd.concat(runs).groupby("epoch")[metric].agg(["mean", "size"])
     return together.loc[together["size"] == len(runs), "mean"].rename(metric).reset_index()
 
 
 def plot_cost(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """ROC AUC against the training time: a dot for each run, its area growing with the number of parameters.
+    """ROC AUC against the training time: a dot for each run, its area growing with the number of
+    parameters.
 
     table: a row for each run with the columns model, training_seconds, roc_auc and parameters.
     """
     x, y, size = "training_seconds", "roc_auc", "parameters"
     check_table(table, ("model", x, y, size), "table of costs")
     ax = new_axes(ax, 3.2)
-    for marker, (name, color) in zip(MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False):
+    for marker, (name, color) in zip(
+        MARKERS * 9, series_colors(table["model"].unique()).items(), strict=False
+    ):
         runs = table[table["model"] == name]
         area = 25 + 375 * runs[size] / table[size].max()
         label = f"{legend_name(name)}: {short_number(runs[size].mean())} {readable(size)}"
-        ax.scatter(runs[x], runs[y], s=area, color=color, alpha=0.75, marker=marker, linewidths=0, label=label)
+        ax.scatter(
+            runs[x],
+            runs[y],
+            s=area,
+            color=color,
+            alpha=0.75,
+            marker=marker,
+            linewidths=0,
+            label=label,
+        )
     low, high = table[x].min(), table[x].max()
     if 0 < 20 * low < high:
         use_log_axis(ax)
@@ -163,10 +217,14 @@ HUNGER = ("model", "images_per_class", "seed")
 
 
 def plot_pretraining(log: pd.DataFrame) -> np.ndarray:
-    """The training loss, and the share of validation images named rightly, over the epochs: two panels."""
+    """The training loss, and the share of validation images named rightly, over the epochs: two
+    panels.
+    """
     check_table(log, LOG, "log of a pretraining")
     axes = panel_grid(2, 2, 2.3, sharex=True)
-    for ax, name, title in zip(axes, ("loss", "accuracy"), ("training loss", "validation accuracy"), strict=True):
+    for ax, name, title in zip(
+        axes, ("loss", "accuracy"), ("training loss", "validation accuracy"), strict=True
+    ):
         ax.plot(log["epoch"], log[name], color=PALETTE[0], marker=MARKERS[0], markersize=4)
         ax.set_title(title)
         ax.grid(True)
@@ -177,7 +235,8 @@ def plot_pretraining(log: pd.DataFrame) -> np.ndarray:
 
 
 def plot_hunger(table: pd.DataFrame, metric: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """A score by the number of training images of each class, a line a model through the means, a dot a seed.
+    """A score by the number of training images of each class, a line a model through the means, a
+    dot a seed.
 
     table: rows of `hunger_table`, with numbers of images above 0.
     """
@@ -188,8 +247,24 @@ def plot_hunger(table: pd.DataFrame, metric: str = "accuracy", ax: Axes | None =
         rows = table[table["model"] == name]
         means = rows.groupby("images_per_class")[metric].mean()
         marker = MARKERS[number % len(MARKERS)]
-        ax.plot(means.index, means, color=color, marker=marker, markersize=5, linewidth=1.2, label=readable(name))
-        ax.scatter(rows["images_per_class"], rows[metric], s=9, color=color, alpha=0.5, linewidths=0, marker=marker)
+        ax.plot(
+            means.index,
+            means,
+            color=color,
+            marker=marker,
+            markersize=5,
+            linewidth=1.2,
+            label=readable(name),
+        )
+        ax.scatter(
+            rows["images_per_class"],
+            rows[metric],
+            s=9,
+            color=color,
+            alpha=0.5,
+            linewidths=0,
+            marker=marker,
+        )
     use_log_axis(ax)
     ax.set_xticks(sorted(table["images_per_class"].unique()))
     ax.minorticks_off()

@@ -1,4 +1,6 @@
-"""Attention to explore without a kernel: point at a patch and see where it looks. Plain HTML and a canvas, all data inside."""
+"""Attention to explore without a kernel: point at a patch and see where it looks. Plain HTML and a
+canvas, all data inside.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitlab.errors import UserError
-from vitlab.plots.style import SEQUENTIAL, WIDTH, hide_ticks, image_shape, new_figure, png_bytes, show_image
+from vitlab.plots.style import (
+    SEQUENTIAL,
+    WIDTH,
+    hide_ticks,
+    image_shape,
+    new_figure,
+    png_bytes,
+    show_image,
+)
 from vitlab.plots.vit import MARK, outline_cell
 
 FRAGMENT = Path(__file__).with_name("viewer.html")
@@ -31,7 +41,8 @@ QUALITY = 88
 
 @dataclass(frozen=True)
 class Viewer:
-    """An interactive fragment of HTML that needs nothing from outside, and a matplotlib twin for paper, closed here.
+    """An interactive fragment of HTML that needs nothing from outside, and a matplotlib twin for
+    paper, closed here.
 
     Reports find such figures by the class `vitlab-viewer`.
     """
@@ -53,13 +64,17 @@ class Viewer:
         return {"text/html": self.html, "image/png": png, "text/plain": repr(self)}
 
 
-def iplot_patch_attention(image: np.ndarray, attention: np.ndarray, grid: tuple[int, int]) -> Viewer:
-    """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the block from a list.
+def iplot_patch_attention(
+    image: np.ndarray, attention: np.ndarray, grid: tuple[int, int]
+) -> Viewer:
+    """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the
+    block from a list.
 
-    The first query is the class token, or the patch in the middle where there is none. The picture for paper shows the last
-    block, for this query and for the three patches where it attends most.
-    image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several blocks (heads averaged, or
-    one head), a row for each query; kept to 1/255 of the strongest weight of its row. grid: rows and columns of patches.
+    The first query is the class token, or the patch in the middle where there is none. The picture
+    for paper shows the last block, for this query and for the three patches where it attends most.
+    image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several
+    blocks (heads averaged, or one head), a row for each query; kept to 1/255 of the strongest
+    weight of its row. grid: rows and columns of patches.
 
     Raises UserError where shapes do not fit or the figure would be larger than 1.5 MB.
     """
@@ -82,12 +97,15 @@ def iplot_patch_attention(image: np.ndarray, attention: np.ndarray, grid: tuple[
         "layers": names,
         "mark": MARK,
         "highest": [[float(f"{value:.4g}") for value in row] for row in highest],
-        "toPrefix": [[float(f"{value:.4g}") for value in row] for row in attention[:, :, :prefix].sum(axis=2)],
+        "toPrefix": [
+            [float(f"{value:.4g}") for value in row] for row in attention[:, :, :prefix].sum(axis=2)
+        ],
         "weights": [_encode(level.tobytes()) for level in levels],
         "colors": _encode(colors.tobytes()),
         "image": _encode(_as_jpeg(pixels)),
     }
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no name can end the script
+    # no name can end the script
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     template = Template(FRAGMENT.read_text(encoding="utf-8"))
     html = template.substitute(name=f"vitlab-{uuid4()}", alt=ALT, data=text)
     return Viewer(html, _draw_static(pixels, attention[-1], grid, prefix, start, names))
@@ -98,26 +116,36 @@ def _check_attention(attention, grid) -> tuple[np.ndarray, int]:
     attention = attention[None] if attention.ndim == 2 else attention
     if attention.ndim != 3 or attention.shape[1] != attention.shape[2] or not attention.size:
         raise UserError(
-            f"attention must be (T, T), or (L, T, T) for several blocks, got {attention.shape}; average the heads or choose one"
+            f"attention must be (T, T), or (L, T, T) for several blocks, got {attention.shape};"
+            " average the heads or choose one"
         )
     tokens, patches = attention.shape[1], grid[0] * grid[1]
     prefix = tokens - patches
     if prefix < 0 or patches < 1:
-        raise UserError(f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches")
+        raise UserError(
+            f"attention over {tokens} tokens does not fit a grid of {grid[0]} x {grid[1]} patches"
+        )
     if not np.isfinite(attention).all() or attention.min() < 0:
-        raise UserError("attention holds NaN, infinite or negative weights; give the weights after the softmax")
+        raise UserError(
+            "attention holds NaN, infinite or negative weights; give the weights after the softmax"
+        )
     return attention, prefix
 
 
 def _check_size(attention: np.ndarray, prefix: int) -> None:
     count, tokens = attention.shape[:2]
-    each = tokens * (tokens - prefix) * 4 // 3 + 16 * tokens  # base64 of the levels, and two numbers a row
+    # base64 of the levels, and two numbers a row
+    each = tokens * (tokens - prefix) * 4 // 3 + 16 * tokens
     room = (LIMIT - OTHERS) // each
     if count > room:
-        advice = f"give at most {room} of the {count} blocks" if room else "give a smaller image, which has fewer patches"
+        advice = (
+            f"give at most {room} of the {count} blocks"
+            if room
+            else "give a smaller image, which has fewer patches"
+        )
         raise UserError(
-            f"the attention of {count} blocks over {tokens} tokens takes {count * each / 1e6:.1f} MB of a page, the limit is "
-            f"{LIMIT / 1e6:.1f}: {advice}"
+            f"the attention of {count} blocks over {tokens} tokens takes {count * each / 1e6:.1f}"
+            f" MB of a page, the limit is {LIMIT / 1e6:.1f}: {advice}"
         )
 
 
@@ -125,7 +153,11 @@ def _as_uint8(image) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"image must be (h, w, 3) or (h, w), got {pixels.shape}")
-    return pixels if pixels.dtype == np.uint8 else np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    return (
+        pixels
+        if pixels.dtype == np.uint8
+        else np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    )
 
 
 def _as_jpeg(pixels: np.ndarray) -> bytes:
@@ -141,18 +173,29 @@ def _encode(content: bytes) -> str:
 
 
 def _draw_static(pixels, attention, grid, prefix, start, names) -> Figure:
-    """The image with numbered queries, and the attention of each in the last block, relative to its strongest patch."""
+    """The image with numbered queries, and the attention of each in the last block, relative to its
+    strongest patch.
+    """
     height, width = image_shape(pixels)
     order = np.argsort(-attention[start, prefix:], kind="stable")
-    queries = [start, *(prefix + cell for cell in _keep_apart(order, grid) if prefix + cell != start)][:SHOWN]
+    queries = [
+        start,
+        *(prefix + cell for cell in _keep_apart(order, grid) if prefix + cell != start),
+    ][:SHOWN]
     figure = new_figure(0.84 * WIDTH / (SHOWN + 1) * height / width + 0.5)
     axes = figure.subplots(1, len(queries) + 1)
     show_image(axes[0], pixels)
-    axes[0].set_title("queries" + (f"\n(block {names[-1]})" if len(names) > 1 else ""), fontsize=7.5)
+    axes[0].set_title(
+        "queries" + (f"\n(block {names[-1]})" if len(names) > 1 else ""), fontsize=7.5
+    )
     for number, (ax, token) in enumerate(zip(axes[1:], queries, strict=True), 1):
         weights = attention[token, prefix:].reshape(grid)
         shown = ax.imshow(
-            weights / max(weights.max(), 1e-12), cmap=SEQUENTIAL, vmin=0, vmax=1, aspect=height / grid[0] * grid[1] / width
+            weights / max(weights.max(), 1e-12),
+            cmap=SEQUENTIAL,
+            vmin=0,
+            vmax=1,
+            aspect=height / grid[0] * grid[1] / width,
         )
         hide_ticks(ax)
         name = "class token" if token == 0 and prefix else f"patch {number}"
@@ -163,15 +206,24 @@ def _draw_static(pixels, attention, grid, prefix, start, names) -> Figure:
             outline_cell(axes[0], (row, column), height / grid[0], width / grid[1], linewidth=1.5)
             beside = (1.3, "left") if column < grid[1] / 2 else (-0.3, "right")
             corner = ((column + beside[0]) * width / grid[1], (row + 0.5) * height / grid[0])
-            axes[0].text(*corner, str(number), color="white", fontsize=7, va="center", ha=beside[1],
-                         bbox={"color": MARK, "pad": 0.8, "linewidth": 0})  # fmt: skip
+            axes[0].text(
+                *corner,
+                str(number),
+                color="white",
+                fontsize=7,
+                va="center",
+                ha=beside[1],
+                bbox={"color": MARK, "pad": 0.8, "linewidth": 0},
+            )
     bar = figure.colorbar(shown, ax=list(axes), ticks=[0, 0.5, 1], shrink=0.9, aspect=12)
     bar.set_label("weight, relative\nto the strongest", fontsize=7.5)
     return figure
 
 
 def _keep_apart(order: np.ndarray, grid: tuple[int, int]) -> list[int]:
-    """Cells in this order, without those closer than a quarter of the grid to one that stands before them."""
+    """Cells in this order, without those closer than a quarter of the grid to one that stands
+    before them.
+    """
     chosen: list[int] = []
     for cell in order:
         place = np.array(divmod(int(cell), grid[1]))

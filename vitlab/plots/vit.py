@@ -7,30 +7,45 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from vitlab.errors import UserError
-from vitlab.plots.style import DIVERGING, PALETTE, SEQUENTIAL, TIMES, hide_ticks, image_shape, new_figure, show_image
+from vitlab.plots.style import (
+    DIVERGING,
+    PALETTE,
+    SEQUENTIAL,
+    TIMES,
+    hide_ticks,
+    image_shape,
+    new_figure,
+    show_image,
+)
 
 MARK = PALETTE[3]  # what marks the query on an image
 
 
 def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
-    """An image, the same cut into patches, and the first `shown` of the sequence of patches that the transformer gets."""
+    """An image, the same cut into patches, and the first `shown` of the sequence of patches that
+    the transformer gets.
+    """
     pixels = np.asarray(image)
     height, width = image_shape(pixels)
     if height % patch_size or width % patch_size:
         raise UserError(
-            f"patches of {patch_size} pixels do not fill an image of {height} x {width}: resize or pad it to a multiple"
+            f"patches of {patch_size} pixels do not fill an image of {height} x {width}: resize or"
+            " pad it to a multiple"
         )
     rows, columns = height // patch_size, width // patch_size
     enlarge = -(-16 // patch_size)  # so that the gaps between tiny patches can be narrow
     size, gap = patch_size * enlarge, max(2, patch_size * enlarge // 8)
     pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    split = pixels.reshape(rows, size, columns, size, *pixels.shape[2:]).swapaxes(1, 2)  # (rows, columns, p, p, ...)
+    # (rows, columns, p, p, ...)
+    split = pixels.reshape(rows, size, columns, size, *pixels.shape[2:]).swapaxes(1, 2)
     figure = new_figure(4.3)
     axes = figure.subplot_mosaic([["image", "grid"], ["row", "row"]], height_ratios=[4, 1])
     show_image(axes["image"], image)
     axes["image"].set_title(f"image, {height} {TIMES} {width} pixels")
     show_image(axes["grid"], _spread(split, gap))
-    axes["grid"].set_title(f"{rows} {TIMES} {columns} = {rows * columns} patches of {patch_size} {TIMES} {patch_size}")
+    axes["grid"].set_title(
+        f"{rows} {TIMES} {columns} = {rows * columns} patches of {patch_size} {TIMES} {patch_size}"
+    )
     shown = min(shown, rows * columns)
     sequence = split.reshape(1, rows * columns, *split.shape[2:])[:, :shown]
     show_image(axes["row"], _spread(sequence, gap))
@@ -45,7 +60,11 @@ def _spread(patches: np.ndarray, gap: int) -> np.ndarray:
     """Patches (rows, columns, p, p[, 3]) as one picture with white gaps between them."""
     rows, columns, size = patches.shape[:3]
     white = np.iinfo(patches.dtype).max if np.issubdtype(patches.dtype, np.integer) else 1
-    canvas = np.full((rows * (size + gap) - gap, columns * (size + gap) - gap, *patches.shape[4:]), white, patches.dtype)
+    canvas = np.full(
+        (rows * (size + gap) - gap, columns * (size + gap) - gap, *patches.shape[4:]),
+        white,
+        patches.dtype,
+    )
     for row in range(rows):
         for column in range(columns):
             top, left = row * (size + gap), column * (size + gap)
@@ -54,25 +73,32 @@ def _spread(patches: np.ndarray, gap: int) -> np.ndarray:
 
 
 def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The encodings as a matrix (positions by channels), and how much each position resembles every other.
+    """The encodings as a matrix (positions by channels), and how much each position resembles every
+    other.
 
-    positions: (T, C); rows before the last grid[0] * grid[1] are prefix tokens and left out. The right panel is a grid of small
-    maps: the one in row i, column j holds the cosine similarity of position (i, j) to all positions.
-    """
+    positions: (T, C); rows before the last grid[0] * grid[1] are prefix tokens and left out. The
+    right panel is a grid of small maps: the one in row i, column j holds the cosine similarity of
+    position (i, j) to all positions."""
     positions = _patch_rows(np.asarray(positions, float), grid, "positions")
     rows, columns = grid
     figure = new_figure(3.3)
     left, right = figure.subplots(1, 2)
     limit = np.abs(positions).max()
-    matrix = left.imshow(positions, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    matrix = left.imshow(
+        positions, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+    )
     left.set(title="encoding of each position", xlabel="channel", ylabel="position, row by row")
     left.grid(False)
     figure.colorbar(matrix, ax=left, location="bottom", label="value", shrink=0.8)
     unit = positions / np.linalg.norm(positions, axis=1, keepdims=True).clip(1e-12)
-    similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)  # from (row, column) to (row, column)
-    tiles = np.pad(similarity, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)  # a gap after each small map
+    # from (row, column) to (row, column)
+    similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)
+    # a gap after each small map
+    tiles = np.pad(similarity, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     mosaic = tiles.swapaxes(1, 2).reshape(rows * (rows + 1), columns * (columns + 1))[:-1, :-1]
-    image = right.imshow(mosaic, cmap=SEQUENTIAL, vmin=similarity.min(), vmax=1, interpolation="nearest")
+    image = right.imshow(
+        mosaic, cmap=SEQUENTIAL, vmin=similarity.min(), vmax=1, interpolation="nearest"
+    )
     right.set_title("similarity to all positions")
     hide_ticks(right)
     right.set(xlabel="a small map for each position,\nplaced where the position is")
@@ -80,12 +106,14 @@ def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.
     return np.array([left, right])
 
 
-def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None = None) -> np.ndarray:
-    """What one token looks at in one attention head: the query marked on the image, its attention over the grid beside it.
+def plot_attention_head(
+    image, attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None = None
+) -> np.ndarray:
+    """What one token looks at in one attention head: the query marked on the image, its attention
+    over the grid beside it.
 
-    attention: (T, T), a row for each query. query: row and column of a patch; None is the first prefix token (the class token),
-    or the middle patch of a model without one.
-    """
+    attention: (T, T), a row for each query. query: row and column of a patch; None is the first
+    prefix token (the class token), or the middle patch of a model without one."""
     weights, prefix, query = read_attention(attention, grid, query)
     rows, columns = grid
     figure = new_figure(2.9)
@@ -93,14 +121,23 @@ def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], que
     show_image(left, image)
     height, width = image_shape(image)
     shown = right.imshow(
-        weights[prefix:].reshape(grid), cmap=SEQUENTIAL, vmin=0, interpolation="nearest", aspect=height / rows * columns / width
+        weights[prefix:].reshape(grid),
+        cmap=SEQUENTIAL,
+        vmin=0,
+        interpolation="nearest",
+        aspect=height / rows * columns / width,
     )
     hide_ticks(right)
     left.set_title(f"query: {name_query(query)}")
     if query is not None:
         outline_cell(left, query, height / rows, width / columns)
         outline_cell(right, query, 1, 1)
-    to_prefix = f"; on the {'class token' if prefix == 1 else 'prefix tokens'}: {weights[:prefix].sum():.0%}" if prefix else ""
+    to_prefix = (
+        f"; on the {'class token' if prefix == 1 else 'prefix tokens'}:"
+        f" {weights[:prefix].sum():.0%}"
+        if prefix
+        else ""
+    )
     right.set_title(f"attention to each patch{to_prefix}")
     figure.colorbar(shown, ax=right, label="attention weight")
     return np.array([left, right])
@@ -109,34 +146,55 @@ def plot_attention_head(image, attention: np.ndarray, grid: tuple[int, int], que
 def read_attention(
     attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None
 ) -> tuple[np.ndarray, int, tuple[int, int] | None]:
-    """A query's row of (T, T), the number of prefix tokens, and the query: None for the class token, else row and column.
+    """A query's row of (T, T), the number of prefix tokens, and the query: None for the class
+    token, else row and column.
 
     Without a prefix token and a query, the patch in the middle is asked.
     """
     attention = np.asarray(attention, float)
     tokens = attention.shape[0]
     if attention.shape != (tokens, tokens):
-        raise UserError(f"attention must be (T, T) of one head and one image, got {attention.shape}")
+        raise UserError(
+            f"attention must be (T, T) of one head and one image, got {attention.shape}"
+        )
     rows, columns = grid
     prefix = tokens - rows * columns
     if prefix < 0:
-        raise UserError(f"attention over {tokens} tokens does not cover a grid of {rows} x {columns}")
+        raise UserError(
+            f"attention over {tokens} tokens does not cover a grid of {rows} x {columns}"
+        )
     if query is None and prefix == 0:
         query = (rows // 2, columns // 2)
     if query is not None and not (0 <= query[0] < rows and 0 <= query[1] < columns):
-        raise UserError(f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count from 0")
+        raise UserError(
+            f"the query {query} lies outside the grid of {rows} x {columns}; rows and columns count"
+            " from 0"
+        )
     return attention[0 if query is None else prefix + query[0] * columns + query[1]], prefix, query
 
 
 def name_query(query: tuple[int, int] | None) -> str:
-    return "the class token" if query is None else f"patch in row {query[0] + 1}, column {query[1] + 1}"
+    return (
+        "the class token"
+        if query is None
+        else f"patch in row {query[0] + 1}, column {query[1] + 1}"
+    )
 
 
 def outline_cell(
-    ax: Axes, cell: tuple[float, float], height: float, width: float, color: str = MARK, linewidth: float = 2, inside: float = 0
+    ax: Axes,
+    cell: tuple[float, float],
+    height: float,
+    width: float,
+    color: str = MARK,
+    linewidth: float = 2,
+    inside: float = 0,
 ) -> None:
-    """A frame around a cell (row, column) of a grid whose cells have this height and width; `inside` moves it in by as much."""
-    corner = (cell[1] * width - 0.5 + inside, cell[0] * height - 0.5 + inside)  # imshow's first pixel is centred on 0
+    """A frame around a cell (row, column) of a grid whose cells have this height and width;
+    `inside` moves it in by as much.
+    """
+    # imshow's first pixel is centred on 0
+    corner = (cell[1] * width - 0.5 + inside, cell[0] * height - 0.5 + inside)
     size = (width - 2 * inside, height - 2 * inside)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=linewidth))
 
@@ -145,6 +203,7 @@ def _patch_rows(tokens: np.ndarray, grid: tuple[int, int], what: str) -> np.ndar
     patches = grid[0] * grid[1]
     if tokens.ndim != 2 or len(tokens) < patches:
         raise UserError(
-            f"{what} {tokens.shape} do not cover a grid of {grid[0]} x {grid[1]}: expected (T, C) with T >= {patches}"
+            f"{what} {tokens.shape} do not cover a grid of {grid[0]} x {grid[1]}: expected (T, C)"
+            f" with T >= {patches}"
         )
     return tokens[-patches:]

@@ -1,4 +1,6 @@
-"""From executed notebooks to one HTML site and one PDF: Quarto where it is installed, else pandoc and Typst from wheels."""
+"""From executed notebooks to one HTML site and one PDF: Quarto where it is installed, else pandoc
+and Typst from wheels.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import nbformat
 from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.gather import gather_report, page_notebook
-from vitlab.report.guards import MAX_PAGE_MB, ReportRefused, check_files, check_report, mark_report, write_findings
+from vitlab.report.guards import (
+    MAX_PAGE_MB,
+    ReportRefused,
+    check_files,
+    check_report,
+    mark_report,
+    write_findings,
+)
 from vitlab.report.guide import guide_pages
 from vitlab.report.pandoc import render_pages, render_pdf
 from vitlab.report.quarto import render_with_quarto
@@ -28,14 +37,15 @@ def render_report(
     strict: bool = False,
     max_page_mb: float = MAX_PAGE_MB,
 ) -> dict[str, Path]:
-    """Render these batches (default: all) to `output` (default: reports/_site); paths of the first page, the PDF, the findings.
+    """Render these batches (default: all) to `output` (default: reports/_site); paths of the first
+    page, the PDF, the findings.
 
-    Findings are what keeps a report from being published: see `vitlab.report.guards`. The pages carry a mark at each of them;
-    `read_findings(paths["findings"])` gives them. strict: with any, nothing is published, what was there before stays, and
-    ReportRefused carries them. max_page_mb: the largest page, in 10^6 bytes.
-    The gathered notebooks, and what is made on the way, stay in reports/_build. ValueError: unknown batch, or none at all.
-    RuntimeError: Quarto failed; the message holds its output.
-    """
+    Findings are what keeps a report from being published: see `vitlab.report.guards`. The pages
+    carry a mark at each of them; `read_findings(paths["findings"])` gives them. strict: with any,
+    nothing is published, what was there before stays, and ReportRefused carries them. max_page_mb:
+    the largest page, in 10^6 bytes. The gathered notebooks, and what is made on the way, stay in
+    reports/_build. ValueError: unknown batch, or none at all. RuntimeError: Quarto failed; the
+    message holds its output."""
     settings = read_settings()
     report = gather_report(batches)
     report = replace(report, pages=(*report.pages, *guide_pages()))
@@ -50,7 +60,9 @@ def render_report(
     for folder in (build / "site", build / "pdf", ready):
         folder.mkdir(parents=True, exist_ok=True)
     for page in report.pages:
-        nbformat.write(page_notebook(page, for_web(page.notebook).cells), build / "site" / f"{page.slug}.ipynb")
+        nbformat.write(
+            page_notebook(page, for_web(page.notebook).cells), build / "site" / f"{page.slug}.ipynb"
+        )
     nbformat.write(combine_pages(report), build / "pdf" / "report.ipynb")
     quarto = shutil.which("quarto")
     if quarto:
@@ -63,11 +75,17 @@ def render_report(
         write_findings(build / "findings.json", heavy)
         raise ReportRefused(heavy)
     site = _publish(ready, output)
-    return {"html": site / "index.html", "pdf": site / "report.pdf", "findings": build / "findings.json"}
+    return {
+        "html": site / "index.html",
+        "pdf": site / "report.pdf",
+        "findings": build / "findings.json",
+    }
 
 
 def _publish(ready: Path, output: Path | str | None) -> Path:
-    """Put the finished pages where they belong: into a folder given, else in place of the site that was there."""
+    """Put the finished pages where they belong: into a folder given, else in place of the site that
+    was there.
+    """
     site = Path(output) if output else reports_dir() / "_site"
     if not output:
         shutil.rmtree(site, ignore_errors=True)

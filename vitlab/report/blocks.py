@@ -1,4 +1,6 @@
-"""Pieces of pandoc's Markdown: fenced code, raw HTML, call-outs, headings; and the call of pandoc itself."""
+"""Pieces of pandoc's Markdown: fenced code, raw HTML, call-outs, headings; and the call of pandoc
+itself.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,23 @@ def shift_headings(markdown: str) -> str:
 
 
 def run_pandoc(*arguments: str, text: str = "") -> str:
-    """What pandoc makes of the text; RuntimeError with its message where it fails. Its warnings are logged.
+    """What pandoc makes of the text; RuntimeError with its message where it fails. Its warnings are
+    logged.
 
-    The program comes with pypandoc_binary. Called directly: pypandoc asks it for version and formats before each conversion,
-    which takes longer than the conversion.
-    """
-    done = subprocess.run([pypandoc.get_pandoc_path(), *arguments], input=text, capture_output=True, text=True, encoding="utf-8")
+    The program comes with pypandoc_binary. Called directly: pypandoc asks it for version and
+    formats before each conversion, which takes longer than the conversion."""
+    done = subprocess.run(
+        [pypandoc.get_pandoc_path(), *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     if done.returncode:
-        raise RuntimeError(f"pandoc {' '.join(arguments)} ended with code {done.returncode}:\n{done.stderr.strip()}")
+        raise RuntimeError(
+            f"pandoc {' '.join(arguments)} ended with code"
+            f" {done.returncode}:\n{done.stderr.strip()}"
+        )
     if done.stderr.strip():
         logging.getLogger(__name__).warning("%s: %s", arguments[-1], done.stderr.strip())
     return done.stdout

@@ -1,4 +1,6 @@
-"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, one form of each output a medium."""
+"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, one
+form of each output a medium.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
 TABLES = Path(__file__).with_name("tables.lua")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
-REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)  # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
+# <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
+REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")  # a backslash and punctuation, as pandoc writes them
-# pandas gives the name of the index a row of its own under the headers; it belongs into the cell above it, which is empty or
-# holds the name that all headers have together
+# pandas gives the name of the index a row of its own under the headers; it belongs into the cell
+# above it, which is empty or holds the name that all headers have together
 INDEX_NAME = re.compile(
     r"<thead>\s*(<tr[^>]*>)\s*<th>[^<]*</th>((?:\s*<th[^>]*>[^<]*</th>)*)\s*</tr>"
     r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)*\s*</tr>\s*</thead>"
@@ -31,12 +34,13 @@ INDEX_NAME = re.compile(
 
 
 def clean_notebook(notebook: NotebookNode) -> NotebookNode:
-    """A copy without stderr, progress bars and marks of papermill; the parameters cell shows the values of this run.
+    """A copy without stderr, progress bars and marks of papermill; the parameters cell shows the
+    values of this run.
 
-    HTML tables become Markdown tables, errors a call-out; options that readers need (alternative text, an unfolded parameters
-    cell) are filled in. Cell metadata goes: Quarto would write all of it into the page. The id of a cell is its place in the
-    notebook given, counted from 1: `cell-12`.
-    """
+    HTML tables become Markdown tables, errors a call-out; options that readers need (alternative
+    text, an unfolded parameters cell) are filled in. Cell metadata goes: Quarto would write all of
+    it into the page. The id of a cell is its place in the notebook given, counted from 1:
+    `cell-12`."""
     cells = nbformat.from_dict(notebook).cells
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number}"
@@ -44,7 +48,9 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     for cell in cells:
         if cell.cell_type == "code":
             failed = any(output.output_type == "error" for output in cell.outputs)
-            cell.outputs = _join_streams(clean for output in cell.outputs if (clean := _clean_output(output)) is not None)
+            cell.outputs = _join_streams(
+                clean for output in cell.outputs if (clean := _clean_output(output)) is not None
+            )
             if failed or not _shows_captioned(cell):
                 _drop_caption(cell)
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
@@ -58,8 +64,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
 def for_web(notebook: NotebookNode) -> NotebookNode:
     """The copy for HTML: Plotly figures and viewers stay alive.
 
-    They travel as raw blocks in Markdown: for outputs of the type text/html, Quarto loads libraries from the network.
-    """
+    They travel as raw blocks in Markdown: for outputs of the type text/html, Quarto loads libraries
+    from the network."""
     return _with_outputs(notebook, _pick_for_web)
 
 
@@ -75,11 +81,16 @@ def split_plotly(html: str) -> tuple[str, str]:
 
 
 def _is_papermill_mark(cell):
-    return "papermill-error-cell-tag" in cell.metadata.get("tags", ()) or 'id="papermill-error-cell"' in cell.source
+    return (
+        "papermill-error-cell-tag" in cell.metadata.get("tags", ())
+        or 'id="papermill-error-cell"' in cell.source
+    )
 
 
 def _merge_parameters(cells):
-    """Write the injected values into the parameters cell, comments kept, and drop papermill's own cell."""
+    """Write the injected values into the parameters cell, comments kept, and drop papermill's own
+    cell.
+    """
     injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
     values = {}
     for cell in injected:
@@ -94,9 +105,15 @@ def _merge_parameters(cells):
 
 def _replace_values(source, values):
     lines = source.splitlines()
-    found = [(node.value, values[name]) for name, node in find_assignments(source).items() if name in values]
+    found = [
+        (node.value, values[name])
+        for name, node in find_assignments(source).items()
+        if name in values
+    ]
     # from the end, so that earlier positions stay right
-    for old, new in sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
+    for old, new in sorted(
+        found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True
+    ):
         first, last = old.lineno - 1, old.end_lineno - 1
         # ast counts bytes, str counts characters
         before = lines[first].encode()[: old.col_offset].decode()
@@ -108,16 +125,27 @@ def _replace_values(source, values):
 def _clean_output(output):
     """The output without noise, or None where nothing is left to read."""
     if output.output_type == "stream":
-        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", output.text).split("\n"))
-        return None if output.name == "stderr" or not text.strip() else nbformat.v4.new_output("stream", name="stdout", text=text)
+        text = "\n".join(
+            line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", output.text).split("\n")
+        )
+        return (
+            None
+            if output.name == "stderr" or not text.strip()
+            else nbformat.v4.new_output("stream", name="stdout", text=text)
+        )
     if output.output_type == "error":
         trace = ANSI.sub("", "\n".join(output.traceback)) or f"{output.ename}: {output.evalue}"
         text = code_block("\n".join(trace.splitlines()[-20:]), ".output")
-        return _display({"text/markdown": callout("important", f"This cell failed: {output.ename}", text)})
+        return _display(
+            {"text/markdown": callout("important", f"This cell failed: {output.ename}", text)}
+        )
     if any("jupyter.widget" in kind for kind in output.data) or not output.data:
         return None
-    picture = output.get("metadata", {}).get("image/png")  # width and height, from a high-density display
-    return nbformat.v4.new_output("display_data", data=dict(output.data), metadata={"image/png": picture} if picture else {})
+    # width and height, from a high-density display
+    picture = output.get("metadata", {}).get("image/png")
+    return nbformat.v4.new_output(
+        "display_data", data=dict(output.data), metadata={"image/png": picture} if picture else {}
+    )
 
 
 def _join_streams(outputs):
@@ -137,7 +165,9 @@ def _display(data, metadata=None):
 
 def _is_bare_repr(output):
     data = output.get("data", {})
-    return set(data) == {"text/plain"} and bool(REPR.match(data["text/plain"].strip()) or data["text/plain"].startswith("Text("))
+    return set(data) == {"text/plain"} and bool(
+        REPR.match(data["text/plain"].strip()) or data["text/plain"].startswith("Text(")
+    )
 
 
 def _describe_figure(cell):
@@ -145,27 +175,42 @@ def _describe_figure(cell):
     options, code = read_options(cell.source)
     if not options.get("fig-alt"):
         first_line = next((line for line in code.splitlines() if line.strip()), "this cell")
-        options["fig-alt"] = options.get("fig-cap") or f"Picture made by the code {first_line.strip()}"
+        options["fig-alt"] = (
+            options.get("fig-cap") or f"Picture made by the code {first_line.strip()}"
+        )
         cell.source = write_options(options, code)
 
 
 def _shows_captioned(cell):
-    """Whether there is something that a caption may stand under; a sentence on why there is no figure is not."""
+    """Whether there is something that a caption may stand under; a sentence on why there is no
+    figure is not.
+    """
     data = [output.data for output in cell.outputs if "data" in output]
-    return any({"text/html", *PICTURES} & set(item) or "|" in item.get("text/markdown", "") for item in data)
+    return any(
+        {"text/html", *PICTURES} & set(item) or "|" in item.get("text/markdown", "")
+        for item in data
+    )
 
 
 def _drop_caption(cell):
     """What was announced was not made: an error or an excuse must not stand under its caption."""
     options, code = read_options(cell.source)
-    kept = {key: value for key, value in options.items() if key not in ("label", "fig-cap", "fig-alt", "tbl-cap")}
+    kept = {
+        key: value
+        for key, value in options.items()
+        if key not in ("label", "fig-cap", "fig-alt", "tbl-cap")
+    }
     cell.source = write_options(kept, code)
 
 
 def _convert_tables(cells):
     """Turn all HTML tables of a notebook into Markdown tables, in one call of pandoc."""
     data = [output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output]
-    found = [item for item in data if "<table" in item.get("text/html", "") and not _is_live(item["text/html"])]
+    found = [
+        item
+        for item in data
+        if "<table" in item.get("text/html", "") and not _is_live(item["text/html"])
+    ]
     if not found:
         return
     text = run_pandoc(
@@ -175,17 +220,21 @@ def _convert_tables(cells):
         "--columns=10000",
         f"--lua-filter={TABLES}",
         text=f"\n<p>{SPLIT}</p>\n".join(
-            INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"]) for item in found
+            INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"])
+            for item in found
         ),
     )
-    text = ESCAPED.sub(lambda match: f"&#{ord(match[1])};", text)  # as `markup.escape`: what looks like markup is markup
+    # as `markup.escape`: what looks like markup is markup
+    text = ESCAPED.sub(lambda match: f"&#{ord(match[1])};", text)
     for item, table in zip(found, re.split(rf"(?m)^{SPLIT}\s*$", text), strict=True):
         item.pop("text/html")
         item["text/markdown"] = table.strip() + "\n"
 
 
 def _is_live(html):
-    """Whether it is a figure or table of `vitlab.plots` that readers can move: Plotly, or a viewer in plain HTML."""
+    """Whether it is a figure or table of `vitlab.plots` that readers can move: Plotly, or a viewer
+    in plain HTML.
+    """
     return "vitlab-plotly" in html or "vitlab-viewer" in html
 
 
@@ -193,7 +242,10 @@ def _with_outputs(notebook, pick):
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
-            shown = [output if output.output_type == "stream" else _display(*pick(output, cell)) for output in cell.outputs]
+            shown = [
+                output if output.output_type == "stream" else _display(*pick(output, cell))
+                for output in cell.outputs
+            ]
             cell.outputs = shown
     return copy
 
@@ -201,10 +253,20 @@ def _with_outputs(notebook, pick):
 def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
-    if _is_live(html) or ("text/markdown" not in data and html and ("plotly" in html.lower() or "image/png" not in data)):
+    if _is_live(html) or (
+        "text/markdown" not in data
+        and html
+        and ("plotly" in html.lower() or "image/png" not in data)
+    ):
         label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
         kind = "live-table" if "vitlab-runs" in html else "interactive"
-        return ({"text/markdown": raw_html(f'<div class="{kind}" role="group" aria-label="{escape(label)}">{html}</div>')},)
+        return (
+            {
+                "text/markdown": raw_html(
+                    f'<div class="{kind}" role="group" aria-label="{escape(label)}">{html}</div>'
+                )
+            },
+        )
     return _pick_for_paper(output, cell)
 
 
@@ -212,5 +274,7 @@ def _pick_for_paper(output, cell):
     data = output.data
     for kind in ("text/markdown", *PICTURES, "text/latex", "text/plain"):
         if kind in data:
-            return {kind: data[kind]}, {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
+            return {kind: data[kind]}, (
+                {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
+            )
     return ({"text/markdown": "*This output is only available in the HTML report.*"},)

@@ -1,4 +1,6 @@
-"""All pages as the chapters of one notebook, for the PDF: labels, footnotes and links made unique."""
+"""All pages as the chapters of one notebook, for the PDF: labels, footnotes and links made
+unique.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,17 @@ CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. Code stands where a notebook comes first; later ones show the parameters that differ."""
-    front = {"title": escape(report.title), "subtitle": escape(report.subtitle), "date": report.date}
-    header = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
+    """One notebook of the whole report. Code stands where a notebook comes first; later ones show
+    the parameters that differ.
+    """
+    front = {
+        "title": escape(report.title),
+        "subtitle": escape(report.subtitle),
+        "date": report.date,
+    }
+    header = "\n".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value
+    )
     cells = [new_raw_cell(f"---\n{header}\n---")]
     first = {}
     for page in (page for page in report.pages if page.paper):
@@ -31,7 +41,10 @@ def combine_pages(report: Report) -> NotebookNode:
         origin = first.setdefault(page.stem, page)
         chapter = for_paper(page.notebook).cells
         if origin is not page and any(cell.cell_type == "code" for cell in chapter):
-            shared = f"*Code, and parameters that are not shown, are those of [{origin.title_markdown}](#{origin.slug}).*"
+            shared = (
+                "*Code, and parameters that are not shown, are those of"
+                f" [{origin.title_markdown}](#{origin.slug}).*"
+            )
             cells.append(new_markdown_cell(shared))
             _hide_code(chapter, origin.notebook.cells)
         _rename(chapter, page.slug)
@@ -44,9 +57,20 @@ def combine_pages(report: Report) -> NotebookNode:
 
 
 def has_citations(cells: list[NotebookNode]) -> bool:
-    """Whether the prose or a caption cites something beside the report's own figures, tables and sections."""
-    captions = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if line.startswith("#|")]
-    return any(CITATION.search(text) for text in [*captions, *(cell.source for cell in cells if cell.cell_type == "markdown")])
+    """Whether the prose or a caption cites something beside the report's own figures, tables and
+    sections.
+    """
+    captions = [
+        line
+        for cell in cells
+        if cell.cell_type == "code"
+        for line in cell.source.splitlines()
+        if line.startswith("#|")
+    ]
+    return any(
+        CITATION.search(text)
+        for text in [*captions, *(cell.source for cell in cells if cell.cell_type == "markdown")]
+    )
 
 
 def _hide_code(cells, shown):
@@ -55,7 +79,11 @@ def _hide_code(cells, shown):
     for cell in cells:
         if cell.cell_type == "code":
             options, code = read_options(cell.source)
-            kept = [line for line in code.splitlines() if line not in known] if _is_unfolded(cell) else []
+            kept = (
+                [line for line in code.splitlines() if line not in known]
+                if _is_unfolded(cell)
+                else []
+            )
             cell.source = write_options({**options, "echo": bool(kept)}, "\n".join(kept) or code)
 
 
@@ -65,11 +93,18 @@ def _is_unfolded(cell):
 
 
 def _rename(cells, slug):
-    """Give every label, footnote and anchor of a chapter a name of its own, and follow it in the references."""
+    """Give every label, footnote and anchor of a chapter a name of its own, and follow it in the
+    references.
+    """
     options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     own = {str(item["label"]) for item in options if "label" in item}
-    own |= {match.group(2) for text in prose for match in IDENTIFIER.finditer(text) if match.group(1) == "{#"}
+    own |= {
+        match.group(2)
+        for text in prose
+        for match in IDENTIFIER.finditer(text)
+        if match.group(1) == "{#"
+    }
 
     def rename(text):
         text = IDENTIFIER.sub(lambda m: f"{m[1]}{m[2]}-{slug}" if m[2] in own else m[0], text)

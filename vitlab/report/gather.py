@@ -1,4 +1,6 @@
-"""From batches to pages: which executed notebooks make the report, in which order, under which title."""
+"""From batches to pages: which executed notebooks make the report, in which order, under which
+title.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,13 @@ NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?([\w.-]+)\.ipynb(#[^)]*
 class Page:
     """One notebook of the report, cleaned, without its title.
 
-    slug: file name and anchor. stem: the notebook's own name, such as 03_finetune. heading: its first heading.
-    group: where it stands in the navigation: batch, model, further grid values; empty strings where there is none.
-    dataset: the one it is about, "" for none. trouble: what went wrong, "" when nothing did.
-    path: the executed copy, and run: the run it is to leave behind, relative to the reports folder. executed: that copy as it is.
-    source: the notebook that it was made from; None where the batch does not say. status: of the task in the batch.
-    paper: whether the page stands in the PDF too.
-    """
+    slug: file name and anchor. stem: the notebook's own name, such as 03_finetune. heading: its
+    first heading. group: where it stands in the navigation: batch, model, further grid values;
+    empty strings where there is none. dataset: the one it is about, "" for none. trouble: what went
+    wrong, "" when nothing did. path: the executed copy, and run: the run it is to leave behind,
+    relative to the reports folder. executed: that copy as it is. source: the notebook that it was
+    made from; None where the batch does not say. status: of the task in the batch. paper: whether
+    the page stands in the PDF too."""
 
     slug: str
     stem: str
@@ -66,7 +68,9 @@ class Page:
 
     @property
     def title_markdown(self) -> str:
-        """The title as Markdown: the heading is Markdown of the notebook, the words of the grid point are plain text."""
+        """The title as Markdown: the heading is Markdown of the notebook, the words of the grid
+        point are plain text.
+        """
         return " · ".join([self.heading, *map(escape, describe_point(self.point))])
 
 
@@ -79,7 +83,8 @@ class Report:
 
 
 def gather_report(batches: list[str] | None = None) -> Report:
-    """The pages of these batches (default: all there are), comparison first, then the shared notebooks, then each grid point's.
+    """The pages of these batches (default: all there are), comparison first, then the shared
+    notebooks, then each grid point's.
 
     ValueError: an unknown batch, or none at all; a cell whose options are no YAML.
     """
@@ -87,20 +92,33 @@ def gather_report(batches: list[str] | None = None) -> Report:
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
     for name in batches or ():
         if name not in known:
-            raise UserError(unknown("batch", name, known, f"They lie in {folder}. Run `vitlab batch FILE.yml` first."))
+            raise UserError(
+                unknown(
+                    "batch",
+                    name,
+                    known,
+                    f"They lie in {folder}. Run `vitlab batch FILE.yml` first.",
+                )
+            )
     if not known:
-        raise UserError(f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first")
+        raise UserError(
+            f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first"
+        )
     chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}
     pages = []
     for name, batch in chosen.items():
         section = batch.get("title", name) if len(chosen) > 1 else ""
-        pages += [_make_page(task, section, batch.get("file", "")) for task in order_tasks(batch["tasks"])]
+        pages += [
+            _make_page(task, section, batch.get("file", "")) for task in order_tasks(batch["tasks"])
+        ]
     pages = _number_slugs(pages)
     for page in pages:
         _resolve_links(page, pages)
         _resolve_sections(page.notebook)
     titles = [batch.get("title", name) for name, batch in chosen.items()]
-    datasets = [name for name, _ in Counter(page.dataset for page in pages if page.dataset).most_common()]
+    datasets = [
+        name for name, _ in Counter(page.dataset for page in pages if page.dataset).most_common()
+    ]
     return Report(
         title=" and ".join(titles),
         subtitle=describe_datasets(datasets),
@@ -110,7 +128,9 @@ def gather_report(batches: list[str] | None = None) -> Report:
 
 
 def order_tasks(tasks: list[dict]) -> list[dict]:
-    """Comparison first, then the notebooks outside of the grid, then point after point its notebooks, by name."""
+    """Comparison first, then the notebooks outside of the grid, then point after point its
+    notebooks, by name.
+    """
     points = []
     for task in tasks:
         if task["point"] not in points:
@@ -180,26 +200,42 @@ def _find_dataset(task, notebook):
 
 
 def _find_source(stem, batch_file, executed):
-    """The notebook of a task: near the batch file, as the batch looks for it, else where papermill says that it took it from."""
+    """The notebook of a task: near the batch file, as the batch looks for it, else where papermill
+    says that it took it from.
+    """
     if not batch_file:
         return None
     here = (project_root() / batch_file).parent
-    places = [folder / f"{stem}.ipynb" for folder in (here, here / "notebooks", here.parent, here.parent / "notebooks")]
+    places = [
+        folder / f"{stem}.ipynb"
+        for folder in (here, here / "notebooks", here.parent, here.parent / "notebooks")
+    ]
     taken = (executed or {}).get("metadata", {}).get("papermill", {}).get("input_path")
-    return next((place for place in [*places, *([Path(taken)] if taken else [])] if place.is_file()), places[-1])
+    return next(
+        (place for place in [*places, *([Path(taken)] if taken else [])] if place.is_file()),
+        places[-1],
+    )
 
 
 def _trouble(task, copied):
     """What the reader must know of a task that gave no result, as Markdown; "" for one that did."""
     if task["status"] == "failed":
         error = task["error"]
-        where = f"In cell {error['cell']}, " if error["cell"] is not None else "Outside of any cell, "
-        line = f"at the line\n\n{code_block(error['line'], '.python')}" if error.get("line") else "with the error"
+        where = (
+            f"In cell {error['cell']}, " if error["cell"] is not None else "Outside of any cell, "
+        )
+        line = (
+            f"at the line\n\n{code_block(error['line'], '.python')}"
+            if error.get("line")
+            else "with the error"
+        )
         what = code_block(f"{error['name']}: {error['value']}", ".output")
         return f"{where}{line}\n\n{what}"
     if task["status"] != "done":
         return escape(task.get("note") or "") or f"Its status in the batch is *{task['status']}*."
-    return "" if copied else f"Its executed copy {code(task['path'])} is missing; run the batch again."
+    return (
+        "" if copied else f"Its executed copy {code(task['path'])} is missing; run the batch again."
+    )
 
 
 def _take_heading(notebook):
@@ -226,11 +262,15 @@ def _number_slugs(pages):
 
 
 def _resolve_links(page, pages):
-    """Point links to other notebooks at their pages: that of the same grid point, else the first; plain text without one."""
+    """Point links to other notebooks at their pages: that of the same grid point, else the first;
+    plain text without one.
+    """
 
     def resolve(match):
         text, stem, anchor = match.group(1), match.group(2), match.group(3) or ""
-        targets = [other for other in pages if other.stem == stem and other.group[0] == page.group[0]]
+        targets = [
+            other for other in pages if other.stem == stem and other.group[0] == page.group[0]
+        ]
         if not targets:
             return text
         target = next((other for other in targets if other.point == page.point), targets[0])
@@ -241,15 +281,21 @@ def _resolve_links(page, pages):
             cell.source = NOTEBOOK_LINK.sub(resolve, cell.source)
         for output in cell.get("outputs", ()):
             if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = NOTEBOOK_LINK.sub(resolve, output.data["text/markdown"])
+                output.data["text/markdown"] = NOTEBOOK_LINK.sub(
+                    resolve, output.data["text/markdown"]
+                )
 
 
 def _resolve_sections(notebook):
-    """Write references to sections as links under the section's title: sections of a page bear no number to refer to."""
+    """Write references to sections as links under the section's title: sections of a page bear no
+    number to refer to.
+    """
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     titles = {match[2]: match[1] for cell in prose for match in SECTION.finditer(cell.source)}
     for cell in prose:
-        cell.source = SECTION_REFERENCE.sub(lambda m: f"[{titles[m[1]]}](#{m[1]})" if m[1] in titles else m[0], cell.source)
+        cell.source = SECTION_REFERENCE.sub(
+            lambda m: f"[{titles[m[1]]}](#{m[1]})" if m[1] in titles else m[0], cell.source
+        )
 
 
 def _with_overview(pages):
@@ -258,7 +304,9 @@ def _with_overview(pages):
     if troubled:
         lines = [f"- [{page.title_markdown}]({page.slug}.ipynb)" for page in troubled]
         title = f"{len(troubled)} of {len(pages)} notebooks did not run to their end"
-        pages[0].notebook.cells.insert(0, new_markdown_cell(callout("warning", title, "\n".join(lines))))
+        pages[0].notebook.cells.insert(
+            0, new_markdown_cell(callout("warning", title, "\n".join(lines)))
+        )
     return pages
 
 
@@ -268,5 +316,7 @@ def _day(file):
 
 def page_notebook(page: Page, cells: list) -> NotebookNode:
     """These cells under the page's title, as a notebook that Quarto can render."""
-    front = nbformat.v4.new_raw_cell(f"---\ntitle: {json.dumps(page.title_markdown, ensure_ascii=False)}\n---")
+    front = nbformat.v4.new_raw_cell(
+        f"---\ntitle: {json.dumps(page.title_markdown, ensure_ascii=False)}\n---"
+    )
     return new_notebook(cells=[front, *cells], metadata={"kernelspec": KERNEL})

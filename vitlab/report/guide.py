@@ -16,8 +16,21 @@ def guide_pages() -> list[Page]:
     """A page for each guide that the project has; they stand in the site alone, not on paper."""
     pages = []
     for path in sorted((project_root() / "reports" / "guide").glob("*.md")):
-        heading, text = re.fullmatch(r"# +(.+?) *\n(.*)", path.read_text(encoding="utf-8"), flags=re.DOTALL).groups()
+        heading, text = re.fullmatch(
+            r"# +(.+?) *\n(.*)", path.read_text(encoding="utf-8"), flags=re.DOTALL
+        ).groups()
         notebook = new_notebook(cells=[new_markdown_cell(text.strip())])
         slug = "guide-" + re.sub(r"^\d+_", "", path.stem).replace("_", "-")
-        pages.append(Page(slug, path.stem, heading, {}, (PART, "", ""), notebook, path=f"reports/guide/{path.name}", paper=False))
+        pages.append(
+            Page(
+                slug,
+                path.stem,
+                heading,
+                {},
+                (PART, "", ""),
+                notebook,
+                path=f"reports/guide/{path.name}",
+                paper=False,
+            )
+        )
     return pages

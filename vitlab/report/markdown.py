@@ -1,4 +1,6 @@
-"""A cleaned notebook as pandoc's Markdown, with Quarto's meaning of label, captions, echo, output, include, code-fold."""
+"""A cleaned notebook as pandoc's Markdown, with Quarto's meaning of label, captions, echo, output,
+include, code-fold.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CSS_DPI = 96  # what a browser takes for an inch
 
 @dataclass(frozen=True)
 class Medium:
-    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be, in inches."""
+    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
+    in inches.
+    """
 
     folder: Path
     fold: bool | str = False
@@ -27,7 +31,9 @@ class Medium:
 
 
 def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
-    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the text names the files."""
+    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the
+    text names the files.
+    """
     parts = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
@@ -46,24 +52,40 @@ def _code_cell(cell, medium, name):
         fold = options.get("code-fold", medium.fold)
         summary = _quote(options.get("code-summary", "Code"))
         alone = "" if cell.outputs else " .alone"
-        parts.append(code_block(code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'))
+        parts.append(
+            code_block(
+                code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'
+            )
+        )
     if options.get("output", True) is not False:
         parts += _outputs(cell, options, medium, name)
     return "\n\n".join(parts)
 
 
 def _outputs(cell, options, medium, name):
-    """The outputs in order; those that the caption speaks of in one captioned block, where the first of them stands."""
+    """The outputs in order; those that the caption speaks of in one captioned block, where the
+    first of them stands.
+    """
     label = str(options.get("label", ""))
-    kind = "tbl" if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options) else "fig"
+    kind = (
+        "tbl"
+        if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
+        else "fig"
+    )
     caption = options.get(f"{kind}-cap", "")
     identifier = f"#{label}" if label.startswith(("fig-", "tbl-")) else ""
     parts, captioned, place = [], [], 0
     for number, output in enumerate(cell.outputs, start=1):
         if output.output_type == "stream":
-            parts.append(output.text if options.get("output") == "asis" else code_block(output.text, ".output"))
+            parts.append(
+                output.text
+                if options.get("output") == "asis"
+                else code_block(output.text, ".output")
+            )
             continue
-        text = _display(output.data, output.get("metadata", {}), options, medium, f"{name}-{number}")
+        text = _display(
+            output.data, output.get("metadata", {}), options, medium, f"{name}-{number}"
+        )
         if (caption or identifier) and not {"text/plain", "text/latex"} & set(output.data):
             place = place if captioned else len(parts)
             captioned.append(text)

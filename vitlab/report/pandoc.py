@@ -1,4 +1,6 @@
-"""The report without Quarto: pandoc and Typst, both from wheels. HTML pages that need no other file, and one PDF."""
+"""The report without Quarto: pandoc and Typst, both from wheels. HTML pages that need no other
+file, and one PDF.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def render_pages(report: Report, settings: Settings, build: Path, output: Path) 
     """Write one HTML file a page into `output`; the path of the first."""
     (build / "pages").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as threads:
-        pages = threads.map(lambda page: _render_page(page, report, settings, build / "pages"), report.pages)
+        pages = threads.map(
+            lambda page: _render_page(page, report, settings, build / "pages"), report.pages
+        )
         for page, html in zip(report.pages, pages, strict=True):
             (output / f"{page.slug}.html").write_text(html, encoding="utf-8")
     return output / "index.html"
@@ -43,7 +47,9 @@ def render_pdf(report: Report, settings: Settings, build: Path, output: Path) ->
     """Write report.pdf into `output`, from the notebook that holds all pages; its path."""
     folder = build / "pdf"
     notebook = nbformat.read(folder / "report.ipynb", as_version=4)
-    markdown = notebook_markdown(notebook, Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT), "figure")
+    markdown = notebook_markdown(
+        notebook, Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT), "figure"
+    )
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
     metadata = {"title": report.title, "subtitle": report.subtitle}
     defaults = {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata}
@@ -51,8 +57,11 @@ def render_pdf(report: Report, settings: Settings, build: Path, output: Path) ->
     (folder / "report.typ").write_text(source, encoding="utf-8")
     if missing := find_fonts(markdown)[1]:
         logging.getLogger(__name__).warning("report.pdf: %s", describe_missing(missing))
-    fonts = Path(font_manager.findfont(USUAL)).parent  # Typst falls back on these and on the fonts of the machine
-    typst.compile(folder / "report.typ", output=output / "report.pdf", root=folder, font_paths=[fonts])
+    # Typst falls back on these and on the fonts of the machine
+    fonts = Path(font_manager.findfont(USUAL)).parent
+    typst.compile(
+        folder / "report.typ", output=output / "report.pdf", root=folder, font_paths=[fonts]
+    )
     return output / "report.pdf"
 
 
@@ -90,12 +99,19 @@ def _render_page(page, report, settings, folder):
         "html-math-method": {"method": "mathml"},
     }
     html = _render_markdown(markdown, "html5", folder / page.slug, settings, defaults)
-    html = re.sub(r'(<img[^>]*?\bsrc=")([^":]+)(")', lambda match: match[1] + _data_uri(folder, match[2]) + match[3], html)
-    return html.replace("<!-- plotly -->", library, 1)  # last: pandoc and we need not search megabytes
+    html = re.sub(
+        r'(<img[^>]*?\bsrc=")([^":]+)(")',
+        lambda match: match[1] + _data_uri(folder, match[2]) + match[3],
+        html,
+    )
+    # last: pandoc and we need not search megabytes
+    return html.replace("<!-- plotly -->", library, 1)
 
 
 def _render_markdown(markdown, target, path, settings, defaults):
-    """Convert with our filter before citeproc. Markdown and pandoc's settings stay in the build folder, for whoever wonders."""
+    """Convert with our filter before citeproc. Markdown and pandoc's settings stay in the build
+    folder, for whoever wonders.
+    """
     defaults |= {
         "from": "markdown",
         "to": target,
@@ -118,7 +134,9 @@ def _take_plotly(notebook):
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if "text/markdown" in output.get("data", {}):
-                library, output["data"]["text/markdown"] = split_plotly(output["data"]["text/markdown"])
+                library, output["data"]["text/markdown"] = split_plotly(
+                    output["data"]["text/markdown"]
+                )
                 found = found or library
     return found
 

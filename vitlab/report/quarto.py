@@ -1,4 +1,6 @@
-"""The report with Quarto: a project for the site and one for the PDF in the build folder, made from the project's _quarto.yml."""
+"""The report with Quarto: a project for the site and one for the PDF in the build folder, made from
+the project's _quarto.yml.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,18 @@ from vitlab.report.gather import Report
 from vitlab.report.settings import Settings, find_section
 
 
-def render_with_quarto(quarto: str, report: Report, settings: Settings, build: Path, output: Path) -> dict[str, Path]:
-    """Render build/site and build/pdf, and bring pages and PDF to `output`. RuntimeError carries what Quarto said."""
+def render_with_quarto(
+    quarto: str, report: Report, settings: Settings, build: Path, output: Path
+) -> dict[str, Path]:
+    """Render build/site and build/pdf, and bring pages and PDF to `output`. RuntimeError carries
+    what Quarto said.
+    """
     for folder, config in (("site", site_config(report, settings)), ("pdf", pdf_config(settings))):
         for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
             shutil.copy(file, build / folder / file.name)
-        (build / folder / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (build / folder / "_quarto.yml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     _run(quarto, ["render"], build / "site")
     _run(quarto, ["render", "report.ipynb", "--to", "typst"], build / "pdf")
     shutil.copytree(build / "site" / "_site", output, dirs_exist_ok=True)
@@ -30,18 +38,31 @@ def render_with_quarto(quarto: str, report: Report, settings: Settings, build: P
 
 
 def site_config(report: Report, settings: Settings) -> dict:
-    """The project's own configuration, for the gathered pages: what to render and the navigation."""
+    """The project's own configuration, for the gathered pages: what to render and the
+    navigation.
+    """
     config = _shared_config(settings)
-    config["project"] = {"type": "website", "output-dir": "_site", "render": [f"{page.slug}.ipynb" for page in report.pages]}
+    config["project"] = {
+        "type": "website",
+        "output-dir": "_site",
+        "render": [f"{page.slug}.ipynb" for page in report.pages],
+    }
     sidebar = {**find_section(config, "website", "sidebar"), "contents": _sidebar(report.pages)}
-    config["website"] = {**find_section(config, "website"), "title": settings.title, "sidebar": sidebar}
-    html = {**find_section(config, "format", "html"), "embed-resources": True}  # each page one file, to be opened offline
+    config["website"] = {
+        **find_section(config, "website"),
+        "title": settings.title,
+        "sidebar": sidebar,
+    }
+    # each page one file, to be opened offline
+    html = {**find_section(config, "format", "html"), "embed-resources": True}
     config["format"] = {"html": html}
     return config
 
 
 def pdf_config(settings: Settings) -> dict:
-    """The project's own configuration, for the one notebook of the PDF. It is a plain project: a website makes a PDF a page."""
+    """The project's own configuration, for the one notebook of the PDF. It is a plain project: a
+    website makes a PDF a page.
+    """
     config = _shared_config(settings)
     config.pop("website", None)
     config["project"] = {"type": "default", "render": ["report.ipynb"]}
@@ -66,7 +87,11 @@ def _sidebar(pages):
 def _sections(pages, depth):
     if depth == 3:
         return [
-            {"text": page.heading + (" (not finished)" if page.trouble else ""), "href": f"{page.slug}.ipynb"} for page in pages
+            {
+                "text": page.heading + (" (not finished)" if page.trouble else ""),
+                "href": f"{page.slug}.ipynb",
+            }
+            for page in pages
         ]
     contents = []
     for title, members in groupby(pages, key=lambda page: page.group[depth]):
@@ -78,9 +103,15 @@ def _sections(pages, depth):
 def _run(quarto, arguments, folder):
     environment = {**os.environ, "QUARTO_PYTHON": sys.executable}
     done = subprocess.run(
-        [quarto, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [quarto, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(
-            f"`quarto {' '.join(arguments)}` in {folder} ended with code {done.returncode}:\n{done.stdout.strip()[-6000:]}"
+            f"`quarto {' '.join(arguments)}` in {folder} ended with code"
+            f" {done.returncode}:\n{done.stdout.strip()[-6000:]}"
         )

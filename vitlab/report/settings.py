@@ -1,4 +1,6 @@
-"""What _quarto.yml says, for both ways of rendering: one place to set title, language, bibliography and code folding."""
+"""What _quarto.yml says, for both ways of rendering: one place to set title, language, bibliography
+and code folding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from vitlab.user_files import read_yaml
 
 @dataclass(frozen=True)
 class Settings:
-    """bibliography, csl: files, absolute. fold: whether code starts folded in HTML (true, false, "show"). config: the file."""
+    """bibliography, csl: files, absolute. fold: whether code starts folded in HTML (true, false,
+    "show"). config: the file.
+    """
 
     title: str = "vitlab"
     lang: str = "en"
@@ -24,16 +28,24 @@ class Settings:
 
 
 def read_settings(root: Path | None = None) -> Settings:
-    """The settings of the project; defaults where it has no _quarto.yml. UserError names a bibliography that is not there."""
+    """The settings of the project; defaults where it has no _quarto.yml. UserError names a
+    bibliography that is not there.
+    """
     root = root or project_root()
     file = root / "_quarto.yml"
     config = (read_yaml(file, "settings file") if file.is_file() else None) or {}
     if not isinstance(config, dict):
-        raise UserError(f"{file} must hold names and values, such as `bibliography: reports/references.bib`; it holds {config!r}")
+        raise UserError(
+            f"{file} must hold names and values, such as `bibliography: reports/references.bib`; it"
+            f" holds {config!r}"
+        )
     listed, style = config.get("bibliography") or [], config.get("csl") or ""
     listed = [listed] if isinstance(listed, str) else listed
     if not (isinstance(listed, list) and all(isinstance(name, str) for name in [*listed, style])):
-        raise UserError(f"bibliography and csl of {file} must be names of files, such as `bibliography: reports/references.bib`")
+        raise UserError(
+            f"bibliography and csl of {file} must be names of files, such as `bibliography:"
+            " reports/references.bib`"
+        )
     bibliography = tuple(root / name for name in listed)
     csl = root / style if style else None
     for path in (*bibliography, *([csl] if csl else [])):
@@ -52,7 +64,9 @@ def read_settings(root: Path | None = None) -> Settings:
 
 
 def find_section(config: dict, *names: str) -> dict:
-    """The settings below these names; none where a word stands there, as Quarto allows (`format: html`, `html: default`)."""
+    """The settings below these names; none where a word stands there, as Quarto allows (`format:
+    html`, `html: default`).
+    """
     for name in names:
         config = config.get(name)
         if not isinstance(config, dict):

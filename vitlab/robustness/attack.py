@@ -1,8 +1,7 @@
 """Images changed on purpose, by so little that people do not see it, to make a model err.
 
-Written here in a few lines, since the libraries for it (torchattacks, foolbox) have had no release for years.
-An attack found only bounds robustness from above: a better one may find more.
-"""
+Written here in a few lines, since the libraries for it (torchattacks, foolbox) have had no release
+for years. An attack found only bounds robustness from above: a better one may find more."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ ATTACKS = Registry("attack")  # attack(gradient, pixels, noise, epsilon, steps) 
 
 @ATTACKS.register
 def pgd(gradient, pixels, noise, epsilon, steps, step_size=None):
-    """Projected gradient descent: steps in the direction of the sign of the gradient, never further than epsilon from the image.
+    """Projected gradient descent: steps in the direction of the sign of the gradient, never further
+    than epsilon from the image.
 
-    pixels: (B, C, h, w) in 0..1. noise: where to start, in units of epsilon, uniform in -1..1: (B, C, h, w), or (B, 1, h, w) for
-    grey images, which then stay grey. gradient(pixels): of each image's loss, in the shape of `noise`.
-    step_size: 2.5 epsilon / steps without one, so that any place within reach can be reached.
-    Source: Madry et al. 2018, arXiv 1706.06083.
-    """
+    pixels: (B, C, h, w) in 0..1. noise: where to start, in units of epsilon, uniform in -1..1: (B,
+    C, h, w), or (B, 1, h, w) for grey images, which then stay grey. gradient(pixels): of each
+    image's loss, in the shape of `noise`. step_size: 2.5 epsilon / steps without one, so that any
+    place within reach can be reached. Source: Madry et al. 2018, arXiv 1706.06083."""
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     changed = (pixels + epsilon * noise).clamp(0, 1)
     for _ in range(steps):
@@ -52,7 +51,9 @@ def pgd(gradient, pixels, noise, epsilon, steps, step_size=None):
 
 @ATTACKS.register
 def fgsm(gradient, pixels, noise, epsilon, steps=1):
-    """The fast gradient sign method, one step from the image itself. Source: Goodfellow et al. 2015, arXiv 1412.6572."""
+    """The fast gradient sign method, one step from the image itself. Source: Goodfellow et al.
+    2015, arXiv 1412.6572.
+    """
     return pgd(gradient, pixels, 0 * noise, epsilon, steps=1, step_size=epsilon)
 
 
@@ -67,28 +68,35 @@ def attack_table(
     seed: int = 0,
     cluster=None,
 ) -> pd.DataFrame:
-    """Accuracy when every pixel may change by epsilon grey levels, of 0..255 and at the model's size, to raise the loss.
+    """Accuracy when every pixel may change by epsilon grey levels, of 0..255 and at the model's
+    size, to raise the loss.
 
-    Columns: attack, epsilon, n, metric (accuracy), value, low, high (95 % Wilson interval). An image counts as right at an
-    epsilon if the model is right about it as it is and after every attack up to there; only what is still right is attacked.
-    Changes below half a grey level exist in numbers only: an image file with 8 bits cannot hold them. cluster: as in
-    `robustness_table`.
+    Columns: attack, epsilon, n, metric (accuracy), value, low, high (95 % Wilson interval). An
+    image counts as right at an epsilon if the model is right about it as it is and after every
+    attack up to there; only what is still right is attacked. Changes below half a grey level exist
+    in numbers only: an image file with 8 bits cannot hold them. cluster: as in `robustness_table`.
     """
     _check(attack, epsilons, steps)
     ids = draw_subset(data, images, split, seed)
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
     right, rows = _predict(model, pixels).argmax(dim=1).numpy() == labels, []
-    for epsilon in tqdm(sorted(set(epsilons)), desc=f"attack {attack}", unit="epsilon", leave=False):
+    for epsilon in tqdm(
+        sorted(set(epsilons)), desc=f"attack {attack}", unit="epsilon", leave=False
+    ):
         for count in sorted({min(QUICK, steps), steps}) if epsilon else []:
             left = np.flatnonzero(right)
             for some in (left[start : start + BATCH] for start in range(0, len(left), BATCH)):
                 chosen = [ids[i] for i in some]
-                changed = _attack(model, attack, pixels[some], labels[some], chosen, grey, epsilon, count, seed)
+                changed = _attack(
+                    model, attack, pixels[some], labels[some], chosen, grey, epsilon, count, seed
+                )
                 right[some] = _predict(model, changed).argmax(dim=1).numpy() == labels[some]
         rows.append((attack, epsilon, len(ids), "accuracy", right.mean()))
     table = pd.DataFrame(rows, columns=["attack", "epsilon", "n", "metric", "value"])
-    worth = effective_count(np.zeros(len(ids), dtype=int), 1, read_clusters(pd.DataFrame({"sample_id": ids}), cluster))
+    worth = effective_count(
+        np.zeros(len(ids), dtype=int), 1, read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
+    )
     table["low"], table["high"] = wilson_interval(table["value"].to_numpy(), worth)
     return table
 
@@ -102,10 +110,11 @@ def attack_images(
     steps: int = 10,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Images before and after an attack, each (N, h, w, 3) float in 0..1 at the model's input size, and what the model says.
+    """Images before and after an attack, each (N, h, w, 3) float in 0..1 at the model's input size,
+    and what the model says.
 
-    Columns of the table: sample_id, epsilon, label, pred, confidence, changed_pred, changed_confidence.
-    """
+    Columns of the table: sample_id, epsilon, label, pred, confidence, changed_pred,
+    changed_confidence."""
     _check(attack, [epsilon], steps)
     ids = list(sample_ids)
     if not ids:
@@ -113,16 +122,27 @@ def attack_images(
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
     changed = _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed)
-    table = pd.DataFrame({"sample_id": ids, "epsilon": epsilon, "label": np.array(data.classes)[labels]})
+    table = pd.DataFrame(
+        {"sample_id": ids, "epsilon": epsilon, "label": np.array(data.classes)[labels]}
+    )
     for prefix, images in (("", pixels), ("changed_", changed)):
         confidence, pred = _predict(model, images).softmax(dim=1).max(dim=1)
-        table[f"{prefix}pred"], table[f"{prefix}confidence"] = np.array(data.classes)[pred.numpy()], confidence.numpy()
-    before, after = (images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy() for images in (pixels, changed))
+        table[f"{prefix}pred"], table[f"{prefix}confidence"] = (
+            np.array(data.classes)[pred.numpy()],
+            confidence.numpy(),
+        )
+    before, after = (
+        images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy() for images in (pixels, changed)
+    )
     return before, after, table
 
 
-def loss_gradient(model: ModelBundle, labels: torch.Tensor, grey: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function of pixels (B, C, h, w) in 0..1: the gradient of each image's cross-entropy, summed over channels where grey."""
+def loss_gradient(
+    model: ModelBundle, labels: torch.Tensor, grey: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of pixels (B, C, h, w) in 0..1: the gradient of each image's cross-entropy, summed
+    over channels where grey.
+    """
     device = next(model.module.parameters()).device
     precision = choose_precision(device, model.module)
 
@@ -140,15 +160,22 @@ def loss_gradient(model: ModelBundle, labels: torch.Tensor, grey: bool) -> Calla
 def _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed) -> torch.Tensor:
     device = next(model.module.parameters()).device
     shape = (1 if grey else pixels.shape[1], *pixels.shape[2:])
-    draws = [np.random.default_rng(derive_seed(seed, attack, sample_id)).uniform(-1, 1, shape) for sample_id in ids]
+    draws = [
+        np.random.default_rng(derive_seed(seed, attack, sample_id)).uniform(-1, 1, shape)
+        for sample_id in ids
+    ]
     noise = torch.tensor(np.array(draws), dtype=torch.float32, device=device)
     gradient = loss_gradient(model, torch.tensor(labels, device=device), grey)
     return ATTACKS[attack](gradient, pixels.to(device), noise, epsilon / 255, steps).cpu()
 
 
-def _load_pixels(model: ModelBundle, data: DataBundle, ids: Sequence[str]) -> tuple[torch.Tensor, bool]:
+def _load_pixels(
+    model: ModelBundle, data: DataBundle, ids: Sequence[str]
+) -> tuple[torch.Tensor, bool]:
     """Pixels (N, C, h, w) in 0..1 at the model's size, and whether all of them are grey."""
-    images = map_images(lambda sample_id: fit_image(data.read(sample_id), model.transform), ids, "reading images")
+    images = map_images(
+        lambda sample_id: fit_image(data.read(sample_id), model.transform), ids, "reading images"
+    )
     pixels = torch.stack(images) / 255
     return pixels, bool((pixels == pixels[:, :1]).all())
 
@@ -157,11 +184,18 @@ def _predict(model: ModelBundle, pixels: torch.Tensor) -> torch.Tensor:
     """Logits (N, num_classes) of pixels (N, C, h, w) in 0..1, in float32."""
     device = next(model.module.parameters()).device
     with inspecting(model.module), torch.no_grad():
-        return torch.cat([model.module(_normalise(part.to(device), model)).float().cpu() for part in pixels.split(BATCH)])
+        return torch.cat(
+            [
+                model.module(_normalise(part.to(device), model)).float().cpu()
+                for part in pixels.split(BATCH)
+            ]
+        )
 
 
 def _normalise(pixels: torch.Tensor, model: ModelBundle) -> torch.Tensor:
-    return arrange(v2.functional.normalize(pixels, list(model.transform.mean), list(model.transform.std)))
+    return arrange(
+        v2.functional.normalize(pixels, list(model.transform.mean), list(model.transform.std))
+    )
 
 
 def _check(attack: str, epsilons: Sequence[float], steps: int) -> None:
@@ -169,4 +203,6 @@ def _check(attack: str, epsilons: Sequence[float], steps: int) -> None:
     if steps < 1:
         raise UserError(f"an attack takes at least one step, got steps={steps}")
     if len(epsilons) == 0 or not all(0 <= epsilon < 255 for epsilon in epsilons):
-        raise UserError(f"epsilon counts grey levels of 0..255, such as 0.5, 1 or 2; got {list(epsilons)}")
+        raise UserError(
+            f"epsilon counts grey levels of 0..255, such as 0.5, 1 or 2; got {list(epsilons)}"
+        )

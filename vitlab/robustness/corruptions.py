@@ -1,8 +1,8 @@
 """Images made worse in a way that cameras and people make them worse, at five severities.
 
-Noise, blur, brightness, contrast and JPEG have the strengths of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261),
-which were chosen for photographs of 224 x 224 pixels. It has no rotation; those strengths are ours.
-"""
+Noise, blur, brightness, contrast and JPEG have the strengths of ImageNet-C (Hendrycks and
+Dietterich 2019, arXiv 1903.12261), which were chosen for photographs of 224 x 224 pixels. It has no
+rotation; those strengths are ours."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ CORRUPTIONS = Registry("corruption")
 class Corruption:
     """A way to make an image worse.
 
-    apply(image, strength, generator): from an 8-bit image, grey (L) or RGB, to one of the same mode and size.
-    strengths: one for each severity. unit: what the strength is.
-    """
+    apply(image, strength, generator): from an 8-bit image, grey (L) or RGB, to one of the same mode
+    and size. strengths: one for each severity. unit: what the strength is."""
 
     apply: Callable[[Image.Image, float, np.random.Generator], Image.Image]
     strengths: tuple[float, ...]
@@ -43,7 +42,10 @@ class Corruption:
 def corruption(unit: str, *strengths: float):
     """Decorator: make a function available as a corruption under its own name (see Corruption)."""
     if len(strengths) != len(SEVERITIES):
-        raise UserError(f"a corruption has {len(SEVERITIES)} strengths, one for each severity; got {len(strengths)}")
+        raise UserError(
+            f"a corruption has {len(SEVERITIES)} strengths, one for each severity; got"
+            f" {len(strengths)}"
+        )
 
     def register(function):
         CORRUPTIONS.register(Corruption(function, strengths, unit), name=function.__name__)
@@ -53,16 +55,23 @@ def corruption(unit: str, *strengths: float):
 
 
 def corruption_table() -> pd.DataFrame:
-    """The strength of every corruption at every severity: columns corruption, unit, 1, 2, 3, 4, 5."""
-    rows = [(name, CORRUPTIONS[name].unit, *CORRUPTIONS[name].strengths) for name in CORRUPTIONS.names()]
+    """The strength of every corruption at every severity: columns corruption, unit, 1, 2, 3, 4,
+    5.
+    """
+    rows = [
+        (name, CORRUPTIONS[name].unit, *CORRUPTIONS[name].strengths) for name in CORRUPTIONS.names()
+    ]
     return pd.DataFrame(rows, columns=["corruption", "unit", *map(str, SEVERITIES)])
 
 
-def corrupt_image(image: Image.Image, corruption: str, severity: int, seed: int = 0, sample_id: str = "") -> Image.Image:
-    """The image at its own size, in 8-bit grey or RGB, made worse; severity 0 only changes the mode.
+def corrupt_image(
+    image: Image.Image, corruption: str, severity: int, seed: int = 0, sample_id: str = ""
+) -> Image.Image:
+    """The image at its own size, in 8-bit grey or RGB, made worse; severity 0 only changes the
+    mode.
 
-    What is drawn (noise, the direction of a rotation) depends on seed, corruption and sample_id, not on the severity.
-    """
+    What is drawn (noise, the direction of a rotation) depends on seed, corruption and sample_id,
+    not on the severity."""
     chosen = find_corruption(corruption, severity)
     image = to_eight_bits(image)
     if severity == 0:
@@ -72,7 +81,8 @@ def corrupt_image(image: Image.Image, corruption: str, severity: int, seed: int 
 
 
 def corrupt_data(data: DataBundle, corruption: str, severity: int, seed: int = 0) -> DataBundle:
-    """The same data set with every image made worse when it is read (see corrupt_image); severity 0: the data as they are.
+    """The same data set with every image made worse when it is read (see corrupt_image); severity
+    0: the data as they are.
 
     The version names the corruption, so that nothing computed for the clean images is taken for it.
     """
@@ -80,19 +90,26 @@ def corrupt_data(data: DataBundle, corruption: str, severity: int, seed: int = 0
     if severity == 0:
         return data
     read = partial(_read_corrupted, data.read, corruption, severity, seed)
-    return replace(data, read=read, version=f"{data.version} + {corruption} {severity}, seed {seed}")
+    return replace(
+        data, read=read, version=f"{data.version} + {corruption} {severity}, seed {seed}"
+    )
 
 
 def find_corruption(corruption: str, severity: int) -> Corruption:
     """The corruption of this name; ValueError for an unknown name or severity."""
     chosen = CORRUPTIONS[corruption]
     if isinstance(severity, bool) or severity not in (0, *SEVERITIES):
-        raise UserError(f"{corruption}: severity {severity!r} is none of 1 (mild) to 5 (severe), or 0 for the clean image")
+        raise UserError(
+            f"{corruption}: severity {severity!r} is none of 1 (mild) to 5 (severe), or 0 for the"
+            " clean image"
+        )
     return chosen
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey modes as 8-bit grey, all others as RGB; see vitlab.pictures.to_rgb for how deep or transparent images are read."""
+    """Grey modes as 8-bit grey, all others as RGB; see vitlab.pictures.to_rgb for how deep or
+    transparent images are read.
+    """
     grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;")
     return to_rgb(image).convert("L") if grey else to_rgb(image)
 
@@ -104,9 +121,13 @@ def gaussian_noise(image, strength, generator):
     return _from_floats(pixels / 255 + strength * generator.standard_normal(pixels.shape))
 
 
-@corruption(f"standard deviation in pixels, for {REFERENCE} pixels along the shorter side", 1, 2, 3, 4, 6)
+@corruption(
+    f"standard deviation in pixels, for {REFERENCE} pixels along the shorter side", 1, 2, 3, 4, 6
+)
 def blur(image, strength, generator):
-    """Gaussian, as wide relative to the image as in ImageNet-C, and at least a quarter of the strength in pixels."""
+    """Gaussian, as wide relative to the image as in ImageNet-C, and at least a quarter of the
+    strength in pixels.
+    """
     return image.filter(ImageFilter.GaussianBlur(strength * max(min(image.size) / REFERENCE, 0.25)))
 
 
@@ -116,7 +137,9 @@ def brightness(image, strength, generator):
     pixels = np.asarray(image) / 255
     value = pixels if pixels.ndim == 2 else pixels.max(axis=2, keepdims=True)  # V of HSV
     brighter = np.minimum(value + strength, 1)
-    return _from_floats(np.where(value > 0, pixels * brighter / np.where(value > 0, value, 1), brighter))
+    return _from_floats(
+        np.where(value > 0, pixels * brighter / np.where(value > 0, value, 1), brighter)
+    )
 
 
 @corruption("share of the contrast that is left", 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -137,12 +160,16 @@ def jpeg(image, strength, generator):
 
 @corruption("degrees, to the left or to the right", 5, 10, 15, 20, 30)
 def rotation(image, strength, generator):
-    """Turned around the centre. The image is continued by its mirror image, so that no empty corner gives the turn away."""
+    """Turned around the centre. The image is continued by its mirror image, so that no empty corner
+    gives the turn away.
+    """
     width, height = image.size
     margin = int(np.ceil((np.hypot(width, height) - min(width, height)) / 2))
     pixels = np.asarray(image)
     wide = np.pad(pixels, [(margin, margin)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="symmetric")
-    turned = Image.fromarray(wide).rotate(strength * generator.choice([-1, 1]), Image.Resampling.BICUBIC)
+    turned = Image.fromarray(wide).rotate(
+        strength * generator.choice([-1, 1]), Image.Resampling.BICUBIC
+    )
     return turned.crop((margin, margin, margin + width, margin + height))
 
 

@@ -43,18 +43,22 @@ def robustness_table(
     confidence: float = 0.95,
     cluster=None,
 ) -> pd.DataFrame:
-    """The model's scores on at most `images` images of a split, clean and under every corruption (None: all there are).
+    """The model's scores on at most `images` images of a split, clean and under every corruption
+    (None: all there are).
 
-    Columns: corruption, severity, n, metric, value, low, high, change, change_low, change_high, note. The rows of the clean
-    images (corruption "clean", severity 0) come first. change: value minus that of the same images clean; since they are the
-    same, its bootstrap interval is narrower than those of the two values suggest.
-    metrics: those of vitlab.evaluation, and calibration_error (mean distance of confidence and accuracy in 10 bins, as in
-    vitlab.evaluation; without intervals, since drawing again adds to the error) and overconfidence (mean confidence minus
-    accuracy: above 0 the model is surer than it is right). A metric that needs a class which the images lack is NaN, and the note
-    says so. cluster: None, or a Series of cluster ids with sample_ids as index, as in `vitlab.evaluation.metrics_table`.
-    """
+    Columns: corruption, severity, n, metric, value, low, high, change, change_low, change_high,
+    note. The rows of the clean images (corruption "clean", severity 0) come first. change: value
+    minus that of the same images clean; since they are the same, its bootstrap interval is narrower
+    than those of the two values suggest. metrics: those of vitlab.evaluation, and calibration_error
+    (mean distance of confidence and accuracy in 10 bins, as in vitlab.evaluation; without
+    intervals, since drawing again adds to the error) and overconfidence (mean confidence minus
+    accuracy: above 0 the model is surer than it is right). A metric that needs a class which the
+    images lack is NaN, and the note says so. cluster: None, or a Series of cluster ids with
+    sample_ids as index, as in `vitlab.evaluation.metrics_table`."""
     names = CORRUPTIONS.names() if corruptions is None else list(corruptions)
-    conditions = [(CLEAN, 0)] + [(name, severity) for name in names for severity in sorted(set(severities) - {0})]
+    conditions = [(CLEAN, 0)] + [
+        (name, severity) for name in names for severity in sorted(set(severities) - {0})
+    ]
     for name in metrics:
         if name not in (*METRICS, *CALIBRATION):
             raise UserError(unknown("metric", name, [*METRICS, *CALIBRATION]))
@@ -63,7 +67,13 @@ def robustness_table(
     ids = draw_subset(data, images, split, seed)
     clusters = read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
     decoded = dict(
-        zip(ids, map_images(lambda sample_id: to_eight_bits(data.read(sample_id)), ids, "reading images"), strict=True)
+        zip(
+            ids,
+            map_images(
+                lambda sample_id: to_eight_bits(data.read(sample_id)), ids, "reading images"
+            ),
+            strict=True,
+        )
     )
     data = replace(data, read=decoded.__getitem__)
     targets, clean, tables = target_classes(data.classes, positive), None, []
@@ -77,10 +87,20 @@ def robustness_table(
         scores = Scores(data.classes, labels, prob.argmax(axis=1), prob)
         value, drawn = _resample(scores, targets, metrics, replicates, seed, clusters)
         clean = clean or (value, drawn)
-        table = pd.DataFrame({"corruption": name, "severity": severity, "n": len(ids), "metric": list(metrics), "value": value})
+        table = pd.DataFrame(
+            {
+                "corruption": name,
+                "severity": severity,
+                "n": len(ids),
+                "metric": list(metrics),
+                "value": value,
+            }
+        )
         table["low"], table["high"], _ = percentile_interval(drawn, confidence, value)
         table["change"] = value - clean[0]
-        table["change_low"], table["change_high"], _ = percentile_interval(drawn - clean[1], confidence, value - clean[0])
+        table["change_low"], table["change_high"], _ = percentile_interval(
+            drawn - clean[1], confidence, value - clean[0]
+        )
         absent = ", ".join(np.array(data.classes)[~np.isin(range(len(data.classes)), labels)])
         table["note"] = np.where(np.isnan(value), f"no {absent}", "")
         table.loc[np.isnan(value), ["low", "high", "change_low", "change_high"]] = np.nan
@@ -89,7 +109,9 @@ def robustness_table(
 
 
 def draw_subset(data: DataBundle, images: int, split: str = "test", seed: int = 0) -> list[str]:
-    """At most `images` sample_ids of a split, each class with its share, in the order of the table."""
+    """At most `images` sample_ids of a split, each class with its share, in the order of the
+    table.
+    """
     if images < 1:
         raise UserError(f"images must be at least 1, got {images}")
     samples = data.split(split)
@@ -103,11 +125,11 @@ def draw_subset(data: DataBundle, images: int, split: str = "test", seed: int = 
 
 
 def drop_table(robustness_table: pd.DataFrame) -> pd.DataFrame:
-    """What each corruption costs, as means over its severities, and over all corruptions in the last row of each metric.
+    """What each corruption costs, as means over its severities, and over all corruptions in the
+    last row of each metric.
 
-    Columns: metric, corruption, clean, worse, change (worse minus clean), relative (change as a share of the clean value; NaN for
-    the measures of calibration, of which 0 is best).
-    """
+    Columns: metric, corruption, clean, worse, change (worse minus clean), relative (change as a
+    share of the clean value; NaN for the measures of calibration, of which 0 is best)."""
     is_clean = robustness_table["corruption"] == CLEAN
     clean = robustness_table[is_clean].set_index("metric")["value"]
     rows = []
@@ -115,18 +137,28 @@ def drop_table(robustness_table: pd.DataFrame) -> pd.DataFrame:
         means = part.groupby("corruption", sort=False)["value"].mean()
         for name, worse in [*means.items(), ("all", means.mean())]:
             change = worse - clean[metric]
-            relative = np.nan if metric in CALIBRATION or not clean[metric] > 0 else change / clean[metric]
+            relative = (
+                np.nan if metric in CALIBRATION or not clean[metric] > 0 else change / clean[metric]
+            )
             rows.append((metric, name, clean[metric], worse, change, relative))
-    return pd.DataFrame(rows, columns=["metric", "corruption", "clean", "worse", "change", "relative"])
+    return pd.DataFrame(
+        rows, columns=["metric", "corruption", "clean", "worse", "change", "relative"]
+    )
 
 
-def _resample(scores: Scores, targets, metrics, replicates: int, seed: int, clusters) -> tuple[np.ndarray, np.ndarray]:
-    """The metrics (M,) and their bootstrap replicates (R, M). The same seed draws the same images, whatever their scores."""
+def _resample(
+    scores: Scores, targets, metrics, replicates: int, seed: int, clusters
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metrics (M,) and their bootstrap replicates (R, M). The same seed draws the same images,
+    whatever their scores.
+    """
     names = [*METRICS, *CALIBRATION]
     columns = [names.index(name) for name in metrics]
 
     def compute(weights):
-        return np.hstack([compute_metrics(scores, weights, targets), _compute_calibration(scores, weights)])[:, columns]
+        return np.hstack(
+            [compute_metrics(scores, weights, targets), _compute_calibration(scores, weights)]
+        )[:, columns]
 
     value = compute(np.ones((1, len(scores.label))))[0]
     counts = draw_counts(len(scores.label), replicates, seed, clusters)
@@ -141,5 +173,8 @@ def _compute_calibration(scores: Scores, weights: np.ndarray) -> np.ndarray:
     excess = confidence - (scores.pred == scores.label)  # (N,)
     edges = np.linspace(0, 1, BINS + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
-    by_bin = weights @ (np.eye(BINS)[place] * excess[:, None])  # (R, bins): weight of the bin times its gap
-    return np.stack([np.abs(by_bin).sum(axis=1), by_bin.sum(axis=1)], axis=1) / weights.sum(axis=1, keepdims=True)
+    # (R, bins): weight of the bin times its gap
+    by_bin = weights @ (np.eye(BINS)[place] * excess[:, None])
+    return np.stack([np.abs(by_bin).sum(axis=1), by_bin.sum(axis=1)], axis=1) / weights.sum(
+        axis=1, keepdims=True
+    )

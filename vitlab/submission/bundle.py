@@ -1,4 +1,6 @@
-"""The submission as one zip: everything a marker needs to read the work, to check it, and to run it again."""
+"""The submission as one zip: everything a marker needs to read the work, to check it, and to run it
+again.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ WEIGHTS_LIMIT_MB = 200.0
 
 @dataclass(frozen=True)
 class Made:
-    """path: the zip. sha256: of the whole zip. verdict: that of `vitlab verify`, but without reading the images."""
+    """path: the zip. sha256: of the whole zip. verdict: that of `vitlab verify`, but without
+    reading the images.
+    """
 
     path: Path
     sha256: str
@@ -52,22 +56,26 @@ def make_bundle(
     output: Path | None = None,
     notebooks: Sequence[Path] = (),
 ) -> Made:
-    """Pack runs with the batches and notebooks that made them into a zip (default: reports/submission.zip), and check it.
+    """Pack runs with the batches and notebooks that made them into a zip (default:
+    reports/submission.zip), and check it.
 
-    runs: folders, names or beginnings of them, or names of batches. rubric: YAML, see `vitlab.submission.rubric`.
-    weights_limit_mb: weights are packed, run by run, up to this total; of the others only the checksum is. notebooks: executed
-    ones that no batch made. The report is copied from reports/_site where it is up to date; otherwise it is rendered.
+    runs: folders, names or beginnings of them, or names of batches. rubric: YAML, see
+    `vitlab.submission.rubric`. weights_limit_mb: weights are packed, run by run, up to this total;
+    of the others only the checksum is. notebooks: executed ones that no batch made. The report is
+    copied from reports/_site where it is up to date; otherwise it is rendered.
 
-    UserError for unknown or unfinished runs, an empty author or title, an invalid rubric. What a marker would miss (an empty
-    answer, a notebook that was changed after its execution) does not raise: the bundle is written, and `verdict` names it.
-    """
+    UserError for unknown or unfinished runs, an empty author or title, an invalid rubric. What a
+    marker would miss (an empty answer, a notebook that was changed after its execution) does not
+    raise: the bundle is written, and `verdict` names it."""
     for name, text in (("author", author), ("title", title)):
         if not text.strip():
             raise UserError(f"--{name} is empty; it is printed on the title page")
     statement = load_rubric(rubric).statement if rubric else ""
     output = Path(output) if output else reports_dir() / "submission.zip"
     if output.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file, like {output / 'submission.zip'}")
+        raise UserError(
+            f"--output {output} is a folder; name a file, like {output / 'submission.zip'}"
+        )
     check_writable(output.parent)
     selection = select(runs, notebooks)
     with tempfile.TemporaryDirectory(prefix="vitlab-submit-") as place:
@@ -86,13 +94,22 @@ def make_bundle(
 
 
 def _check_zip(path: Path) -> list[Result]:
-    """A failure where `vitlab verify` would not open the zip, because it has too many files or is too large."""
+    """A failure where `vitlab verify` would not open the zip, because it has too many files or is
+    too large.
+    """
     try:
         check_size(path)
         with zipfile.ZipFile(path) as archive:
             check_members(path, archive.infolist())
     except UnsafeBundle as error:
-        return [Result("archive", path.name, FAIL, f"{error}. If it is too large, hand in fewer runs or lower --weights-limit")]
+        return [
+            Result(
+                "archive",
+                path.name,
+                FAIL,
+                f"{error}. If it is too large, hand in fewer runs or lower --weights-limit",
+            )
+        ]
     return []
 
 
@@ -111,7 +128,10 @@ def _put_runs(selection: Selection, folder: Path, limit: float) -> list[str]:
             if path.is_symlink() or not path.is_file() or path.suffix not in RUN_FILES:
                 left_out.append(f"`{place}/{path.name}`: not a table, text or weights")
             elif used + size > limit:
-                left_out.append(f"`{place}/{path.name}`: over {limit / 1e6:g} MB of weights; its checksum is in model.json")
+                left_out.append(
+                    f"`{place}/{path.name}`: over {limit / 1e6:g} MB of weights; its checksum is in"
+                    " model.json"
+                )
             else:
                 used += size
                 shutil.copyfile(path, target / path.name)
@@ -133,9 +153,15 @@ def _put_notebooks(selection: Selection, folder: Path) -> None:
 
 
 def strip_outputs(path: Path) -> str:
-    """The text of a notebook without outputs, execution counts and the parameters that papermill added."""
+    """The text of a notebook without outputs, execution counts and the parameters that papermill
+    added.
+    """
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    notebook["cells"] = [cell for cell in notebook["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    notebook["cells"] = [
+        cell
+        for cell in notebook["cells"]
+        if "injected-parameters" not in cell["metadata"].get("tags", [])
+    ]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
@@ -158,11 +184,15 @@ def _put_data(selection: Selection, folder: Path) -> None:
     for run in selection.runs.values():
         runs.setdefault(run.parameters["dataset"], []).append(run)
     for dataset, those in runs.items():
-        table = image_hash_table(dataset, join_samples([run.read_table("splits.csv") for run in those]))
+        table = image_hash_table(
+            dataset, join_samples([run.read_table("splits.csv") for run in those])
+        )
         _write(folder / "data" / f"{dataset_folder(dataset)}.csv", table.to_csv(index=False))
 
 
-def _put_texts(selection: Selection, folder: Path, author: str, title: str, statement: str, left_out: list[str]) -> None:
+def _put_texts(
+    selection: Selection, folder: Path, author: str, title: str, statement: str, left_out: list[str]
+) -> None:
     """Environment, title page, README, and the manifest of all files."""
     date = datetime.now(UTC).date().isoformat()
     newest = max(selection.runs.values(), key=lambda run: run.info["start_s"])
@@ -170,15 +200,29 @@ def _put_texts(selection: Selection, folder: Path, author: str, title: str, stat
     _write(folder / "environment" / "installed.txt", packages)
     if (project_root() / LOCK).is_file():
         _copy(project_root() / LOCK, folder / "environment" / LOCK)
-    contents = [f"run `{run.name}` on {run.dataset}: {run.title}, seed {run.draw}" for run in selection.runs.values()]
-    contents += [f"batch `{name}`: {content['title']}" for name, content in selection.batches.items()]
+    contents = [
+        f"run `{run.name}` on {run.dataset}: {run.title}, seed {run.draw}"
+        for run in selection.runs.values()
+    ]
+    contents += [
+        f"batch `{name}`: {content['title']}" for name, content in selection.batches.items()
+    ]
     contents.append(f"{len(selection.notebooks)} executed notebooks")
     _write(folder / "TITLE.md", write_title_page(title, author, date, statement, contents))
     seconds = sum(notebook.seconds or 0 for notebook in selection.notebooks)
     version, commit = vitlab.__version__, newest.info.get("commit", "")
-    _write(folder / "README.md", write_readme(title, author, date, version, commit, seconds, left_out))
+    _write(
+        folder / "README.md", write_readme(title, author, date, version, commit, seconds, left_out)
+    )
     notebooks = [notebook.path for notebook in selection.notebooks]
-    facts = {"title": title, "author": author, "made": date, "vitlab": version, "commit": commit, "code": hash_package()}
+    facts = {
+        "title": title,
+        "author": author,
+        "made": date,
+        "vitlab": version,
+        "commit": commit,
+        "code": hash_package(),
+    }
     write_manifest(folder, Manifest(**facts, notebooks=notebooks))
 
 

@@ -25,7 +25,11 @@ def check_answers(bundle: Bundle) -> list[Result]:
     for answer in answers:
         detail = f"{answer.words} words" if answer.text else "empty"
         status = PASS if answer.text else FAIL
-        results.append(Result("answers", answer.name, status, f"{detail} ({answer.notebook}, cell {answer.cell})"))
+        results.append(
+            Result(
+                "answers", answer.name, status, f"{detail} ({answer.notebook}, cell {answer.cell})"
+            )
+        )
     return results
 
 
@@ -34,7 +38,10 @@ def check_rubric(bundle: Bundle) -> list[Result]:
     rubric = read_rubric(bundle)
     if rubric is None:
         return [Result("rubric", "", SKIPPED, "no rubric in the bundle, none given with --rubric")]
-    results = [Result("rubric", "", FAIL, problem) for problem in find_unknown_questions(rubric, read_answers(bundle))]
+    results = [
+        Result("rubric", "", FAIL, problem)
+        for problem in find_unknown_questions(rubric, read_answers(bundle))
+    ]
     for row in make_points_table(bundle).itertuples():
         if row.answer == "no such cell":
             continue
@@ -44,7 +51,9 @@ def check_rubric(bundle: Bundle) -> list[Result]:
 
 
 def make_points_table(bundle: Bundle) -> pd.DataFrame | None:
-    """The table of `points_table` for the bundle; None without a rubric. UserError for an invalid rubric."""
+    """The table of `points_table` for the bundle; None without a rubric. UserError for an invalid
+    rubric.
+    """
     rubric = read_rubric(bundle)
     return points_table(rubric, read_answers(bundle), find_evidence(bundle)) if rubric else None
 
@@ -64,7 +73,9 @@ def read_answers(bundle: Bundle) -> list[Answer]:
 
 
 def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
-    """Name and cells of each executed notebook that can be read; check_executed names the others."""
+    """Name and cells of each executed notebook that can be read; check_executed names the
+    others.
+    """
     found = []
     for name in bundle.notebooks:
         with contextlib.suppress(ValueError):
@@ -73,8 +84,15 @@ def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
 
 
 def find_evidence(bundle: Bundle) -> dict[str, set[str]]:
-    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content, metrics, files."""
-    found: dict[str, set[str]] = {"notebook": set(), "figure": set(), "table": set(), "metric": set()}
+    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content,
+    metrics, files.
+    """
+    found: dict[str, set[str]] = {
+        "notebook": set(),
+        "figure": set(),
+        "table": set(),
+        "metric": set(),
+    }
     for name, cells in _read_notebooks(bundle):
         found["notebook"].add(Path(name).stem)
         for cell in cells:

@@ -20,8 +20,12 @@ def list_packages() -> dict[str, str]:
 
 
 def hash_package() -> str:
-    """SHA-256 of the Python files of this vitlab. It differs where the code was changed, even in the same version."""
+    """SHA-256 of the Python files of this vitlab. It differs where the code was changed, even in
+    the same version.
+    """
     root, digest = Path(vitlab.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(
+            path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+        )
     return digest.hexdigest()

@@ -1,4 +1,6 @@
-"""SHA-256 of every image of a data set, over the decoded pixels: the same wherever the files are."""
+"""SHA-256 of every image of a data set, over the decoded pixels: the same wherever the files
+are.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,28 @@ import pandas as pd
 
 
 def image_hash_table(dataset: str, samples: pd.DataFrame) -> pd.DataFrame:
-    """Columns sample_id, label, sha256 for the images of `samples` (sample_id, split), sorted by sample_id.
+    """Columns sample_id, label, sha256 for the images of `samples` (sample_id, split), sorted by
+    sample_id.
 
-    Of JPEG and other lossy files, decoders of other versions may give pixels that differ by a grey level, and so another hash.
-    """
+    Of JPEG and other lossy files, decoders of other versions may give pixels that differ by a grey
+    level, and so another hash."""
     from vitlab.data import load_dataset
     from vitlab.data.reading import map_images
 
     data = load_dataset(dataset, samples=samples)
     rows = data.samples.sort_values("sample_id", ignore_index=True)
-    hashes = map_images(lambda sample_id: _hash_image(data.read(sample_id)), rows["sample_id"].tolist(), "hashing the images")
-    return pd.DataFrame({"sample_id": rows["sample_id"].astype(str), "label": rows["label"].astype(str), "sha256": hashes})
+    hashes = map_images(
+        lambda sample_id: _hash_image(data.read(sample_id)),
+        rows["sample_id"].tolist(),
+        "hashing the images",
+    )
+    return pd.DataFrame(
+        {
+            "sample_id": rows["sample_id"].astype(str),
+            "label": rows["label"].astype(str),
+            "sha256": hashes,
+        }
+    )
 
 
 def join_samples(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,4 +1,6 @@
-"""The verdict as JUnit XML, which autograders and CI systems read: one test case for each result."""
+"""The verdict as JUnit XML, which autograders and CI systems read: one test case for each
+result.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,24 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_junit(verdict: Verdict, path: Path | str) -> None:
-    """Write the results; classname is `verify.<check>`, name the file, run or question. A check's time is with its first case."""
-    counts = {status: sum(result.status == status for result in verdict.results) for status in (FAIL, SKIPPED)}
+    """Write the results; classname is `verify.<check>`, name the file, run or question. A check's
+    time is with its first case.
+    """
+    counts = {
+        status: sum(result.status == status for result in verdict.results)
+        for status in (FAIL, SKIPPED)
+    }
     total = f"{sum(verdict.seconds.values()):.3f}"
-    numbers = {"tests": str(len(verdict.results)), "failures": str(counts[FAIL]), "errors": "0", "time": total}
+    numbers = {
+        "tests": str(len(verdict.results)),
+        "failures": str(counts[FAIL]),
+        "errors": "0",
+        "time": total,
+    }
     suites = ElementTree.Element("testsuites", numbers)
-    suite = ElementTree.SubElement(suites, "testsuite", {"name": "vitlab verify", **numbers, "skipped": str(counts[SKIPPED])})
+    suite = ElementTree.SubElement(
+        suites, "testsuite", {"name": "vitlab verify", **numbers, "skipped": str(counts[SKIPPED])}
+    )
     seconds = dict(verdict.seconds)
     for result in verdict.results:
         case = ElementTree.SubElement(
@@ -32,7 +46,9 @@ def write_junit(verdict: Verdict, path: Path | str) -> None:
             },
         )
         if result.status == FAIL:
-            ElementTree.SubElement(case, "failure", {"message": _clean(result.detail)}).text = _clean(result.detail)
+            ElementTree.SubElement(
+                case, "failure", {"message": _clean(result.detail)}
+            ).text = _clean(result.detail)
         elif result.status == SKIPPED:
             ElementTree.SubElement(case, "skipped", {"message": _clean(result.detail)})
         else:

@@ -1,4 +1,6 @@
-"""What the checks share: the opened bundle, the options of the marker, and the result of a check."""
+"""What the checks share: the opened bundle, the options of the marker, and the result of a
+check.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 @dataclass(frozen=True)
 class Result:
-    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or skipped. detail: a text."""
+    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or
+    skipped. detail: a text.
+    """
 
     check: str
     subject: str
@@ -66,17 +70,24 @@ class Bundle:
     @cached_property
     def runs(self) -> list[str]:
         """The folders of all runs in the bundle."""
-        return sorted(path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("runs/*/*/run.json"))
+        return sorted(
+            path.parent.relative_to(self.folder).as_posix()
+            for path in self.folder.glob("runs/*/*/run.json")
+        )
 
     @cached_property
     def datasets(self) -> dict[str, str]:
         """Run -> its data set."""
-        return {run: self.read_json(f"{run}/run.json")["parameters"]["dataset"] for run in self.runs}
+        return {
+            run: self.read_json(f"{run}/run.json")["parameters"]["dataset"] for run in self.runs
+        }
 
     @cached_property
     def notebooks(self) -> list[str]:
         """All executed notebooks: first those of the manifest, in its order."""
-        found = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob("runs/**/*.ipynb"))
+        found = sorted(
+            path.relative_to(self.folder).as_posix() for path in self.folder.glob("runs/**/*.ipynb")
+        )
         return list(dict.fromkeys([*self.manifest.notebooks, *found]))
 
     def find_run(self, notebook: str) -> str:
@@ -84,18 +95,25 @@ class Bundle:
         return next((run for run in self.runs if notebook.startswith(f"{run}/")), "")
 
     def place(self, name: str) -> Path:
-        """The file of this name, small enough to be read. UserError where there is none, or it lies outside of the bundle."""
+        """The file of this name, small enough to be read. UserError where there is none, or it lies
+        outside of the bundle.
+        """
         path = self.folder / name
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"{name!r} leads out of the bundle")
         if not path.is_file():
             raise UserError(f"{name} is missing")
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {MAX_BYTES / 1e6:g} are read")
+            raise UserError(
+                f"{name} has {path.stat().st_size / 1e6:,.0f} MB; at most {MAX_BYTES / 1e6:g} are"
+                " read"
+            )
         return path
 
     def read_cells(self, name: str) -> list[dict[str, Any]]:
-        """The cells of a notebook. The last notebooks are kept, because several checks read them."""
+        """The cells of a notebook. The last notebooks are kept, because several checks read
+        them.
+        """
         if name not in self._cells:
             if sum(self.place(other).stat().st_size for other in [*self._cells, name]) > MAX_BYTES:
                 self._cells.clear()
@@ -116,11 +134,20 @@ class Bundle:
         with path.open("rb") as file:
             if len(file.readline(MAX_HEADER + 1)) > MAX_HEADER:
                 raise UserError(f"the first line of {path.name} has more than {MAX_HEADER:,} bytes")
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"sample_id": str, "label": str, "group": str})
+        return pd.read_csv(
+            path,
+            keep_default_na=False,
+            na_values=[""],
+            dtype={"sample_id": str, "label": str, "group": str},
+        )
 
 
-def judge_each(check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]) -> list[Result]:
-    """One result for each subject, with the status and detail that `judge` returns. An exception is a failure of that subject."""
+def judge_each(
+    check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]
+) -> list[Result]:
+    """One result for each subject, with the status and detail that `judge` returns. An exception is
+    a failure of that subject.
+    """
     results = []
     for subject in subjects:
         try:
@@ -137,16 +164,35 @@ def describe_error(error: BaseException) -> str:
 
 
 def check_parquet(path: Path) -> None:
-    """UserError for a table that would take far more memory than its file: Parquet stores a repeated text or value once."""
+    """UserError for a table that would take far more memory than its file: Parquet stores a
+    repeated text or value once.
+    """
     file = pq.ParquetFile(path)
     schema, groups = file.schema_arrow, range(file.metadata.num_row_groups)
     count = len(schema) * sum(file.metadata.row_group(group).num_rows for group in groups)
-    texts = [column.name for column in schema if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)]
-    numbers = [column.name for column in schema if pa.types.is_primitive(column.type) or pa.types.is_null(column.type)]
+    texts = [
+        column.name
+        for column in schema
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ]
+    numbers = [
+        column.name
+        for column in schema
+        if pa.types.is_primitive(column.type) or pa.types.is_null(column.type)
+    ]
     if count > MAX_VALUES or len(texts) + len(numbers) < len(schema):
-        raise UserError(f"{path.name} has over {MAX_VALUES:,} values, or other columns than numbers and texts; it was not read")
+        raise UserError(
+            f"{path.name} has over {MAX_VALUES:,} values, or other columns than numbers and texts;"
+            " it was not read"
+        )
     packed = pq.read_table(path, columns=texts, read_dictionary=texts)  # each text once
     parts = [part for column in packed.columns for part in column.chunks]
-    size = sum(pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0 for part in parts)
+    size = sum(
+        pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0
+        for part in parts
+    )
     if size > MAX_BYTES:
-        raise UserError(f"{path.name} would take {size / 1e6:,.0f} MB of text; at most {MAX_BYTES / 1e6:g} are read")
+        raise UserError(
+            f"{path.name} would take {size / 1e6:,.0f} MB of text; at most {MAX_BYTES / 1e6:g} are"
+            " read"
+        )

@@ -1,4 +1,6 @@
-"""The verdict in the terminal: one row for each check, one for each failure, and the points of the rubric."""
+"""The verdict in the terminal: one row for each check, one for each failure, and the points of the
+rubric.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ LOG_WIDTH = 160  # columns where the output is not a terminal
 
 
 def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -> None:
-    """Print the checks and their results. Text from the bundle is shown without its control characters."""
+    """Print the checks and their results. Text from the bundle is shown without its control
+    characters.
+    """
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
@@ -28,7 +32,12 @@ def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -
     for column in ("check", "of", "", "result"):
         table.add_column(column, overflow="fold")
     for row in summarise(verdict):
-        table.add_row(show(row.check), show(row.subject), f"[{COLORS[row.status]}]{row.status}[/]", show(row.detail))
+        table.add_row(
+            show(row.check),
+            show(row.subject),
+            f"[{COLORS[row.status]}]{row.status}[/]",
+            show(row.detail),
+        )
     console.print(table)
     if verdict.points is not None:
         console.print(_make_points_table(verdict.points))
@@ -36,7 +45,9 @@ def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -
 
 
 def summarise(verdict: Verdict) -> list[Result]:
-    """For each check, one row for what passed, one for what was skipped, and one for each failure, up to 20; a rerun in full."""
+    """For each check, one row for what passed, one for what was skipped, and one for each failure,
+    up to 20; a rerun in full.
+    """
     rows = []
     for check, group in groupby(verdict.results, key=lambda result: result.check):
         results = list(group)
@@ -45,7 +56,15 @@ def summarise(verdict: Verdict) -> list[Result]:
             continue
         for status in (PASS, SKIPPED):
             of = [result for result in results if result.status == status]
-            rows += of if len(of) < 2 else [Result(check, f"{len(of)} of {len(results)}", status, f"the first: {of[0].detail}")]
+            rows += (
+                of
+                if len(of) < 2
+                else [
+                    Result(
+                        check, f"{len(of)} of {len(results)}", status, f"the first: {of[0].detail}"
+                    )
+                ]
+            )
         failed = [result for result in results if result.status == FAIL]
         rows += failed[:MAX_FAILURES]
         if len(failed) > MAX_FAILURES:
@@ -72,10 +91,19 @@ def show(text: str) -> str:
 def _make_points_table(points: pd.DataFrame) -> Table:
     missing = points["missing"] != ""
     open_points, total = points.loc[~missing, "points"].sum(), points["points"].sum()
-    title = f"Rubric: {total:g} points; nothing is missing for questions worth {open_points:g}. The marker decides the marks."
+    title = (
+        f"Rubric: {total:g} points; nothing is missing for questions worth {open_points:g}. The"
+        " marker decides the marks."
+    )
     table = Table(title=title, title_justify="left", expand=False)
     for column in points.columns:
         table.add_column(column, justify="right" if column == "points" else "left", overflow="fold")
     for row in points.itertuples(index=False):
-        table.add_row(show(row.question), f"{row.points:g}", show(row.answer), show(row.there), f"[red]{show(row.missing)}[/]")
+        table.add_row(
+            show(row.question),
+            f"{row.points:g}",
+            show(row.answer),
+            show(row.there),
+            f"[red]{show(row.missing)}[/]",
+        )
     return table

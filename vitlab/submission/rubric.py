@@ -1,9 +1,8 @@
-"""A rubric: which questions there are, for how many points, and which evidence must be in the bundle.
+"""A rubric: which questions there are, for how many points, and which evidence must be in the
+bundle.
 
-```yaml
-title: Vision Transformers, assignment 1
-statement: I did this work myself.       # the course's words on integrity, printed on the title page
-questions:
+```yaml title: Vision Transformers, assignment 1 statement: I did this work myself.       # the
+course's words on integrity, printed on the title page questions:
   balance:                               # the name in `#| answer: balance`
     points: 10
     ask: How even are the classes, and what does that do to accuracy?
@@ -16,8 +15,8 @@ questions:
       - file: runs/*/*/predictions.parquet
 ```
 
-Points are what a question is worth. A person decides how many an answer gets: the table shows what is there and what is missing.
-"""
+Points are what a question is worth. A person decides how many an answer gets: the table shows what
+is there and what is missing."""
 
 from __future__ import annotations
 
@@ -44,7 +43,9 @@ Name = Annotated[str, Field(max_length=100)]
 
 
 class Question(BaseModel):
-    """points: what it is worth. words: how many its answer needs. evidence: kind and name of what must be in the bundle."""
+    """points: what it is worth. words: how many its answer needs. evidence: kind and name of what
+    must be in the bundle.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     points: float = Field(ge=0, le=10**6)
@@ -62,7 +63,9 @@ class Rubric(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     title: str = ""
     statement: str = ""
-    questions: dict[Name, Annotated[Question, BeforeValidator(_expand)]] = Field(min_length=1, max_length=200)
+    questions: dict[Name, Annotated[Question, BeforeValidator(_expand)]] = Field(
+        min_length=1, max_length=200
+    )
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -70,21 +73,29 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for name in (name for name, count in names.items() if count > 1):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {name!r} is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
 def load_rubric(path: Path | str) -> Rubric:
-    """Read and check a rubric. MissingFileError, or UserError that says which entry is wrong and what it should be."""
+    """Read and check a rubric. MissingFileError, or UserError that says which entry is wrong and
+    what it should be.
+    """
     path = Path(path)
     if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {MAX_BYTES:,}")
+        raise UserError(
+            f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {MAX_BYTES:,}"
+        )
     content = read_yaml(path, "rubric", _StrictLoader)
     try:
         return Rubric.model_validate(content)
@@ -100,29 +111,53 @@ def _describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return unknown(f"key in {where}:", last, list((Question if place else Rubric).model_fields))
     if first["type"] == "literal_error" and "evidence" in place:
-        return f"{first['input']!r} in {where} is not a kind of evidence; write {first['ctx']['expected']}"
+        return (
+            f"{first['input']!r} in {where} is not a kind of evidence; write"
+            f" {first['ctx']['expected']}"
+        )
     given = repr(first["input"])
-    return f"{'.'.join([*place, last])}: {first['msg']}; it is {given[:80]}" if last else f"{first['msg']}; it is {given[:80]}"
+    return (
+        f"{'.'.join([*place, last])}: {first['msg']}; it is {given[:80]}"
+        if last
+        else f"{first['msg']}; it is {given[:80]}"
+    )
 
 
-def points_table(rubric: Rubric, answers: Sequence[Answer], evidence: Mapping[str, Collection[str]]) -> pd.DataFrame:
-    """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one row for each question.
+def points_table(
+    rubric: Rubric, answers: Sequence[Answer], evidence: Mapping[str, Collection[str]]
+) -> pd.DataFrame:
+    """Columns question, points, answer (its words, `empty` or `no such cell`), there, missing; one
+    row for each question.
 
-    evidence: kind -> names that are in the bundle. missing: what a marker looks for and does not find, "" where all is there.
-    """
+    evidence: kind -> names that are in the bundle. missing: what a marker looks for and does not
+    find, "" where all is there."""
     given = {answer.name: answer for answer in answers}
     rows = []
     for name, question in rubric.questions.items():
-        answer, wanted = given.get(name), [item for entry in question.evidence for item in entry.items()]
-        there, missing = [f"{kind} {what}" for kind, what in wanted if fnmatch.filter(evidence[kind], what)], []
+        answer, wanted = (
+            given.get(name),
+            [item for entry in question.evidence for item in entry.items()],
+        )
+        there, missing = (
+            [f"{kind} {what}" for kind, what in wanted if fnmatch.filter(evidence[kind], what)],
+            [],
+        )
         if answer is None:
             missing.append("its cell")
         elif not answer.text:
             missing.append("the answer")
         elif answer.kind == "markdown" and answer.words < question.words:
             missing.append(f"{question.words - answer.words} of {question.words} words")
-        missing += [f"{kind} {what}" for kind, what in wanted if not fnmatch.filter(evidence[kind], what)]
-        seen = "no such cell" if answer is None else f"{answer.words} words" if answer.text else "empty"
+        missing += [
+            f"{kind} {what}" for kind, what in wanted if not fnmatch.filter(evidence[kind], what)
+        ]
+        seen = (
+            "no such cell"
+            if answer is None
+            else f"{answer.words} words"
+            if answer.text
+            else "empty"
+        )
         rows.append((name, question.points, seen, ", ".join(there), ", ".join(missing)))
     return pd.DataFrame(rows, columns=["question", "points", "answer", "there", "missing"])
 
@@ -131,4 +166,8 @@ def find_unknown_questions(rubric: Rubric, answers: Iterable[Answer]) -> list[st
     """For each question of the rubric that no cell answers, the message that names similar ones."""
     names = list(dict.fromkeys(answer.name for answer in answers))
     advice = "They are the cells marked `#| answer: NAME`."
-    return [unknown("question", question, names, advice) for question in rubric.questions if question not in names]
+    return [
+        unknown("question", question, names, advice)
+        for question in rubric.questions
+        if question not in names
+    ]

@@ -81,22 +81,46 @@ $left_out
 """)
 
 
-def write_title_page(title: str, author: str, date: str, statement: str, contents: list[str]) -> str:
+def write_title_page(
+    title: str, author: str, date: str, statement: str, contents: list[str]
+) -> str:
     """The title page as Markdown. contents: one line for each thing handed in."""
     lines = "\n".join(f"- {line}" for line in contents)
-    return TITLE_PAGE.substitute(title=title, author=author, date=date, statement=statement.strip() or STATEMENT, contents=lines)
+    return TITLE_PAGE.substitute(
+        title=title,
+        author=author,
+        date=date,
+        statement=statement.strip() or STATEMENT,
+        contents=lines,
+    )
 
 
 def write_readme(
-    title: str, author: str, date: str, version: str, commit: str, seconds: float | None, left_out: list[str]
+    title: str,
+    author: str,
+    date: str,
+    version: str,
+    commit: str,
+    seconds: float | None,
+    left_out: list[str],
 ) -> str:
-    """The README for the marker. seconds: total duration of the notebooks, None or 0 where it is not known."""
+    """The README for the marker. seconds: total duration of the notebooks, None or 0 where it is
+    not known.
+    """
     return README.substitute(
         title=title,
         author=author,
         date=date,
         version=version,
         commit=f", commit {commit}" if commit else "",
-        rerun_time=f"The notebooks took {seconds / 60:.1f} minutes on the author's machine." if seconds else "",
-        left_out="Left out of the bundle:\n\n" + "\n".join(f"- {line}" for line in left_out) if left_out else "",
+        rerun_time=(
+            f"The notebooks took {seconds / 60:.1f} minutes on the author's machine."
+            if seconds
+            else ""
+        ),
+        left_out=(
+            "Left out of the bundle:\n\n" + "\n".join(f"- {line}" for line in left_out)
+            if left_out
+            else ""
+        ),
     )

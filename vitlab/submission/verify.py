@@ -1,4 +1,6 @@
-"""The checks of a bundle in their order: against itself and the data, and with `rerun` against what its code gives here."""
+"""The checks of a bundle in their order: against itself and the data, and with `rerun` against what
+its code gives here.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,20 @@ import pandas as pd
 from vitlab.errors import UserError
 from vitlab.submission.archive import UnsafeBundle, hash_file, open_bundle
 from vitlab.submission.check_answers import check_answers, check_rubric, make_points_table
-from vitlab.submission.check_files import check_contents, check_environment, check_manifest, check_weights
+from vitlab.submission.check_files import (
+    check_contents,
+    check_environment,
+    check_manifest,
+    check_weights,
+)
 from vitlab.submission.check_notebooks import check_executed, check_parameters, check_sources
 from vitlab.submission.check_results import check_data, check_metrics, check_predicted, check_splits
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Options, Result, describe_error
 from vitlab.submission.rerun import check_rerun
 from vitlab.submission.rubric import load_rubric
 
-CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {  # in the order in which they are made and shown
+# in the order in which they are made and shown
+CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {
     "manifest": check_manifest,
     "contents": check_contents,
     "parameters": check_parameters,
@@ -40,7 +48,9 @@ CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {  # in the order in which
 
 @dataclass(frozen=True)
 class Verdict:
-    """results: in order. points: of the rubric, None without one. title, author: from the manifest. seconds: of each check."""
+    """results: in order. points: of the rubric, None without one. title, author: from the manifest.
+    seconds: of each check.
+    """
 
     results: tuple[Result, ...]
     points: pd.DataFrame | None = None
@@ -62,15 +72,16 @@ def verify_bundle(
     data: str = "",
     minutes: float = 120,
 ) -> Verdict:
-    """Check a bundle (a zip, or the folder that it was unpacked to). Nothing of it is executed unless `rerun` is set.
+    """Check a bundle (a zip, or the folder that it was unpacked to). Nothing of it is executed
+    unless `rerun` is set.
 
-    tolerance: how far each metric of the rerun may be from the bundle's. rubric: the marker's own file, instead of the one in the
-    bundle. data: name of the data set on this machine (folder:PATH), where the bundle names a place on the author's. minutes: how
-    long one notebook may take when it is executed again.
+    tolerance: how far each metric of the rerun may be from the bundle's. rubric: the marker's own
+    file, instead of the one in the bundle. data: name of the data set on this machine
+    (folder:PATH), where the bundle names a place on the author's. minutes: how long one notebook
+    may take when it is executed again.
 
-    MissingFileError for a path or rubric that is not there, UserError for a negative tolerance or an invalid rubric. Problems of
-    the bundle are in the verdict and never raise.
-    """
+    MissingFileError for a path or rubric that is not there, UserError for a negative tolerance or
+    an invalid rubric. Problems of the bundle are in the verdict and never raise."""
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"--tolerance {tolerance} is not a distance; write 0 or more, like 0.02")
     if rubric is not None:
@@ -79,7 +90,11 @@ def verify_bundle(
         from vitlab.data import check_name
 
         prefix, _, place = data.partition(":")
-        data = f"folder:{Path(place).expanduser().absolute()}" if prefix == "folder" and place else data
+        data = (
+            f"folder:{Path(place).expanduser().absolute()}"
+            if prefix == "folder" and place
+            else data
+        )
         check_name(data)
     options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
     path = Path(path).absolute()  # a rerun works in another folder
@@ -93,23 +108,36 @@ def verify_bundle(
 
 
 def judge_folder(folder: Path) -> Verdict:
-    """Check the files of a bundle before they are packed, as its author: without the images and a rerun."""
-    return judge(Bundle(folder, Options(images=False)), [name for name in CHECKS if name != "rerun"])
+    """Check the files of a bundle before they are packed, as its author: without the images and a
+    rerun.
+    """
+    return judge(
+        Bundle(folder, Options(images=False)), [name for name in CHECKS if name != "rerun"]
+    )
 
 
-def judge(bundle: Bundle, names: Sequence[str] = tuple(CHECKS), opened: Result | None = None) -> Verdict:
-    """The checks of these names (default: all) in order; all are skipped where the manifest cannot be read."""
+def judge(
+    bundle: Bundle, names: Sequence[str] = tuple(CHECKS), opened: Result | None = None
+) -> Verdict:
+    """The checks of these names (default: all) in order; all are skipped where the manifest cannot
+    be read.
+    """
     results, seconds = [opened] if opened else [], {}
     try:
         manifest = bundle.manifest
     except ValueError:
-        rest = [Result(name, "", SKIPPED, "the manifest could not be read") for name in names if name != "manifest"]
+        rest = [
+            Result(name, "", SKIPPED, "the manifest could not be read")
+            for name in names
+            if name != "manifest"
+        ]
         return Verdict((*results, *check_manifest(bundle), *rest))
     for name in names:
         start = time.perf_counter()
         try:
             results += CHECKS[name](bundle)
-        except Exception as error:  # a file that was made to break a reader fails its check; the other checks go on
+        # a file that was made to break a reader fails its check; the other checks go on
+        except Exception as error:
             results.append(Result(name, "", FAIL, describe_error(error)))
         seconds[name] = time.perf_counter() - start
     points = None

@@ -1,4 +1,6 @@
-"""Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions, and whole runs."""
+"""Training: recipes, strategies, the loop, the frozen part computed once, checkpoints, predictions,
+and whole runs.
+"""
 
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig, fit_options, recipe, training_arguments
@@ -12,7 +14,13 @@ from vitlab.training.objective import Objective
 from vitlab.training.reading import describe_training
 from vitlab.training.space import default_space
 from vitlab.training.strategy import build_optimizer, find_border, split_model, strategy_table
-from vitlab.training.tune import best_recipe, importance_table, recipe_changes, trials_table, tune_recipe
+from vitlab.training.tune import (
+    best_recipe,
+    importance_table,
+    recipe_changes,
+    trials_table,
+    tune_recipe,
+)
 
 __all__ = [
     "FrozenFeatures",

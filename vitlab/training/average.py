@@ -1,4 +1,6 @@
-"""An exponential moving average of the weights that move (arXiv 1803.05407 averages evenly; the decay here is timm's)."""
+"""An exponential moving average of the weights that move (arXiv 1803.05407 averages evenly; the
+decay here is timm's).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from torch import nn
 
 
 class MovingAverage:
-    """A copy of the model whose moving tensors follow the model's; its frozen ones are not touched, which makes a step cheap.
+    """A copy of the model whose moving tensors follow the model's; its frozen ones are not touched,
+    which makes a step cheap.
 
     names: keys of the state dict that move. The decay warms up as in timm's ModelEmaV3:
     1 - (1 + step) ** (-2/3), at most `decay`.
@@ -21,7 +24,11 @@ class MovingAverage:
         theirs, ours = module.state_dict(keep_vars=True), self.module.state_dict(keep_vars=True)
         floating = [name for name in ours if name in names and ours[name].is_floating_point()]
         self._averaged = [ours[name] for name in floating], [theirs[name] for name in floating]
-        self._counted = [(ours[name], theirs[name]) for name in ours if name in names and not ours[name].is_floating_point()]
+        self._counted = [
+            (ours[name], theirs[name])
+            for name in ours
+            if name in names and not ours[name].is_floating_point()
+        ]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

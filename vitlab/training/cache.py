@@ -1,4 +1,6 @@
-"""What is frozen is computed once: the outputs of a model's frozen pieces, kept on disk and read back row by row."""
+"""What is frozen is computed once: the outputs of a model's frozen pieces, kept on disk and read
+back row by row.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,11 @@ LIMIT_GB = 20.0  # of the cache folder, unless VITLAB_CACHE_GB says otherwise
 
 
 class FrozenFront:
-    """The frozen pieces of a model as one function: images (B, 3, h, w) to what they give, (B, ...) in `dtype`, without gradient.
+    """The frozen pieces of a model as one function: images (B, 3, h, w) to what they give, (B, ...)
+    in `dtype`, without gradient.
 
-    It runs in bfloat16 where the device is faster in it and rounds what it gives to bfloat16; with precision
-    "fp32" it does neither.
-    """
+    It runs in bfloat16 where the device is faster in it and rounds what it gives to bfloat16; with
+    precision "fp32" it does neither."""
 
     def __init__(self, frozen: nn.Module, precision: str, device: torch.device):
         self.module, self.device = frozen.eval(), device
@@ -43,36 +45,59 @@ class FrozenFront:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(self.device, self.precision):
-            return self.module(images.to(self.device, memory_format=torch.channels_last)).to(self.dtype)
+            return self.module(images.to(self.device, memory_format=torch.channels_last)).to(
+                self.dtype
+            )
 
     def key(self) -> bytes:
         """A digest of the weights and of how they are used."""
         digest = hashlib.sha256(repr((self.precision, self.dtype)).encode())
         for name, tensor in self.module.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode()
+                + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         return digest.digest()
 
 
 class FrozenFeatures(Dataset):
-    """The frozen front's output for each image of a split: items (features, class index, position), as of an ImageDataset.
+    """The frozen front's output for each image of a split: items (features, class index, position),
+    as of an ImageDataset.
 
-    views: versions of each image, the image itself and views - 1 that `augment` made. An image's views take turns from epoch to
-    epoch (`set_epoch`). The outputs lie in reports/cache, one file a view, filled where rows are missing. Their key is made of
-    the frozen weights, the transform, the data and the augmentation, so runs and seeds share what is the same. Synthetic images
-    have files of their own, so that runs with and without them share the real ones.
-    """
+    views: versions of each image, the image itself and views - 1 that `augment` made. An image's
+    views take turns from epoch to epoch (`set_epoch`). The outputs lie in reports/cache, one file a
+    view, filled where rows are missing. Their key is made of the frozen weights, the transform, the
+    data and the augmentation, so runs and seeds share what is the same. Synthetic images have files
+    of their own, so that runs with and without them share the real ones."""
 
-    def __init__(self, data: DataBundle, split: str, model: ModelBundle, front: FrozenFront, *, views: int = 1, augment=None):
+    def __init__(
+        self,
+        data: DataBundle,
+        split: str,
+        model: ModelBundle,
+        front: FrozenFront,
+        *,
+        views: int = 1,
+        augment=None,
+    ):
         self.labels, self.epoch = ImageDataset(data, split, model.transform).labels, 1
         self.made = torch.as_tensor(find_synthetic(data.split(split)).to_numpy(copy=True))
         self.rows = torch.zeros(len(self.labels), dtype=torch.long)  # each in its own file
-        self.stores = self._open_stores(data, split, False, model, front, views if augment else 1, augment)
+        self.stores = self._open_stores(
+            data, split, False, model, front, views if augment else 1, augment
+        )
         if self.made.any():
-            self.made_stores = self._open_stores(data, split, True, model, front, views if augment else 1, augment)
+            self.made_stores = self._open_stores(
+                data, split, True, model, front, views if augment else 1, augment
+            )
 
     def _open_stores(self, data, split, made, model, front, views, augment) -> list[FeatureStore]:
-        """A store for each view of the real images or of the synthetic ones, filled with those of this split."""
-        samples = data.samples[find_synthetic(data.samples) == made].sort_values("sample_id", ignore_index=True)
+        """A store for each view of the real images or of the synthetic ones, filled with those of
+        this split.
+        """
+        samples = data.samples[find_synthetic(data.samples) == made].sort_values(
+            "sample_id", ignore_index=True
+        )
         ids = samples["sample_id"]
         chosen = data.split(split)["sample_id"][self.made.numpy() == made].tolist()
         rows = self.rows[self.made == made] = torch.as_tensor(ids.searchsorted(chosen))
@@ -80,11 +105,17 @@ class FrozenFeatures(Dataset):
         blank = torch.zeros(1, len(model.transform.mean), *model.transform.size)
         shape = (len(ids), *front(blank).shape[1:])
         origin = (data.version, ids.tolist(), *([samples["made_with"].tolist()] if made else []))
-        key = hashlib.sha256(repr((*origin, model.transform, shape)).encode() + front.key()).hexdigest()
+        key = hashlib.sha256(
+            repr((*origin, model.transform, shape)).encode() + front.key()
+        ).hexdigest()
         stores = []
         for view in range(views):
-            view_key = hashlib.sha256(f"{key} {view} {augment if view else None}".encode()).hexdigest()
-            store = FeatureStore(reports_dir() / "cache" / f"{view_key[:16]}.features", shape, front.dtype)
+            view_key = hashlib.sha256(
+                f"{key} {view} {augment if view else None}".encode()
+            ).hexdigest()
+            store = FeatureStore(
+                reports_dir() / "cache" / f"{view_key[:16]}.features", shape, front.dtype
+            )
             images.augment = augment if view else None
             images.set_epoch(view)
             store.fill(front, images, rows, f"frozen part, view {view + 1}")
@@ -100,7 +131,10 @@ class FrozenFeatures(Dataset):
         if not made.any():
             return self.stores[view].read(rows)
         values = self.stores[view].values.new_empty(len(rows), *self.stores[view].values.shape[1:])
-        values[~made], values[made] = self.stores[view].read(rows[~made]), self.made_stores[view].read(rows[made])
+        values[~made], values[made] = (
+            self.stores[view].read(rows[~made]),
+            self.made_stores[view].read(rows[made]),
+        )
         return values
 
     def __len__(self) -> int:
@@ -109,19 +143,25 @@ class FrozenFeatures(Dataset):
     def __getitems__(self, positions: list[int]) -> list[tuple[torch.Tensor, int, int]]:
         features: list = [None] * len(positions)
         for view, chosen in _take_turns(positions, self.epoch, len(self.stores)):
-            for i, row in zip(chosen, self.read_view(view, [positions[i] for i in chosen]), strict=True):
+            for i, row in zip(
+                chosen, self.read_view(view, [positions[i] for i in chosen]), strict=True
+            ):
                 features[i] = row
-        return [(feature, int(self.labels[i]), i) for feature, i in zip(features, positions, strict=True)]
+        return [
+            (feature, int(self.labels[i]), i)
+            for feature, i in zip(features, positions, strict=True)
+        ]
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int, int]:
         return self.__getitems__([position])[0]
 
 
 class FeatureStore:
-    """A memory-mapped file of features, a row for each image of a data set, and beside it a mask of the rows that are filled.
+    """A memory-mapped file of features, a row for each image of a data set, and beside it a mask of
+    the rows that are filled.
 
-    Pages that were read are handed back at once: however large the file, the process holds a batch of it.
-    """
+    Pages that were read are handed back at once: however large the file, the process holds a batch
+    of it."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype):
         self.path, self.mask_path = path, path.with_suffix(".npy")
@@ -136,7 +176,9 @@ class FeatureStore:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), size)
         self.values = torch.frombuffer(self._map, dtype=dtype).view(shape)
-        self.filled = np.load(self.mask_path) if self.mask_path.exists() else np.zeros(shape[0], dtype=bool)
+        self.filled = (
+            np.load(self.mask_path) if self.mask_path.exists() else np.zeros(shape[0], dtype=bool)
+        )
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         values = self.values[rows]
@@ -144,13 +186,17 @@ class FeatureStore:
         return values
 
     def fill(self, front: FrozenFront, images: ImageDataset, rows: torch.Tensor, task: str) -> None:
-        """Compute the rows that are missing; `rows[i]` is the row of the i-th image. Several processes share the work."""
+        """Compute the rows that are missing; `rows[i]` is the row of the i-th image. Several
+        processes share the work.
+        """
         missing = [position for position, row in enumerate(rows.tolist()) if not self.filled[row]]
         if not missing:
             return
         state, saved = join_processes(), time.monotonic()
         own = missing[state.process_index :: state.num_processes]
-        for batch, _, positions in tqdm(DataLoader(images, batch_size=32, sampler=own), desc=task, leave=False, disable=None):
+        for batch, _, positions in tqdm(
+            DataLoader(images, batch_size=32, sampler=own), desc=task, leave=False, disable=None
+        ):
             self.values[rows[positions]] = front(batch).cpu()
             self.filled[rows[positions]] = True
             self._release()
@@ -172,18 +218,25 @@ class FeatureStore:
 
 
 def _take_turns(positions: list[int], epoch: int, views: int) -> list[tuple[int, list[int]]]:
-    """Each view that is shown in this epoch, with the places in `positions` of the images that show it."""
+    """Each view that is shown in this epoch, with the places in `positions` of the images that show
+    it.
+    """
     turns = [(position + epoch) % views for position in positions]
-    return [(view, [i for i, turn in enumerate(turns) if turn == view]) for view in sorted(set(turns))]
+    return [
+        (view, [i for i, turn in enumerate(turns) if turn == view]) for view in sorted(set(turns))
+    ]
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Delete the features that were used longest ago until `size` bytes more stay within the limit."""
+    """Delete the features that were used longest ago until `size` bytes more stay within the
+    limit.
+    """
     limit = float(os.environ.get("VITLAB_CACHE_GB", LIMIT_GB)) * 1e9
     if size > limit:
         raise UserError(
-            f"the outputs of the frozen part take {size / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f} GB: set "
-            "VITLAB_CACHE_GB to more, freeze up to another piece, or write cache=False"
+            f"the outputs of the frozen part take {size / 1e9:.1f} GB, and the cache may hold"
+            f" {limit / 1e9:.1f} GB: set VITLAB_CACHE_GB to more, freeze up to another piece, or"
+            " write cache=False"
         )
     files = sorted(folder.glob("*.features"), key=lambda file: file.stat().st_mtime, reverse=True)
     held = sum(file.stat().st_size for file in files)

@@ -1,4 +1,6 @@
-"""A training on disk: everything it needs to carry on as if nothing had happened, in one safetensors file, never pickled."""
+"""A training on disk: everything it needs to carry on as if nothing had happened, in one
+safetensors file, never pickled.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,29 @@ KEPT = 2  # so that there is one before the newest, should that be damaged
 
 
 class Checkpoints:
-    """The checkpoints of one training: `step00000120.safetensors`, the newest two, in a folder of the run.
+    """The checkpoints of one training: `step00000120.safetensors`, the newest two, in a folder of
+    the run.
 
-    identity: what the training is (model, classes, data, arguments); a checkpoint of another one is refused.
-    """
+    identity: what the training is (model, classes, data, arguments); a checkpoint of another one is
+    refused."""
 
     def __init__(self, folder: Path, identity: dict):
         self.folder, self.identity = Path(folder), json.loads(json.dumps(identity, default=str))
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], progress: dict) -> bool:
-        """Write a checkpoint, whole or not at all. False when the disk has no room for it: the training need not end for that."""
+        """Write a checkpoint, whole or not at all. False when the disk has no room for it: the
+        training need not end for that.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step{step:08d}.safetensors"
         content = json.dumps({"identity": self.identity, "progress": progress})
         try:
             with atomic(path) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"vitlab": content})
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    temporary,
+                    {"vitlab": content},
+                )
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
         except (OSError, SafetensorError):
@@ -68,13 +77,18 @@ class Checkpoints:
         for key in self.identity:
             if found.get(key) != self.identity[key]:
                 raise UserError(
-                    f"{path} belongs to another training: its {key} is {found.get(key)!r}, here it is {self.identity[key]!r}. "
-                    "Choose another run_name, or delete the folder to start anew"
+                    f"{path} belongs to another training: its {key} is {found.get(key)!r}, here it"
+                    f" is {self.identity[key]!r}. Choose another run_name, or delete the folder to"
+                    " start anew"
                 )
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The optimizer's state as named tensors, `optimizer.<parameter>.<name>`, and its groups as plain values."""
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The optimizer's state as named tensors, `optimizer.<parameter>.<name>`, and its groups as
+    plain values.
+    """
     content = optimizer.state_dict()
     tensors = {
         f"optimizer.{parameter}.{name}": torch.as_tensor(value)
@@ -84,7 +98,9 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
     return tensors, content["param_groups"]
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict]
+) -> None:
     """The inverse of `flatten_optimizer`."""
     state: dict[int, dict] = {}
     for key, value in tensors.items():

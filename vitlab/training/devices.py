@@ -13,36 +13,42 @@ from vitlab.errors import UserError
 GPU_COLUMNS = ("peak_allocated_mb", "peak_reserved_mb", "utilisation_percent")
 
 
-WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # set by torchrun, and by MPI
+# set by torchrun, and by MPI
+WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 TORCHRUN = "torchrun --nproc_per_node NUMBER -m vitlab.training ..."
 
 
 def join_processes() -> PartialState:
-    """This process among those that `torchrun` or `accelerate launch` started (rank, number, device); alone without them.
+    """This process among those that `torchrun` or `accelerate launch` started (rank, number,
+    device); alone without them.
 
-    Without a GPU they train on the processor together (gloo). Raises UserError where they cannot train together: each would
-    train alone, and all would write into one run.
-    """
+    Without a GPU they train on the processor together (gloo). Raises UserError where they cannot
+    train together: each would train alone, and all would write into one run."""
     if PartialState._shared_state:
         return PartialState()
     asked, forced = get_int_from_env(WORLD_SIZES, 1), parse_flag_from_env("ACCELERATE_USE_CPU")
     if asked == 1 and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
         raise UserError(
-            "accelerate launch was asked for several processes and started one, as it does on a machine without several GPUs; "
-            f"write {TORCHRUN} instead"
+            "accelerate launch was asked for several processes and started one, as it does on a"
+            f" machine without several GPUs; write {TORCHRUN} instead"
         )
     if asked > 1 and get_int_from_env(RANKS, -1) < 0 and not torch.distributed.is_initialized():
-        raise UserError(f"WORLD_SIZE={asked} asks for several processes, but no launcher started this one; write {TORCHRUN}")
+        raise UserError(
+            f"WORLD_SIZE={asked} asks for several processes, but no launcher started this one;"
+            f" write {TORCHRUN}"
+        )
     gpus = torch.cuda.device_count() if asked > 1 and not forced else 0
     if 0 < gpus < get_int_from_env(["LOCAL_WORLD_SIZE"], 1):
         raise UserError(
-            f"{os.environ['LOCAL_WORLD_SIZE']} processes, but {gpus} GPU(s): start at most one process for each GPU, or set "
-            "ACCELERATE_USE_CPU=1 to train on the processor"
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes, but {gpus} GPU(s): start at most one"
+            " process for each GPU, or set ACCELERATE_USE_CPU=1 to train on the processor"
         )
     state = PartialState(cpu=forced or (asked > 1 and not _share_accelerators()))
     if state.num_processes < asked:
-        raise UserError(f"{asked} processes were asked for, and this one would train alone; write {TORCHRUN}")
+        raise UserError(
+            f"{asked} processes were asked for, and this one would train alone; write {TORCHRUN}"
+        )
     return state
 
 
@@ -53,19 +59,25 @@ def _share_accelerators() -> bool:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed processor and GPU. (torch.manual_seed takes milliseconds to note the seed for kinds of device that are not there.)"""
+    """Seed processor and GPU. (torch.manual_seed takes milliseconds to note the seed for kinds of
+    device that are not there.)
+    """
     torch.random.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
 def count_loader_workers(device: torch.device) -> int:
-    """Processes that prepare batches: none beside a processor that trains, up to eight to keep a GPU fed."""
+    """Processes that prepare batches: none beside a processor that trains, up to eight to keep a
+    GPU fed.
+    """
     return min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
 
 
 class GpuWatch:
-    """Peaks since `restart`, and the mean of the utilisation at the moments when `sample` was called; nothing without a GPU."""
+    """Peaks since `restart`, and the mean of the utilisation at the moments when `sample` was
+    called; nothing without a GPU.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self._samples = device, []
@@ -86,6 +98,9 @@ class GpuWatch:
     def row(self) -> dict[str, float]:
         if not self.columns:
             return {}
-        peaks = torch.cuda.max_memory_allocated(self.device) / 1e6, torch.cuda.max_memory_reserved(self.device) / 1e6
+        peaks = (
+            torch.cuda.max_memory_allocated(self.device) / 1e6,
+            torch.cuda.max_memory_reserved(self.device) / 1e6,
+        )
         mean = sum(self._samples) / len(self._samples) if self._samples else float("nan")
         return dict(zip(GPU_COLUMNS, (*map(round, peaks), mean), strict=True))

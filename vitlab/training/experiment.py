@@ -31,10 +31,11 @@ BUSY_SECONDS = 5  # between two looks at a run that another process trains
 
 
 def predict(model: ModelBundle, data: DataBundle, splits=("val", "test")) -> pd.DataFrame:
-    """The predictions table of the real images of these splits, by the whole model in its own precision, as it is later used.
+    """The predictions table of the real images of these splits, by the whole model in its own
+    precision, as it is later used.
 
-    The cache of a training does not do: what it rounds to bfloat16 turned 16 of 839 answers of the hybrid on ELPV (seed 1).
-    """
+    The cache of a training does not do: what it rounds to bfloat16 turned 16 of 839 answers of the
+    hybrid on ELPV (seed 1)."""
     data = replace(data, samples=drop_synthetic(data.samples))
     device = next(model.module.parameters()).device
     tables = []
@@ -51,8 +52,15 @@ def predict(model: ModelBundle, data: DataBundle, splits=("val", "test")) -> pd.
 
 
 def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
-    """Median milliseconds for one image through the whole model, batch of 1, float32, after warm-up."""
-    image = torch.zeros(1, len(model.transform.mean), *model.transform.size, device=next(model.module.parameters()).device)
+    """Median milliseconds for one image through the whole model, batch of 1, float32, after
+    warm-up.
+    """
+    image = torch.zeros(
+        1,
+        len(model.transform.mean),
+        *model.transform.size,
+        device=next(model.module.parameters()).device,
+    )
     model.module.eval()
     times = []
     with torch.inference_mode():
@@ -64,10 +72,11 @@ def measure_inference(model: ModelBundle, repeats: int = 15) -> float:
 
 
 def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame:
-    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the predictions.
+    """Keep splits, data card, weights and predictions in the run, mark it as done, and return the
+    predictions.
 
-    The value range of the data is kept in the model's transform, so that images from elsewhere are scaled as these were.
-    """
+    The value range of the data is kept in the model's transform, so that images from elsewhere are
+    scaled as these were."""
     run.write_table("splits.csv", data.samples)
     run.write_text("data_card.md", data_card(data))
     model = replace(model, transform=replace(model.transform, value_range=data.value_range))
@@ -80,22 +89,29 @@ def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame
 
 
 def initial_model(run: Run) -> tuple[ModelBundle | None, str]:
-    """The model as it was before this run trained it, rebuilt from the run's options and seed, and an empty text.
+    """The model as it was before this run trained it, rebuilt from the run's options and seed, and
+    an empty text.
 
     None, and why, where its pretrained weights cannot be reached.
     """
     trained = load_model(run.path)
     try:
-        return build_model(trained.name, trained.classes, seed=run.parameters["seed"], **trained.options), ""
+        return (
+            build_model(
+                trained.name, trained.classes, seed=run.parameters["seed"], **trained.options
+            ),
+            "",
+        )
     except UserError as error:
         return None, f"The initial weights cannot be rebuilt: {error}."
 
 
 def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
-    """The newest finished run of this data set, model and seed without a variant, else one trained now; with a name, that run.
+    """The newest finished run of this data set, model and seed without a variant, else one trained
+    now; with a name, that run.
 
-    UserError for a name that no finished run of this data set, model and seed has: a name never starts a training run.
-    """
+    UserError for a name that no finished run of this data set, model and seed has: a name never
+    starts a training run."""
     if name:
         return _find_named(dataset, model, seed, name)
     return find_or_train(
@@ -105,7 +121,9 @@ def ensure_run(dataset: str, model: str, seed: int = 0, name: str = "") -> Run:
 
 
 def find_or_train(find: Callable[[], list[Run]], train: Callable[[], Run]) -> Run:
-    """The last of the runs found; else a new one. While another process trains the same run, wait for it and look again."""
+    """The last of the runs found; else a new one. While another process trains the same run, wait
+    for it and look again.
+    """
     while not (runs := find()):
         try:
             return train()
@@ -121,7 +139,10 @@ def _find_named(dataset: str, model: str, seed: int, name: str) -> Run:
     if check_run_name(name) not in {path.name for path in list_runs(folder)}:
         names = [run.name for run in find_runs(dataset)]
         near = difflib.get_close_matches(name, names, n=MAX_NAMES, cutoff=0) or names[:MAX_NAMES]
-        advice = f"These are finished runs in {folder}. Leave run_name empty for the newest run of model and seed."
+        advice = (
+            f"These are finished runs in {folder}. Leave run_name empty for the newest run of model"
+            " and seed."
+        )
         raise UserError(unknown("run_name", name, near, advice))
     run = Run(folder / name)
     differs = [
@@ -147,27 +168,41 @@ def finetune(
     splits: Mapping = MappingProxyType({}),
     **overrides,
 ) -> Run:
-    """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a new run.
+    """Train a model on a data set by its recipe, with `overrides` of it, and keep everything in a
+    new run.
 
-    options: of `build_model`; splits: of `load_dataset` (split_by, folds, fold). Called in each process of
-    `torchrun`, all of them train; the first one writes.
-    """
-    recipe(model, seed=seed, **overrides)  # raises for what does not fit together, before data are read
+    options: of `build_model`; splits: of `load_dataset` (split_by, folds, fold). Called in each
+    process of `torchrun`, all of them train; the first one writes."""
+    # raises for what does not fit together, before data are read
+    recipe(model, seed=seed, **overrides)
     data = load_dataset(dataset, seed=seed, **splits)
     config = recipe(model, data, seed=seed, **overrides)
     data = add_synthetic(data, config.synthetic, config.synthetic_share, seed)
     classifier = build_model(model, data.classes, seed=seed, **fit_options(model, data, options))
-    parameters = {"dataset": dataset, "model": model, "seed": seed, **splits, **options, **overrides}
+    parameters = {
+        "dataset": dataset,
+        "model": model,
+        "seed": seed,
+        **splits,
+        **options,
+        **overrides,
+    }
     return train_in_run(fit, classifier, data, config, parameters, name)
 
 
 def train_in_run(
-    train: Callable, model: ModelBundle, data: DataBundle, config: TrainConfig, parameters: Mapping, name: str = ""
+    train: Callable,
+    model: ModelBundle,
+    data: DataBundle,
+    config: TrainConfig,
+    parameters: Mapping,
+    name: str = "",
 ) -> Run:
-    """Train a model and keep everything in a new run of these parameters, which counts as failed where the training raises.
+    """Train a model and keep everything in a new run of these parameters, which counts as failed
+    where the training raises.
 
-    train: called with model, data, run and config, as `fit` is. All processes train, the first one writes.
-    """
+    train: called with model, data, run and config, as `fit` is. All processes train, the first one
+    writes."""
     state = join_processes()
     run = Run.create(name=name, **parameters) if state.is_main_process else None
     state.wait_for_everyone()

@@ -1,4 +1,6 @@
-"""How much data a model needs: its scores on the test split when it is trained on a few images of each class, and on more."""
+"""How much data a model needs: its scores on the test split when it is trained on a few images of
+each class, and on more.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,12 @@ def hunger_table(
     seeds: Sequence[int] = (0,),
     **overrides,
 ) -> Iterator[dict]:
-    """A row for each model, number of images and seed, as it is measured: model, images_per_class, seed, epochs, accuracy,
-    balanced_accuracy, roc_auc (one against the rest) on the test split.
+    """A row for each model, number of images and seed, as it is measured: model, images_per_class,
+    seed, epochs, accuracy, balanced_accuracy, roc_auc (one against the rest) on the test split.
 
-    models: the name a row gets, to the arguments of `build_model`, `name` among them. The images of a smaller number are among
-    those of a larger one, and the same for all models. 0 means all. overrides: of the recipe.
-    """
+    models: the name a row gets, to the arguments of `build_model`, `name` among them. The images of
+    a smaller number are among those of a larger one, and the same for all models. 0 means all.
+    overrides: of the recipe."""
     for seed in seeds:
         data = load_dataset(dataset, seed=seed)
         for count in images_per_class:
@@ -44,11 +46,18 @@ def hunger_table(
                 steps = -(-int((few.samples["split"] == "train").sum()) // config.batch_size)
                 epochs = max(config.epochs, -(-STEPS // steps)) if count else config.epochs
                 fit(model, few, config=replace(config, epochs=epochs))
-                yield {"model": label, "images_per_class": count, "seed": seed, "epochs": epochs, **_score(model, few)}
+                yield {
+                    "model": label,
+                    "images_per_class": count,
+                    "seed": seed,
+                    "epochs": epochs,
+                    **_score(model, few),
+                }
 
 
 def keep_few(data: DataBundle, count: int, seed: int) -> DataBundle:
-    """The data with `count` training images of each class (all where 0), which a hash of seed and sample_id chooses.
+    """The data with `count` training images of each class (all where 0), which a hash of seed and
+    sample_id chooses.
 
     Raises ValueError for a class that has fewer.
     """
@@ -59,11 +68,19 @@ def keep_few(data: DataBundle, count: int, seed: int) -> DataBundle:
     sizes = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
     if sizes.min() < count:
         raise UserError(
-            f"{data.name} has {sizes.min()} training images of {sizes.idxmin()}, not {count}: choose fewer, or 0 for all"
+            f"{data.name} has {sizes.min()} training images of {sizes.idxmin()}, not {count}:"
+            " choose fewer, or 0 for all"
         )
-    order = train.iloc[np.argsort([hash_number(f"few {seed}", sample) for sample in train["sample_id"]])]
+    order = train.iloc[
+        np.argsort([hash_number(f"few {seed}", sample) for sample in train["sample_id"]])
+    ]
     kept = order.groupby("label").head(count).index
-    return replace(data, samples=samples[(samples["split"] != "train") | samples.index.isin(kept)].reset_index(drop=True))
+    return replace(
+        data,
+        samples=samples[(samples["split"] != "train") | samples.index.isin(kept)].reset_index(
+            drop=True
+        ),
+    )
 
 
 def _score(model, data) -> dict[str, float]:

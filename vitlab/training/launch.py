@@ -18,19 +18,30 @@ from vitlab.training.objective import Objective
 
 
 def fit_on(
-    processes: int, model: ModelBundle, data: DataBundle, run: Run, config: TrainConfig, *, loss: Objective | None = None
+    processes: int,
+    model: ModelBundle,
+    data: DataBundle,
+    run: Run,
+    config: TrainConfig,
+    *,
+    loss: Objective | None = None,
 ) -> pd.DataFrame:
-    """`fit` with this many processes, one a GPU, or sharing the processor where there is none; the model ends with the weights.
+    """`fit` with this many processes, one a GPU, or sharing the processor where there is none; the
+    model ends with the weights.
 
-    Before it, the notebook must not have used a GPU: a process that has cannot be forked. Raises ValueError for fewer GPUs than
-    processes.
-    """
+    Before it, the notebook must not have used a GPU: a process that has cannot be forked. Raises
+    ValueError for fewer GPUs than processes."""
     if processes == 1:
         return fit(model, data, run, config, loss=loss)
     if 0 < torch.cuda.device_count() < processes:
-        raise UserError(f"processes={processes}, but there are {torch.cuda.device_count()} GPUs; choose that many at most")
-    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training: the launcher wants to be the first
-    launch = notebook_launcher if torch.cuda.is_available() else debug_launcher  # the latter is Accelerate's for processors
+        raise UserError(
+            f"processes={processes}, but there are {torch.cuda.device_count()} GPUs; choose that"
+            " many at most"
+        )
+    # of an earlier training: the launcher wants to be the first
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # the latter is Accelerate's for processors
+    launch = notebook_launcher if torch.cuda.is_available() else debug_launcher
     launch(_fit_and_save, (model, data, run, config, loss), num_processes=processes)
     trained = load_model(run.path)
     model.module.load_state_dict(trained.module.state_dict())

@@ -1,4 +1,6 @@
-"""The training loop, on Accelerate: one device or several, any precision, the frozen part cached, resumable."""
+"""The training loop, on Accelerate: one device or several, any precision, the frozen part cached,
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,19 @@ def fit(
     loss: Objective | None = None,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> pd.DataFrame:
-    """Train the model in place and return its history, a row an epoch; the weights of the best epoch are what it ends with.
+    """Train the model in place and return its history, a row an epoch; the weights of the best
+    epoch are what it ends with.
 
-    Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss (with the class weights of the training loss),
-    val_accuracy, val_balanced_accuracy, val_roc_auc (one against the rest for more than two classes), val_recall_<class> for each
-    class, and on a GPU its memory and utilisation. With a run, history.csv, the facts of the training and its checkpoints are
-    kept there, and a training that was broken off carries on from the newest checkpoint. on_epoch: called with each row; what it
-    raises ends the training.
-    loss: what is minimised, where that is not the config's loss against the labels.
+    Columns: epoch, seconds (since the start), learning_rate, train_loss, val_loss (with the class
+    weights of the training loss), val_accuracy, val_balanced_accuracy, val_roc_auc (one against the
+    rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
+    utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept
+    there, and a training that was broken off carries on from the newest checkpoint. on_epoch:
+    called with each row; what it raises ends the training. loss: what is minimised, where that is
+    not the config's loss against the labels.
 
-    Raises UserError for a config that does not suit model, data or device, before anything is computed, and DivergenceError
-    when the loss or an output on validation is no longer a number.
+    Raises UserError for a config that does not suit model, data or device, before anything is
+    computed, and DivergenceError when the loss or an output on validation is no longer a number.
     """
     training = Training(model, data, run, config or recipe(model.name, data), loss)
     training.resume()
@@ -69,7 +73,9 @@ def fit(
 
 @dataclass
 class Progress:
-    """How far a training is: all of it that is not a tensor. Epochs count from 1, steps within the epoch from 0."""
+    """How far a training is: all of it that is not a tensor. Epochs count from 1, steps within the
+    epoch from 0.
+    """
 
     epoch: int = 1
     step: int = 0  # of this epoch, done
@@ -82,7 +88,9 @@ class Progress:
 
 
 class Training:
-    """A training under way. Its state is the moving tensors, the optimizer and `progress`; all else follows from the config."""
+    """A training under way. Its state is the moving tensors, the optimizer and `progress`; all else
+    follows from the config.
+    """
 
     def __init__(
         self,
@@ -92,18 +100,29 @@ class Training:
         config: TrainConfig,
         objective: Objective | None = None,
     ):
-        self.model, self.data, self.run, self.config, self.objective = model, data, run, config, objective or Objective()
+        self.model, self.data, self.run, self.config, self.objective = (
+            model,
+            data,
+            run,
+            config,
+            objective or Objective(),
+        )
         whole = config.strategy == "full" and not config.gradient_checkpointing
         self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
         lowest = self._check_arguments()
         set_seed(config.seed)
         state = join_processes()
-        shares = {"accumulation": config.accumulation, "rank": state.process_index, "processes": state.num_processes}
+        shares = {
+            "accumulation": config.accumulation,
+            "rank": state.process_index,
+            "processes": state.num_processes,
+        }
         length, draw = plan_epoch(self._train_labels(), config.resample)
         self.order = BatchOrder(length, config.batch_size, config.seed, **shares, draw=draw)
         lowest_part = split_model(model.module, lowest)[1]
         self.precision = resolve_precision(config.precision, state.device, lowest_part)
-        AcceleratorState._reset_state()  # a process may train several models, each in its own precision
+        # a process may train several models, each in its own precision
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=MIXED_PRECISION[self.precision],
             log_with=config.tracker or None,
@@ -117,13 +136,22 @@ class Training:
         lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.compute_loss = self.objective.build(data, config, state.device)
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model.module, self.config))
+        self.optimizer = self.accelerator.prepare_optimizer(
+            build_optimizer(self.model.module, self.config)
+        )
         self.average = MovingAverage(model.module, config.ema, self.moving) if config.ema else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress, self.watch = Progress(), GpuWatch(state.device)
         self.stage: Stage | None = None
         self.checkpoints = Checkpoints(run.path / "checkpoints", self._identity()) if run else None
-        self.columns = ["epoch", "seconds", "learning_rate", "train_loss", *score_columns(data.classes), *self.watch.columns]
+        self.columns = [
+            "epoch",
+            "seconds",
+            "learning_rate",
+            "train_loss",
+            *score_columns(data.classes),
+            *self.watch.columns,
+        ]
 
     def resume(self) -> None:
         """Take over the state of the newest checkpoint of the run, if there is one."""
@@ -134,7 +162,11 @@ class Training:
         self._load(self.model.module, tensors, "model.")
         if self.average:
             self._load(self.average.module, tensors, "average.")
-        self.best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
+        self.best = {
+            name.removeprefix("best."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("best.")
+        }
         restore_optimizer(self.optimizer.optimizer, tensors, progress.pop("groups"))
         scaler = progress.pop("scaler")
         if scaler:
@@ -142,10 +174,22 @@ class Training:
         self.progress = Progress(**progress)
 
     def complete(self, on_epoch: Callable[[dict], None] | None = None) -> pd.DataFrame:
-        """Train the epochs that are left, put the best weights into the model, and return the history."""
-        start, config, main = time.perf_counter() - self.progress.seconds, self.config, self.accelerator.is_main_process
+        """Train the epochs that are left, put the best weights into the model, and return the
+        history.
+        """
+        start, config, main = (
+            time.perf_counter() - self.progress.seconds,
+            self.config,
+            self.accelerator.is_main_process,
+        )
         steps = config.epochs * self.order.steps
-        bar = tqdm(total=steps, desc=f"train {self.model.name}", unit="step", mininterval=1.0, disable=None if main else True)
+        bar = tqdm(
+            total=steps,
+            desc=f"train {self.model.name}",
+            unit="step",
+            mininterval=1.0,
+            disable=None if main else True,
+        )
         bar.update((self.progress.epoch - 1) * self.order.steps + self.progress.step)
         with bar, tracking(self.accelerator, config, self.run) as track:
             while not self._finished():
@@ -176,10 +220,16 @@ class Training:
 
     def _open_stage(self) -> None:
         """Move the border to where this epoch wants it."""
-        border = 0 if self.names == ["model"] else find_border(self.names, self.config, self.progress.epoch)
+        border = (
+            0
+            if self.names == ["model"]
+            else find_border(self.names, self.config, self.progress.epoch)
+        )
         if self.stage is None or self.stage.border != border:
             began = time.perf_counter()
-            self.stage = Stage(self.model, self.data, self.config, border, self.accelerator, self.objective)
+            self.stage = Stage(
+                self.model, self.data, self.config, border, self.accelerator, self.objective
+            )
             self.progress.frozen_s += time.perf_counter() - began
 
     def _train_epoch(self, start: float, bar: tqdm) -> None:
@@ -188,7 +238,12 @@ class Training:
         train_set.set_epoch(progress.epoch)
         self.order.epoch, self.order.first_step = progress.epoch, progress.step
         workers = 0 if self.stage.cached else count_loader_workers(device)
-        loader = DataLoader(train_set, batch_sampler=self.order, num_workers=workers, pin_memory=device.type == "cuda")
+        loader = DataLoader(
+            train_set,
+            batch_sampler=self.order,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
         losses, saved = LossRecord(self.data, progress.losses), time.perf_counter()
         trained.train()
         self.watch.restart()
@@ -200,11 +255,15 @@ class Training:
                 rate = warmup_cosine(step, round(config.warmup_epochs * self.order.steps), total)
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
-                seed_device(device, derive_seed(config.seed, "step", step, self.order.rank))  # what dropout and mixup draw
+                # what dropout and mixup draw
+                seed_device(device, derive_seed(config.seed, "step", step, self.order.rank))
                 loss_sum = torch.zeros((), device=device)
             last = len(parts) == config.accumulation
             with nullcontext() if last else self.accelerator.no_sync(trained):
-                loss = self.compute_loss(trained, self.stage.take(inputs), labels.to(device), *more) / config.accumulation
+                loss = (
+                    self.compute_loss(trained, self.stage.take(inputs), labels.to(device), *more)
+                    / config.accumulation
+                )
                 self.accelerator.backward(loss)
             loss_sum += loss.detach()
             if not last:
@@ -216,11 +275,19 @@ class Training:
             progress.step += 1
             if self.average:
                 self.average.update(step + 1)
-            losses.add(self._mean_over_processes(loss_sum), torch.cat(parts), progress.epoch, config.learning_rate * rate)
+            losses.add(
+                self._mean_over_processes(loss_sum),
+                torch.cat(parts),
+                progress.epoch,
+                config.learning_rate * rate,
+            )
             parts.clear()
             self.watch.sample()
             bar.update()
-            if config.checkpoint_minutes and time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+            if (
+                config.checkpoint_minutes
+                and time.perf_counter() - saved > 60 * config.checkpoint_minutes
+            ):
                 losses.mean()  # reads what is left, and raises where the loss is no longer a number
                 progress.losses = losses.values
                 self._save_checkpoint(start)
@@ -231,7 +298,9 @@ class Training:
     def _score_epoch(self, start: float) -> dict:
         judged = self.stage.judged(self.average)
         own = {"rank": self.order.rank, "processes": self.order.processes}
-        logits, labels = compute_logits(judged, self.stage.val_set, self.accelerator.device, self.precision, **own)
+        logits, labels = compute_logits(
+            judged, self.stage.val_set, self.accelerator.device, self.precision, **own
+        )
         if not logits.isfinite().all():
             what = "the outputs for validation images are no longer numbers"
             raise diverged(what, self.progress.epoch, self.config.learning_rate)
@@ -278,8 +347,13 @@ class Training:
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         step = (self.progress.epoch - 1) * self.order.steps + self.progress.step
-        if not self.checkpoints.save(step, tensors, {**asdict(self.progress), "groups": groups, "scaler": scaler}):
-            tqdm.write(f"no room for a checkpoint in {self.checkpoints.folder}; the training goes on without it")
+        if not self.checkpoints.save(
+            step, tensors, {**asdict(self.progress), "groups": groups, "scaler": scaler}
+        ):
+            tqdm.write(
+                f"no room for a checkpoint in {self.checkpoints.folder}; the training goes on"
+                " without it"
+            )
 
     def _mean_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(loss, reduction="mean") if self.order.processes > 1 else loss
@@ -291,15 +365,26 @@ class Training:
         return {name: tensor.detach().clone() for name, tensor in self._tensors(module).items()}
 
     def _load(self, module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
-        module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, strict=False)
+        module.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
+            strict=False,
+        )
 
     def _identity(self) -> dict:
-        arguments = {name: value for name, value in asdict(self.config).items() if name not in NOT_PART_OF_IDENTITY}
+        arguments = {
+            name: value
+            for name, value in asdict(self.config).items()
+            if name not in NOT_PART_OF_IDENTITY
+        }
         return {
             "model": self.model.name,
             "classes": list(self.data.classes),
             "options": self.model.options,
-            "data": [self.data.name, self.data.version, derive_seed(*self.data.split("train")["sample_id"])],
+            "data": [
+                self.data.name,
+                self.data.version,
+                derive_seed(*self.data.split("train")["sample_id"]),
+            ],
             "arguments": arguments | self.objective.describe(),
         }
 
@@ -310,30 +395,39 @@ class Training:
             raise UserError(unknown("monitor", self.config.monitor, columns))
         if self.model.classes != self.data.classes:
             raise UserError(
-                f"the model tells apart {', '.join(self.model.classes)}, but {self.data.name} has the classes "
-                f"{', '.join(self.data.classes)}; build the model with data.classes"
+                f"the model tells apart {', '.join(self.model.classes)}, but {self.data.name} has"
+                f" the classes {', '.join(self.data.classes)}; build the model with data.classes"
             )
         check_tracker(self.config.tracker)
         self._check_imbalance()
         if self.names == ["model"]:
             first = lowest = 0
         else:
-            first, lowest = find_border(self.names, self.config), lowest_border(self.names, self.config)
+            first, lowest = (
+                find_border(self.names, self.config),
+                lowest_border(self.names, self.config),
+            )
         self.objective.prepare(self.model, self.data, self.config, first)
         return lowest
 
     def _check_imbalance(self) -> None:
-        config, counts = self.config, np.bincount(self._train_labels(), minlength=len(self.data.classes))
+        config, counts = (
+            self.config,
+            np.bincount(self._train_labels(), minlength=len(self.data.classes)),
+        )
         if config.synthetic != "none" and "synthetic" not in self.data.samples:
             raise UserError(
-                f"synthetic={config.synthetic!r}, but {self.data.name} was loaded without synthetic images: write "
-                f"data = add_synthetic(data, {config.synthetic!r}, {config.synthetic_share}, seed) of vitlab.data before"
+                f"synthetic={config.synthetic!r}, but {self.data.name} was loaded without synthetic"
+                f" images: write data = add_synthetic(data, {config.synthetic!r},"
+                f" {config.synthetic_share}, seed) of vitlab.data before"
             )
-        if (config.resample == "smote" and counts.min() < 2) or (config.resample != "none" and counts.min() < 1):
+        if (config.resample == "smote" and counts.min() < 2) or (
+            config.resample != "none" and counts.min() < 1
+        ):
             name, count = self.data.classes[counts.argmin()], counts.min()
             raise UserError(
-                f"resample={config.resample!r} needs {2 if config.resample == 'smote' else 1} training images of each class, and "
-                f"{name!r} has {count}; write resample='none'"
+                f"resample={config.resample!r} needs {2 if config.resample == 'smote' else 1}"
+                f" training images of each class, and {name!r} has {count}; write resample='none'"
             )
 
     def _train_labels(self) -> np.ndarray:
@@ -341,10 +435,15 @@ class Training:
 
 
 def _list_tensors(module: nn.Module, part: nn.Module) -> set[str]:
-    """Names, in the module's state dict, of the parameters and buffers that a part made of its modules holds.
+    """Names, in the module's state dict, of the parameters and buffers that a part made of its
+    modules holds.
 
-    A tensor that several modules share has one of its names here, so that it is saved and averaged once.
-    """
+    A tensor that several modules share has one of its names here, so that it is saved and averaged
+    once."""
     held = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
-    names = {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in held}
+    names = {
+        id(tensor): name
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if id(tensor) in held
+    }
     return set(names.values())

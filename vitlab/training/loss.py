@@ -1,4 +1,6 @@
-"""The loss of a batch, and the record of an epoch's losses that notices when they are no longer numbers."""
+"""The loss of a batch, and the record of an epoch's losses that notices when they are no longer
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def build_loss(data: DataBundle, config: TrainConfig, device) -> LabelLoss:
 
 
 def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
-    """The weight of each class in the loss (K,), 1 on average over the training images; None where all are 1."""
+    """The weight of each class in the loss (K,), 1 on average over the training images; None where
+    all are 1.
+    """
     if config.class_weights == "none":
         return None
     labels = data.split("train")["label"]
@@ -28,11 +32,11 @@ def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
 
 
 class LabelLoss:
-    """Mean cross entropy or focal loss of a batch against its labels; with class weights, smoothing, mixup, CutMix.
+    """Mean cross entropy or focal loss of a batch against its labels; with class weights,
+    smoothing, mixup, CutMix.
 
-    Called with (module, inputs, labels). The sum is divided by the number of images: the loss of a batch is the mean of the
-    losses of its parts, on however many devices they are computed.
-    """
+    Called with (module, inputs, labels). The sum is divided by the number of images: the loss of a
+    batch is the mean of the losses of its parts, on however many devices they are computed."""
 
     def __init__(self, num_classes: int, config: TrainConfig, weight: torch.Tensor | None = None):
         self.num_classes, self.config, self.weight = num_classes, config, weight
@@ -45,15 +49,18 @@ class LabelLoss:
         return self.score(module(inputs), self.spread(labels, shares))
 
     def mix(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Inputs as mixup or CutMix mix them, and how much of image j is in mixture i: (B, B), rows sum to 1; else None."""
+        """Inputs as mixup or CutMix mix them, and how much of image j is in mixture i: (B, B), rows
+        sum to 1; else None.
+        """
         if not self.mixer:
             return inputs, None
         if self.config.cutmix and inputs.ndim != 4:
             raise UserError(
-                f"CutMix needs images or feature maps, and what is trained here takes tokens {tuple(inputs.shape)}: "
-                "use mixup instead, or train the whole model"
+                "CutMix needs images or feature maps, and what is trained here takes tokens"
+                f" {tuple(inputs.shape)}: use mixup instead, or train the whole model"
             )
-        images = inputs if inputs.ndim == 4 else inputs.flatten(1)[:, :, None, None]  # mixup only asks for four axes
+        # mixup only asks for four axes
+        images = inputs if inputs.ndim == 4 else inputs.flatten(1)[:, :, None, None]
         mixed, shares = self.mixer(images, torch.eye(len(inputs), device=inputs.device))
         return mixed if inputs.ndim == 4 else mixed.reshape(inputs.shape), shares
 
@@ -71,11 +78,14 @@ class LabelLoss:
         return F.cross_entropy(logits, targets, weight=self.weight, label_smoothing=smoothing)
 
 
-def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over the batch of the sum over classes of target x weight x (1 - p)^gamma x -log p (arXiv 1708.02002).
+def focal_loss(
+    logits: torch.Tensor, targets: torch.Tensor, gamma: float, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the batch of the sum over classes of target x weight x (1 - p)^gamma x -log p
+    (arXiv 1708.02002).
 
-    logits, targets: (B, num_classes), the targets being shares of each class, as mixup makes them. gamma 0 is cross-entropy.
-    """
+    logits, targets: (B, num_classes), the targets being shares of each class, as mixup makes them.
+    gamma 0 is cross-entropy."""
     log_p = logits.log_softmax(dim=1)
     losses = targets * (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma * -log_p
     return (losses if weight is None else losses * weight).sum(dim=1).mean()
@@ -87,23 +97,27 @@ class DivergenceError(UserError, FloatingPointError):
 
 def diverged(what: str, epoch: int, learning_rate: float, further: str = "") -> DivergenceError:
     return DivergenceError(
-        f"{what} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten times smaller, clip=1.0, or "
-        f"precision='fp32'; the weights of the last checkpoint are kept.{further and ' ' + further}"
+        f"{what} in epoch {epoch} at learning rate {learning_rate:.1e}. Try a learning_rate ten"
+        " times smaller, clip=1.0, or precision='fp32'; the weights of the last checkpoint are"
+        f" kept.{further and ' ' + further}"
     )
 
 
 class LossRecord:
-    """Losses of an epoch, read from the device one step late, so that a GPU need not wait for the processor.
+    """Losses of an epoch, read from the device one step late, so that a GPU need not wait for the
+    processor.
 
-    `add` raises DivergenceError, with what is known of the batch, when the loss of the step before was NaN or infinite.
-    """
+    `add` raises DivergenceError, with what is known of the batch, when the loss of the step before
+    was NaN or infinite."""
 
     def __init__(self, data: DataBundle, values: list[float] | None = None):
         self.sample_ids = data.split("train")["sample_id"].to_numpy()
         self.values: list[float] = list(values or [])
         self._pending: list[tuple] = []
 
-    def add(self, loss: torch.Tensor, positions: torch.Tensor, epoch: int, learning_rate: float) -> None:
+    def add(
+        self, loss: torch.Tensor, positions: torch.Tensor, epoch: int, learning_rate: float
+    ) -> None:
         self._pending.append((loss, positions, epoch, learning_rate))
         self._read(keep=1 if loss.device.type == "cuda" else 0)
 
@@ -117,7 +131,8 @@ class LossRecord:
             loss, positions, epoch, learning_rate = self._pending.pop(0)
             value = loss.item()
             if not -torch.inf < value < torch.inf:
-                known = positions[positions < len(self.sample_ids)]  # rows that SMOTE made come after the images
+                # rows that SMOTE made come after the images
+                known = positions[positions < len(self.sample_ids)]
                 names = self.sample_ids[known.cpu().numpy()]
                 samples = f"Samples of the batch: {', '.join(names[:8])}"
                 raise diverged(f"the loss became {value}", epoch, learning_rate, samples)

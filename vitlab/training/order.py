@@ -1,7 +1,8 @@
-"""Which images make which batch, and every random draw: functions of the seed, the epoch and the step.
+"""Which images make which batch, and every random draw: functions of the seed, the epoch and the
+step.
 
-So nothing of the past is needed to carry on in the middle of an epoch, and several processes share one order.
-"""
+So nothing of the past is needed to carry on in the middle of an epoch, and several processes share
+one order."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from vitlab.seeds import derive_seed
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Positions of the images of each part of each batch, for one of `processes`; the order is drawn anew for each epoch.
+    """Positions of the images of each part of each batch, for one of `processes`; the order is
+    drawn anew for each epoch.
 
-    draw: the positions of an epoch, `length` of them, drawn with a generator (see `plan_epoch`); by default each once.
+    draw: the positions of an epoch, `length` of them, drawn with a generator (see `plan_epoch`); by
+    default each once.
 
-    A batch of `batch_size` images is cut into accumulation x processes equal parts; process `rank` gets `accumulation` of them.
-    What is left at the end of an epoch and makes no full batch is left out. Set `epoch`, and `first_step` to begin further on.
-    """
+    A batch of `batch_size` images is cut into accumulation x processes equal parts; process `rank`
+    gets `accumulation` of them. What is left at the end of an epoch and makes no full batch is left
+    out. Set `epoch`, and `first_step` to begin further on."""
 
     def __init__(
         self,
@@ -39,10 +42,17 @@ class BatchOrder(Sampler[list[int]]):
         self.batch_size = min(batch_size, length) // parts * parts
         if batch_size % parts or self.batch_size == 0:
             raise UserError(
-                f"a batch of {min(batch_size, length)} images cannot be cut into {accumulation} (accumulation) x {processes} "
-                f"(processes) equal parts; choose a batch_size that is a multiple of {parts}"
+                f"a batch of {min(batch_size, length)} images cannot be cut into {accumulation}"
+                f" (accumulation) x {processes} (processes) equal parts; choose a batch_size that"
+                f" is a multiple of {parts}"
             )
-        self.length, self.seed, self.accumulation, self.rank, self.processes = length, seed, accumulation, rank, processes
+        self.length, self.seed, self.accumulation, self.rank, self.processes = (
+            length,
+            seed,
+            accumulation,
+            rank,
+            processes,
+        )
         self.draw = draw or (lambda generator: torch.randperm(length, generator=generator))
         self.epoch, self.first_step = 1, 0
 
@@ -64,14 +74,18 @@ class BatchOrder(Sampler[list[int]]):
                 yield order[start : start + size]
 
 
-def plan_epoch(labels: np.ndarray, resample: str) -> tuple[int, Callable[[torch.Generator], torch.Tensor] | None]:
-    """How many images an epoch shows, and how they are drawn, for class indices `labels` (N,); None: each once, in any order.
+def plan_epoch(
+    labels: np.ndarray, resample: str
+) -> tuple[int, Callable[[torch.Generator], torch.Tensor] | None]:
+    """How many images an epoch shows, and how they are drawn, for class indices `labels` (N,);
+    None: each once, in any order.
 
-    oversample: each class as often as the largest has images. Each of its images is there equally often, but for the rest of the
-        division, which is drawn anew for each epoch. Copies within an epoch are alike: what augmentation makes of an image
-        depends on the epoch alone. undersample: of each class as many images as the smallest has, drawn anew for each epoch.
-    smote: positions from N on stand for the rows that `SmoteFeatures` adds, up to the size of the largest class in each.
-    """
+    oversample: each class as often as the largest has images. Each of its images is there equally
+        often, but for the rest of the division, which is drawn anew for each epoch. Copies within
+        an epoch are alike: what augmentation makes of an image depends on the epoch alone.
+        undersample: of each class as many images as the smallest has, drawn anew for each epoch.
+    smote: positions from N on stand for the rows that `SmoteFeatures` adds, up to the size of the
+    largest class in each."""
     if resample == "none":
         return len(labels), None
     counts = np.bincount(labels)
@@ -86,14 +100,19 @@ def plan_epoch(labels: np.ndarray, resample: str) -> tuple[int, Callable[[torch.
         chosen = []
         for own in members:
             copies, rest = divmod(size, len(own))
-            chosen += [own.repeat(copies), own[torch.randperm(len(own), generator=generator)[:rest]]]
+            chosen += [
+                own.repeat(copies),
+                own[torch.randperm(len(own), generator=generator)[:rest]],
+            ]
         return torch.cat(chosen)[torch.randperm(length, generator=generator)]
 
     return length, draw
 
 
 def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: a straight line up to 1, then half a cosine down to 0."""
+    """Share of the peak learning rate at a step: a straight line up to 1, then half a cosine down
+    to 0.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

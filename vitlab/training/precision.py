@@ -12,12 +12,13 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(device: torch.device, trained: nn.Module | None = None) -> str:
-    """`bf16` or `fp32`, whichever is faster on this device: to train a module, or without one for forward passes alone.
+    """`bf16` or `fp32`, whichever is faster on this device: to train a module, or without one for
+    forward passes alone.
 
-    On a GPU with bfloat16: always bf16. On a processor it depends. With AVX512_BF16, forward passes are 2 to 4 times faster.
-    The backward pass is slower than in float32 (0.3 to 0.8 of the speed for our models) unless the processor has matrix units
-    (AMX) and most of what is trained are linear layers wide enough to keep them busy, as in a ViT-S.
-    """
+    On a GPU with bfloat16: always bf16. On a processor it depends. With AVX512_BF16, forward passes
+    are 2 to 4 times faster. The backward pass is slower than in float32 (0.3 to 0.8 of the speed
+    for our models) unless the processor has matrix units (AMX) and most of what is trained are
+    linear layers wide enough to keep them busy, as in a ViT-S."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
@@ -35,17 +36,33 @@ def _is_mostly_wide(module: nn.Module) -> bool:
     return 2 * wide > sum(parameter.numel() for parameter in module.parameters())
 
 
-def resolve_precision(precision: str, device: torch.device, trained: nn.Module | None = None) -> str:
-    """The precision to train a module in on this device, `auto` decided; ValueError for one that it cannot train in."""
+def resolve_precision(
+    precision: str, device: torch.device, trained: nn.Module | None = None
+) -> str:
+    """The precision to train a module in on this device, `auto` decided; ValueError for one that it
+    cannot train in.
+    """
     if precision == "auto":
         return choose_precision(device, trained)
     if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"precision='fp16' needs a GPU, and this is a {device.type}; write precision='bf16' or 'fp32'")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("precision='bf16' needs a GPU of the Ampere generation or newer; write precision='fp16' or 'fp32'")
+        raise UserError(
+            f"precision='fp16' needs a GPU, and this is a {device.type}; write precision='bf16' or"
+            " 'fp32'"
+        )
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise UserError(
+            "precision='bf16' needs a GPU of the Ampere generation or newer; write precision='fp16'"
+            " or 'fp32'"
+        )
     return precision
 
 
 def autocast(device: torch.device, precision: str):
     """A context in which the forward pass runs in this precision, whatever holds outside of it."""
-    return torch.autocast(device.type, TYPES.get(precision, torch.bfloat16), enabled=precision in TYPES)
+    return torch.autocast(
+        device.type, TYPES.get(precision, torch.bfloat16), enabled=precision in TYPES
+    )

@@ -1,4 +1,6 @@
-"""What the history of a training run shows, in sentences: the best epoch, a model at chance, overfitting."""
+"""What the history of a training run shows, in sentences: the best epoch, a model at chance,
+overfitting.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from vitlab.training.config import TrainConfig
 
 ALPHA = 0.05  # chance that a model which guesses is called better than chance
 DRAWS = 5_000
-MIN_RISE = 0.05  # of the validation loss above its lowest value, relative to it: smaller rises are not called overfitting
-HARDER = {  # arguments that make the training loss another one than the validation loss, and their values that do not
+# of the validation loss above its lowest value, relative to it: smaller rises are not called
+# overfitting
+MIN_RISE = 0.05
+# arguments that make the training loss another one than the validation loss, and their values that
+# do not
+HARDER = {
     "mixup": 0,
     "cutmix": 0,
     "mixup_rare": 0,
@@ -24,33 +30,40 @@ HARDER = {  # arguments that make the training loss another one than the validat
 }
 
 
-def describe_training(history: pd.DataFrame, config: TrainConfig, data: DataBundle, facts: Mapping) -> str:
+def describe_training(
+    history: pd.DataFrame, config: TrainConfig, data: DataBundle, facts: Mapping
+) -> str:
     """The result of a training run in a few sentences of Markdown.
 
-    history: as of `fit`. facts: those that `fit` records in a run (best_epoch, train_s, frozen_s, precision, device).
-    """
+    history: as of `fit`. facts: those that `fit` records in a run (best_epoch, train_s, frozen_s,
+    precision, device)."""
     best = history.set_index("epoch").loc[facts["best_epoch"]]
     labels = data.split("val")["label"]
     recalls = [best[f"val_recall_{name}"] for name in data.classes]
-    limit = chance_limit(recalls, [int((labels == name).sum()) for name in data.classes], len(history))
+    limit = chance_limit(
+        recalls, [int((labels == name).sum()) for name in data.classes], len(history)
+    )
     accuracy = best["val_balanced_accuracy"]
     text = (
-        f"The best epoch is number {facts['best_epoch']} of {len(history)}, with a validation ROC AUC of "
-        f"{best['val_roc_auc']:.3f} and a balanced accuracy of {accuracy:.3f}. Training took {facts['train_s']:.0f} s, "
-        f"{facts['frozen_s']:.0f} s of it to read the images and to pass them through the frozen pieces, in "
-        f"{facts['precision']} on {facts['device']}."
+        f"The best epoch is number {facts['best_epoch']} of {len(history)}, with a validation ROC"
+        f" AUC of {best['val_roc_auc']:.3f} and a balanced accuracy of {accuracy:.3f}. Training"
+        f" took {facts['train_s']:.0f} s, {facts['frozen_s']:.0f} s of it to read the images and to"
+        f" pass them through the frozen pieces, in {facts['precision']} on {facts['device']}."
     )
     if accuracy <= limit:
         return (
-            f"{text}\n\n**This model is at chance.** With these {len(labels)} validation images, the best of {len(history)} "
-            f"epochs of a model that guesses has a balanced accuracy of up to {limit:.3f} in {1 - ALPHA:.0%} of cases. Try more "
-            "epochs, another learning rate or pretrained weights before you draw conclusions from its results."
+            f"{text}\n\n**This model is at chance.** With these {len(labels)} validation images,"
+            f" the best of {len(history)} epochs of a model that guesses has a balanced accuracy of"
+            f" up to {limit:.3f} in {1 - ALPHA:.0%} of cases. Try more epochs, another learning"
+            " rate or pretrained weights before you draw conclusions from its results."
         )
     return f"{text} {describe_losses(history, config)}"
 
 
 def describe_losses(history: pd.DataFrame, config: TrainConfig) -> str:
-    """What the two losses show of overfitting; they are only compared where they measure the same."""
+    """What the two losses show of overfitting; they are only compared where they measure the
+    same.
+    """
     table = history.set_index("epoch")[["train_loss", "val_loss"]]
     lowest, last = table["val_loss"].idxmin(), table.index[-1]
     if lowest == last:
@@ -66,19 +79,27 @@ def describe_losses(history: pd.DataFrame, config: TrainConfig) -> str:
         return f"{text}. The training loss includes {names}, so the two losses cannot be compared."
     if train_end < train:
         return (
-            f"{text}, while the training loss falls from {train:.3f} to {train_end:.3f}: the model overfits after epoch {lowest}."
+            f"{text}, while the training loss falls from {train:.3f} to {train_end:.3f}: the model"
+            f" overfits after epoch {lowest}."
         )
-    return f"{text}; the training loss rises as well, so this is not overfitting: try a smaller learning rate."
+    return (
+        f"{text}; the training loss rises as well, so this is not overfitting: try a smaller"
+        " learning rate."
+    )
 
 
 def chance_limit(recalls: Sequence[float], counts: Sequence[int], epochs: int = 1) -> float:
-    """The balanced accuracy that the best of `epochs` epochs of a model that guesses exceeds in at most ALPHA of cases.
+    """The balanced accuracy that the best of `epochs` epochs of a model that guesses exceeds in at
+    most ALPHA of cases.
 
-    recalls: of each class, from which is estimated how often the model names each class. counts: images of each class. A model
-    that guesses names class k with probability q_k for an image of any class, so its recalls are binomial shares around q_k.
-    Taking the best of several epochs is corrected for by Bonferroni. Drawn with a fixed seed.
-    """
+    recalls: of each class, from which is estimated how often the model names each class. counts:
+    images of each class. A model that guesses names class k with probability q_k for an image of
+    any class, so its recalls are binomial shares around q_k. Taking the best of several epochs is
+    corrected for by Bonferroni. Drawn with a fixed seed."""
     shares = np.asarray(recalls, dtype=float)
-    named = shares / shares.sum() if shares.any() else np.full(len(shares), 1 / len(shares))  # guessing: recalls add up to 1
-    draws = np.random.default_rng(0).binomial(counts, named, (DRAWS, len(named))) / np.asarray(counts)
+    # guessing: recalls add up to 1
+    named = shares / shares.sum() if shares.any() else np.full(len(shares), 1 / len(shares))
+    draws = np.random.default_rng(0).binomial(counts, named, (DRAWS, len(named))) / np.asarray(
+        counts
+    )
     return float(np.quantile(draws.mean(axis=1), 1 - ALPHA / epochs, method="higher"))

@@ -1,4 +1,6 @@
-"""What tuning may vary, how far, and the training arguments that a drawn set of values stands for."""
+"""What tuning may vary, how far, and the training arguments that a drawn set of values stands
+for.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ RANGES = (*LOGARITHMIC, "layer_decay", "mixup")
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Ranges (lowest, highest) and choices to search. An empty tuple leaves an argument as the recipe has it.
+    """Ranges (lowest, highest) and choices to search. An empty tuple leaves an argument as the
+    recipe has it.
 
-    trained_blocks: how deep the model is trained, seen from the head. 0 is a linear probe, a number the last blocks (of a CNN,
-        the last stages) and all behind them, "all" the whole model, "recipe" the strategy of the recipe. Numbers beyond what
-        the model has are left out. Behind frozen blocks that are cached, augmentation acts by `views` of the recipe only.
+    trained_blocks: how deep the model is trained, seen from the head. 0 is a linear probe, a number
+        the last blocks (of a CNN, the last stages) and all behind them, "all" the whole model,
+        "recipe" the strategy of the recipe. Numbers beyond what the model has are left out. Behind
+        frozen blocks that are cached, augmentation acts by `views` of the recipe only.
     """
 
     learning_rate: tuple[float, ...] = (1e-5, 1e-2)
@@ -34,23 +38,35 @@ class SearchSpace:
 
     def __post_init__(self):
         if not self.active():
-            raise UserError(f"there is nothing to tune; choose at least one of {', '.join(field.name for field in fields(self))}")
+            raise UserError(
+                "there is nothing to tune; choose at least one of"
+                f" {', '.join(field.name for field in fields(self))}"
+            )
         for name in RANGES:
             ends = getattr(self, name)
             if ends and not (len(ends) == 2 and ends[0] <= ends[1]):
-                raise UserError(f"{name} must be a range (lowest, highest), or () to leave it alone; it is {ends}")
+                raise UserError(
+                    f"{name} must be a range (lowest, highest), or () to leave it alone; it is"
+                    f" {ends}"
+                )
             if ends:
                 for end in ends:
                     replace(TrainConfig(), **{name: end})  # the config knows what it may be
                 if name in LOGARITHMIC and ends[0] == 0:
-                    raise UserError(f"{name} is drawn over powers of ten, so it cannot begin at 0; write 1e-6, or () for none")
+                    raise UserError(
+                        f"{name} is drawn over powers of ten, so it cannot begin at 0; write 1e-6,"
+                        " or () for none"
+                    )
         for name in self.augment:
             if name not in CHOICES["augment"]:
                 raise UserError(unknown("augment", name, list(CHOICES["augment"])))
         for blocks in self.trained_blocks:
             number = isinstance(blocks, int) and not isinstance(blocks, bool) and blocks >= 0
             if not number and blocks not in ("all", "recipe"):
-                raise UserError(f"trained_blocks holds {blocks!r}; its choices are numbers from 0 on, 'all' and 'recipe'")
+                raise UserError(
+                    f"trained_blocks holds {blocks!r}; its choices are numbers from 0 on, 'all' and"
+                    " 'recipe'"
+                )
 
     def only(self, *names: str) -> SearchSpace:
         """The same ranges for these arguments; the others are left alone."""
@@ -62,28 +78,44 @@ class SearchSpace:
 
     def active(self) -> dict[str, tuple]:
         """The arguments that are searched, each with its range or choices."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name)
+        }
 
 
 def default_space(config: TrainConfig) -> SearchSpace:
-    """The space that holds a recipe: where it trains a part of the model of its own, that part is one of the choices."""
+    """The space that holds a recipe: where it trains a part of the model of its own, that part is
+    one of the choices.
+    """
     space = SearchSpace()
-    return replace(space, trained_blocks=tuple(dict.fromkeys((*space.trained_blocks, _name_blocks(config)))))
+    return replace(
+        space, trained_blocks=tuple(dict.fromkeys((*space.trained_blocks, _name_blocks(config))))
+    )
 
 
 def fit_to_model(space: SearchSpace, num_blocks: int) -> SearchSpace:
-    """The space without numbers of blocks that the model does not have; ValueError when none is left."""
-    kept = tuple(blocks for blocks in space.trained_blocks if isinstance(blocks, str) or blocks <= num_blocks)
+    """The space without numbers of blocks that the model does not have; ValueError when none is
+    left.
+    """
+    kept = tuple(
+        blocks for blocks in space.trained_blocks if isinstance(blocks, str) or blocks <= num_blocks
+    )
     if space.trained_blocks and not kept:
         raise UserError(
-            f"trained_blocks={space.trained_blocks}, but the model has {num_blocks}; choose 0 to {num_blocks}, or 'all'"
+            f"trained_blocks={space.trained_blocks}, but the model has {num_blocks}; choose 0 to"
+            f" {num_blocks}, or 'all'"
         )
     return replace(space, trained_blocks=kept)
 
 
 def recipe_values(space: SearchSpace, config: TrainConfig) -> dict | None:
     """The recipe as a point of the space; None when it lies outside."""
-    point = {name: _name_blocks(config) if name == "trained_blocks" else getattr(config, name) for name in space.active()}
+    point = {
+        name: _name_blocks(config) if name == "trained_blocks" else getattr(config, name)
+        for name in space.active()
+    }
     for name, values in space.active().items():
         inside = values[0] <= point[name] <= values[1] if name in RANGES else point[name] in values
         if not inside:
@@ -94,9 +126,11 @@ def recipe_values(space: SearchSpace, config: TrainConfig) -> dict | None:
 def draw(space: SearchSpace, trial: Trial) -> dict:
     """One value for each argument that is searched, as Optuna suggests it."""
     return {
-        name: trial.suggest_float(name, *values, log=name in LOGARITHMIC)
-        if name in RANGES
-        else trial.suggest_categorical(name, values)
+        name: (
+            trial.suggest_float(name, *values, log=name in LOGARITHMIC)
+            if name in RANGES
+            else trial.suggest_categorical(name, values)
+        )
         for name, values in space.active().items()
     }
 
@@ -106,11 +140,17 @@ def apply_values(config: TrainConfig, values: dict) -> TrainConfig:
     changes = dict(values)
     blocks = changes.pop("trained_blocks", "recipe")
     if blocks != "recipe":
-        changes["strategy"] = "full" if blocks == "all" else "last_blocks" if blocks else "linear_probe"
-        changes["last_blocks"] = blocks if changes["strategy"] == "last_blocks" else config.last_blocks
+        changes["strategy"] = (
+            "full" if blocks == "all" else "last_blocks" if blocks else "linear_probe"
+        )
+        changes["last_blocks"] = (
+            blocks if changes["strategy"] == "last_blocks" else config.last_blocks
+        )
         changes["train_from"] = ""
     return replace(config, **changes)
 
 
 def _name_blocks(config: TrainConfig) -> int | str:
-    return {"full": "all", "linear_probe": 0, "last_blocks": config.last_blocks}.get(config.strategy, "recipe")
+    return {"full": "all", "linear_probe": 0, "last_blocks": config.last_blocks}.get(
+        config.strategy, "recipe"
+    )

@@ -1,4 +1,6 @@
-"""A model cut at one border, ready to be trained behind it: what goes in, what is trained, what is judged."""
+"""A model cut at one border, ready to be trained behind it: what goes in, what is trained, what is
+judged.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,18 @@ from vitlab.training.objective import Objective
 from vitlab.training.scores import arrange
 from vitlab.training.strategy import split_model
 
-IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept from epoch to epoch, for each split
+# bytes of decoded images that are kept from epoch to epoch, for each split
+IN_MEMORY = 1_000_000_000
 
 
 class Stage:
-    """The frozen front before `border` with its cache, the data sets that feed what is behind it, and that as it is trained.
+    """The frozen front before `border` with its cache, the data sets that feed what is behind it,
+    and that as it is trained.
 
-    trained: the trained pieces, prepared for device, precision and processes. train_set, val_set: features where the front is
-    cached, images elsewhere; in train_set, with what the config does for rare classes and what the objective adds.
-    views: how many fixed versions of a training image take turns; 0 where each epoch brings a new one.
-    """
+    trained: the trained pieces, prepared for device, precision and processes. train_set, val_set:
+    features where the front is cached, images elsewhere; in train_set, with what the config does
+    for rare classes and what the objective adds. views: how many fixed versions of a training image
+    take turns; 0 where each epoch brings a new one."""
 
     def __init__(
         self,
@@ -41,7 +45,13 @@ class Stage:
         accelerator: Accelerator,
         objective: Objective,
     ):
-        self.model, self.data, self.config, self.border, self.accelerator = model, data, config, border, accelerator
+        self.model, self.data, self.config, self.border, self.accelerator = (
+            model,
+            data,
+            config,
+            border,
+            accelerator,
+        )
         frozen, trained = split_model(model.module, border)
         trained.requires_grad_(True)
         frozen.requires_grad_(False)
@@ -60,12 +70,21 @@ class Stage:
     def take(self, inputs: torch.Tensor) -> torch.Tensor:
         """A batch of a data set as the trained part wants it, on the device."""
         inputs = inputs.to(self.accelerator.device, non_blocking=True)
-        return arrange(inputs if self.cached or not self.front else self.front(inputs), self.config.channels_last)
+        return arrange(
+            inputs if self.cached or not self.front else self.front(inputs),
+            self.config.channels_last,
+        )
 
     def judged(self, average: MovingAverage | None) -> nn.Module:
-        """What is scored on items of `val_set`: the moving average where there is one, else the trained part itself."""
+        """What is scored on items of `val_set`: the moving average where there is one, else the
+        trained part itself.
+        """
         module = split_model(average.module if average else self.model.module, self.border)[1]
-        return module if self.cached or not self.front else nn.Sequential(_OnTheFly(self.front), module)
+        return (
+            module
+            if self.cached or not self.front
+            else nn.Sequential(_OnTheFly(self.front), module)
+        )
 
     def _count_views(self) -> int:
         if self.config.augment == "none" or (self.front and self.config.views == 1):
@@ -73,12 +92,27 @@ class Stage:
         return self.config.views if self.cached else 0
 
     def _open_split(self, split: str) -> Dataset:
-        config, transform, views = self.config, self.model.transform, self.views if split == "train" else 1
-        augment = build_augmentation(config.augment, transform.size, flip=config.flip) if views != 1 else None
+        config, transform, views = (
+            self.config,
+            self.model.transform,
+            self.views if split == "train" else 1,
+        )
+        augment = (
+            build_augmentation(config.augment, transform.size, flip=config.flip)
+            if views != 1
+            else None
+        )
         if self.cached:
-            return FrozenFeatures(self.data, split, self.model, self.front, views=views, augment=augment)
-        in_memory = len(transform.mean) * math.prod(transform.size) * len(self.data.split(split)) < IN_MEMORY
-        return ImageDataset(self.data, split, transform, augment, seed=config.seed, in_memory=in_memory)
+            return FrozenFeatures(
+                self.data, split, self.model, self.front, views=views, augment=augment
+            )
+        in_memory = (
+            len(transform.mean) * math.prod(transform.size) * len(self.data.split(split))
+            < IN_MEMORY
+        )
+        return ImageDataset(
+            self.data, split, transform, augment, seed=config.seed, in_memory=in_memory
+        )
 
     def _help_rare(self, train_set: Dataset) -> Dataset:
         """The training items, with mixtures of the rare classes where the config asks for them."""
@@ -86,13 +120,17 @@ class Stage:
         if config.resample == "smote":
             return SmoteFeatures(train_set, config.seed)
         if config.mixup_rare:
-            rare = [self.data.classes.index(name) for name in rare_classes(labels, self.data.classes)]
+            rare = [
+                self.data.classes.index(name) for name in rare_classes(labels, self.data.classes)
+            ]
             return RareMixup(train_set, rare, config.mixup_rare, config.seed)
         return train_set
 
 
 class Recomputed(nn.Module):
-    """A piece whose inner activations are not kept in training but computed again in the backward pass (arXiv 1604.06174)."""
+    """A piece whose inner activations are not kept in training but computed again in the backward
+    pass (arXiv 1604.06174).
+    """
 
     def __init__(self, piece: nn.Module):
         super().__init__()

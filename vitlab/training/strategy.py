@@ -1,4 +1,6 @@
-"""What moves: the border between frozen and trained pieces in each epoch, and how fast each layer behind it may go."""
+"""What moves: the border between frozen and trained pieces in each epoch, and how fast each layer
+behind it may go.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ TOKENS_AND_POSITIONS = (
 
 
 def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
-    """The position, among the pieces of these names, of the first one that is trained in this epoch (from 1).
+    """The position, among the pieces of these names, of the first one that is trained in this epoch
+    (from 1).
 
-    0 means the whole model. Raises ValueError for a piece that there is not and for more blocks than the model has.
-    """
+    0 means the whole model. Raises ValueError for a piece that there is not and for more blocks
+    than the model has."""
     blocks, head = block_positions(names), len(names) - 1
     match config.strategy:
         case "full":
@@ -35,12 +38,19 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
         case "from_piece":
             return find_piece(names, config.train_from)
     if config.last_blocks > len(blocks):
-        raise UserError(f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to {len(blocks)}")
+        raise UserError(
+            f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to"
+            f" {len(blocks)}"
+        )
     if config.strategy == "last_blocks":
         if config.last_blocks == 0:
-            raise UserError("strategy='last_blocks' needs last_blocks of at least 1; for none, write strategy='linear_probe'")
+            raise UserError(
+                "strategy='last_blocks' needs last_blocks of at least 1; for none, write"
+                " strategy='linear_probe'"
+            )
         return blocks[-config.last_blocks]
-    thawed = (epoch - 1) // config.unfreeze_every  # gradual: the head first (arXiv 1801.06146, section 3.3)
+    # gradual: the head first (arXiv 1801.06146, section 3.3)
+    thawed = (epoch - 1) // config.unfreeze_every
     if config.last_blocks:
         thawed = min(thawed, config.last_blocks)
     if thawed == 0:
@@ -49,12 +59,16 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
 
 
 def lowest_border(names: list[str], config: TrainConfig) -> int:
-    """The border furthest from the head that the training reaches: what lies before it never moves."""
+    """The border furthest from the head that the training reaches: what lies before it never
+    moves.
+    """
     return find_border(names, config, epoch=config.epochs)
 
 
 def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
-    """A row for each piece of the model, in order: piece, parameters, trained ("no", "yes", or "from epoch N")."""
+    """A row for each piece of the model, in order: piece, parameters, trained ("no", "yes", or
+    "from epoch N").
+    """
     chain = pieces(module)
     names = [name for name, _ in chain]
     borders = [find_border(names, config, epoch) for epoch in range(1, config.epochs + 1)]
@@ -63,12 +77,17 @@ def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
         first = next((epoch for epoch, border in enumerate(borders, 1) if border <= position), None)
         return "no" if first is None else "yes" if first == 1 else f"from epoch {first}"
 
-    rows = [(name, count_parameters(piece), describe(position)) for position, (name, piece) in enumerate(chain)]
+    rows = [
+        (name, count_parameters(piece), describe(position))
+        for position, (name, piece) in enumerate(chain)
+    ]
     return pd.DataFrame(rows, columns=["piece", "parameters", "trained"])
 
 
 def split_model(module: nn.Module, border: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Cut a model before the piece at this position: (frozen part, trained part), both made of the model's own modules."""
+    """Cut a model before the piece at this position: (frozen part, trained part), both made of the
+    model's own modules.
+    """
     if border == 0:
         return nn.Sequential(), nn.Sequential(module)
     parts = [part for _, part in pieces(module)]
@@ -78,14 +97,20 @@ def split_model(module: nn.Module, border: int) -> tuple[nn.Sequential, nn.Seque
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) over the parameters that require a gradient, in timm's groups.
 
-    Weight decay spares norms, biases, positions and tokens. With layer_decay below 1, a layer's learning rate shrinks by that
-    factor for each layer between it and the head. Each group's `initial_lr` is its peak.
-    """
-    spared = [name for name, _ in module.named_parameters() if name.rpartition(".")[2] in TOKENS_AND_POSITIONS]
+    Weight decay spares norms, biases, positions and tokens. With layer_decay below 1, a layer's
+    learning rate shrinks by that factor for each layer between it and the head. Each group's
+    `initial_lr` is its peak."""
+    spared = [
+        name
+        for name, _ in module.named_parameters()
+        if name.rpartition(".")[2] in TOKENS_AND_POSITIONS
+    ]
     if hasattr(module, "no_weight_decay"):
         spared += module.no_weight_decay()
     if config.layer_decay < 1:
-        groups = param_groups_layer_decay(module, config.weight_decay, spared, layer_decay=config.layer_decay)
+        groups = param_groups_layer_decay(
+            module, config.weight_decay, spared, layer_decay=config.layer_decay
+        )
     else:
         groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=spared)
     for group in groups:

@@ -1,8 +1,9 @@
-"""A search for better training arguments, with Optuna: judged on the validation split, in a journal that processes share.
+"""A search for better training arguments, with Optuna: judged on the validation split, in a journal
+that processes share.
 
-reports/tuning/<data set>-<hash>/<name>.journal is the study. Every process that has the file adds trials to it, one after the
-other or at the same time; a machine that dies loses the trial it was at and nothing else.
-"""
+reports/tuning/<data set>-<hash>/<name>.journal is the study. Every process that has the file adds
+trials to it, one after the other or at the same time; a machine that dies loses the trial it was at
+and nothing else."""
 
 from __future__ import annotations
 
@@ -38,15 +39,33 @@ from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.config import TrainConfig, fit_options, recipe
 from vitlab.training.loop import fit
-from vitlab.training.space import RANGES, SearchSpace, apply_values, default_space, draw, fit_to_model, recipe_values
+from vitlab.training.space import (
+    RANGES,
+    SearchSpace,
+    apply_values,
+    default_space,
+    draw,
+    fit_to_model,
+    recipe_values,
+)
 
 STARTUP = 5  # trials drawn at random, and never pruned, before earlier ones guide the search
-FAILURES = (FloatingPointError, torch.OutOfMemoryError)  # what a bad set of values may do; anything else ends the search
+# what a bad set of values may do; anything else ends the search
+FAILURES = (FloatingPointError, torch.OutOfMemoryError)
 ELSEWHERE = timedelta(days=1)  # a trial of another machine that began longer ago is taken for dead
-STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+STATES = {
+    "COMPLETE": "finished",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
 PRUNERS = {
-    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=2),
-    "hyperband": lambda epochs: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs),  # arXiv 1603.06560
+    "median": lambda epochs: optuna.pruners.MedianPruner(
+        n_startup_trials=STARTUP, n_warmup_steps=2
+    ),
+    # arXiv 1603.06560
+    "hyperband": lambda epochs: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs),
     "none": lambda epochs: optuna.pruners.NopPruner(),
 }
 
@@ -65,18 +84,19 @@ def tune_recipe(
 ) -> optuna.Study:
     """Search the space around a recipe until the study holds so many trials, and return the study.
 
-    config: what all trials share, the seed among it; by default the model's recipe, which is also the first trial.
-    trials: that the study is to hold in the end, those of earlier calls and of other processes included. Finished, pruned and
-        failed ones count; a trial that was killed or interrupted does not. Processes at work on the last ones do not wait for
-        each other.
-    minutes: after these no further trial is begun; 0 means no limit.
-    name: of the study; by default made from all that decides it, so that the same call carries on and another starts anew.
-    pruner: median or hyperband, which end a trial that falls behind the others in the same epoch, or none.
+    config: what all trials share, the seed among it; by default the model's recipe, which is also
+    the first trial. trials: that the study is to hold in the end, those of earlier calls and of
+    other processes included. Finished, pruned and
+        failed ones count; a trial that was killed or interrupted does not. Processes at work on the
+        last ones do not wait for each other.
+    minutes: after these no further trial is begun; 0 means no limit. name: of the study; by default
+    made from all that decides it, so that the same call carries on and another starts anew. pruner:
+    median or hyperband, which end a trial that falls behind the others in the same epoch, or none.
     options: of `build_model`.
 
-    The score of a trial is the best value of `config.monitor`. The test split is taken away before the search begins. Raises
-    ValueError for trials, a pruner, space or model that do not fit, and for a study of this name made with other arguments.
-    """
+    The score of a trial is the best value of `config.monitor`. The test split is taken away before
+    the search begins. Raises ValueError for trials, a pruner, space or model that do not fit, and
+    for a study of this name made with other arguments."""
     if trials < 1:
         raise UserError(f"trials must be at least 1, not {trials}")
     if pruner not in PRUNERS:
@@ -89,7 +109,12 @@ def tune_recipe(
     if space.trained_blocks:
         module = build_model(model, data.classes, seed=config.seed, **options).module
         space = fit_to_model(space, len(block_positions([name for name, _ in pieces(module)])))
-    made_with = {"dataset": canonical_dataset(dataset), "data": data.version, "model": model, "options": dict(options)}
+    made_with = {
+        "dataset": canonical_dataset(dataset),
+        "data": data.version,
+        "model": model,
+        "options": dict(options),
+    }
     made_with |= {"pruner": pruner, "config": asdict(config), "space": asdict(space)}
     name = name or run_name({"model": model, "seed": config.seed, **made_with})
     deadline = time.monotonic() + 60 * minutes if minutes else math.inf
@@ -130,20 +155,29 @@ def tune_recipe(
 
 def study_path(dataset: str, name: str) -> Path:
     """The file of a study. UserError unless the name is a plain file name."""
-    return reports_dir() / "tuning" / dataset_folder(dataset) / f"{check_run_name(name, 'study_name')}.journal"
+    return (
+        reports_dir()
+        / "tuning"
+        / dataset_folder(dataset)
+        / f"{check_run_name(name, 'study_name')}.journal"
+    )
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial: the finished ones with the best first, then pruned, failed and other ones in their order.
+    """A row a trial: the finished ones with the best first, then pruned, failed and other ones in
+    their order.
 
-    Columns: trial, state (finished, pruned, failed, interrupted, running or waiting), value (the best of its epochs, in
-    `config.monitor`), best_epoch, epochs, seconds, a column for each argument that was searched (choices are ordered categories),
-    and note.
-    """
+    Columns: trial, state (finished, pruned, failed, interrupted, running or waiting), value (the
+    best of its epochs, in `config.monitor`), best_epoch, epochs, seconds, a column for each
+    argument that was searched (choices are ordered categories), and note."""
     rows, sign = [], 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
     searched = SearchSpace(**_tuples(study.user_attrs["made_with"]["space"])).active()
     for trial in study.trials:
-        values = {epoch: value for epoch, value in trial.intermediate_values.items() if math.isfinite(value)}
+        values = {
+            epoch: value
+            for epoch, value in trial.intermediate_values.items()
+            if math.isfinite(value)
+        }
         best = min(values, key=lambda epoch: sign * values[epoch], default=None)
         rows.append(
             {
@@ -159,45 +193,63 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
         )
     columns = ["trial", "state", "value", "best_epoch", "epochs", "seconds", *searched, "note"]
     order = [*dict.fromkeys((*STATES.values(), "interrupted"))]
-    rows.sort(key=lambda row: (order.index(row["state"]), sign * row["value"] if row["state"] == "finished" else row["trial"]))
+    rows.sort(
+        key=lambda row: (
+            order.index(row["state"]),
+            sign * row["value"] if row["state"] == "finished" else row["trial"],
+        )
+    )
     table = pd.DataFrame(rows, columns=columns)
     for name in set(searched) - set(RANGES):
         choices = [str(choice) for choice in searched[name]]
-        table[name] = pd.Categorical(table[name].map(str, na_action="ignore"), choices, ordered=True)
+        table[name] = pd.Categorical(
+            table[name].map(str, na_action="ignore"), choices, ordered=True
+        )
     return table
 
 
 def importance_table(study: optuna.Study) -> pd.DataFrame:
-    """Share of the variance of the finished trials' scores that each argument accounts for, all other ones averaged over: fANOVA
-    (Hutter et al. 2014, proceedings.mlr.press/v32/hutter14.html).
+    """Share of the variance of the finished trials' scores that each argument accounts for, all
+    other ones averaged over: fANOVA (Hutter et al. 2014, proceedings.mlr.press/v32/hutter14.html).
 
-    Columns: argument, importance; the greatest first. No rows where fewer than two finished trials differ in their score.
-    """
+    Columns: argument, importance; the greatest first. No rows where fewer than two finished trials
+    differ in their score."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len({trial.value for trial in finished}) < 2:
         return pd.DataFrame(columns=["argument", "importance"])
     with _quiet():
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return pd.DataFrame([(name, float(share)) for name, share in shares.items()], columns=["argument", "importance"])
+    return pd.DataFrame(
+        [(name, float(share)) for name, share in shares.items()], columns=["argument", "importance"]
+    )
 
 
 def best_recipe(study: optuna.Study) -> TrainConfig:
-    """The training arguments of the best finished trial. ValueError when there is none yet, with what there is."""
+    """The training arguments of the best finished trial. ValueError when there is none yet, with
+    what there is.
+    """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         states = trials_table(study)["state"].value_counts()
-        found = ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials at all"
+        found = (
+            ", ".join(f"{count} {state}" for state, count in states.items()) or "no trials at all"
+        )
         raise UserError(
-            f"study {study.study_name} has no finished trial yet ({found}); call tune_recipe again with more trials or minutes, "
-            "or with a lower learning_rate in its space where trials fail"
+            f"study {study.study_name} has no finished trial yet ({found}); call tune_recipe again"
+            " with more trials or minutes, or with a lower learning_rate in its space where trials"
+            " fail"
         )
     return apply_values(TrainConfig(**study.user_attrs["made_with"]["config"]), study.best_params)
 
 
 def recipe_changes(config: TrainConfig, model: str, data: DataBundle | None = None) -> dict:
-    """Where a config departs from the recipe: with it, `recipe(model, data, **changes)` and notebook 03 make it again."""
+    """Where a config departs from the recipe: with it, `recipe(model, data, **changes)` and
+    notebook 03 make it again.
+    """
     usual = recipe(model, data, seed=config.seed)
-    changes = {name: value for name, value in asdict(config).items() if value != getattr(usual, name)}
+    changes = {
+        name: value for name, value in asdict(config).items() if value != getattr(usual, name)
+    }
     if "strategy" in changes and not config.train_from:
         changes.pop("train_from", None)  # another strategy drops it by itself
     return changes
@@ -212,22 +264,28 @@ def without_test(data: DataBundle) -> DataBundle:
             raise UserError(f"{sample_id} belongs to the test split, which tuning must not see")
         return data.read(sample_id)
 
-    return replace(data, samples=data.samples[data.samples["split"] != "test"].reset_index(drop=True), read=read)
+    return replace(
+        data,
+        samples=data.samples[data.samples["split"] != "test"].reset_index(drop=True),
+        read=read,
+    )
 
 
 class TrialSampler(optuna.samplers.BaseSampler):
-    """TPE (arXiv 2304.11127) whose random numbers depend on the seed and on the number of the trial, and on nothing else.
+    """TPE (arXiv 2304.11127) whose random numbers depend on the seed and on the number of the
+    trial, and on nothing else.
 
-    So a study that is resumed does not draw its first values again, processes that start together differ, and a study in two
-    sittings is the same as in one.
-    """
+    So a study that is resumed does not draw its first values again, processes that start together
+    differ, and a study in two sittings is the same as in one."""
 
     def __init__(self, seed: int):
         self.seed = seed
         self.tpe = self._seeded(0)
 
     def _seeded(self, number: int) -> optuna.samplers.TPESampler:
-        return optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=derive_seed(self.seed, "trial", number) % 2**32)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=STARTUP, seed=derive_seed(self.seed, "trial", number) % 2**32
+        )
 
     def before_trial(self, study, trial):
         self.tpe = self._seeded(trial.number)
@@ -247,7 +305,8 @@ class TrialSampler(optuna.samplers.BaseSampler):
 
 def _open_study(path: Path, name: str, made_with: dict, config: TrainConfig) -> optuna.Study:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None  # symbolic links need rights there
+    # symbolic links need rights there
+    lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
     study = optuna.create_study(
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(path), lock_obj=lock)),
@@ -262,7 +321,10 @@ def _open_study(path: Path, name: str, made_with: dict, config: TrainConfig) -> 
         study.set_user_attr("made_with", made_with)
     elif before != made_with:
         differences = "; ".join(_differences(before, made_with))
-        raise UserError(f"study {name} was made with other arguments: {differences}. Give another name, or delete {path}")
+        raise UserError(
+            f"study {name} was made with other arguments: {differences}. Give another name, or"
+            f" delete {path}"
+        )
     return study
 
 
@@ -282,7 +344,9 @@ def _count(study: optuna.Study) -> int:
 
 
 def _describe_state(trial: FrozenTrial) -> str:
-    """A trial that failed by its values says why; one that says nothing was interrupted, or closed after its process died."""
+    """A trial that failed by its values says why; one that says nothing was interrupted, or closed
+    after its process died.
+    """
     if trial.state == TrialState.FAIL and "error" not in trial.user_attrs:
         return "interrupted"
     return STATES[trial.state.name]
@@ -299,7 +363,8 @@ def _is_abandoned(trial: FrozenTrial) -> bool:
     if machine != platform.node():
         return datetime.now() - trial.datetime_start > ELSEWHERE
     try:
-        alive = abs(psutil.Process(process).create_time() - began) < 1  # the number may have gone to another process
+        # the number may have gone to another process
+        alive = abs(psutil.Process(process).create_time() - began) < 1
     except psutil.NoSuchProcess:
         alive = False
     return not alive or process == os.getpid()
@@ -319,7 +384,9 @@ def _tuples(space: dict) -> dict:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna's log, a line or more a trial, only from errors on; what it says of trials is in the table."""
+    """Optuna's log, a line or more a trial, only from errors on; what it says of trials is in the
+    table.
+    """
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -1,8 +1,9 @@
-"""What keeps a report from being published: notebooks out of date, cells that failed, figures without words, dead references.
+"""What keeps a report from being published: notebooks out of date, cells that failed, figures
+without words, dead references.
 
-One module a family of checks; each gives findings that say where. `check_report` asks them all, `mark_report` puts a visible mark
-at each place, so that a page that is rendered nevertheless says so itself.
-"""
+One module a family of checks; each gives findings that say where. `check_report` asks them all,
+`mark_report` puts a visible mark at each place, so that a page that is rendered nevertheless says
+so itself."""
 
 from vitlab.report.guards.check import MAX_PAGE_MB, ReportRefused, check_files, check_report
 from vitlab.report.guards.finding import (

@@ -27,19 +27,29 @@ class ReportRefused(Exception):
         super().__init__(f"the report is not fit to publish for {len(self.findings)} reasons")
 
 
-def check_report(report: Report, settings: Settings, max_page_mb: float = MAX_PAGE_MB) -> list[Finding]:
-    """What keeps a report from being published, in the order of its pages. ValueError for a limit that is not above 0."""
+def check_report(
+    report: Report, settings: Settings, max_page_mb: float = MAX_PAGE_MB
+) -> list[Finding]:
+    """What keeps a report from being published, in the order of its pages. ValueError for a limit
+    that is not above 0.
+    """
     if not max_page_mb > 0:
         raise UserError(f"the largest page may be any number of MB above 0, not {max_page_mb:g}")
     findings = [
         *check_unfinished(report.pages),
         *check_outdated(report.pages),
-        *(finding for page in report.pages for finding in (*check_execution(page), *check_figures(page))),
+        *(
+            finding
+            for page in report.pages
+            for finding in (*check_execution(page), *check_figures(page))
+        ),
         *check_references(report.pages, settings.bibliography),
         *check_size(report.pages, max_page_mb),
     ]
     order = {page.slug: number for number, page in enumerate(report.pages)}
-    return sorted(findings, key=lambda finding: (order.get(finding.page, len(order)), finding.cell or 0))
+    return sorted(
+        findings, key=lambda finding: (order.get(finding.page, len(order)), finding.cell or 0)
+    )
 
 
 def check_files(site: Path, max_page_mb: float) -> list[Finding]:

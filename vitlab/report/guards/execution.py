@@ -1,4 +1,6 @@
-"""Whether what a page shows was made by the notebook as it is now: the same cells, all executed, in order, without an error."""
+"""Whether what a page shows was made by the notebook as it is now: the same cells, all executed, in
+order, without an error.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from vitlab.report.options import read_options
 
 
 def check_execution(page: Page) -> list[Finding]:
-    """Findings of the rules source, failed, not executed and order; nothing for a page without an executed copy."""
+    """Findings of the rules source, failed, not executed and order; nothing for a page without an
+    executed copy.
+    """
     if page.executed is None:
         return []
     findings, problems = [], []
@@ -23,7 +27,9 @@ def check_execution(page: Page) -> list[Finding]:
     for problem in [*problems, *find_execution_problems(page.executed.cells)]:
         label = cell_label(page.executed.cells[problem.cell - 1]) if problem.cell else ""
         shown = problem.rule == "failed" or problem.expected
-        findings.append(Finding(problem.rule, page.path, problem.message, problem.cell, label, page.slug, shown))
+        findings.append(
+            Finding(problem.rule, page.path, problem.message, problem.cell, label, page.slug, shown)
+        )
     return findings
 
 

@@ -1,4 +1,6 @@
-"""Whether each figure that is promised is there, and says in words what it shows: a caption, and a text for who cannot see it."""
+"""Whether each figure that is promised is there, and says in words what it shows: a caption, and a
+text for who cannot see it.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,25 @@ LIVE = re.compile(r"vitlab-plotly|vitlab-viewer|plotly|<svg|<img|<canvas|<video|
 
 
 def check_figures(page: Page) -> list[Finding]:
-    """Findings of the rules nothing shown, caption and alternative text; cells that failed or are hidden are passed over.
+    """Findings of the rules nothing shown, caption and alternative text; cells that failed or are
+    hidden are passed over.
 
-    A label `fig-` or `tbl-` is a promise, and so are a caption and an alternative text without one. A cell that says in words why
-    there is nothing keeps it too.
-    """
+    A label `fig-` or `tbl-` is a promise, and so are a caption and an alternative text without one.
+    A cell that says in words why there is nothing keeps it too."""
     findings = []
     for number, cell in enumerate(page.executed.cells if page.executed else (), start=1):
-        if cell.cell_type != "code" or any(output.output_type == "error" for output in cell.outputs):
+        if cell.cell_type != "code" or any(
+            output.output_type == "error" for output in cell.outputs
+        ):
             continue
         options, _ = read_options(cell.source)
         if options.get("include") is False or options.get("output", True) is False:
             continue
         for rule, message in _judge(options, cell.outputs):
             label = str(options.get("label", ""))
-            findings.append(Finding(rule, page.path, message, cell=number, label=label, page=page.slug))
+            findings.append(
+                Finding(rule, page.path, message, cell=number, label=label, page=page.slug)
+            )
     return findings
 
 
@@ -35,13 +41,24 @@ def _judge(options, outputs):
     label = str(options.get("label", ""))
     data = [output.data for output in outputs if "data" in output]
     is_table = label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
-    is_figure = not is_table and (label.startswith("fig-") or not options.keys().isdisjoint(("fig-cap", "fig-alt")))
+    is_figure = not is_table and (
+        label.startswith("fig-") or not options.keys().isdisjoint(("fig-cap", "fig-alt"))
+    )
     drawn = any(_is_picture(item) for item in data if not (is_table and _is_table(item)))
     if is_table and not any(_is_table(item) for item in data):
-        yield "nothing shown", f"a table is promised here, and the cell shows {'only a picture' if drawn else 'none'}"
+        yield (
+            "nothing shown",
+            f"a table is promised here, and the cell shows {'only a picture' if drawn else 'none'}",
+        )
     if is_figure and not any(_is_figure(item) for item in data):
         instead = any("<table" in item.get("text/html", "") for item in data)
-        yield "nothing shown", f"a figure is promised here, and the cell shows {'only a table' if instead else 'none'}"
+        yield (
+            "nothing shown",
+            (
+                "a figure is promised here, and the cell shows"
+                f" {'only a table' if instead else 'none'}"
+            ),
+        )
     if drawn and not is_table and not str(options.get("fig-cap") or "").strip():
         yield "caption", "this figure has no caption: write `#| fig-cap: ...`"
     if drawn and not str(options.get("fig-alt") or "").strip():

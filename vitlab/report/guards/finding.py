@@ -37,10 +37,10 @@ RULES = {
 class Finding:
     """What is wrong, and where.
 
-    rule: one of RULES. file: an executed copy or a run's folder, relative to the reports folder. cell: its place in that file,
-    counted from 1 with Markdown cells counted too; None where it is not about one cell. label: of that cell. page: name of the
-    page that it is on. shown: the page says so already, and needs no mark.
-    """
+    rule: one of RULES. file: an executed copy or a run's folder, relative to the reports folder.
+    cell: its place in that file, counted from 1 with Markdown cells counted too; None where it is
+    not about one cell. label: of that cell. page: name of the page that it is on. shown: the page
+    says so already, and needs no mark."""
 
     rule: str
     file: str
@@ -58,7 +58,9 @@ class Finding:
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
     """A row for each finding, with columns rule, file, cell (Int64), label, message and page."""
     columns = ["rule", "file", "cell", "label", "message", "page"]
-    return pd.DataFrame([asdict(finding) for finding in findings], columns=columns).astype({"cell": "Int64"})
+    return pd.DataFrame([asdict(finding) for finding in findings], columns=columns).astype(
+        {"cell": "Int64"}
+    )
 
 
 def count_problems(findings: Sequence[Finding]) -> str:
@@ -82,7 +84,9 @@ def print_findings(findings: Sequence[Finding], console: Console | None = None) 
         for finding in findings:
             if finding.file == file:
                 cell = "" if finding.cell is None else str(finding.cell)
-                table.add_row(cell, escape(finding.label), f"[red]{finding.rule}[/]", escape(finding.message))
+                table.add_row(
+                    cell, escape(finding.label), f"[red]{finding.rule}[/]", escape(finding.message)
+                )
     console.print(table)
 
 
@@ -94,4 +98,6 @@ def write_findings(file: Path, findings: Sequence[Finding]) -> None:
 def read_findings(file: Path) -> list[Finding]:
     names = {field.name for field in fields(Finding)}
     content = json.loads(Path(file).read_text(encoding="utf-8"))
-    return [Finding(**{key: value for key, value in item.items() if key in names}) for item in content]
+    return [
+        Finding(**{key: value for key, value in item.items() if key in names}) for item in content
+    ]

@@ -1,8 +1,8 @@
-"""Whether what a page points at is there: figures, tables and sections, sources in the bibliography, pages, anchors, files.
+"""Whether what a page points at is there: figures, tables and sections, sources in the
+bibliography, pages, anchors, files.
 
-pandoc itself reads the page, so that what counts as a link or a citation here is what it will be in the report. Addresses in the
-network are not looked up.
-"""
+pandoc itself reads the page, so that what counts as a link or a citation here is what it will be in
+the report. Addresses in the network are not looked up."""
 
 from __future__ import annotations
 
@@ -22,16 +22,30 @@ from vitlab.report.guards.execution import cell_label
 from vitlab.report.guards.finding import Finding
 from vitlab.report.options import read_options
 
-ATTRIBUTES = {"Header": 1, "Div": 0, "Span": 0, "Code": 0, "CodeBlock": 0, "Figure": 0, "Table": 0, "Link": 0, "Image": 0}
-ELSEWHERE = re.compile(r"^(?!(?i:attachment|file):)[A-Za-z][A-Za-z0-9+.-]+:|^//")  # file:/x and C:/x are on this machine only
-DESCRIBED = {"alt", "aria-label", "aria-labelledby"}  # an HTML picture with an empty alt says itself that it is an ornament
+ATTRIBUTES = {
+    "Header": 1,
+    "Div": 0,
+    "Span": 0,
+    "Code": 0,
+    "CodeBlock": 0,
+    "Figure": 0,
+    "Table": 0,
+    "Link": 0,
+    "Image": 0,
+}
+# file:/x and C:/x are on this machine only
+ELSEWHERE = re.compile(r"^(?!(?i:attachment|file):)[A-Za-z][A-Za-z0-9+.-]+:|^//")
+# an HTML picture with an empty alt says itself that it is an ornament
+DESCRIBED = {"alt", "aria-label", "aria-labelledby"}
 ALWAYS = {"refs", "references", "content"}  # anchors that the page itself brings
 LARGE = 200_000  # characters of Markdown that an output may have to be read for links
 
 
 @dataclass
 class Pointers:
-    """What pandoc finds on a page: (cell, target) of links, pictures and citations, cells without alternative text; anchors."""
+    """What pandoc finds on a page: (cell, target) of links, pictures and citations, cells without
+    alternative text; anchors.
+    """
 
     anchors: set[str] = field(default_factory=set)
     links: list[tuple[int, str]] = field(default_factory=list)
@@ -49,16 +63,29 @@ def check_references(pages: Sequence[Page], bibliography: Iterable[Path]) -> lis
     for page in pages:
         pointers = found[page.slug]
         problems = [
-            *(("reference", cell, _judge_reference(key, page, pointers.anchors, sources)) for cell, key in pointers.cited),
-            *(("link", cell, _judge_link(target, page.slug, anchors)) for cell, target in pointers.links),
+            *(
+                ("reference", cell, _judge_reference(key, page, pointers.anchors, sources))
+                for cell, key in pointers.cited
+            ),
+            *(
+                ("link", cell, _judge_link(target, page.slug, anchors))
+                for cell, target in pointers.links
+            ),
             *(("link", cell, message) for cell, message in _find_lost_notebooks(page)),
             *(("picture", cell, _judge_picture(target)) for cell, target in pointers.pictures),
-            *(("alternative text", cell, f"the picture {code(target)} has none") for cell, target in pointers.undescribed),
+            *(
+                ("alternative text", cell, f"the picture {code(target)} has none")
+                for cell, target in pointers.undescribed
+            ),
         ]
         for rule, cell, message in dict.fromkeys(problems):
             if message:
                 label = _label_of(page, cell)
-                findings.append(Finding(rule, page.path, message, cell=cell or None, label=label, page=page.slug))
+                findings.append(
+                    Finding(
+                        rule, page.path, message, cell=cell or None, label=label, page=page.slug
+                    )
+                )
     return findings
 
 
@@ -66,13 +93,20 @@ def bibliography_keys(files: Iterable[Path]) -> set[str]:
     """The keys of all entries, as pandoc reads them."""
     keys = set()
     for file in map(Path, files):
-        kind = {".json": "csljson", ".yaml": "markdown", ".yml": "markdown"}.get(file.suffix.lower(), "biblatex")
-        keys |= {entry["id"] for entry in json.loads(run_pandoc(f"--from={kind}", "--to=csljson", str(file)))}
+        kind = {".json": "csljson", ".yaml": "markdown", ".yml": "markdown"}.get(
+            file.suffix.lower(), "biblatex"
+        )
+        keys |= {
+            entry["id"]
+            for entry in json.loads(run_pandoc(f"--from={kind}", "--to=csljson", str(file)))
+        }
     return keys
 
 
 def find_pointers(page: Page) -> Pointers:
-    """Everything on a page that points somewhere, with the place of its cell in the executed copy (0: in no cell)."""
+    """Everything on a page that points somewhere, with the place of its cell in the executed copy
+    (0: in no cell).
+    """
     pointers = Pointers(set(ALWAYS))
     parts = []
     for cell in page.notebook.cells:
@@ -86,26 +120,38 @@ def find_pointers(page: Page) -> Pointers:
 
 
 def cell_number(cell) -> int:
-    """The place in the executed copy of a cell of a cleaned notebook; 0 for one that was not there."""
+    """The place in the executed copy of a cell of a cleaned notebook; 0 for one that was not
+    there.
+    """
     kind, _, number = str(cell.get("id", "")).rpartition("-")
     return int(number) if kind == "cell" and number.isdigit() else 0
 
 
 def _words_of(cell, anchors):
-    """Captions and Markdown of a code cell that is shown; its label counts as an anchor when something stands under it."""
+    """Captions and Markdown of a code cell that is shown; its label counts as an anchor when
+    something stands under it.
+    """
     options, data = read_options(cell.source)[0], _shown_data(cell)
     if "label" in options and any(set(item) - {"text/plain", "text/latex"} for item in data):
         anchors.add(str(options["label"]))
     captions = [str(options[key]) for key in ("fig-cap", "tbl-cap") if key in options and data]
     written = [item.get("text/markdown", "") for item in data]
-    return "\n\n".join([*captions, *(text for text in written if "{=html}" not in text and len(text) < LARGE)])
+    return "\n\n".join(
+        [*captions, *(text for text in written if "{=html}" not in text and len(text) < LARGE)]
+    )
 
 
 def _html_of(cell):
-    """HTML that the page shows as it is. What a script builds, as in live figures, cannot be read from here."""
+    """HTML that the page shows as it is. What a script builds, as in live figures, cannot be read
+    from here.
+    """
     for item in _shown_data(cell):
         html = item.get("text/html", "")
-        if item.keys().isdisjoint(("text/markdown", "image/png")) and "<script" not in html and len(html) < LARGE:
+        if (
+            item.keys().isdisjoint(("text/markdown", "image/png"))
+            and "<script" not in html
+            and len(html) < LARGE
+        ):
             yield html
 
 
@@ -117,7 +163,9 @@ def _shown_data(cell):
 
 
 def _collect(node, pointers, cell):
-    """Walk through pandoc's tree in the order of the document; `cell` holds the place of the cell that we are in."""
+    """Walk through pandoc's tree in the order of the document; `cell` holds the place of the cell
+    that we are in.
+    """
     if isinstance(node, list):
         for item in node:
             _collect(item, pointers, cell)
@@ -149,7 +197,9 @@ def _collect_raw(content, pointers, cell):
 
 
 class _Tags(HTMLParser):
-    """Collects what the tags of a piece of HTML point at. described: words for its pictures stand elsewhere."""
+    """Collects what the tags of a piece of HTML point at. described: words for its pictures stand
+    elsewhere.
+    """
 
     def __init__(self, pointers: Pointers, cell: int, described: bool = False):
         super().__init__()
@@ -157,7 +207,11 @@ class _Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = {name: value or "" for name, value in attrs}
-        self.pointers.anchors |= {values[name] for name in ("id", "name") if name in values and (name == "id" or tag == "a")}
+        self.pointers.anchors |= {
+            values[name]
+            for name in ("id", "name")
+            if name in values and (name == "id" or tag == "a")
+        }
         if "href" in values:
             self.pointers.links.append((self.cell, values["href"]))
         if "src" in values:
@@ -169,12 +223,25 @@ class _Tags(HTMLParser):
 def _judge_reference(key, page, anchors, sources):
     if key in anchors or key in sources:
         return ""
-    promised = next((i for i, cell in enumerate(page.executed.cells if page.executed else (), 1) if cell_label(cell) == key), 0)
+    promised = next(
+        (
+            i
+            for i, cell in enumerate(page.executed.cells if page.executed else (), 1)
+            if cell_label(cell) == key
+        ),
+        0,
+    )
     if promised:
         return f"{code('@' + key)} is promised by cell {promised}, which shows nothing to refer to"
     near = difflib.get_close_matches(key, sorted(anchors | sources), n=1)
     hint = f"; did you mean {code('@' + near[0])}?" if near else ""
-    what = "figure or table" if key.startswith(("fig-", "tbl-")) else "section" if key.startswith("sec-") else "source"
+    what = (
+        "figure or table"
+        if key.startswith(("fig-", "tbl-"))
+        else "section"
+        if key.startswith("sec-")
+        else "source"
+    )
     return f"there is no {what} {code('@' + key)}{hint}"
 
 
@@ -192,25 +259,40 @@ def _judge_link(target, slug, anchors):
     if anchor and unquote(anchor) not in anchors[name]:
         near = difflib.get_close_matches(unquote(anchor), sorted(anchors[name]), n=1)
         hint = f"; did you mean {code('#' + near[0])}?" if near else ""
-        return f"there is no place {code('#' + anchor)} on {'this page' if name == slug else 'the page ' + name}{hint}"
+        return (
+            f"there is no place {code('#' + anchor)} on"
+            f" {'this page' if name == slug else 'the page ' + name}{hint}"
+        )
     return ""
 
 
 def _judge_picture(target):
     if ELSEWHERE.match(target):
         return ""
-    return f"pictures from files do not travel with the pages: {code(target)}; show it from a code cell"
+    return (
+        f"pictures from files do not travel with the pages: {code(target)}; show it from a code"
+        " cell"
+    )
 
 
 def _find_lost_notebooks(page):
-    """Links to notebooks that do not exist; a link to one that is merely not in this report becomes plain text."""
+    """Links to notebooks that do not exist; a link to one that is merely not in this report becomes
+    plain text.
+    """
     if page.executed is None or page.source is None or not page.source.is_file():
         return
     for number, cell in enumerate(page.executed.cells, start=1):
-        texts = [cell.source] if cell.cell_type == "markdown" else [item.get("text/markdown", "") for item in _shown_data(cell)]
+        texts = (
+            [cell.source]
+            if cell.cell_type == "markdown"
+            else [item.get("text/markdown", "") for item in _shown_data(cell)]
+        )
         for _, stem, _ in NOTEBOOK_LINK.findall("\n".join(texts)):
             if not (page.source.parent / f"{stem}.ipynb").is_file():
-                yield number, f"there is no notebook {code(stem + '.ipynb')} beside {page.source.name}"
+                yield (
+                    number,
+                    f"there is no notebook {code(stem + '.ipynb')} beside {page.source.name}",
+                )
 
 
 def _label_of(page, number):

@@ -1,4 +1,6 @@
-"""Whether what the report rests on is whole: notebooks that ended well, runs that are done, the files that they promise."""
+"""Whether what the report rests on is whole: notebooks that ended well, runs that are done, the
+files that they promise.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from vitlab.runs import PROMISED, Run, reports_dir, runs_folder
 
 
 def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
-    """Findings of the rules unfinished and run: first of the notebooks and runs of the report, then of runs beside them.
+    """Findings of the rules unfinished and run: first of the notebooks and runs of the report, then
+    of runs beside them.
 
-    The comparison reads every finished run of its data set. A run beside them that is unfinished or lacks files is a result that
-    the comparison does without, so that is a finding of its page.
-    """
+    The comparison reads every finished run of its data set. A run beside them that is unfinished or
+    lacks files is a result that the comparison does without, so that is a finding of its page."""
     findings, seen = [], {}
     for page in pages:
         if page.trouble:
-            message = "its executed copy is missing" if page.status == "done" else f"its status in the batch is {page.status}"
+            message = (
+                "its executed copy is missing"
+                if page.status == "done"
+                else f"its status in the batch is {page.status}"
+            )
             findings.append(Finding("unfinished", page.path, message, page=page.slug, shown=True))
         if page.run:
             folder = reports_dir() / page.run
@@ -36,14 +42,20 @@ def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
             for folder in list_runs(runs_folder(page.dataset)):
                 run = folder.relative_to(reports_dir()).as_posix()
                 if run not in seen:
-                    seen[run] = _judge_run(folder, page, run, "; the comparison does without it: finish or remove it")
+                    seen[run] = _judge_run(
+                        folder, page, run, "; the comparison does without it: finish or remove it"
+                    )
                     findings += seen[run]
     return findings
 
 
 def _judge_files(folder: Path, page, run):
     damage = find_damage(folder, PROMISED.get(page.stem, ()))
-    return [Finding("run", run, f"{', '.join(damage)}; run the batch again", page=page.slug)] if damage else []
+    return (
+        [Finding("run", run, f"{', '.join(damage)}; run the batch again", page=page.slug)]
+        if damage
+        else []
+    )
 
 
 def _judge_run(folder: Path, page, run, advice="; run the batch again"):
