@@ -124,29 +124,6 @@ def test_behind_the_last_attention_of_a_class_token_model_there_is_nothing():
 
 
 @pytest.mark.parametrize(
-    ("method", "layer"),
-    [
-        ("grad_cam", "blocks.1.norm1"),
-        ("grad_cam_plus_plus", "blocks.1.norm1"),
-        ("score_cam", "stem"),
-        ("layer_cam", "stem"),
-        ("eigen_cam", "stem"),
-    ],
-)
-def test_the_layer_of_a_hybrid(method, layer):
-    model = build_model(
-        "hybrid_vit", ["a", "b"], pretrained=False, size=64, embed_dim=24, depth=2, num_heads=2
-    )
-    images = torch.randn(2, 3, 64, 64)
-    other = "stem" if layer != "stem" else "blocks.1.norm1"
-    found, same, different = (
-        explain(model, images, method, layer=name).values for name in (None, layer, other)
-    )
-    np.testing.assert_array_equal(found, same)
-    assert found.shape == different.shape and not np.allclose(found, different)
-
-
-@pytest.mark.parametrize(
     ("layer", "message"),
     [
         ("block.0", "no layer 'block.0'"),
@@ -364,32 +341,6 @@ def test_the_component_is_positive_where_features_are_strong():
     model = bundle(module.eval(), Anatomy("cnn", (), (), 0, (4, 4), ("0",)), (4, 4))
     found = explain(model, images, "eigen_cam").values
     np.testing.assert_array_equal(found > 0, (images[:, 0] != 0).numpy())
-
-
-@pytest.mark.parametrize("method", ["eigen_cam", "score_cam"])
-def test_what_lies_behind_the_layer_is_not_computed_for_the_features(method, small_cnn):
-    def fail(*inputs):
-        raise AssertionError("the forward pass went on")
-
-    if method == "eigen_cam":
-        small_cnn.module[-1].register_forward_pre_hook(fail)
-        explain(small_cnn, IMAGE, method, "a")
-    seen = []
-    small_cnn.module[-1]._forward_pre_hooks.clear()
-    small_cnn.module[0].register_forward_hook(
-        lambda _, __, output: seen.append(output.requires_grad)
-    )
-    explain(small_cnn, IMAGE, method, "a")
-    assert seen and not any(seen)
-    for layer, message in (
-        ("nowhere", "no layer 'nowhere'"),
-        ("unused", "takes no part"),
-        ("pair", "a tuple, not one tensor"),
-    ):
-        forked = bundle(Forked(), Anatomy("cnn", (), (), 0, (4, 4), ("features",)), (4, 4))
-        with pytest.raises(ValueError, match=message):
-            explain(forked, torch.randn(1, 3, 4, 4), method, "a", layer=layer)
-        assert not any(part._forward_hooks for part in forked.module.modules())
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "grad_cam_plus_plus", "layer_cam"])

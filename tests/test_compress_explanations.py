@@ -16,7 +16,7 @@ from vitlab.compress.explanations import (
     find_peaks,
 )
 from vitlab.data import ImageDataset
-from vitlab.explain.randomisation import compare_models_table
+from vitlab.explain import explain, sanity_table
 
 
 def digits(model, count=6):
@@ -65,7 +65,7 @@ def test_similarities_are_those_of_the_sanity_checks():
     model, other = tiny_vit(), tiny_vit(seed=1)
     images = digits(model)
     ours = compare_explanations(model, other, images, ["saliency"])
-    theirs = compare_models_table(model, other, images, ["saliency"])
+    theirs = sanity_table(model, images, [explain(model, images, "saliency")], other)
     for column in ("similarity", "absolute", "other_image"):
         assert ours[column].tolist() == theirs[column].tolist()
 

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 from tests.toys import linear_model
-from vitlab.explain import explain, find_counterfactual
-from vitlab.explain.baselines import make_baseline
-from vitlab.explain.grid import number_cells
-from vitlab.schema import AttributionMap
+from vitlab.explain import find_counterfactual
+from vitlab.explain.grid import make_baseline, number_cells
 
 SIZE, GRID, CLASSES = 6, (2, 3), ("a", "b", "c")
 
@@ -88,9 +86,7 @@ def test_the_smallest_set_of_two_classes_that_are_linear():
         model.module.bias.data[2] = -1e3
         images = make_images(seed=seed)
         blank = torch.zeros_like(images)
-        found = find_counterfactual(
-            model, images, grid=GRID, baseline="mean", max_share=1, candidates=None
-        )
+        found = find_counterfactual(model, images, grid=GRID, baseline="mean", max_share=1)
         for i in range(6):
             sets = list_changing_sets(model, images[i], blank[i])
             assert found.table()["cells"][i] == (len(sets[0]) if sets else 0)
@@ -124,105 +120,17 @@ def test_cells_that_suffice_alone_must_all_go():
     table = found.table()
     assert list(table.columns) == ["sample_id", "before", "after", "found", "cells", "share"]
     assert table.iloc[0].tolist() == ["0", "b", "a", True, 2, 2 / 6]
+    assert found.describe().endswith("it takes 33% to 33% of the patches.")
     too_few = find_counterfactual(model, images, grid=GRID, baseline="mean", max_share=1 / 6)
     assert too_few.found == (False,) and not too_few.removed.any() and too_few.after == ("b",)
     np.testing.assert_array_equal(too_few.images, images)
-
-
-def test_a_ranking_is_followed_and_what_it_brings_in_vain_is_put_back():
-    model = dataclasses.replace(make_linear(), module=Either())
-    images = torch.zeros(1, 3, SIZE, SIZE)
-    images[..., :3, :2] = images[..., :3, 4:] = 1
-    cells = number_cells(GRID, (SIZE, SIZE))
-    for ranking, enough in (
-        ([0, 3, 4, 2, 1, 5], True),
-        ([2, 0, 1, 3, 4, 5], True),
-        ([3, 4, 5, 1, 0, 2], False),
-    ):
-        values = torch.zeros(6)
-        values[ranking] = torch.arange(6, 0, -1.0)
-        order = AttributionMap(values[cells][None].numpy(), "own", ("b",), ("0",), True)
-        found = find_counterfactual(
-            model, images, grid=GRID, baseline="mean", order=order, max_share=5 / 6
-        )
-        assert found.found == (enough,)
-        assert found.removed[0].reshape(-1).nonzero()[0].tolist() == ([0, 2] if enough else [])
-
-
-def test_a_ranking_costs_fewer_passes():
-    model, images = make_linear(1), make_images(4)
-    sizes = []
-    model.module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    order = explain(model, images, "feature_ablation", grid=(6, 6))
-    options = {"grid": (6, 6), "max_share": 1, "baseline": "mean"}
-    passes = []
-    for further in ({"order": order}, {"candidates": 4}, {"candidates": None}):
-        sizes.clear()
-        found = find_counterfactual(model, images, **options, **further)
-        passes.append(sum(sizes))
-        assert found.found[0]
-    assert passes[0] < passes[1] < passes[2]
-    sizes.clear()
-    find_counterfactual(model, images, **options, batch_size=3)
-    assert max(sizes) == 3
-
-
-@pytest.mark.parametrize("nearest", ["pixels", "features"])
-def test_cells_of_the_nearest_image_of_another_class(nearest):
-    model, images, donors = make_linear(2), make_images(4), make_images(9, seed=8)
-    names = [f"donor{i}" for i in range(9)]
-    options = {"kind": "swap", "donors": donors, "nearest": nearest, "grid": GRID, "max_share": 1}
-    found = find_counterfactual(model, images, donor_ids=names, **options)
-    before, theirs = decide(model, images), decide(model, donors)
-    for i in range(4):
-        distances = (
-            (donors - images[i])
-            .square()
-            .sum(dim=(1, 2, 3))
-            .masked_fill(theirs == before[i], torch.inf)
-        )
-        donor = int(distances.argmin())  # a linear model's features are the pixels
-        assert found.donors[i] == names[donor] == found.table()["donor"][i]
-        chosen = set(found.removed[i].reshape(-1).nonzero()[0].tolist())
-        assert found.found[i] and chosen in list_changing_sets(model, images[i], donors[donor])
-        np.testing.assert_allclose(found.images[i], change(images[i], donors[donor], chosen))
-    same = find_counterfactual(model, images[:1], **{**options, "donors": images[:1]})
-    assert same.found == (False,) and same.donors == ("",) and not same.removed.any()
-
-
-class Ring(nn.Module):
-    """A classifier of one feature, the contrast, in which images near in pixels may be far
-    apart.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(1, 2, bias=False)
-        self.head.weight.data = torch.tensor([[1.0], [-1.0]])
-
-    def forward(self, images):
-        return self.head(images.std(dim=(1, 2, 3))[:, None] - 1)
-
-
-def test_features_are_what_the_classifier_reads():
-    model = dataclasses.replace(make_linear(), module=Ring(), classes=("a", "b"))
-    noise = make_images(1)
-    # of low contrast, the second as contrasty as an image can be
-    donors = torch.cat([noise * 0.1, -noise * 0.9])
-    image = noise * 1.1 / noise.std()
-    donors = donors / noise.std()
-    options = {"kind": "swap", "donors": donors, "grid": GRID}
-    near, far = (
-        find_counterfactual(model, image, nearest=space, **options).donors
-        for space in ("features", "pixels")
-    )
-    assert (near, far) == (("1",), ("0",))
+    assert too_few.describe().startswith("For 0 of 1 images")
 
 
 def test_the_model_and_the_images_are_left_as_they_were():
     model, images = make_linear(), make_images(3)
     kept, module = images.clone(), model.module.train()
-    find_counterfactual(model, images, grid=GRID, kind="swap", donors=make_images(5, seed=9))
+    find_counterfactual(model, images, grid=GRID)
     assert (
         torch.equal(images, kept)
         and module.training
@@ -234,28 +142,11 @@ def test_the_model_and_the_images_are_left_as_they_were():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "delete"}, "unknown kind 'delete'.*remove, swap"),
-        ({"nearest": "label"}, "unknown nearest 'label'.*features, pixels"),
-        ({"kind": "swap"}, "kind='swap' takes cells from donors"),
-        ({"donors": torch.zeros(2, 3, SIZE, SIZE)}, "kind='swap' takes cells from donors"),
-        (
-            {"kind": "swap", "donors": torch.zeros(2, 3, 4, 4)},
-            r"donors must be images \(M, 3, 6, 6\).*not \(2, 3, 4, 4\)",
-        ),
-        (
-            {"kind": "swap", "donors": torch.zeros(2, 3, SIZE, SIZE), "donor_ids": ["x"]},
-            "1 donor_ids for 2 donors",
-        ),
         ({"max_share": 0}, "max_share must be a share"),
-        ({"candidates": 0}, "candidates must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"grid": (7, 2)}, "a grid of 7x2 cells does not fit"),
         ({"baseline": "white"}, "unknown baseline 'white'"),
         ({"sample_ids": ["x"]}, "1 sample_ids for 2 images"),
-        (
-            {"order": AttributionMap(np.zeros((2, 3, 3)), "m", ("a",) * 2, ("0", "1"), True)},
-            r"order must be.*\(2, 6, 6\)",
-        ),
         ({"images": torch.full((2, 3, SIZE, SIZE), torch.nan)}, "the image of sample 0 holds NaN"),
     ],
 )

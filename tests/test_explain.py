@@ -59,10 +59,7 @@ MODELS = {
 }
 OPTIONS = {  # as little work as shows the same
     "integrated_gradients": {"steps": 2, "parts": 2},
-    "smooth_grad": {"samples": 2},
-    "gradient_shap": {"samples": 2},
     "occlusion": {"grid": (2, 3)},
-    "feature_ablation": {"grid": (2, 3)},
     "kernel_shap": {"grid": (2, 2), "samples": 7},
     "score_cam": {"channels": 3},
     "lime": {"segments": 6, "samples": 8, "compactness": 100.0},
@@ -262,19 +259,8 @@ def test_methods_in_a_table():
         ].tolist()
         == ["gradients"] + [True] * 3
     )
-    assert "steps=8, parts=4, baseline=mean" in table.loc["integrated_gradients", "options"]
-    assert (
-        table.loc["integrated_gradients", "source"] == "Sundararajan et al. 2017, arXiv 1703.01365"
-    )
-    assert (table.loc["rollout", "needs"], table.loc["rollout", "family"]) == (
-        "attention",
-        "attention",
-    )
-    assert (
-        "2005.00928" in table.loc["rollout", "source"]
-        and not table.loc["rollout", "class_specific"]
-    )
-    assert table["what"].str.endswith(".").all() and table["what"].str.len().max() < 200
+    assert table.loc["rollout", "family"] == "attention"
+    assert not table.loc["rollout", "class_specific"]
     model = cached_model("resnet18")
     assert sorted(describe_methods(model)["method"]) == suitable_methods(model)
 

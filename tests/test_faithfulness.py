@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from tests.toys import linear_model, tiny_vit
-from vitlab.explain import explain
+from vitlab.explain import explain, faithfulness
 from vitlab.explain.faithfulness import (
     area_table,
     comprehensiveness,
+    compute_gini,
     curve_table,
+    impute,
+    road,
     sensitivity_n,
+    sparseness,
     sufficiency,
 )
 from vitlab.explain.removal import CellScorer
@@ -281,6 +285,8 @@ def test_curves_and_areas_are_those_of_quantus(grid):
             "between 0 and 1, such as 0.1; got 1.0",
         ),
         (lambda s, f: sensitivity_n(s, [f], subsets=2), "subsets must be at least 3"),
+        (lambda s, f: road(s, [f], shares=[1]), "between 0 and 1"),
+        (lambda s, f: impute(np.zeros((3, 2, 2)), np.ones((2, 2), bool)), "every pixel is removed"),
     ],
 )
 def test_what_does_not_fit_is_named(additive, make, message):
@@ -295,3 +301,102 @@ def test_the_model_is_left_as_it_was(additive):
     assert scorer.model.module.training and all(
         weight.requires_grad for weight in scorer.model.module.parameters()
     )
+
+
+def test_a_pixel_is_the_mean_of_its_neighbours_by_hand():
+    image = np.arange(9, dtype=float).reshape(1, 3, 3)
+    hole = np.zeros((3, 3), bool)
+    hole[1, 1] = True
+    changed = image.copy()
+    changed[0, 1, 1] = 99
+    np.testing.assert_allclose(impute(changed, hole), image)
+    corner = np.zeros((3, 3), bool)
+    corner[0, 0] = True  # neighbours 1 and 3 of weight 1/6, 4 of weight 1/12
+    assert impute(image, corner)[0, 0, 0] == pytest.approx((1 / 6 + 3 / 6 + 4 / 12) / (5 / 12))
+
+
+def test_a_smooth_image_comes_back():
+    rows, columns = np.mgrid[:12, :12].astype(float)
+    image = np.stack([2 * rows - columns, rows + 3])
+    hole = np.zeros((12, 12), bool)
+    hole[3:8, 4:9] = True
+    np.testing.assert_allclose(impute(np.where(hole, 0, image), hole), image, atol=1e-9)
+    np.testing.assert_array_equal(impute(image, np.zeros_like(hole)), image)
+
+
+def test_impute_is_that_of_the_authors():
+    module = pytest.importorskip("pytorch_grad_cam.metrics.road")
+    rng = np.random.default_rng(0)
+    image, hole = rng.normal(size=(3, 10, 14)), rng.random((10, 14)) < 0.8
+    expected = module.NoisyLinearImputer(noise=0)(
+        torch.tensor(image).float(), torch.tensor(~hole).float()
+    )
+    np.testing.assert_allclose(impute(image, hole), expected, atol=1e-5)
+
+
+def test_scores_by_the_authors_imputation(monkeypatch):
+    """On the full resolution: half of score without the lowest less score without the highest."""
+    module = pytest.importorskip("pytorch_grad_cam.metrics.road")
+    model, images = make_additive(np.random.default_rng(1).normal(size=(2, 16)).tolist(), (4, 4), 8)
+    found = make_map(images.sum(dim=1))
+    scorer = CellScorer(model, images, found, grid=(4, 4), score="logit")
+    places = scorer.order(found)
+    expected = []
+    for image, place in zip(images, places, strict=True):
+        scores = []
+        for removed in (place >= 16 - 6, place < 6):
+            mask = (
+                torch.tensor(~removed)
+                .reshape(4, 4)
+                .repeat_interleave(2, 0)
+                .repeat_interleave(2, 1)
+                .float()
+            )
+            filled = module.NoisyLinearImputer(noise=0)(image, mask)
+            scores.append(model.module(filled[None])[0, 1].item())
+        expected.append((scores[0] - scores[1]) / 2)
+    monkeypatch.setattr(faithfulness, "NOISE", 0)
+    table = road(scorer, [found], shares=[0.4])
+    np.testing.assert_allclose(table["value"], expected, atol=1e-4)
+    assert (table["metric"] == "road").all() and table["sample_id"].tolist() == ["s0", "s1"]
+    turned = replace(found, values=-found.values, method="turned")
+    np.testing.assert_allclose(
+        road(scorer, [turned], shares=[0.4])["value"], -np.array(expected), atol=1e-4
+    )
+
+
+def make_scorer(count=6, seed=0):
+    rng = np.random.default_rng(seed)
+    model, images = make_additive(rng.normal(size=(count, 16)).tolist(), (4, 4), 8)
+    exact = make_map(images.sum(dim=1))
+    noisy = (
+        exact.values + rng.normal(size=(count, 4, 4)).repeat(2, 1).repeat(2, 2) * exact.values.std()
+    )
+    return (
+        CellScorer(model, images, exact, grid=(4, 4)),
+        exact,
+        replace(exact, values=noisy.astype(np.float32), method="noisy"),
+    )
+
+
+def test_gini_by_hand():
+    values = np.array([[1, 1, 1, 1], [0, 0, 0, -5], [1, 2, 3, 4], [0, 0, 0, 0]], float)
+    np.testing.assert_allclose(compute_gini(values), [0, 0.75, 0.25, np.nan])
+    np.testing.assert_allclose(compute_gini(values[2:3] * -30), 0.25)
+
+
+def test_sparseness_is_that_of_quantus():
+    quantus = pytest.importorskip("quantus")
+    scorer, exact, noisy = make_scorer()
+    cells = scorer.pool(exact)
+    metric = quantus.Sparseness(abs=True, normalise=False, disable_warnings=True)
+    expected = metric(
+        scorer.model.module.eval(),
+        cells.reshape(-1, 1, 4, 4),
+        np.zeros(6, int),
+        cells.reshape(-1, 1, 4, 4),
+    )
+    table = sparseness(scorer, [exact, noisy])
+    np.testing.assert_allclose(table[table["method"] == "exact"]["value"], expected, atol=1e-5)
+    blank = replace(exact, values=np.zeros_like(exact.values), method="blank")
+    assert sparseness(scorer, [blank])["value"].isna().all()

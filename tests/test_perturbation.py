@@ -8,13 +8,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from captum.attr import FeatureAblation, KernelShap, Occlusion
+from captum.attr import KernelShap, Occlusion
 from torch import nn
 
 from tests.toys import linear_model
 from vitlab.explain import convergence_delta, explain
-from vitlab.explain.baselines import BASELINES, make_baseline
-from vitlab.explain.grid import coarsen_grid, number_cells
+from vitlab.explain.grid import BASELINES, coarsen_grid, make_baseline, number_cells
 from vitlab.schema import Anatomy
 
 SIZE = 12
@@ -60,13 +59,11 @@ def test_cells_of_a_linear_model(linear, baseline):
     images = make_images()
     expected = worths(linear, images, 2, baseline, GRID)
     options = {"grid": GRID, "baseline": baseline}
-    ablated = explain(linear, images, "feature_ablation", "c", **options)
-    np.testing.assert_allclose(cell_values(ablated, GRID), expected, atol=1e-3)
     covered = explain(linear, images, "occlusion", "c", window=1, **options)
     np.testing.assert_allclose(cell_values(covered, GRID), expected, atol=1e-3)
     shapley = explain(linear, images, "kernel_shap", "c", **options)
     np.testing.assert_allclose(cell_values(shapley, GRID, "sum"), expected, atol=0.02)
-    assert ablated.signed and covered.signed and shapley.signed
+    assert covered.signed and shapley.signed
 
 
 def test_windows_that_overlap(linear):
@@ -89,7 +86,6 @@ def test_windows_that_overlap(linear):
             grid=GRID,
             baseline="mean",
             window=(1, 9),
-            stride=(1, 3),
         ),
         GRID,
     )
@@ -147,9 +143,6 @@ def test_kernel_shap_comes_to_the_shapley_values(linear):
     # against its own baseline, the blurred image
     own = explain(both, images, "kernel_shap", "a", grid=grid, samples=60)
     np.testing.assert_allclose(convergence_delta(both, images, own)["delta"], 0, atol=1e-3)
-    ablated = explain(both, images, "feature_ablation", "a", grid=grid, baseline="mean")
-    # what two cells say together counts twice
-    assert np.abs(cell_values(ablated, grid) - expected.numpy()).max() > 0.2
 
 
 def test_the_same_as_captum_on_pixels(linear):
@@ -157,12 +150,6 @@ def test_the_same_as_captum_on_pixels(linear):
     images, cells = make_images(), number_cells(GRID, (SIZE, SIZE))
     both = dataclasses.replace(linear, module=Both())
     score = lambda batch: both.module(batch)[:, 0]  # noqa: E731
-    expected = FeatureAblation(score).attribute(images, 0.0, feature_mask=cells[None, None])[:, 0]
-    np.testing.assert_allclose(
-        explain(both, images, "feature_ablation", "a", grid=GRID, baseline="mean").values,
-        expected.detach(),
-        atol=1e-6,
-    )
     window = {"sliding_window_shapes": (3, 12, 8), "strides": (3, 6, 4)}
     expected = Occlusion(score).attribute(images, baselines=0.0, **window)[:, 0]
     found = explain(both, images, "occlusion", "a", grid=GRID, baseline="mean", window=2).values
@@ -248,9 +235,9 @@ def test_draws_come_from_the_seed(linear, method):
 def test_cells_that_the_model_does_not_choose(linear):
     cnn = dataclasses.replace(linear, anatomy=Anatomy("cnn", (), (), 0, (1, 1), ("stage",)))
     # 12x12 cells, merged to 6x6
-    assert len(np.unique(explain(cnn, make_images(1), "feature_ablation").values)) == 36
+    assert len(np.unique(explain(cnn, make_images(1), "occlusion", window=1).values)) == 36
     # the tokens of a tiny ViT
-    assert len(np.unique(explain(linear, make_images(1), "feature_ablation").values)) == 16
+    assert len(np.unique(explain(linear, make_images(1), "occlusion", window=1).values)) == 16
     assert (
         coarsen_grid((14, 14)) == (7, 7)
         and coarsen_grid((4, 6)) == (4, 6)
@@ -261,7 +248,7 @@ def test_cells_that_the_model_does_not_choose(linear):
 def test_the_memory_is_bounded(linear):
     sizes = []
     handle = linear.module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    for method in ("occlusion", "feature_ablation", "kernel_shap", "lime"):
+    for method in ("occlusion", "kernel_shap", "lime"):
         options = {"compactness": 100.0} if method == "lime" else {}
         whole = explain(linear, make_images(), method, "a", **options).values
         sizes.clear()
@@ -280,14 +267,9 @@ def test_the_memory_is_bounded(linear):
             {"grid": (2, 2, 2)},
             r"grid must be one number or \(rows, columns\), not \(2, 2, 2\)",
         ),
-        (
-            "occlusion",
-            {"window": 2, "stride": 3},
-            r"a stride of \(3, 3\) cells skips some between windows of \(2, 2\)",
-        ),
         ("occlusion", {"window": 0}, "window must be a whole number of at least 1, not 0"),
-        ("feature_ablation", {"baseline": "noise"}, "unknown baseline 'noise'"),
-        ("feature_ablation", {"internal_batch_size": 0}, "internal_batch_size must be"),
+        ("occlusion", {"baseline": "noise"}, "unknown baseline 'noise'"),
+        ("occlusion", {"internal_batch_size": 0}, "internal_batch_size must be"),
         ("kernel_shap", {"grid": (1, 1)}, "needs a grid of at least 2 cells"),
         (
             "kernel_shap",
@@ -303,7 +285,7 @@ def test_options_that_make_no_sense(linear, method, options, message):
         explain(linear, make_images(1), method, **options)
 
 
-@pytest.mark.parametrize("method", ["occlusion", "feature_ablation", "kernel_shap", "lime"])
+@pytest.mark.parametrize("method", ["occlusion", "kernel_shap", "lime"])
 def test_an_untrained_classifier_of_zeros_is_an_error(linear, method):
     nn.init.zeros_(linear.module.weight)
     with pytest.raises(

@@ -11,7 +11,13 @@ from torch import nn
 
 from tests.toys import tiny_vit
 from vitlab.data import load_dataset, preprocess, stamp_masks
-from vitlab.explain import explain, pointing_scores, pointing_table, stamp_effect_table
+from vitlab.explain import (
+    describe_stamp_effect,
+    explain,
+    pointing_scores,
+    pointing_table,
+    stamp_effect_table,
+)
 from vitlab.schema import Anatomy, AttributionMap, ModelBundle, Transform
 
 MASK = np.zeros((1, 4, 4), dtype=bool)
@@ -25,28 +31,20 @@ def make_maps(*values, method="saliency"):
     )
 
 
-def point(values, mask=MASK, **options):
-    return pointing_table(make_maps(values), mask, **options).iloc[0]
+def point(values, mask=MASK):
+    return pointing_table(make_maps(values), mask).iloc[0]
 
 
 def test_worked_out_by_hand():
     row = point([[5, 1, 0, 0], [2, -4, 3, 0], [0, 0, -9, 1], [0, 0, 0, 0]])
     # largest value 5, inside; positive values 5 + 1 + 2 of 12 inside; the four largest are 5, 3, 2
     # and one of the two 1s
-    assert (row["hit"], row["mass"], row["chance"], row["hit_chance"]) == (1, 8 / 12, 0.25, 0.25)
+    assert (row["hit"], row["mass"], row["chance"]) == (1, 8 / 12, 0.25)
     assert row["rank"] == pytest.approx((2 + 0.5) / 4)
     row = point([[0, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     assert (row["hit"], row["mass"]) == (0, 0) and row["rank"] == pytest.approx(3 * 4 / 15 / 4), (
         "three places for 15 zeros"
     )
-
-
-def test_tolerance_widens_the_stamp_for_the_hit_alone():
-    beside = [[0, 0, 7, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    row = point(beside, tolerance=1)
-    assert (row["hit"], row["mass"], row["chance"], row["hit_chance"]) == (1, 0, 4 / 16, 8 / 16)
-    diagonal = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 0]]
-    assert point(diagonal, tolerance=1)["hit"] == 0 and point(diagonal, tolerance=1.5)["hit"] == 1
 
 
 def test_maps_that_say_nothing_get_what_chance_gives():
@@ -127,6 +125,7 @@ def test_a_model_that_goes_by_the_stamp(detector, data):
     assert set(effect["sample_id"]) == set(data.split("test").query("stamped")["sample_id"])
     assert effect["right"].all() and effect["decides"].all() and not effect["right_other"].any()
     assert 0.2 < effect["right_without"].mean() < 0.8
+    assert "the test is valid" in describe_stamp_effect(effect)
     chosen = effect["sample_id"][:8].tolist()
     images = torch.stack(
         [preprocess(data.read(sample_id), detector.transform) for sample_id in chosen]
@@ -154,6 +153,7 @@ def test_a_model_that_does_not(data):
     effect = stamp_effect_table(model, data)  # says "0" whatever it sees
     assert not effect["decides"].any() and effect["right"].equals(effect["right_other"])
     assert effect["right"].equals(effect["label"] == "0")
+    assert "has not learned to use the stamp" in describe_stamp_effect(effect)
     chosen = data.samples.query("stamped and split == 'val'")["sample_id"].iloc[[3, 1]].tolist()
     assert stamp_effect_table(model, data, chosen)["sample_id"].tolist() == chosen
 
@@ -166,8 +166,6 @@ def test_what_does_not_fit_is_named(detector, data):
     ):
         with pytest.raises(ValueError, match=message):
             pointing_table(maps, masks)
-    with pytest.raises(ValueError, match="tolerance=-1 must be a number of pixels"):
-        pointing_table(maps, MASK, tolerance=-1)
     with pytest.raises(ValueError, match="none of these images of planted:digits has a stamp"):
         stamp_effect_table(detector, data, data.samples.query("not stamped")["sample_id"][:3])
     with pytest.raises(ValueError, match="digits has no planted stamps"):

@@ -17,7 +17,7 @@ from vitlab.errors import UserError
 from vitlab.evaluation.few_images import mean_interval
 from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import explain
-from vitlab.explain.randomisation import compare_maps
+from vitlab.explain.similarity import compare_maps
 from vitlab.schema import ModelBundle
 
 MEASURES = {"similarity": "other_image", "peak_shift": "other_peak", "mass_shift": "other_mass"}

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model. A method that is not better than they are has not shown that
+"""Maps that do not depend on the model. A method that is not better than these has not shown that
 it explains anything.
 """
 
@@ -27,10 +27,9 @@ def control_maps(
     signed.
 
     random: independent uniform values. centre: a Gaussian in the middle, where photographers put
-    things. edges: the gradient of the grey image (Scharr's filter), which looks like many an
-    explanation (Adebayo et al. 2018, arXiv 1810.03292), blurred by half a patch: single pixels
-    would point at nothing, and a control must be as good as it can be without the model. images:
-    those of `like`, (N, 3, h, w), normalised."""
+    things. edges: the gradient of the grey image (Scharr's filter), which looks like many
+    explanations (Adebayo et al. 2018, arXiv 1810.03292), blurred by half a patch: a control must be
+    as good as it can be without the model. images: those of `like`, (N, 3, h, w), normalised."""
     height, width = images.shape[-2:]
     random = [
         np.random.default_rng(derive_seed(seed, "random", name)).random((height, width))
@@ -51,7 +50,7 @@ def control_maps(
 
 def _find_edges(images: torch.Tensor, std) -> np.ndarray:
     """Size of the gradient of the grey images: normalised (N, 3, h, w) to (N, h, w); the mean
-    colour is of no matter.
+    colour does not matter.
     """
     grey = (images * images.new_tensor(std)[:, None, None]).mean(dim=1).numpy()
     smooth, slope = np.array([3, 10, 3]) / 16, np.array([1, 0, -1]) / 2

@@ -1,10 +1,10 @@
-"""Looking into a model without leaving a trace: modes, parameters and hooks are as before, also
-after an error.
+"""Access to what a model computes inside. Modes, parameters and hooks are restored, also after an
+error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,9 +18,7 @@ from vitlab.seeds import derive_seed
 
 @contextmanager
 def inspecting(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients switched on, and no parameter asking for one: a backward pass goes
-    only where it is needed.
-    """
+    """Evaluation mode with gradients on, but not for parameters, which saves time."""
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
     try:
         for parameter in wanted:
@@ -49,17 +47,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def select_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What is to be explained: each image's sum of logits (B, num_classes), weighted by its row of
-    `targets`: (B,).
+    """The score to explain: each image's logits (B, num_classes), weighted by its row of `targets`
+    and summed: (B,).
     """
     return (logits * targets).sum(dim=1)
-
-
-def score_targets(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A function (images, targets) -> (B,), as Captum wants it: `targets` goes into
-    additional_forward_args.
-    """
-    return lambda images, targets: select_logits(module(images), targets)
 
 
 def find_layer(name: str, module: nn.Module) -> nn.Module:
@@ -81,53 +72,84 @@ def differentiate_at(
     *,
     before: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a layer gives out (with `before`: takes in), and the gradient of the target logits with
+    """The output of a layer (with `before`: its input), and the gradient of the target logits with
     respect to it.
 
     Both have the layer's own shape, (B, ...). The gradient is computed from the logits back to the
     layer and no further."""
-    part = find_layer(layer, module)
-    leaf = None
+    seen: list[torch.Tensor] = []
 
     def start_graph(tensor):
-        nonlocal leaf
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(
-                f"layer {layer!r} passes on a {type(tensor).__name__}, not one tensor; choose a"
-                " layer inside it"
-            )
-        leaf = tensor.detach().requires_grad_()
+        seen.append(tensor.detach().requires_grad_())
         # what follows may change its input in place, which a leaf does not allow
-        return leaf.clone()
+        return seen[-1].clone()
 
-    def start_all(part, inputs):  # torchvision hands one tensor over as query, key and value
-        started = start_graph(inputs[0])
-        return tuple(started if other is inputs[0] else other for other in inputs)
-
-    if before:
-        hook = part.register_forward_pre_hook(start_all)
-    else:
-        hook = part.register_forward_hook(lambda _, __, output: start_graph(output))
-    try:
-        logits = module(images)
-    finally:
-        hook.remove()
-    if leaf is None:
-        raise UserError(f"layer {layer!r} takes no part in the forward pass; choose another one")
+    logits = _run_with_hook(layer, module, images, start_graph, before)
+    _check_runs(layer, seen)
     score = select_logits(logits, targets).sum()
     if not score.requires_grad:
         raise UserError(
             f"the logits do not depend on layer {layer!r}; choose one on the way from image to"
             " logits"
         )
-    (gradient,) = torch.autograd.grad(score, leaf)
-    return leaf.detach(), gradient
+    (gradient,) = torch.autograd.grad(score, seen[0])
+    return seen[0].detach(), gradient
+
+
+def compute_at(
+    layer: str, module: nn.Module, images: torch.Tensor, *, before: bool = False
+) -> torch.Tensor:
+    """The output of a layer (with `before`: its input)."""
+    seen: list[torch.Tensor] = []
+
+    def keep(tensor):
+        seen.append(tensor)
+        return tensor
+
+    with torch.no_grad():
+        _run_with_hook(layer, module, images, keep, before)
+    _check_runs(layer, seen)
+    return seen[0]
+
+
+def _run_with_hook(layer, module, images, replace, before) -> torch.Tensor:
+    """The logits when `replace` is applied to the layer's output, or to its input."""
+    part = find_layer(layer, module)
+
+    def apply(tensor):
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(
+                f"layer {layer!r} passes on a {type(tensor).__name__}, not one tensor; choose a"
+                " layer inside it"
+            )
+        return replace(tensor)
+
+    def apply_to_inputs(part, inputs):  # torchvision passes one tensor as query, key and value
+        replaced = apply(inputs[0])
+        return tuple(replaced if other is inputs[0] else other for other in inputs)
+
+    if before:
+        hook = part.register_forward_pre_hook(apply_to_inputs)
+    else:
+        hook = part.register_forward_hook(lambda _, __, output: apply(output))
+    try:
+        return module(images)
+    finally:
+        hook.remove()
+
+
+def _check_runs(layer: str, seen: list) -> None:
+    if not seen:
+        raise UserError(f"layer {layer!r} takes no part in the forward pass; choose another one")
+    if len(seen) > 1:
+        raise UserError(
+            f"layer {layer!r} runs {len(seen)} times in one forward pass, so no single feature map"
+            " belongs to it; choose another one with layer="
+        )
 
 
 def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
-    """Raise ValueError where the gradient is zero throughout: a map made of it would be blank, and
-    look like a finding.
-    """
+    """ValueError where the gradient is zero everywhere: a map made of it would be blank."""
     if not gradient.any():
         raise UserError(
             f"no target logit reacts to {what}, so there is nothing to show; "
@@ -136,6 +158,6 @@ def check_gradient(gradient: torch.Tensor, what: str, advice: str = "") -> None:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError for an option that is no whole number of at least 1."""
+    """ValueError for an option that is not a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")

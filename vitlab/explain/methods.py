@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from vitlab.errors import UserError
 from vitlab.explain.inspection import check_count, inspecting
@@ -24,7 +23,7 @@ methods = Registry("explanation method")
 
 @dataclass(frozen=True)
 class Method:
-    """A way to explain, with what is to be known about it.
+    """A way to explain and its properties.
 
     compute(model, images, targets, **options): from the bundle, normalised images (B, 3, h, w) and
         the weights (B, num_classes) of the logits whose sum is to be explained (1 for the target
@@ -88,52 +87,37 @@ def suitable_methods(model: ModelBundle, among: Sequence[str] | None = None) -> 
 def describe_map(method: str, target: str = "the class asked for") -> str:
     """One sentence on what a map of this method shows.
 
-    >>> describe_map("saliency", "defective")
-    'The brighter a place, the more a small change of its pixels changes the score of defective, up or down.'
+    >>> describe_map("saliency", "defective")  # doctest: +ELLIPSIS
+    'The brighter a place, the more ... changes the score of defective, up or down.'
     """
     return methods[method].shows.replace("{target}", target)
 
 
 def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
-    """A row a method, columns method, family, signed, class_specific, complete, needs, options,
-    shows, what, source.
+    """One row for each method: method, family, signed, class_specific, complete, shows.
 
     Given a model, only methods that can explain it. family: attention, cam, gradients or
-    perturbation, after the module that holds the method. needs: parts that a model must have.
-    options: with their defaults. shows: see `describe_map`."""
+    perturbation. shows: see `describe_map`; sources and options are in the docstrings.
+
+    >>> table = describe_methods().set_index("method")
+    >>> table.loc["rollout", ["family", "class_specific"]].tolist()
+    ['attention', False]
+    """
     rows = []
     for name in available() if model is None else suitable_methods(model):
         method = methods[name]
-        what, *rest = inspect.getdoc(method.compute).split("\n\n")
+        module = method.compute.__module__.rpartition(".")[2]
         rows.append(
             {
                 "method": name,
-                "family": _name_family(method.compute.__module__.rpartition(".")[2]),
+                "family": "attention" if module == "rollout" else module,
                 "signed": method.signed,
                 "class_specific": method.class_specific,
                 "complete": method.complete,
-                "needs": " or ".join(method.needs),
-                "options": ", ".join(
-                    f"{option.name}={option.default}" for option in _list_options(method)
-                ),
                 "shows": describe_map(name),
-                "what": what.replace("\n", " "),
-                "source": _find_source(" ".join([what, *rest]).replace("\n", " ")),
             }
         )
     return pd.DataFrame(rows).sort_values(["family", "method"], ignore_index=True)
-
-
-def _name_family(module: str) -> str:
-    return "attention" if module in ("rollout", "attention_maps", "heads") else module
-
-
-def _find_source(text: str) -> str:
-    """What follows "Source:" in a docstring, else its arXiv numbers."""
-    _, marked, source = text.partition("Source:")
-    return (
-        source.strip().rstrip(".") if marked else ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", text))
-    )
 
 
 def explain(
@@ -148,20 +132,25 @@ def explain(
     progress: bool = False,
     **options,
 ) -> AttributionMap:
-    """One map an image, enlarged to the images' size where it is coarser; `describe_map` says what
-    it shows.
+    """One map for each image, enlarged to the images' size; `describe_map` says what it shows.
 
     images: (N, 3, h, w), normalised by the model's transform, on any device. target: a class name
-    for all images, one for each, or None for the class that the model predicts; hand over the
-    labels to explain the true class, and model.classes[i] for the class of index i. versus: a class
-    (for all, or one for each) whose logit is subtracted: what speaks for the target *rather than*
-    for this one? batch_size: images worked on at once, which bounds the memory. progress: show a
-    bar. options: of the method. An image's map does not depend on the others, and the model is left
-    as it was: one in training mode is explained in evaluation mode, and trains on afterwards.
+    for all images, one for each, or None for the class that the model predicts; pass the labels to
+    explain the true class. versus: a class (for all, or one for each) whose logit is subtracted:
+    what speaks for the target rather than for this one? batch_size: images at once, which bounds
+    the memory. progress: show a bar. options: of the method. The map of an image does not depend on
+    the others, and the model is left as it was.
 
-    Raises ValueError for an unknown method, option or target, for a method that this model has no
-    parts for, for images of a size that it cannot take, where no gradient reaches what a method
-    looks at, and for NaN in images, weights or maps."""
+    ValueError for an unknown method, option or target, for a method that needs parts that this
+    model does not have, for images of a size that it cannot take, where no gradient reaches what a
+    method looks at, and for NaN in images, weights or maps.
+
+    >>> from vitlab.models import build_model
+    >>> model = build_model("vit_scratch", ["a", "b"], size=16, patch_size=8, embed_dim=8, depth=1)
+    >>> images = torch.zeros(2, 3, 16, 16)
+    >>> explain(model, images, "rollout").values.shape
+    (2, 16, 16)
+    """
     chosen = methods[method]
     _check_options(method, chosen, options)
     sample_ids = check_images(images, sample_ids, batch_size)
@@ -231,13 +220,8 @@ def _enlarge(maps: torch.Tensor, size) -> np.ndarray:
     return maps[:, 0].cpu().numpy()
 
 
-def _list_options(method) -> list[inspect.Parameter]:
-    # after model, images, targets
-    return list(inspect.signature(method.compute).parameters.values())[3:]
-
-
 def _check_options(name, method, options) -> None:
-    known = [option.name for option in _list_options(method)]
+    known = list(inspect.signature(method.compute).parameters)[3:]  # after model, images, targets
     for option in options:
         if option not in known:
             raise UserError(

@@ -1,6 +1,4 @@
-"""What a model makes of images without some of their cells: the one experiment behind most measures
-of faithfulness.
-"""
+"""Scores of images without some of their cells, which most measures of faithfulness need."""
 
 from __future__ import annotations
 
@@ -12,30 +10,36 @@ import torch
 from tqdm.auto import tqdm
 
 from vitlab.errors import UserError
-from vitlab.explain.baselines import make_baseline
-from vitlab.explain.grid import choose_grid, number_cells, pool_cells, replace_cells
+from vitlab.explain.grid import (
+    choose_grid,
+    make_baseline,
+    number_cells,
+    pool_cells,
+    replace_cells,
+)
 from vitlab.models.anatomy import evaluating
 from vitlab.registry import unknown
 from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
 SCORES = ("probability", "logit")
-DIGITS = 6  # of a cell's value, as a share of the map's largest: what differs by less is level
+DIGITS = 6  # of a map's largest value: cells that differ by less are tied
 SCORE_COLUMNS = ["method", "metric", "sample_id", "value"]
 
 
 class CellScorer:
     """Scores of the target on images that lack some of their cells; each such image is computed
-    once, whoever asks for it.
+    only once.
 
     images: (N, 3, h, w), normalised, those that the maps explain. maps: one or several of the same
     images and targets. grid: rows and columns of cells; by default the model's own (see
     `choose_grid`). baseline: what is seen in place of a cell. score: the target's probability, or
-    its logit. Maps with `versus` are judged by the two classes alone: by the difference of their
-    logits, or the probability that it gives. batch_size: images computed at once.
+    its logit. Maps with `versus` are scored by the difference of the two logits, or the probability
+    that it gives. ValueError where maps and images do not belong together.
 
-    Raises ValueError where maps and images do not belong together, and for an unknown baseline or
-    score."""
+    >>> scorer = CellScorer(model, images, maps)  # doctest: +SKIP
+    >>> scores = score_maps(scorer, maps)  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -80,9 +84,9 @@ class CellScorer:
         """Place of each cell in each map, 0 the highest value: (N, n). The most negative cells of a
         signed map come last.
 
-        Cells that are level (to six digits of the map's largest value) come in a random order, the
-        same for all maps of an image: in any fixed one, a blank map would be judged by where the
-        objects lie."""
+        Cells that are tied (to six digits of the map's largest value) come in a random order, the
+        same for all maps of an image: a fixed order would give a blank map a score that depends on
+        where the objects are."""
         values = self.pool(found)
         scale = np.abs(values).max(axis=1, keepdims=True)
         values = np.round(values / np.where(scale > 0, scale, 1), DIGITS)

@@ -1,49 +1,58 @@
-"""Attention followed through all blocks, from the tokens that the classifier reads back to the
-patches.
+"""Maps made of attention: one layer as it is, and attention followed through all blocks, from the
+tokens that the classifier reads back to the patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from vitlab.errors import UserError
-from vitlab.explain.attention import record_attention
+from vitlab.explain.attention import (
+    find_index,
+    intercept_attention,
+    list_attention,
+    list_layouts,
+    map_received,
+    record_attention,
+)
 from vitlab.explain.inspection import check_gradient, differentiate_at, select_logits
-from vitlab.explain.interception import intercept_attention
 from vitlab.explain.methods import explanation
-from vitlab.registry import unknown
 from vitlab.schema import Anatomy
 
-RESIDUAL = 0.5  # share of a token that passes a block unchanged, through the residual connection
-FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
+@explanation(
+    signed=False,
+    needs=("attention", "windows"),
+    class_specific=False,
+    shows=(
+        "The brighter a place, the more the tokens that the classifier reads attend to it in one"
+        " layer; the map is the same whatever the prediction is."
+    ),
+)
+def attention(model, images, targets, layer=-1):
+    """Where the tokens that the classifier reads look in one layer, averaged over its heads.
 
-def compute_rollout(
-    attention: Sequence[torch.Tensor],
-    head_fusion: str = "mean",
-    discard: float = 0.0,
-    num_prefix_tokens: int = 1,
-) -> torch.Tensor:
-    """How much of each input token is in each output token: matrices (B, H, T, T) of all blocks in
-    order -> (B, T, T).
+    These tokens are the class token, class and distillation token, or all patches where they are
+    averaged. Attention to prefix tokens is not shown. The map does not depend on the class. Source:
+    on what attention explains and what not, Jain and Wallace 2019, arXiv 1902.10186."""
+    anatomy = model.anatomy
+    layer = find_index(layer, len(list_attention(anatomy)))
+    layout, matrices = list_layouts(anatomy)[layer], []
 
-    Heads become one by their mean, max or min, and half of every token takes the residual path: the
-    product of 0.5 A + 0.5 I over the blocks, rows brought to a sum of 1. discard: the share of the
-    entries of A, lowest first, that count as 0; what a prefix token (the class token) keeps for
-    itself is always kept. Source: Abnar and Zuidema 2020, arXiv 2005.00928; fusion and discarding
-    as in github.com/jacobgil/vit-explain, but rows are divided by their own sums."""
-    _check_options(head_fusion, discard)
-    if not len(attention):
-        raise UserError("rollout needs the attention of at least one block")
-    flow = torch.eye(attention[0].shape[-1], device=attention[0].device)
-    for layer in attention:
-        # (B, T, T)
-        flow = (
-            _mix_with_residual(_fuse_heads(layer, head_fusion), discard, num_prefix_tokens) @ flow
-        )
-    return flow
+    def keep(_, call):
+        matrices.append(call.form().mean(dim=1, keepdim=True))  # (B * windows, 1, T, T)
+        return call.output
+
+    share = None
+    with intercept_attention(model.module, anatomy, keep, [layer]):
+        if anatomy.attention:
+            # (B, T, C)
+            _, gradient = differentiate_at(anatomy.blocks[-1], model.module, images, targets)
+            share = share_read_tokens(gradient)
+        else:
+            with torch.no_grad():
+                model.module(images)
+    return map_received(matrices[-1].detach(), layout, share)[:, 0]  # (B, rows, columns)
 
 
 @explanation(
@@ -55,30 +64,24 @@ def compute_rollout(
         " attention alone; the map is the same whatever the prediction is."
     ),
 )
-def rollout(model, images, targets, head_fusion="mean", discard=0.0):
-    """How much of each patch reaches the tokens that the classifier reads; it does not depend on
-    the class asked for.
+def rollout(model, images, targets):
+    """How much of each patch reaches the tokens that the classifier reads.
 
-    Which tokens these are is seen from the gradient at the last block: the class token, class and
-    distillation token, or all patches where they are averaged. Attention between blocks is all that
-    counts; values and MLPs are left out. head_fusion, discard: see compute_rollout; max or min and
-    a share of 0.5 to 0.9 make the map sparser. arXiv 2005.00928."""
-    _check_options(head_fusion, discard)
-    anatomy, mixed = model.anatomy, {}
+    The product over the blocks of 0.5 A + 0.5 I, with A the attention averaged over heads; half of
+    each token takes the residual path. Values and MLPs are ignored. The gradient at the last block
+    shows which tokens the classifier reads. The map does not depend on the class. Source: Abnar and
+    Zuidema 2020, arXiv 2005.00928."""
+    mixed = {}
 
-    def keep_mixed(call):
-        matrix = call.compute_matrix()  # (B, H, T, T)
-        mixed[call.layer] = _mix_with_residual(
-            _fuse_heads(matrix, head_fusion), discard, anatomy.num_prefix_tokens
-        )
-        return call.apply(matrix)
+    def keep(layer, call):
+        mixed[layer] = _mix_with_residual(call.form().detach().mean(dim=1))  # (B, T, T)
+        return call.output
 
-    with intercept_attention(model.module, anatomy, keep_mixed):
+    with intercept_attention(model.module, model.anatomy, keep):
         # (B, T, C)
-        _, gradient = differentiate_at(anatomy.blocks[-1], model.module, images, targets)
-    return _follow_back(
-        share_read_tokens(gradient), [mixed[layer].detach() for layer in sorted(mixed)], anatomy
-    )
+        _, gradient = differentiate_at(model.anatomy.blocks[-1], model.module, images, targets)
+    matrices = [mixed[layer] for layer in sorted(mixed)]
+    return _follow_back(share_read_tokens(gradient), matrices, model.anatomy)
 
 
 @explanation(
@@ -89,24 +92,18 @@ def rollout(model, images, targets, head_fusion="mean", discard=0.0):
         " attention that raises the score of {target}; evidence against it is not shown."
     ),
 )
-def gradient_rollout(model, images, targets, discard=0.0):
-    """Rollout of attention that is weighted by its gradient: heads and places that do not raise the
-    target logit drop out.
+def gradient_rollout(model, images, targets):
+    """Rollout of attention weighted by its gradient: what does not raise the target logit drops
+    out.
 
     In each block A becomes the mean over heads of A times the gradient of the target logit with
-    respect to A, negative values cut off; then as in rollout. Source: VITAttentionGradRollout of
+    respect to A, without negative values; then as in rollout. Source: VITAttentionGradRollout of
     github.com/jacobgil/vit-explain, but rows are divided by their own sums."""
-    _check_options("mean", discard)
     attention, gradients, share = _record_gradients(model, images, targets)
-    weighted = (
-        (layer * gradient).mean(dim=1).relu()
-        for layer, gradient in zip(attention, gradients, strict=True)
-    )
-    # each (B, T, T)
-    mixed = [
-        _mix_with_residual(layer, discard, model.anatomy.num_prefix_tokens) for layer in weighted
-    ]
-    return _follow_back(share, mixed, model.anatomy)
+    matrices = []
+    for layer, gradient in zip(attention, gradients, strict=True):
+        matrices.append(_mix_with_residual((layer * gradient).mean(dim=1).relu()))
+    return _follow_back(share, matrices, model.anatomy)
 
 
 @explanation(
@@ -120,28 +117,23 @@ def gradient_rollout(model, images, targets, discard=0.0):
 def transformer_attribution(model, images, targets):
     """Relevance of each patch for the target logit, gathered block by block.
 
-    R becomes R + mean over heads of (A dA)+ R, beginning with R = I.
-
-    dA is the gradient of the target logit with respect to the attention A, and ( )+ leaves out
-    negative products. This is the authors' later rule, which needs gradients only; their first
-    (arXiv 2012.09838) propagates relevance by rules written for each kind of layer, and is not what
-    is computed here. Source: Chefer et al. 2021, arXiv 2103.15679, equations 5 and 6."""
+    R becomes R + mean over heads of (A dA)+ R, beginning with R = I. dA is the gradient of the
+    target logit with respect to the attention A, and ( )+ drops negative products. This is the
+    authors' later rule, not the layer-wise one of arXiv 2012.09838. Source: Chefer et al. 2021,
+    arXiv 2103.15679, equations 5 and 6."""
     attention, gradients, share = _record_gradients(model, images, targets)
     identity = torch.eye(attention[0].shape[-1], device=share.device)
-    # (B, T, T)
-    added = [
-        (layer * gradient).relu().mean(dim=1)
-        for layer, gradient in zip(attention, gradients, strict=True)
-    ]
-    return _follow_back(share, [identity + layer for layer in added], model.anatomy)
+    matrices = []
+    for layer, gradient in zip(attention, gradients, strict=True):
+        matrices.append(identity + (layer * gradient).relu().mean(dim=1))
+    return _follow_back(share, matrices, model.anatomy)
 
 
 def share_read_tokens(gradient: torch.Tensor) -> torch.Tensor:
-    """From the gradient (B, T, C) at the last block, the share of each token in what the classifier
-    reads: (B, T), rows sum to 1.
+    """From the gradient (B, T, C) at the last block, the weight of each token in what the
+    classifier reads: (B, T), rows sum to 1.
 
-    Tokens without gradient are not read. The rest count alike. Raises ValueError where no token of
-    any image is read."""
+    Tokens without gradient are not read; the rest count alike. ValueError where none is read."""
     check_gradient(gradient, "the tokens of the last block")
     read = (gradient != 0).any(dim=-1).float()  # (B, T)
     return read / read.sum(dim=1, keepdim=True).clamp(min=1)
@@ -150,8 +142,8 @@ def share_read_tokens(gradient: torch.Tensor) -> torch.Tensor:
 def _record_gradients(
     model, images, targets
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Attention of all blocks, its gradients, each (B, H, T, T), and the share (B, T) of the tokens
-    that are read.
+    """Attention of all blocks and its gradients, each (B, H, T, T), and the weights (B, T) of the
+    tokens that are read.
     """
     outputs = []
     last = model.module.get_submodule(model.anatomy.blocks[-1])
@@ -170,24 +162,10 @@ def _record_gradients(
     return [layer.detach() for layer in attention], gradients, share_read_tokens(at_last)
 
 
-def _fuse_heads(attention, head_fusion) -> torch.Tensor:
-    return FUSIONS[head_fusion](attention.float(), dim=1)  # (B, H, T, T) -> (B, T, T)
-
-
-def _mix_with_residual(fused, discard, num_prefix_tokens) -> torch.Tensor:
-    """0.5 A + 0.5 I of fused attention (B, T, T), its lowest entries left out, rows divided by
-    their sums.
-    """
-    num_tokens = fused.shape[-1]
-    dropped = int(num_tokens**2 * discard)
-    if dropped:
-        flat = fused.flatten(1)
-        lowest = flat.topk(dropped, dim=1, largest=False).indices
-        # places on the diagonal
-        own = torch.arange(num_prefix_tokens, device=fused.device) * (num_tokens + 1)
-        fused = flat.scatter(1, lowest, 0).index_copy(1, own, flat[:, own]).view_as(fused)
-    mixed = (1 - RESIDUAL) * fused
-    mixed.diagonal(dim1=-2, dim2=-1).add_(RESIDUAL)
+def _mix_with_residual(attention: torch.Tensor) -> torch.Tensor:
+    """0.5 A + 0.5 I of attention (B, T, T), rows divided by their sums."""
+    mixed = 0.5 * attention
+    mixed.diagonal(dim1=-2, dim2=-1).add_(0.5)
     return mixed / mixed.sum(dim=-1, keepdim=True)
 
 
@@ -199,13 +177,3 @@ def _follow_back(share, matrices, anatomy: Anatomy) -> torch.Tensor:
     for matrix in reversed(matrices):
         row = row @ matrix
     return row[:, 0, anatomy.num_prefix_tokens :].unflatten(1, anatomy.grid)
-
-
-def _check_options(head_fusion, discard) -> None:
-    if head_fusion not in FUSIONS:
-        raise UserError(unknown("head_fusion", head_fusion, list(FUSIONS)))
-    if not 0 <= discard < 1:
-        raise UserError(
-            "discard is a share of the attention and must be at least 0 and below 1, not"
-            f" {discard!r}"
-        )
