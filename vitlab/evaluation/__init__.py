@@ -1,9 +1,18 @@
 """Tables of predictions in, tables of results out. Never imports torch."""
 
+from vitlab.evaluation import sentences
 from vitlab.evaluation.annotators import annotator_agreement_table, predict_value
-from vitlab.evaluation.calibration import calibration_table, describe_confidence, reliability_table
-from vitlab.evaluation.comparison import class_scores_table, comparison_table, imbalance_table
-from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
+from vitlab.evaluation.calibration import calibration_table, reliability_table
+from vitlab.evaluation.comparison import (
+    class_scores_table,
+    comparison_table,
+    imbalance_table,
+)
+from vitlab.evaluation.conformal import (
+    conformal_class_table,
+    conformal_sets,
+    conformal_table,
+)
 from vitlab.evaluation.curves import (
     curve_band_table,
     precision_recall_table,
@@ -11,12 +20,21 @@ from vitlab.evaluation.curves import (
     threshold_table,
 )
 from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
-from vitlab.evaluation.gaps import describe_gaps, worst_slice_table
-from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
+from vitlab.evaluation.gaps import worst_slice_table
+from vitlab.evaluation.metrics import (
+    METRICS,
+    class_table,
+    confusion_table,
+    metrics_table,
+)
 from vitlab.evaluation.paired import mcnemar_table, paired_table
-from vitlab.evaluation.pairwise import describe_order, describe_pairs, pairwise_table
-from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
-from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
+from vitlab.evaluation.pairwise import pairwise_table
+from vitlab.evaluation.published import (
+    protocol_table,
+    published_gap_table,
+    published_table,
+)
+from vitlab.evaluation.recalibration import calibrate, recalibration_table
 from vitlab.evaluation.selection import risk_coverage_table, selective_table
 from vitlab.evaluation.slices import add_columns, leakage_table, slice_table
 from vitlab.evaluation.thresholds import choose_threshold, threshold_choice_table
@@ -38,11 +56,6 @@ __all__ = [
     "conformal_table",
     "confusion_table",
     "curve_band_table",
-    "describe_confidence",
-    "describe_gaps",
-    "describe_order",
-    "describe_pairs",
-    "describe_recalibration",
     "draw_findings",
     "imbalance_table",
     "leakage_table",
@@ -61,6 +74,7 @@ __all__ = [
     "risk_coverage_table",
     "roc_table",
     "selective_table",
+    "sentences",
     "slice_table",
     "threshold_choice_table",
     "threshold_table",

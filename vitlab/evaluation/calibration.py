@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from vitlab.evaluation.bootstrap import (
     draw_counts,
@@ -139,25 +138,6 @@ def wilson_interval(share, count) -> tuple[np.ndarray, np.ndarray]:
     count = np.where(np.asarray(count) > 0, count, np.nan)
     low, high = proportion_confint(np.asarray(share) * count, count, method="wilson")
     return np.clip(low, 0, share), np.clip(high, share, 1)  # rounding can leave 0..1 by 1e-17
-
-
-def describe_confidence(predictions: pd.DataFrame, cluster=None) -> str:
-    """Is the model right as often as it says, more often (under-confident) or less often
-    (over-confident)? By a 95 % t interval of accuracy minus confidence over the test images."""
-    confidence, right = confidence_of(read_scores(predictions, "test"))
-    clusters = read_clusters(select_split(predictions, "test"), cluster)
-    count = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
-    gap = right - confidence
-    half = t.ppf(0.975, count - 1) * gap.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
-    text = (
-        f"On average the model gives its answers a probability of {confidence.mean():.1%}, and"
-        f" {right.mean():.1%} are right. "
-    )
-    if abs(gap.mean()) <= half:
-        return text + f"{len(right)} images do not show whether the two differ."
-    if gap.mean() > 0:
-        return text + "Overall it is under-confident: it is right more often than it says."
-    return text + "Overall it is over-confident: it is right less often than it says."
 
 
 def _label_probability(scores: Scores) -> np.ndarray:

@@ -20,7 +20,6 @@ from vitlab.evaluation.metrics import (
 from vitlab.evaluation.paired import ALPHA, NO_DIFFERENCE
 from vitlab.evaluation.scores import Scores, select_split
 from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices
-from vitlab.markup import escape
 from vitlab.registry import unknown
 
 CHUNK = 200_000  # memberships held at once
@@ -148,26 +147,3 @@ def permutation_p(
 
 def _weigh(scores: Scores, weights: np.ndarray, place: int) -> np.ndarray:
     return prepare_metrics(scores)(weights.astype(float))[:, place]
-
-
-def describe_gaps(table: pd.DataFrame) -> str:
-    """The worst slice of a `worst_slice_table`, and what the corrected test shows."""
-    worst, clear = table.iloc[0], table[table["verdict"].str.endswith("than the rest")]
-    measure, name = worst["metric"].replace("_", " "), f"{worst['column']} {escape(worst['slice'])}"
-    if np.isnan(worst["gap"]):
-        return "No slice has enough images for a comparison."
-    text = (
-        f"The worst of {table['gap'].notna().sum()} slices is *{name}* ({worst['n']} images): its"
-        f" {measure} minus that of the other images is {worst['gap']:+.3f} [{worst['low']:+.3f},"
-        f" {worst['high']:+.3f}]. "
-    )
-    if clear.empty:
-        return (
-            text
-            + "After correction for the number of slices, **no difference is shown**; a small one"
-            " may be hidden."
-        )
-    names = ", ".join(
-        f"{row.column} {escape(row.slice)} ({row.gap:+.3f})" for row in clear.itertuples()
-    )
-    return text + f"After correction for the number of slices, these differ from the rest: {names}."

@@ -14,7 +14,7 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.evaluation.few_images import correct_holm
-from vitlab.evaluation.paired import NO_DIFFERENCE, compare_runs, read_pair, say_verdict
+from vitlab.evaluation.paired import compare_runs, read_pair, say_verdict
 from vitlab.evaluation.uncertainty import measure_runs
 from vitlab.registry import unknown
 
@@ -36,7 +36,6 @@ COLUMNS = [
     "verdict",
     "note",
 ]
-ONE_MODEL = "There is one model, and nothing to compare it with."
 
 
 def pairwise_table(
@@ -104,50 +103,3 @@ def describe_images(tests: list[set]) -> str:
     if shared == 1:
         return f"{text}, the same for all seeds"
     return f"{text} for each seed, {shared:.0%} in common"
-
-
-def describe_pairs(table: pd.DataFrame) -> str:
-    """The verdicts of a `pairwise_table` in sentences, each with its interval."""
-    texts = []
-    for row in table.itertuples():
-        span = f"[{row.low:+.3f}, {row.high:+.3f}]"
-        only = "; this holds for other images only, as there is one seed" if row.seeds == 1 else ""
-        if row.verdict == "not tested":
-            text = f"not tested ({row.note or 'all test images are one cluster'})"
-        elif row.verdict != NO_DIFFERENCE:
-            text = f"{row.difference:+.3f} {span}, {row.verdict}{only}"
-        elif row.low * row.high > 0:  # only the correction for many pairs hides it
-            count = table["p"].notna().sum()
-            text = (
-                f"{NO_DIFFERENCE}; {span} by itself, but not after correction for {count}"
-                f" pairs{only}"
-            )
-        else:
-            text = f"{NO_DIFFERENCE}; it may lie anywhere in {span}{only}"
-        texts.append(f"{row.model_b} against {row.model_a}: {text}.")
-    return " ".join(texts) or ONE_MODEL
-
-
-def describe_order(table: pd.DataFrame) -> str:
-    """Which models of a `pairwise_table` may be the best: the one with the highest mean, and those
-    not shown to be worse."""
-    means = pd.concat(
-        [table.set_index("model_a")["value_a"], table.set_index("model_b")["value_b"]]
-    ).dropna()
-    means = means.groupby(level=0).mean().sort_values(ascending=False)
-    if means.empty:
-        return ONE_MODEL
-    first = means.index[0]
-    own = table[(table["model_a"] == first) | (table["model_b"] == first)]
-    rivals = own["model_a"].where(own["model_a"] != first, own["model_b"])
-    beaten = set(rivals[own["verdict"] == f"{first} better"])
-    level = [name for name in means.index[1:] if name not in beaten]
-    if level:
-        verdict = (
-            f"{first} has the highest mean, but is not shown to be better than {', '.join(level)}"
-        )
-    else:
-        verdict = f"{first} is shown to be better than every other model"
-    one = " on other images; there is one seed" if (own["seeds"] == 1).all() else ""
-    values = "; ".join(f"{name} {value:.3f}" for name, value in means.items())
-    return f"{verdict}{one} ({values})."

@@ -59,26 +59,6 @@ def recalibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)[["method", "val_brier", *CALIBRATION_METRICS, "accuracy", "note"]]
 
 
-def describe_recalibration(table: pd.DataFrame) -> str:
-    """The method of a `recalibration_table` that validation chooses, and its effect on the test
-    split."""
-    before, best = table.iloc[0], table.loc[table["val_brier"].idxmin()]
-    if best["method"] == "none":
-        return (
-            "Cross-validated on the validation split, no method has a lower Brier score than the"
-            " model as trained."
-        )
-    changes = ", ".join(
-        f"the {name} from {before[column]:.3f} to {best[column]:.3f}"
-        for name, column in (("Brier score", "brier"), ("class-wise error", "classwise_ece"))
-    )
-    return (
-        f"Cross-validated on the validation split, *{best['method']}* has the lowest Brier score."
-        f" On the test split it changes {changes}, and accuracy from {before['accuracy']:.1%} to"
-        f" {best['accuracy']:.1%}."
-    )
-
-
 def _cross_validate(predictions: pd.DataFrame, method: str) -> float:
     """Brier score of the validation images, each mapped by a fit to the other folds; NaN where a
     fold cannot be fitted."""
