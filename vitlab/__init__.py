@@ -1,19 +1,27 @@
 """vitlab: a Jupyter-first workbook for Vision Transformers.
 
-Import what you need from the subpackages: `vitlab.data`, `vitlab.models`, `vitlab.training`,
-`vitlab.evaluation`, `vitlab.explain`, `vitlab.plots`, `vitlab.runs`. Importing `vitlab` itself
-loads none of them.
+The names below and the sub-packages (`vitlab.data`, `vitlab.explain`, ...) are loaded when they are
+first used, so `import vitlab` is quick and loads no torch.
 
-Import vitlab before torch. The OpenMP threads of torch spin while they wait, which takes the core
-from other programs. This import shortens the spin (GOMP_SPINCOUNT, read by GNU OpenMP when torch is
-loaded) for this process and its children, unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is set already.
-Measured in benchmarks/results/training.json: as fast as the default on two quiet cores, and about
-three times as fast beside one busy process of low priority.
-"""
+    data = vitlab.load_dataset("elpv")
+    model = vitlab.build_model("hybrid_vit", data.classes)
+    history = vitlab.fit(model, data)
+    vitlab.metrics_table(vitlab.predict(model, data))
+
+Import vitlab before torch. The OpenMP threads of torch spin for some milliseconds whenever they
+wait, which takes the core from other programs. This import shortens the spin (GOMP_SPINCOUNT, read
+by GNU OpenMP when torch is loaded) for this process and its children, unless GOMP_SPINCOUNT or
+OMP_WAIT_POLICY is set already. What that gains or costs depends on the machine: see
+`benchmarks/bench_training.py spin` and its record."""
 
 import os
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+# the names are listed in __init__.pyi
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

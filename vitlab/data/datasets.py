@@ -90,7 +90,13 @@ def load_dataset(
 
     Raises ValueError for an unknown name, a folder without images, fewer than two classes, a class
     with fewer images than splits, groups or folds that leave a class out of a split, and `samples`
-    that do not fit the data. In a process, images that did not change are checked once."""
+    that do not fit the data. In a process, images that did not change are checked once.
+
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits", seed=0)
+    >>> len(data.samples), data.classes[:3]
+    (1797, ('0', '1', '2'))
+    """
     source = DATASETS[name]()
     if samples is None:
         table, left_out = _check_and_split(source, name, seed, split_by, folds, fold)

@@ -45,13 +45,13 @@ def metrics_table(
     which class is missing, the share of replicates that lack a class, from 5 % on, or that there
     are fewer than 20 clusters; empty otherwise.
 
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"sample_id": ["1", "2", "3"], "split": "test", "group": "all"})
-    >>> table["label"], table["pred"] = ["cat", "dog", "dog"], ["cat", "dog", "cat"]
-    >>> table["logit_cat"], table["logit_dog"] = [2.0, -1.0, 1.0], [-2.0, 1.0, -1.0]
-    >>> table["prob_cat"], table["prob_dog"] = [0.982, 0.119, 0.881], [0.018, 0.881, 0.119]
-    >>> float(metrics_table(table, replicates=0).set_index("metric").loc["accuracy", "value"])
-    0.6666666666666666
+    >>> import pandas as pd, vitlab
+    >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
+    >>> table |= {"pred": ["no", "no"], "logit_no": [2.0, 1.0], "logit_yes": 0.0}
+    >>> table |= {"prob_no": [0.88, 0.73], "prob_yes": [0.12, 0.27]}
+    >>> metrics = vitlab.metrics_table(pd.DataFrame(table)).set_index("metric")
+    >>> float(metrics.loc["accuracy", "value"])
+    0.5
     """
     scores = read_scores(predictions, split)
     clusters = read_clusters(select_split(predictions, split), cluster)

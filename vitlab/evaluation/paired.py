@@ -38,18 +38,20 @@ def paired_table(
     metrics: Sequence[str] = METRICS,
     replicates: int = 1000,
     cluster: str | pd.Series | None = None,
+    split: str = "test",
 ) -> pd.DataFrame:
-    """The difference b - a of each test metric, both models measured on the same resamples.
+    """The difference b - a of each metric, both models measured on the same resamples.
 
-    a, b: predictions tables of the same test images, in any order; UserError otherwise. cluster: as
+    a, b: predictions tables of the same images, in any order; UserError otherwise. cluster: as
     in `metrics_table`. Columns model_a, model_b, metric, value_a, value_b, difference, low, high,
     p, verdict. low, high, p: 95 % t interval and t-test with the bootstrap's standard error; the
     degrees of freedom are the number of images (or clusters) less one. verdict: which model is
     better at the 5 % level, or "no difference shown", which does not mean "equal": the interval
     says how large a difference may still be."""
     check_names(names)
-    read_pair(a, b, names)
-    runs = measure_runs(dict(zip(names, (a, b), strict=True)), metrics, replicates, cluster)
+    read_pair(a, b, names, split)
+    tables = dict(zip(names, (a, b), strict=True))
+    runs = measure_runs(tables, metrics, replicates, cluster, split)
     rows = []
     for column, metric in enumerate(metrics):
         found = compare_runs(runs, [0], [1], column)

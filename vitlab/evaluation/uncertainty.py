@@ -59,13 +59,14 @@ def measure_runs(
     metrics: Sequence[str],
     replicates: int = 1000,
     cluster: str | pd.Series | None = None,
+    split: str = "test",
 ) -> RunScores:
-    """Test metrics of several predictions tables; an image is drawn for all tables at once.
+    """Metrics of several predictions tables; an image is drawn for all tables at once.
 
     tables: the keys are names for error messages. cluster: as in `metrics_table`. Raises UserError
     for an unknown metric and for tables with different classes."""
     check_metrics(metrics)
-    scores = {name: read_scores(table, "test") for name, table in tables.items()}
+    scores = {name: read_scores(table, split) for name, table in tables.items()}
     first, classes = next((name, run.classes) for name, run in scores.items())
     for name, run in scores.items():
         if run.classes != classes:
@@ -73,7 +74,7 @@ def measure_runs(
                 f"{first} has the classes {', '.join(classes)}; {name} has"
                 f" {', '.join(run.classes)}: give the predictions of one data set"
             )
-    rows = [select_split(table, "test") for table in tables.values()]
+    rows = [select_split(table, split) for table in tables.values()]
     images = pd.concat(rows).drop_duplicates("sample_id", ignore_index=True)
     places = [pd.Index(images["sample_id"]).get_indexer(part["sample_id"]) for part in rows]
     clusters = read_clusters(images, cluster)
