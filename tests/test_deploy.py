@@ -445,9 +445,6 @@ def test_the_commands_say_what_is_wrong(run, space):
     call = CliRunner().invoke
     assert "is not empty" in call(command_line, ["export-space", run.name, str(space)]).output
     assert "nor the name of a run" in call(command_line, ["app", "nothing"]).output
-    assert (
-        "--share is yes or no" in call(command_line, ["app", run.name, "--share", "maybe"]).output
-    )
 
 
 def read_steps(space):

@@ -69,8 +69,10 @@ def load_dataset(
     """The image set of this name, every image checked by decoding it once, with splits drawn from
     `seed`.
 
-    >>> load_dataset("digits", seed=0).split("test").shape[0]
-    359
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits", seed=0)
+    >>> len(data.samples), data.classes[:3]
+    (1797, ('0', '1', '2'))
 
     split_by: what the splits must keep together: "cluster" keeps near-duplicates (by the perceptual
     hash of `near_duplicate_table`) together and adds a column `cluster`; a column such as "group"

@@ -1,8 +1,10 @@
 """A rubric: which questions there are, for how many points, and which evidence must be in the
 bundle.
 
-```yaml title: Vision Transformers, assignment 1 statement: I did this work myself.       # the
-course's words on integrity, printed on the title page questions:
+```yaml
+title: Vision Transformers, assignment 1
+statement: I did this work myself.  # printed on the title page
+questions:
   balance:                               # the name in `#| answer: balance`
     points: 10
     ask: How even are the classes, and what does that do to accuracy?

@@ -217,7 +217,8 @@ def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConf
     `train_from`, a `train_from` alone means strategy="from_piece", and a `resample` alone means
     class_weights="none".
 
-    >>> recipe("vit_scratch", epochs=3).epochs
+    >>> import vitlab
+    >>> vitlab.recipe("vit_scratch", epochs=3).epochs
     3
     """
     for name in overrides:
