@@ -151,7 +151,7 @@ def test_what_cannot_be_made(uneven):
     with pytest.raises(ValueError, match="share=0 of the largest class is no share"):
         add_synthetic(uneven, "fourier", share=0)
     alone = uneven.samples.assign(group=uneven.samples["sample_id"])
-    with pytest.raises(ValueError, match="needs a second training image in the group.*class '3'"):
+    with pytest.raises(ValueError, match=r"needs a second training image in the group.*class '3'"):
         add_synthetic(replace(uneven, samples=alone), "fourier")
     assert add_synthetic(uneven, "none") is uneven
 

@@ -89,7 +89,7 @@ def test_mnist_is_grey_and_its_version_is_known_without_a_file(mnist_files, no_n
 
 @pytest.mark.parametrize("sample_id", ["train00030", "test00009", "train30", "val00001", ""])
 def test_an_unknown_sample_is_an_error(cifar10, sample_id):
-    with pytest.raises(ValueError, match="unknown sample_id '.*CIFAR10 are like train00000"):
+    with pytest.raises(ValueError, match=r"unknown sample_id '.*CIFAR10 are like train00000"):
         load_dataset("torchvision:CIFAR10").read(sample_id)
 
 

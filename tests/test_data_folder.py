@@ -183,7 +183,7 @@ def test_unicode_forms_of_a_class_are_one_class_across_splits(tmp_path):
 
 def test_unicode_forms_side_by_side_are_one_class_and_files_of_one_name_are_refused(tmp_path):
     fill(tmp_path / "forms", COMPOSED, f"{DECOMPOSED}", "tea")
-    with pytest.raises(ValueError, match="sample_id 'café/0.png' more than once"):
+    with pytest.raises(ValueError, match=r"sample_id 'café/0.png' more than once"):
         load_dataset(f"folder:{tmp_path / 'forms'}")
 
 
