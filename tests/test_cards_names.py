@@ -49,6 +49,6 @@ def test_names_appear_as_they_are():
 
 
 def test_many_classes_are_cut():
-    card, model = make_cards([f"c{i:03d}" for i in range(30)])
+    _, model = make_cards([f"c{i:03d}" for i in range(30)])
     assert model.count("12 of 30 classes") == 1 and "and 10 more" in model
     assert sum(line.startswith("| c0") for line in model.splitlines()) == 12
