@@ -140,9 +140,7 @@ def main() -> None:
     rows = [np.repeat(np.arange(options.samples), row.astype(int)) for row in counts]
     for _ in range(options.repeats):
         start = time.perf_counter()
-        values = bootstrap(
-            prepare_metrics(scores), options.samples, options.replicates, seed=0
-        )
+        values = bootstrap(prepare_metrics(scores), options.samples, options.replicates, seed=0)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         expected = loop_over_sklearn(scores, rows)
