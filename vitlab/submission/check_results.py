@@ -221,7 +221,7 @@ def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
     improve every metric.
     """
     from vitlab.data import load_dataset
-    from vitlab.data.quality import find_unreadable
+    from vitlab.data.reading import find_unreadable
     from vitlab.data.sources import NOT_CHOSEN
 
     data = load_dataset(dataset, samples=samples)

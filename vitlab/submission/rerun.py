@@ -64,7 +64,7 @@ def inside(project: Path) -> Iterator[None]:
     """The project as working folder, with its own reports; kernels import this vitlab, whatever is
     in the folder.
     """
-    from vitlab.data.torchvision_sets import data_folder
+    from vitlab.data.external import data_folder
 
     paths = [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     values = {
