@@ -152,9 +152,7 @@ def _score(model, variants, data, replicates, seed) -> dict[Hashable, dict]:
     found = {}
     for name, table in predictions.items():
         row = (
-            metrics_table(table, split="val", replicates=replicates, seed=seed)
-            .set_index("metric")
-            .loc[METRIC]
+            metrics_table(table, split="val", replicates=replicates).set_index("metric").loc[METRIC]
         )
         found[name] = {
             "metric": METRIC,
