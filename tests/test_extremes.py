@@ -113,7 +113,7 @@ def test_figures_stay_readable(classes):
         )
         check_size(
             plots.plot_class_coverage(
-                {"all alike": conformal_class_table(predictions)}, promise=0.9
+                {"all alike": conformal_class_table(predictions)}, nominal=0.9
             )
         )
 

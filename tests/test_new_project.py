@@ -17,7 +17,7 @@ from vitlab.cli import app
 from vitlab.evaluation import published_gap_table, published_table
 from vitlab.new_project import create_project
 from vitlab.places import project_root
-from vitlab.report.guide import guide_pages
+from vitlab.report.gather import guide_pages
 from vitlab.report.settings import read_settings
 
 
@@ -125,7 +125,7 @@ def make_full(folder):
         ),
         (Path.touch, "folder:{images}", r"project is a file; give the name of a new folder"),
         (None, "folder:{images}x", r"own imagesx does not exist; write folder:PATH"),
-        (None, "folder:{images}/good", r"has no sub-folders; put the images of each class"),
+        (None, "folder:{images}/good", r"has no sub-folders; write folder:PATH"),
         (None, "folder:", r"folder: needs a path"),
         (None, "{images}", r"for images in a folder write folder:"),
         (None, "elvp", r"unknown dataset 'elvp'\. Did you mean elpv"),

@@ -25,7 +25,7 @@ from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import explain
 from vitlab.explain.removal import check_maps
 from vitlab.explain.similarity import compare_maps
-from vitlab.models import pieces
+from vitlab.models import split_stages
 from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
@@ -188,19 +188,19 @@ def randomise(
     """Copies of the model with ever more of its weights randomised, from the head down: (what was
     randomised last, the model).
 
-    First the head alone, then the parts before it (`vitlab.models.pieces`; the children of a module
-    that cannot be divided) in `steps` - 1 groups of about equal size. Each layer draws its weights
-    as when it was made (`reset_parameters`); parameters of a module without that (positions,
-    tokens, scales) have their values permuted, which keeps their distribution. Batch statistics of
-    such parts are then measured on `images`, since signals would fade or explode with those of
-    other weights. The draws depend on `seed` and the names of the parts alone. Each model is the
-    same module, changed further when the next one is asked for."""
+    First the head alone, then the stages before it (`vitlab.models.split_stages`; the children of a
+    module that cannot be divided) in `steps` - 1 groups of about equal size. Each layer draws its
+    weights as when it was made (`reset_parameters`); parameters of a module without that
+    (positions, tokens, scales) have their values permuted, which keeps their distribution. Batch
+    statistics of such stages are then measured on `images`, since signals would fade or explode
+    with those of other weights. The draws depend on `seed` and the names of the stages alone. Each
+    model is the same module, changed further when the next one is asked for."""
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
     module = copy.deepcopy(model.module)
     device = next(module.parameters()).device
     try:
-        parts = pieces(module)
+        parts = split_stages(module)
     except ValueError:
         parts = list(module.named_children())
     parts = [(name, part) for name, part in reversed(parts) if list(part.parameters())]

@@ -1,6 +1,4 @@
-"""A classifier in a folder: model.safetensors holds the weights, model.json what is needed to build
-it again.
-"""
+"""A classifier in a folder: model.safetensors holds the weights, model.json how to build it."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ from vitlab.schema import ModelBundle, Transform
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+FIELDS = {"name", "classes", "options", "transform", "weights_sha256", "versions"}
 
 
 def save_model(model: ModelBundle, folder: Path | str) -> None:
@@ -62,7 +61,14 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
     """The classifier that `save_model` wrote, in evaluation mode. Nothing is unpickled.
 
     classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where
-    a file is missing, and ValueError where one is damaged or the two do not belong together."""
+    a file is missing, and ValueError where one is damaged or the two do not belong together.
+
+    >>> import tempfile, vitlab
+    >>> folder = tempfile.mkdtemp()
+    >>> vitlab.models.save_model(vitlab.build_model("vit_scratch", ["cat", "dog"]), folder)
+    >>> vitlab.load_model(folder).classes
+    ('cat', 'dog')
+    """
     folder = Path(folder)
     for file in (DESCRIPTION, WEIGHTS):
         if not (folder / file).is_file():
@@ -81,34 +87,30 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
             f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is"
             " not the one noted there"
         )
-    options = {**description["options"], "pretrained": False}
-    model = build_model(description["name"], description["classes"], **options)
+    options = description["options"]
+    # built without pretrained weights, as its own are loaded below
+    model = build_model(
+        description["name"], description["classes"], **{**options, "pretrained": False}
+    )
     try:
         safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        built = ", ".join(
-            f"{package} {number}" for package, number in description["versions"].items()
-        )
+        versions = description["versions"].items()
+        built = ", ".join(f"{package} {number}" for package, number in versions)
         raise UserError(
             f"the weights in {folder} do not fit {description['name']} as built now (saved with"
             f" {built}): {error}"
         ) from error
-    start = {name: value for name, value in description["options"].items() if name == "pretrained"}
-    options = {name: value for name, value in model.options.items() if name != "pretrained"} | start
-    return replace(model, options=options, transform=_read_transform(description["transform"]))
+    built = {name: value for name, value in model.options.items() if name != "pretrained"}
+    if "pretrained" in options:
+        built["pretrained"] = options["pretrained"]
+    return replace(model, options=built, transform=_read_transform(description["transform"]))
 
 
 def _read_description(path: Path) -> dict:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        missing = {
-            "name",
-            "classes",
-            "options",
-            "transform",
-            "weights_sha256",
-            "versions",
-        } - description.keys()
+        missing = FIELDS - description.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if missing:
@@ -119,12 +121,8 @@ def _read_description(path: Path) -> dict:
 
 
 def _read_transform(fields: dict) -> Transform:
-    return Transform(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Transform(**{**fields, **lists})
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

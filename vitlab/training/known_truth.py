@@ -22,13 +22,13 @@ def ensure_planted_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
 
     Like: the same name and options (size, depth, ...), not the same weights. Four epochs of the
     model's recipe on at most 1,000 images, without mixup; of models with a recipe only the last
-    pieces. Whether the model has learnt to go by the stamp is for
+    stages. Whether the model has learnt to go by the stamp is for
     `vitlab.explain.stamp_effect_table` to say."""
     return _ensure(f"planted:{dataset}", like, seed, STAMP)
 
 
 def ensure_shuffled_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
-    """The newest finished run on `shuffled:dataset` (`vitlab.data.shuffled`) of a model like this
+    """The newest finished run on `shuffled:dataset` (`vitlab.data.planted`) of a model like this
     one; else one trained now.
 
     Four epochs, judged by the training loss, since nothing but the images themselves can be learnt.

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vitlab.errors import UserError
-from vitlab.models import count_parameters, pieces
+from vitlab.models import count_parameters, split_stages
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
@@ -65,6 +65,13 @@ def fit(
 
     Raises UserError for a config that does not suit model, data or device, before anything is
     computed, and DivergenceError when the loss or an output on validation is no longer a number.
+
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits")
+    >>> model = vitlab.build_model("vit_scratch", data.classes, size=24, embed_dim=48, depth=1)
+    >>> history = vitlab.fit(model, data, config=vitlab.recipe("vit_scratch", epochs=1))
+    >>> history["epoch"].tolist()
+    [1]
     """
     training = Training(model, data, run, config or recipe(model.name, data), loss)
     training.resume()
@@ -108,7 +115,7 @@ class Training:
             objective or Objective(),
         )
         whole = config.strategy == "full" and not config.gradient_checkpointing
-        self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
+        self.names = ["model"] if whole else [name for name, _ in split_stages(model.module)]
         lowest = self._check_arguments()
         set_seed(config.seed)
         state = join_processes()
