@@ -47,34 +47,11 @@ def grad_cam(model, images, targets, layer=None):
     | timm ResNetV2 of 2 blocks and 2 ViT blocks of 64, same images  | 12%  | 6%        |
     | timm efficientformer_l1, depths 1-1-1-3, same images           | 48%  | 42%       |
 
-    The small timm hybrids were trained from random weights to an accuracy above 0.97. Grad-CAM++
-    gives the same order. LayerCAM, Eigen-CAM and Score-CAM take the map in all of them.
+    The small timm hybrids were trained from random weights to an accuracy above 0.97. LayerCAM,
+    Eigen-CAM and Score-CAM take the map in all of them.
     Source: Selvaraju et al. 2017, arXiv 1610.02391."""
     activation, gradient = _differentiate(model, images, targets, layer)
     return _combine(gradient.mean(dim=(-2, -1)), activation)
-
-
-@explanation(
-    signed=False,
-    needs=NEEDS,
-    shows=(
-        "The brighter a place, the stronger are the features there that raise the score of {target}"
-        " somewhere in the image; evidence against it is not shown."
-    ),
-)
-def grad_cam_plus_plus(model, images, targets, layer=None):
-    """Grad-CAM whose weights count the places where a channel supports the class, so that several
-    objects all show.
-
-    A channel's weight is the sum of its positive gradients g, each times g^2 / (2 g^2 + S g^3) with
-    S the channel's sum over the map. The formula assumes activations that are not negative; it is
-    applied to those of a ViT as well. layer: see grad_cam. Source: Chattopadhay et al. 2018, arXiv
-    1710.11063, equation 19."""
-    activation, gradient = _differentiate(model, images, targets, layer)
-    # the fraction shortened by g^2; 1 where it is not defined, as in the authors' code
-    denominator = 2 + activation.sum(dim=(-2, -1), keepdim=True) * gradient
-    share = torch.where(denominator == 0, 1, 1 / denominator)
-    return _combine((gradient.relu() * share).sum(dim=(-2, -1)), activation)
 
 
 @explanation(

@@ -144,7 +144,7 @@ def _check_runs(layer: str, seen: list) -> None:
     if len(seen) > 1:
         raise UserError(
             f"layer {layer!r} runs {len(seen)} times in one forward pass, so no single feature map"
-            " belongs to it; choose another one with layer="
+            " belongs to it; choose another one with layer=, or another method"
         )
 
 
