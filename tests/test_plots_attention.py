@@ -46,12 +46,6 @@ def test_heads_share_one_scale_and_say_what_the_prefix_tokens_get():
     )
 
 
-def test_thirteen_panels_stand_in_two_rows():
-    axes = plots.plot_heads(np.zeros((8, 8)), softmax_attention(12, 4, 4), (2, 2))
-    assert {ax.get_subplotspec().rowspan.start for ax in axes} == {0, 1}
-    assert axes[1].get_title() == "head 1", "without prefix tokens there is no share of them"
-
-
 def test_distance_and_entropy_by_depth():
     axes = plots.plot_attention_distance(make_heads(), uniform={"distance": 50.0})
     assert [ax.get_ylabel() for ax in axes] == [

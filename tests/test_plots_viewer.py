@@ -92,7 +92,7 @@ def test_the_twin_for_paper_shows_several_queries():
     attention = make_attention(2, 0, (8, 8))
     viewer = plots.iplot_patch_attention(make_image(80, 80), attention, (8, 8))
     axes = [ax for ax in viewer.static.axes if ax.images]
-    assert axes[0].get_title() == "queries\n(block 2)"
+    assert axes[0].get_title() == "queries"
     shown = axes[1].images[0].get_array()
     np.testing.assert_allclose(
         shown, attention[1, 36].reshape(8, 8) / attention[1, 36].max(), rtol=1e-6
