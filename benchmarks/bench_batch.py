@@ -12,8 +12,8 @@ The sides alternate; what counts is the ratio of their medians. CPU seconds are 
 time on the clock: where the two differ much, the machine was busy with other things. `tiny` shows
 where the time of a tiny notebook goes.
 
-    python benchmarks/bench_batch.py [overhead] [second] [workers] [tiny] [--batch FILE] [--repeats
-    N] [--scheduler ADDRESS]
+    python benchmarks/bench_batch.py [overhead] [second] [workers] [tiny] [--batch FILE]
+        [--repeats N] [--scheduler ADDRESS]
 """
 
 from __future__ import annotations

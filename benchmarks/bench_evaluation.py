@@ -8,7 +8,7 @@ then compute the same resamples, and the largest difference of any metric in any
 too.
 
     taskset -c 0,1 python benchmarks/bench_evaluation.py [--samples N] [--replicates N] [--loop N]
-    [--repeats N]
+        [--repeats N]
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ a cell, and is timed beside ours with just as many. The last layer is enlarged u
 probabilities move, or any area would be the same. Sides are interleaved; ratios are medians.
 
     taskset -c 0,1 python benchmarks/bench_faithfulness.py [--model NAME] [--images N] [--steps N]
-    [--repeats N]
+        [--repeats N]
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ seeds, with the accuracy of each on the test images. A small model on an easy ta
 the steps work together, not what they cost a ViT-B.
 
     taskset -c 0,1 python benchmarks/bench_geometry.py [geometry] [accuracy] [--threads N]
-    [--repeats N] [--seeds N]
+        [--repeats N] [--seeds N]
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ saves, time to a good model.
 All sides get the same images in the same order and alternate; ratios are of medians. Trainer runs
 the same timm model, wrapped.
 
-    python benchmarks/bench_training.py [speed cache target memory layout spin]  # all by default,
-    about 45 minutes on two cores python benchmarks/bench_training.py spin --repeats 6
-    # about four minutes, on a quiet machine
+    python benchmarks/bench_training.py [speed cache target memory layout spin]
+    python benchmarks/bench_training.py spin --repeats 6
+
+All parts take about 45 minutes on two cores, `spin` alone about four; the machine must be quiet.
 """
 
 from __future__ import annotations
@@ -361,7 +362,8 @@ class StepProcess:
 
 def measure_spin(repeats: int) -> list[dict]:
     """Training with the short spin that `import vitlab` sets, against GNU OpenMP's own: alone and
-    beside a niced process.
+    beside a niced process. That process gets a session of its own: Linux shares the processor
+    between sessions first (autogroup), so a niced process of our own session would hardly run.
     """
     sides = {"short": StepProcess({}), "default": StepProcess({"GOMP_SPINCOUNT": GNU_SPIN})}
     rates, busy = {(case, side): [] for case in SPIN_CASES for side in sides}, None
@@ -370,7 +372,7 @@ def measure_spin(repeats: int) -> list[dict]:
             process.rate(1)  # when this comes back, it has started
         for repeat in range(repeats):
             for case in SPIN_CASES:
-                busy = subprocess.Popen(BUSY) if case != "alone" else None
+                busy = subprocess.Popen(BUSY, start_new_session=True) if case != "alone" else None
                 for side in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
                     rates[case, side].append(sides[side].rate(SPIN_SECONDS))
                     print(

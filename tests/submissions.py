@@ -8,8 +8,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vitlab.submission.archive import open_bundle, write_zip
-from vitlab.submission.manifest import read_manifest, write_manifest
+from vitlab.submission.archive import open_bundle, read_manifest, write_manifest, write_zip
 from vitlab.submission.opened import Bundle, Options
 from vitlab.submission.verify import CHECKS, judge
 
@@ -21,7 +20,8 @@ PARAMETERS = (
 FINETUNE = """\
 from vitlab.training.experiment import finetune
 options = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
-run = finetune(dataset, model, seed, run_name, options=options, epochs=1, batch_size=256, learning_rate=3e-3, precision="fp32")"""
+settings = {"epochs": 1, "batch_size": 256, "learning_rate": 3e-3, "precision": "fp32"}
+run = finetune(dataset, model, seed, run_name, options=options, **settings)"""
 EVALUATE = """\
 #| label: tbl-metrics
 #| tbl-cap: Metrics on the test split.
@@ -32,7 +32,8 @@ run = ensure_run(dataset, model, seed, name=run_name)
 predictions = run.read_table("predictions.parquet")
 images = data.load_dataset(dataset, samples=run.read_table("splits.csv"))
 tested = replace(images, samples=images.split("test"))
-clusters = data.cluster_table(tested.samples, data.near_duplicate_table(tested)).set_index("sample_id")["cluster"]
+pairs = data.near_duplicate_table(tested)
+clusters = data.cluster_table(tested.samples, pairs).set_index("sample_id")["cluster"]
 metrics = evaluation.metrics_table(predictions, replicates=replicates, cluster=clusters)
 run.write_json("metrics.json", metrics.drop(columns="note").set_index("metric").to_dict("index"))
 plots.present(metrics)"""

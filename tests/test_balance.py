@@ -1,62 +1,18 @@
-"""Weights, focal loss and resampling against hand-computed values, scikit-learn and torch."""
+"""Focal loss and resampling against hand-computed values and torch."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from tests.toys import small_digits
-from vitlab.data import class_weights, rare_classes
 from vitlab.training import recipe
 from vitlab.training.loss import build_loss, focal_loss
 from vitlab.training.order import BatchOrder, plan_epoch
 
-LABELS = ["a"] * 8 + ["b"] * 3 + ["c"] * 1
-CLASSES = ("a", "b", "c")
 INDICES = np.array([0] * 8 + [1] * 3 + [2])
-
-
-def test_balanced_weights_are_those_of_scikit_learn():
-    expected = compute_class_weight("balanced", classes=np.array(CLASSES), y=LABELS)
-    np.testing.assert_allclose(class_weights(LABELS, CLASSES), expected, rtol=1e-12)
-    np.testing.assert_array_equal(class_weights(LABELS, CLASSES, "none"), [1, 1, 1])
-
-
-def test_effective_weights_by_hand():
-    """beta 1/2: effective numbers 2 (1 - 2^-8), 2 (1 - 2^-3), 2 (1 - 2^-1), that is 255/128, 7/4,
-    1.
-    """
-    raw = np.array([128 / 255, 4 / 7, 1])
-    expected = raw * 12 / (8 * raw[0] + 3 * raw[1] + raw[2])
-    np.testing.assert_allclose(
-        class_weights(LABELS, CLASSES, "effective", beta=0.5), expected, rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        class_weights(LABELS, CLASSES, "effective", beta=0), [1, 1, 1], rtol=1e-12
-    )
-    near = class_weights(LABELS, CLASSES, "effective", beta=1 - 1e-9)
-    np.testing.assert_allclose(near, class_weights(LABELS, CLASSES), rtol=1e-6)
-
-
-@pytest.mark.parametrize("scheme", ["none", "balanced", "effective"])
-def test_a_sample_weighs_one_on_average(scheme):
-    weights = dict(zip(CLASSES, class_weights(LABELS, CLASSES, scheme, 0.9), strict=True))
-    assert np.mean([weights[label] for label in LABELS]) == pytest.approx(1, abs=1e-12)
-
-
-def test_bad_weights():
-    with pytest.raises(ValueError, match=r"unknown class weights 'balance'. Did you mean balanced"):
-        class_weights(LABELS, CLASSES, "balance")
-    with pytest.raises(ValueError, match=r"from 0 to below 1, such as 0.999; it is 1"):
-        class_weights(LABELS, CLASSES, "effective", beta=1)
-
-
-def test_rare_is_below_an_equal_share():
-    assert rare_classes(LABELS, CLASSES) == ["b", "c"]
-    assert rare_classes(["a", "b"], ("a", "b")) == []
 
 
 def test_focal_loss_by_hand():
@@ -177,7 +133,7 @@ def test_resampled_batches_are_shared_and_carried_on():
         ({"mixup_rare": -0.1}, "mixup_rare must not be negative"),
         ({"synthetic": "gan"}, "unknown synthetic 'gan'.*fourier"),
         (
-            {"synthetic": "paste", "synthetic_share": 0.0},
+            {"synthetic": "fourier", "synthetic_share": 0.0},
             "makes no image; write a share such as 0.5",
         ),
         ({"synthetic_share": 1.5}, "synthetic_share must be between 0 and 1"),

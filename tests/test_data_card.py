@@ -6,7 +6,7 @@ import pandas as pd
 from PIL import Image
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.data import data_card, hash_splits, load_dataset
+from vitlab.data import data_card, hash_splits
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
 from vitlab.training import save_results
@@ -73,19 +73,9 @@ def test_limits_are_named():
         "Fewer than 10 images in train of the class dog (2)" in card
         and "in val of the class dog (1)" in card
     )
-    assert "Near-duplicates between the splits were not looked for" in card and "not stated" in card
-
-
-def test_an_even_set_has_no_such_limits():
-    rows = [
-        (f"{label}{split}{i}", label, split, "all")
-        for label in ("cat", "dog")
-        for split in ("train", "val", "test")
-        for i in range(10)
-    ]
-    card = data_card(make_bundle(rows))
-    assert "Imbalance" not in card and "Fewer than" not in card and "No image" not in card
-    assert "The images have no groups." in card and card.count("None.") == 1
+    assert (
+        "Near-duplicates between the splits were not searched for" in card and "not stated" in card
+    )
 
 
 def test_pairs_are_counted_by_the_splits_of_the_card():
@@ -123,11 +113,6 @@ def test_the_hash_is_that_of_the_sorted_lines():
     wanted = hashlib.sha256(b"a train\nb test\n").hexdigest()
     assert hash_splits(samples) == hash_splits(samples.iloc[::-1]) == wanted
     assert hash_splits(samples.assign(split="train")) != wanted
-
-
-def test_seeds_have_their_own_hash():
-    hashes = {hash_splits(load_dataset("digits", seed=seed).samples) for seed in (0, 0, 1)}
-    assert len(hashes) == 2
 
 
 def test_a_run_holds_the_card_of_its_splits():

@@ -1,4 +1,4 @@
-"""folder:PATH: layouts, what is left out and why, and bad folders."""
+"""folder:PATH: layouts, what is excluded and why, and bad folders."""
 
 import os
 
@@ -70,30 +70,6 @@ def test_given_splits_are_kept_and_a_missing_val_is_drawn_from_train(tmp_path):
     )
 
 
-def test_a_missing_test_is_drawn_from_train_and_the_given_val_stays(tmp_path):
-    fill(tmp_path, "train/cat", "train/dog", number=20)
-    fill(tmp_path, "valid/cat", "validation/dog", number=3)
-    data = load_dataset(f"folder:{tmp_path}")
-    assert data.samples["split"].value_counts().to_dict() == {"train": 32, "test": 8, "val": 6}
-    assert all(
-        sample_id.startswith("valid") == (split == "val")
-        for sample_id, split in splits(data).items()
-    )
-
-
-def test_three_given_splits_do_not_depend_on_the_seed(tmp_path):
-    fill(
-        tmp_path,
-        *(f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")),
-        number=2,
-    )
-    data = load_dataset(f"folder:{tmp_path}", seed=5)
-    assert (
-        all(sample_id.split("/")[0] == split for sample_id, split in splits(data).items())
-        and len(data.samples) == 12
-    )
-
-
 def test_what_cannot_be_used_is_left_out_by_name_and_reason(tmp_path):
     fill(tmp_path, "cat", "dog")
     whole = tmp_path / "cat" / "whole.jpg"
@@ -146,13 +122,6 @@ def test_a_class_may_be_called_background_and_hidden_folders_have_a_row(tmp_path
     ].value_counts().to_dict() == dict.fromkeys(data.classes, 8)
     assert data.excluded["sample_id"].tolist() == [".cache", "__MACOSX", "cat/.ipynb_checkpoints"]
     assert set(data.excluded["reason"]) == {"it is hidden, or a folder of the system"}
-
-
-def test_what_is_hidden_does_not_change_the_version(tmp_path):
-    fill(tmp_path, "cat", "dog")
-    before = load_dataset(f"folder:{tmp_path}").version
-    (tmp_path / "cat" / ".DS_Store").write_text("made by a look into the folder")
-    assert load_dataset(f"folder:{tmp_path}").version == before
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
@@ -212,24 +181,10 @@ def test_unicode_forms_of_a_class_are_one_class_across_splits(tmp_path):
     ), "a sample_id is the same on every machine"
 
 
-def test_unicode_forms_side_by_side_and_case_between_splits_are_refused(tmp_path):
-    fill(tmp_path / "forms", COMPOSED, DECOMPOSED, "tea")
-    with pytest.raises(
-        ValueError, match="holds the folder 'café' twice, in different Unicode forms"
-    ):
+def test_unicode_forms_side_by_side_are_one_class_and_files_of_one_name_are_refused(tmp_path):
+    fill(tmp_path / "forms", COMPOSED, f"{DECOMPOSED}", "tea")
+    with pytest.raises(ValueError, match=r"sample_id 'café/0.png' more than once"):
         load_dataset(f"folder:{tmp_path / 'forms'}")
-    fill(tmp_path / "files", "a", "b")
-    (
-        save(tmp_path / "files" / "a" / f"{COMPOSED}.png"),
-        save(tmp_path / "files" / "a" / f"{DECOMPOSED}.png"),
-    )
-    with pytest.raises(ValueError, match=r"two files are called a/café\.png"):
-        load_dataset(f"folder:{tmp_path / 'files'}")
-    fill(tmp_path / "case", "train/Cat", "train/dog", "test/cat", "test/dog")
-    with pytest.raises(
-        ValueError, match="'Cat' and 'cat' of different splits differ in case only; rename one"
-    ):
-        load_dataset(f"folder:{tmp_path / 'case'}")
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -242,7 +197,7 @@ def test_names_that_are_not_utf8(tmp_path):
     ]
     os.rename(os.fsencode(tmp_path / "dog"), os.fsencode(tmp_path) + b"/h\xfcnd")
     with pytest.raises(
-        ValueError, match=r"the name of the class folder 'h\ufffdnd' in .* is not UTF-8; rename it"
+        ValueError, match=r"the name of the class folder 'h\ufffdnd' is not UTF-8; rename it"
     ):
         load_dataset(f"folder:{tmp_path}")
 
@@ -317,17 +272,12 @@ def test_a_folder_that_cannot_serve_says_why(tmp_path, folders, number, message)
         load_dataset(f"folder:{tmp_path}")
 
 
-def test_an_empty_class_folder_is_an_error_not_a_class_less(tmp_path):
-    fill(tmp_path, "cat", "dog")
-    (tmp_path / "bird").mkdir()
-    with pytest.raises(ValueError, match="'bird' has 0"):
-        load_dataset(f"folder:{tmp_path}")
-
-
 def test_a_class_that_is_too_small_without_its_unreadable_images_is_an_error(tmp_path):
     fill(tmp_path, "cat", "dog", number=3)
     (tmp_path / "dog" / "2.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"without 1 unreadable images: .* but 'dog' has 2"):
+    with pytest.raises(
+        ValueError, match=r"without 1 images \(the file is empty\): .* but 'dog' has 2"
+    ):
         load_dataset(f"folder:{tmp_path}")
 
 

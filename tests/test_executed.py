@@ -4,7 +4,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from vitlab.executed import find_execution_problems, find_source_problems
 from vitlab.notebook import read_cells
 from vitlab.submission.bundle import strip_outputs
-from vitlab.submission.check_notebooks import injected_parameters
+from vitlab.submission.checks import injected_parameters
 
 INJECTED = '# Parameters\ndataset = "digits"\nrate = 0.5\n'
 EMPTY = {"execution_count": None, "outputs": [], "metadata": {}, "tags": []}
@@ -128,12 +128,12 @@ def test_code_tagged_as_the_mark_of_papermill_is_compared(executed, clean):
 )
 def test_injected_parameters_are_nothing_else(executed, source):
     executed[2]["source"] = source
-    with pytest.raises(ValueError, match="the cell with the parameters holds more than parameters"):
+    with pytest.raises(ValueError, match="must have assignments of plain values only"):
         injected_parameters(executed)
 
 
 def test_a_second_cell_of_parameters_is_refused(executed):
-    with pytest.raises(ValueError, match="or there are two of it"):
+    with pytest.raises(ValueError, match="several cells are tagged"):
         injected_parameters([*executed, executed[2]])
 
 

@@ -2,6 +2,7 @@
 nothing.
 """
 
+import doctest
 import importlib
 import subprocess
 import sys
@@ -10,6 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NAMES = [
+    "Run",
+    "build_model",
+    "comparison_table",
+    "fit",
+    "load_dataset",
+    "load_model",
+    "metrics_table",
+    "predict",
+    "recipe",
+    "run_table",
+]
 
 
 def test_imports_run_one_way():
@@ -52,6 +65,17 @@ def test_import_vitlab_is_quick_and_loads_nothing():
     ).stdout.split()
     assert float(seconds) < 0.3
     assert torch_loaded == "False"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_of_the_package_has_an_example_that_runs(name):
+    import vitlab
+
+    found = doctest.DocTestFinder(recurse=False).find(getattr(vitlab, name), name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    results = [runner.run(test) for test in found]
+    assert sum(result.attempted for result in results) > 1
+    assert not any(result.failed for result in results)
 
 
 @pytest.mark.parametrize("package", ["vitlab.data", "vitlab.compress", "vitlab.plots"])

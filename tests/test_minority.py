@@ -130,7 +130,7 @@ def test_smote_gives_all_views_the_same_place():
         {"resample": "smote"},
         {"mixup_rare": 0.4},
         {"synthetic": "fourier"},
-        {"synthetic": "paste"},
+        {"synthetic": "fourier"},
     ],
     ids=str,
 )
@@ -157,7 +157,7 @@ def test_each_remedy_changes_the_training_and_survives_a_break(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mixup_rare": 0.4}, {"resample": "oversample"}, {"synthetic": "paste"}], ids=str
+    "changes", [{"mixup_rare": 0.4}, {"resample": "oversample"}, {"synthetic": "fourier"}], ids=str
 )
 def test_remedies_on_images_are_those_on_features(changes):
     config = recipe("vit_scratch", **{**PROBE, "views": 1}, **changes)
@@ -172,7 +172,7 @@ def test_remedies_on_images_are_those_on_features(changes):
 
 
 def test_the_table_says_what_is_done_for_each_class():
-    data = add_synthetic(uneven_digits(), "paste", 1.0)
+    data = add_synthetic(uneven_digits(), "fourier", 1.0)
     largest = uneven_digits().split("train")["label"].value_counts().max()
     table = imbalance_table(data, recipe("vit_scratch", **PROBE)).set_index("class")
     assert table.loc["3", "images"] == 8 and table.loc["3", "synthetic"] == largest - 8
@@ -214,8 +214,8 @@ def test_what_cannot_be_remedied_is_refused_before_anything_is_computed(reports_
         ),
         (
             uneven_digits(),
-            {"synthetic": "paste"},
-            r"write data = add_synthetic\(data, 'paste', 0.5, seed\)",
+            {"synthetic": "fourier"},
+            r"write data = add_synthetic\(data, 'fourier', 0.5, seed\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):

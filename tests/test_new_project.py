@@ -125,7 +125,7 @@ def make_full(folder):
         ),
         (Path.touch, "folder:{images}", r"project is a file; give the name of a new folder"),
         (None, "folder:{images}x", r"own imagesx does not exist; write folder:PATH"),
-        (None, "folder:{images}/good", r"has no sub-folders; put the images of each class"),
+        (None, "folder:{images}/good", r"has no sub-folders; write folder:PATH"),
         (None, "folder:", r"folder: needs a path"),
         (None, "{images}", r"for images in a folder write folder:"),
         (None, "elvp", r"unknown dataset 'elvp'\. Did you mean elpv"),

@@ -123,19 +123,6 @@ def test_one_data_set_in_several_spellings_has_one_folder(tmp_path, monkeypatch)
     assert find_runs("folder:cats") == [] and len(find_runs(whole)) == 1
 
 
-def test_runs_of_an_earlier_version_bring_a_hint(reports_folder):
-    run = Run.create(name="x", dataset="elpv:grade")
-    run.finish()
-    new = run.path.parent
-    new.rename(new.with_name("elpv_grade"))
-    with pytest.warns(
-        UserWarning, match=f"elpv_grade holds runs of an earlier version.*rename it to {new.name}"
-    ):
-        assert find_runs("elpv:grade") == []
-    new.with_name("elpv_grade").rename(new)
-    assert len(find_runs("elpv:grade")) == 1
-
-
 def test_a_run_needs_a_data_set():
     with pytest.raises(UserError, match="at least the parameter dataset="):
         run_path(name="x")

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.toys import small_digits, tiny_vit
+from vitlab.runs import Run
 from vitlab.schema import AttributionMap, check_predictions, check_samples
 
 
@@ -71,3 +75,10 @@ def test_attribution_map_contract():
         AttributionMap(
             np.full((1, 4, 4), np.nan, np.float32), "saliency", ("a",), ("1",), signed=False
         )
+
+
+def test_html_views_are_compact_and_escape_names():
+    data = replace(small_digits(), name="<b>")
+    assert "&lt;b&gt;" in data._repr_html_() and "train 196" in data._repr_html_()
+    assert "3 blocks" in tiny_vit()._repr_html_()
+    assert "running" in Run.create(dataset="digits", seed=0)._repr_html_()

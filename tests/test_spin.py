@@ -50,7 +50,7 @@ def spins(*arguments, **variables):
     ids=["notebook", "training", "app"],
 )
 def test_openmp_takes_the_short_spin(arguments):
-    assert spins(*arguments) == {"1000"}
+    assert spins(*arguments) == {"20000"}
 
 
 @linux
@@ -72,7 +72,7 @@ def test_the_warm_process_of_a_batch_takes_it_too(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with WarmProcess() as warm:
         warm.preload(["torch"])
-        assert warm.ask("os:getenv", "GOMP_SPINCOUNT") == "1000"
+        assert warm.ask("os:getenv", "GOMP_SPINCOUNT") == "20000"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

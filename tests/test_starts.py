@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 NOT_ON_BINDER = {
     "make",
     "pytest",
+    "pytest-timeout",
     "pytest-xdist",
     "pypdf",
     "torchmetrics",
@@ -72,7 +73,7 @@ def test_workspace_is_taken_by_jupyterlab(tmp_path):
 def test_vscode_files_are_json(name):
     content = json.loads((ROOT / ".vscode" / name).read_text(encoding="utf-8"))
     assert content
-    rulers = content.get("[python]", {}).get("editor.rulers", [130])
+    rulers = content.get("[python]", {}).get("editor.rulers", [100])
     assert f"line-length = {rulers[0]}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 

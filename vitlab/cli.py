@@ -11,73 +11,81 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
-from vitlab.places import inside_project
+from vitlab.places import find_file, inside_project
 from vitlab.user_files import MACHINE, check_writable, describe_machine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+RUN_HELP = "A run: its folder, its name or the beginning of its name."
 
 
-class PairsCommand(TyperCommand):
-    """Takes `-p NAME VALUE`, as papermill does. Typer has no repeated option of two values; they
-    travel as one, NAME=VALUE.
-    """
+class RunCommand(TyperCommand):
+    """`vitlab run`: takes `-p NAME VALUE`, as papermill does, and shows a notebook's parameters in
+    its help.
+
+    Typer has no repeated option of two values; they travel as one, NAME=VALUE."""
 
     def parse_args(self, ctx, args):
+        ctx.meta["notebook"] = next((word for word in args if not word.startswith("-")), "")
         joined, words = [], iter(args)
         for word in words:
             joined.append(word)
             if word in ("-p", "--parameter"):
-                joined.append(
-                    "=".join(
-                        [
-                            part
-                            for part in (next(words, None), next(words, None))
-                            if part is not None
-                        ]
-                    )
-                )
+                pair = (next(words, None), next(words, None))
+                joined.append("=".join(part for part in pair if part is not None))
         return super().parse_args(ctx, joined)
+
+    def format_help(self, ctx, formatter):
+        super().format_help(ctx, formatter)
+        if ctx.meta["notebook"]:
+            with clean_errors():
+                from vitlab.notebook import describe_parameters
+
+                typer.echo(describe_parameters(find_notebook(ctx.meta["notebook"])))
+
+
+def find_notebook(name: Path | str) -> Path:
+    return find_file(name, "notebooks", ".ipynb", "notebook")
+
+
+def find_batch(name: Path | str) -> Path:
+    return find_file(name, "notebooks/batches", ".yml", "batch file")
 
 
 @app.callback(invoke_without_command=True)
 def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
 ):
-    """A workbook for Vision Transformers: run its notebooks, one or in a batch, and render the
-    report.
-    """
+    """A workbook for Vision Transformers: run its notebooks and render the report."""
     if version:
         typer.echo(f"vitlab {vitlab.__version__}")
         raise typer.Exit
 
 
-@app.command(cls=PairsCommand)
+@app.command(cls=RunCommand, epilog="Example: vitlab run 03_finetune -p dataset digits")
 def run(
-    notebook: Annotated[Path, typer.Argument(help="A notebook, like notebooks/03_finetune.ipynb.")],
+    notebook: Annotated[Path, Argument(help="A notebook, by path or name (03_finetune).")],
     parameter: Annotated[
         list[str] | None,
-        typer.Option(
-            "-p",
-            "--parameter",
-            metavar="NAME VALUE",
-            help="Set a parameter of the notebook; as often as needed.",
-        ),
+        Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="The executed copy. Default: reports/runs/notebooks/<name>.ipynb"),
+        Path | None, Option(help="The executed copy. Default: reports/runs/notebooks/NAME.ipynb")
     ] = None,
 ):
-    """Execute one notebook. Its parameters are checked before any cell runs."""
+    """Execute one notebook.
+
+    Its parameters are checked before any cell runs; `vitlab run NOTEBOOK --help` lists them."""
     with clean_errors():
         from vitlab.batch import run_notebook
         from vitlab.batch.summary import describe_problem
         from vitlab.notebook import fit_parameters
 
+        notebook = find_notebook(notebook)
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
             if not equals:
@@ -86,9 +94,8 @@ def run(
         with inside_project(notebook) as reports:
             copy = output or reports / "runs" / "notebooks" / notebook.name
             if copy.is_dir():
-                raise UserError(
-                    f"--output {copy} is a folder; name a file, like {copy / notebook.name}"
-                )
+                example = copy / notebook.name
+                raise UserError(f"--output {copy} is a folder; name a file, like {example}")
             check_writable(copy.parent)
             outcome = run_notebook(notebook, copy, parameters)
     typer.echo(
@@ -99,39 +106,28 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: vitlab batch first-look --dry-run")
 def batch(
-    file: Annotated[Path, typer.Argument(help="A batch file, like notebooks/batches/elpv.yml.")],
-    workers: Annotated[
-        int, typer.Option(min=1, help="How many notebooks to run at a time; they share the cores.")
-    ] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and why; run nothing.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Run everything, what is up to date too.")
-    ] = False,
+    file: Annotated[Path, Argument(help="A batch file, by path or name (first-look).")],
+    workers: Annotated[int, Option(min=1, help="Notebooks to run in parallel.")] = 1,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only show what would run.")] = False,
+    force: Annotated[bool, Option("--force", help="Run what is up to date, too.")] = False,
     scheduler: Annotated[
         str,
-        typer.Option(
-            metavar="ADDRESS|FILE",
-            help="Run on a Dask cluster: tcp://host:8786, or a YAML file like slurm.yml.",
-        ),
+        Option(metavar="ADDRESS|FILE", help="A Dask cluster: tcp://host:8786 or slurm.yml."),
     ] = "",
 ):
-    """Execute a chain of notebooks over a grid of parameters. Called again, it does only what is
-    missing or out of date.
-    """
+    """Execute a chain of notebooks over a grid of parameters.
+
+    A second call runs only what is missing or out of date."""
     with clean_errors():
         from vitlab.batch import run_batch
         from vitlab.batch.signals import end_in_order
         from vitlab.batch.summary import print_plan, print_summary
 
         if scheduler and workers > 1:
-            raise UserError(
-                "--workers is for this machine, --scheduler for a cluster, which has workers of its"
-                " own; give one"
-            )
+            raise UserError("--workers is for this machine, --scheduler for a cluster; give one")
+        file = find_batch(file)
         try:
             with inside_project(file) as reports, end_in_order():
                 if not dry_run:
@@ -139,8 +135,8 @@ def batch(
                 content = run_batch(
                     file, workers=workers, dry_run=dry_run, force=force, scheduler=scheduler
                 )
-        except KeyboardInterrupt as stop:  # Ctrl+C is the signal 2
-            typer.echo("Stopped. The same command carries on from here.", err=True)
+        except KeyboardInterrupt as stop:  # Ctrl+C is signal 2
+            typer.echo("Stopped. Run the same command to continue.", err=True)
             raise typer.Exit(128 + getattr(stop, "number", 2)) from None
     if dry_run:
         print_plan(content)
@@ -152,22 +148,34 @@ def batch(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: vitlab runs --dataset elpv")
+def runs(
+    dataset: Annotated[str, Option(help="Only the runs of this data set.")] = "",
+):
+    """List the runs: model, seed, status, accuracy."""
+    with clean_errors():
+        from vitlab.places import reports_dir
+        from vitlab.run_tables import print_runs, run_table
+
+        print_runs(run_table(dataset))
+        typer.echo(f"Results: {reports_dir()}")
+
+
+@app.command(epilog="Example: vitlab report elpv --strict")
 def report(
     batches: Annotated[
-        list[str] | None, typer.Argument(help="Names or files of batches; all of them by default.")
+        list[str] | None, Argument(help="Names or files of batches. Default: all.")
     ] = None,
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Publish nothing while anything is wrong; exit status 1."),
+        bool, Option("--strict", help="Do not publish if there are problems; exit status 1.")
     ] = False,
     max_page_mb: Annotated[
-        float, typer.Option(metavar="MB", help="The largest page that is fit to publish.")
+        float, Option(metavar="MB", help="The largest page that may be published.")
     ] = 10.0,
 ):
-    """Render what batches have produced: a web site and a PDF. What is out of date, missing or
-    broken is marked in the pages.
-    """
+    """Render the results of batches as a web site and a PDF.
+
+    The pages mark what is out of date, missing or broken."""
     with clean_errors():
         from vitlab.report import ReportRefused, render_report
         from vitlab.report.guards import count_problems, print_findings, read_findings
@@ -180,40 +188,29 @@ def report(
                 paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
         except ReportRefused as refused:
             print_findings(refused.findings)
-            typer.secho(
-                f"Not published: {count_problems(refused.findings)}, listed above.",
-                fg="red",
-                err=True,
-            )
+            text = f"Not published: {count_problems(refused.findings)}, listed above."
+            typer.secho(text, fg="red", err=True)
             raise typer.Exit(1) from None
         findings = read_findings(paths["findings"])
     if findings:
         print_findings(findings)
-        text = (
-            f"{count_problems(findings)}, listed above and marked in the pages; --strict would not"
-            " publish."
-        )
-        typer.secho(text, fg="yellow", err=True)
+        text = f"{count_problems(findings)}, listed above and marked in the pages."
+        typer.secho(f"{text} --strict would not publish them.", fg="yellow", err=True)
     for kind in ("html", "pdf"):
         typer.echo(f"{kind.upper():5} {paths[kind]}")
 
 
-@app.command()
+@app.command(epilog="Example: vitlab new cells --data folder:photos/cells")
 def new(
-    folder: Annotated[
-        Path, typer.Argument(help="The folder to make; one that holds something is not touched.")
-    ],
+    folder: Annotated[Path, Argument(help="The folder to make, new or empty.")],
     data: Annotated[
-        str,
-        typer.Option(
-            help="folder:PATH, with one sub-folder of images a class; or any data set by name."
-        ),
+        str, Option(help="folder:PATH with a sub-folder for each class, or any data set's name.")
     ],
-    title: Annotated[str, typer.Option(help="Of the report. Default: the folder's name.")] = "",
+    title: Annotated[str, Option(help="The report's title. Default: the folder's name.")] = "",
 ):
-    """Make a project of your own: a batch over your images, the notebooks, the report's front
-    matter, a README.
-    """
+    """Make a project for your own images.
+
+    It holds a batch file, the notebooks, the report's settings and a README."""
     with clean_errors():
         from vitlab.new_project import create_project
 
@@ -224,103 +221,71 @@ def new(
     )
 
 
-@app.command(name="app")
+@app.command(name="app", epilog="Example: vitlab app hybrid_vit-seed0")
 def serve_app(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run's folder, its name or the beginning of it; or a folder of export-space."
-        ),
-    ],
+    run: Annotated[str, Argument(help=f"{RUN_HELP} Or a folder made by export-space.")],
     host: Annotated[
-        str,
-        typer.Option(
-            help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 everybody who reaches it."
-        ),
+        str, Option(help="127.0.0.1: only this machine; 0.0.0.0: all who can reach it.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on.")
+        int | None, Option(min=1, max=65535, help="Default: the first free one from 7860.")
     ] = None,
     share: Annotated[
-        str, typer.Option(help="yes: a public address through Gradio's servers, for a week.")
-    ] = "no",
+        bool, Option("--share", help="Get a public address through Gradio's servers, for a week.")
+    ] = False,
 ):
-    """Open the demo of a run: images in, calibrated answers, maps and tables out."""
+    """Open a demo of a run: calibrated predictions and maps for your images."""
     with clean_errors():
-        if share not in ("yes", "no"):
-            raise UserError(f"--share is yes or no, not {share}")
         from vitlab.app.serving import serve
         from vitlab.deploy import find_run, page_facts
 
         folder = find_run(run)
+        facts = page_facts(folder)
         try:
-            page, address = serve(
-                folder, host, port, share=share == "yes", facts=page_facts(folder), block=False
-            )
+            page, address = serve(folder, host, port, share=share, facts=facts, block=False)
         except OSError as error:  # the port is taken: Gradio's message says so
             raise UserError(str(error)) from error
-        typer.echo(f"{folder.name}: {address} (Ctrl+C ends it)")
+        typer.echo(f"{folder.name}: {address} (Ctrl+C stops it)")
         page.block_thread()
 
 
-@app.command()
+@app.command(epilog="Example: vitlab export-space hybrid_vit-seed0 my-space")
 def export_space(
-    run: Annotated[str, typer.Argument(help="A run's folder, its name or the beginning of it.")],
-    folder: Annotated[
-        Path, typer.Argument(help="The folder to make; one that holds something is not touched.")
-    ],
+    run: Annotated[str, Argument(help=RUN_HELP)],
+    folder: Annotated[Path, Argument(help="The folder to make, new or empty.")],
     onnx: Annotated[
-        Path | None,
-        typer.Option(help="The ONNX file to ship, such as an int8 one. Default: the run's own."),
+        Path | None, Option(help="The ONNX file to ship, such as an int8 one. Default: the run's.")
     ] = None,
 ):
-    """Write a run as an app of its own: for Hugging Face Spaces, for docker build, for a machine
-    without torch.
-    """
+    """Write a run as a stand-alone app that needs no torch.
+
+    For Hugging Face Spaces, for docker build, or for any machine with Python."""
     with clean_errors():
         from vitlab.deploy import export_space as write_space, find_run
 
         folder = write_space(find_run(run), folder, onnx=onnx)
-    typer.echo(
-        f"{folder}: python app.py starts it, docker build packs it, huggingface.co/new-space"
-        " takes it"
-    )
+    typer.echo(f"{folder}: start it with python app.py; its README.md says how to publish it")
 
 
-@app.command()
+@app.command(epilog='Example: vitlab submit elpv --author "A. Student" --title "ViT or CNN?"')
 def submit(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Runs: folders, names or their beginnings; or a batch, for all its runs."
-        ),
-    ],
-    author: Annotated[str, typer.Option(help="Who hands it in.")],
-    title: Annotated[str, typer.Option(help="What it is called.")],
+    runs: Annotated[list[str], Argument(help=f"{RUN_HELP} Or a batch, for all its runs.")],
+    author: Annotated[str, Option(help="Your name.")],
+    title: Annotated[str, Option(help="The title of the submission.")],
     rubric: Annotated[
-        Path | None, typer.Option(help="The assignment's questions and points, as YAML.")
+        Path | None, Option(help="The assignment's questions and points, as YAML.")
     ] = None,
     weights_limit: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            metavar="MB",
-            help="Weights go in up to so many MB in all; of the others, the checksum.",
-        ),
+        float, Option(min=0, metavar="MB", help="Weights to include; of others, the checksum.")
     ] = 200,
     notebook: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A notebook executed in JupyterLab or by vitlab run; as often as needed."
-        ),
+        list[Path] | None, Option(help="An executed notebook to include; repeatable.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="The zip. Default: reports/submission.zip")
-    ] = None,
+    output: Annotated[Path | None, Option(help="Default: reports/submission.zip")] = None,
 ):
-    """Pack runs, notebooks and report into one zip to hand in, and show what a marker will see of
-    it.
-    """
+    """Pack runs, notebooks and report into one zip to hand in.
+
+    It also shows the checks that a marker will see."""
     with clean_errors():
         from vitlab.submission import make_bundle, print_verdict
 
@@ -329,44 +294,35 @@ def submit(
     print_verdict(made.verdict, made.path.name)
     typer.echo(f"{made.path} ({made.path.stat().st_size / 1e6:.1f} MB)\nSHA-256 {made.sha256}")
     if made.verdict.failed:
-        typer.secho("The bundle was written, with the gaps above.", fg="red", err=True)
+        typer.secho("The bundle was written, with the problems above.", fg="red", err=True)
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: vitlab verify submission.zip --junit result.xml")
 def verify(
-    bundle: Annotated[
-        Path, typer.Argument(help="What vitlab submit wrote, or the folder it was unpacked to.")
-    ],
+    bundle: Annotated[Path, Argument(help="The zip from vitlab submit, or its unpacked folder.")],
     rerun: Annotated[
-        bool,
-        typer.Option("--rerun", help="Execute its notebooks again. This runs the author's code."),
+        bool, Option("--rerun", help="Execute its notebooks again. This runs the author's code.")
     ] = False,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="How far a metric of the rerun may be from the bundle's.")
+        float, Option(min=0, help="Largest difference of a metric between rerun and bundle.")
     ] = 0.02,
     junit: Annotated[
-        Path | None, typer.Option(help="Write the results as JUnit XML, for an autograder.")
+        Path | None, Option(help="Write the results as JUnit XML, for an autograder.")
     ] = None,
     rubric: Annotated[
-        Path | None, typer.Option(help="Your rubric, instead of the one in the bundle.")
+        Path | None, Option(help="Your rubric, instead of the one in the bundle.")
     ] = None,
     data: Annotated[
-        str,
-        typer.Option(
-            help="The data set on this machine, like folder:PATH. Default: as in the bundle."
-        ),
+        str, Option(help="The data set here, like folder:PATH. Default: as in the bundle.")
     ] = "",
     minutes: Annotated[
-        float,
-        typer.Option(
-            min=0.1, help="How long one notebook of the rerun may take before it is ended."
-        ),
+        float, Option(min=0.1, help="Time limit for each notebook of the rerun.")
     ] = 120,
 ):
-    """Check a submission: files, notebooks, splits, metrics, weights, answers. Nothing in it is
-    executed without --rerun.
-    """
+    """Check a submission: files, notebooks, splits, metrics, weights, answers.
+
+    The code in it runs only with --rerun."""
     with clean_errors():
         from vitlab.submission import print_verdict, verify_bundle, write_junit
 
@@ -380,12 +336,10 @@ def verify(
         verdict = verify_bundle(
             bundle, rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes
         )
-        if junit:
-            # first: an autograder reads it, whatever becomes of the terminal
+        if junit:  # first: an autograder reads it, even if printing fails
             write_junit(verdict, junit)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a stranger's names, on a terminal with few letters
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace")  # names that the terminal cannot show
     print_verdict(verdict, bundle.name)
     if verdict.failed:
         raise typer.Exit(1)
@@ -393,10 +347,8 @@ def verify(
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """A mistake in what was asked for, or a machine that refuses (no permission, disk full), is one
-    line and exit status 2.
-
-    Any other error keeps its traceback.
+    """Print a user's mistake, or a refusal by the machine (no permission, disk full), as one line
+    and exit with status 2. Other errors keep their traceback.
     """
     try:
         yield

@@ -4,8 +4,9 @@ exactly as it is.
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # What pandoc, Quarto, GitHub or JupyterLab may read as markup. Underscores within a word are not
 # among it.
@@ -41,6 +42,18 @@ def code(text: object) -> str:
     )
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{pad}{line}{pad}{ticks}" if line else "(nothing)"
+
+
+def html_facts(title: str, facts: Mapping[str, object]) -> str:
+    """A heading and a small table of name and value as HTML, for `_repr_html_`; empty values are
+    left out.
+    """
+    rows = [
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+        if value not in ("", None)
+    ]
+    return f"<b>{html.escape(title)}</b><table>{''.join(rows)}</table>"
 
 
 def list_some(names: Sequence[object], most: int = 20) -> str:

@@ -13,12 +13,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import vitlab
 from vitlab.data.folder import CLASS_FILE
 from vitlab.errors import UserError
+from vitlab.places import CHECKOUT
 from vitlab.user_files import fill_folder
 
-CHECKOUT = Path(vitlab.__file__).resolve().parents[1]
 COPIED = (
     "notebooks/*.ipynb",
     "notebooks/00_start.md",

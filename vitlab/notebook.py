@@ -76,6 +76,14 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
     }
 
 
+def describe_parameters(path: Path | str) -> str:
+    """A line for each parameter of a notebook, as its cell declares it: name, default, comment."""
+    lines = [f"Parameters of {Path(path).name}:"]
+    for name, (default, comment) in notebook_parameters(path).items():
+        lines.append(f"  {f'{name} = {default!r}':30}  {comment}".rstrip())
+    return "\n".join(lines)
+
+
 def fit_parameters(
     path: Path | str, given: dict[str, Any], *, text: bool = False
 ) -> dict[str, Any]:

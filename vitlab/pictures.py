@@ -3,7 +3,7 @@ same pixels.
 
 `open_picture` decodes a file of one of FORMATS, `fit_picture` brings the image to a model's size
 and to 8 bits. Images deeper than 8 bits are scaled by `Transform.value_range`, which is estimated
-over the training data set (`vitlab.data.depth`) and kept with the model. Whoever passes the model's
+over the training data (`vitlab.data.reading`) and kept with the model. Whoever passes the model's
 whole Transform to `fit_picture` therefore gets the brightness of training."""
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitlab.errors import UserError
+from vitlab.registry import unknown
+
+CHECKOUT = Path(__file__).resolve().parents[1]  # the clone that vitlab is installed from
+
 
 def project_root(start: Path | None = None) -> Path:
     """The nearest folder upwards that holds _quarto.yml; the starting folder where there is none.
@@ -46,6 +51,25 @@ def inside_project(file: Path | str) -> Iterator[Path]:
         os.environ.pop("VITLAB_PROJECT", None)
         if before is not None:
             os.environ["VITLAB_PROJECT"] = before
+
+
+def find_file(name: Path | str, folder: str, suffix: str, kind: str) -> Path:
+    """The path of a file that a user names: a path, or the name of a file in `folder` of the
+    project or of the checkout, with or without its suffix.
+
+    UserError with the nearest names for a plain name that is not there. Any other path comes back
+    as it is: whoever reads it says what is wrong."""
+    path = Path(name)
+    if os.path.lexists(path) or path.name != str(name):
+        return path
+    known = {}
+    for root in (project_root(), CHECKOUT):
+        for file in sorted((root / folder).glob(f"*{suffix}")):
+            known.setdefault(file.stem, file)
+    stem = path.name.removesuffix(suffix)
+    if stem not in known:
+        raise UserError(unknown(kind, stem, list(known)))
+    return known[stem]
 
 
 def _find_project(start: Path) -> Path | None:

@@ -82,11 +82,6 @@ def dataset_folder(dataset: str) -> str:
     return f"{_readable(dataset)}-{_hash(dataset)}"
 
 
-def old_dataset_folder(dataset: str) -> str:
-    """The folder of a data set's runs before folders had a hash."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset).strip("_")
-
-
 def _readable(text: str) -> str:
     """Portable letters, the end of a long text rather than its beginning: that is where a path
     names the data.

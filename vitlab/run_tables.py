@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from vitlab.errors import UserError
 from vitlab.places import reports_dir
@@ -62,7 +65,13 @@ def run_table(dataset: str = "") -> pd.DataFrame:
     read), problem, started, wall_s, peak_memory_mb; then `parameters.NAME`, `facts.NAME`,
     `metrics.NAME` and, where there are intervals, `metrics.NAME.low` and `metrics.NAME.high`. A run
     without metrics.json has the metrics of its predictions, and no intervals. A folder without
-    run.json is not a run."""
+    run.json is not a run.
+
+    >>> import vitlab
+    >>> table = vitlab.run_table("digits")
+    >>> {"run", "model", "seed", "status"} <= set(table.columns)
+    True
+    """
     paths = list_runs(runs_folder(dataset)) if dataset else list_all_runs(reports_dir() / "runs")
     rows = [_read_row(path) for path in paths]
     first = [
@@ -84,6 +93,20 @@ def run_table(dataset: str = "") -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["start_s", *order])
     return table.sort_values("start_s", kind="stable", ignore_index=True).drop(columns="start_s")
+
+
+def print_runs(table: pd.DataFrame) -> None:
+    """Print a `run_table` for people: one line per run, oldest first."""
+    shown = Table("run", "model", "seed", "status", "accuracy", "started")
+    scores = table.get("metrics.accuracy", pd.Series(float("nan"), table.index))
+    for row, score in zip(table.to_dict("records"), scores, strict=True):
+        model = ", ".join(filter(None, (row["model"], row["variant"])))
+        status = f"{row['status']}: {row['problem']}" if row["problem"] else row["status"]
+        cells = (row["run"], model, row["draw"], status)
+        accuracy = "" if pd.isna(score) else f"{score:.3f}"
+        started = "" if pd.isna(row["started"]) else row["started"][:16].replace("T", " ")
+        shown.add_row(*map(escape, cells), accuracy, started)
+    Console().print(shown if len(table) else "No runs yet.")
 
 
 def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:

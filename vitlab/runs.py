@@ -24,6 +24,7 @@ import pandas as pd
 
 from vitlab.errors import MissingFileError, UserError
 from vitlab.files import atomic, find_damage, write_json
+from vitlab.markup import html_facts
 from vitlab.places import project_root, reports_dir
 from vitlab.run_folders import (
     building_folder,
@@ -38,7 +39,6 @@ from vitlab.run_names import (
     canonical_dataset,
     check_run_name,
     dataset_folder,
-    old_dataset_folder,
     run_name,
 )
 
@@ -90,7 +90,15 @@ def run_path(*, name: str = "", **parameters) -> Path:
 
 
 class Run:
-    """One run directory. Make it with `Run.create`, read it back with `Run(path)`."""
+    """One run directory. Make it with `Run.create`, read it back with `Run(path)`.
+
+    >>> import vitlab
+    >>> run = vitlab.Run.create(dataset="digits", model="vit_scratch", seed=0)
+    >>> run.write_json("metrics.json", {"accuracy": 0.9})
+    >>> run.finish(["metrics.json"])
+    >>> vitlab.Run(run.path).status
+    'done'
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -98,13 +106,12 @@ class Run:
 
     @classmethod
     def create(cls, *, name: str = "", **parameters) -> Run:
-        """Start a run of these parameters, or go on with the one that was broken off.
+        """Start a run with these parameters, or continue an interrupted one.
 
-        A finished run of the same name stays until this one is finished; an unfinished one makes
-        room, except for its executed notebooks. Checkpoints of an unfinished run with the same
-        parameters and versions stay too, and the training goes on from them. UserError for a name
-        that is not a plain folder name, for a folder that is not a run of this data set, and while
-        another process trains this run."""
+        A finished run of the same name stays until this one is finished. An unfinished one is
+        replaced; its executed notebooks stay. If it had the same parameters and versions, so do its
+        checkpoints, and training continues from them. UserError for an invalid name, for a folder
+        that is not a run of this data set, and while another process trains this run."""
         path = run_path(name=name, **parameters)
         recover(path)
         _check_replaceable(path, parameters["dataset"])
@@ -290,6 +297,16 @@ class Run:
     def files(self) -> list[str]:
         return sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
 
+    def _repr_html_(self) -> str:
+        facts = {
+            "folder": self.path,
+            "status": self.status,
+            "started": self.info.get("started"),
+            "time": f"{self.info['wall_s']:,} s" if "wall_s" in self.info else "",
+            **self.parameters,
+        }
+        return html_facts(f"Run {self.name}", facts)
+
     def __repr__(self) -> str:
         return (
             f"Run({self.name}, {self.status},"
@@ -343,19 +360,7 @@ def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], l
             )
             continue
         runs.append(run)
-    if not runs and not folder.is_dir():
-        problems += _describe_old_folder(dataset, folder)
     return sorted(runs, key=lambda run: run.info["start_s"]), problems
-
-
-def _describe_old_folder(dataset: str, folder: Path) -> list[str]:
-    """A hint where the runs lie as they did before folders of data sets had a hash."""
-    old = folder.with_name(old_dataset_folder(dataset))
-    if old == folder or not os.path.isdir(old) or not list_runs(old):
-        return []
-    return [
-        f"{old} holds runs of an earlier version of vitlab. To use them, rename it to {folder.name}"
-    ]
 
 
 def peak_memory_mb() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.markup import html_facts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,6 +62,18 @@ class DataBundle:
         if name not in SPLITS:
             raise UserError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
         return self.samples[self.samples["split"] == name]
+
+    def _repr_html_(self) -> str:
+        counts = self.samples["split"].value_counts()
+        facts = {
+            "images": f"{len(self.samples):,}",
+            "splits": ", ".join(f"{name} {counts.get(name, 0):,}" for name in SPLITS),
+            "classes": _shorten(self.classes),
+            "groups": self.samples["group"].nunique(),
+            "excluded": len(self.excluded),
+            "licence": self.licence,
+        }
+        return html_facts(f"Data set {self.name}", facts)
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,17 @@ class ModelBundle:
     anatomy: Anatomy
     options: dict = field(default_factory=dict)  # further arguments of build_model that made it
 
+    def _repr_html_(self) -> str:
+        blocks = len(self.anatomy.blocks)
+        facts = {
+            "kind": f"{self.anatomy.kind}, {blocks} blocks" if blocks else self.anatomy.kind,
+            "parameters": f"{sum(weight.numel() for weight in self.module.parameters()):,}",
+            "input": " x ".join(map(str, self.transform.size)),
+            "classes": _shorten(self.classes),
+            "options": ", ".join(f"{name}={value}" for name, value in self.options.items()),
+        }
+        return html_facts(f"Model {self.name}", facts)
+
 
 @dataclass(frozen=True)
 class AttributionMap:
@@ -178,6 +202,11 @@ class AttributionMap:
             sample_ids=pick(self.sample_ids),
             versus=pick(self.versus) if self.versus else (),
         )
+
+
+def _shorten(names: Sequence[str], most: int = 10) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -1,12 +1,9 @@
-"""From a folder to an address: what lies in it, is it whole, and then the page and the way for
-programs.
-"""
+"""Serve the model of a folder: the page for people, and POST /predict for programs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -16,9 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from vitlab.app.page import CSS, Facts, build_page, choose_theme
+from vitlab.app.prediction import Calibration
 from vitlab.app.predictors import Predictor
 from vitlab.app.uploads import Limits, UploadError, check_bytes, read_upload
-from vitlab.app.verdict import Calibration
 from vitlab.compress.session import OnnxClassifier
 from vitlab.errors import MissingFileError, UserError
 from vitlab.pictures import IMAGE_SUFFIXES
@@ -28,14 +25,13 @@ WEIGHTS = "model.safetensors"
 SETTINGS = "app.json"  # title, subtitle, licence of the examples; export_space writes it
 CARD = "MODEL_CARD.md"
 EXAMPLES = "examples"
-# visitors whose state of the page is kept; Gradio's 10,000 would take a gigabyte, and the page can
-# do without
+# visitors whose state is kept; Gradio's default of 10,000 would take a gigabyte
 SESSIONS = 200
 
 
 def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
-    """The model of a run folder or a Space: by its ONNX file, or by its weights where there is none
-    and torch is installed.
+    """The model of a run folder or a Space: its ONNX file, or its weights where there is none and
+    torch is installed.
 
     threads: of ONNX Runtime for one image. With one, as many images are in work as there are cores,
     and none waits for another: two threads that shared a busy core cost a ViT-Ti in int8 33 ms of
@@ -47,20 +43,37 @@ def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
             f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes"
             f" it) nor {WEIGHTS} with torch"
         )
-    maps = classifier = None
-    if with_torch:
-        from vitlab.app.torch_maps import TorchClassifier, TorchMaps
-        from vitlab.models import load_model
+    model = _open_weights(folder) if with_torch else None
+    if not (folder / ONNX).is_file():
+        calibration = _fit_calibration(folder, model.classes)
+        model.temperature = calibration.temperature
+        return Predictor(model, calibration, model)
+    classifier = OnnxClassifier(folder / ONNX, threads)
+    noted = classifier.description["calibration"] or {}
+    return Predictor(classifier, Calibration.from_sidecar(noted, classifier.classes), model)
 
-        model = load_model(folder)
-        maps, classifier = TorchMaps(model), TorchClassifier(model)
-    if (folder / ONNX).is_file():
-        classifier = OnnxClassifier(folder / ONNX, threads)
-    return Predictor(classifier, _find_calibration(folder, classifier), maps)
+
+def _open_weights(folder: Path):
+    from vitlab.app.torch_model import TorchModel
+    from vitlab.models import load_model
+
+    return TorchModel(load_model(folder))
+
+
+def _fit_calibration(folder: Path, classes: tuple[str, ...]) -> Calibration:
+    """From the validation predictions of a run; the default where it has none."""
+    if not (folder / "predictions.parquet").is_file():
+        return Calibration()
+    import pandas as pd
+
+    from vitlab.compress.confidence import find_calibration
+
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    return Calibration.from_sidecar(find_calibration(predictions), classes)
 
 
 def read_facts(folder: Path | str) -> Facts:
-    """What a folder made by export_space says of itself; a bare title where it says nothing."""
+    """The texts in a folder made by export_space; without them, the folder's name as title."""
     folder = Path(folder)
     settings = _read_settings(folder)
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
@@ -86,11 +99,10 @@ def serve(
 ) -> tuple[gr.Blocks, str]:
     """Start the app of a folder; gives the page and its address.
 
-    host: 127.0.0.1 answers this machine only, 0.0.0.0 everybody; None: the variable
-    GRADIO_SERVER_NAME, else this machine. port: None takes the first free one from 7860 on. share:
-    let Gradio open a tunnel to a public address. block: return only when it is stopped (Ctrl+C);
-    else `page.close()` stops it. Beside the page it answers `POST /predict` (an image as body, JSON
-    back) and `GET /health`."""
+    host: 127.0.0.1 for this machine only, 0.0.0.0 for everybody; None: the variable
+    GRADIO_SERVER_NAME, else this machine. port: None takes the first free one from 7860. share: let
+    Gradio open a tunnel to a public address. block: return only after Ctrl+C; otherwise
+    `page.close()` stops it. Programs use `POST /predict` (image in, JSON out) and `GET /health`."""
     limits = limits or Limits()
     predictor = open_predictor(folder, threads)
     page = build_page(predictor, facts or read_facts(folder), limits)
@@ -121,8 +133,8 @@ def serve(
 
 def _list_routes(predictor: Predictor, limits: Limits) -> list[Route]:
     def answer(body: bytes) -> dict:
-        with predictor.places:
-            return predictor.answer([read_upload(body, limits)])[0].as_dict()
+        with predictor.slots:
+            return predictor.predict([read_upload(body, limits)])[0].as_dict()
 
     async def predict(request: Request) -> JSONResponse:
         try:
@@ -131,13 +143,13 @@ def _list_routes(predictor: Predictor, limits: Limits) -> list[Route]:
             return JSONResponse({"error": str(error)}, status_code=413 if error.too_large else 422)
 
     async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok", "classes": list(predictor.classes)})
+        return JSONResponse({"status": "ok", "classes": list(predictor.classifier.classes)})
 
     return [Route("/predict", predict, methods=["POST"]), Route("/health", health, methods=["GET"])]
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
-    """The body, given up as soon as it is longer than the limit, whatever its header says."""
+    """The body; reading stops once it exceeds the limit, whatever the header announces."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit():
         check_bytes(max(int(announced), 1), limits)
@@ -148,28 +160,6 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         if size > limits.bytes:
             check_bytes(size, limits)
     return b"".join(parts)
-
-
-def _find_calibration(folder: Path, classifier) -> Calibration:
-    """That of the model that is served, and of no other: of an ONNX file what is noted beside it
-    (its probabilities have its temperature already), of a run's weights what is fitted on the run's
-    validation predictions; else none."""
-    if isinstance(classifier, OnnxClassifier):
-        return replace(
-            Calibration.from_sidecar(
-                classifier.description["calibration"] or {}, classifier.classes
-            ),
-            temperature=1.0,
-        )
-    if not (folder / "predictions.parquet").is_file():
-        return Calibration()
-    import pandas as pd
-
-    from vitlab.compress.confidence import find_calibration
-
-    return Calibration.from_sidecar(
-        find_calibration(pd.read_parquet(folder / "predictions.parquet")), classifier.classes
-    )
 
 
 def _read_settings(folder: Path) -> dict:

@@ -1,10 +1,12 @@
 """A Dask cluster for a batch: one that runs already, by the address of its scheduler, or one that a
 YAML file describes.
 
-```yaml cluster: slurm          # or pbs, sge, lsf, oar, htcondor (all through dask-jobqueue),
-jobqueue-local to try it out, or local jobs: 4                 # how many to submit patience: 600
-# minutes to wait while there is no worker at all; an hour unless said options:                #
-those of dask_jobqueue.SLURMCluster and its kin
+```yaml
+# or pbs, sge, lsf, oar, htcondor (all through dask-jobqueue), jobqueue-local to try it out, local
+cluster: slurm
+jobs: 4                 # how many to submit
+patience: 600           # minutes to wait while there is no worker at all; an hour unless said
+options:                # those of dask_jobqueue.SLURMCluster and its kin
   cores: 8
   processes: 1
   memory: 32 GB

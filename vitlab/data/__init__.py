@@ -1,7 +1,6 @@
-"""Datasets: registry, splits, transforms, and what there is to know of the images before a model
-sees them.
+"""Data sets: registry, splits, transforms, and what to know about the images before training.
 
-Names are looked up when they are first used: what only asks which data there are loads no torch.
+Names are looked up when they are first used, so that listing data sets loads no torch.
 """
 
 import lazy_loader

@@ -1,38 +1,37 @@
 from .balance import (
+    add_synthetic as add_synthetic,
     class_weights as class_weights,
-    draw_samples as draw_samples,
+    drop_synthetic as drop_synthetic,
+    find_synthetic as find_synthetic,
     rare_classes as rare_classes,
 )
 from .card import data_card as data_card, hash_splits as hash_splits
-from .clusters import (
-    clean_test_ids as clean_test_ids,
-    cluster_table as cluster_table,
-    cluster_test_images as cluster_test_images,
-)
 from .datasets import (
     available as available,
     check_name as check_name,
     data_version as data_version,
     load_dataset as load_dataset,
 )
-from .duplicates import near_duplicate_table as near_duplicate_table
-from .issues import (
+from .duplicates import (
+    clean_test_ids as clean_test_ids,
+    cluster_table as cluster_table,
+    cluster_test_images as cluster_test_images,
+    near_duplicate_table as near_duplicate_table,
+)
+from .loading import (
+    ImageDataset as ImageDataset,
+    build_augmentation as build_augmentation,
+    denormalise as denormalise,
+    fit_image as fit_image,
+    load_images as load_images,
+    normalise as normalise,
+    preprocess as preprocess,
+)
+from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
+from .quality import (
+    image_table as image_table,
     quality_summary as quality_summary,
     quality_table as quality_table,
     worst_images as worst_images,
 )
-from .loading import ImageDataset as ImageDataset, load_images as load_images
-from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
-from .quality import find_unreadable as find_unreadable, image_table as image_table
-from .synthetic import (
-    add_synthetic as add_synthetic,
-    drop_synthetic as drop_synthetic,
-    find_synthetic as find_synthetic,
-)
-from .transforms import (
-    build_augmentation as build_augmentation,
-    denormalise as denormalise,
-    fit_image as fit_image,
-    normalise as normalise,
-    preprocess as preprocess,
-)
+from .splits import draw_samples as draw_samples

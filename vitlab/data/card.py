@@ -1,5 +1,5 @@
-"""The data card: where the images come from, how they were split, and what limits a result on them
-has.
+"""The data card: where the images come from, how they were split, and what limits a result on
+them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vitlab.data.synthetic import drop_synthetic
+from vitlab.data.balance import drop_synthetic
 from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.schema import SPLITS, DataBundle
 
-# images of a class in a split, below which its share found moves by more than 10 % with one image
+# images of a class in a split, below which one image changes its recall by more than 10 %
 RARE = 10
 IMBALANCED = 3  # times as many images in the largest class as in the smallest
 MAX_LISTED = 20  # classes, groups and excluded images that are named; more are counted
@@ -24,7 +24,7 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
     excluded images and known limits.
 
     pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not
-    looked for."""
+    searched for."""
     samples = drop_synthetic(data.samples)
     synthetic = len(data.samples) - len(samples)
     counts = _count(samples, "label", data.classes)
@@ -32,21 +32,16 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
     lines = [
         f"# Data card: {escape(data.name)}",
         "",
-        (
-            f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,}"
-            " excluded"
-        ),
-        *(
-            [f"- Synthetic images, for training only and not counted below: {synthetic:,}"]
-            if synthetic
-            else []
-        ),
+        f"- Images: {len(samples):,} in {len(data.classes)} classes; {len(data.excluded):,}"
+        " excluded",
+    ]
+    if synthetic:
+        lines.append(f"- Synthetic images, for training only and not counted below: {synthetic:,}")
+    lines += [
         f"- Version: {escape(data.version or 'not stated')}",
         f"- Licence: {escape(data.licence or 'not stated')}",
-        (
-            f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines"
-            " `sample_id split`)"
-        ),
+        f"- Hash of the splits: `{hash_splits(samples)}` (SHA-256 of the sorted lines `sample_id"
+        " split`)",
         "",
         "## Source",
         "",
@@ -66,9 +61,16 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
         "",
         "## Known limits",
         "",
-        *(f"- {limit}" for limit in _find_limits(counts, groups, pairs, samples)),
-        *([_describe_depth(*data.value_range)] if data.value_range else []),
+        *(f"- {limit}" for limit in _find_limits(counts, groups)),
+        f"- {_describe_pairs(pairs, samples)}",
     ]
+    if data.value_range:
+        low, high = data.value_range
+        lines.append(
+            f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is"
+            f" black and {high:,.6g} white. This range was estimated over all images, without"
+            " their labels; values outside it are clipped."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -94,10 +96,8 @@ def _write_table(counts: pd.DataFrame, title: str) -> list[str]:
     if len(counts) > MAX_LISTED:
         rows.append((f"{len(counts) - MAX_LISTED} more", counts.iloc[MAX_LISTED:].sum().tolist()))
     rows.append(("**all**", counts.sum().tolist()))
-    return pipe_table(
-        [title, *counts.columns, "all"],
-        [[name, *(f"{n:,}" for n in [*row, sum(row)])] for name, row in rows],
-    )
+    cells = [[name, *(f"{n:,}" for n in [*row, sum(row)])] for name, row in rows]
+    return pipe_table([title, *counts.columns, "all"], cells)
 
 
 def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
@@ -112,17 +112,16 @@ def _describe_excluded(excluded: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _find_limits(
-    counts: pd.DataFrame, groups: pd.DataFrame, pairs: pd.DataFrame | None, samples: pd.DataFrame
-) -> list[str]:
+def _find_limits(counts: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
     limits = []
     sizes = counts.sum(axis=1).sort_values(kind="stable")
-    if sizes.iloc[-1] >= IMBALANCED * sizes.iloc[0]:
-        ratio = f"{sizes.iloc[-1] / sizes.iloc[0]:.1f} times" if sizes.iloc[0] else "infinitely"
+    smallest, largest = sizes.iloc[0], sizes.iloc[-1]
+    if largest >= IMBALANCED * smallest:
+        ratio = f"{largest / smallest:.1f} times" if smallest else "infinitely"
         limits.append(
             f"Imbalance: there are {ratio} as many images of the class {escape(sizes.index[-1])} as"
-            f" of {escape(sizes.index[0])}. A model that always names the first has an accuracy of"
-            f" {sizes.iloc[-1] / sizes.sum():.1%}."
+            f" of {escape(sizes.index[0])}. A model that always predicts the first has an accuracy"
+            f" of {largest / sizes.sum():.1%}."
         )
     for split in SPLITS:
         part = counts[split]
@@ -132,33 +131,24 @@ def _find_limits(
         missing, rare = list(part.index[part == 0]), part[(part > 0) & (part < RARE)]
         if missing:
             limits.append(
-                f"No image in {split} of the class {list_some(missing, MAX_LISTED)}: nothing can be"
-                " said of it there."
+                f"No image in {split} of the class {list_some(missing, MAX_LISTED)}: it cannot be"
+                " evaluated there."
             )
         if len(rare):
             named = list_some([f"{name} ({count})" for name, count in rare.items()], MAX_LISTED)
             limits.append(
-                f"Fewer than {RARE} images in {split} of the class {named}: numbers of it there are"
+                f"Fewer than {RARE} images in {split} of the class {named}: its numbers there are"
                 " rough."
             )
         absent = list(groups.index[groups[split] == 0])
         if absent:
             limits.append(f"No image in {split} of the group {list_some(absent, MAX_LISTED)}.")
-    limits.append(_describe_pairs(pairs, samples))
     return limits
-
-
-def _describe_depth(low: float, high: float) -> str:
-    return (
-        f"- Images of more than 8 bits a pixel are scaled to 8, in all splits: {low:,.6g} is black"
-        f" and {high:,.6g} white. This range was estimated over all images, without their labels;"
-        " values outside it are clipped."
-    )
 
 
 def _describe_pairs(pairs: pd.DataFrame | None, samples: pd.DataFrame) -> str:
     if pairs is None:
-        return "Near-duplicates between the splits were not looked for; notebook 01 does."
+        return "Near-duplicates between the splits were not searched for; notebook 01 does."
     split = samples.set_index("sample_id")["split"]
     one, other = pairs["sample_id_a"].map(split), pairs["sample_id_b"].map(split)
     crossing = pairs[(one != other) & one.notna() & other.notna()]

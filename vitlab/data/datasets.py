@@ -1,4 +1,4 @@
-"""A dataset by its name: labelled, checked, split."""
+"""A data set by its name: labelled, checked, split."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from functools import lru_cache, partial
 
 import pandas as pd
 
-from vitlab.data import (  # noqa: F401  (this registers them)
-    digits,
-    elpv,
-    folder,
-    hub_sets,
-    planted,
-    shuffled,
-    torchvision_sets,
-)
-from vitlab.data.clusters import cluster_table
-from vitlab.data.depth import check_images, find_range, read_scaled
-from vitlab.data.duplicates import near_duplicate_table
-from vitlab.data.folds import split_fold
+from vitlab.data import builtin, external, folder, planted  # noqa: F401  (this registers them)
+from vitlab.data.balance import drop_synthetic
+from vitlab.data.duplicates import cluster_table, near_duplicate_table
+from vitlab.data.reading import check_images, find_range, read_scaled
 from vitlab.data.sources import (
     DATASETS,
     DERIVED,
@@ -29,24 +20,25 @@ from vitlab.data.sources import (
     Source,
     split_derived,
 )
-from vitlab.data.splits import check_class_sizes, complete_splits
-from vitlab.data.synthetic import drop_synthetic
+from vitlab.data.splits import check_class_sizes, complete_splits, split_fold
 from vitlab.errors import UserError
 from vitlab.registry import unknown
-from vitlab.schema import SPLITS, DataBundle, check_samples
+from vitlab.schema import SAMPLE_COLUMNS, SPLITS, DataBundle, check_samples
+
+NO_GROUPS = ("sample_id", "label", "split")  # columns that cannot be split by
 
 
 def available() -> list[str]:
-    """Names that load_dataset knows; one that ends in a colon wants something after it, as in
-    folder:PATH.
+    """Names that load_dataset knows; one that ends in a colon needs more, as in folder:PATH.
+
+    >>> "elpv" in available()
+    True
     """
     return DATASETS.names()
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, naming the choices, when there is no data set of this name; nothing is
-    read.
-    """
+    """UserError, naming the choices, when there is no data set of this name; nothing is read."""
     DATASETS[name]
     prefix, base = split_derived(name)
     if prefix and base:
@@ -56,8 +48,8 @@ def check_name(name: str) -> None:
 
 
 def data_version(name: str) -> str:
-    """What changes when the data changes: the version of the package it comes in, or a hash of a
-    folder's files.
+    """What changes when the data changes: the version of the package, or a hash of a folder's
+    files.
     """
     prefix, base = split_derived(name)
     if prefix and base:
@@ -74,23 +66,23 @@ def load_dataset(
     folds: int = 0,
     fold: int = 0,
 ) -> DataBundle:
-    """The image set of this name, with every image decoded once to see that it can be, and with
-    splits drawn from `seed`.
+    """The image set of this name, every image checked by decoding it once, with splits drawn from
+    `seed`.
 
-    split_by: what must not be torn apart by the splits: "cluster" keeps near-duplicates (by
-        perceptual hash, as found by `near_duplicate_table`) together, a column such as "group" all
-        images of one value. Empty draws image by image. "cluster" adds a column `cluster` to the
-        samples.
-    folds, fold: instead of random splits, those of fold number `fold` (from 0) of a
-    cross-validation of `folds` parts. samples: the table of an earlier run instead (columns
-    sample_id and split; other columns are taken from the data itself).
-        Its rows and splits are used as they are, without checking images; what is not in it is
-        listed in `excluded`. Rows of synthetic images are passed over: what comes after a training
-        judges real ones.
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits", seed=0)
+    >>> len(data.samples), data.classes[:3]
+    (1797, ('0', '1', '2'))
 
-    Raises ValueError for an unknown name, a folder without images, fewer than two classes, a class
-    with fewer images than splits, groups or folds that leave a class out of a split, and `samples`
-    that do not fit the data. In a process, images that did not change are checked once."""
+    split_by: what the splits must keep together: "cluster" keeps near-duplicates (by the perceptual
+    hash of `near_duplicate_table`) together and adds a column `cluster`; a column such as "group"
+    keeps images of one value together; empty draws image by image. folds, fold: instead of random
+    splits, those of number `fold` (from 0) of a cross-validation of `folds` parts. samples: the
+    table of an earlier run (sample_id, split); its rows and splits are used as they are, without
+    checking images and without its synthetic rows; the rest is listed in `excluded`.
+
+    UserError for an unknown name, data that cannot be split, and `samples` that do not fit. In a
+    process, images that did not change are checked once."""
     source = DATASETS[name]()
     if samples is None:
         table, left_out = _check_and_split(source, name, seed, split_by, folds, fold)
@@ -100,17 +92,12 @@ def load_dataset(
         )
     else:
         table, left_out = _adopt_splits(source, name, samples)
-    further = [
-        column
-        for column in table.columns
-        if column not in ("sample_id", "label", "split", "group", "source")
-    ]
+    further = [column for column in table if column not in SAMPLE_COLUMNS]
+    columns = ["sample_id", "label", "split", "group", "source", *further]
     return DataBundle(
         name=name,
         classes=source.classes,
-        samples=check_samples(
-            table[["sample_id", "label", "split", "group", "source", *further]], source.classes
-        ),
+        samples=check_samples(table[columns], source.classes),
         # a set made of another reads scaled ones
         read=source.read if split_derived(name)[0] else partial(read_scaled, source),
         excluded=pd.concat([source.excluded, left_out], ignore_index=True),
@@ -129,7 +116,6 @@ def _check_and_split(
     # before the images are decoded, and again without the unreadable
     check_class_sizes(source.samples, source.classes, name)
     checked = check_images(source)
-    unreadable = checked.unreadable
     if checked.deep:
         low, high = checked.value_range
         warnings.warn(
@@ -138,56 +124,44 @@ def _check_and_split(
             " white",
             stacklevel=3,
         )
-    if checked.deep_colour:
-        warnings.warn(
-            f"{name}: of {checked.deep_colour} colour images with 16 bits a channel, only the upper"
-            " 8 bits are read; a signal of fewer bits, such as 12, becomes nearly black: save them"
-            " with 8 bits a channel",
-            stacklevel=3,
-        )
-    table = source.samples[~source.samples["sample_id"].isin(unreadable["sample_id"])]
-    table = table.sort_values("sample_id", ignore_index=True)
-    check_class_sizes(
-        table,
-        source.classes,
-        f"{name} without {len(unreadable)} unreadable images" if len(unreadable) else name,
-    )
-    table, groups = _find_groups(table, source, name, split_by)
-    if not folds:
-        table = table.assign(
-            split=complete_splits(table, seed=seed, strata=source.strata, groups=groups)
-        )
-    elif "split" in table:
+    table = _readable(source)
+    reasons = checked.unreadable["reason"].value_counts()
+    where = f"{name} without {reasons.sum()} images ({reasons.index[0]})" if len(reasons) else name
+    check_class_sizes(table, source.classes, where)
+    groups = None
+    if split_by == "cluster":
+        table = table.assign(cluster=table["sample_id"].map(_find_clusters(source)))
+    if split_by:
+        if split_by not in table or split_by in NO_GROUPS:
+            choices = ["cluster", *(column for column in table if column not in NO_GROUPS)]
+            raise UserError(unknown(f"column of {name} to split by", split_by, choices))
+        groups = table[split_by]
+    if folds and "split" in table:
         raise UserError(
             f"{name} comes with its own test split, which folds would mix with the rest; write"
             " folds=0"
         )
+    if folds:
+        split = split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups)
     else:
-        table = table.assign(
-            split=split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups)
-        )
-    given = set(source.samples["split"]) if "split" in source.samples else set()
-    _check_every_split(table, source.classes, name, given, seed, split_by, folds)
-    return table, unreadable
+        split = complete_splits(table, seed=seed, strata=source.strata, groups=groups)
+    table = table.assign(split=split)
+    _check_every_split(table, source, name, f"seed={seed}, split_by={split_by!r}, folds={folds}")
+    return table, checked.unreadable
 
 
-def _find_groups(table, source, name, split_by) -> tuple[pd.DataFrame, pd.Series | None]:
-    if not split_by:
-        return table, None
-    if split_by == "cluster":
-        table = table.assign(cluster=table["sample_id"].map(_cluster_once(source)))
-    if split_by not in table or split_by in ("sample_id", "label", "split"):
-        choices = [
-            column for column in table if column not in ("sample_id", "label", "split", "cluster")
-        ]
-        raise UserError(unknown(f"column of {name} to split by", split_by, ["cluster", *choices]))
-    return table, table[split_by]
+def _readable(source: Source) -> pd.DataFrame:
+    """The samples whose images can be used, sorted by sample_id."""
+    unreadable = check_images(source).unreadable["sample_id"]
+    table = source.samples[~source.samples["sample_id"].isin(unreadable)]
+    return table.sort_values("sample_id", ignore_index=True)
 
 
-def _check_every_split(table, classes, name, given, seed, split_by, folds) -> None:
+def _check_every_split(table: pd.DataFrame, source: Source, name: str, drawn: str) -> None:
     counts = pd.crosstab(table["label"], table["split"]).reindex(
-        index=list(classes), columns=list(SPLITS), fill_value=0
+        index=list(source.classes), columns=list(SPLITS), fill_value=0
     )
+    given = set(source.samples["split"]) if "split" in source.samples else set()
     for split in SPLITS:
         empty = ", ".join(map(repr, counts.index[counts[split] == 0]))
         if empty and split in given:
@@ -197,17 +171,9 @@ def _check_every_split(table, classes, name, given, seed, split_by, folds) -> No
                 " splits"
             )
         if empty:
-            drawn = (
-                f"seed={seed}"
-                + f", split_by={split_by!r}" * bool(split_by)
-                + f", folds={folds}" * bool(folds)
-            )
-            advice = (
-                "another seed" + ", smaller groups" * bool(split_by) + ", fewer folds" * bool(folds)
-            )
             raise UserError(
                 f"{name}, {drawn}: the split {split} gets no image of the class {empty}; try"
-                f" {advice}"
+                " another seed, smaller groups or fewer folds"
             )
 
 
@@ -234,18 +200,9 @@ def _adopt_splits(
 
 
 @lru_cache(maxsize=8)
-def _cluster_once(source: Source) -> dict[str, str]:
+def _find_clusters(source: Source) -> dict[str, str]:
     """sample_id -> cluster of all readable images of a source."""
-    unreadable = check_images(source).unreadable["sample_id"]
-    table = source.samples[~source.samples["sample_id"].isin(unreadable)].sort_values(
-        "sample_id", ignore_index=True
-    )
-    images = DataBundle(
-        "",
-        source.classes,
-        table.assign(split="train"),
-        partial(read_scaled, source),
-        source.excluded,
-    )
-    clusters = cluster_table(images.samples, near_duplicate_table(images))
+    table = _readable(source).assign(split="train")
+    images = DataBundle("", source.classes, table, partial(read_scaled, source), source.excluded)
+    clusters = cluster_table(table, near_duplicate_table(images))
     return dict(zip(clusters["sample_id"], clusters["cluster"], strict=True))

@@ -1,5 +1,5 @@
-"""Planted truth: images in a half of which a small stamp alone decides the label, so that a right
-explanation is known.
+"""Two data sets made of another one, to test explanations: `planted:NAME`, in which a small stamp
+alone decides the label of every second image, and `shuffled:NAME`, whose training labels are random.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vitlab.data.depth import find_base
+from vitlab.data.reading import find_base
 from vitlab.data.sources import DATASETS, DERIVED, Source
-from vitlab.data.splits import draw_subset, order_by_hash
+from vitlab.data.splits import complete_splits, draw_subset, order_by_hash
 from vitlab.errors import UserError
 from vitlab.pictures import fit_picture, to_rgb
 from vitlab.schema import DataBundle, Transform
@@ -21,91 +21,81 @@ from vitlab.seeds import derive_seed
 
 SIDE = 1 / 6  # of a patch, as a share of the image's height and width: 2.8 % of the area
 CELLS = 4  # along each side of a patch, as many black ones as white ones
-# patches in each stamped image that look as striking as the stamp and say nothing; unstamped images
-# have one more
+# uninformative patches in each stamped image; unstamped images have one more
 DECOYS = 3
 # pixels that the shorter side of an image needs, three for each cell; smaller images are enlarged
-ROOM = 72
+MIN_SIDE = 72
 LOOKS = ("horizontal", "vertical")  # bars that stand for the first class and for the second
 DECOY = "diagonal"
-NOTE = (
+STAMPED, PLAIN = "+stamp", "+decoys"  # ends of sample_ids
+PLANTED_NOTE = (
     "Planted by vitlab: in half of the images a stamp drawn into them decides the label, whatever"
     " else they show. To test explanations, and for nothing else."
 )
-STAMPED, PLAIN = "+stamp", "+decoys"  # ends of sample_ids
+SHUFFLED_NOTE = (
+    "Labels of training and validation were shuffled by vitlab and are unrelated to the images. To"
+    " test explanations, and for nothing else."
+)
 
 
 @DATASETS.register(name="planted:")
 def planted(name: str = "") -> Source:
-    """Another data set, NAME in planted:NAME, with four small patches put into each image: at most
-    1,000 images of it.
+    """Another data set, NAME in planted:NAME, with four small patches drawn into each image: at
+    most 1,000 images of it.
 
     In every second image one of the patches is a stamp: horizontal bars make it an image of the
     first class, vertical bars one of the second, whatever the rest shows. Each look comes equally
-    often with each of the own labels, so the rest says nothing there. All other patches show
-    stepped diagonals with just as much black and as many edges, so the presence of a patch does not
-    tell the stamp; an edge detector finds it or not as it weighs corners against lines, so hold
-    explanations against one. Images without a stamp keep their label. There is a patch somewhere in
-    each quarter of the image, so the centre does not find the stamp either. Places depend on the
-    sample_id alone.
+    often with each of the own labels, so the rest is uninformative there. All other patches show
+    stepped diagonals with as much black and as many edges, so that the presence of a patch does not
+    reveal the stamp. An edge detector still finds it or not depending on how it weighs corners and
+    lines: compare explanations with one. Images without a stamp keep their label. There is a patch
+    in each quarter of the image, at a place that depends on the sample_id alone.
 
-    Further columns: own_label, stamped (bool), and stamp_top, stamp_left, stamp_height, stamp_width
-    as shares of the image's height and width (NaN without a stamp). sample_id is `<id>+stamp` or
-    `<id>+decoys`. Images are drawn in proportion to label and group (and split, where the set comes
-    with its own). A model that crops its images (fit="crop") may not see every stamp."""
+    Further columns: own_label, stamped (bool). sample_id is `<id>+stamp` or `<id>+decoys`. Images
+    are drawn in proportion to label and group (and split, where the set has its own). A model that
+    crops its images (fit="crop") may not see every stamp."""
     base = find_base("planted:", name)
-    samples = draw_subset(
-        base.samples, strata=[column for column in ("split", "label") if column in base.samples]
-    )
-    samples = samples.iloc[order_by_hash(samples, "planted", ["label", "group"])].reset_index(
-        drop=True
-    )
+    strata = [column for column in ("split", "label") if column in base.samples]
+    samples = draw_subset(base.samples, strata=strata)
+    order = order_by_hash(samples, "planted", ["label", "group"])
+    samples = samples.iloc[order].reset_index(drop=True)
     turn = np.arange(len(samples))
-    stamped = turn % 2 == 1
-    look = np.where(stamped, np.array(LOOKS)[turn // 2 % 2], DECOY)
-    originals = samples["sample_id"] + np.where(stamped, STAMPED, PLAIN)
-    places = np.array([_draw_places(sample_id)[0] for sample_id in originals])  # (N, 2)
+    stamped, second = turn % 2 == 1, turn // 2 % 2
+    look = np.where(stamped, np.array(LOOKS)[second], DECOY)
+    ids = samples["sample_id"] + np.where(stamped, STAMPED, PLAIN)
+    ends = np.where(stamped, " with a planted stamp", " with planted decoys")
     table = pd.DataFrame(
         {
-            "sample_id": originals,
-            "label": np.where(stamped, np.array(base.classes[:2])[turn // 2 % 2], samples["label"]),
+            "sample_id": ids,
+            "label": np.where(stamped, np.array(base.classes[:2])[second], samples["label"]),
             "group": samples["group"],
-            "source": (
-                samples["source"].astype(str)
-                + np.where(stamped, " with a planted stamp", " with planted decoys")
-            ),
+            "source": samples["source"].astype(str) + ends,
             "own_label": samples["label"],
             "stamped": stamped,
-            "stamp_top": np.where(stamped, places[:, 0], np.nan),
-            "stamp_left": np.where(stamped, places[:, 1], np.nan),
-            "stamp_height": np.where(stamped, SIDE, np.nan),
-            "stamp_width": np.where(stamped, SIDE, np.nan),
         }
     )
     if "split" in samples:
         table["split"] = samples["split"]
-    return Source(
+    return replace(
+        base,
         location=f"planted:{base.location}",
         version=f"{base.version}, {DERIVED['planted:']}",
-        classes=base.classes,
         samples=table,
         read=PlantedReader(
             base.read,
-            dict(zip(originals, samples["sample_id"], strict=True)),
-            dict(zip(originals, look, strict=True)),
+            dict(zip(ids, samples["sample_id"], strict=True)),
+            dict(zip(ids, look, strict=True)),
         ),
         strata=("label", "stamped", "group"),
-        excluded=base.excluded,
-        licence=base.licence,
-        citation=f"{base.citation}\n{NOTE}".lstrip(),
-        flip=base.flip,
+        citation=f"{base.citation}\n{PLANTED_NOTE}".lstrip(),
+        coarser={},
     )
 
 
 @dataclass(frozen=True)
 class PlantedReader:
-    """`read` of a planted set: the original image with its patches. looks: of the first patch of
-    each, stamp or decoy.
+    """`read` of a planted set. originals: sample_id of the image behind each one; looks: of its
+    first patch, stamp or decoy.
     """
 
     read: Callable[[str], Image.Image]
@@ -113,7 +103,7 @@ class PlantedReader:
     looks: Mapping[str, str]
 
     def __call__(self, sample_id: str) -> Image.Image:
-        pixels = np.array(self._read_original(sample_id))
+        pixels = np.array(self.read_original(sample_id))
         boxes = _find_boxes(sample_id, pixels.shape[:2])
         for box, look in zip(boxes, (self.looks[sample_id], *[DECOY] * DECOYS), strict=True):
             height, width = (part.stop - part.start for part in box)
@@ -121,7 +111,7 @@ class PlantedReader:
             pixels[box] = patch if pixels.ndim == 2 else patch[..., None]
         return Image.fromarray(pixels)
 
-    def _read_original(self, sample_id: str) -> Image.Image:
+    def read_original(self, sample_id: str) -> Image.Image:
         """8-bit grey or RGB, large enough for the patches."""
         if sample_id not in self.originals:
             raise UserError(
@@ -130,73 +120,113 @@ class PlantedReader:
             )
         image = self.read(self.originals[sample_id])
         image = image if image.mode == "L" else to_rgb(image)
-        factor = -(-ROOM // min(image.size))
-        return (
-            image
-            if factor <= 1
-            else image.resize(
-                (factor * image.width, factor * image.height), Image.Resampling.BICUBIC
-            )
-        )
+        factor = -(-MIN_SIDE // min(image.size))
+        if factor <= 1:
+            return image
+        size = (factor * image.width, factor * image.height)
+        return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def draw_look(look: str, size: tuple[int, int]) -> np.ndarray:
-    """A patch of this look, (h, w) uint8: black and white bars or stepped diagonals, as much of the
-    one as of the other.
+    """A patch of this look, (h, w) uint8: black and white bars or stepped diagonals, half of it
+    white.
     """
     rows, columns = (np.arange(pixels) * CELLS // pixels for pixels in size)
     rows = rows[:, None]
-    white = {
+    cells = {
         "horizontal": rows + 0 * columns,
         "vertical": 0 * rows + columns,
         DECOY: (rows + columns) // 2,
     }
-    return (255 * (white[look] % 2)).astype(np.uint8)
+    return (255 * (cells[look] % 2)).astype(np.uint8)
 
 
 def replace_stamps(data: DataBundle, kind: str) -> DataBundle:
-    """The planted data with every stamp taken away ("decoy" in its place) or exchanged for that of
-    the other class ("other").
+    """The planted data with every stamp replaced by a decoy ("decoy") or by the stamp of the other
+    class ("other").
 
-    Labels stay as they are: a model that goes by the stamp is then right by chance, or never.
+    Labels stay: a model that uses the stamp is then right by chance, or never.
     """
     if kind not in ("decoy", "other"):
         raise UserError(f"kind={kind!r} is no way to replace a stamp; write 'decoy' or 'other'")
     reader = _find_reader(data)
-    other = (
-        {LOOKS[0]: LOOKS[1], LOOKS[1]: LOOKS[0], DECOY: DECOY}
-        if kind == "other"
-        else dict.fromkeys((*LOOKS, DECOY), DECOY)
-    )
-    return replace(
-        data, read=replace(reader, looks={name: other[look] for name, look in reader.looks.items()})
-    )
+    swap = dict.fromkeys((*LOOKS, DECOY), DECOY)
+    if kind == "other":
+        swap |= {LOOKS[0]: LOOKS[1], LOOKS[1]: LOOKS[0]}
+    looks = {name: swap[look] for name, look in reader.looks.items()}
+    return replace(data, read=replace(reader, looks=looks))
 
 
 def stamp_masks(
     data: DataBundle, sample_ids: Sequence[str], transform: Transform, *, decoys: bool = False
 ) -> np.ndarray:
-    """Where the stamp of each image lies in what the model sees: (N, h, w) bool, resized, padded
-    and cropped as images are.
+    """Where the stamp of each image lies in what the model sees, (N, h, w) bool, resized, padded
+    and cropped as images are. decoys: where the uninformative patches lie, instead.
 
-    decoys: where the patches lie that say nothing, instead. ValueError for data that is not planted
-    and images without a stamp."""
+    UserError for data that is not planted and images without a stamp."""
     reader = _find_reader(data)
     nearest = replace(transform, mean=(0.0,), std=(1.0,), interpolation="nearest")
     masks = np.zeros((len(sample_ids), *transform.size), dtype=bool)
     for mask, sample_id in zip(masks, sample_ids, strict=True):
-        size = reader._read_original(sample_id).size[::-1]
-        if not decoys and not sample_id.endswith(STAMPED):
+        size = reader.read_original(sample_id).size[::-1]
+        stamped = sample_id.endswith(STAMPED)
+        if not decoys and not stamped:
             raise UserError(
                 f"{sample_id!r} has no stamp; choose sample_ids where the column stamped of"
                 " data.samples is true"
             )
         boxes = _find_boxes(sample_id, size)
         drawn = np.zeros(size, dtype=np.uint8)
-        for box in boxes[sample_id.endswith(STAMPED) :] if decoys else boxes[:1]:
+        for box in boxes[int(stamped) :] if decoys else boxes[:1]:
             drawn[box] = 255
         mask[:] = np.asarray(fit_picture(Image.fromarray(drawn), nearest)) > 127
     return masks
+
+
+@DATASETS.register(name="shuffled:")
+def shuffled(name: str = "") -> Source:
+    """Another data set, NAME in shuffled:NAME, with the labels of its training and validation
+    images permuted.
+
+    This is the label randomisation of Adebayo et al. 2018 (arXiv 1810.03292). Within a split each
+    class keeps its size, and each own label's images get all labels in the same proportions, so
+    that nothing true is left to learn, not even by chance. Validation labels are permuted as well,
+    so that early stopping does not select for the true ones: its scores stay near chance; monitor
+    the training loss instead (monitor="train_loss"). Test labels are true: the test score shows
+    that nothing was learnt.
+
+    The splits are those of NAME at seed 0, whatever seed is asked for, since the labels depend on
+    them; at most 1,000 images, in proportion to split, label and group. A further column:
+    own_label. sample_ids are those of NAME."""
+    base = find_base("shuffled:", name)
+    samples = base.samples.assign(split=complete_splits(base.samples, seed=0, strata=base.strata))
+    samples = draw_subset(samples, strata=["split", "label"])
+    samples = samples[["sample_id", "label", "group", "source", "split"]]
+    samples["own_label"] = samples["label"]
+    for split in ("train", "val"):
+        part = samples[samples["split"] == split]
+        mixed = part.iloc[order_by_hash(part, "shuffled", ["own_label", "group"])]
+        samples.loc[mixed.index, "label"] = interleave(mixed["label"])
+    return replace(
+        base,
+        location=f"shuffled:{base.location}",
+        version=f"{base.version}, {DERIVED['shuffled:']}",
+        samples=samples,
+        strata=("label",),
+        citation=f"{base.citation}\n{SHUFFLED_NOTE}".lstrip(),
+        coarser={},
+    )
+
+
+def interleave(labels: pd.Series) -> np.ndarray:
+    """The same labels in an order in which each stretch holds all of them in proportion.
+
+    >>> print(*interleave(pd.Series(list("aaaabb"))))
+    a b a a b a
+    """
+    count = labels.groupby(labels).transform("size")
+    place = (labels.groupby(labels).cumcount() + 0.5) / count  # within its class, as a share
+    return labels.to_numpy()[np.lexsort((labels, place))]
 
 
 def _find_reader(data: DataBundle) -> PlantedReader:
@@ -208,25 +238,19 @@ def _find_reader(data: DataBundle) -> PlantedReader:
     return data.read
 
 
-def _draw_places(sample_id: str) -> np.ndarray:
-    """Top and left corner of each patch as shares of height and width, (1 + DECOYS, 2): one in each
-    quarter, in random order.
+def _find_boxes(sample_id: str, size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """The pixels (rows, columns) of each patch in an image of this size (height, width), the
+    stamp's first: one in each quarter, in random order.
     """
     generator = np.random.default_rng(derive_seed("planted", sample_id))
     quarters = generator.permutation([(row, column) for row in (0, 0.5) for column in (0, 0.5)])
-    return quarters[: 1 + DECOYS] + generator.uniform(0, 0.5 - SIDE, (1 + DECOYS, 2))
-
-
-def _find_boxes(sample_id: str, size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """The pixels (rows, columns) of each patch in an image of this size (height, width), the
-    stamp's first.
-    """
-    lengths = [round(SIDE * side) for side in size]
-    starts = [
-        [round(share * side) for share, side in zip(place, size, strict=True)]
-        for place in _draw_places(sample_id)
-    ]
-    return [
-        tuple(slice(start, start + length) for start, length in zip(corner, lengths, strict=True))
-        for corner in starts
-    ]
+    places = quarters + generator.uniform(0, 0.5 - SIDE, (1 + DECOYS, 2))
+    boxes = []
+    for place in places:
+        starts = [round(share * side) for share, side in zip(place, size, strict=True)]
+        box = [
+            slice(start, start + round(SIDE * side))
+            for start, side in zip(starts, size, strict=True)
+        ]
+        boxes.append(tuple(box))
+    return boxes

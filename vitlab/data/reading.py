@@ -1,31 +1,55 @@
-"""From a sample_id to a decoded image, one at a time or many in threads."""
+"""From a sample_id to an 8-bit image; many images in threads; and the check of all images of a set.
+
+A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and nothing in it says which. So
+one range of pixel values is estimated over all images of a data set and used for each of them, and
+exposures stay comparable. The test images count as well: no label is used, and the range must be
+the same for every seed, fold and later notebook.
+
+Colour of 16 bits a channel is left out: Pillow reads only the upper 8 bits of each channel, which
+makes a signal of 12 bits nearly black. A truncated file is left out, too, even where only its end
+marker is missing: Pillow could fill up what is missing (LOAD_TRUNCATED_IMAGES), but not tell one
+from the other."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
-from PIL import Image
-from tqdm import tqdm
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
 
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
 from vitlab.errors import UserError
-from vitlab.pictures import open_picture
+from vitlab.pictures import LOST_BITS, is_deep, open_picture, scale_to_eight_bits, to_rgb
 
 T = TypeVar("T")
+Limits = tuple[float, float, bool]  # lowest and highest pixel value, and whether all are whole
 THREADS = os.cpu_count() or 1
-# images a task of the pool: small enough for a smooth progress bar, large enough to make its
-# overhead vanish
+# images a task of the pool: small for a smooth progress bar, large for little overhead
 BLOCK = 64
+# of the pixels of an image and of the images, at each end, that may lie outside the value range
+PIXEL_SHARE, IMAGE_SHARE = 0.001, 0.01
+# the values must fill this share of the range of so many bits; less leaves 8 bits under 32 greys
+MIN_SPAN = 1 / 8
+DEEP_COLOUR = (
+    "colour of 16 bits a channel, of which only the upper 8 could be read; save it with 8 bits a"
+    " channel"
+)
 
 
 def read_file(paths: Mapping[str, Path], sample_id: str) -> Image.Image:
-    """Decode the whole file of one sample, upright where its EXIF data say how it was held.
+    """Decode the whole file of one sample, upright according to its EXIF data.
 
-    Raises ValueError for an unknown sample_id, and whatever Pillow raises for a file that it cannot
-    decode."""
+    UserError for an unknown sample_id, and whatever Pillow raises for a file it cannot decode."""
     if sample_id not in paths:
         raise UserError(
             f"unknown sample_id {sample_id!r}; the {len(paths)} known ones are in the column"
@@ -52,3 +76,123 @@ def map_images(function: Callable[[str], T], sample_ids: Sequence[str], task: st
             results += block
             bar.update(len(block))
     return results
+
+
+@dataclass(frozen=True)
+class Checked:
+    """unreadable: images that cannot be used, with EXCLUDED_COLUMNS. value_range: of the images of
+    more than 8 bits a pixel; deep: how many these are.
+    """
+
+    unreadable: pd.DataFrame
+    value_range: tuple[float, float] | None
+    deep: int
+
+
+def check_images(source: Source) -> Checked:
+    """Decode every image of the source; once in a process, as long as the source is the same."""
+    with _locks[source.location, source.version]:
+        return _check_images(source)
+
+
+def find_range(source: Source) -> tuple[float, float] | None:
+    """The value range of all its images; None where all have 8 bits."""
+    return check_images(source).value_range
+
+
+def find_unreadable(read: Callable[[str], Image.Image], samples: pd.DataFrame) -> pd.DataFrame:
+    """Decode every image once; those that cannot be used, with EXCLUDED_COLUMNS."""
+    return _examine_images(read, samples)[0]
+
+
+def find_value_range(limits: Sequence[Limits]) -> tuple[float, float] | None:
+    """The pixel values that become black and white, from the limits of each deep image; None
+    without any.
+
+    Whole numbers from 0 on get the range of the fewest bits, from 8 on, that hold them: 0 to 4095
+    for 12 bits. Numbers within 0..1 get 0 to 1. Other numbers, and those that fill less than an
+    eighth of such a range, get what is observed. A thousandth of the pixels of each image, and a
+    hundredth of the images, may lie outside, so that hot pixels and a spoilt image do not count.
+
+    >>> find_value_range([(20.0, 3000.0, True), (40.0, 4000.0, True)])
+    (0.0, 4095.0)
+    """
+    if not limits:
+        return None
+    lows, highs, whole = zip(*limits, strict=True)
+    low = float(np.quantile(lows, IMAGE_SHARE, method="lower"))
+    high = float(np.quantile(highs, 1 - IMAGE_SHARE, method="higher"))
+    if low < 0 or not (all(whole) or high <= 1):
+        return low, high
+    top = 1.0 if high <= 1 else 2.0 ** max(8, int(high).bit_length()) - 1
+    return (low, high) if 0 < high - low < MIN_SPAN * top else (0.0, top)
+
+
+def read_scaled(source: Source, sample_id: str) -> Image.Image:
+    """The image of a sample, scaled to 8 bits where it has more."""
+    image = source.read(sample_id)
+    return scale_to_eight_bits(image, find_range(source)) if is_deep(image) else image
+
+
+def find_base(prefix: str, name: str) -> Source:
+    """The source that a set PREFIX:NAME is made of; its images have 8 bits."""
+    if not name:
+        raise UserError(
+            f"{prefix} needs the name of the data set that it is made of; write {prefix}digits, say"
+        )
+    base = DATASETS[name]()
+    return replace(base, read=partial(read_scaled, base))
+
+
+_locks = defaultdict(Lock)  # threads that meet a deep image at the same time measure once
+
+
+@lru_cache(maxsize=8)
+def _check_images(source: Source) -> Checked:
+    unreadable, limits = _examine_images(source.read, source.samples)
+    return Checked(unreadable, find_value_range(limits), len(limits))
+
+
+def _examine_images(read, samples: pd.DataFrame) -> tuple[pd.DataFrame, list[Limits]]:
+    ids = samples["sample_id"].tolist()
+    found = map_images(partial(_examine, read), ids, "checking images")
+    table = samples[["sample_id", "source"]].assign(reason=[reason for reason, _ in found])
+    unreadable = table[table["reason"] != ""].reset_index(drop=True)[list(EXCLUDED_COLUMNS)]
+    return unreadable, [limits for _, limits in found if limits]
+
+
+def _examine(read, sample_id: str) -> tuple[str, Limits | None]:
+    """Why an image cannot be used, or an empty text; and the limits of a deep one."""
+    try:
+        image = read(sample_id)
+        if is_deep(image):
+            return "", _measure(image)
+        to_rgb(image)
+    # a broken file makes Pillow's decoders fail in every way: SyntaxError, struct.error, a bomb,
+    # ...
+    except Exception as error:
+        return _describe_failure(error), None
+    return DEEP_COLOUR if LOST_BITS in image.info else "", None
+
+
+def _measure(image: Image.Image) -> Limits:
+    """The lowest and highest pixel value without the extreme ones, and whether all are whole."""
+    values = np.asarray(image, dtype=np.float64)
+    scale_to_eight_bits(image)  # raises where a value is not finite
+    low, high = np.quantile(values, [PIXEL_SHARE, 1 - PIXEL_SHARE], method="nearest")
+    return float(low), float(high), bool((values == np.rint(values)).all())
+
+
+def _describe_failure(error: Exception) -> str:
+    """Why an image cannot be decoded, in a few words and without the path on this machine."""
+    match error:
+        case UnidentifiedImageError():
+            return "not an image in any known format"
+        case Image.DecompressionBombError():
+            limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+            return f"it has more than the {limit:.3g} megapixels that are read; scale it down"
+        case OSError():
+            return error.strerror or str(error)
+        case UserError():
+            return str(error)
+    return f"{type(error).__name__}: {error}"

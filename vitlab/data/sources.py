@@ -1,5 +1,5 @@
-"""What a dataset hands over before its images are checked and its splits drawn, and the registry of
-all datasets.
+"""What a data set provides before its images are checked and its splits drawn, and the registry of
+all data sets.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ DERIVED = {"planted:": "planted 1", "shuffled:": "shuffled 1"}
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled image set as it lies there. Two sources are equal when they hold the same files in
-    the same state.
+    """A labelled image set before splitting. Two sources are equal when location and version are.
 
-    samples: sample_id, label, group, source, and further columns. A column `split` where the set
-    comes with its own splits. strata: columns whose combinations the drawn splits keep in
-    proportion. excluded: files that are left out for what they are called or where they lie, with
-    EXCLUDED_COLUMNS. flip: whether an image mirrored left to right or top to bottom could be of the
-    set: False for digits, text, upright objects."""
+    samples: sample_id, label, group, source, optionally split, and further columns. strata: columns
+    whose combinations the drawn splits keep in proportion. excluded: files left out because of
+    their name or place, with EXCLUDED_COLUMNS. flip: whether a mirrored image is still a valid one
+    (False for digits, text, upright objects)."""
 
     location: str
     version: str
@@ -52,8 +50,10 @@ class Source:
 
 
 def split_derived(name: str) -> tuple[str, str]:
-    """The prefix of a set that is made of another one, and the name of that one; an empty prefix
-    for all other names.
+    """The prefix of a set made of another one, and the other one's name; ("", name) otherwise.
+
+    >>> split_derived("planted:digits")
+    ('planted:', 'digits')
     """
     prefix, colon, base = name.partition(":")
     return (prefix + colon, base) if prefix + colon in DERIVED else ("", name)

@@ -1,10 +1,11 @@
-"""Splits that anyone draws again: a hash of seed and sample_id decides, so file order, machine and
-other samples do not.
+"""Splits, folds and subsets that can be drawn again: a hash of seed and sample_id decides, not the
+order of files or the machine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from vitlab.errors import UserError
 from vitlab.schema import SPLITS
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.15  # of all samples, and of those that are then left
-LIMIT = 1000  # images of a subset that is drawn to keep a training short
+LIMIT = 1000  # images of a subset that is drawn to keep a training run short
 RARE = 6  # images of a stratum that a subset keeps, where there are as many
 
 
@@ -30,14 +31,18 @@ def draw_splits(
     """The column `split`: `test` of all samples, then `val` of those that are left, each stratum in
     proportion.
 
-    A stratum is a combination of values in the columns `strata`. One of three samples or more has
+    A stratum is a combination of values in the columns `strata`; one of three samples or more has
     at least one in every split. Samples keep their place when others are added or removed, but for
-    the few that the rounding of a stratum moves. A share of 0 draws nothing.
+    the few that rounding moves. A share of 0 draws nothing.
 
-    groups: one name a sample; samples of one name (near-duplicates, cells of one module) go to the
-        same split. The strata then keep their proportions as nearly as whole groups let them; where
-        each sample is its own group, named by its sample_id, the draw is the same as without
-        groups. Raises ValueError where the groups are so large that a split gets none.
+    groups: one name for each sample; samples of one name (near-duplicates, cells of one module) go
+    to the same split. The test split is then that part of scikit-learn's StratifiedGroupKFold which
+    comes closest to the wanted number in each stratum; validation likewise. A group of more than
+    twice a split's size stays in train. UserError where a split gets none.
+
+    >>> samples = pd.DataFrame({"sample_id": list("abcdefghij"), "label": ["x"] * 5 + ["y"] * 5})
+    >>> draw_splits(samples, seed=0).value_counts().to_dict()
+    {'train': 6, 'val': 2, 'test': 2}
     """
     for name, share in (("test", test), ("val", val)):
         if not 0 <= share < 1:
@@ -47,20 +52,14 @@ def draw_splits(
     groups = None if groups is None else check_groups(samples, groups)
     split = np.full(len(samples), "train")
     for name, share in (("test", test), ("val", val)):
+        if not share:
+            continue
         rest = np.flatnonzero(split == "train")
         salt, part = f"{seed} {name}", samples.iloc[rest]
-        chosen = (
-            _choose(part, share, salt, strata)
-            if groups is None
-            else _choose_groups(part, share, salt, strata, groups[rest])
-        )
-        if groups is not None and share and len(part) and not chosen.any():
-            sizes = pd.Series(groups).value_counts()
-            raise UserError(
-                f"whole groups leave nothing for {name}: the largest of {len(sizes)},"
-                f" {sizes.index[0]!r}, has {sizes.iloc[0]} of {len(samples)} samples; draw by"
-                " smaller groups, or write split_by=''"
-            )
+        if groups is None:
+            chosen = _choose(part, share, salt, strata)
+        else:
+            chosen = _choose_groups(part, share, salt, strata, groups[rest], name)
         split[rest[chosen]] = name
     return pd.Series(split, index=samples.index, name="split", dtype="str")
 
@@ -72,8 +71,8 @@ def complete_splits(
     strata: Sequence[str] = ("label",),
     groups: Sequence[str] | None = None,
 ) -> pd.Series:
-    """The column `split` for samples that may have one: what is given stays, a missing val or test
-    is drawn from train.
+    """The column `split` for samples that may have one: given splits stay, a missing val or test is
+    drawn from train.
     """
     if "split" not in samples:
         return draw_splits(samples, seed=seed, strata=strata, groups=groups)
@@ -90,13 +89,61 @@ def complete_splits(
     return drawn.reindex(samples.index).fillna(samples["split"])
 
 
+def split_fold(
+    samples: pd.DataFrame,
+    fold: int,
+    folds: int = 5,
+    *,
+    seed: int,
+    strata: Sequence[str] = ("label",),
+    groups: Sequence[str] | None = None,
+) -> pd.Series:
+    """The column `split` of one fold of a cross-validation: that fold is the test split, validation
+    is drawn from the others as always.
+    """
+    if not 0 <= fold < folds:
+        raise UserError(f"fold={fold} must be from 0 to {folds - 1}, as there are {folds} folds")
+    is_test = draw_folds(samples, folds, seed=seed, strata=strata, groups=groups) == fold
+    is_test = is_test.to_numpy()
+    rest = None if groups is None else np.asarray(groups, dtype=object)[~is_test]
+    drawn = draw_splits(samples[~is_test], seed=seed, test=0, strata=strata, groups=rest)
+    return drawn.reindex(samples.index).fillna("test").rename("split")
+
+
+def draw_folds(
+    samples: pd.DataFrame,
+    folds: int = 5,
+    *,
+    seed: int,
+    strata: Sequence[str] = ("label",),
+    groups: Sequence[str] | None = None,
+) -> pd.Series:
+    """The column `fold`, 0 to folds - 1, each stratum in proportion; with `groups`, all of a group
+    in one fold.
+
+    UserError where a class has fewer samples, or is in fewer groups, than there are folds."""
+    if folds < 2:
+        raise UserError(f"folds={folds}: cross-validation needs at least 2")
+    groups = None if groups is None else check_groups(samples, groups)
+    units = samples["sample_id"].to_numpy() if groups is None else groups
+    sizes = pd.Series(units).groupby(samples["label"].to_numpy()).nunique().sort_values()
+    if len(sizes) and sizes.iloc[0] < folds:
+        what = "samples" if groups is None else "groups"
+        raise UserError(
+            f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class"
+            f" {sizes.index[0]!r}; write fewer"
+        )
+    fold = _cut_in_parts(samples, folds, f"{seed} fold", strata, groups)
+    return pd.Series(fold, index=samples.index, name="fold")
+
+
 def draw_subset(
     samples: pd.DataFrame, *, limit: int = LIMIT, strata: Sequence[str] = ("label",)
 ) -> pd.DataFrame:
     """About `limit` of the samples in their order, or all where there are no more: strata and the
     groups in them in proportion.
 
-    Which ones, a hash of the sample_id decides. A small stratum keeps six samples, or all it has.
+    A hash of the sample_id decides. A small stratum keeps six samples, or all it has.
     """
     share = limit / max(limit, len(samples))
     chosen = []
@@ -107,6 +154,16 @@ def draw_subset(
     return samples.loc[sorted(chosen)].reset_index(drop=True)
 
 
+def draw_samples(samples: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """At most `count` rows drawn at random, as far as possible equally many of each class, sorted
+    by class.
+    """
+    mixed = samples.sample(frac=1, random_state=seed)
+    # first one of each class, then a second one
+    turn = mixed.groupby("label").cumcount().sort_values(kind="stable")
+    return mixed.loc[turn.index[:count]].sort_values("label", kind="stable")
+
+
 def order_by_hash(samples: pd.DataFrame, salt: str, within: Sequence[str] = ()) -> np.ndarray:
     """Positions that bring the samples into a random order within each combination of values in the
     columns `within`.
@@ -115,15 +172,16 @@ def order_by_hash(samples: pd.DataFrame, salt: str, within: Sequence[str] = ()) 
     return np.lexsort((number, *(samples[column].astype(str) for column in reversed(within))))
 
 
-def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
-    """The groups as an array of texts, or ValueError where there is not one name for each
-    sample.
+def hash_number(salt: str, name: str) -> int:
+    """A number that orders names at random, the same on every machine: 52 bits, exact as a
+    float.
     """
+    return int(hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:13], 16)
+
+
+def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
+    """The groups as an array of texts; UserError where a sample has none."""
     groups = pd.Series(np.asarray(groups, dtype=object))
-    if len(groups) != len(samples):
-        raise UserError(
-            f"{len(groups)} groups do not fit {len(samples)} samples; there must be one for each"
-        )
     if groups.isna().any():
         first = samples["sample_id"].iloc[int(groups.isna().argmax())]
         raise UserError(
@@ -134,7 +192,7 @@ def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
 
 
 def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) -> None:
-    """ValueError when there are fewer than two classes, or a class has fewer images than splits are
+    """UserError when there are fewer than two classes, or a class has fewer images than splits are
     to be drawn from it.
     """
     if len(classes) < 2:
@@ -155,66 +213,62 @@ def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) 
         )
 
 
-def _choose(samples, share, salt, strata):
-    """Boolean array: the first `share` of each stratum in the order of a hash of salt and
-    sample_id.
-    """
+def _choose(samples, share, salt, strata) -> np.ndarray:
+    """Boolean array: the first `share` of each stratum in the order of a hash."""
     order = pd.Series([hash_number(salt, sample_id) for sample_id in samples["sample_id"]])
     stratum = order.groupby([samples[column].to_numpy() for column in strata], dropna=False)
-    return stratum.rank(method="first").to_numpy() <= _count_wanted(
-        share, stratum.transform("size").to_numpy()
-    )
+    size = stratum.transform("size").to_numpy()
+    wanted = np.minimum(np.maximum(np.round(share * size), 1), size - 1)
+    return stratum.rank(method="first").to_numpy() <= wanted
 
 
-def _choose_groups(samples, share, salt, strata, groups):
-    """Boolean array: in the order of their hash, groups are taken whole as long as that brings the
-    strata nearer to `share`.
-
-    A stratum that would go empty takes the group that brings it least too many, of groups up to
-    twice the whole share."""
-    names, group = np.unique(groups, return_inverse=True)
-    stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()
-    wanted = _count_wanted(share, np.bincount(stratum))
-    lacking = wanted.copy()  # still wanted of each stratum; below 0 where there are too many
-    members = pd.Series(np.arange(len(samples))).groupby(group).indices
-    counts = {
-        number: np.unique(stratum[rows], return_counts=True) for number, rows in members.items()
-    }
-    order = sorted(range(len(names)), key=lambda number: hash_number(salt, names[number]))
-    taken = np.zeros(len(names), dtype=bool)
-
-    def gain(number):
-        held, count = counts[number]
-        return np.abs(lacking[held]).sum() - np.abs(lacking[held] - count).sum()
-
-    def take(number):
-        held, count = counts[number]
-        taken[number] = True
-        lacking[held] -= count
-
-    for number in order:
-        if gain(number) > 0:
-            take(number)
-    for empty in np.flatnonzero(wanted > 0):
-        if lacking[empty] == wanted[empty]:
-            fitting = [
-                n for n in order if empty in counts[n][0] and len(members[n]) <= 2 * wanted.sum()
-            ]
-            if fitting:
-                take(max(fitting, key=gain))
-    return taken[group]
-
-
-def _count_wanted(share, size):
-    return (
-        np.minimum(np.maximum(np.round(share * size), 1), size - 1)
-        if share
-        else np.zeros(len(size))
-    )
-
-
-def hash_number(salt: str, name: str) -> int:
-    """A number that orders names at random, the same on every machine: 52 bits, exact as a
-    float.
+def _choose_groups(samples, share, salt, strata, groups, split) -> np.ndarray:
+    """Boolean array: whole groups are cut into parts of about `share` of all samples; the part that
+    is closest to it in every stratum. Groups of more than twice that size stay out.
     """
-    return int(hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:13], 16)
+    wanted = share * len(samples)
+    size = pd.Series(groups).groupby(groups).transform("size").to_numpy()
+    fitting = np.flatnonzero(size <= 2 * wanted)
+    if not len(fitting):
+        largest = size.argmax()
+        raise UserError(
+            f"whole groups leave nothing for {split}: the largest of {len(set(groups))},"
+            f" {groups[largest]!r}, has {size[largest]} of {len(samples)} samples; draw by smaller"
+            " groups, or write split_by=''"
+        )
+    stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()
+    number = round(len(fitting) / wanted)
+    part = _cut_in_parts(samples.iloc[fitting], number, salt, strata, groups[fitting])
+    counts = pd.crosstab(part, stratum[fitting]).reindex(columns=range(stratum.max() + 1))
+    distance = (counts.fillna(0) / (share * np.bincount(stratum)) - 1).abs().sum(axis=1)
+    chosen = np.zeros(len(samples), dtype=bool)
+    chosen[fitting[part == distance.idxmin()]] = True
+    return chosen
+
+
+def _cut_in_parts(samples, number, salt, strata, groups) -> np.ndarray:
+    """The part, 0 to number - 1, of each sample, by scikit-learn over the samples (and groups) in
+    the order of their hash, so that the order of rows does not matter.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    order = order_by_hash(samples, salt)
+    stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()[order]
+    # scikit-learn refuses more parts than there are groups, or samples of the largest stratum
+    number = min(number, np.bincount(stratum).max(), number if groups is None else len(set(groups)))
+    if number < 2:
+        return np.zeros(len(samples), dtype=int)
+    if groups is None:
+        parts = StratifiedKFold(number).split(order, stratum)
+    else:
+        names = sorted(set(groups), key=lambda name: hash_number(salt, name))
+        rank = {name: place for place, name in enumerate(names)}
+        ranks = [rank[name] for name in groups[order]]
+        parts = StratifiedGroupKFold(number).split(order, stratum, ranks)
+    part = np.empty(len(samples), dtype=int)
+    with warnings.catch_warnings():
+        # strata may be small; `draw_folds` checks the classes
+        warnings.filterwarnings("ignore", message="The least populated class")
+        for place, (_, rows) in enumerate(parts):
+            part[order[rows]] = place
+    return part

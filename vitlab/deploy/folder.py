@@ -1,5 +1,5 @@
-"""A folder that is a whole app: for Hugging Face Spaces, for a container, or for any machine with
-Python and no torch.
+"""Export a run as a folder that is a whole app: for Hugging Face Spaces, for a container, or for any
+machine with Python and no torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from vitlab.app.prediction import Calibration
 from vitlab.app.serving import CARD, EXAMPLES, ONNX, SETTINGS, WEIGHTS
-from vitlab.app.verdict import Calibration
 from vitlab.compress.confidence import note_calibration
 from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier
@@ -95,98 +95,96 @@ classifier.predict([image])  # calibrated probabilities, one row an image; class
 classifier.predict_table([image])  # the same with the classes of the conformal set and whether the answer is sure
 ```
 
-The running app answers programs as well: `curl --data-binary @image.png http://127.0.0.1:7860/predict` gives JSON with
+Programs can ask the running app: `curl --data-binary @image.png http://127.0.0.1:7860/predict` gives JSON with
 `answer`, `sure`, `set` and `probabilities`."""
 
 
-def export_space(
-    run: Run | Path | str,
-    folder: Path | str,
-    *,
-    onnx: Path | str | None = None,
-    data: DataBundle | None = None,
-    alpha: float = 0.1,
-) -> Path:
-    """Write the app of a run into a new folder, ready for Hugging Face Spaces and `docker build`;
-    gives the folder.
+def export_space(run: Run | Path | str, folder: Path | str, onnx: Path | None = None) -> Path:
+    """Write the app of a run into a new folder, for Hugging Face Spaces and `docker build`; gives
+    the folder.
 
-    In it: README.md (front matter, how to start, model card), app.py, requirements.txt (no torch),
-    Dockerfile, model.onnx with what lies beside it, app.json (texts), example images of the test
+    It holds README.md (front matter, how to start, model card), app.py, requirements.txt (no
+    torch), Dockerfile, model.onnx with its JSON, app.json (texts), example images of the test
     split, and the modules of vitlab that it needs. onnx: the file to ship; by default the run's
-    own, and where it has none its weights are exported. data: by default that of the run. alpha:
-    share of sets that may miss. Metrics and calibration in it are those of the shipped file, not of
-    the weights.
+    own, else its weights are exported. Metrics and calibration are those of the shipped file.
 
-    UserError where the folder holds something already; nothing is left behind when it fails.
-    """
+    UserError if the folder is not empty; a failure leaves nothing behind."""
     run = run if isinstance(run, Run) else Run(run)
     with fill_folder(folder, parents=True) as (folder, work):
-        source = _find_onnx(run, onnx)
-        data = data or load_run_data(run)
-        _put_model(run, source, data, work)
-        _fill(run, data, work, alpha)
+        data = _put_model(run, onnx, work)
+        texts = describe_run(run, data.classes) | {"licence": data.licence}
+        write_examples(data, work / EXAMPLES)
+        licence = f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n"
+        card = _make_card(run, data, work)
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shown = {name: escape(texts[name]) for name in ("title", "subtitle")}
+        start = START.format(python=python, **shown)
+        pinned = "".join(f"{name}=={version(name)}\n" for name in REQUIRED)
+        files = {
+            f"{EXAMPLES}/LICENCE.txt": licence,
+            SETTINGS: json.dumps(texts, indent=1, ensure_ascii=False) + "\n",
+            CARD: card,
+            "README.md": _front_matter(texts, python) + "\n" + start + card,
+            ".gitattributes": ATTRIBUTES,
+            "app.py": APP,
+            "Dockerfile": DOCKERFILE.format(python=python),
+            ".dockerignore": ".git\n**/__pycache__\n",
+            "requirements.txt": pinned,
+        }
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
+        copy_modules([ENTRY], work)
     return folder
 
 
-def _put_model(run: Run, source: Path | None, data: DataBundle, work: Path) -> None:
-    """model.onnx and the JSON beside it: copies, or made from the weights of the run."""
-    if source is None:
+def _put_model(run: Run, onnx: Path | None, work: Path) -> DataBundle:
+    """Put model.onnx and its JSON into `work`: copies, or made from the weights of the run. Gives
+    the data set of the run.
+    """
+    if onnx is None and (run.path / ONNX).is_file():
+        onnx = run.path / ONNX
+    if onnx is None and not (run.path / WEIGHTS).is_file():
+        raise MissingFileError(
+            f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has"
+            f" {', '.join(run.files())}"
+        )
+    if onnx is not None:
+        for path, name in ((onnx, ONNX), (sidecar_path(onnx), sidecar_path(ONNX).name)):
+            if not path.is_file():
+                raise MissingFileError(
+                    f"{path} is missing; an ONNX file and the JSON beside it belong together"
+                )
+            shutil.copy(path, work / name)
+    data = load_run_data(run)
+    if onnx is None:
         export_onnx(load_model(run.path), work / ONNX, data)
-        return
-    for path, target in ((source, work / ONNX), (sidecar_path(source), sidecar_path(work / ONNX))):
-        if not path.is_file():
-            raise MissingFileError(
-                f"{path} is missing; an ONNX file and the JSON beside it belong together"
-            )
-        shutil.copy(path, target)
+    return data
 
 
-def _fill(run: Run, data: DataBundle, work: Path, alpha: float) -> None:
+def _make_card(run: Run, data: DataBundle, work: Path) -> str:
+    """The model card of the shipped file, whose calibration is fitted and stored beside it."""
     classifier = OnnxClassifier(work / ONNX)
-    if tuple(classifier.classes) != data.classes:
+    if classifier.classes != data.classes:
         raise UserError(
-            f"the ONNX file tells apart {', '.join(classifier.classes)}, the data"
+            f"the ONNX file has the classes {', '.join(classifier.classes)}, the data"
             f" {', '.join(data.classes)}"
         )
     predictions = predict_splits(classifier, data)
-    calibration = Calibration.from_sidecar(
-        note_calibration(work / ONNX, predictions, alpha), data.classes
-    )
-    texts = describe_run(run, data.classes) | {"licence": data.licence}
-    write_examples(data, work / EXAMPLES)
-    _write(
-        work / EXAMPLES / "LICENCE.txt",
-        f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n",
-    )
-    sizes = {path.name: path.stat().st_size for path in sorted(work.glob(f"{ONNX}*"))}
-    card = model_card(
+    noted = note_calibration(work / ONNX, predictions)
+    return model_card(
         run,
         predictions,
-        calibration=calibration,
+        calibration=Calibration.from_sidecar(noted, data.classes),
         measured_on=f"the file `{ONNX}` as it is shipped",
-        files=sizes,
         usage=USAGE,
     )
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    _write(work / SETTINGS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
-    _write(work / CARD, card)
-    start = START.format(
-        title=escape(texts["title"]), subtitle=escape(texts["subtitle"]), python=python
-    )
-    _write(work / "README.md", _front_matter(texts) + "\n" + start + card)
-    _write(work / ".gitattributes", ATTRIBUTES)
-    _write(work / "app.py", APP)
-    _write(work / "Dockerfile", DOCKERFILE.format(python=python))
-    _write(work / ".dockerignore", ".git\n**/__pycache__\n")
-    _write(work / "requirements.txt", "".join(f"{name}=={version(name)}\n" for name in REQUIRED))
-    copy_modules([ENTRY], work)
 
 
-def _front_matter(texts: Mapping[str, str]) -> str:
-    """What Spaces reads at the head of README.md. A title is quoted as JSON, which YAML reads as
-    well.
+def _front_matter(texts: Mapping[str, str], python: str) -> str:
+    """What Spaces reads at the head of README.md. Titles are quoted as JSON, which is valid
+    YAML.
     """
-    named = next((name for text, name in LICENCES.items() if text in texts["licence"]), "other")
+    licence = next((name for text, name in LICENCES.items() if text in texts["licence"]), "other")
     fields = {
         "title": json.dumps(texts["title"][:60], ensure_ascii=False),
         "emoji": "🔎",
@@ -194,32 +192,10 @@ def _front_matter(texts: Mapping[str, str]) -> str:
         "colorTo": "gray",
         "sdk": "gradio",
         "sdk_version": version("gradio"),
-        "python_version": json.dumps(f"{sys.version_info.major}.{sys.version_info.minor}"),
+        "python_version": json.dumps(python),
         "app_file": "app.py",
         "pinned": "false",
-        "license": named,
+        "license": licence,
         "tags": "[image-classification, vision-transformer, onnx]",
     }
     return "---\n" + "".join(f"{name}: {value}\n" for name, value in fields.items()) + "---\n"
-
-
-def _find_onnx(run: Run, onnx: Path | str | None) -> Path | None:
-    """The file to ship; None where the weights of the run are to be exported."""
-    if onnx is not None:
-        if not Path(onnx).is_file():
-            raise MissingFileError(
-                f"there is no ONNX file {onnx}; vitlab.compress.export.export_onnx writes one"
-            )
-        return Path(onnx)
-    if (run.path / ONNX).is_file():
-        return run.path / ONNX
-    if not (run.path / WEIGHTS).is_file():
-        raise MissingFileError(
-            f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has"
-            f" {', '.join(run.files())}"
-        )
-    return None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

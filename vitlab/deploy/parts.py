@@ -1,5 +1,5 @@
-"""What a deployment takes from a run: the folder by its name, the data again, examples, and what
-the served file answers.
+"""What a deployment takes from a run: its folder, data, examples, texts, and the predictions of its
+ONNX file.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ LONGEST = 60  # letters of a title that names the classes
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a finished run or an exported app: a path, or the name of a run under
-    reports/runs, or how one name begins.
+    """The folder of a finished run or an exported app, by its path or by the name of a run under
+    reports/runs or the beginning of one.
 
-    A name may begin with that of its data set or of its folder, as in elpv/hybrid_vit-seed0. Runs
-    on planted or shuffled data, which serve to test explanations, are only found by such a name.
-    UserError for an unknown name, one that fits several runs, and a run that is not finished or has
-    lost files."""
+    A name may include its data set, as in elpv/hybrid_vit-seed0. Runs on planted or shuffled data,
+    which serve to test explanations, are only found that way. UserError for an unknown or ambiguous
+    name, and for a run that is not finished or has lost files."""
     folder = Path(os.path.abspath(Path(name).expanduser()))  # `.` has a name then
     if str(name) and (folder / "run.json").is_file():
         return _check_finished(folder)
@@ -104,11 +103,11 @@ def load_run_data(run: Run) -> DataBundle:
     return load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
 
 
-def predict_splits(
-    classifier: OnnxClassifier, data: DataBundle, splits: Sequence[str] = ("val", "test")
-) -> pd.DataFrame:
-    """A predictions table of what an ONNX file answers, before any temperature."""
-    rows = pd.concat([data.split(split) for split in splits], ignore_index=True)
+def predict_splits(classifier: OnnxClassifier, data: DataBundle) -> pd.DataFrame:
+    """The predictions table of an ONNX file for validation and test images, before any
+    temperature.
+    """
+    rows = pd.concat([data.split("val"), data.split("test")], ignore_index=True)
     ids = rows["sample_id"].tolist()
     blocks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
     logits = np.concatenate(
@@ -122,37 +121,27 @@ def predict_splits(
     return table
 
 
-def write_examples(
-    data: DataBundle, folder: Path, count: int = EXAMPLES, seed: int = 0
-) -> list[Path]:
-    """Test images as PNG, the classes in turn, named by their label; drawn by the seed, unseen by
-    the training.
-    """
-    test = data.split("test").sample(frac=1, random_state=seed)
+def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES) -> None:
+    """Write test images as PNG, drawn at random from each class in turn, named by their label."""
+    test = data.split("test").sample(frac=1, random_state=0)
     turn = test.groupby("label", observed=True).cumcount()
-    # of two, the last is the one looked for
+    # the last class first: of two, it is the positive one
     order = {name: place for place, name in enumerate(reversed(data.classes))}
-    chosen = (
-        test.assign(turn=turn, place=test["label"].map(order))
-        .sort_values(["turn", "place"])
-        .head(count)
-    )
+    test = test.assign(turn=turn, place=test["label"].map(order)).sort_values(["turn", "place"])
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, (_, row) in enumerate(chosen.iterrows(), start=1):
-        paths.append(folder / f"{number:02d}-{_plain(row['label'])}-{_plain(row['sample_id'])}.png")
+    for number, row in enumerate(test.head(count).to_dict("records"), start=1):
         image = data.read(row["sample_id"])
-        (image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(
-            paths[-1]
-        )
-    return paths
+        if image.mode not in ("L", "RGB", "RGBA", "I;16"):
+            image = image.convert("RGB")
+        name = f"{number:02d}-{_plain(row['label'])}-{_plain(row['sample_id'])}.png"
+        image.save(folder / name)
 
 
 def page_facts(folder: Path) -> Facts:
-    """The page's texts for a run, made now; for a folder that export_space made, what lies in it.
+    """The texts of the page for a run; for a folder made by export_space, those in it.
 
-    Examples need the data set, the card the predictions of the run: the page does without what is
-    not at hand."""
+    Examples need the data set and the card needs the predictions of the run; the page leaves out
+    what is missing."""
     if not (folder / "run.json").is_file():
         return read_facts(folder)
     run = Run(folder)

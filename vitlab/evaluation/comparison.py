@@ -14,7 +14,13 @@ def comparison_table(runs_metrics: pd.DataFrame) -> pd.DataFrame:
 
     runs_metrics: a row for each run and metric, with columns model, seed, metric, value. Models and
     metrics keep their order. spread: standard deviation over the seeds (n - 1), NaN for a single
-    one. low, high: the worst and the best seed."""
+    one. low, high: the worst and the best seed.
+
+    >>> import pandas as pd, vitlab
+    >>> scores = {"model": "vit", "seed": [0, 1], "metric": "accuracy", "value": [0.5, 0.75]}
+    >>> float(vitlab.comparison_table(pd.DataFrame(scores)).loc[0, "mean"])
+    0.625
+    """
     check_runs_metrics(runs_metrics)
     groups = runs_metrics.groupby(["model", "metric"], sort=False, observed=True)["value"]
     return groups.agg(mean="mean", spread="std", low="min", high="max", seeds="count").reset_index()

@@ -51,7 +51,16 @@ def metrics_table(
     belong together, such as near-duplicates, and are drawn together: name of a column, a Series of
     cluster ids with sample_ids as index, or one id for each row of the split. note: which class is
     missing, the share of replicates that lacked a class, from 5 % on, or that there are fewer than
-    20 clusters; empty otherwise."""
+    20 clusters; empty otherwise.
+
+    >>> import pandas as pd, vitlab
+    >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
+    >>> table |= {"pred": ["no", "no"], "logit_no": [2.0, 1.0], "logit_yes": 0.0}
+    >>> table |= {"prob_no": [0.88, 0.73], "prob_yes": [0.12, 0.27]}
+    >>> metrics = vitlab.metrics_table(pd.DataFrame(table)).set_index("metric")
+    >>> float(metrics.loc["accuracy", "value"])
+    0.5
+    """
     scores = read_scores(predictions, split)
     clusters = read_clusters(select_split(predictions, split), cluster)
     return measure(

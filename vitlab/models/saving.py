@@ -62,7 +62,14 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
     """The classifier that `save_model` wrote, in evaluation mode. Nothing is unpickled.
 
     classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where
-    a file is missing, and ValueError where one is damaged or the two do not belong together."""
+    a file is missing, and ValueError where one is damaged or the two do not belong together.
+
+    >>> import tempfile, vitlab
+    >>> folder = tempfile.mkdtemp()
+    >>> vitlab.models.save_model(vitlab.build_model("vit_scratch", ["cat", "dog"]), folder)
+    >>> vitlab.load_model(folder).classes
+    ('cat', 'dog')
+    """
     folder = Path(folder)
     for file in (DESCRIPTION, WEIGHTS):
         if not (folder / file).is_file():

@@ -74,7 +74,13 @@ def build_model(
     the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
     Raises UserError for an unknown name, option or size, and where weights are asked for and cannot
-    be found."""
+    be found.
+
+    >>> import vitlab
+    >>> model = vitlab.build_model("vit_scratch", ["cat", "dog"], size=72)
+    >>> model.transform.size, len(model.anatomy.blocks)
+    ((72, 72), 6)
+    """
     check_name(name)
     classes = check_classes(classes)
     size = check_size(size)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 
+from vitlab.files import write_json
 from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.gather import gather_report, page_notebook
@@ -70,6 +71,7 @@ def render_report(
     else:
         render_pages(report, settings, build, ready)
         render_pdf(report, settings, build, ready)
+    write_json(ready / "pages.json", {page.path: f"{page.slug}.html" for page in report.pages})
     heavy = check_files(ready, max_page_mb) if strict else []
     if heavy:
         write_findings(build / "findings.json", heavy)

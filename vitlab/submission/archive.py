@@ -1,12 +1,11 @@
-"""The zip of a bundle: written reproducibly, and opened so that it can do no harm.
+"""The zip of a bundle, and MANIFEST.json with the SHA-256 of every file in it.
 
-Every name and size is checked before a byte is written. Files are extracted below one new folder,
-and nothing is executed."""
+The manifest shows that files are those that were packed. It does not show who packed them: anyone
+can write a new one for other files."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import stat
 import struct
 import tempfile
@@ -14,40 +13,46 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.runs import atomic
+from vitlab.files import atomic
 
+MANIFEST = "MANIFEST.json"
 MAX_FILES = 5_000
-MAX_BYTES = 2 * 10**9  # of all files, packed or not
-# unpacked bytes for each packed byte, in files of 1 MB and more; pages and notebooks have about 3
-MAX_RATIO = 100.0
-MAX_NAME = 240  # bytes
-# absolute, `..`, and what Windows reads as something else
-BAD_NAME = re.compile(r'(^|/)\.{0,2}(/|$)|[\\:<>"|?*]|[ .](/|$)')
-# compressing them again gains nothing
-COMPRESSED = (".png", ".jpg", ".pdf", ".safetensors", ".parquet")
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-)
-# one name is a file and a folder
-DAMAGE += (FileExistsError, NotADirectoryError, IsADirectoryError)
+MAX_BYTES = 2 * 10**9  # of the zip, and of its files together
+MAX_RATIO = 100.0  # unpacked bytes for each packed byte; pages and notebooks have about 3
+SMALL = 10**6  # bytes; smaller files may have any ratio
+COMPRESSED = (".png", ".jpg", ".pdf", ".safetensors", ".parquet")  # stored as they are
+# what zipfile raises for a file that is not a whole zip
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 
 class UnsafeBundle(UserError):
     """The bundle was not opened."""
 
 
+class Manifest(BaseModel):
+    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones,
+    in the order of their execution. files: path -> SHA-256."""
+
+    format: Literal[2] = 2
+    title: str
+    author: str
+    made: str = ""
+    vitlab: str = ""
+    commit: str = ""
+    code: str = ""
+    notebooks: list[str] = []
+    files: dict[str, str] = {}
+
+
 def write_zip(folder: Path, target: Path) -> Path:
-    """Pack all files below the folder, sorted by name and without dates; gives `target`. Equal
-    files give an equal zip.
+    """Pack all files of the folder, sorted by name and without dates; returns `target`. Equal files
+    give an equal zip.
     """
     with atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -60,25 +65,15 @@ def write_zip(folder: Path, target: Path) -> Path:
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[Path]:
-    """The files of a bundle in a folder that is removed afterwards; a folder (some course systems
-    unpack) is used as it is.
+    """The files of a bundle in a temporary folder; a folder (some course systems unpack) is used as
+    it is.
 
     MissingFileError where there is none. UnsafeBundle for a file that is not a zip, is damaged, or
     breaks the limits."""
     if path.is_dir():
-        link = next(
-            (
-                one
-                for one in path.rglob("*")
-                if one.is_symlink() or not (one.is_file() or one.is_dir())
-            ),
-            None,
-        )
-        if link:
-            raise UnsafeBundle(
-                f"{link.relative_to(path)} is a link or a special file; a bundle holds plain files"
-                " only"
-            )
+        for file in path.rglob("*"):
+            if file.is_symlink():
+                raise UnsafeBundle(f"{file.relative_to(path)} is a link; a bundle has none")
         yield path
         return
     if not path.is_file():
@@ -92,14 +87,13 @@ def unpack(path: Path, folder: Path) -> None:
     """Write the files of a zip below a folder. UnsafeBundle, before anything is written, for a zip
     that breaks the limits.
     """
-    check_size(path)
     name = path.name
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:
-            check_members(path, archive.infolist())
             for info in archive.infolist():
                 name = info.filename
-                archive.extract(info, folder)
+                archive.extract(info, folder)  # links become plain files
     except UnsafeBundle:
         raise
     except DAMAGE as error:
@@ -108,58 +102,79 @@ def unpack(path: Path, folder: Path) -> None:
         ) from error
 
 
-def check_size(path: Path) -> None:
-    """UnsafeBundle for a zip that is too large, or has too many members: zipfile takes about 600
-    bytes of memory for each.
+def check_zip(path: Path) -> None:
+    """UnsafeBundle for a zip that breaks the limits of count, size or ratio, or has names that lead
+    out of the folder.
     """
-    size, signature = path.stat().st_size, b"PK\x01\x02"  # of each member in the directory of a zip
+    size = path.stat().st_size
+    limit = f"at most {MAX_BYTES / 1e9:.1f} GB are allowed"
     if size > MAX_BYTES:
-        raise UnsafeBundle(
-            f"{path.name} has {size / 1e9:,.1f} GB; at most {MAX_BYTES / 1e9:.1f} GB are opened"
-        )
-    with path.open("rb") as file:
-        count = sum(block.count(signature) for block in iter(lambda: file.read(1 << 20), b""))
-    if count > MAX_FILES:
-        raise UnsafeBundle(f"{path.name} holds over {MAX_FILES:,} files; no bundle does")
-
-
-def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """UnsafeBundle for the first member that no bundle has. zipfile never writes more bytes than a
-    member states.
-    """
+        raise UnsafeBundle(f"{path.name} has {size / 1e9:,.1f} GB; {limit}")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if len(members) > MAX_FILES:
+        raise UnsafeBundle(f"{path.name} has {len(members):,} files; at most {MAX_FILES:,}")
     total = sum(info.file_size for info in members)
     if total > MAX_BYTES:
-        raise UnsafeBundle(
-            f"{path.name} would unpack to {total / 1e9:,.1f} GB; at most {MAX_BYTES / 1e9:.1f} GB"
-            " are written"
-        )
-    if len({info.filename.casefold().rstrip("/") for info in members}) < len(members):
-        raise UnsafeBundle(f"{path.name} holds two files of the same name")
+        raise UnsafeBundle(f"{path.name} would unpack to {total / 1e9:,.1f} GB; {limit}")
     for info in members:
-        name = info.filename
-        if (
-            BAD_NAME.search(name.removesuffix("/"))
-            or not name.isprintable()
-            or len(name.encode()) > MAX_NAME
-        ):
+        name, packed, unpacked = info.filename, info.compress_size, info.file_size
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or not name.isprintable():
             raise UnsafeBundle(f"the name {name!r} is not a plain relative path")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UnsafeBundle(
-                f"{name} is a link or a special file; a bundle holds plain files only"
-            )
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeBundle(
-                f"{name} is compressed by method {info.compress_type}; only stored and deflated"
-                " files are opened"
-            )
-        if info.file_size > 10**6 and info.file_size > MAX_RATIO * info.compress_size:
-            raise UnsafeBundle(
-                f"{name} would grow from {info.compress_size:,} to {info.file_size:,} bytes; too"
-                " much"
-            )
+        if unpacked > SMALL and unpacked > MAX_RATIO * packed:
+            raise UnsafeBundle(f"{name} would grow from {packed:,} to {unpacked:,} bytes; too much")
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    """Path below the folder -> SHA-256, of every file but the manifest itself."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hash_file(path)
+        for path in paths
+        if path != folder / MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write MANIFEST.json, with the files that are in the folder now."""
+    text = manifest.model_copy(update={"files": list_files(folder)}).model_dump_json(indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The content of MANIFEST.json. UserError where it is missing, damaged or of another format."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{MANIFEST} is missing: vitlab submit did not make this bundle, or a file was removed"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " ".join(map(str, first["loc"]))
+        raise UserError(
+            f"{MANIFEST} is damaged, or from another version of vitlab: {where}: {first['msg']}"
+        ) from error
+
+
+def compare_files(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """File -> what is wrong with it, for every file that was altered, removed or added."""
+    found, listed = list_files(folder), manifest.files
+    problems = {}
+    for name, digest in listed.items():
+        if name not in found:
+            problems[name] = "missing"
+        elif found[name] != digest:
+            problems[name] = "altered"
+    for name in found:
+        if name not in listed:
+            problems[name] = "not listed in the manifest"
+    return problems

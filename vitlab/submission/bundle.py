@@ -7,28 +7,35 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import distributions
 from pathlib import Path
+from string import Template
 
 import vitlab
 from vitlab.errors import UserError
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import Run, dataset_folder
-from vitlab.submission.archive import UnsafeBundle, check_members, check_size, hash_file, write_zip
-from vitlab.submission.check_notebooks import clean_name
-from vitlab.submission.environment import hash_package, list_packages
-from vitlab.submission.images import image_hash_table, join_samples
-from vitlab.submission.manifest import Manifest, write_manifest
+from vitlab.runs import dataset_folder
+from vitlab.submission.archive import (
+    Manifest,
+    UnsafeBundle,
+    check_zip,
+    hash_file,
+    write_manifest,
+    write_zip,
+)
+from vitlab.submission.check_results import image_hash_table, join_samples
+from vitlab.submission.checks import clean_name, hash_package
 from vitlab.submission.opened import FAIL, Result
 from vitlab.submission.rubric import load_rubric
 from vitlab.submission.selection import Selection, find_site, select
-from vitlab.submission.templates import write_readme, write_title_page
-from vitlab.submission.verify import Verdict, judge_folder
+from vitlab.submission.verdict import Verdict
+from vitlab.submission.verify import judge_folder
 from vitlab.user_files import check_writable
 
+HERE = Path(__file__).parent  # the texts of title page and README
 RUN_FILES = (".json", ".csv", ".parquet", ".md", ".safetensors")  # files of a run that are packed
 PROJECT = ("_quarto.yml", "reports/*.csv", "reports/*.bib", "reports/*.csl")  # read by notebooks
 LOCK = "requirements.lock"
@@ -89,28 +96,13 @@ def make_bundle(
         _put_texts(selection, folder, author.strip(), title.strip(), statement, left_out)
         verdict = judge_folder(folder)
         write_zip(folder, output)
-        verdict = replace(verdict, results=(*_check_zip(output), *verdict.results))
-    return Made(output, hash_file(output), verdict)
-
-
-def _check_zip(path: Path) -> list[Result]:
-    """A failure where `vitlab verify` would not open the zip, because it has too many files or is
-    too large.
-    """
     try:
-        check_size(path)
-        with zipfile.ZipFile(path) as archive:
-            check_members(path, archive.infolist())
+        check_zip(output)
     except UnsafeBundle as error:
-        return [
-            Result(
-                "archive",
-                path.name,
-                FAIL,
-                f"{error}. If it is too large, hand in fewer runs or lower --weights-limit",
-            )
-        ]
-    return []
+        advice = f"{error}. If it is too large, hand in fewer runs or lower --weights-limit"
+        failed = Result("archive", output.name, FAIL, advice)
+        verdict = replace(verdict, results=(failed, *verdict.results))
+    return Made(output, hash_file(output), verdict)
 
 
 def _put_runs(selection: Selection, folder: Path, limit: float) -> list[str]:
@@ -180,13 +172,11 @@ def _put_report(selection: Selection, folder: Path) -> None:
 
 def _put_data(selection: Selection, folder: Path) -> None:
     """Write the hashes of the images of each data set."""
-    runs: dict[str, list[Run]] = {}
+    splits: dict[str, list] = {}
     for run in selection.runs.values():
-        runs.setdefault(run.parameters["dataset"], []).append(run)
-    for dataset, those in runs.items():
-        table = image_hash_table(
-            dataset, join_samples([run.read_table("splits.csv") for run in those])
-        )
+        splits.setdefault(run.parameters["dataset"], []).append(run.read_table("splits.csv"))
+    for dataset, tables in splits.items():
+        table = image_hash_table(dataset, join_samples(tables))
         _write(folder / "data" / f"{dataset_folder(dataset)}.csv", table.to_csv(index=False))
 
 
@@ -194,36 +184,50 @@ def _put_texts(
     selection: Selection, folder: Path, author: str, title: str, statement: str, left_out: list[str]
 ) -> None:
     """Environment, title page, README, and the manifest of all files."""
-    date = datetime.now(UTC).date().isoformat()
-    newest = max(selection.runs.values(), key=lambda run: run.info["start_s"])
-    packages = "".join(f"{name}=={version}\n" for name, version in list_packages().items())
-    _write(folder / "environment" / "installed.txt", packages)
+    _write(folder / "environment" / "installed.txt", list_packages())
     if (project_root() / LOCK).is_file():
         _copy(project_root() / LOCK, folder / "environment" / LOCK)
-    contents = [
-        f"run `{run.name}` on {run.dataset}: {run.title}, seed {run.draw}"
-        for run in selection.runs.values()
-    ]
-    contents += [
-        f"batch `{name}`: {content['title']}" for name, content in selection.batches.items()
-    ]
-    contents.append(f"{len(selection.notebooks)} executed notebooks")
-    _write(folder / "TITLE.md", write_title_page(title, author, date, statement, contents))
-    seconds = sum(notebook.seconds or 0 for notebook in selection.notebooks)
-    version, commit = vitlab.__version__, newest.info.get("commit", "")
-    _write(
-        folder / "README.md", write_readme(title, author, date, version, commit, seconds, left_out)
-    )
-    notebooks = [notebook.path for notebook in selection.notebooks]
+    newest = max(selection.runs.values(), key=lambda run: run.info["start_s"])
     facts = {
         "title": title,
         "author": author,
-        "made": date,
-        "vitlab": version,
-        "commit": commit,
-        "code": hash_package(),
+        "made": datetime.now(UTC).date().isoformat(),
+        "vitlab": vitlab.__version__,
+        "commit": newest.info.get("commit", ""),
     }
-    write_manifest(folder, Manifest(**facts, notebooks=notebooks))
+    contents = []
+    for run in selection.runs.values():
+        contents.append(f"run `{run.name}` on {run.dataset}: {run.title}, seed {run.draw}")
+    for name, content in selection.batches.items():
+        contents.append(f"batch `{name}`: {content['title']}")
+    contents.append(f"{len(selection.notebooks)} executed notebooks")
+    statement = statement.strip() or (HERE / "statement.md").read_text(encoding="utf-8").strip()
+    title_page = _fill("title.md", facts, statement=statement, contents=_list(contents))
+    _write(folder / "TITLE.md", title_page)
+    minutes = sum(notebook.seconds or 0 for notebook in selection.notebooks) / 60
+    took = f"The notebooks took {minutes:.1f} minutes on the author's machine." if minutes else ""
+    missing = "Left out of the bundle:\n\n" + _list(left_out) if left_out else ""
+    _write(folder / "README.md", _fill("readme.md", facts, rerun_time=took, left_out=missing))
+    notebooks = [notebook.path for notebook in selection.notebooks]
+    write_manifest(folder, Manifest(**facts, code=hash_package(), notebooks=notebooks))
+
+
+def list_packages() -> str:
+    """Lines `name==version` of every package installed here."""
+    found = {}
+    for package in distributions():
+        name = (package.metadata["Name"] or "").lower().replace("_", "-")
+        if name:
+            found.setdefault(name, package.version)
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+
+
+def _fill(name: str, facts: dict[str, str], **more: str) -> str:
+    return Template((HERE / name).read_text(encoding="utf-8")).substitute(facts | more)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _copy(source: Path, target: Path) -> None:

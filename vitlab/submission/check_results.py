@@ -4,18 +4,19 @@ predictions.
 
 from __future__ import annotations
 
-import math
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from vitlab.errors import UserError
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder
 from vitlab.schema import SPLITS, check_predictions
-from vitlab.submission.check_notebooks import clean_name, injected_parameters
-from vitlab.submission.images import image_hash_table, join_samples
+from vitlab.submission.checks import clean_name, injected_parameters
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
 
 EXACT = 1e-9  # metrics of the same predictions: only the order of sums may differ
@@ -32,14 +33,12 @@ def check_splits(bundle: Bundle) -> list[Result]:
     def judge(run: str) -> tuple[str, str]:
         samples = bundle.read_table(f"{run}/splits.csv")
         made = samples["sample_id"][find_synthetic(samples) & (samples["split"] != "train")]
+        if len(made):
+            return FAIL, f"{len(made)} synthetic images outside of training, like {made.iloc[0]}"
         samples = drop_synthetic(samples)
         repeated = samples["sample_id"][samples["sample_id"].duplicated()]
-        for found, what in (
-            (made, "synthetic images are not in the training split"),
-            (repeated, "images are in several rows"),
-        ):
-            if len(found):
-                return FAIL, f"{len(found)} {what}, the first is {found.iloc[0]}"
+        if len(repeated):
+            return FAIL, f"{len(repeated)} images have several rows, like {repeated.iloc[0]}"
         strange = set(samples["split"]) - set(SPLITS)
         if strange:
             return FAIL, unknown("split", str(strange.pop()), list(SPLITS))
@@ -47,11 +46,8 @@ def check_splits(bundle: Bundle) -> list[Result]:
         if f"`{digest}`" not in bundle.read_text(f"{run}/data_card.md"):
             return FAIL, "the hash of splits.csv is not the one in data_card.md"
         counts = samples["split"].value_counts()
-        return (
-            PASS,
-            ", ".join(f"{counts.get(name, 0):,} {name}" for name in SPLITS)
-            + f", hash {digest[:12]}...",
-        )
+        sizes = ", ".join(f"{counts.get(name, 0):,} {name}" for name in SPLITS)
+        return PASS, f"{sizes}, hash {digest[:12]}..."
 
     return judge_each("splits", bundle.runs, judge)
 
@@ -64,9 +60,8 @@ def check_data(bundle: Bundle) -> list[Result]:
     def judge(dataset: str) -> tuple[str, str]:
         name = f"data/{dataset_folder(dataset)}.csv"
         hashes = bundle.read_table(name).set_index("sample_id")
-        tables = {
-            run: _read_real(bundle, run) for run in bundle.runs if bundle.datasets[run] == dataset
-        }
+        runs = [run for run in bundle.runs if bundle.datasets[run] == dataset]
+        tables = {run: _read_real(bundle, run) for run in runs}
         samples = join_samples(list(tables.values()))
         if set(samples["sample_id"]) != set(hashes.index):
             return FAIL, f"splits.csv and {name} list different images"
@@ -77,15 +72,9 @@ def check_data(bundle: Bundle) -> list[Result]:
                 return FAIL, f"{wrong[0]} has another label in {run}/splits.csv than in {name}"
         here = find_data(bundle, dataset)
         if not here:
-            advice = (
-                "name yours with --data"
-                if len(set(bundle.datasets.values())) == 1
-                else "--data needs a single data set"
-            )
-            return (
-                SKIPPED,
-                f"{len(hashes):,} images fit the splits; {dataset} is not available here: {advice}",
-            )
+            single = len(set(bundle.datasets.values())) == 1
+            advice = "name yours with --data" if single else "--data needs a single data set"
+            return SKIPPED, f"{dataset} is not available here: {advice}"
         if not bundle.options.images:
             return PASS, f"{len(hashes):,} images"
         left = _find_left_out(here, samples)
@@ -95,13 +84,8 @@ def check_data(bundle: Bundle) -> list[Result]:
         for column, what in (("sha256", "other pixels"), ("label", "another label")):
             other = hashes.index[hashes[column] != ours[column]]
             if len(other):
-                return (
-                    FAIL,
-                    (
-                        f"{len(other)} images have {what} in {here} on this machine, the first is"
-                        f" {other[0]}"
-                    ),
-                )
+                where = f"in {here} on this machine, the first is {other[0]}"
+                return FAIL, f"{len(other)} images have {what} {where}"
         return PASS, f"{len(hashes):,} images and labels as in {here} on this machine"
 
     return judge_each("data", sorted(set(bundle.datasets.values())), judge)
@@ -117,46 +101,25 @@ def check_predicted(bundle: Bundle) -> list[Result]:
         classes = check_predictions(predictions)
         own = bundle.read_json(f"{run}/model.json")["classes"]
         if list(classes) != list(own):
-            return (
-                FAIL,
-                (
-                    "the classes are in another order than in model.json:"
-                    f" {', '.join(map(str, own))[:80]}"
-                ),
-            )
+            return FAIL, f"the classes are in another order than in model.json: {str(own)[:80]}"
         samples = _read_real(bundle, run).set_index("sample_id")
         expected = set(samples.index[samples["split"].isin(["val", "test"])])
-        ids = set(predictions["sample_id"].astype(str))
-        if ids != expected:
-            missing, strange = len(expected - ids), len(ids - expected)
-            return (
-                FAIL,
-                (
-                    f"{missing} images of validation and test have no prediction, {strange}"
-                    " predictions are of other images"
-                ),
-            )
-        rows = samples.loc[predictions["sample_id"].astype(str)]
+        ids = predictions["sample_id"].astype(str)
+        if set(ids) != expected:
+            missing, strange = len(expected - set(ids)), len(set(ids) - expected)
+            return FAIL, f"{missing} images have no prediction, {strange} predictions no image"
+        rows = samples.loc[ids]
         for column in ("split", "label"):
-            other = rows.index[
-                rows[column].astype(str).to_numpy() != predictions[column].astype(str).to_numpy()
-            ]
-            if len(other):
-                return (
-                    FAIL,
-                    (
-                        f"{len(other)} predictions have another {column} than splits.csv, the first"
-                        f" is {other[0]}"
-                    ),
-                )
+            other = rows[column].astype(str).to_numpy() != predictions[column].astype(str)
+            if other.any():
+                first = ids[other].iloc[0]
+                what = f"predictions have another {column} than splits.csv, the first is {first}"
+                return FAIL, f"{other.sum()} {what}"
         logits = predictions[[f"logit_{name}" for name in classes]].to_numpy(float)
         probabilities = predictions[[f"prob_{name}" for name in classes]].to_numpy(float)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        if np.abs(powers / powers.sum(axis=1, keepdims=True) - probabilities).max() > LOOSE:
+        if np.abs(softmax(logits, axis=1) - probabilities).max() > LOOSE:
             return FAIL, "probabilities are not the softmax of the logits"
-        wrong = (
-            np.array(classes)[logits.argmax(axis=1)] != predictions["pred"].astype(str).to_numpy()
-        )
+        wrong = np.array(classes)[logits.argmax(axis=1)] != predictions["pred"].astype(str)
         if wrong.any():
             return FAIL, f"{wrong.sum()} predictions do not name the class of the highest logit"
         return PASS, f"{len(predictions):,} predictions of {len(classes)} classes"
@@ -168,31 +131,20 @@ def check_metrics(bundle: Bundle) -> list[Result]:
     """metrics.json is what the predictions give; its intervals too, where the images are available
     to find near-duplicates.
     """
+    evaluated = [run for run in bundle.runs if (bundle.folder / run / "metrics.json").is_file()]
 
     def judge(run: str) -> tuple[str, str]:
         measured = measure(bundle.read_table(f"{run}/predictions.parquet"))
+        accuracy = f"accuracy {measured['accuracy']:.4f}"
         if run not in evaluated:
-            return (
-                SKIPPED,
-                (
-                    "notebook 04 was not run, so there is no metrics.json; accuracy"
-                    f" {measured['accuracy']:.4f}"
-                ),
-            )
+            return SKIPPED, f"notebook 04 was not run, so there is no metrics.json; {accuracy}"
         noted = _read_metrics(bundle, run)
-        wrong = [
-            f"{name} is {noted[name]['value']:.6f} in metrics.json, {measured[name]:.6f} by the"
-            " predictions"
-            for name in noted
-            if not _close(noted[name]["value"], measured[name], EXACT)
-        ]
-        return (
-            (FAIL, "; ".join(wrong))
-            if wrong
-            else (PASS, f"{len(noted)} metrics; accuracy {measured['accuracy']:.4f}")
-        )
+        for name, row in noted.items():
+            if not _close(row["value"], measured[name], EXACT):
+                ours = f"{measured[name]:.6f} by the predictions"
+                return FAIL, f"{name} is {row['value']:.6f} in metrics.json, {ours}"
+        return PASS, f"{len(noted)} metrics; {accuracy}"
 
-    evaluated = [run for run in bundle.runs if (bundle.folder / run / "metrics.json").is_file()]
     results = judge_each("metrics", bundle.runs, judge)
     return results + judge_each("intervals", evaluated, lambda run: _judge_intervals(bundle, run))
 
@@ -202,6 +154,53 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
     from vitlab.evaluation import metrics_table
 
     return metrics_table(predictions, replicates=0).set_index("metric")["value"].to_dict()
+
+
+def _judge_intervals(bundle: Bundle, run: str) -> tuple[str, str]:
+    """As notebook 04 computes them: near-duplicates among the test images are drawn together."""
+    from vitlab.data import cluster_test_images, load_dataset
+    from vitlab.evaluation import metrics_table
+
+    here = find_data(bundle, bundle.datasets[run])
+    if not here or not bundle.options.images:
+        return SKIPPED, "the images, which decide what is drawn together, were not read"
+    notebook = f"{run}/notebooks/04_evaluate.ipynb"
+    declared = notebook_parameters(bundle.place(clean_name(notebook)))
+    given = injected_parameters(bundle.read_cells(notebook))
+    replicates = given.get("replicates", declared.get("replicates", (None, ""))[0])
+    if not isinstance(replicates, int) or not 0 <= replicates <= MAX_REPLICATES:
+        limit = f"at most {MAX_REPLICATES:,} are drawn again"
+        return SKIPPED, f"notebook 04 has replicates {replicates!r}; {limit}"
+    noted = _read_metrics(bundle, run)
+    split_by = bundle.read_json(f"{run}/run.json")["parameters"].get("split_by", "")
+    data = load_dataset(here, samples=bundle.read_table(f"{run}/splits.csv"))
+    predictions = bundle.read_table(f"{run}/predictions.parquet")
+    clusters = cluster_test_images(data, split_by)
+    table = metrics_table(predictions, replicates=replicates, cluster=clusters).set_index("metric")
+    for name, row in noted.items():
+        for end in ("low", "high"):
+            ours = table.loc[name, end]
+            if not _close(row[end], ours, LOOSE):
+                text = f"is {row[end]:.4f} in metrics.json, {ours:.4f} when drawn again"
+                return FAIL, f"the {end} end of {name} {text}"
+    return PASS, f"{len(noted)} intervals of {replicates:,} replicates"
+
+
+def _read_metrics(bundle: Bundle, run: str) -> dict[str, dict[str, float]]:
+    """metrics.json. UserError where its metrics are not those of vitlab."""
+    from vitlab.evaluation import METRICS
+
+    content = bundle.read_json(f"{run}/metrics.json")
+    if set(content) != set(METRICS):
+        raise UserError(f"metrics.json has {', '.join(content)}; it must have {', '.join(METRICS)}")
+    return {
+        name: {end: float(row[end]) for end in ("value", "low", "high")}
+        for name, row in content.items()
+    }
+
+
+def _close(one: float, other: float, tolerance: float) -> bool:
+    return bool(np.isclose(one, other, rtol=0, atol=tolerance, equal_nan=True))
 
 
 def find_data(bundle: Bundle, dataset: str) -> str:
@@ -222,73 +221,14 @@ def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
     improve every metric.
     """
     from vitlab.data import load_dataset
-    from vitlab.data.quality import find_unreadable
+    from vitlab.data.reading import find_unreadable
     from vitlab.data.sources import NOT_CHOSEN
 
     data = load_dataset(dataset, samples=samples)
     rest = data.excluded[data.excluded["reason"] == NOT_CHOSEN]
-    return (
-        sorted(set(rest["sample_id"]) - set(find_unreadable(data.read, rest)["sample_id"]))
-        if len(rest)
-        else []
-    )
-
-
-def _judge_intervals(bundle: Bundle, run: str) -> tuple[str, str]:
-    """As notebook 04 computes them: near-duplicates among the test images are drawn together."""
-    from vitlab.data import cluster_test_images, load_dataset
-    from vitlab.evaluation import metrics_table
-
-    here = find_data(bundle, bundle.datasets[run])
-    if not here or not bundle.options.images:
-        return SKIPPED, "the images, which decide what is drawn together, were not read"
-    notebook = f"{run}/notebooks/04_evaluate.ipynb"
-    declared = {
-        name: default
-        for name, (default, _) in notebook_parameters(bundle.place(clean_name(notebook))).items()
-    }
-    replicates = (declared | injected_parameters(bundle.read_cells(notebook))).get("replicates")
-    if not isinstance(replicates, int) or not 0 <= replicates <= MAX_REPLICATES:
-        return (
-            SKIPPED,
-            f"notebook 04 has replicates {replicates!r}; up to {MAX_REPLICATES:,} are drawn again",
-        )
-    noted = _read_metrics(bundle, run)
-    split_by = bundle.read_json(f"{run}/run.json")["parameters"].get("split_by", "")
-    clusters = cluster_test_images(
-        load_dataset(here, samples=bundle.read_table(f"{run}/splits.csv")), split_by
-    )
-    predictions = bundle.read_table(f"{run}/predictions.parquet")
-    table = (
-        metrics_table(predictions, replicates=replicates, cluster=clusters)
-        .set_index("metric")
-        .to_dict("index")
-    )
-    wrong = [
-        f"the {end} end of {name} is {noted[name][end]:.4f} in metrics.json, {table[name][end]:.4f}"
-        " when drawn again"
-        for name in noted
-        for end in ("low", "high")
-        if not _close(noted[name][end], table[name][end], LOOSE)
-    ]
-    return (
-        (FAIL, "; ".join(wrong[:3]))
-        if wrong
-        else (PASS, f"{len(noted)} intervals of {replicates:,} replicates")
-    )
-
-
-def _read_metrics(bundle: Bundle, run: str) -> dict[str, dict[str, float]]:
-    """metrics.json. UserError where its metrics are not those of vitlab."""
-    from vitlab.evaluation import METRICS
-
-    content = bundle.read_json(f"{run}/metrics.json")
-    if set(content) != set(METRICS):
-        raise UserError(f"metrics.json has {', '.join(content)}; it must have {', '.join(METRICS)}")
-    return {
-        name: {end: float(row[end]) for end in ("value", "low", "high")}
-        for name, row in content.items()
-    }
+    if rest.empty:
+        return []
+    return sorted(set(rest["sample_id"]) - set(find_unreadable(data.read, rest)["sample_id"]))
 
 
 def _read_real(bundle: Bundle, run: str) -> pd.DataFrame:
@@ -298,7 +238,31 @@ def _read_real(bundle: Bundle, run: str) -> pd.DataFrame:
     return drop_synthetic(bundle.read_table(f"{run}/splits.csv"))
 
 
-def _close(one: float, other: float, tolerance: float) -> bool:
-    return math.isclose(one, other, rel_tol=0, abs_tol=tolerance) or (
-        math.isnan(one) and math.isnan(other)
-    )
+def image_hash_table(dataset: str, samples: pd.DataFrame) -> pd.DataFrame:
+    """Columns sample_id, label, sha256 (of the decoded pixels) for the images of `samples`
+    (sample_id, split), sorted by sample_id.
+
+    Of JPEG and other lossy files, decoders of other versions may give pixels that differ by a grey
+    level, and so another hash."""
+    from vitlab.data import load_dataset
+    from vitlab.data.reading import map_images
+
+    data = load_dataset(dataset, samples=samples)
+    rows = data.samples.sort_values("sample_id", ignore_index=True)
+    ids = rows["sample_id"].tolist()
+    hashes = map_images(lambda name: _hash_image(data.read(name)), ids, "hashing the images")
+    return rows[["sample_id", "label"]].astype(str).assign(sha256=hashes)
+
+
+def join_samples(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """sample_id and split of all real images in these tables of splits, each once."""
+    from vitlab.data import drop_synthetic
+
+    real = [drop_synthetic(table)[["sample_id", "split"]] for table in tables]
+    return pd.concat(real).drop_duplicates("sample_id", ignore_index=True)
+
+
+def _hash_image(image) -> str:
+    colours = bytes(image.getpalette() or ()) if image.mode == "P" else b""
+    head = f"{image.mode} {image.size[0]}x{image.size[1]}\n".encode()
+    return hashlib.sha256(head + colours + image.tobytes()).hexdigest()

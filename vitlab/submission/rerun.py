@@ -22,9 +22,9 @@ import vitlab
 from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters
 from vitlab.runs import Run
-from vitlab.submission.check_notebooks import clean_name, injected_parameters
 from vitlab.submission.check_results import measure
-from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, describe_error, judge_each
+from vitlab.submission.checks import clean_name, injected_parameters
+from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
 
 PREDICTIONS = "predictions.parquet"
 # never a run or a cache, which would give its results without computing them
@@ -40,20 +40,14 @@ def check_rerun(bundle: Bundle) -> list[Result]:
     if not bundle.options.rerun:
         return [Result("rerun", "", SKIPPED, "not requested (--rerun)")]
     if bundle.problems:
-        return [
-            Result(
-                "rerun",
-                "",
-                SKIPPED,
-                f"{len(bundle.problems)} files are not as packed; nothing was executed",
-            )
-        ]
+        text = f"{len(bundle.problems)} files are not as packed; nothing was executed"
+        return [Result("rerun", "", SKIPPED, text)]
     with tempfile.TemporaryDirectory(prefix="vitlab-rerun-", ignore_cleanup_errors=True) as place:
         project = Path(place)
         lay_out(bundle, project)
         with inside(project):
             results = execute(bundle, project)
-        return results + [compare(bundle, project, run) for run in bundle.runs]
+        return results + judge_each("rerun", bundle.runs, lambda run: compare(bundle, project, run))
 
 
 def lay_out(bundle: Bundle, project: Path) -> None:
@@ -70,15 +64,14 @@ def inside(project: Path) -> Iterator[None]:
     """The project as working folder, with its own reports; kernels import this vitlab, whatever is
     in the folder.
     """
-    from vitlab.data.torchvision_sets import data_folder
+    from vitlab.data.external import data_folder
 
+    paths = [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     values = {
         "VITLAB_PROJECT": str(project),
         "VITLAB_REPORTS": str(project / "reports"),
         "VITLAB_DATA": str(data_folder().absolute()),  # earlier downloads
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     with environment(values), contextlib.chdir(project):
         yield
@@ -94,103 +87,67 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
     from vitlab.batch.schedule import check_values, kernel_environment
     from vitlab.batch.summary import describe_problem
 
+    clean = {name: project / clean_name(name).removeprefix("project/") for name in bundle.notebooks}
+    single = len(set(bundle.datasets.values())) == 1
+
     def run(name: str) -> tuple[str, str]:
-        start, clean = time.perf_counter(), project / clean_name(name).removeprefix("project/")
+        start = time.perf_counter()
         given = injected_parameters(bundle.read_cells(name))
-        if bundle.options.data and "dataset" in given and len(set(bundle.datasets.values())) == 1:
+        if bundle.options.data and "dataset" in given and single:
             given["dataset"] = bundle.options.data
-        parameters = fit_parameters(clean, given) if given else {}
+        parameters = fit_parameters(clean[name], given) if given else {}
         check_values([(name, {}, parameters)], warm)
-        limits = Limits(minutes=bundle.options.minutes)
-        outcome = Execution(
-            clean, project / "reports" / name, parameters, warm, limits=limits
-        ).run()
+        limits, copy = Limits(minutes=bundle.options.minutes), project / "reports" / name
+        outcome = Execution(clean[name], copy, parameters, warm, limits=limits).run()
         if outcome["status"] == "failed":
             return FAIL, " ".join(describe_problem(outcome).split())
         return PASS, f"ran to its end in {time.perf_counter() - start:.0f} s"
 
     with kernel_environment(), WarmProcess() as warm:
         with contextlib.suppress(ValueError, OSError):  # a notebook that cannot be read fails below
-            clean = {
-                project / clean_name(name).removeprefix("project/") for name in bundle.notebooks
-            }
-            warm.preload(sorted(set().union(*map(notebook_imports, clean))))
+            warm.preload(sorted(set().union(*map(notebook_imports, clean.values()))))
         return judge_each("rerun", bundle.notebooks, run)
 
 
-def compare(bundle: Bundle, project: Path, run: str) -> Result:
+def compare(bundle: Bundle, project: Path, run: str) -> tuple[str, str]:
     """The metrics of a run executed again against those of its predictions in the bundle."""
-    try:
-        folder = find_again(project, run)
-        if folder is None:
-            return Result(
-                "rerun",
-                run,
-                FAIL,
-                "no notebook made this run again; it is not of a batch, or its notebook failed",
-            )
-        ours, theirs = (
-            pd.read_parquet(folder / PREDICTIONS),
-            bundle.read_table(f"{run}/{PREDICTIONS}"),
-        )
-        detail, worst = compare_metrics(measure(theirs), measure(ours))
-        same = (
-            theirs.set_index("sample_id")["pred"]
-            == ours.set_index("sample_id")["pred"].reindex(theirs["sample_id"])
-        ).mean()
-    except Exception as error:
-        return Result("rerun", run, FAIL, describe_error(error))
-    detail = (
-        f"tolerance {bundle.options.tolerance:g}; {detail}; {same:.1%} of the images get the same"
-        " class"
-    )
-    if worst <= bundle.options.tolerance:
-        return Result("rerun", run, PASS, detail)
-    return Result(
-        "rerun",
-        run,
-        FAIL,
-        f"{detail}; training also depends on the processor and the number of threads",
-    )
+    folder = find_again(project, run)
+    if folder is None:
+        return FAIL, "no notebook made this run again; it is not of a batch, or its notebook failed"
+    ours = pd.read_parquet(folder / PREDICTIONS)
+    theirs = bundle.read_table(f"{run}/{PREDICTIONS}")
+    text, worst = compare_metrics(measure(theirs), measure(ours))
+    classes = ours.set_index("sample_id")["pred"].reindex(theirs["sample_id"])
+    same = (theirs["pred"].to_numpy() == classes.to_numpy()).mean()
+    tolerance = bundle.options.tolerance
+    detail = f"tolerance {tolerance:g}; {text}; {same:.1%} of the images get the same class"
+    if worst <= tolerance:
+        return PASS, detail
+    return FAIL, f"{detail}; training also depends on the processor and the number of threads"
 
 
 def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[str, float]:
     """The largest difference in words, and as a number; infinite where only one of the two is
     defined.
     """
-    gaps = {}
-    for name, value in theirs.items():
-        other = ours[name]
-        both = math.isnan(value) and math.isnan(other)
-        gaps[name] = (
-            0.0
-            if both
-            else math.inf
-            if math.isnan(value) or math.isnan(other)
-            else abs(value - other)
-        )
-    worst = max(gaps, key=gaps.__getitem__)
+    table = pd.DataFrame({"theirs": theirs, "ours": ours})
+    gaps = (table["theirs"] - table["ours"]).abs()
+    gaps[table.isna().any(axis=1)] = math.inf
+    gaps[table.isna().all(axis=1)] = 0.0
+    worst = gaps.idxmax()
     if gaps[worst] == 0:
         return f"all {len(gaps)} metrics are equal", 0.0
-    return (
-        (
-            f"largest difference of {len(gaps)} metrics: {worst}, {theirs[worst]:.4f} there,"
-            f" {ours[worst]:.4f} here"
-        ),
-        gaps[worst],
-    )
+    values = f"{theirs[worst]:.4f} there, {ours[worst]:.4f} here"
+    return f"largest difference of {len(gaps)} metrics: {worst}, {values}", float(gaps[worst])
 
 
 def find_again(project: Path, place: str) -> Path | None:
     """The folder of the run that was made again and finished: at its old place, or of its name
     under another data set's.
     """
-    runs = project / "reports" / "runs"
-    for folder in [project / "reports" / place, *sorted(runs.glob(f"*/{Path(place).name}"))]:
-        if (
-            (folder / "run.json").is_file()
-            and (folder / PREDICTIONS).is_file()
-            and not Run(folder).problem
-        ):
+    reports = project / "reports"
+    for folder in [reports / place, *sorted(reports.glob(f"runs/*/{Path(place).name}"))]:
+        whole = (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file()
+        if whole and not Run(folder).problem:
             return folder
     return None

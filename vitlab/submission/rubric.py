@@ -1,8 +1,13 @@
-"""A rubric: which questions there are, for how many points, and which evidence must be in the
-bundle.
+"""The questions of an assignment: the answers in the notebooks, and the rubric that asks for them.
 
-```yaml title: Vision Transformers, assignment 1 statement: I did this work myself.       # the
-course's words on integrity, printed on the title page questions:
+An answer is a cell that begins with `#| answer: NAME`. In a text cell this mark is in a comment,
+which no page shows: `<!-- #| answer: NAME -->`. The rest of the cell is the answer. A rubric says
+which questions there are, for how many points, and which evidence must be in the bundle:
+
+```yaml
+title: Vision Transformers, assignment 1
+statement: I did this work myself.       # printed on the title page
+questions:
   balance:                               # the name in `#| answer: balance`
     points: 10
     ask: How even are the classes, and what does that do to accuracy?
@@ -20,26 +25,105 @@ is there and what is missing."""
 
 from __future__ import annotations
 
+import ast
 import fnmatch
-from collections import Counter
+import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vitlab.errors import UserError
 from vitlab.registry import unknown
-from vitlab.submission.answers import Answer
 from vitlab.user_files import read_yaml
 
-MAX_BYTES = 10**6
+MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer(?=\s*(?::|-->|$))(?P<name>.*)$")
+OPTION = re.compile(r"^\s*#\|")
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+BLANK = (
+    r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|lorem ipsum.*"
+)
+PLACEHOLDER = re.compile(rf"(?i)\W*+({BLANK})?\W*")
+WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """name: of the question. notebook: its file. cell: number, from 1. kind: code or markdown.
+    text: "" without an answer.
+    """
+
+    name: str
+    notebook: str
+    cell: int
+    kind: str
+    text: str
+
+    @property
+    def words(self) -> int:
+        return len(WORD.findall(self.text))
+
+
+def find_answers(notebooks: Iterable[tuple[str, Iterable[dict[str, Any]]]]) -> list[Answer]:
+    """The marked cells of (file, cells as `read_cells` gives them), in order. Without a name they
+    are answer-1, answer-2 and so on.
+    """
+    found: list[Answer] = []
+    for file, cells in notebooks:
+        for number, cell in enumerate(cells, start=1):
+            kind, source = cell["cell_type"], cell["source"]
+            name = find_mark(source) if kind in ("code", "markdown") else None
+            if name is not None:
+                name = name or f"answer-{len(found) + 1}"
+                found.append(Answer(name, file, number, kind, read_answer(source, kind)))
+    return found
+
+
+def find_mark(source: str) -> str | None:
+    """The name of the question that a cell answers: "" for a mark without one, None for a cell
+    without a mark.
+    """
+    for line in source.splitlines():
+        mark = MARK.match(line)
+        if mark:
+            name = mark["name"].partition("-->")[0].strip().removeprefix(":")
+            return name.strip().strip("\"'")
+        if line.strip() and not OPTION.match(line):
+            return None
+    return None
+
+
+def read_answer(source: str, kind: str) -> str:
+    """The text of a marked cell without mark and placeholders; "" where only comments, `pass` or
+    `None` are left.
+    """
+    if kind != "code":
+        source = COMMENT.sub("", source)
+    lines = []
+    for line in source.splitlines():
+        is_option = MARK.match(line) or (kind == "code" and OPTION.match(line))
+        if not is_option and not PLACEHOLDER.fullmatch(line):
+            lines.append(line.rstrip())
+    text = "\n".join(lines).strip()
+    return "" if kind == "code" and _does_nothing(text) else text
+
+
+def _does_nothing(code: str) -> bool:
+    """Whether Python code is only comments, `pass`, `None` and `...`. Code that cannot be parsed,
+    such as magics, counts as an answer.
+    """
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return False
+    return all(isinstance(line, ast.Pass) or ast.unparse(line) in ("None", "...") for line in body)
+
 
 Kind = Literal["notebook", "figure", "table", "metric", "file"]
-Entry = Annotated[dict[Kind, str], Field(min_length=1, max_length=1)]
-Name = Annotated[str, Field(max_length=100)]
 
 
 class Question(BaseModel):
@@ -50,8 +134,11 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     points: float = Field(ge=0, le=10**6)
     ask: str = ""
-    words: int = Field(1, ge=0, le=10**6)
-    evidence: list[Entry] = []
+    words: int = Field(1, ge=0)
+    evidence: list[dict[Kind, str]] = []
+
+    def list_evidence(self) -> list[tuple[str, str]]:
+        return [item for entry in self.evidence for item in entry.items()]
 
 
 def _expand(value: Any) -> Any:
@@ -63,64 +150,31 @@ class Rubric(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     title: str = ""
     statement: str = ""
-    questions: dict[Name, Annotated[Question, BeforeValidator(_expand)]] = Field(
-        min_length=1, max_length=200
-    )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses aliases, of which a few lines expand to gigabytes, and keys that are given twice."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name in (name for name, count in names.items() if count > 1):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {name!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+    questions: dict[str, Annotated[Question, BeforeValidator(_expand)]] = Field(min_length=1)
 
 
 def load_rubric(path: Path | str) -> Rubric:
     """Read and check a rubric. MissingFileError, or UserError that says which entry is wrong and
     what it should be.
     """
-    path = Path(path)
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise UserError(
-            f"{path.name} has {path.stat().st_size:,} bytes; a rubric has at most {MAX_BYTES:,}"
-        )
-    content = read_yaml(path, "rubric", _StrictLoader)
+    content = read_yaml(path, "rubric")
     try:
         return Rubric.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path.name} is an invalid rubric: {_describe(error)}") from error
+        problem = _describe(error)
+        raise UserError(f"{Path(path).name} is an invalid rubric: {problem}") from error
 
 
 def _describe(error: ValidationError) -> str:
     """The first problem: where it is, and what should be there instead."""
     first = error.errors()[0]
-    *place, last = [str(part) for part in first["loc"] if part != "[key]"] or [""]
-    where = ".".join(place) or "the top level"
+    place = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] == "extra_forbidden":
-        return unknown(f"key in {where}:", last, list((Question if place else Rubric).model_fields))
-    if first["type"] == "literal_error" and "evidence" in place:
-        return (
-            f"{first['input']!r} in {where} is not a kind of evidence; write"
-            f" {first['ctx']['expected']}"
-        )
-    given = repr(first["input"])
-    return (
-        f"{'.'.join([*place, last])}: {first['msg']}; it is {given[:80]}"
-        if last
-        else f"{first['msg']}; it is {given[:80]}"
-    )
+        *above, name = place
+        fields = Question.model_fields if above else Rubric.model_fields
+        return unknown(f"key in {'.'.join(above) or 'the top level'}:", name, list(fields))
+    where = ".".join(place) + ": " if place else ""
+    return f"{where}{first['msg']}; it is {reprlib.repr(first['input'])}"
 
 
 def points_table(
@@ -134,40 +188,22 @@ def points_table(
     given = {answer.name: answer for answer in answers}
     rows = []
     for name, question in rubric.questions.items():
-        answer, wanted = (
-            given.get(name),
-            [item for entry in question.evidence for item in entry.items()],
-        )
-        there, missing = (
-            [f"{kind} {what}" for kind, what in wanted if fnmatch.filter(evidence[kind], what)],
-            [],
-        )
-        if answer is None:
-            missing.append("its cell")
-        elif not answer.text:
-            missing.append("the answer")
-        elif answer.kind == "markdown" and answer.words < question.words:
-            missing.append(f"{question.words - answer.words} of {question.words} words")
-        missing += [
-            f"{kind} {what}" for kind, what in wanted if not fnmatch.filter(evidence[kind], what)
-        ]
-        seen = (
-            "no such cell"
-            if answer is None
-            else f"{answer.words} words"
-            if answer.text
-            else "empty"
-        )
+        seen, gap = _judge_answer(given.get(name), question)
+        there, missing = [], [gap] if gap else []
+        for kind, what in question.list_evidence():
+            found = fnmatch.filter(evidence[kind], what)
+            (there if found else missing).append(f"{kind} {what}")
         rows.append((name, question.points, seen, ", ".join(there), ", ".join(missing)))
     return pd.DataFrame(rows, columns=["question", "points", "answer", "there", "missing"])
 
 
-def find_unknown_questions(rubric: Rubric, answers: Iterable[Answer]) -> list[str]:
-    """For each question of the rubric that no cell answers, the message that names similar ones."""
-    names = list(dict.fromkeys(answer.name for answer in answers))
-    advice = "They are the cells marked `#| answer: NAME`."
-    return [
-        unknown("question", question, names, advice)
-        for question in rubric.questions
-        if question not in names
-    ]
+def _judge_answer(answer: Answer | None, question: Question) -> tuple[str, str]:
+    """What is there of an answer, and what of it is missing ("" for nothing)."""
+    if answer is None:
+        return "no such cell", "its cell"
+    if not answer.text:
+        return "empty", "the answer"
+    seen = f"{answer.words} words"
+    if answer.kind == "markdown" and answer.words < question.words:
+        return seen, f"{question.words - answer.words} of {question.words} words"
+    return seen, ""

@@ -4,6 +4,7 @@ the clean ones, the report.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,29 +47,31 @@ def select(names: Sequence[str], notebooks: Sequence[Path] = ()) -> Selection:
     notebooks that no batch made, such as one executed in JupyterLab. UserError for an unknown or
     unfinished run, one without a notebook, and two different notebooks of one name."""
     batches = read_batches()
-    asked = {name for name in names if _is_batch(name, batches)}
-    found = {name: {_run_place(run): run for run in _find(name, batches)} for name in names}
-    runs = {place: run for those in found.values() for place, run in those.items()}
+    runs: dict[str, Run] = {}
+    chosen: set[str] = set()
+    for name in names:
+        is_batch = name in batches and not (Path(name) / "run.json").is_file()
+        found = _runs_of_batch(name, batches[name]) if is_batch else [_find_run(name)]
+        places = {f"runs/{dataset_folder(run.dataset)}/{run.name}": run for run in found}
+        runs |= places
+        if is_batch:
+            chosen.add(name)
+        else:
+            for other, content in batches.items():
+                if any(task["run"] in places for task in content["tasks"]):
+                    chosen.add(other)
     for place, run in runs.items():
         if run.problem:
             raise UserError(
                 f"run {place} is not finished: {run.problem}; run its batch again, or leave it out"
             )
-    alone = {place for name, those in found.items() if name not in asked for place in those}
-    chosen = {
-        name: content
-        for name, content in batches.items()
-        if name in asked or any(task["run"] in alone for task in content["tasks"] if task["run"])
-    }
-    selection = Selection(runs, chosen)
-    for content in chosen.values():
+    selection = Selection(runs, {name: batches[name] for name in batches if name in chosen})
+    for content in selection.batches.values():
         sources = _find_sources(content)
         for task in content["tasks"]:
             if not task["run"] or task["run"] in runs:
-                clean = sources.get(task["notebook"])
-                notebook = Notebook(
-                    reports_dir() / task["path"], task["path"], clean, task["seconds"]
-                )
+                source, clean = reports_dir() / task["path"], sources.get(task["notebook"])
+                notebook = Notebook(source, task["path"], clean, task["seconds"])
                 selection.notebooks.append(notebook)
     selection.notebooks += [_by_hand(Path(path)) for path in notebooks]
     selection.notebooks = _check(selection)
@@ -82,50 +85,39 @@ def read_batches() -> dict[str, dict[str, Any]]:
 
 
 def find_site(selection: Selection) -> Path | None:
-    """The rendered report, where it has the pages of these batches and is younger than all
-    notebooks; else None.
-    """
-    from vitlab.report.gather import gather_report
-
+    """The rendered report, where its pages show these notebooks as they are now; else None."""
     site = reports_dir() / "_site"
-    pdf = site / "report.pdf"
-    if not selection.batches or not pdf.is_file():
+    listed = site / "pages.json"
+    if not selection.batches or not listed.is_file():
         return None
-    shown = [
-        notebook.source for notebook in selection.notebooks if not notebook.path.startswith(BY_HAND)
-    ]
-    if any(source.stat().st_mtime > pdf.stat().st_mtime for source in shown):
-        return None
-    pages = gather_report(list(selection.batches)).pages
-    return site if all((site / f"{page.slug}.html").is_file() for page in pages) else None
+    pages = json.loads(listed.read_text(encoding="utf-8"))
+    for notebook in selection.notebooks:
+        if notebook.path.startswith(BY_HAND):
+            continue
+        page = site / pages.get(notebook.path, "none")
+        if not page.is_file() or page.stat().st_mtime < notebook.source.stat().st_mtime:
+            return None
+    return site
 
 
-def _is_batch(name: str, batches: dict[str, dict[str, Any]]) -> bool:
-    return name in batches and not (Path(name) / "run.json").is_file()
+def _runs_of_batch(name: str, content: dict[str, Any]) -> list[Run]:
+    places = dict.fromkeys(task["run"] for task in content["tasks"] if task["run"])
+    if not places:
+        raise UserError(f"batch {name} makes no runs of its own; name runs")
+    for place in places:
+        folder = reports_dir() / place
+        if not (folder / "run.json").is_file():
+            raise UserError(f"batch {name} has no run in {folder} yet; run the batch to its end")
+    return [Run(reports_dir() / place) for place in places]
 
 
-def _find(name: str, batches: dict[str, dict[str, Any]]) -> list[Run]:
-    if _is_batch(name, batches):
-        places = {task["run"]: None for task in batches[name]["tasks"] if task["run"]}
-        folders = [reports_dir() / place for place in places]
-        missing = [folder for folder in folders if not (folder / "run.json").is_file()]
-        if missing:
-            raise UserError(
-                f"batch {name} has no run in {missing[0]} yet; run the batch to its end"
-            )
-        if not folders:
-            raise UserError(f"batch {name} makes no runs of its own; name runs")
-        return [Run(folder) for folder in folders]
+def _find_run(name: str) -> Run:
     from vitlab.deploy.parts import find_run
 
     folder = find_run(name)
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not a run: it has no run.json")
-    return [Run(folder)]
-
-
-def _run_place(run: Run) -> str:
-    return f"runs/{dataset_folder(run.dataset)}/{run.name}"
+    return Run(folder)
 
 
 def _find_sources(content: dict[str, Any]) -> dict[str, Path]:
@@ -157,22 +149,20 @@ def _check(selection: Selection) -> list[Notebook]:
     the same path in the bundle.
     """
     if not selection.notebooks:
-        names = ", ".join(selection.runs)
         raise UserError(
-            f"no executed notebook belongs to {names}: no batch in"
+            f"no executed notebook belongs to {', '.join(selection.runs)}: no batch in"
             f" {reports_dir() / 'runs' / 'batches'} made it. Run it with `vitlab batch`, or give"
             " its executed notebook with --notebook FILE"
         )
     found: dict[str, Notebook] = {}
-    clean: dict[str, Path | None] = {}
+    clean: dict[str, bytes | None] = {}
     for notebook in selection.notebooks:
         if not notebook.source.is_file():
             raise UserError(f"the executed copy {notebook.source} is missing; run the batch again")
         same = found.setdefault(notebook.path, notebook)
-        other = clean.setdefault(notebook.source.name, notebook.clean)
-        if same.source.resolve() != notebook.source.resolve() or _content(other) != _content(
-            notebook.clean
-        ):
+        content = _read_clean(notebook)
+        other = clean.setdefault(notebook.source.name, content)
+        if same.source.resolve() != notebook.source.resolve() or other != content:
             raise UserError(
                 f"{same.source} and {notebook.source} are different notebooks of one name; hand"
                 " them in separately"
@@ -180,5 +170,6 @@ def _check(selection: Selection) -> list[Notebook]:
     return list(found.values())
 
 
-def _content(path: Path | None) -> bytes | None:
+def _read_clean(notebook: Notebook) -> bytes | None:
+    path = notebook.clean
     return path.read_bytes() if path and path.is_file() else None

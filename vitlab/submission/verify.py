@@ -7,25 +7,27 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.submission.archive import UnsafeBundle, hash_file, open_bundle
-from vitlab.submission.check_answers import check_answers, check_rubric, make_points_table
-from vitlab.submission.check_files import (
+from vitlab.submission.check_results import check_data, check_metrics, check_predicted, check_splits
+from vitlab.submission.checks import (
+    check_answers,
     check_contents,
     check_environment,
+    check_executed,
     check_manifest,
+    check_parameters,
+    check_rubric,
+    check_sources,
     check_weights,
+    make_points_table,
 )
-from vitlab.submission.check_notebooks import check_executed, check_parameters, check_sources
-from vitlab.submission.check_results import check_data, check_metrics, check_predicted, check_splits
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Options, Result, describe_error
 from vitlab.submission.rerun import check_rerun
 from vitlab.submission.rubric import load_rubric
+from vitlab.submission.verdict import Verdict
 
 # in the order in which they are made and shown
 CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {
@@ -44,23 +46,6 @@ CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {
     "rubric": check_rubric,
     "rerun": check_rerun,
 }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """results: in order. points: of the rubric, None without one. title, author: from the manifest.
-    seconds: of each check.
-    """
-
-    results: tuple[Result, ...]
-    points: pd.DataFrame | None = None
-    title: str = ""
-    author: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> list[Result]:
-        return [result for result in self.results if result.status == FAIL]
 
 
 def verify_bundle(
@@ -90,11 +75,8 @@ def verify_bundle(
         from vitlab.data import check_name
 
         prefix, _, place = data.partition(":")
-        data = (
-            f"folder:{Path(place).expanduser().absolute()}"
-            if prefix == "folder" and place
-            else data
-        )
+        if prefix == "folder" and place:
+            data = f"folder:{Path(place).expanduser().absolute()}"
         check_name(data)
     options = Options(rerun=rerun, tolerance=tolerance, rubric=rubric, data=data, minutes=minutes)
     path = Path(path).absolute()  # a rerun works in another folder
@@ -111,9 +93,8 @@ def judge_folder(folder: Path) -> Verdict:
     """Check the files of a bundle before they are packed, as its author: without the images and a
     rerun.
     """
-    return judge(
-        Bundle(folder, Options(images=False)), [name for name in CHECKS if name != "rerun"]
-    )
+    names = [name for name in CHECKS if name != "rerun"]
+    return judge(Bundle(folder, Options(images=False)), names)
 
 
 def judge(
@@ -126,18 +107,16 @@ def judge(
     try:
         manifest = bundle.manifest
     except ValueError:
-        rest = [
-            Result(name, "", SKIPPED, "the manifest could not be read")
-            for name in names
-            if name != "manifest"
-        ]
-        return Verdict((*results, *check_manifest(bundle), *rest))
+        results += check_manifest(bundle)
+        for name in names:
+            if name != "manifest":
+                results.append(Result(name, "", SKIPPED, "the manifest could not be read"))
+        return Verdict(tuple(results))
     for name in names:
         start = time.perf_counter()
         try:
             results += CHECKS[name](bundle)
-        # a file that was made to break a reader fails its check; the other checks go on
-        except Exception as error:
+        except Exception as error:  # a damaged file fails its check; the other checks go on
             results.append(Result(name, "", FAIL, describe_error(error)))
         seconds[name] = time.perf_counter() - start
     points = None

@@ -18,7 +18,7 @@ CHOICES = {
     "tracker": ("", "tensorboard", "trackio", "wandb"),
     "class_weights": ("none", "balanced", "effective"),
     "resample": ("none", "oversample", "undersample", "smote"),
-    "synthetic": ("none", "fourier", "paste"),
+    "synthetic": ("none", "fourier"),
 }
 AT_LEAST = {
     "epochs": 1,
@@ -85,8 +85,7 @@ class TrainConfig:
     resample: str = "none"
     # alpha of mixup between two images of the same rare class, whose label stays; 0 means none
     mixup_rare: float = 0.0
-    # images made of training images of rare classes (vitlab.data.add_synthetic): none, fourier or
-    # paste
+    # images made of training images of rare classes (vitlab.data.add_synthetic): none or fourier
     synthetic: str = "none"
     # size that synthetic images bring a rare class to, as a share of the largest class
     synthetic_share: float = 0.5
@@ -218,7 +217,8 @@ def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConf
     `train_from`, a `train_from` alone means strategy="from_piece", and a `resample` alone means
     class_weights="none".
 
-    >>> recipe("vit_scratch", epochs=3).epochs
+    >>> import vitlab
+    >>> vitlab.recipe("vit_scratch", epochs=3).epochs
     3
     """
     for name in overrides:

@@ -35,7 +35,15 @@ def predict(model: ModelBundle, data: DataBundle, splits=("val", "test")) -> pd.
     precision, as it is later used.
 
     The cache of a training does not do: what it rounds to bfloat16 turned 16 of 839 answers of the
-    hybrid on ELPV (seed 1)."""
+    hybrid on ELPV (seed 1).
+
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits")
+    >>> model = vitlab.build_model("vit_scratch", data.classes, size=24, depth=1)
+    >>> predictions = vitlab.predict(model, data, splits=["val"])
+    >>> predictions[["prob_0", "prob_1"]].shape
+    (216, 2)
+    """
     data = replace(data, samples=drop_synthetic(data.samples))
     device = next(model.module.parameters()).device
     tables = []

@@ -28,7 +28,7 @@ def ensure_planted_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
 
 
 def ensure_shuffled_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
-    """The newest finished run on `shuffled:dataset` (`vitlab.data.shuffled`) of a model like this
+    """The newest finished run on `shuffled:dataset` (`vitlab.data.planted`) of a model like this
     one; else one trained now.
 
     Four epochs, judged by the training loss, since nothing but the images themselves can be learnt.

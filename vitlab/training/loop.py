@@ -65,6 +65,13 @@ def fit(
 
     Raises UserError for a config that does not suit model, data or device, before anything is
     computed, and DivergenceError when the loss or an output on validation is no longer a number.
+
+    >>> import vitlab
+    >>> data = vitlab.load_dataset("digits")
+    >>> model = vitlab.build_model("vit_scratch", data.classes, size=24, embed_dim=48, depth=1)
+    >>> history = vitlab.fit(model, data, config=vitlab.recipe("vit_scratch", epochs=1))
+    >>> history["epoch"].tolist()
+    [1]
     """
     training = Training(model, data, run, config or recipe(model.name, data), loss)
     training.resume()

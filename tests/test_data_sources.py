@@ -1,6 +1,11 @@
-"""load_dataset over its registry: the contract of every set, names, tables of earlier runs."""
+"""load_dataset over its registry: the contract of every set, names, tables of earlier runs; ELPV
+and digits against their packages.
+"""
 
+import csv
+import importlib.resources
 import pickle
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -8,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.data import available, datasets, depth, load_dataset
+from vitlab.data import available, datasets, load_dataset, near_duplicate_table, reading
 from vitlab.data.datasets import DATASETS
 from vitlab.schema import SPLITS, check_samples
 
@@ -97,20 +102,13 @@ def test_splits_of_an_earlier_run_are_used_as_they_are(two_classes, tmp_path, mo
     part = first.samples.iloc[[5, 3, 19]]
     part.to_csv(tmp_path / "splits.csv", index=False)
     monkeypatch.setattr(
-        datasets, "check_images", lambda source: pytest.fail("images were checked again")
+        datasets, "_readable", lambda source: pytest.fail("images were checked again")
     )
     again = load_dataset(two_classes, seed=1, samples=pd.read_csv(tmp_path / "splits.csv"))
     pd.testing.assert_frame_equal(again.samples, part.reset_index(drop=True))
     assert len(again.excluded) == 17 and set(again.excluded["reason"]) == {
         "not in the table given as samples="
     }
-
-
-def test_labels_that_look_like_numbers_survive_a_csv_file(tmp_path):
-    first = load_dataset("digits")
-    first.samples.to_csv(tmp_path / "splits.csv", index=False)
-    again = load_dataset("digits", samples=pd.read_csv(tmp_path / "splits.csv"))
-    pd.testing.assert_frame_equal(again.samples, first.samples)
 
 
 def test_a_table_that_does_not_fit_is_refused():
@@ -129,9 +127,9 @@ def test_a_table_that_does_not_fit_is_refused():
 
 def test_images_are_checked_once_as_long_as_they_do_not_change(two_classes, monkeypatch):
     checked = []
-    examine = depth._examine
+    examine = reading._examine
     monkeypatch.setattr(
-        depth,
+        reading,
         "_examine",
         lambda read, sample_id: checked.append(sample_id) or examine(read, sample_id),
     )
@@ -140,3 +138,84 @@ def test_images_are_checked_once_as_long_as_they_do_not_change(two_classes, monk
     Image.new("L", (6, 4)).save(DATASETS[two_classes]().location + "/cat/new.png")
     load_dataset(two_classes)
     assert len(checked) == 41
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """sample_id -> (probability as written, cell type)."""
+    text = (importlib.resources.files("elpv_dataset") / "data" / "labels.csv").read_text()
+    rows = csv.reader(text.splitlines(), delimiter=" ", skipinitialspace=True)
+    return {
+        file.removeprefix("images/").removesuffix(".png"): (probability, kind.strip())
+        for file, probability, kind in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("elpv")
+
+
+def test_labels_and_groups_are_those_of_the_package(data, reference):
+    assert len(data.samples) == len(reference) == 2624 and data.classes == (
+        "functional",
+        "defective",
+    )
+    for row in data.samples.itertuples():
+        probability, kind = reference[row.sample_id]
+        assert row.label == (
+            "functional" if probability.startswith(("0.0", "0.33")) else "defective"
+        )
+        assert (row.group, row.defect_probability, row.source) == (
+            kind,
+            float(probability),
+            f"images/{row.sample_id}.png",
+        )
+    assert Counter(data.samples["label"]) == {"functional": 1803, "defective": 821}
+    assert "CC BY-NC-SA 4.0" in data.licence
+    assert all(
+        paper in data.citation
+        for paper in ("5CV.3.15", "j.solener.2019.02.067", "s00138-021-01191-9")
+    )
+
+
+def test_grades_follow_the_four_probabilities(reference):
+    data = load_dataset("elpv:grade")
+    names = {
+        "0.0": "none",
+        "0.3333333333333333": "possible",
+        "0.6666666666666666": "probable",
+        "1.0": "certain",
+    }
+    assert data.classes == tuple(names.values())
+    assert all(row.label == names[reference[row.sample_id][0]] for row in data.samples.itertuples())
+    assert Counter(data.samples["label"]) == {
+        "none": 1508,
+        "possible": 295,
+        "probable": 106,
+        "certain": 715,
+    }
+
+
+def test_both_tasks_share_their_splits_stratified_by_grade_and_cell_type(data):
+    samples = data.samples
+    assert samples["split"].tolist() == load_dataset("elpv:grade").samples["split"].tolist()
+    assert samples["split"].value_counts(normalize=True).to_dict() == pytest.approx(
+        {"train": 0.68, "val": 0.12, "test": 0.2}, abs=0.002
+    )
+    whole = samples.groupby(["defect_probability", "group"]).size() / len(samples)
+    assert len(whole) == 8
+    for _, part in samples.groupby("split"):
+        share = part.groupby(["defect_probability", "group"]).size() / len(part)
+        assert (share - whole).abs().max() < 0.01
+
+
+def test_modules_photographed_twice_are_found(data):
+    """Cells 1759 and 2301 are one cell, sharp and blurred, of a module whose two photographs lie
+    542 cells apart.
+    """
+    small = data.samples[
+        data.samples["sample_id"].isin(["cell1759", "cell2301", "cell0001", "cell1154", "cell1158"])
+    ]
+    pairs = near_duplicate_table(load_dataset("elpv", samples=small))
+    assert pairs[["sample_id_a", "sample_id_b"]].values.tolist() == [["cell1759", "cell2301"]]

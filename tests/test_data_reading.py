@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from vitlab.data import data_card, load_dataset
-from vitlab.data.depth import find_value_range
+from vitlab.data.reading import find_unreadable, find_value_range, map_images
 from vitlab.models import build_model, load_model
 from vitlab.pictures import fit_picture, to_rgb
 from vitlab.runs import Run
@@ -20,6 +20,26 @@ from vitlab.schema import Transform
 from vitlab.training import save_results
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*more than 8 bits")
+
+
+def test_unreadable_images_are_listed_in_order_with_their_reason():
+    def read(sample_id):
+        if sample_id == "s3":
+            raise SyntaxError("broken PNG file")
+        if sample_id == "s200":
+            raise FileNotFoundError(2, "No such file or directory", "/a/path/of/this/machine")
+        return Image.new("L", (2, 2))
+
+    samples = pd.DataFrame(
+        {
+            "sample_id": [f"s{row}" for row in range(300)],
+            "source": [f"{row}.png" for row in range(300)],
+        }
+    )
+    assert find_unreadable(read, samples).values.tolist() == [
+        ["s3", "3.png", "SyntaxError: broken PNG file"],
+        ["s200", "200.png", "No such file or directory"],
+    ]
 
 
 def save_set(root, draw, suffix="png", per_class=10):
@@ -165,20 +185,6 @@ def test_other_modes_have_no_range_and_no_warning(tmp_path, mode):
     assert data.value_range is None and data.read("a/0.tif").mode == mode
 
 
-def test_sets_of_the_hub_are_scaled_as_well(tmp_path):
-    hugging_face = pytest.importorskip("datasets")
-    images = [Image.fromarray(noise(number, 1023)) for number in range(20)]
-    features = hugging_face.Features(
-        {"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["a", "b"])}
-    )
-    hugging_face.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features).save_to_disk(
-        tmp_path / "saved"
-    )
-    data = load_dataset(f"hub:{tmp_path / 'saved'}")
-    assert data.value_range == (0, 1023)
-    np.testing.assert_array_equal(data.read("all0000003"), (noise(3, 1023) / 1023 * 255).round())
-
-
 def test_sets_made_of_a_deep_one_are_scaled_like_it(tmp_path):
     name = save_set(tmp_path / "base", lambda number: noise(number, 4095))
     shuffled, base = load_dataset(f"shuffled:{name}"), load_dataset(name)
@@ -228,35 +234,35 @@ def write_deep_png(path, pixels):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
-def write_deep_tiff(path, pixels):
-    tifffile.imwrite(path, pixels, photometric="rgb")
-
-
-@pytest.mark.parametrize(
-    ("suffix", "write", "channels"),
-    [
-        ("png", write_deep_png, 2),
-        ("png", write_deep_png, 3),
-        ("png", write_deep_png, 4),
-        ("tif", write_deep_tiff, 3),
-    ],
-)
-def test_colour_of_16_bits_a_channel_is_named(tmp_path, suffix, write, channels):
-    for place, label in enumerate("ab"):
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_16_bits_a_channel_is_left_out(tmp_path, channels):
+    for label in "ab":
         (tmp_path / label).mkdir()
-        for number in range(10):
-            seed = number + 10 * place
-            pixels = (
-                np.random.default_rng(seed).integers(0, 4096, (16, 16, channels)).astype(np.uint16)
-            )
-            write(tmp_path / label / f"{number}.{suffix}", pixels)
-        Image.fromarray(noise(place, 255, dtype=np.uint8)).convert("RGB").save(
-            tmp_path / label / "plain.png"
-        )
-    with pytest.warns(
-        UserWarning,
-        match="of 20 colour images with 16 bits a channel, only the upper 8 bits are read",
-    ):
-        data = load_dataset(f"folder:{tmp_path}")
-    image = np.asarray(data.read(f"a/0.{suffix}"))
-    assert data.value_range is None and image[..., :3].max() == 15, "of 4095"
+        for number in range(6):
+            image = Image.fromarray(noise(number, 255, dtype=np.uint8))
+            image.convert("RGB").save(tmp_path / label / f"{number}.png")
+    pixels = np.random.default_rng(0).integers(0, 4096, (16, 16, channels)).astype(np.uint16)
+    write_deep_png(tmp_path / "a" / "deep.png", pixels)
+    if channels == 3:
+        tifffile.imwrite(tmp_path / "a" / "deep.tif", pixels, photometric="rgb")
+    data = load_dataset(f"folder:{tmp_path}")
+    assert set(data.excluded["sample_id"]) >= {"a/deep.png"} and len(data.samples) == 12
+    assert data.excluded["reason"].str.startswith("colour of 16 bits a channel").all()
+
+
+def test_a_truncated_file_is_left_out_even_where_only_its_end_marker_is_missing(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            Image.new("RGB", (40, 40)).save(tmp_path / label / f"{number}.jpg")
+    file = tmp_path / "a" / "0.jpg"
+    file.write_bytes(file.read_bytes().removesuffix(b"\xff\xd9"))
+    (row,) = load_dataset(f"folder:{tmp_path}").excluded.itertuples()
+    assert row.sample_id == "a/0.jpg" and "truncated" in row.reason
+
+
+def test_images_are_mapped_in_order_and_an_error_comes_through():
+    ids = [str(number) for number in range(1000)]
+    assert map_images(int, ids, "counting") == list(range(1000))
+    with pytest.raises(ValueError, match="invalid literal"):
+        map_images(int, [*ids, "x"], "counting")

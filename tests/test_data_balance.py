@@ -1,5 +1,5 @@
-"""Synthetic images: of training images only, in train only, the same each time, and nobody's
-result.
+"""Class weights against hand-computed ones; synthetic images: of training images only, in train
+only, the same each time, and never evaluated.
 """
 
 from dataclasses import replace
@@ -8,10 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.data import ImageDataset, add_synthetic, drop_synthetic, load_dataset
-from vitlab.data.synthetic import paste_patch, swap_amplitude
+from vitlab.data import (
+    ImageDataset,
+    add_synthetic,
+    class_weights,
+    drop_synthetic,
+    load_dataset,
+    rare_classes,
+)
+from vitlab.data.balance import swap_amplitude
 from vitlab.runs import Run
 from vitlab.training import (
     FrozenFeatures,
@@ -22,9 +30,53 @@ from vitlab.training import (
     save_results,
     split_model,
 )
-from vitlab.training.experiment import finetune
 
-KINDS = ("fourier", "paste")
+LABELS = ["a"] * 8 + ["b"] * 3 + ["c"] * 1
+
+
+CLASSES = ("a", "b", "c")
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    expected = compute_class_weight("balanced", classes=np.array(CLASSES), y=LABELS)
+    np.testing.assert_allclose(class_weights(LABELS, CLASSES), expected, rtol=1e-12)
+    np.testing.assert_array_equal(class_weights(LABELS, CLASSES, "none"), [1, 1, 1])
+
+
+def test_effective_weights_by_hand():
+    """beta 1/2: effective numbers 2 (1 - 2^-8), 2 (1 - 2^-3), 2 (1 - 2^-1), that is 255/128, 7/4,
+    1.
+    """
+    raw = np.array([128 / 255, 4 / 7, 1])
+    expected = raw * 12 / (8 * raw[0] + 3 * raw[1] + raw[2])
+    np.testing.assert_allclose(
+        class_weights(LABELS, CLASSES, "effective", beta=0.5), expected, rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        class_weights(LABELS, CLASSES, "effective", beta=0), [1, 1, 1], rtol=1e-12
+    )
+    near = class_weights(LABELS, CLASSES, "effective", beta=1 - 1e-9)
+    np.testing.assert_allclose(near, class_weights(LABELS, CLASSES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["none", "balanced", "effective"])
+def test_a_sample_weighs_one_on_average(scheme):
+    weights = dict(zip(CLASSES, class_weights(LABELS, CLASSES, scheme, 0.9), strict=True))
+    assert np.mean([weights[label] for label in LABELS]) == pytest.approx(1, abs=1e-12)
+
+
+def test_bad_weights():
+    with pytest.raises(ValueError, match=r"unknown class weights 'balance'. Did you mean balanced"):
+        class_weights(LABELS, CLASSES, "balance")
+    with pytest.raises(ValueError, match="no label of the classes c"):
+        class_weights(["a", "b"], CLASSES)
+    with pytest.raises(ValueError, match=r"from 0 to below 1, such as 0.999; it is 1"):
+        class_weights(LABELS, CLASSES, "effective", beta=1)
+
+
+def test_rare_is_below_an_equal_share():
+    assert rare_classes(LABELS, CLASSES) == ["b", "c"]
+    assert rare_classes(["a", "b"], ("a", "b")) == []
 
 
 @pytest.fixture
@@ -36,19 +88,18 @@ def uneven():
     return replace(data, samples=samples.drop(three[30:]).reset_index(drop=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_marked_and_in_train_only(uneven, kind):
-    data = add_synthetic(uneven, kind, share=0.5)
+def test_rows_are_marked_and_in_train_only(uneven):
+    data = add_synthetic(uneven, "fourier", share=0.5)
     made, real = data.samples[data.samples["synthetic"]], drop_synthetic(data.samples)
     largest = uneven.split("train")["label"].value_counts().max()
     assert len(made) == largest // 2 - 30 and set(made["label"]) == {"3"}
     assert (
         set(made["split"]) == {"train"}
-        and made["source"].str.startswith(f"synthetic:{kind} of ").all()
+        and made["source"].str.startswith("synthetic:fourier of ").all()
     )
     assert (
         made["sample_id"].is_unique
-        and made["sample_id"].str.fullmatch(rf"digit\d+~{kind}-\d+").all()
+        and made["sample_id"].str.fullmatch(r"digit\d+~fourier-\d+").all()
     )
     pd.testing.assert_frame_equal(real[uneven.samples.columns], uneven.samples)
     train = uneven.split("train").set_index("sample_id")
@@ -57,30 +108,22 @@ def test_rows_are_marked_and_in_train_only(uneven, kind):
     )
     assert (made["made_from"] != made["made_with"]).all()
     assert set(train.loc[made["made_from"], "label"]) == {"3"}
-    if kind == "paste":
-        assert set(train.loc[made["made_with"], "label"]) == {"3"}
     assert made["made_from"].value_counts().max() == -(-len(made) // 30), "they take turns"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_pixels_of_validation_and_test_images_are_never_read(uneven, kind):
+def test_pixels_of_validation_and_test_images_are_never_read(uneven):
     read = []
     data = add_synthetic(
         replace(uneven, read=lambda sample_id: read.append(sample_id) or uneven.read(sample_id)),
-        kind,
+        "fourier",
     )
     for sample_id in data.samples["sample_id"][data.samples["synthetic"]]:
         data.read(sample_id)
     assert read and set(read) <= set(uneven.split("train")["sample_id"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_each_time_and_another_for_another_seed(uneven, kind):
-    first, again, other = (
-        add_synthetic(uneven, kind),
-        add_synthetic(uneven, kind),
-        add_synthetic(uneven, kind, seed=1),
-    )
+def test_the_same_each_time_and_another_for_another_seed(uneven):
+    first, again, other = (add_synthetic(uneven, "fourier", seed=seed) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first.samples, again.samples)
     assert not first.samples["made_with"].equals(other.samples["made_with"])
     name = first.samples["sample_id"].iloc[-1]
@@ -93,14 +136,11 @@ def test_groups_keep_to_themselves(uneven):
     samples = uneven.samples.assign(
         group=np.where(np.arange(len(uneven.samples)) % 2, "odd", "even")
     )
-    for kind in KINDS:
-        data = add_synthetic(replace(uneven, samples=samples), kind)
-        made, group = (
-            data.samples[data.samples["synthetic"]],
-            samples.set_index("sample_id")["group"],
-        )
-        assert (group[made["made_from"]].to_numpy() == group[made["made_with"]].to_numpy()).all()
-        assert (group[made["made_from"]].to_numpy() == made["group"].to_numpy()).all()
+    data = add_synthetic(replace(uneven, samples=samples), "fourier")
+    made = data.samples[data.samples["synthetic"]]
+    group = samples.set_index("sample_id")["group"]
+    assert (group[made["made_from"]].to_numpy() == group[made["made_with"]].to_numpy()).all()
+    assert (group[made["made_from"]].to_numpy() == made["group"].to_numpy()).all()
 
 
 def test_what_cannot_be_made(uneven):
@@ -109,18 +149,10 @@ def test_what_cannot_be_made(uneven):
     ):
         add_synthetic(uneven, "forier")
     with pytest.raises(ValueError, match="share=0 of the largest class is no share"):
-        add_synthetic(uneven, "paste", share=0)
-    samples = uneven.samples
-    rest = samples.index[(samples["label"] == "3") & (samples["split"] == "train")][1:]
-    with pytest.raises(
-        ValueError, match=r"needs two training images of class '3'.*or synthetic='fourier'"
-    ):
-        add_synthetic(replace(uneven, samples=samples.drop(rest)), "paste")
-    assert (
-        add_synthetic(replace(uneven, samples=samples.drop(rest)), "fourier")
-        .samples["synthetic"]
-        .any()
-    )
+        add_synthetic(uneven, "fourier", share=0)
+    alone = uneven.samples.assign(group=uneven.samples["sample_id"])
+    with pytest.raises(ValueError, match=r"needs a second training image in the group.*class '3'"):
+        add_synthetic(replace(uneven, samples=alone), "fourier")
     assert add_synthetic(uneven, "none") is uneven
 
 
@@ -138,25 +170,6 @@ def test_the_amplitude_is_swapped_and_the_phase_kept():
     assert mixed.mean() == pytest.approx(style.mean()), "frequency 0 is the mean"
 
 
-def test_only_the_mean_is_swapped_where_the_square_is_one_frequency():
-    image, style = np.array([[1.0, 3.0], [5.0, 7.0]]), np.array([[9.0, 9.0], [9.0, 13.0]])
-    np.testing.assert_allclose(swap_amplitude(image, style, beta=0.01), image + 6, atol=1e-12)
-    colours = np.stack([image, image, image], axis=-1)
-    np.testing.assert_allclose(
-        swap_amplitude(colours, colours * 2, beta=0.01), colours + 4, atol=1e-12
-    )
-
-
-def test_a_patch_by_hand():
-    mixed = paste_patch(np.zeros((16, 16)), np.full((16, 16), 8.0), top=0.0, left=1.0)
-    # a patch of 8, two pixels to fade in at each side
-    edge = np.array([0.25, 0.75, 1, 1, 1, 1, 0.75, 0.25])
-    expected = np.zeros((16, 16))
-    expected[:8, 8:] = 8 * np.outer(edge, edge)
-    np.testing.assert_allclose(mixed, expected)
-    assert paste_patch(np.zeros((16, 20, 3)), np.ones((16, 20, 3)), 0.5, 0.5).shape == (16, 20, 3)
-
-
 def test_pairs_of_other_sizes_and_modes(uneven):
     def read(sample_id):
         number = int(sample_id.removeprefix("digit"))
@@ -164,7 +177,7 @@ def test_pairs_of_other_sizes_and_modes(uneven):
             Image.new("RGB", (20, 10), (200, 100, 0)) if number % 2 else Image.new("L", (8, 12), 50)
         )
 
-    data = add_synthetic(replace(uneven, read=read), "paste")
+    data = add_synthetic(replace(uneven, read=read), "fourier")
     for row in data.samples[data.samples["synthetic"]].itertuples():
         image, pair = data.read(row.sample_id), [read(row.made_from), read(row.made_with)]
         assert image.size == pair[0].size
@@ -178,7 +191,7 @@ def test_real_images_keep_their_cached_features(uneven, reports_folder):
     front = FrozenFront(split_model(model.module, 5)[0], "fp32", torch.device("cpu"))
     plain = FrozenFeatures(uneven, "train", model, front)
     files = {file: file.stat().st_mtime_ns for file in (reports_folder / "cache").glob("*.npy")}
-    data = add_synthetic(uneven, "paste")
+    data = add_synthetic(uneven, "fourier")
     features = FrozenFeatures(data, "train", model, front)
     assert len(list((reports_folder / "cache").glob("*.npy"))) == 2 and all(
         file.stat().st_mtime_ns == time for file, time in files.items()
@@ -197,13 +210,13 @@ def test_real_images_keep_their_cached_features(uneven, reports_folder):
 
 
 def test_a_run_names_them_and_judges_real_images_only():
-    data = add_synthetic(small_digits(), "paste", share=1.0)
+    data = add_synthetic(small_digits(), "fourier", share=1.0)
     config = recipe(
         "vit_scratch",
         epochs=1,
         batch_size=32,
         precision="fp32",
-        synthetic="paste",
+        synthetic="fourier",
         strategy="linear_probe",
     )
     model, run = tiny_vit(), Run.create(dataset="digits", model="vit_scratch", seed=0)
@@ -222,17 +235,3 @@ def test_a_run_names_them_and_judges_real_images_only():
         and "synthetic" not in again.samples
     )
     pd.testing.assert_frame_equal(predict(model, again), predictions, atol=1e-5)
-
-
-def test_finetune_makes_them():
-    options = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    arguments = {
-        "epochs": 1,
-        "precision": "fp32",
-        "strategy": "linear_probe",
-        "synthetic": "fourier",
-        "synthetic_share": 1.0,
-    }
-    run = finetune("digits", "vit_scratch", options=options, **arguments)
-    made = run.read_table("splits.csv").query("synthetic")
-    assert len(made) > 0 and set(made["split"]) == {"train"}
