@@ -10,18 +10,16 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 
 from vitlab.errors import UserError
+from vitlab.plots.elements import plot_image_rows
 from vitlab.plots.style import (
     DIVERGING,
-    GREY,
     PALETTE,
     WIDTH,
     check_table,
     few_ticks,
-    image_shape,
     new_figure,
     readable,
     show_image,
@@ -36,7 +34,7 @@ CELLS = 28  # blocks a side, about, of which a map is drawn
 # inches: the text width of an HTML page, so that eight panels side by side can still be read
 BROAD = 8.0
 FEW = 3  # images that each get their own rows of maps
-ACROSS = 7  # panels side by side where there are few images
+ACROSS = 7  # panels side by side, and counterfactuals
 BLOCK = 8  # images side by side where there are many; the others come below them
 NAME = 1.05  # inches for the names of the rows
 BAR = 0.62  # inches for a colour bar with its label
@@ -218,44 +216,34 @@ def plot_counterfactuals(
             f"images, changed, removed, before, after, found have {', '.join(map(str, counts))}"
             " entries: give as many of each, and at least one"
         )
-    height, width = images.shape[1:3]
-    blocks = -(-len(images) // 6)
-    columns = -(-len(images) // blocks)
-    panel = 0.96 * WIDTH / max(columns, 3) * height / width
-    figure = new_figure(blocks * (2 * panel + 0.72))
-    grid = figure.subplots(2 * blocks, columns, squeeze=False)  # image above, changed image below
-    axes = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-    for ax in axes[len(images) :].ravel():
-        ax.remove()
-    axes = axes[: len(images)]
-    for number, (first, second) in enumerate(axes):
-        cells = np.asarray(removed[number], bool)
-        show_image(first, images[number])
-        show_image(second, changed[number])
-        _outline(second, cells, images[number])
-        first.set_title(before[number], fontsize=8)
-        caption = f"{before[number]}\nno change found"
-        if found[number]:
-            caption = f"→ {after[number]}\n{cells.sum()} of {cells.size} patches"
-        second.set_xlabel(caption, fontsize=7, color="black" if found[number] else GREY)
-    for first, second in axes[::columns]:
-        first.set_ylabel("image", fontsize=8)
-        second.set_ylabel(f"patches {kind}", fontsize=8)
+    per_row = -(-len(images) // -(-len(images) // ACROSS))  # rows of even length, at most ACROSS
+    captions = []
+    for place, cells in enumerate(removed):
+        caption = f"→ {after[place]}\n{cells.sum()} of {cells.size} patches"
+        captions.append(caption if found[place] else "no change found")
+    rows, titles = [], []
+    for start in range(0, len(images), per_row):
+        part = slice(start, start + per_row)
+        rows += [images[part], changed[part]]
+        titles += [before[part], captions[part]]
+    names = ["image", f"patches\n{kind}"] * (len(rows) // 2)
+    grid = plot_image_rows(rows, names, titles, columns=3)
+    pairs = []
+    for above, below in zip(grid[::2], grid[1::2], strict=True):
+        pairs += zip(above, below, strict=True)
+    axes = np.array(pairs[: len(images)])
+    for ax, cells in zip(axes[:, 1], removed, strict=True):
+        _outline(ax, np.asarray(cells, bool), *images.shape[1:3])
     return axes
 
 
-def _outline(ax: Axes, cells: np.ndarray, image: np.ndarray) -> None:
-    """A line along the border between marked and other cells (rows, columns)."""
-    padded = np.pad(cells, 1)
-    lines = []
-    # vertical: between a column and its right neighbour
-    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):
-        lines.append([(column, row - 1), (column, row)])
-    for row, column in np.argwhere(padded[1:] != padded[:-1]):
-        lines.append([(column - 1, row), (column, row)])
-    if not lines:
+def _outline(ax: Axes, cells: np.ndarray, height: int, width: int) -> None:
+    """A line around the marked cells (rows, columns)."""
+    if not cells.any():
         return
-    height, width = image_shape(image)
-    scale = (width / cells.shape[1], height / cells.shape[0])
-    style = {"colors": MARK, "linewidths": 1.4, "capstyle": "projecting"}
-    ax.add_collection(LineCollection(np.array(lines) * scale - 0.5, **style))
+    rows, columns = cells.shape
+    pixels = cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+    limits = {"xlim": ax.get_xlim(), "ylim": ax.get_ylim()}
+    x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
+    ax.contour(x, y, np.pad(pixels, 1), [0.5], colors=MARK, linewidths=1.4)
+    ax.set(**limits)
