@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
 from vitlab.models import build_model, find_anatomy
-from vitlab.models.windows import place_tokens
+from vitlab.models.anatomy import place_tokens
 from vitlab.schema import Window
 
 SWIN = {

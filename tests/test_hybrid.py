@@ -8,7 +8,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from vitlab.models import build_model
-from vitlab.models.hybrid import FeatureEmbed, HybridViT, cut_stem
+from vitlab.models.hybrid import FeatureEmbed, HybridViT, split_stem
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_every_parameter_gets_a_gradient(hybrid):
 
 
 def test_any_timm_efficientnet_can_be_the_stem():
-    stem = cut_stem(timm.create_model("mnasnet_small"))
+    stem = split_stem(timm.create_model("mnasnet_small"))
     model = HybridViT(
         stem,
         stem_channels=stem[-1][-1].conv_pwl.out_channels,

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed
 
-from vitlab.models import build_model, load_model, save_model, shipping
-from vitlab.models.shipping import FOLDER, pretraining_log, shipped_weights
+from vitlab.models import build_model, load_model, save_model, weights
+from vitlab.models.weights import FOLDER, pretraining_log, shipped_weights
 
 NAME = "vit_tiny_vitlab"
 
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_told(tmp_path, monkeypatch):
     content[-1] ^= 1
     (tmp_path / f"{NAME}.safetensors").write_bytes(content)
     (tmp_path / f"{NAME}.sha256").write_text((FOLDER / f"{NAME}.sha256").read_text())
-    monkeypatch.setattr(shipping, "FOLDER", tmp_path)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
     shipped_weights.cache_clear()
     with pytest.raises(ValueError, match=r"vit_tiny_vitlab\.safetensors is damaged"):
         shipped_weights(NAME)

@@ -18,9 +18,9 @@ from vitlab.models import (
     build_model,
     count_parameters,
     load_model,
-    pieces,
     save_model,
     shrink_model,
+    split_stages,
 )
 from vitlab.models.shrinking import shrink
 from vitlab.plots import plot_attention_distance, plot_head_ablation
@@ -146,8 +146,8 @@ def test_what_looks_into_models_works_on_a_shrunk_one(family):
     assert [layer.shape[1] for layer in attention] == [1, 2]
     x = images
     with torch.no_grad():
-        for _, piece in pieces(small.module):
-            x = piece(x)
+        for _, stage in split_stages(small.module):
+            x = stage(x)
         assert torch.allclose(x, small.module(images), atol=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_timm_features_of_a_shrunk_model():
     ("spec", "message"),
     [
         ([{}, {}], "one entry for each of the 3 blocks"),
-        ({"blocks": [{}, {}, {}]}, "this one is a dict"),
+        ({"blocks": [{}, {}, {}]}, "this one is {.blocks"),
         ([None, None, None], "drops all 3 blocks"),
         ([{"heads": []}, {}, {}], "leaves block 0 no heads"),
         ([{}, {"neurons": 0}, {}], "leaves block 1 no neurons"),

@@ -124,23 +124,23 @@ def plot_conformal(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
     tables: a `conformal_table` for each name (by class, all alike).
     """
     left, right = new_figure(3.2).subplots(1, 2)
-    promises = np.unique(np.concatenate([table["promise"] for table in tables.values()]))
-    ends = [promises.min() - 0.02, 1.0]
+    nominals = np.unique(np.concatenate([table["nominal"] for table in tables.values()]))
+    ends = [nominals.min() - 0.02, 1.0]
     left.plot(ends, ends, color=GREY, linestyle=":", linewidth=0.8, label="nominal")
     for place, (name, look) in enumerate(series_looks(tables).items()):
         table = tables[name]
-        at = table["promise"] + 0.004 * (place - (len(tables) - 1) / 2)
+        at = table["nominal"] + 0.004 * (place - (len(tables) - 1) / 2)
         interval = {"low": "coverage_low", "high": "coverage_high"}
         draw_bars(left, at, table, "coverage", **interval, label=name, **look)
         left.plot(at, table["worst_coverage"], **WORST, color=look["color"])
-        right.plot(table["promise"], table["size"], markersize=4, linewidth=1.2, **look)
+        right.plot(table["nominal"], table["size"], markersize=4, linewidth=1.2, **look)
     left.plot([], [], **WORST, color=GREY, label="worst class")
     left.set(xlabel="nominal coverage", ylabel="sets that contain the true class")
     right.set(xlabel="nominal coverage", ylabel="classes in a set (mean)")
     right.set_ylim(bottom=0)
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for ax in (left, right):
-        ax.set_xticks(promises, [f"{promise:.0%}" for promise in promises])
+        ax.set_xticks(nominals, [f"{nominal:.0%}" for nominal in nominals])
         ax.grid(True)
     shared_legend([left], len(tables) + 2)
     return np.array([left, right])
