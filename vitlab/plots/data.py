@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
@@ -23,8 +22,6 @@ from vitlab.plots.style import (
     TIMES,
     WIDTH,
     class_colors,
-    frame,
-    image_shape,
     new_axes,
     note_above,
     panel_grid,
@@ -32,7 +29,6 @@ from vitlab.plots.style import (
     series_colors,
     shared_legend,
     shorten,
-    show_image,
 )
 from vitlab.schema import SPLITS
 
@@ -91,38 +87,24 @@ def plot_sample_grid(
     classes: Sequence[str] = (),
     columns: int = 6,
 ) -> np.ndarray:
-    """A grid of images, with `labels` and `classes` each framed in the colour of its class."""
-    if len(images) == 0:
-        raise UserError("there is no image to draw")
+    """A grid of images, with `labels` and `classes` each framed in the colour of its class: an
+    array of axes (N,).
+    """
     if len(images) != len(titles):
         raise UserError(f"{len(images)} images and {len(titles)} titles: give one title per image")
-    lines = max(title.count("\n") + 1 for title in titles)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    ratio = max(height / width for height, width in map(image_shape, images))
-    colors = class_colors(classes) if labels is not None else {}
-    colors = {
-        name: color
-        for name, color in colors.items()
-        if len(colors) <= MAX_SHOWN or name in set(labels)
-    }
-    legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
-    axes = panel_grid(
-        len(images),
-        columns,
-        ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows,
-    )
-    for ax, image, title in zip(axes, images, titles, strict=True):
-        show_image(ax, image)
-        ax.set_title(title, fontsize=7, pad=3)
+    colors, frames = {}, []
     if labels is not None:
-        for ax, label in zip(axes, labels, strict=True):
-            frame(ax, colors[label])
-        handles = [Patch(color=color, label=shorten(name)) for name, color in colors.items()]
-        axes[0].figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 5)
-        )
-    return axes
+        frames = [class_colors(classes)[label] for label in labels]
+        colors = class_colors(classes)
+        if len(colors) > MAX_SHOWN:
+            colors = dict(zip(labels, frames, strict=True))
+    columns = max(1, min(columns, len(images)))
+    images, titles, frames = (
+        [part[start : start + columns] for start in range(0, len(part), columns)]
+        for part in (list(images), list(titles), frames)
+    )
+    axes = plot_image_rows(images, (), titles, frames, columns=max(columns, 3), legend=colors)
+    return np.array([ax for ax in axes.ravel() if ax is not None])
 
 
 def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -268,11 +250,7 @@ def plot_clusters(
         rows.append([images.get(name, UNREADABLE) for name in ids])
         titles.append([f"{name}\n{named.loc[name, 'label']}" for name in ids])
         frames.append([colors[named.loc[name, "split"]] for name in ids])
-    axes = plot_image_rows(rows, names, titles, frames, title_size=6.5)
-    for name, color in colors.items():  # for the legend
-        axes[0, 0].scatter([], [], marker="s", color=color, label=name)
-    shared_legend(axes[0, :1])
-    return axes
+    return plot_image_rows(rows, names, titles, frames, title_size=6.5, legend=colors)
 
 
 def _write_score(score: float) -> str:

@@ -4,11 +4,12 @@ rows of images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from vitlab.errors import UserError
 from vitlab.extremes import describe_cut, keep_extremes
@@ -147,11 +148,13 @@ def plot_image_rows(
     *,
     columns: int = 6,
     title_size: float = 7,
+    legend: Mapping[str, str] | None = None,
 ) -> np.ndarray:
     """Rows of images: an array of axes (rows, longest row), None where there is no image.
 
     names: one for each row, on its left. titles: a text above each image. frames: a colour around
-    each image, or None. columns: as many images, at least, share the width of the page.
+    each image, or None. columns: as many images, at least, share the width of the page. legend:
+    what the colours of the frames mean.
     """
     images = [image for row in rows for image in row if image is not None]
     if not images:
@@ -162,7 +165,8 @@ def plot_image_rows(
     side = 0.97 * (WIDTH - left) / columns
     ratio = max(height / width for height, width in map(image_shape, images))
     lines = max((title.count("\n") + 1 for row in titles for title in row), default=0)
-    figure = new_figure(len(rows) * (side * ratio + 0.05 + 0.02 * title_size * lines) + 0.1)
+    height = len(rows) * (side * ratio + 0.05 + 0.02 * title_size * lines) + 0.1
+    figure = new_figure(height + 0.2 * -(-len(legend or ()) // 5))
     widths = [max(left, 0.01), *[side] * columns]
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=widths)
     axes = np.full((len(rows), longest), None, dtype=object)
@@ -181,6 +185,9 @@ def plot_image_rows(
                 ax.set_title(titles[place][column], fontsize=title_size, pad=3)
             if frames and frames[place][column]:
                 frame(ax, frames[place][column])
+    if legend:
+        handles = [Patch(color=color, label=shorten(name)) for name, color in legend.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return axes
 
 

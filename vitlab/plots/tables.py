@@ -32,8 +32,8 @@ def present(
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean,
     spread` become 0.912 ± 0.012.
 
-    `difference` takes in low and high as well, and any column `x` takes in `x_low`
-    and `x_high`; a p-value too small for the digits is "< 0.001". columns: the column whose values
+    `difference` takes in low and high as well, and any column `x` takes in `x_low` and `x_high`; a
+    p-value too small for the digits is "< 0.001". columns: the column whose values
     become the headers (`metric`, for one row a model or slice instead of one a number); what is not
     there is "–". Empty notes go; whole numbers from 10,000 on get commas; the first column becomes
     the row names unless it holds numbers. extremes: a column with numbers; of more than a dozen
@@ -43,18 +43,14 @@ def present(
     for name in {"metric", "method", "measure", "importance"} & set(shown):
         if not pd.api.types.is_numeric_dtype(shown[name]):
             shown[name] = shown[name].map(readable)
-    for name in ("value", "difference"):
-        if {name, "low", "high"} <= set(shown):
-            shown[name] = [
-                _interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)
-            ]
-            shown = shown.drop(columns=["low", "high"])
-    for name in [name for name in shown.columns if {f"{name}_low", f"{name}_high"} <= set(shown)]:
-        shown[name] = [
-            _interval(*row, digits)
-            for row in shown[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
-        ]
-        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+    for name in list(shown):
+        ends = [f"{name}_low", f"{name}_high"]
+        if name in ("value", "difference") and {"low", "high"} <= set(shown):
+            ends = ["low", "high"]
+        if set(ends) <= set(shown):
+            rows = shown[[name, *ends]].to_numpy(float)
+            shown[name] = [_interval(*row, digits) for row in rows]
+            shown = shown.drop(columns=ends)
     for name in {"p", "p_holm"} & set(shown):
         shown[name] = [_probability(p, digits) for p in shown[name]]
     if {"mean", "spread"} <= set(shown):
@@ -72,21 +68,15 @@ def present(
         )[order].fillna(GAP)
         shown = shown.rename_axis(columns=None).reset_index()
     shown = shown.apply(_write_numbers, digits=digits).rename(columns=readable)
-    first = shown.columns[0]
     if len(table) < total:
-        gap = pd.DataFrame(
-            [[f"… {total - len(table):,} more", *["…"] * (shown.shape[1] - 1)]],
-            columns=shown.columns,
-        )
+        words = [f"… {total - len(table):,} more", *["…"] * (shown.shape[1] - 1)]
+        gap = pd.DataFrame([words], columns=shown.columns)
         half = len(table) - len(table) // 2
-        return (
-            pd.concat([shown.iloc[:half], gap, shown.iloc[half:]])
-            .set_index(first)
-            .rename_axis(index=None, columns=first)
-        )
-    if pd.api.types.is_numeric_dtype(table[table.columns[0]]):
+        shown = pd.concat([shown.iloc[:half], gap, shown.iloc[half:]])
+    elif pd.api.types.is_numeric_dtype(table[table.columns[0]]):
         return shown.set_axis([""] * len(shown))
-    # its name stands in the row of the headers
+    # the name of the first column stands in the row of the headers
+    first = shown.columns[0]
     return shown.set_index(first).rename_axis(index=None, columns=first)
 
 
@@ -95,11 +85,8 @@ def _write_numbers(column: pd.Series, digits: int) -> pd.Series:
     if pd.api.types.is_extension_array_dtype(column) and pd.api.types.is_numeric_dtype(column):
         column = column.astype("float64")  # its gaps are NaN then
     if pd.api.types.is_integer_dtype(column):
-        return (
-            column.map("{:,}".format)
-            if column.max() >= 10_000 and column.name != "seed"
-            else column
-        )
+        large = column.max() >= 10_000 and column.name != "seed"
+        return column.map("{:,}".format) if large else column
     if not pd.api.types.is_float_dtype(column):
         return column
     # by the decimal digits, as texts are rounded
@@ -115,12 +102,8 @@ def _write_numbers(column: pd.Series, digits: int) -> pd.Series:
 def _interval(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(value):
         return GAP
-    return " ".join(
-        [
-            _fix(value, digits),
-            *([] if pd.isna(low) else [f"[{_fix(low, digits)}, {_fix(high, digits)}]"]),
-        ]
-    )
+    ends = "" if pd.isna(low) else f" [{_fix(low, digits)}, {_fix(high, digits)}]"
+    return _fix(value, digits) + ends
 
 
 def _fix(value: float, digits: int) -> str:
