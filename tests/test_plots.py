@@ -128,14 +128,6 @@ def test_colours_never_run_out_and_differ():
     assert set(class_colors(CLASSES).values()).isdisjoint(series_colors("abc").values())
 
 
-def test_style_fits_the_page():
-    with plt.rc_context():
-        plots.set_style()
-        width, _ = plt.figure().get_size_inches()
-        assert width * 2.54 == pytest.approx(16, abs=0.1)
-        assert plt.rcParams["font.size"] >= 8
-
-
 def test_images_keep_their_range_of_values():
     ax = plt.figure().add_subplot()
     style.show_image(ax, np.full((4, 4), 51, np.uint8))
@@ -156,7 +148,7 @@ def test_class_balance_counts_each_group(samples):
     assert len(plots.plot_class_balance(samples.assign(group="x"), CLASSES)) == 1
 
 
-def test_sample_grid_and_augmentations(images):
+def test_sample_grid(images):
     axes = plots.plot_sample_grid(images, [f"image {i}" for i in range(6)], columns=4)
     assert [ax.get_title() for ax in axes] == [f"image {i}" for i in range(6)]
     assert len(axes[0].figure.axes) == 6  # the two empty places of the second row are gone
@@ -278,8 +270,10 @@ def test_cost_draws_a_dot_for_each_run():
     assert legend_texts(ax) == ["a: 2 M parameters", "b: 1 M parameters"]
     assert ax.get_xscale() == "linear"
     assert plots.plot_cost(table.assign(training_seconds=[1, 50, 900])).get_xscale() == "log"
-    with pytest.raises(ValueError, match="columns missing: roc_auc"):
+    with pytest.raises(ValueError, match="columns missing: roc_auc; the table has model"):
         plots.plot_cost(table.drop(columns="roc_auc"))
+    with pytest.raises(ValueError, match="has no rows"):
+        plots.plot_cost(table[:0])
 
 
 # Evaluation
@@ -614,8 +608,3 @@ def test_clusters_are_framed_in_the_colour_of_their_split(monkeypatch):
         "2 images",
         "3 images",
     }
-
-
-def test_nothing_to_draw_is_an_error():
-    with pytest.raises(ValueError, match="no image to draw"):
-        plots.plot_worst({}, pd.DataFrame(columns=["issue", "sample_id", "score", "flagged"]))

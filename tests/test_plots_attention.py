@@ -152,25 +152,6 @@ def test_change_by_fine_tuning_joins_before_and_after():
     ], "light where no change is shown"
 
 
-@pytest.mark.parametrize(
-    ("draw", "table", "column"),
-    [
-        (plots.plot_attention_distance, make_heads(), "distance"),
-        (plots.plot_head_ablation, make_heads().assign(change=0.1), "change"),
-        (
-            plots.plot_attention_change,
-            make_heads().assign(measure="distance", before=1.0, after=2.0),
-            "before",
-        ),
-    ],
-)
-def test_tables_that_do_not_fit(draw, table, column):
-    with pytest.raises(ValueError, match=f"columns missing: {column}; the table has layer"):
-        draw(table.drop(columns=column))
-    with pytest.raises(ValueError, match="has no rows"):
-        draw(table[:0])
-
-
 def test_attention_of_the_wrong_shape():
     with pytest.raises(
         ValueError,

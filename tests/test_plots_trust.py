@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from scipy.stats import norm, sem, t
 
 from vitlab import plots
-from vitlab.plots.trust import VERDICTS, _interval, _two_ticks
+from vitlab.plots.trust import VERDICTS, _interval
 
 
 def texts(ax):
@@ -83,16 +83,6 @@ def test_missing_differences_are_dashes():
     assert texts(axes[0])[:2] == ["–", "insertion"] and texts(axes[1])[:2] == ["–", "–"]
 
 
-@pytest.mark.parametrize(
-    ("limits", "ticks"),
-    [((-0.1, 0.5), [0, 0.4]), ((-3.0, 1.0), [0, -2.0]), ((-1, 11), [0, 5])],
-)
-def test_two_round_ticks(limits, ticks):
-    places, names = _two_ticks(*limits)
-    np.testing.assert_allclose(places, ticks)
-    assert names == ["0", f"{ticks[1]:g}".replace("-", "−")]
-
-
 def test_trust_by_model_marks_methods_that_a_model_lacks():
     cnn = pd.DataFrame({"method": ["grad_cam", "saliency"], "mean_rank": [2.0, 1.0]})
     cnn = cnn.assign(better=[0, 1], metrics=1)
@@ -133,10 +123,18 @@ def test_agreement_shows_each_pair_once_and_marks_gaps():
             "trust_table: unknown verdict 'bad'",
         ),
         (lambda: plots.plot_trust_by_model({}), "ranks is empty"),
+        (
+            lambda: plots.plot_perturbation_curves(make_curves().replace("deletion", "removal")),
+            "unknown kind 'removal'",
+        ),
+        (
+            lambda: plots.plot_perturbation_curves(make_curves(["random"])),
+            r"only controls \(random\); add the curves of at least one method",
+        ),
         (lambda: plots.plot_trust_by_model({"a": RANKS[["method"]]}), "ranks of a: columns"),
     ],
 )
-def test_trust_tables_that_do_not_fit(draw, message):
+def test_tables_that_do_not_fit(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
 
@@ -267,27 +265,3 @@ def test_intervals_of_means_over_images():
     np.testing.assert_allclose([low, high], t.interval(0.95, 399, values.mean(), sem(values)))
     assert _interval(np.array([0.1, 0.9]), "mass") == (0, 1), "shares stay within 0 and 1"
     assert _interval(np.full(3, 0.25), "rank") == (0.25, 0.25)
-
-
-@pytest.mark.parametrize(
-    ("draw", "table", "column"),
-    [
-        (plots.plot_perturbation_curves, make_curves(), "share"),
-        (plots.plot_randomisation, make_randomisation(), "similarity"),
-        (plots.plot_pointing, make_pointing(), "chance"),
-    ],
-)
-def test_tables_that_do_not_fit(draw, table, column):
-    with pytest.raises(ValueError, match=f"columns missing: {column}; the table has method"):
-        draw(table.drop(columns=column))
-    with pytest.raises(ValueError, match="has no rows, so there is nothing to draw"):
-        draw(table[:0])
-
-
-def test_curves_of_an_unknown_kind_or_of_controls_alone():
-    with pytest.raises(ValueError, match="unknown kind 'removal'"):
-        plots.plot_perturbation_curves(make_curves().replace("deletion", "removal"))
-    with pytest.raises(
-        ValueError, match=r"only controls \(random\); add the curves of at least one method"
-    ):
-        plots.plot_perturbation_curves(make_curves(["random"]))

@@ -183,10 +183,3 @@ def test_the_viewer_answers_in_a_browser(tmp_path):
 def test_attention_that_does_not_fit(attention, message):
     with pytest.raises(ValueError, match=message):
         plots.iplot_patch_attention(make_image(), attention, GRID)
-
-
-def test_an_image_that_is_none():
-    with pytest.raises(
-        ValueError, match=r"image must be \(h, w, 3\) or \(h, w\), got \(3, 40, 60\)"
-    ):
-        plots.iplot_patch_attention(make_image().transpose(2, 0, 1), make_attention(), GRID)
