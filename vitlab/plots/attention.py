@@ -1,4 +1,4 @@
-"""Attention by layer and head: how far it reaches, what it is worth, what fine-tuning did to it."""
+"""Attention by layer and head: its distance, what a head contributes, what fine-tuning changed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
         area=areas.clip(lower=MIN_AREA).fillna(MIN_AREA),
         size=rows["size_mb"].map("{:.3g} MB".format).replace("nan MB", "unknown size"),
         interval=[f"[{row.low:.3f}, {row.high:.3f}]" for row in rows.itertuples()],
-        kind=np.where(front, "Pareto front", "behind it"),
+        kind=np.where(front, "Pareto front", "dominated"),
         name=rows["side"].where(front | (rows.index == 0), ""),
         above=rows["high"] - rows["value"],
         below=rows["value"] - rows["low"],
@@ -72,7 +72,7 @@ def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
         size="area",
         size_max=32,
         color="kind",
-        color_discrete_map={"Pareto front": PALETTE[0], "behind it": "grey"},
+        color_discrete_map={"Pareto front": PALETTE[0], "dominated": "grey"},
         text="name",
         custom_data=["side", "size", "interval"],
         log_x=True,
@@ -115,8 +115,11 @@ def _draw_pareto(rows: pd.DataFrame, best: pd.DataFrame, score: str) -> Figure:
 
 
 def find_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Whether (N,) no other one costs at most as much and is worth at least as much, one of the two
-    strictly.
+    """Whether each (N,) is on the Pareto front: no other one costs at most as much and is worth at
+    least as much, one of the two strictly.
+
+    >>> find_front(np.array([1, 2, 3]), np.array([5, 7, 6]))
+    array([ True,  True, False])
     """
     # [i, j]: i against j
     cheaper, better = cost[:, None] <= cost[None], value[:, None] >= value[None]
