@@ -441,8 +441,6 @@ def test_the_file_is_small_and_says_how_it_was_made():
         facts = file.metadata()
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118 (not a dict)
     log = pretraining_log(NAME)
-    assert np.isclose(
-        log["accuracy"].iloc[-1], float(facts["accuracy"]), atol=1e-3
-    )
+    assert np.isclose(log["accuracy"].iloc[-1], float(facts["accuracy"]), atol=1e-3)
     card = (FOLDER / f"{NAME}.md").read_text(encoding="utf-8")
     assert "non-commercial" in card and f"{log['accuracy'].iloc[-1]:.1%}" in card
