@@ -178,7 +178,7 @@ def report(
     The pages mark what is out of date, missing or broken."""
     with clean_errors():
         from vitlab.report import ReportRefused, render_report
-        from vitlab.report.guards import count_problems, print_findings, read_findings
+        from vitlab.report.findings import count_problems, print_findings, read_findings
 
         files = [name for name in batches or [] if name.endswith((".yml", ".yaml"))]
         names = [Path(name).stem if name in files else name for name in batches or []]
