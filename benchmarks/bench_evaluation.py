@@ -140,9 +140,7 @@ def main() -> None:
     rows = [np.repeat(np.arange(options.samples), row.astype(int)) for row in counts]
     for _ in range(options.repeats):
         start = time.perf_counter()
-        values = bootstrap(
-            prepare_metrics(scores, [1]), options.samples, options.replicates, seed=0
-        )
+        values = bootstrap(prepare_metrics(scores), options.samples, options.replicates, seed=0)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         expected = loop_over_sklearn(scores, rows)
@@ -151,7 +149,7 @@ def main() -> None:
             f"ours {ours[-1]:.2f} s, loop {loop[-1]:.0f} s (from {options.loop} replicates)",
             flush=True,
         )
-    difference = np.abs(prepare_metrics(scores, [1])(counts) - expected).max()
+    difference = np.abs(prepare_metrics(scores)(counts) - expected).max()
     # the timed run drew these same resamples first
     same = np.abs(values[: len(expected)] - expected).max()
 

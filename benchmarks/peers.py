@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vitlab.data import ImageDataset
-from vitlab.models import pieces
+from vitlab.models import split_stages
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training import TrainConfig, build_optimizer, find_border, split_model
 from vitlab.training.order import BatchOrder, warmup_cosine
@@ -119,7 +119,7 @@ def train_with_trainer(
     options = {"num_train_epochs": 20}
     if config:
         order = BatchOrder(len(images), config.batch_size, config.seed)
-        names = [name for name, _ in pieces(model.module)]
+        names = [name for name, _ in split_stages(model.module)]
         frozen, _ = split_model(model.module, find_border(names, config))
         frozen.requires_grad_(False)
         optimizer, steps = build_optimizer(model.module, config), config.epochs * order.steps

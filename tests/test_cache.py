@@ -11,7 +11,7 @@ import torch
 
 from tests.toys import small_digits, tiny_hybrid, tiny_vit
 from vitlab.data import ImageDataset, build_augmentation
-from vitlab.models import build_model, pieces
+from vitlab.models import build_model, split_stages
 from vitlab.training import FrozenFeatures, FrozenFront, fit, recipe, split_model
 from vitlab.training.cache import FeatureStore
 
@@ -166,7 +166,7 @@ def test_the_cache_moves_with_gradual_unfreezing(reports_folder):
 
 def test_cached_features_are_the_frozen_outputs(reports_folder):
     digits, model = small_digits(), tiny_hybrid()
-    border = [name for name, _ in pieces(model.module)].index("embed")
+    border = [name for name, _ in split_stages(model.module)].index("embed")
     front = FrozenFront(split_model(model.module, border)[0], "auto", CPU)
     augment = build_augmentation("strong", model.transform.size)
     features = FrozenFeatures(digits, "val", model, front, views=2, augment=augment)

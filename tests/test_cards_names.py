@@ -9,7 +9,7 @@ from tests.test_extremes import make_predictions
 from tests.test_markup import read_text
 from vitlab.data import data_card
 from vitlab.deploy import model_card
-from vitlab.report.blocks import run_pandoc
+from vitlab.report.markdown import run_pandoc
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
 

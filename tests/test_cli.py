@@ -7,12 +7,13 @@ import time
 
 import nbformat
 import pytest
+import typer
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 import vitlab
 import vitlab.report
-from vitlab.cli import app, find_batch
+from vitlab.cli import app, clean_errors, find_batch
 from vitlab.runs import Run
 
 
@@ -316,3 +317,13 @@ def test_report_takes_names_and_files_and_prints_where_the_pages_are(monkeypatch
     )
     call("report")
     assert asked == [["digits", "elpv"], []]
+
+
+def test_a_missing_extra_is_one_line(capsys):
+    with pytest.raises(typer.Exit), clean_errors():
+        raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+    assert (
+        "Error: gradio is not installed; call: pip install 'vitlab[app]'" in capsys.readouterr().err
+    )
+    with pytest.raises(ModuleNotFoundError), clean_errors():
+        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")

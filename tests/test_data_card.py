@@ -6,7 +6,7 @@ import pandas as pd
 from PIL import Image
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.data import data_card, hash_splits
+from vitlab.data import data_card, hash_splits, sentences
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
 from vitlab.training import save_results
@@ -123,3 +123,26 @@ def test_a_run_holds_the_card_of_its_splits():
     assert f"`{hash_splits(run.read_table('splits.csv'))}`" in card and card == data_card(
         small_digits()
     )
+
+
+def test_sentences_of_notebook_01():
+    data = make_bundle(ROWS, licence="CC0")
+    assert "holds 39 images in 2 classes: cat, dog. Licence: CC0" in sentences.describe_source(data)
+    assert "holds 92.3% of the images" in sentences.describe_balance(data.samples)
+    images = pd.DataFrame(
+        {"group": list("xxxxyyyy"), "label": list("aabb") * 2, "mean": [0, 2, 2, 4, 0, 2, 6, 8]}
+    )
+    # class means 1 and 7 in y; the images of each class deviate by 1, or 1.15 over n - 1
+    assert "up to 5.2 standard deviations of their images in the group *y*" in (
+        sentences.describe_brightness(images)
+    )
+    pairs = pd.DataFrame({"crosses_split": [True, False], "same_label": [False, True]})
+    found = sentences.describe_duplicates(pairs, ["a", "b", "c", "d"], ["a", "b", "c"])
+    assert "2 pairs are near-duplicates, 1 of them cross a split, and 1 of 4 test" in found
+    quality = pd.DataFrame(
+        {"is_wrong_label": [True, False], "label": ["a", "b"], "suggested": ["b", ""]}
+    )
+    assert "1 labels (50.0%) are probably wrong, most often *a* that looks like *b* (1)" in (
+        sentences.describe_doubts(quality)
+    )
+    assert "0 labels (0.0%) are probably wrong. " in sentences.describe_doubts(quality[1:])

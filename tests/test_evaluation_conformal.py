@@ -1,6 +1,4 @@
-"""Conformal sets: quantiles and sets by hand, the promise by simulation, and what is said when it
-cannot be given.
-"""
+"""Conformal sets: quantiles and sets by hand, coverage by simulation, and too few images."""
 
 import numpy as np
 import pandas as pd
@@ -10,6 +8,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.evaluation import conformal_class_table, conformal_sets, conformal_table
 from vitlab.evaluation.conformal import conformal_quantile
+from vitlab.evaluation.sentences import describe_conformal
 
 ABC = ("a", "b", "c")
 
@@ -74,7 +73,7 @@ def test_sets_by_hand():
     ]
     assert sets["sample_id"].tolist() == ["s3", "s4", "s5", "s6"]
     row = conformal_table(table, alphas=(0.5,), by_class=False).iloc[0]
-    assert row[["promise", "coverage", "size", "single", "single_accuracy", "empty"]].tolist() == [
+    assert row[["nominal", "coverage", "size", "single", "single_accuracy", "empty"]].tolist() == [
         0.5,
         0.5,
         1,
@@ -96,7 +95,7 @@ def test_sets_by_hand():
     assert classes.loc["a", ["n", "coverage", "size"]].tolist() == [2, 0.5, (3 + 2) / 2]
 
 
-def test_the_promise_is_kept_on_average_and_not_by_much():
+def test_the_coverage_holds_on_average_and_not_by_much():
     scores = np.random.default_rng(0).random((4000, 10))  # nine to calibrate, the tenth to come
     kept = [row[-1] <= conformal_quantile(row[:-1], 0.1) for row in scores]
     # the plain 90 % quantile of nine keeps 0.82
@@ -105,7 +104,7 @@ def test_the_promise_is_kept_on_average_and_not_by_much():
     assert 0.79 < np.mean([table["coverage"].iloc[0] for table in tables]) < 0.84
 
 
-def test_by_class_keeps_it_for_the_rare_class_too():
+def test_by_class_it_holds_for_the_rare_class_too():
     rare = {
         by_class: np.mean(
             [
@@ -120,10 +119,19 @@ def test_by_class_keeps_it_for_the_rare_class_too():
     assert rare[False] < 0.8 and 0.89 < rare[True] < 0.95
 
 
-def test_sets_grow_with_the_promise():
+def test_sets_grow_with_the_nominal_coverage():
     table = conformal_table(make_predictions(), alphas=(0.02, 0.1, 0.3))
-    assert table["promise"].tolist() == pytest.approx([0.98, 0.9, 0.7])
+    assert table["nominal"].tolist() == pytest.approx([0.98, 0.9, 0.7])
     assert table["size"].is_monotonic_decreasing and table["coverage"].is_monotonic_decreasing
+
+
+def test_sets_in_words():
+    predictions = make_predictions()
+    by_class, overall = (conformal_table(predictions, by_class=kind) for kind in (True, False))
+    row = by_class.set_index(by_class["nominal"].round(2)).loc[0.9]
+    text = describe_conformal(by_class, overall)
+    assert f"hold the true class for {row['coverage']:.1%} of the test images" in text
+    assert f"They contain {row['size']:.2f} classes on average" in text
 
 
 def test_intervals_agree_with_statsmodels():

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as reference
+from sklearn.metrics import precision_recall_curve, roc_curve
 
+from tests.test_evaluation_metrics import BINARY, DIGITS, make_predictions as mediocre
 from vitlab.evaluation import (
     comparison_table,
+    curve_band_table,
     metrics_table,
     mistakes_table,
     precision_recall_table,
@@ -17,7 +20,14 @@ from vitlab.evaluation import (
     slice_table,
     threshold_table,
 )
-from vitlab.evaluation.calibration import expected_calibration_error
+from vitlab.evaluation.bootstrap import draw_counts
+from vitlab.evaluation.calibration import (
+    assign_bins,
+    expected_calibration_error,
+    wilson_interval,
+)
+from vitlab.evaluation.curves import prepare_curve
+from vitlab.evaluation.scores import read_scores
 
 
 def make_predictions(prob_yes, label, group=None):
@@ -83,14 +93,15 @@ def test_several_classes_give_one_curve_each_and_none_for_an_absent_one():
         assert area == pytest.approx(
             reference.roc_auc_score(table["label"] == name, table[f"prob_{name}"])
         )
-    assert precision_recall_table(table, positive="c").empty
+    assert list(precision_recall_table(table)["class"].unique()) == ["a", "b"]
     with pytest.raises(ValueError, match="write positive= with one of a, b, c"):
         threshold_table(table)
-    assert threshold_table(table, positive="a", steps=3)["threshold"].tolist() == [0, 0.5, 1]
+    thresholds = threshold_table(table, positive="a")["threshold"]
+    assert thresholds.iloc[[0, 50, 100]].tolist() == [0, 0.5, 1]
 
 
 def test_threshold_table_by_hand(six):
-    table = threshold_table(six, steps=5).set_index("threshold")
+    table = threshold_table(six).set_index("threshold")
     assert table.loc[0, ["precision", "recall", "specificity", "f1"]].tolist() == [
         0.5,
         1,
@@ -107,41 +118,32 @@ def test_threshold_table_by_hand(six):
 
 
 def test_reliability_and_calibration_error_by_hand(six):
-    # confidences .95 .85 .65 .55 .85 .95, right, right, wrong, wrong, right, right
-    table = reliability_table(six, bins=5).set_index("bin")
-    assert table["n"].tolist() == [0, 0, 1, 1, 4]
-    assert table.loc[[2, 3, 4], "confidence"].tolist() == pytest.approx([0.55, 0.65, 0.9])
-    assert table.loc[[2, 3, 4], "accuracy"].tolist() == [0, 0, 1]
-    assert table.loc[[0, 1], ["confidence", "accuracy", "low", "high"]].isna().all(axis=None)
-    assert expected_calibration_error(six, bins=5) == pytest.approx((0.55 + 0.65 + 4 * 0.1) / 6)
-    # of one class: p(yes) .05 .15 | .45 | .65 | .85 .95 against the share of yes
-    table = reliability_table(six, bins=5, positive="yes")
-    assert table["n"].tolist() == [2, 0, 1, 1, 2]
-    assert table["accuracy"].tolist() == pytest.approx([0, np.nan, 1, 0, 1], nan_ok=True)
-    assert expected_calibration_error(six, bins=5, positive="yes") == pytest.approx(
-        (2 * 0.1 + 0.55 + 0.65 + 2 * 0.1) / 6
-    )
+    # confidences .95 .85 .65 .55 .85 .95: right, right, wrong, wrong, right, right
+    table = reliability_table(six).set_index("bin")
+    assert table["n"].tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 2, 2]
+    filled = table[table["n"] > 0]
+    assert filled["confidence"].tolist() == pytest.approx([0.55, 0.65, 0.85, 0.95])
+    assert filled["accuracy"].tolist() == [0, 0, 1, 1]
+    assert table.loc[[0, 7], ["confidence", "accuracy", "low", "high"]].isna().all(axis=None)
+    by_hand = (0.55 + 0.65 + 2 * 0.15 + 2 * 0.05) / 6
+    assert expected_calibration_error(six) == pytest.approx(by_hand)
 
 
 def test_bins_hold_their_upper_edge():
-    table = reliability_table(
-        make_predictions([0, 0.2, 0.4, 1], ["no", "no", "no", "yes"]), bins=5, positive="yes"
-    )
-    assert table["n"].tolist() == [2, 1, 0, 0, 1]
-    with pytest.raises(ValueError, match="at least 1"):
-        reliability_table(make_predictions([0.1], ["no"]), bins=0)
+    assert assign_bins(np.array([0, 0.1, 0.11, 0.5, 1])).tolist() == [0, 0, 1, 4, 9]
 
 
 def test_wilson_interval_is_the_textbook_one():
-    table = reliability_table(make_predictions([0.9] * 10, ["yes"] * 8 + ["no"] * 2), bins=1)
-    # 8 of 10: Wilson, 1927
-    assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.4902, 0.9433], abs=1e-4)
-    table = reliability_table(make_predictions([0.9] * 10, ["yes"] * 10), bins=1)
-    assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.7225, 1], abs=1e-4)
+    # 8 of 10 and 10 of 10: Wilson, 1927
+    assert [float(end) for end in wilson_interval(0.8, 10)] == pytest.approx(
+        [0.4902, 0.9433], abs=1e-4
+    )
+    assert [float(end) for end in wilson_interval(1, 10)] == pytest.approx([0.7225, 1], abs=1e-4)
 
 
-def test_slices_by_hand(six):
-    table = slice_table(six, metrics=["accuracy", "roc_auc"], replicates=20, least=1).set_index(
+def test_slices_by_hand(six, monkeypatch):
+    monkeypatch.setattr("vitlab.evaluation.slices.MIN_IMAGES", 1)
+    table = slice_table(six, metrics=["accuracy", "roc_auc"], replicates=20).set_index(
         ["group", "metric"]
     )
     assert table.loc[("all", "accuracy"), "value"] == pytest.approx(4 / 6)
@@ -160,12 +162,12 @@ def test_slices_agree_with_the_metrics_of_the_part():
     predictions = make_predictions(
         generator.random(200), label, generator.choice(["mono", "poly"], 200)
     )
-    table = slice_table(predictions, metrics=["f1", "roc_auc"], replicates=50, seed=4).set_index(
+    table = slice_table(predictions, metrics=["f1", "roc_auc"], replicates=50).set_index(
         ["group", "metric"]
     )
-    part = metrics_table(
-        predictions[predictions["group"] == "poly"], replicates=50, seed=4
-    ).set_index("metric")
+    part = metrics_table(predictions[predictions["group"] == "poly"], replicates=50).set_index(
+        "metric"
+    )
     for metric in ("f1", "roc_auc"):
         assert (
             table.loc[("poly", metric), ["value", "low", "high"]].tolist()
@@ -173,13 +175,13 @@ def test_slices_agree_with_the_metrics_of_the_part():
         )
 
 
-def test_one_group_is_one_slice_and_an_empty_group_has_a_name(six):
+def test_one_group_is_one_slice_and_an_empty_group_has_a_name(six, monkeypatch):
+    monkeypatch.setattr("vitlab.evaluation.slices.MIN_IMAGES", 1)
     assert slice_table(six.assign(group="all"), replicates=2)["group"].unique().tolist() == ["all"]
     some = slice_table(
         six.assign(group=["", None, "x", "x", "x", "x"]),
         metrics=["accuracy"],
         replicates=2,
-        least=1,
     )
     assert some[["group", "n"]].to_numpy().tolist() == [["all", 6], ["x", 4], ["(none)", 2]]
     with pytest.raises(ValueError, match="unknown metric 'auc'"):
@@ -228,3 +230,90 @@ def test_comparison_refuses_two_runs_of_one_seed():
         comparison_table(pd.DataFrame(rows, columns=["model", "seed", "metric", "value"]))
     with pytest.raises(ValueError, match="lacks the columns value"):
         comparison_table(pd.DataFrame({"model": [], "seed": [], "metric": []}))
+
+
+GRID = np.linspace(0, 1, 101)
+
+
+def reference_curve(label, score, kind):
+    if kind == "roc":
+        false, true, _ = roc_curve(label, score, drop_intermediate=False)
+        return np.interp(GRID, false, true)
+    precision, recall, _ = precision_recall_curve(label, score)
+    precision, recall = precision[:-1], recall[:-1]  # without the point that is added at recall 0
+    # of the highest threshold
+    first = [np.flatnonzero(recall >= max(level, 1e-6) - 1e-9)[-1] for level in GRID]
+    return precision[first]
+
+
+@pytest.mark.parametrize("kind", ["roc", "precision_recall"])
+@pytest.mark.parametrize("round_to", [None, 0], ids=["distinct scores", "ties"])
+def test_every_replicate_is_the_curve_of_the_copied_samples(kind, round_to):
+    scores = read_scores(mediocre(num_samples=120, round_to=round_to), "test")
+    (counts,) = draw_counts(120, 20, seed=1)
+    ours = prepare_curve(scores.prob[:, 1], scores.label == 1, kind)(counts)
+    for values, row in zip(ours, counts, strict=True):
+        drawn = np.repeat(np.arange(120), row.astype(int))
+        np.testing.assert_allclose(
+            values, reference_curve(scores.label[drawn], scores.prob[drawn, 1], kind), atol=1e-9
+        )
+
+
+def test_the_curve_and_its_band_by_hand():
+    predictions = mediocre(num_samples=4)
+    predictions["label"] = ["defective", "functional", "defective", "functional"]
+    predictions["prob_defective"] = [0.9, 0.6, 0.4, 0.1]
+    predictions["prob_functional"] = 1 - predictions["prob_defective"]
+    table = curve_band_table(predictions, replicates=50)
+    assert list(table.columns) == [
+        "class",
+        "false_positive_rate",
+        "true_positive_rate",
+        "low",
+        "high",
+    ]
+    assert table["true_positive_rate"].iloc[::25].tolist() == [0.5, 0.5, 1, 1, 1]
+    table = curve_band_table(predictions, "precision_recall", replicates=50)
+    assert list(table.columns) == ["class", "recall", "precision", "low", "high"]
+    assert table["precision"].iloc[::25].tolist() == pytest.approx([1, 1, 1, 2 / 3, 2 / 3])
+    assert (table["class"] == "defective").all()
+
+
+@pytest.mark.parametrize("kind", ["roc", "precision_recall"])
+def test_the_band_holds_the_curve_and_narrows_with_more_samples(kind):
+    widths = []
+    for num_samples in (100, 1600):
+        table = curve_band_table(mediocre(num_samples=num_samples), kind, replicates=300)
+        height = table.iloc[:, 2]
+        assert ((table["low"] - 1e-9 <= height) & (height <= table["high"] + 1e-9)).mean() > 0.95
+        widths.append((table["high"] - table["low"]).mean())
+    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.35)  # sixteen times the samples
+    again = curve_band_table(mediocre(num_samples=1600), kind, replicates=300)
+    assert again.equals(table)
+
+
+def test_classes_without_a_curve_have_no_band():
+    predictions = mediocre(DIGITS, num_samples=200)
+    assert list(curve_band_table(predictions, replicates=5)["class"].unique()) == list(
+        roc_table(predictions)["class"].unique()
+    )
+    alone = mediocre(num_samples=20).assign(label="functional")
+    for kind in ("roc", "precision_recall"):
+        assert curve_band_table(alone, kind, replicates=5).empty
+    with pytest.raises(ValueError, match=r"unknown kind of curve 'rok'\. Did you mean roc\?"):
+        curve_band_table(alone, "rok")
+
+
+def test_clusters_widen_the_band():
+    once = mediocre(BINARY, num_samples=100)
+    copies = once.loc[np.repeat(once.index, 9)].assign(image=np.repeat(once.index, 9))
+    copies["sample_id"] = [str(i) for i in range(len(copies))]
+    narrow, wide = (
+        curve_band_table(copies, replicates=200, cluster=cluster) for cluster in (None, "image")
+    )
+    # 3, of nine copies
+    assert (wide["high"] - wide["low"]).mean() > 2.3 * (narrow["high"] - narrow["low"]).mean()
+    assert (
+        precision_recall_table(once)["precision"].iloc[0]
+        == precision_recall_table(copies)["precision"].iloc[0]
+    )

@@ -58,9 +58,9 @@ def test_no_image_twice():
 
 def test_what_does_not_fit():
     predictions = make_predictions([[0.4, 0.6]], ["c1"], split="val")
-    with pytest.raises(ValueError, match="no predictions of the split 'test'; it has val"):
+    with pytest.raises(ValueError, match="no sample of split 'test'; they have val"):
         choose_examples(predictions)
-    with pytest.raises(ValueError, match="threshold=2 is no probability"):
+    with pytest.raises(ValueError, match="threshold=2 is not a probability"):
         choose_examples(predictions, threshold=2)
 
 

@@ -10,8 +10,8 @@ from sklearn import metrics as reference
 
 from vitlab.evaluation import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.bootstrap import bootstrap, draw_counts, percentile_interval, read_clusters
-from vitlab.evaluation.metrics import compute_metrics, prepare_metrics
-from vitlab.evaluation.scores import read_scores, target_classes
+from vitlab.evaluation.metrics import prepare_metrics
+from vitlab.evaluation.scores import read_scores
 
 BINARY = ("functional", "defective")
 DIGITS = tuple("0123456789")
@@ -84,7 +84,7 @@ def test_metrics_agree_with_scikit_learn(classes, round_to):
 def test_every_replicate_agrees_with_scikit_learn(classes):
     scores = read_scores(make_predictions(classes, round_to=1), "test")
     (counts,) = draw_counts(len(scores.label), 5, seed=3)
-    ours = compute_metrics(scores, counts, target_classes(classes, None))
+    ours = prepare_metrics(scores)(counts)
     theirs = [sklearn_metrics(scores, weight) for weight in counts]
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
@@ -94,17 +94,20 @@ def test_replicates_are_draws_with_replacement_in_any_chunks(monkeypatch):
     assert (counts.sum(axis=1) == 20).all() and counts.shape == (4000, 20)
     # share of samples that a replicate leaves out
     assert abs((counts == 0).mean() - (1 - 1 / 20) ** 20) < 0.01
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 70)
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 70)
     chunks = list(draw_counts(20, 8, seed=0))
     assert [len(chunk) for chunk in chunks] == [3, 3, 2]
     assert (np.concatenate(chunks).sum(axis=1) == 20).all()
 
 
 def test_replicates_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 900)
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 900)
     scores = read_scores(make_predictions(), "test")
-    compute = prepare_metrics(scores, [1])
-    one, four = (bootstrap(compute, 300, 40, seed=2, threads=threads) for threads in (1, 4))
+    compute, values = prepare_metrics(scores), []
+    for cores in (1, 4):
+        monkeypatch.setattr("vitlab.evaluation.bootstrap.count_cores", lambda cores=cores: cores)
+        values.append(bootstrap(compute, 300, 40, seed=2))
+    one, four = values
     np.testing.assert_array_equal(one, four)
     drawn = np.concatenate(list(draw_counts(300, 40, seed=2)))
     np.testing.assert_allclose(one, compute(drawn), atol=1e-12)
@@ -131,17 +134,17 @@ def test_copies_of_samples_leave_the_cluster_interval_as_it_was(monkeypatch):
     """
     predictions = make_predictions(num_samples=150)
     # one chunk, so that the same clusters are drawn
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CELLS", 10**6)
+    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 10**6)
     ids, images = predictions["sample_id"], predictions.index
     copies = pd.concat(
         [predictions.assign(sample_id=ids + f"-{i}", image=images) for i in range(4)]
     )
-    once = metrics_table(predictions, seed=3)
-    clustered = metrics_table(copies, seed=3, cluster="image")
+    once = metrics_table(predictions)
+    clustered = metrics_table(copies, cluster="image")
     np.testing.assert_allclose(
         clustered[["value", "low", "high"]], once[["value", "low", "high"]], atol=1e-9
     )
-    fooled = metrics_table(copies, seed=3)
+    fooled = metrics_table(copies)
     half = (fooled["high"] - fooled["low"]) / (once["high"] - once["low"])
     assert ((half > 0.4) & (half < 0.6)).all()
 
@@ -155,9 +158,9 @@ def test_clusters_come_as_a_column_a_series_or_a_list():
     assert read_clusters(rows, None) is None
     with pytest.raises(ValueError, match="no column 'twins' to take clusters from"):
         read_clusters(rows, "twins")
-    with pytest.raises(ValueError, match="2 cluster ids do not go with 5 samples"):
+    with pytest.raises(ValueError, match="2 cluster ids for 5 images"):
         read_clusters(rows, [0, 1])
-    with pytest.raises(ValueError, match="name a sample_id twice"):
+    with pytest.raises(ValueError, match="a sample_id has two clusters"):
         read_clusters(rows, pd.concat([by_id, by_id]))
 
 
@@ -174,9 +177,8 @@ def test_few_clusters_are_said_and_one_has_no_interval():
 
 def test_intervals_are_seeded_and_hold_the_normal_approximation():
     predictions = make_predictions(num_samples=1000)
-    table = metrics_table(predictions, seed=1).set_index("metric")
-    pd.testing.assert_frame_equal(table, metrics_table(predictions, seed=1).set_index("metric"))
-    assert not table.equals(metrics_table(predictions, seed=2).set_index("metric"))
+    table = metrics_table(predictions).set_index("metric")
+    pd.testing.assert_frame_equal(table, metrics_table(predictions).set_index("metric"))
     value, low, high = table.loc["accuracy", ["value", "low", "high"]]
     half = 1.96 * np.sqrt(value * (1 - value) / 1000)  # the interval of a share of 1000
     assert (value - low, high - value) == (
@@ -222,30 +224,6 @@ def test_a_missing_class_is_nan_and_named():
     assert (table.loc[undefined, "note"] == "only functional").all()
     right = (predictions["pred"] == "functional").mean()
     assert table.loc[["accuracy", "specificity"], "value"].tolist() == pytest.approx([right, right])
-    other = metrics_table(predictions, positive="functional", replicates=0).set_index("metric")
-    assert (
-        np.isnan(other.loc["specificity", "value"])
-        and other.loc["specificity", "note"] == "only functional"
-    )
-
-
-def test_the_positive_class_can_be_chosen():
-    predictions = make_predictions(DIGITS)
-    table = metrics_table(predictions, positive="3", replicates=0).set_index("metric")["value"]
-    is_three = predictions["label"] == "3"
-    assert table["recall"] == pytest.approx((predictions["pred"] == "3")[is_three].mean())
-    assert table["roc_auc"] == pytest.approx(
-        reference.roc_auc_score(is_three, predictions["prob_3"])
-    )
-    swapped = metrics_table(make_predictions(), positive="functional", replicates=0).set_index(
-        "metric"
-    )["value"]
-    scores = read_scores(make_predictions(), "test")
-    assert swapped["precision"] == pytest.approx(
-        reference.precision_score(scores.label, scores.pred, pos_label=0)
-    )
-    with pytest.raises(ValueError, match=r"unknown class 'defectiv'\. Did you mean defective\?"):
-        metrics_table(make_predictions(), positive="defectiv")
 
 
 def test_a_constant_prediction_follows_scikit_learn():
@@ -259,8 +237,6 @@ def test_a_constant_prediction_follows_scikit_learn():
 def test_an_absent_split_names_those_there():
     with pytest.raises(ValueError, match="no sample of split 'val'; they have test"):
         metrics_table(make_predictions(), split="val")
-    with pytest.raises(ValueError, match="share between 0 and 1"):
-        metrics_table(make_predictions(), confidence=95)
 
 
 def test_class_and_confusion_table_by_hand():

@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score
 from tests.test_evaluation_metrics import make_predictions
 from vitlab.data import load_dataset
 from vitlab.evaluation import protocol_table, published_gap_table, published_table
-from vitlab.evaluation.merging import merge_classes
+from vitlab.evaluation.published import merge_classes
+from vitlab.evaluation.sentences import describe_published
 from vitlab.schema import check_predictions
 
 GRADES = ("none", "possible", "probable", "certain")
@@ -111,6 +112,10 @@ def test_published_rows_stand_beside_ours():
     assert table["spread"][0] == pytest.approx(0.02 * 2**0.5)
     gaps = published_gap_table(table).set_index("cells")
     assert gaps["verdict"].to_dict() == {"mono": "no difference shown", "poly": "above"}
+    assert (
+        "*vit*, mono, accuracy on grade: 0.820, not shown to differ from VGG, Song with 0.810"
+        in (describe_published(gaps.reset_index()))
+    )
     few = published_gap_table(table.assign(sampling_sd=0.02)).set_index("cells")
     assert few.loc["poly", "verdict"] == "no difference shown", (
         "0.05 is within 1.96 root of 0.02^2 + 0.02^2"

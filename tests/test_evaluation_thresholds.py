@@ -9,6 +9,7 @@ from sklearn import metrics as reference
 
 from vitlab.evaluation import choose_threshold, threshold_choice_table
 from vitlab.evaluation.bootstrap import draw_counts
+from vitlab.evaluation.sentences import describe_choice
 from vitlab.evaluation.thresholds import RULES
 
 
@@ -58,8 +59,8 @@ def test_every_rule_by_hand(joined):
     assert choose_threshold(joined, "cost") == 0.6  # 2 errors, as at 0.9: the lower one
     assert choose_threshold(joined, "cost", cost_miss=10) == 0.2
     assert choose_threshold(joined, "cost", cost_miss=1, cost_false_alarm=100) == 0.9
-    assert choose_threshold(joined, "recall", least_recall=0.6) == 0.6
-    assert choose_threshold(joined, "recall", least_recall=0.7) == 0.2
+    assert choose_threshold(joined, "recall", min_recall=0.6) == 0.6
+    assert choose_threshold(joined, "recall", min_recall=0.7) == 0.2
 
 
 def test_false_alarms_too_dear_flag_nothing():
@@ -97,7 +98,7 @@ def test_rules_agree_with_a_search_over_scikit_learn(digits):
         == candidates[np.argmin(cost)]
     )
     assert choose_threshold(table, "youden") == pytest.approx(candidates[np.argmax(balanced)])
-    assert choose_threshold(table, "recall", least_recall=0.8) == candidates[recall >= 0.8].max()
+    assert choose_threshold(table, "recall", min_recall=0.8) == candidates[recall >= 0.8].max()
 
 
 def test_the_test_split_is_read_at_these_thresholds():
@@ -136,12 +137,12 @@ def test_thresholds_do_not_depend_on_the_test_split():
 
 def test_intervals_are_those_of_the_bootstrap():
     table = make_mediocre(seed=2)
-    row = threshold_choice_table(table, replicates=500, seed=4).set_index("rule").loc["0.5"]
+    row = threshold_choice_table(table, replicates=500).set_index("rule").loc["0.5"]
     test = table[table["split"] == "test"]
     yes, flagged = (test["label"] == "yes").to_numpy(), (test["prob_yes"] >= 0.5).to_numpy()
     drawn = [
         np.repeat(np.arange(len(test)), row.astype(int))
-        for counts in draw_counts(len(test), 500, seed=4)
+        for counts in draw_counts(len(test), 500)
         for row in counts
     ]
     recalls = [reference.recall_score(yes[rows], flagged[rows]) for rows in drawn]
@@ -152,7 +153,7 @@ def test_intervals_are_those_of_the_bootstrap():
 
 def test_the_saving_is_a_paired_difference():
     table = make_mediocre(seed=1)
-    choice = threshold_choice_table(table, cost_miss=5, replicates=300, seed=4).set_index("rule")
+    choice = threshold_choice_table(table, cost_miss=5, replicates=300).set_index("rule")
     assert np.isnan(choice.loc["0.5", ["saved", "saved_low"]].astype(float)).all()
     row = choice.loc["cost"]
     assert row["saved"] == pytest.approx(choice.loc["0.5", "cost"] - row["cost"])
@@ -160,7 +161,7 @@ def test_the_saving_is_a_paired_difference():
     yes, score = (test["label"] == "yes").to_numpy(), test["prob_yes"].to_numpy()
     paid = [np.where(yes, 5 * (score < t), score >= t) for t in (0.5, row["threshold"])]
     saved = np.concatenate(
-        [counts @ (paid[0] - paid[1]) / len(test) for counts in draw_counts(len(test), 300, seed=4)]
+        [counts @ (paid[0] - paid[1]) / len(test) for counts in draw_counts(len(test), 300)]
     )
     assert [row["saved_low"], row["saved_high"]] == pytest.approx(
         np.quantile(saved, [0.025, 0.975]).tolist(), abs=1e-9
@@ -193,7 +194,7 @@ def test_a_class_that_validation_lacks_has_no_threshold(joined):
     assert set(table.loc[list(RULES), "note"]) == {"validation holds no yes, or nothing else"}
     assert table.loc["0.5", "recall"] == 0.5
     joined["label"] = "yes"
-    assert choose_threshold(joined, "recall", least_recall=1) == 0.1
+    assert choose_threshold(joined, "recall", min_recall=1) == 0.1
     assert np.isnan(choose_threshold(joined, "youden"))
 
 
@@ -214,10 +215,23 @@ def test_bad_input_is_named(joined):
         choose_threshold(joined, "f2")
     with pytest.raises(ValueError, match="unknown class 'maybe'"):
         threshold_choice_table(joined, positive="maybe")
-    with pytest.raises(ValueError, match="least_recall is a share"):
-        threshold_choice_table(joined, least_recall=1.2)
+    with pytest.raises(ValueError, match="min_recall is a share"):
+        threshold_choice_table(joined, min_recall=1.2)
     for costs in ((-1, 1), (0, 0), (np.nan, 1), (1, np.inf)):
         with pytest.raises(ValueError, match="costs are finite numbers"):
             choose_threshold(joined, "cost", cost_miss=costs[0], cost_false_alarm=costs[1])
     with pytest.raises(ValueError, match="NaN or infinite scores"):
         choose_threshold(joined.assign(prob_yes=np.nan), "f1")
+
+
+def test_the_choice_in_words():
+    costs = {"cost_miss": 5.0, "cost_false_alarm": 1.0, "min_recall": 0.9}
+    table = threshold_choice_table(make_mediocre(), "yes", **costs, replicates=100)
+    row = table.set_index("rule").loc["cost"]
+    text = describe_choice(table, "yes", costs)
+    assert text.startswith(
+        "If a missed *yes* costs 5 and a false alarm 1, validation puts the threshold at"
+        f" {row['threshold']:.2f}. On the test split that costs {row['cost']:.3f} per image"
+    )
+    same = describe_choice(table.assign(saved_low=-1.0), "yes", costs)
+    assert "which is not shown to differ from zero" in same

@@ -107,7 +107,7 @@ def test_figures_stay_readable(classes):
         plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20))
     )
     check_size(
-        plots.plot_class_coverage({"all alike": conformal_class_table(predictions)}, promise=0.9)
+        plots.plot_class_coverage({"all alike": conformal_class_table(predictions)}, nominal=0.9)
     )
 
 

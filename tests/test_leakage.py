@@ -16,7 +16,7 @@ from vitlab.training import embed_images
 def test_each_row_is_the_score_of_its_part():
     predictions = make_predictions(num_samples=200)
     clean = set(predictions["sample_id"].iloc[:150])
-    table = leakage_table(predictions, clean, metrics=("accuracy", "roc_auc"), replicates=50)
+    table = leakage_table(predictions, clean)
     assert table["images"].drop_duplicates().tolist() == [
         "all",
         "without near-duplicates",
@@ -43,14 +43,14 @@ def test_each_row_is_the_score_of_its_part():
 def test_without_near_duplicates_there_is_one_score():
     predictions = make_predictions(("a", "b", "c"), 60)
     for clean in (set(predictions["sample_id"]), set()):
-        assert set(leakage_table(predictions, clean, replicates=0)["images"]) == {"all"}
+        assert set(leakage_table(predictions, clean)["images"]) == {"all"}
 
 
 def test_ids_of_other_images_are_refused():
     predictions = make_predictions(("a", "b", "c"), 60)
     with pytest.raises(
         ValueError,
-        match="1 clean_ids are no test images of these predictions, the first is 'nobody'",
+        match="1 clean_ids are not test images of these predictions, first 'nobody'",
     ):
         leakage_table(predictions, {"nobody"})
 

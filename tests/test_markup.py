@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vitlab.markup import code, escape, list_some, pipe_table
-from vitlab.report.blocks import run_pandoc
+from vitlab.report.markdown import run_pandoc
 
 NAMES = r"""
 R&D @home

@@ -12,7 +12,7 @@ from tests.toys import tiny_vit
 from vitlab.compress.cost import count_multiply_adds
 from vitlab.compress.tokens import count_tokens, merge_tokens
 from vitlab.explain import explain
-from vitlab.models import load_model, pieces, save_model, shrink_model
+from vitlab.models import load_model, save_model, shrink_model, split_stages
 from vitlab.models.merging import bipartite_soft_matching
 
 
@@ -151,8 +151,8 @@ def test_pieces_gradients_copies_and_threads():
     with torch.no_grad():
         expected = model.module(images)
         x = images
-        for _, piece in pieces(model.module):
-            x = piece(x)
+        for _, stage in split_stages(model.module):
+            x = stage(x)
         assert torch.equal(x, expected)
         assert torch.equal(copy.deepcopy(model.module)(images), expected)
 

@@ -17,7 +17,7 @@ from vitlab.cli import app
 from vitlab.evaluation import published_table
 from vitlab.new_project import create_project
 from vitlab.places import project_root
-from vitlab.report.guide import guide_pages
+from vitlab.report.gather import guide_pages
 from vitlab.report.settings import read_settings
 
 

@@ -104,7 +104,7 @@ def test_risk_is_drawn_with_oracle_and_band():
 
 
 @pytest.mark.parametrize("classes", [CLASSES, DIGITS], ids=["binary", "multi-class"])
-def test_conformal_coverage_stands_against_the_promise(classes):
+def test_conformal_coverage_stands_against_the_nominal(classes):
     predictions = make_predictions(classes)
     tables = {
         name: evaluation.conformal_table(predictions, by_class=name == "by class")
@@ -112,7 +112,7 @@ def test_conformal_coverage_stands_against_the_promise(classes):
     }
     left, right = plots.plot_conformal(tables)
     assert [text.get_text() for text in left.figure.legends[0].get_texts()] == [
-        "as promised",
+        "nominal",
         *tables,
         "worst class",
     ]
@@ -129,7 +129,7 @@ def test_coverage_of_each_class_has_its_row():
     assert [text.get_text() for text in ax.get_yticklabels()] == [
         f"{row['class']} (n = {row['n']})" for _, row in table.iterrows()
     ]
-    assert "promised (90%)" in legend_texts(ax)
+    assert "nominal (90%)" in legend_texts(ax)
 
 
 def test_tables_fold_every_interval_into_its_value():

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from safetensors.torch import load_file
 
-from vitlab.models.shipping import pretraining_log, shipped_weights
+from vitlab.models.weights import pretraining_log, shipped_weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

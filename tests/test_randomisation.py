@@ -25,7 +25,7 @@ from vitlab.explain import (
 )
 from vitlab.explain.methods import explanation, methods
 from vitlab.explain.randomisation import _correlate, _rank_cells
-from vitlab.models import build_model, pieces
+from vitlab.models import build_model, split_stages
 from vitlab.schema import Anatomy
 
 CLASSES = ("a", "b", "c")
@@ -45,10 +45,12 @@ def make_images(model, count=4):
 
 
 def changed_pieces(model, other):
-    """Names of the pieces in which any parameter differs."""
+    """Names of the stages in which any parameter differs."""
     found = []
-    for (name, piece), (_, after) in zip(pieces(model.module), pieces(other.module), strict=True):
-        pairs = zip(piece.parameters(), after.parameters(), strict=True)
+    for (name, stage), (_, after) in zip(
+        split_stages(model.module), split_stages(other.module), strict=True
+    ):
+        pairs = zip(stage.parameters(), after.parameters(), strict=True)
         if any(not torch.equal(one, two) for one, two in pairs):
             found.append(name)
     return found
@@ -63,7 +65,7 @@ def test_weights_are_drawn_anew_from_the_head_down(name):
             parameter.shape, generator=torch.Generator().manual_seed(len(parameter))
         )
     before, state = describe_state(model.module), torch.random.get_rng_state()
-    names = [name for name, piece in pieces(model.module) if list(piece.parameters())]
+    names = [name for name, stage in split_stages(model.module) if list(stage.parameters())]
     seen = []
     for step, (layer, changed) in enumerate(randomise(model, make_images(model), steps=3)):
         found = changed_pieces(model, changed)

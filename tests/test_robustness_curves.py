@@ -202,7 +202,6 @@ def test_mean_drop_by_hand():
         ({"metrics": ["auc"]}, "unknown metric 'auc'"),
         ({"split": "testing"}, "unknown split"),
         ({"images": 0}, "at least 1"),
-        ({"confidence": 95}, "share between 0 and 1"),
     ],
 )
 def test_bad_input(trained, arguments, message):

@@ -8,24 +8,22 @@ from torch import nn
 
 from tests.toys import small_digits, tiny_vit
 from vitlab.explain import (
-    attention_change_table,
-    attention_table,
     explain,
-    head_ablation_table,
     record_attention,
 )
 from vitlab.models import (
     build_model,
     count_parameters,
     load_model,
-    pieces,
     save_model,
     shrink_model,
+    split_stages,
 )
 from vitlab.models.shrinking import shrink
-from vitlab.plots import plot_attention_distance, plot_head_ablation
 
 TINY_TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 4}
+
+
 SPEC = [{"heads": [1], "neurons": list(range(0, 30, 2))}, None, {"heads": [0, 1], "neurons": 5}]
 
 
@@ -146,8 +144,8 @@ def test_what_looks_into_models_works_on_a_shrunk_one(family):
     assert [layer.shape[1] for layer in attention] == [1, 2]
     x = images
     with torch.no_grad():
-        for _, piece in pieces(small.module):
-            x = piece(x)
+        for _, stage in split_stages(small.module):
+            x = stage(x)
         assert torch.allclose(x, small.module(images), atol=1e-6)
 
 
@@ -171,7 +169,7 @@ def test_timm_features_of_a_shrunk_model():
     ("spec", "message"),
     [
         ([{}, {}], "one entry for each of the 3 blocks"),
-        ({"blocks": [{}, {}, {}]}, "this one is a dict"),
+        ({"blocks": [{}, {}, {}]}, "this one is {.blocks"),
         ([None, None, None], "drops all 3 blocks"),
         ([{"heads": []}, {}, {}], "leaves block 0 no heads"),
         ([{}, {"neurons": 0}, {}], "leaves block 1 no neurons"),
@@ -216,16 +214,3 @@ def test_specs_that_do_not_fit(spec, message):
 def test_modules_that_cannot_be_shrunk(module, message):
     with pytest.raises(ValueError, match=message):
         shrink(module, [{}])
-
-
-def test_tables_and_pictures_of_uneven_heads():
-    full = tiny_timm()
-    images = draw_images(full)
-    small = shrink_model(full, [{"heads": [1]}, {}, {"heads": [0, 1]}])
-    table = head_ablation_table(small, images)
-    assert table.groupby("layer").size().tolist() == [1, 4, 2]
-    axes, *_ = plot_head_ablation(table).figure.axes
-    assert axes.get_xlabel() == "head" and not any("nan" in text.get_text() for text in axes.texts)
-    plot_attention_distance(attention_table(small, images))
-    with pytest.raises(ValueError, match=r"layer 0 has 4 heads .* and 1 in"):
-        attention_change_table(full, small, images)

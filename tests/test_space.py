@@ -33,7 +33,7 @@ def test_draws_stay_within_the_space():
         (0, "linear_probe", 1, ""),
         (2, "last_blocks", 2, ""),
         ("all", "full", 1, ""),
-        ("recipe", "from_piece", 1, "stem.stage4"),
+        ("recipe", "from_stage", 1, "stem.stage4"),
     ],
 )
 def test_trained_blocks_name_a_strategy(blocks, strategy, last_blocks, train_from):
@@ -54,7 +54,7 @@ def test_trained_blocks_name_a_strategy(blocks, strategy, last_blocks, train_fro
 def test_the_default_space_holds_the_recipe(model):
     config = recipe(model)
     space = default_space(config)
-    assert ("recipe" in space.trained_blocks) == (config.strategy == "from_piece")
+    assert ("recipe" in space.trained_blocks) == (config.strategy == "from_stage")
     assert apply_values(config, recipe_values(space, config)) == config
     assert recipe_values(SearchSpace(learning_rate=(1e-7, 1e-6)), config) is None
 

@@ -39,7 +39,7 @@ def digits():
             {"strategy": "lineer_probe"},
             "unknown strategy 'lineer_probe'. Did you mean 'linear_probe'",
         ),
-        ({"strategy": "from_piece"}, "train_from=''"),
+        ({"strategy": "from_stage"}, "train_from=''"),
         ({"strategy": "full", "train_from": "head"}, "does not go with strategy='full'"),
         ({"batch_size": 10, "accumulation": 4}, "cannot be computed in 4 equal parts"),
         ({"layer_decay": 1.5}, "layer_decay must be between 0 and 1"),
@@ -58,7 +58,7 @@ def test_recipe_refuses(arguments, message):
 def test_recipe_of_another_strategy_drops_the_piece():
     assert recipe("hybrid_vit").train_from == "stem.stage4"
     assert recipe("hybrid_vit", strategy="full").train_from == ""
-    assert recipe("vit_scratch", train_from="head").strategy == "from_piece"
+    assert recipe("vit_scratch", train_from="head").strategy == "from_stage"
 
 
 def test_recipe_names_what_exists():
@@ -332,7 +332,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(digits, report
     model = tiny_vit()
     for changes, message in (
         ({"monitor": "val_auc"}, r"unknown monitor 'val_auc'.*val_roc_auc"),
-        ({"train_from": "blok0"}, r"unknown piece to train from 'blok0'.*block0"),
+        ({"train_from": "blok0"}, r"unknown stage to train from 'blok0'.*block0"),
         (
             {"strategy": "last_blocks", "last_blocks": 4},
             "last_blocks=4, but the model has 3 blocks",

@@ -178,7 +178,7 @@ def report(
     The pages mark what is out of date, missing or broken."""
     with clean_errors():
         from vitlab.report import ReportRefused, render_report
-        from vitlab.report.guards import count_problems, print_findings, read_findings
+        from vitlab.report.findings import count_problems, print_findings, read_findings
 
         files = [name for name in batches or [] if name.endswith((".yml", ".yaml"))]
         names = [Path(name).stem if name in files else name for name in batches or []]
@@ -345,11 +345,21 @@ def verify(
         raise typer.Exit(1)
 
 
+EXTRAS = {  # module: the extra of pyproject.toml that installs it
+    "gradio": "app",
+    "onnx": "compress",
+    "onnxruntime": "compress",
+    "optuna": "tune",
+    "distributed": "cluster",
+    "dask_jobqueue": "cluster",
+    "datasets": "hub",
+}
+
+
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Print a user's mistake, or a refusal by the machine (no permission, disk full), as one line
-    and exit with status 2. Other errors keep their traceback.
-    """
+    """Print a user's mistake, a refusal by the machine (no permission, disk full) or a missing
+    extra as one line, and exit with status 2. Other errors keep their traceback."""
     try:
         yield
     except UserError as error:
@@ -358,6 +368,11 @@ def clean_errors() -> Iterator[None]:
         if error.errno not in MACHINE:
             raise
         message = describe_machine(error)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = EXTRAS[error.name]
+        message = f"{error.name} is not installed; call: pip install 'vitlab[{extra}]'"
     else:
         return
     typer.secho(f"Error: {message}", fg="red", err=True)

@@ -58,7 +58,7 @@ def benchmark_table(
             f"there are no predictions of {', '.join(lacking)}; give a predictions table for each"
             " variant timed"
         )
-    settings = {"split": split, "replicates": replicates, "seed": seed}
+    settings = {"split": split, "replicates": replicates}
     first, rows = predictions[sides[0]], []
     for name in sides:
         own = predictions[name]

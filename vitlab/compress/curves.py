@@ -21,7 +21,7 @@ from vitlab.compress.sides import Side, predict_sides
 from vitlab.compress.tokens import count_tokens, make_image, merge_tokens
 from vitlab.errors import UserError
 from vitlab.evaluation import metrics_table
-from vitlab.models import pieces
+from vitlab.models import split_stages
 from vitlab.models.anatomy import evaluating
 from vitlab.schema import DataBundle, ModelBundle
 
@@ -109,7 +109,7 @@ def merging_curve_table(
 
 
 class _SharedFront:
-    """Sides of several variants: the pieces before the blocks run once for each batch, those behind
+    """Sides of several variants: the stages before the blocks run once for each batch, those behind
     in each variant.
     """
 
@@ -134,10 +134,10 @@ class _SharedFront:
 
 
 def _cut(model: ModelBundle) -> tuple[nn.Sequential, nn.Sequential]:
-    chain = pieces(model.module)
+    chain = split_stages(model.module)
     first = [name for name, _ in chain].index("block0")
     before, behind = (
-        nn.Sequential(*(piece for _, piece in part)) for part in (chain[:first], chain[first:])
+        nn.Sequential(*(stage for _, stage in part)) for part in (chain[:first], chain[first:])
     )
     return before, behind
 
@@ -152,9 +152,7 @@ def _score(model, variants, data, replicates, seed) -> dict[Hashable, dict]:
     found = {}
     for name, table in predictions.items():
         row = (
-            metrics_table(table, split="val", replicates=replicates, seed=seed)
-            .set_index("metric")
-            .loc[METRIC]
+            metrics_table(table, split="val", replicates=replicates).set_index("metric").loc[METRIC]
         )
         found[name] = {
             "metric": METRIC,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vitlab.errors import UserError
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import check_images
-from vitlab.models.chain import pieces
+from vitlab.models import split_stages
 from vitlab.models.shrinking import find_blocks
 from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
@@ -150,7 +150,7 @@ def _ablate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tens
     """Sums over the images of the rise of the loss without each part; a block's input is computed
     once for all its parts.
     """
-    steps = pieces(module)
+    steps = split_stages(module)
     names = [name for name, _ in steps]
     values, inputs = images, {}
     for name, step in steps:

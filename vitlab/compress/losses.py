@@ -11,10 +11,10 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
-from vitlab.evaluation.calibration import assign_bins, binned_error, confidence_of, wilson_interval
+from vitlab.evaluation.calibration import binned_error, confidence_of, wilson_interval
 from vitlab.evaluation.paired import read_pair
 from vitlab.evaluation.scores import Scores
-from vitlab.evaluation.slices import LEAST, cut_slices, describe_few
+from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices
 
 NAMES = ("before", "after")
 
@@ -27,7 +27,7 @@ def drop_table(
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-    least: int = LEAST,
+    least: int = MIN_IMAGES,
 ) -> pd.DataFrame:
     """Change of the accuracy, of all images and of each value of the columns `by`, with paired
     bootstrap intervals.
@@ -45,7 +45,7 @@ def drop_table(
     right = np.stack(
         [scores.pred == scores.label for scores in (scores_before, scores_after)]
     ).astype(float)
-    _, parts = cut_slices(before, by, split)
+    _, parts = split_slices(before, by, split)
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():
@@ -123,7 +123,6 @@ def measure_miscalibration(
     before: pd.DataFrame,
     after: pd.DataFrame,
     split: str = "test",
-    bins: int = 10,
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -134,7 +133,7 @@ def measure_miscalibration(
     Replicates are shifted to have the change as their mean: drawing images again adds to either
     error, and not equally."""
     pair = read_pair(before, after, NAMES, split)[:2]
-    measures = [_prepare_error(scores, bins) for scores in pair]
+    measures = [_prepare_error(scores) for scores in pair]
     count = len(pair[0].label)
 
     def measure(weights: np.ndarray) -> np.ndarray:
@@ -154,7 +153,6 @@ def measure_miscalibration(
     }
 
 
-def _prepare_error(scores: Scores, bins: int):
+def _prepare_error(scores: Scores):
     probability, hit = confidence_of(scores)
-    _, place = assign_bins(probability, bins, "width")
-    return lambda weights: binned_error(probability, hit, place, weights)
+    return lambda weights: binned_error(probability, hit, weights)

@@ -19,7 +19,7 @@ from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.sidecar import sidecar_path
 from vitlab.errors import UserError
 from vitlab.explain import explain
-from vitlab.models import build_model, count_parameters, pieces
+from vitlab.models import build_model, count_parameters, split_stages
 from vitlab.models.merging import check_merging
 from vitlab.schema import DataBundle, ModelBundle
 
@@ -127,9 +127,9 @@ def _try_pruning(
     kinds = ("block",) if drop_blocks else ("head", "neuron")
     importance = importance_table(model, kinds=kinds, measure="magnitude")
     plan_pruning(model, importance, keep, by, of="blocks", drop_blocks=drop_blocks)
-    pieces(model.module)
+    split_stages(model.module)
 
 
 def _try_merging(model: ModelBundle) -> None:
     check_merging(model.module, 0)
-    pieces(model.module)
+    split_stages(model.module)

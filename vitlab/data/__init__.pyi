@@ -1,3 +1,4 @@
+from . import sentences as sentences
 from .balance import (
     add_synthetic as add_synthetic,
     class_weights as class_weights,

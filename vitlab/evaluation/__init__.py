@@ -1,23 +1,42 @@
 """Tables of predictions in, tables of results out. Never imports torch."""
 
-from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table, predict_value
-from vitlab.evaluation.bands import curve_band_table
-from vitlab.evaluation.calibration import describe_confidence, reliability_table
-from vitlab.evaluation.comparison import comparison_table
-from vitlab.evaluation.conformal import conformal_class_table, conformal_sets, conformal_table
-from vitlab.evaluation.curves import precision_recall_table, roc_table, threshold_table
-from vitlab.evaluation.examples import choose_examples, draw_findings
-from vitlab.evaluation.gaps import describe_gaps, worst_slice_table
-from vitlab.evaluation.leakage import leakage_table
-from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
+from vitlab.evaluation import sentences
+from vitlab.evaluation.annotators import annotator_agreement_table, predict_value
+from vitlab.evaluation.calibration import calibration_table, reliability_table
+from vitlab.evaluation.comparison import (
+    class_scores_table,
+    comparison_table,
+    imbalance_table,
+)
+from vitlab.evaluation.conformal import (
+    conformal_class_table,
+    conformal_sets,
+    conformal_table,
+)
+from vitlab.evaluation.curves import (
+    curve_band_table,
+    precision_recall_table,
+    roc_table,
+    threshold_table,
+)
+from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
+from vitlab.evaluation.gaps import worst_slice_table
+from vitlab.evaluation.metrics import (
+    METRICS,
+    class_table,
+    confusion_table,
+    metrics_table,
+)
 from vitlab.evaluation.paired import mcnemar_table, paired_table
-from vitlab.evaluation.pairwise import describe_order, describe_pairs, pairwise_table
-from vitlab.evaluation.probability import calibration_table
-from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
-from vitlab.evaluation.recalibration import calibrate, describe_recalibration, recalibration_table
-from vitlab.evaluation.remedies import class_scores_table, remedy_table
-from vitlab.evaluation.selection import risk_area_table, risk_coverage_table, selective_table
-from vitlab.evaluation.slices import add_columns, mistakes_table, slice_table
+from vitlab.evaluation.pairwise import pairwise_table
+from vitlab.evaluation.published import (
+    protocol_table,
+    published_gap_table,
+    published_table,
+)
+from vitlab.evaluation.recalibration import calibrate, recalibration_table
+from vitlab.evaluation.selection import risk_coverage_table, selective_table
+from vitlab.evaluation.slices import add_columns, leakage_table, slice_table
 from vitlab.evaluation.thresholds import choose_threshold, threshold_choice_table
 from vitlab.evaluation.uncertainty import uncertainty_table
 
@@ -25,7 +44,6 @@ __all__ = [
     "METRICS",
     "add_columns",
     "annotator_agreement_table",
-    "annotator_table",
     "calibrate",
     "calibration_table",
     "choose_examples",
@@ -38,12 +56,8 @@ __all__ = [
     "conformal_table",
     "confusion_table",
     "curve_band_table",
-    "describe_confidence",
-    "describe_gaps",
-    "describe_order",
-    "describe_pairs",
-    "describe_recalibration",
     "draw_findings",
+    "imbalance_table",
     "leakage_table",
     "mcnemar_table",
     "metrics_table",
@@ -57,11 +71,10 @@ __all__ = [
     "published_table",
     "recalibration_table",
     "reliability_table",
-    "remedy_table",
-    "risk_area_table",
     "risk_coverage_table",
     "roc_table",
     "selective_table",
+    "sentences",
     "slice_table",
     "threshold_choice_table",
     "threshold_table",

@@ -1,6 +1,4 @@
-"""Images to be looked at, chosen by a rule: explanations of hand-picked images can show
-anything.
-"""
+"""Images to look at, chosen by a rule: explanations of hand-picked images can show anything."""
 
 from __future__ import annotations
 
@@ -8,38 +6,30 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.evaluation.scores import select_split
 from vitlab.schema import check_predictions
 
 
 def choose_examples(
-    predictions: pd.DataFrame, each: int = 2, threshold: float = 0.5, split: str = "test"
+    predictions: pd.DataFrame, each: int = 2, threshold: float = 0.5
 ) -> pd.DataFrame:
-    """Up to `each` images that are sure and right, sure and wrong, and near the threshold, then one
-    of each group.
+    """Up to `each` test images of each kind: sure and right, sure and wrong, near the threshold;
+    then one of each group.
 
-    Sure is a high probability of the predicted class. Near the threshold: with two classes by the
-    probability of the last one, with more by how little the likeliest class is ahead of the next.
-    The one of a group has the group's median confidence. No image comes twice, and a kind that has
-    no images (no mistakes, say) is left out. Columns: those of the predictions and kind,
-    confidence. ValueError for a split without predictions, and for a threshold that is no
-    probability."""
+    Sure means a high probability of the predicted class. Near the threshold: with two classes by
+    the probability of the last one, with more by the lead of the most probable class. The one of a
+    group has the group's median confidence. No image comes twice; a kind without images is left
+    out. Columns: those of the predictions, kind, confidence."""
     classes = check_predictions(predictions)
     if not 0 <= threshold <= 1:
-        raise UserError(f"threshold={threshold} is no probability; write a number from 0 to 1")
-    rows = predictions[predictions["split"] == split]
-    if rows.empty:
-        raise UserError(
-            f"there are no predictions of the split {split!r}; it has"
-            f" {', '.join(predictions['split'].unique())}"
-        )
+        raise UserError(f"threshold={threshold} is not a probability; write a number from 0 to 1")
+    rows = select_split(predictions, "test")
     prob = np.sort(rows[[f"prob_{name}" for name in classes]].to_numpy(float), axis=1)
     rows = rows.assign(confidence=prob[:, -1])
-    last = rows[f"prob_{classes[-1]}"]
-    distance = (
-        (last - threshold).abs()
-        if len(classes) == 2
-        else pd.Series(prob[:, -1] - prob[:, -2], index=rows.index)
-    )
+    if len(classes) == 2:
+        distance = (rows[f"prob_{classes[-1]}"] - threshold).abs()
+    else:
+        distance = pd.Series(prob[:, -1] - prob[:, -2], index=rows.index)
     right = rows["label"] == rows["pred"]
     kinds = [
         rows[right].nlargest(each, "confidence").assign(kind="sure and right"),
@@ -54,19 +44,31 @@ def choose_examples(
     return pd.concat(kinds).drop_duplicates("sample_id").reset_index(drop=True)
 
 
-def draw_findings(
-    predictions: pd.DataFrame, count: int, seed: int = 0, split: str = "test"
-) -> pd.DataFrame:
-    """Up to `count` rightly predicted images drawn by `seed`, to test explanations on; with two
-    classes, of the last one only.
+def draw_findings(predictions: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """Up to `count` correctly predicted test images, drawn at random, to test explanations on; with
+    two classes, of the last one only.
 
-    Of two classes the first is often the absence of what marks the last (no defect, no disease).
-    Absence lies at no place, so no map can mark it. Where the model is never right, images are
-    drawn from all of the split."""
+    Of two classes the first is often the absence of what marks the last (no defect, no disease),
+    and no map can mark an absence. Where the model is never right, images are drawn from the whole
+    split."""
     classes = check_predictions(predictions)
-    rows = predictions[predictions["split"] == split]
+    rows = select_split(predictions, "test")
     wanted = rows["label"] == rows["pred"]
     if len(classes) == 2:
         wanted &= rows["label"] == classes[-1]
     pool = rows[wanted] if wanted.any() else rows
     return pool.sample(min(count, len(pool)), random_state=seed)
+
+
+def mistakes_table(predictions: pd.DataFrame, n: int = 12) -> pd.DataFrame:
+    """The n most confident mistakes on the test split: columns sample_id, group, label, pred,
+    confidence (probability of the wrong class), prob_label (of the right one)."""
+    check_predictions(predictions)
+    rows = select_split(predictions, "test")
+    wrong = rows[rows["label"].astype(str) != rows["pred"].astype(str)]
+    table = wrong[["sample_id", "group", "label", "pred"]].assign(
+        confidence=[row[f"prob_{row['pred']}"] for _, row in wrong.iterrows()],
+        prob_label=[row[f"prob_{row['label']}"] for _, row in wrong.iterrows()],
+    )
+    ordered = table.sort_values("confidence", ascending=False, kind="stable")
+    return ordered.head(n).reset_index(drop=True)

@@ -12,8 +12,6 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from vitlab.evaluation.bootstrap import check_confidence
-
 # random sign flips where there are more than so many different ones, that is from 14 images on
 FLIPS = 9999
 
@@ -25,7 +23,6 @@ def mean_interval(
 
     NaN ends for fewer than two values; NaN everywhere for none. limits: least and greatest possible
     mean, such as (-1, 1) for correlations, where the ends stop. Source: Student, 1908."""
-    check_confidence(confidence)
     there = ~np.isnan(values)
     count = there.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

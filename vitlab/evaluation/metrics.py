@@ -1,57 +1,49 @@
 """Metrics of a classifier with bootstrap intervals, computed for all replicates at once.
 
-Values are those of scikit-learn, whose conventions hold: a class that is never predicted has
-precision 0. One thing differs: a metric that needs a class which the samples lack is NaN, where
-scikit-learn would say 0 or leave the class out."""
+The values are those of scikit-learn: a class that is never predicted has precision 0. One thing
+differs: a metric that needs a class which the images lack is NaN, where scikit-learn returns 0 or
+leaves the class out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
 from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
+from vitlab.registry import unknown
 
 METRICS = (
     "accuracy",
     "balanced_accuracy",
     "precision",
     "recall",
-    # recall says how many are missed, this how many are called in vain; precision moves with the
-    # prevalence
-    "specificity",
+    "specificity",  # unlike precision, it does not depend on the prevalence
     "f1",
     "weighted_f1",
     "roc_auc",
     "average_precision",
     "mcc",
 )
-REPORTED_SHARE = 0.05  # from this share of undefined replicates on, the table says so
-# with fewer of them, percentile intervals are too narrow and the table says how many there are
-FEW_CLUSTERS = 20
+REPORTED_SHARE = 0.05  # of undefined replicates, from which on the table mentions them
+MIN_CLUSTERS = 20  # with fewer, percentile intervals are too narrow, and the table says so
 
 
 def metrics_table(
-    predictions: pd.DataFrame,
-    split: str = "test",
-    positive: str | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-    cluster=None,
+    predictions: pd.DataFrame, split: str = "test", replicates: int = 1000, cluster=None
 ) -> pd.DataFrame:
-    """METRICS with percentile bootstrap intervals: columns metric, value, low, high, note.
+    """METRICS with 95 % percentile bootstrap intervals: columns metric, value, low, high, note.
 
-    precision, recall, specificity, f1, roc_auc and average_precision are those of the class
-    `positive`; without it, of the last one of two classes, or the plain mean over more than two
-    (one against the rest). weighted_f1 is weighted by the size of each class. cluster: images that
-    belong together, such as near-duplicates, and are drawn together: name of a column, a Series of
-    cluster ids with sample_ids as index, or one id for each row of the split. note: which class is
-    missing, the share of replicates that lacked a class, from 5 % on, or that there are fewer than
-    20 clusters; empty otherwise.
+    precision, recall, specificity, f1, roc_auc and average_precision are those of the last of two
+    classes, or the mean over more than two (one against the rest). weighted_f1 weights each class
+    by its size. cluster: images that are drawn together, such as near-duplicates: name of a column,
+    a Series of cluster ids with sample_ids as index, or one id for each row of the split. note:
+    which class is missing, the share of replicates that lack a class, from 5 % on, or that there
+    are fewer than 20 clusters; empty otherwise.
 
     >>> import pandas as pd, vitlab
     >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
@@ -63,37 +55,27 @@ def metrics_table(
     """
     scores = read_scores(predictions, split)
     clusters = read_clusters(select_split(predictions, split), cluster)
-    return measure(
-        scores, target_classes(scores.classes, positive), replicates, seed, confidence, clusters
-    )
+    return measure(scores, replicates, clusters)
 
 
-def measure(
-    scores: Scores,
-    targets: list[int],
-    replicates: int,
-    seed: int,
-    confidence: float,
-    cluster: np.ndarray | None = None,
-) -> pd.DataFrame:
+def check_metrics(metrics: Sequence[str]) -> None:
+    """UserError for a name that is not in METRICS."""
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(unknown("metric", name, list(METRICS)))
+
+
+def measure(scores: Scores, replicates: int, cluster: np.ndarray | None = None) -> pd.DataFrame:
     """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
-    compute = prepare_metrics(scores, targets)
+    compute = prepare_metrics(scores)
     value = compute(np.ones((1, len(scores.label))))[0]
-    drawn = bootstrap(compute, len(scores.label), replicates, seed, cluster)
-    low, high, undefined = percentile_interval(drawn, confidence, value)
+    drawn = bootstrap(compute, len(scores.label), replicates, cluster=cluster)
+    low, high, undefined = percentile_interval(drawn, estimate=value)
     clusters = np.inf if cluster is None else len(np.unique(cluster))
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
-    warning = (
-        f"only {clusters} cluster{'s' * (clusters > 1)}"
-        if clusters < FEW_CLUSTERS and replicates
-        else ""
-    )
-    notes = np.where(
-        np.isnan(value),
-        describe_classes(scores),
-        [describe_undefined(share) or warning for share in undefined],
-    )
-    notes = notes if replicates else np.where(np.isnan(value), notes, "")
+    warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < MIN_CLUSTERS else ""
+    warnings = [describe_undefined(share) or warning for share in undefined]
+    notes = np.where(np.isnan(value), describe_classes(scores), warnings if replicates else "")
     return pd.DataFrame(
         {"metric": METRICS, "value": value, "low": low, "high": high, "note": notes}
     )
@@ -110,24 +92,18 @@ def describe_classes(scores: Scores) -> str:
 
 
 def describe_undefined(share: float) -> str:
-    """The share of replicates without a value, if it is large enough to be said."""
+    """The share of replicates without a value, from REPORTED_SHARE on; otherwise empty."""
     return f"{share:.0%} of the replicates lack a class" if share >= REPORTED_SHARE else ""
 
 
-def compute_metrics(scores: Scores, weights: np.ndarray, targets: list[int]) -> np.ndarray:
-    """METRICS for each row of weights (R, N): an array (R, 10). NaN where a class that the metric
-    needs has no weight.
-    """
-    return prepare_metrics(scores, targets)(weights)
-
-
-def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from weights (R, N) to METRICS (R, 10); whatever does not depend on the weights is
-    done once, here.
-    """
+def prepare_metrics(scores: Scores) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from weights (R, N) to METRICS (R, 10); what does not depend on the weights is
+    computed once."""
+    targets = target_classes(scores.classes)
     is_label = np.eye(len(scores.classes))[scores.label]  # (N, C)
     is_pred = np.eye(len(scores.classes))[scores.pred]
     cells = np.hstack([is_label, is_pred, is_label * is_pred])  # (N, 3C)
+    # NaN below where a class that the metric needs has no weight
     rankings = [_prepare_ranking(scores.prob[:, k], is_label[:, k]) for k in targets]
 
     def compute(weights: np.ndarray) -> np.ndarray:
@@ -167,11 +143,9 @@ def prepare_metrics(scores: Scores, targets: list[int]) -> Callable[[np.ndarray]
 def _prepare_ranking(
     score: np.ndarray, positive: np.ndarray
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from weights (R, N) to the area under the ROC curve and average precision: the
-    samples are sorted only once.
+    """A function from weights (R, N) to ROC AUC and average precision; the scores are sorted once.
 
-    Both are sums over the positive samples, or over the P groups of equal scores that hold one.
-    """
+    Both are sums over the positive images, or over the P groups of equal scores that hold one."""
     order = np.argsort(-score, kind="stable")
     found = np.flatnonzero(positive[order])  # ranks of the positive samples
     falling = -score[order]
@@ -204,11 +178,10 @@ def _prepare_ranking(
     return rank
 
 
-def class_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """precision, recall, f1 and support (number of samples) of each class; NaN for a class without
-    samples.
-    """
-    scores = read_scores(predictions, split)
+def class_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """precision, recall, f1 and support (number of test images) of each class; NaN without
+    images."""
+    scores = read_scores(predictions, "test")
     names = ("precision", "recall", "f1", "support")
     columns = precision_recall_fscore_support(
         scores.label, scores.pred, labels=range(len(scores.classes)), average=None, zero_division=0
@@ -218,11 +191,10 @@ def class_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     return table
 
 
-def confusion_table(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Counts: a row for each true class (index `label`), a column for each predicted one (`pred`),
-    in class order.
-    """
-    scores = read_scores(predictions, split)
+def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Counts of test images: a row for each true class (index `label`), a column for each predicted
+    one (`pred`), in class order."""
+    scores = read_scores(predictions, "test")
     counts = confusion_matrix(scores.label, scores.pred, labels=range(len(scores.classes)))
     return pd.DataFrame(
         counts, pd.Index(scores.classes, name="label"), pd.Index(scores.classes, name="pred")

@@ -1,4 +1,4 @@
-"""From a predictions table to arrays: one split, class indices, probabilities."""
+"""The predictions of one split as arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scores:
 
 
 def select_split(predictions: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of one split; ValueError naming the splits of the table when there are none."""
+    """The rows of one split; UserError that names the splits of the table when there are none."""
     rows = predictions[predictions["split"] == split]
     if rows.empty:
         there = sorted(predictions["split"].astype(str).unique())
@@ -51,10 +51,9 @@ def read_scores(predictions: pd.DataFrame, split: str) -> Scores:
     )
 
 
-def target_classes(classes: tuple[str, ...], positive: str | None) -> list[int]:
-    """Indices of the classes a metric speaks about: `positive`; else the last one of two classes;
-    else all of them.
-    """
+def target_classes(classes: tuple[str, ...], positive: str | None = None) -> list[int]:
+    """Indices of the classes that a metric is about: `positive`; else the last of two classes; else
+    all of them."""
     if positive is None:
         return [1] if len(classes) == 2 else list(range(len(classes)))
     if positive not in classes:

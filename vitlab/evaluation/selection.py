@@ -1,6 +1,5 @@
-"""Answer or leave it to a person: what is gained by keeping silent where the model is unsure
-(El-Yaniv; arXiv 1705.08500).
-"""
+"""Selective prediction: answer only where the model is sure, and leave the rest to a person
+(El-Yaniv and Wiener, 2010; Geifman and El-Yaniv, arXiv 1705.08500)."""
 
 from __future__ import annotations
 
@@ -11,215 +10,147 @@ import pandas as pd
 from scipy.stats import beta
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import (
-    draw_counts,
-    effective_count,
-    percentile_interval,
-    read_clusters,
-)
+from vitlab.evaluation.bootstrap import effective_count, read_clusters
 from vitlab.evaluation.calibration import confidence_of, wilson_interval
 from vitlab.evaluation.scores import read_scores, select_split
 
-SELECTIVE_COLUMNS = [
-    *("promised", "promise", "threshold", "val_coverage", "val_accuracy", "n"),
-    *(f"{name}{end}" for name in ("coverage", "accuracy") for end in ("", "_low", "_high")),
+COLUMNS = [
+    "target",
+    "nominal",
+    "threshold",
+    "val_coverage",
+    "val_accuracy",
+    "n",
+    "coverage",
+    "coverage_low",
+    "coverage_high",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "note",
 ]
 
 
-def risk_coverage_table(
-    predictions: pd.DataFrame, split: str = "test", cluster=None
-) -> pd.DataFrame:
-    """Risk of the answers that are kept when only those from a confidence on are given: a row for
-    each distinct confidence.
+def risk_coverage_table(predictions: pd.DataFrame, cluster=None) -> pd.DataFrame:
+    """Risk of the answers that are given when only those from a confidence on are given: a row for
+    each distinct confidence on the test split, the highest first.
 
-    Columns threshold (least confidence that is answered), n (answers), coverage (share of all
-    samples), risk (share of wrong answers among them), low, high (95 % Wilson interval of the risk,
-    for that coverage alone), oracle (the risk of an order that puts every right answer before every
-    wrong one). Confidence is the probability of the predicted class. cluster: as in
-    `reliability_table`."""
-    confidence, right = confidence_of(read_scores(predictions, split))
+    Columns threshold (lowest confidence that is answered), n (answers), coverage (their share of
+    all images), risk (share of wrong ones among them), low, high (95 % Wilson interval of the risk,
+    for that coverage alone), oracle (risk of the order that puts all right answers first).
+    Confidence is the probability of the predicted class. cluster: as in `reliability_table`."""
+    confidence, right = confidence_of(read_scores(predictions, "test"))
     threshold, n, wrong = _accumulate(confidence, right)
     risk, worth = wrong / n, n
-    clusters = read_clusters(select_split(predictions, split), cluster)
-    if clusters is not None:  # `effective_count` of the first n
+    clusters = read_clusters(select_split(predictions, "test"), cluster)
+    if clusters is not None:  # `effective_count` of the first n images
         ordered = pd.Series(clusters[np.argsort(-confidence, kind="stable")])
-        worth = n**2 / np.cumsum(2 * ordered.groupby(ordered).cumcount().to_numpy() + 1)[n - 1]
+        squares = np.cumsum(2 * ordered.groupby(ordered).cumcount().to_numpy() + 1)
+        worth = n**2 / squares[n - 1]
     low, high = wilson_interval(risk, worth)
-    oracle = np.maximum(n - right.sum(), 0) / n
-    coverage = n / len(right)
     return pd.DataFrame(
         {
             "threshold": threshold,
             "n": n,
-            "coverage": coverage,
+            "coverage": n / len(right),
             "risk": risk,
             "low": low,
             "high": high,
-            "oracle": oracle,
+            "oracle": np.maximum(n - right.sum(), 0) / n,
         }
     )
-
-
-def risk_area_table(
-    predictions: pd.DataFrame,
-    split: str = "test",
-    replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-    cluster=None,
-) -> pd.DataFrame:
-    """Areas under the risk-coverage curve with bootstrap intervals: columns metric, value, low,
-    high.
-
-    error_rate: the risk at full coverage, and the area of an order that knows nothing. aurc: the
-    area, the mean risk over all numbers of answers; oracle_aurc: of the best order for the same
-    mistakes; excess_aurc: their distance (arXiv 1805.08206). Samples of equal confidence count as
-    if in random order. 0 is best for all four. cluster: as in `metrics_table`."""
-    sure, right = confidence_of(read_scores(predictions, split))
-    every = np.arange(len(right))
-    drawn = [_areas(sure[every], right[every])]
-    for counts in draw_counts(
-        len(right), replicates, seed, read_clusters(select_split(predictions, split), cluster)
-    ):
-        rows = (np.repeat(every, row.astype(int)) for row in counts)
-        drawn += [_areas(sure[chosen], right[chosen]) for chosen in rows]
-    drawn = np.array(drawn)
-    low, high, _ = percentile_interval(drawn[1:], confidence, drawn[0])
-    names = ("error_rate", "aurc", "oracle_aurc", "excess_aurc")
-    return pd.DataFrame({"metric": names, "value": drawn[0], "low": low, "high": high})
 
 
 def selective_table(
     predictions: pd.DataFrame,
     coverages: Sequence[float] = (1.0, 0.9, 0.8, 0.6),
-    least_accuracies: Sequence[float] = (),
-    certainty: float | None = None,
+    accuracies: Sequence[float] = (0.9, 0.95),
+    confidence_level: float = 0.9,
     cluster=None,
 ) -> pd.DataFrame:
-    """Confidence thresholds chosen on validation for a promise, and what the test split keeps of
-    it: a row for each promise.
+    """Thresholds on the confidence, chosen on validation for a coverage or an accuracy, and what
+    they give on the test split: a row for each.
 
-    coverages: the highest threshold that answers at least this share of validation; least_accuracies: the lowest one from which
-    on the answers given on validation are right at least this often. Columns promised (coverage or accuracy), promise, threshold,
-    val_coverage, val_accuracy, n (test answers), coverage, accuracy, both followed by their 95 % Wilson interval (coverage_low,
-    ...), note. An accuracy that validation never reaches has NaN and a note. The choice took the best of what validation showed,
-    so on average the test split keeps a little less than an accuracy promised; with a `certainty` such as 0.95 the accuracy is
-    promised for new images of the same kind with that probability (the bound of arXiv 1705.08500), and fewer answers are given.
-    Validation has also chosen the epoch, so even that holds only approximately. cluster: of the test images, as in
-    `reliability_table`.
-    """
-    for value in (*coverages, *least_accuracies):
+    coverages: the highest threshold that answers at least this share of the validation images.
+    accuracies: the lowest threshold from which on the answers are right at least this often, with
+    confidence_level for new images of the same kind (the bound of arXiv 1705.08500). Validation has
+    also chosen the epoch, so this holds approximately. Columns: COLUMNS; target is coverage or
+    accuracy, nominal its value, n the number of test answers; low and high are 95 % Wilson
+    intervals. An accuracy that validation does not show has NaN and a note. cluster: of the test
+    images, as in `reliability_table`."""
+    for value in (*coverages, *accuracies):
         if not 0 < value <= 1:
             raise UserError(
-                "coverages and least_accuracies are shares above 0 and at most 1, such as 0.9; got"
-                f" {value}"
+                f"coverages and accuracies lie above 0 and at most at 1, such as 0.9; got {value}"
             )
-    if certainty is not None and not 0 < certainty < 1:
-        raise UserError(
-            f"certainty is a probability between 0 and 1, such as 0.95, or None; got {certainty}"
-        )
     val, val_right = confidence_of(read_scores(predictions, "val"))
-    sure, right = confidence_of(read_scores(predictions, "test"))
+    confidence, right = confidence_of(read_scores(predictions, "test"))
     clusters = read_clusters(select_split(predictions, "test"), cluster)
-    threshold, n, wrong = _accumulate(val, val_right)
-    coverage, accuracy = n / len(val), 1 - wrong / n
-    rows, worth = [], []
-    for promised, promise in [("coverage", value) for value in coverages] + [
-        ("accuracy", value) for value in least_accuracies
-    ]:
-        row = {"promised": promised, "promise": promise, "threshold": np.nan, "n": 0, "note": ""}
-        worth.append([0, 0])
-        at = _keep_promise(promised, promise, n, wrong, certainty)
+    thresholds, n, wrong = _accumulate(val, val_right)
+    targets = [("coverage", value) for value in coverages]
+    targets += [("accuracy", value) for value in accuracies]
+    rows = []
+    for target, nominal in targets:
+        row = {"target": target, "nominal": nominal, "n": 0, "note": ""}
+        if target == "coverage":
+            at = int(np.argmax(n / n[-1] >= nominal - 1e-12))
+        else:
+            at = _find_accuracy(n, wrong, nominal, confidence_level)
         if at is None:
-            reached = f"at most {accuracy.max():.1%} on validation"
-            rows.append(
-                {
-                    **row,
-                    "note": (
-                        reached
-                        if accuracy.max() < promise
-                        else "too few validation images to be so certain"
-                    ),
-                }
+            best = (1 - wrong / n).max()
+            row["note"] = (
+                f"at most {best:.1%} on validation"
+                if best < nominal
+                else f"too few validation images for {confidence_level:.0%} confidence"
             )
+            rows.append(row)
             continue
-        # also an image that is less sure than all of validation
-        everything = promised == "coverage" and promise == 1
-        row["threshold"] = 0.0 if everything else threshold[at]
-        answered = sure >= row["threshold"]
-        worth[-1] = effective_count(np.where(answered, 1, 0), 2, clusters)
-        row |= {
-            "val_coverage": coverage[at],
-            "val_accuracy": accuracy[at],
-            "n": answered.sum(),
-            "coverage": answered.mean(),
-        }
-        row |= (
-            {"accuracy": right[answered].mean()}
-            if answered.any()
-            else {"note": "answers nothing in test"}
-        )
-        rows.append(row)
-    table = pd.DataFrame(rows).reindex(columns=SELECTIVE_COLUMNS)
-    everything = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
-    for name, count in (("coverage", everything), ("accuracy", np.array(worth)[:, 1])):
-        table[f"{name}_low"], table[f"{name}_high"] = wilson_interval(
-            table[name].to_numpy(float), count
-        )
-    return table.assign(note=[row["note"] for row in rows])
+        everything = target == "coverage" and nominal == 1  # also images below all of validation
+        row["threshold"] = 0.0 if everything else thresholds[at]
+        row |= {"val_coverage": n[at] / len(val), "val_accuracy": 1 - wrong[at] / n[at]}
+        rows.append(row | _read_test(confidence, right, row["threshold"], clusters))
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def _read_test(
+    confidence: np.ndarray, right: np.ndarray, threshold: float, clusters: np.ndarray | None
+) -> dict:
+    """n, coverage and accuracy with their intervals on the test split."""
+    answered = confidence >= threshold
+    row = {"n": answered.sum(), "coverage": answered.mean()}
+    whole = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
+    row["coverage_low"], row["coverage_high"] = wilson_interval(answered.mean(), whole)
+    if not answered.any():
+        return {**row, "note": "answers nothing in test"}
+    worth = effective_count(np.where(answered, 1, 0), 2, clusters)[1]
+    row["accuracy"] = right[answered].mean()
+    row["accuracy_low"], row["accuracy_high"] = wilson_interval(row["accuracy"], worth)
+    return row
 
 
 def _accumulate(
     confidence: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct confidences from the highest down (G,), and how many samples, and mistakes, reach
-    each of them.
-    """
+    """Distinct confidences from the highest down (G,), and how many images, and mistakes, reach
+    each of them."""
     order = np.argsort(-confidence, kind="stable")
     last = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
     return confidence[order][last], last + 1, np.cumsum(~right[order])[last]
 
 
-def _keep_promise(
-    promised: str, promise: float, n: np.ndarray, wrong: np.ndarray, certainty: float | None
+def _find_accuracy(
+    n: np.ndarray, wrong: np.ndarray, accuracy: float, confidence_level: float
 ) -> int | None:
-    """Which of the thresholds, counted from the highest, keeps the promise on validation; None when
-    none does.
-    """
-    if promised == "coverage":
-        return int(np.argmax(n / n[-1] >= promise - 1e-12))
-    if certainty is not None:
-        return _find_certain(n, wrong, promise, certainty)
-    kept = np.flatnonzero(1 - wrong / n >= promise - 1e-12)
-    return int(kept[-1]) if len(kept) else None
-
-
-def _find_certain(n: np.ndarray, wrong: np.ndarray, promise: float, certainty: float) -> int | None:
-    """The last threshold for which a halving search showed the accuracy; its steps share the chance
-    to err.
-    """
+    """The last threshold for which a binary search shows the accuracy; its steps share the error
+    probability. None where there is none."""
     steps = max(1, int(np.ceil(np.log2(len(n)))))
-    # one-sided Clopper-Pearson; NaN where none is right
-    least = beta.ppf((1 - certainty) / steps, n - wrong, wrong + 1)
-    first, last, kept = 0, len(n), None
+    # one-sided Clopper-Pearson bound; NaN where no answer is right
+    bound = beta.ppf((1 - confidence_level) / steps, n - wrong, wrong + 1)
+    first, last, found = 0, len(n), None
     for _ in range(steps):
         middle = (first + last) // 2
-        if least[middle] >= promise:
-            first = kept = middle
+        if bound[middle] >= accuracy:
+            first = found = middle
         else:
             last = middle
-    return kept
-
-
-def _areas(confidence: np.ndarray, right: np.ndarray) -> list[float]:
-    """error rate, area, area of the oracle, excess."""
-    total = len(right)
-    _, n, wrong = _accumulate(confidence, right)
-    answers = np.arange(1, total + 1)
-    # within a tie: their expected number
-    mistakes = np.interp(answers, np.append(0, n), np.append(0, wrong))
-    area, best = (
-        (mistakes / answers).mean(),
-        (np.maximum(answers - right.sum(), 0) / answers).mean(),
-    )
-    return [wrong[-1] / total, area, best, area - best]
+    return found

@@ -1,6 +1,5 @@
-"""A threshold on the probability of one class: chosen on the validation split, then read once on
-the test split.
-"""
+"""A threshold on the probability of one class: chosen on validation, read once on the test
+split."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
-from vitlab.evaluation.curves import count_reaching
-from vitlab.evaluation.scores import read_scores, select_split, target_classes
+from vitlab.evaluation.curves import count_reaching, one_target
+from vitlab.evaluation.scores import read_scores, select_split
 from vitlab.registry import unknown
 
 RULES = ("f1", "cost", "recall", "youden")
@@ -23,22 +22,22 @@ def choose_threshold(
     positive: str | None = None,
     cost_miss: float = 1.0,
     cost_false_alarm: float = 1.0,
-    least_recall: float = 0.9,
+    min_recall: float = 0.9,
 ) -> float:
     """The threshold that a rule picks on the validation split: an image is flagged from this
     probability of `positive` on.
 
     f1: the largest F1. cost: the smallest expected cost of misses and false alarms. youden: the
     largest recall + specificity - 1 (Youden, 1950). recall: the largest threshold whose recall is
-    at least `least_recall`. Candidates are the distinct scores of the split and, for cost, infinity
+    at least `min_recall`. Candidates are the distinct scores of the split and, for cost, infinity
     (flag nothing); of equally good ones the lowest, which finds most. NaN where the split lacks
     what the rule needs: images of the class, or (youden) images that are not of it."""
     if rule not in RULES:
         raise UserError(unknown("rule", rule, list(RULES)))
     _check_costs(cost_miss, cost_false_alarm)
-    if not 0 < least_recall <= 1:
+    if not 0 < min_recall <= 1:
         raise UserError(
-            f"least_recall is a share above 0 and at most 1, such as 0.9; got {least_recall}"
+            f"min_recall is a share above 0 and at most 1, such as 0.9; got {min_recall}"
         )
     score, is_positive, _ = _read_target(predictions, "val", positive)
     positives, negatives = is_positive.sum(), (~is_positive).sum()
@@ -51,7 +50,7 @@ def choose_threshold(
     read = _read(found, alarms, positives, negatives, cost_miss, cost_false_alarm)  # (T, 6)
     _, recall, specificity, f1, cost, _ = read.T
     if rule == "recall":
-        return float(candidates[recall >= least_recall - 1e-12].max())
+        return float(candidates[recall >= min_recall - 1e-12].max())
     value = {"f1": f1, "cost": -cost, "youden": recall + specificity - 1}[rule]
     if rule != "cost":
         candidates, value = candidates[:-1], value[:-1]
@@ -63,25 +62,22 @@ def threshold_choice_table(
     positive: str | None = None,
     cost_miss: float = 1.0,
     cost_false_alarm: float = 1.0,
-    least_recall: float = 0.9,
+    min_recall: float = 0.9,
     replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
     cluster=None,
 ) -> pd.DataFrame:
-    """What each rule's threshold, chosen on validation, does on the test split: a row for 0.5 (the
-    reference) and for each rule.
+    """The thresholds that the rules choose on validation, and what they do on the test split: a row
+    for 0.5 (the reference) and for each rule.
 
-    Columns: rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged
-    (share of all images), each followed by its bootstrap interval (recall_low, recall_high, ...);
-    saved (cost at 0.5 less cost, from the same replicates: a paired comparison) with its interval;
-    note. Intervals are those of the test images at the threshold as it stands, without the spread
-    of the choice itself. More than two classes need `positive`. A rule that finds no threshold has
-    NaN and a note. cluster: of the test images, as in `metrics_table`."""
+    Columns rule, threshold; precision, recall, specificity, f1, cost (per image) and flagged (share
+    of all images), each with its 95 % bootstrap interval (recall_low, recall_high, ...); saved
+    (cost at 0.5 minus cost, on the same replicates) with its interval; note. The intervals are for
+    other test images at this threshold, without the uncertainty of the choice. A rule that finds
+    no threshold has NaN and a note. cluster: as in `metrics_table`."""
     options = {
         "cost_miss": cost_miss,
         "cost_false_alarm": cost_false_alarm,
-        "least_recall": least_recall,
+        "min_recall": min_recall,
     }
     thresholds = {"0.5": 0.5} | {
         rule: choose_threshold(predictions, rule, positive, **options) for rule in RULES
@@ -90,16 +86,15 @@ def threshold_choice_table(
     at = np.array(list(thresholds.values()))
     reach = score[:, None] >= at  # (N, T); nothing reaches NaN
     clusters = read_clusters(select_split(predictions, "test"), cluster)
-    weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, seed, clusters)]
+    weights = [np.ones((1, len(score))), *draw_counts(len(score), replicates, cluster=clusters)]
     read = np.concatenate(
         [_read(*_count(reach, is_positive, part), cost_miss, cost_false_alarm) for part in weights]
     )
     cost = read[:, :, [READINGS.index("cost")]]
     read = np.concatenate([read, cost[:, :1] - cost], axis=2)  # (1 + R, T, 7)
     value, replicate = read[0], read[1:]
-    low, high, _ = percentile_interval(
-        replicate.reshape(len(replicate), value.size), confidence, value.ravel()
-    )
+    flat = replicate.reshape(len(replicate), value.size)
+    low, high, _ = percentile_interval(flat, estimate=value.ravel())
     low, high = low.reshape(value.shape), high.reshape(value.shape)
     value[np.isnan(at)] = value[0, -1] = np.nan
     low[np.isnan(value)] = high[np.isnan(value)] = np.nan
@@ -123,19 +118,10 @@ def _check_costs(*costs: float) -> None:
         )
 
 
-def _one_target(classes: tuple[str, ...], positive: str | None) -> int:
-    targets = target_classes(classes, positive)
-    if len(targets) > 1:
-        raise UserError(
-            f"a threshold needs one class: write positive= with one of {', '.join(classes)}"
-        )
-    return targets[0]
-
-
 def _read_target(predictions, split, positive) -> tuple[np.ndarray, np.ndarray, str]:
     """Scores (N,) of one class, whether each sample is of it (N,), and its name."""
     scores = read_scores(predictions, split)
-    target = _one_target(scores.classes, positive)
+    target = one_target(scores.classes, positive)
     return scores.prob[:, target], scores.label == target, scores.classes[target]
 
 

@@ -1,11 +1,10 @@
-"""Where the uncertainty of a score comes from: the images that happened to be tested, and the seeds
-that happened to be used.
+"""How uncertain a score is: because of the test images, and because of the seeds.
 
 The bootstrap draws the images of all runs at once. The covariances of the runs over the replicates
-then hold which images the runs share: with a fixed test split all of them, with splits drawn anew
-for each seed a part. What the scores of the runs differ by beyond that is put down to the seeds (a
-model of two crossed random effects, as for readers and cases in radiology: Obuchowski and Rockette,
-1995; degrees of freedom as in Satterthwaite, 1946)."""
+then reflect which images the runs share: all of them with a fixed test split, a part where each
+seed draws its own. Variation of the scores beyond that is attributed to the seeds (a model with two
+crossed random effects, as for readers and cases in radiology: Obuchowski and Rockette, 1995;
+degrees of freedom by Satterthwaite, 1946)."""
 
 from __future__ import annotations
 
@@ -19,30 +18,30 @@ from scipy import stats
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, read_clusters
 from vitlab.evaluation.metrics import (
-    FEW_CLUSTERS,
     METRICS,
+    MIN_CLUSTERS,
+    check_metrics,
     describe_classes,
     describe_undefined,
     prepare_metrics,
 )
-from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
-from vitlab.registry import unknown
+from vitlab.evaluation.scores import Scores, read_scores, select_split
 
-FEWEST_SEEDS = 3  # for an interval of the seeds alone
-FEW_SEEDS = 5  # below, the table says that their spread is hardly known
-# k seeds are taken to vary by at least 2 / (k - 1) times what the images make in one run: few may
-# agree by luck
-LEAST_SEEDS = 2
+MIN_SEEDS = 3  # for an interval over the seeds alone
+FEW_SEEDS = 5  # with fewer, the table says that their spread is hardly known
+# The seed variance of k seeds counts as at least this / (k - 1) times the image variance of one
+# run, because a few seeds may agree by chance.
+SEED_FLOOR = 2
 
 
 @dataclass(frozen=True)
-class Runs:
+class RunScores:
     """Scores of several runs, and of the same runs on resampled images.
 
     values: (runs, metrics). drawn: (replicates, runs, metrics). For each run: images, the numbers
-    of its test images (the same image has the same number in all runs); units, the numbers of their
-    clusters (without clusters: the images again); missing, which class its test images lack, "" for
-    none."""
+    of its test images (the same number for the same image in all runs); units, the numbers of
+    their clusters (the images themselves without clusters); missing, the classes that its test
+    images lack, "" for none."""
 
     values: np.ndarray
     drawn: np.ndarray
@@ -58,58 +57,44 @@ class Runs:
 def measure_runs(
     tables: Mapping[Hashable, pd.DataFrame],
     metrics: Sequence[str],
-    split: str = "test",
-    positive: str | None = None,
     replicates: int = 1000,
-    seed: int = 0,
     cluster: str | pd.Series | None = None,
-) -> Runs:
-    """METRICS of the predictions tables, whose keys are names for messages; an image of several
-    tables is drawn for all at once.
+    split: str = "test",
+) -> RunScores:
+    """Metrics of several predictions tables; an image is drawn for all tables at once.
 
-    cluster: name of a column, or a Series of cluster ids with sample_ids as index, as in
-    `metrics_table`. UserError for an unknown metric and for tables of different classes."""
+    tables: the keys are names for error messages. cluster: as in `metrics_table`. Raises UserError
+    for an unknown metric and for tables with different classes."""
     check_metrics(metrics)
     scores = {name: read_scores(table, split) for name, table in tables.items()}
     first, classes = next((name, run.classes) for name, run in scores.items())
     for name, run in scores.items():
         if run.classes != classes:
-            one, two = ", ".join(classes), ", ".join(run.classes)
             raise UserError(
-                f"{first} has the classes {one}; {name} has {two}: give the predictions of one"
-                " data set"
+                f"{first} has the classes {', '.join(classes)}; {name} has"
+                f" {', '.join(run.classes)}: give the predictions of one data set"
             )
     rows = [select_split(table, split) for table in tables.values()]
     images = pd.concat(rows).drop_duplicates("sample_id", ignore_index=True)
     places = [pd.Index(images["sample_id"]).get_indexer(part["sample_id"]) for part in rows]
     clusters = read_clusters(images, cluster)
-    return resample_runs(
-        list(scores.values()),
-        places,
-        metrics,
-        target_classes(classes, positive),
-        len(images),
-        replicates,
-        seed,
-        clusters,
-    )
+    return resample_runs(list(scores.values()), places, metrics, len(images), replicates, clusters)
 
 
 def resample_runs(
     scores: Sequence[Scores],
     places: Sequence[np.ndarray],
     metrics: Sequence[str],
-    targets: list[int],
     num_images: int,
     replicates: int,
-    seed: int,
     clusters: np.ndarray | None = None,
-) -> Runs:
-    """`measure_runs` for arrays. places: the images of each run, as positions among all num_images;
-    clusters: (num_images,).
-    """
+    seed: int = 0,
+) -> RunScores:
+    """`measure_runs` for arrays.
+
+    places: positions of each run's images among all num_images. clusters: (num_images,)."""
     chosen = [METRICS.index(name) for name in metrics]
-    measures = [prepare_metrics(run, targets) for run in scores]
+    measures = [prepare_metrics(run) for run in scores]
     values = [
         measure(np.ones((1, len(place))))[0, chosen]
         for measure, place in zip(measures, places, strict=True)
@@ -117,24 +102,19 @@ def resample_runs(
 
     def measure_all(weights: np.ndarray) -> np.ndarray:  # (R, images) -> (R, runs * metrics)
         pairs = zip(measures, places, strict=True)
-        return np.concatenate(
-            [measure(weights[:, place])[:, chosen] for measure, place in pairs], axis=1
-        )
+        return np.hstack([measure(weights[:, place])[:, chosen] for measure, place in pairs])
 
-    drawn = bootstrap(measure_all, num_images, replicates, seed, clusters).reshape(
-        replicates, len(scores), len(chosen)
-    )
+    drawn = bootstrap(measure_all, num_images, replicates, seed, clusters)
+    drawn = drawn.reshape(replicates, len(scores), len(chosen))
     units = list(places) if clusters is None else [clusters[place] for place in places]
-    return Runs(
-        np.array(values), drawn, list(places), units, [describe_classes(run) for run in scores]
-    )
+    missing = [describe_classes(run) for run in scores]
+    return RunScores(np.array(values), drawn, list(places), units, missing)
 
 
 @dataclass(frozen=True)
 class ImageVariance:
-    """What other images do: to the mean of k runs, to one run, and to the spread (s.d. squared, n -
-    1) of the k runs.
-    """
+    """Variance because of the images: of the mean of k runs, of one run, and of the spread among
+    the k runs (variance with n - 1)."""
 
     mean: float
     run: float
@@ -142,7 +122,7 @@ class ImageVariance:
 
 
 def image_variance(drawn: np.ndarray, units: int) -> ImageVariance:
-    """From replicates (R, k) of k runs; NaN with a single unit, whose variation nobody knows."""
+    """From replicates (R, k) of k runs; NaN with a single unit, whose variation is unknown."""
     known = drawn[~np.isnan(drawn).any(axis=1)]
     count = drawn.shape[1]
     if units < 2 or len(known) < 2:
@@ -156,17 +136,16 @@ def total_error(
     images: ImageVariance, seed_variance: float, seeds: int, models: int, units: int
 ) -> tuple[float, float]:
     """Standard error and degrees of freedom of a mean over seeds, for other images and other seeds
-    (one seed: other images).
+    (with one seed: for other images).
 
-    images: of the quantity whose mean it is. seed_variance: how much that quantity varies with the
-    seed in one run, estimated from the runs of so many models, without what their images explain. A
-    few seeds may agree by luck, so it is taken to be at least 2 / (k - 1) times the variance of one
-    run by its images. It lowers the degrees of freedom; with two seeds only the part above the
-    noise of the images does, since a test with two degrees of freedom could show almost nothing.
-    """
+    images: of the quantity that is averaged. seed_variance: its variance over seeds without what
+    the images explain, estimated from so many models. It counts as at least SEED_FLOOR / (k - 1)
+    times the image variance of one run, and lowers the degrees of freedom. With two seeds only the
+    part above the noise of the images lowers them: a test with two degrees of freedom has almost no
+    power."""
     total, uncertain = images.mean, images.mean**2 / (units - 1) if units > 1 else np.nan
     if seeds > 1:
-        counted = max(seed_variance, LEAST_SEEDS / (seeds - 1) * images.run)
+        counted = max(seed_variance, SEED_FLOOR / (seeds - 1) * images.run)
         doubtful = counted if seeds > 2 else max(seed_variance - images.spread, 0.0)
         total += counted / seeds
         uncertain += (doubtful / seeds) ** 2 / (models * (seeds - 1))
@@ -174,88 +153,62 @@ def total_error(
 
 
 def seed_variance(values: np.ndarray, drawn: np.ndarray, units: int) -> float:
-    """Variance of the scores (k,) of a model's runs beyond what resampled images (R, k) explain; 0
-    where they explain it all.
-    """
+    """Variance of the scores (k,) of a model's runs beyond what resampled images (R, k) explain, at
+    least 0; NaN for one run."""
     if len(values) < 2:
         return np.nan
     return float(np.maximum(values.var(ddof=1) - image_variance(drawn, units).spread, 0))
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """UserError for a name that is not in METRICS."""
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(unknown("metric", name, list(METRICS)))
-
-
 def uncertainty_table(
     predictions: Mapping[object, pd.DataFrame],
     metrics: Sequence[str] = METRICS,
-    split: str = "test",
-    positive: str | None = None,
     replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
     cluster: str | pd.Series | None = None,
 ) -> pd.DataFrame:
-    """Uncertainty of one model's scores by images, by seeds, and by both: predictions is a table
-    for each seed.
+    """Uncertainty of one model's test scores because of images, of seeds, and of both.
 
-    Columns metric, mean, sampling_sd, seed_sd, sampling_low, sampling_high, seed_low, seed_high,
-    total_low, total_high, seeds, note. sampling_sd: how far the score of one run moves with other
-    test images (bootstrap; clusters are drawn whole). seed_sd: standard deviation (n - 1) of the
-    scores of the runs. Where each seed draws its own test images, it contains part of what
-    sampling_sd measures. The intervals are t intervals around the mean over the seeds, cut off at
-    the ends of the metric's range: sampling_ for other images, seed_ for the spread of the runs as
-    it is (three seeds or more), total_ for other images and seeds (`total_error`; two seeds or
-    more). They hold for these training data."""
+    predictions: a table for each seed. Columns metric, mean, sampling_sd, seed_sd, sampling_low,
+    sampling_high, seed_low, seed_high, total_low, total_high, seeds, note. sampling_sd: standard
+    deviation of one run's score over other test images (bootstrap). seed_sd: standard deviation of
+    the scores of the runs; where each seed draws its own test images, it includes a part of
+    sampling_sd. The ends are those of 95 % t intervals around the mean, within the metric's range:
+    sampling_ for other images, seed_ for the spread of the runs (three seeds or more), total_ for
+    other images and seeds (two seeds or more). The training data are taken as given."""
     if not predictions:
-        raise UserError(
-            "no predictions to measure; give a table for each seed: {0: predictions, 1: ...}"
-        )
+        raise UserError("no predictions to measure; give a table for each seed: {0: predictions}")
     tables = {f"seed {number}": table for number, table in predictions.items()}
-    runs = measure_runs(tables, metrics, split, positive, replicates, seed, cluster)
+    runs = measure_runs(tables, metrics, replicates, cluster)
     count, units = len(tables), runs.count_units(range(len(tables)))
     lacking = "; ".join(
         f"{name}: {missing}" for name, missing in zip(tables, runs.missing, strict=True) if missing
     )
-    few = f"only {count} seeds: their spread is hardly known" if count < FEW_SEEDS else ""
-    few = "one seed: the spread over seeds is unknown" if count == 1 else few
+    warnings = []
+    if count < FEW_SEEDS:
+        unknown_spread = "one seed: the spread over seeds is unknown"
+        warnings.append(
+            unknown_spread if count == 1 else f"only {count} seeds: their spread is hardly known"
+        )
+    if cluster is not None and units < MIN_CLUSTERS:
+        warnings.append(f"only {units} cluster{'s' * (units > 1)}")
     rows = []
     for column, metric in enumerate(metrics):
         values, drawn = runs.values[:, column], runs.drawn[:, :, column]
-        mean, images = values.mean(), image_variance(drawn, units)
-        spread = values.std(ddof=1) if count > 1 else np.nan
-        row = {
-            "metric": metric,
-            "mean": mean,
-            "sampling_sd": np.sqrt(images.run),
-            "seed_sd": spread,
-        }
-        errors = {
-            "sampling": (np.sqrt(images.mean), units - 1),
-            "seed": (spread / np.sqrt(count), count - 1),
-        }
-        errors["total"] = total_error(images, seed_variance(values, drawn, units), count, 1, units)
-        for name, fewest in (("sampling", 1), ("seed", FEWEST_SEEDS), ("total", 2)):
-            low, high = t_interval(
-                mean, *(errors[name] if count >= fewest else (np.nan, np.nan)), confidence
-            )
-            row |= {
-                f"{name}_low": max(low, -1.0 if metric == "mcc" else 0.0),
-                f"{name}_high": min(high, 1.0),
-            }
         undefined = describe_undefined(np.isnan(drawn).any(axis=1).mean()) if replicates else ""
-        warning = (
-            f"only {units} cluster{'s' * (units > 1)}"
-            if cluster is not None and units < FEW_CLUSTERS
-            else ""
+        note = (
+            lacking if np.isnan(values).any() else "; ".join(filter(None, [*warnings, undefined]))
         )
-        row["note"] = (
-            lacking if np.isnan(mean) else "; ".join(filter(None, [few, undefined, warning]))
-        )
-        rows.append(row)
+        rows.append({"metric": metric, **_measure_spread(values, drawn, units), "note": note})
+        limits = (-1.0 if metric == "mcc" else 0.0, 1.0)
+        for end in (
+            "sampling_low",
+            "sampling_high",
+            "seed_low",
+            "seed_high",
+            "total_low",
+            "total_high",
+        ):
+            rows[-1][end] = np.clip(rows[-1][end], *limits)
     table = pd.DataFrame(rows)
     table.insert(len(table.columns) - 1, "seeds", count)
     ends = [name for name in table.columns if name.endswith(("_low", "_high", "_sd"))]
@@ -263,11 +216,27 @@ def uncertainty_table(
     return table
 
 
+def _measure_spread(values: np.ndarray, drawn: np.ndarray, units: int) -> dict[str, float]:
+    """Mean, standard deviations and interval ends of one metric, from the scores (k,) of the runs
+    and their replicates (R, k)."""
+    count, mean, images = len(values), values.mean(), image_variance(drawn, units)
+    spread = values.std(ddof=1) if count > 1 else np.nan
+    row = {"mean": mean, "sampling_sd": np.sqrt(images.run), "seed_sd": spread}
+    unknown = (np.nan, np.nan)
+    total = total_error(images, seed_variance(values, drawn, units), count, 1, units)
+    errors = {
+        "sampling": (np.sqrt(images.mean), units - 1),
+        "seed": (spread / np.sqrt(count), count - 1) if count >= MIN_SEEDS else unknown,
+        "total": total if count > 1 else unknown,
+    }
+    for name, (error, freedom) in errors.items():
+        row[f"{name}_low"], row[f"{name}_high"] = t_interval(mean, error, freedom)
+    return row
+
+
 def t_interval(
-    center: float, error: float, freedom: float, confidence: float
+    center: float, error: float, freedom: float, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Both ends of the t interval; NaN where the error is."""
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
     half = error * stats.t.ppf((1 + confidence) / 2, freedom)
     return center - half, center + half

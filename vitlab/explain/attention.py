@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from vitlab.errors import UserError
-from vitlab.models.anatomy import evaluating
+from vitlab.models.anatomy import evaluating, place_tokens
 from vitlab.models.watching import AttentionCall, AttentionWatch
-from vitlab.models.windows import place_tokens
 from vitlab.schema import Anatomy, Window
 
 TOLERANCE = 1e-4  # relative to the largest value, in float32

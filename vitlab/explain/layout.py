@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vitlab.models.windows import place_tokens
+from vitlab.models.anatomy import place_tokens
 from vitlab.schema import Anatomy
 
 

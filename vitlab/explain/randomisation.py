@@ -26,7 +26,7 @@ from vitlab.explain.faithfulness import correlate
 from vitlab.explain.grid import choose_grid, number_cells, pool_cells
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import explain
-from vitlab.models import pieces
+from vitlab.models import split_stages
 from vitlab.schema import AttributionMap, ModelBundle
 from vitlab.seeds import derive_seed
 
@@ -198,24 +198,24 @@ def randomise(
     """Copies of the model with ever more of its weights drawn anew, from the head down: (what was
     drawn last, the model).
 
-    First the head alone, then the pieces before it (`vitlab.models.pieces`; the children of a
-    module that cannot be cut) in `steps` - 1 parts of about equally many pieces; after the last
+    First the head alone, then the stages before it (`vitlab.models.split_stages`; the children of a
+    module that cannot be cut) in `steps` - 1 parts of about equally many stages; after the last
     step none is left. Each layer draws its weights as it did when it was made (`reset_parameters`);
     parameters of a module without that (positions, tokens, scales) have their values permuted,
     which keeps their distribution. Batch statistics of such parts are then measured on `images`,
     since signals would fade or explode with those of other weights. What is drawn depends on `seed`
-    and on the names of the pieces alone. Each model is the same module, changed further when the
+    and on the names of the stages alone. Each model is the same module, changed further when the
     next one is asked for."""
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
     module = copy.deepcopy(model.module)
     device = next(module.parameters()).device
     try:
-        chain = pieces(module)
+        chain = split_stages(module)
     except ValueError:
         chain = list(module.named_children())
     chain = [
-        (name, piece) for name, piece in reversed(chain) if any(True for _ in piece.parameters())
+        (name, stage) for name, stage in reversed(chain) if any(True for _ in stage.parameters())
     ]
     groups = [
         chain[:1],
@@ -228,11 +228,11 @@ def randomise(
     changed: list[nn.Module] = []
     for group in groups:
         with torch.random.fork_rng(devices=[]):
-            for name, piece in group:
+            for name, stage in group:
                 torch.random.default_generator.manual_seed(derive_seed(seed, "randomise", name))
-                _draw_anew(piece.cpu())
+                _draw_anew(stage.cpu())
         module.to(device)
-        changed += [piece for _, piece in group]
+        changed += [stage for _, stage in group]
         _measure_statistics(module, changed, images)
         names = [name for name, _ in group]
         yield (
@@ -242,8 +242,8 @@ def randomise(
 
 
 @torch.no_grad()
-def _draw_anew(piece: nn.Module) -> None:
-    for part in piece.modules():
+def _draw_anew(stage: nn.Module) -> None:
+    for part in stage.modules():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
             continue
@@ -262,8 +262,8 @@ def _measure_statistics(
     """
     norms = [
         part
-        for piece in changed
-        for part in piece.modules()
+        for stage in changed
+        for part in stage.modules()
         if isinstance(part, _BatchNorm) and part.track_running_stats
     ]
     if not norms:

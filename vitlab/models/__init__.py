@@ -1,11 +1,13 @@
-"""Models: the project's own, any of timm's, what they are made of, and how they are kept."""
+"""Models: the project's own, any of timm's, their structure, and how they are saved."""
 
 from vitlab.models.anatomy import find_anatomy
-from vitlab.models.chain import block_positions, find_piece, pieces
 from vitlab.models.saving import load_model, save_model
-from vitlab.models.shrinking import shrink, shrink_model
+from vitlab.models.shrinking import shrink_model
+from vitlab.models.stages import block_positions, find_stage, split_stages
 from vitlab.models.wrapping import wrap_model
 from vitlab.models.zoo import available, build_model, check_name, count_parameters
+
+find_piece, pieces = find_stage, split_stages  # TODO: remove
 
 __all__ = [
     "available",
@@ -14,11 +16,10 @@ __all__ = [
     "check_name",
     "count_parameters",
     "find_anatomy",
-    "find_piece",
+    "find_stage",
     "load_model",
-    "pieces",
     "save_model",
-    "shrink",
     "shrink_model",
+    "split_stages",
     "wrap_model",
 ]

@@ -10,23 +10,21 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from vitlab.models.watching import AttentionCall, AttentionWatch
-from vitlab.models.windows import find_window
 from vitlab.schema import Anatomy, Window
 
-# images in the probe: two, so that a module which moves windows into the batch axis gives itself
-# away
+# images in the probe: two, so that a module which moves windows into the batch axis is recognised
 BATCH = 2
 
 
 @dataclass(frozen=True)
 class _Step:
     """One submodule of the forward pass: its name, and the shapes of its first input and of its
-    output.
-
-    callers: names of the modules that were running when it was called, which a shared module's own
-    name does not tell."""
+    output. callers: names of the modules that were running when it was called; a shared module's
+    own name does not tell.
+    """
 
     name: str
     transparent: bool  # a plain nn.Sequential: its parts count as parts of what holds it
@@ -41,10 +39,8 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one module computed: for `queries` tokens, how they attend to `keys` tokens, in a batch
-    of so many.
-
-    times: how often it did so in one forward pass.
+    """What one module computed: `queries` tokens attend to `keys` tokens, in a batch of so many;
+    times: how often in one forward pass.
     """
 
     batch: int
@@ -55,19 +51,24 @@ class _Attention:
 
 
 def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
-    """Send images of noise of `size` (height, width) through the model and read off its structure;
-    the model is left as it was.
+    """Send noise images of `size` (height, width) through the model and derive its structure; the
+    model is left as it was.
 
-    Nothing is known of the names of its parts. An attention module is one that runs while attention
-    is computed, its block the nearest module around it that maps tokens to as many tokens, and
-    windows show in the order in which tokens arrive.
+    No names of parts are known. An attention module is one that runs while attention is computed,
+    its block the nearest module around it that maps tokens to as many tokens, and windows show in
+    the order in which tokens arrive.
 
     kind is "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN),
-    "windowed" (Swin), "cnn" (feature maps, no attention) or "other": attention that neither sees
-    one and the same sequence of all tokens from first to last nor windows of a map (PVT's shrinking
-    maps, LeViT), attention of which only a part can be followed (ConViT's gated blocks, CaiT's
-    talking heads), or no attention and no feature maps either (MLP-Mixer). For "other" blocks,
-    attention and grid stay empty, and `reason` says which of these it is."""
+    "windowed" (Swin), "cnn" (feature maps, no attention) or "other": attention over neither one
+    sequence of all tokens nor windows of a map (PVT, LeViT), attention of which only a part can be
+    followed (ConViT, CaiT), or no attention and no feature maps either (MLP-Mixer). For "other",
+    blocks, attention and grid stay empty, and `reason` says why.
+
+    >>> from timm import create_model
+    >>> anatomy = find_anatomy(create_model("vit_tiny_patch16_224", img_size=64), (64, 64))
+    >>> anatomy.kind, anatomy.grid, anatomy.num_prefix_tokens, anatomy.attention[0]
+    ('vit', (4, 4), 1, 'blocks.0.attn')
+    """
     watch = _Watch()
     watch.run(module, size)
     steps = watch.steps
@@ -111,7 +112,7 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and give every part its own mode back afterwards."""
+    """Evaluation mode, and afterwards each part's own mode again."""
     modes = {part: part.training for part in module.modules()}
     try:
         module.eval()
@@ -119,6 +120,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def place_tokens(window: Window) -> torch.Tensor:
+    """The token, numbered row by row, at each place of each window of a Swin (arXiv 2103.14030):
+    (windows, T), -1 where a window reaches past the map. The map is rolled by the shift, padded at
+    its lower right to whole windows, and cut.
+    """
+    rows, columns = window.grid
+    height, width = window.size
+    tokens = (
+        torch.arange(rows * columns)
+        .view(rows, columns)
+        .roll((-window.shift[0], -window.shift[1]), (0, 1))
+    )
+    tokens = F.pad(tokens, (0, -columns % width, 0, -rows % height), value=-1)
+    # (rows, columns, h, w) first
+    return tokens.unfold(0, height, height).unfold(1, width, width).reshape(-1, height * width)
 
 
 class _Watch(AttentionWatch):
@@ -162,7 +180,7 @@ class _Watch(AttentionWatch):
         batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
         if name not in self.attention:
             window = (
-                find_window(name, tokens, source)
+                _find_window(name, tokens, source)
                 if tokens is not None and source is not None
                 else None
             )
@@ -310,3 +328,35 @@ def _find_maps(steps, size, inside) -> list[str]:
         and not step.is_within(inside)
         and not opens_next_stage(step)
     ]
+
+
+def _find_window(layer: str, inside: torch.Tensor, outside: torch.Tensor) -> Window | None:
+    """How a map of tokens (B, h, w, C) was cut into what an attention layer takes in, (B * windows,
+    T, C); None where it was not. Tokens are recognised by their values.
+    """
+    if (
+        inside.ndim != 3
+        or outside.ndim != 4
+        or inside.shape[-1] != outside.shape[-1]
+        or len(inside) % len(outside)
+    ):
+        return None
+    # a model without weights, built to be counted: its tokens have no values to be recognised by
+    if inside.is_meta:
+        return None
+    batch, *grid, _ = outside.shape
+    numbers = {
+        token.tobytes(): number
+        for number, token in enumerate(outside[0].flatten(0, 1).float().cpu().numpy())
+    }
+    seen = [
+        numbers.get(token.tobytes(), -1)
+        for token in inside[: len(inside) // batch].flatten(0, 1).float().cpu().numpy()
+    ]
+    area = inside.shape[1]
+    shift = divmod(seen[0], grid[1])
+    for height in range(1, area + 1):
+        window = Window(layer, tuple(grid), (height, area // height), shift)
+        if area % height == 0 and place_tokens(window).flatten().tolist() == seen:
+            return window
+    return None

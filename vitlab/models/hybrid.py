@@ -19,7 +19,7 @@ STEM_STAGES = 5  # of EfficientNet's seven: up to stride 16
 STEM_STRIDE = 16
 
 
-def cut_stem(network: nn.Module) -> nn.Sequential:
+def split_stem(network: nn.Module) -> nn.Sequential:
     """The part of a timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112
     for Lite0.
     """

@@ -1,5 +1,5 @@
-"""Blocks that merge similar tokens on their way, so that later blocks have fewer to work on;
-nothing is trained again.
+"""Blocks that merge similar tokens, so that later blocks have fewer to process; nothing is
+retrained.
 
 Source: Bolya et al. 2023, arXiv 2210.09461 (token merging, ToMe).
 """
@@ -32,10 +32,10 @@ def bipartite_soft_matching(
     """How to merge r of the T tokens into their most similar ones: a function that sums up (B, T,
     C) to (B, T - r, C).
 
-    metric: (B, T, d), what similarity (the cosine) is taken of. Tokens at even places may move,
-    each to the most similar token at an odd place; the r most similar pairs do. Prefix tokens
-    neither move nor take others up, and stay in front, in order; after them come the even tokens
-    that stayed, then the odd ones. At most half of the other tokens can move; None where none can.
+    metric: (B, T, d), vectors whose cosine is the similarity. Tokens at even places may move, each
+    to the most similar token at an odd place; the r most similar pairs do. Prefix tokens neither
+    move nor receive others, and stay in front, in order; after them come the even tokens that
+    stayed, then the odd ones. At most half of the other tokens can move; None where none can.
     """
     T, p = metric.shape[1], num_prefix_tokens
     r = min(r, (T - p) // 2)
@@ -63,9 +63,7 @@ def bipartite_soft_matching(
 
 class TokenSizes(threading.local):
     """How many tokens of the image each token stands for, (B, T, 1), passed from block to block;
-    None where each is one.
-
-    Every thread has its own, so that several may run one model at a time.
+    None where each is one. Every thread has its own, so that several can run one model.
     """
 
     value: torch.Tensor | None = None
@@ -76,10 +74,9 @@ class TokenSizes(threading.local):
 
 class MergingAttention(nn.Module):
     """Attention with the parts of another, in which a token weighs as much as those it stands for:
-    softmax(q k^T + log size).
-
-    Gives the output (B, T, C), and the keys' mean over the heads (B, T, d), by which tokens are
-    compared."""
+    softmax(q k^T + log size). Returns the output (B, T, C), and the keys' mean over the heads
+    (B, T, d), which the tokens' similarity is measured by.
+    """
 
     def __init__(self, attn: nn.Module):
         super().__init__()
@@ -162,7 +159,7 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
 
 
 def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
-    """r for each block; ValueError where it is no count or the model cannot merge tokens."""
+    """r for each block; UserError where it is no count or the model cannot merge tokens."""
     if not isinstance(module, VisionTransformer | HybridViT | TimmVisionTransformer):
         raise UserError(
             f"{type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit"
@@ -170,45 +167,38 @@ def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
         )
     for i, block in enumerate(module.blocks):
         if isinstance(block, MergingBlock):
-            raise UserError(
-                "this model merges tokens already; start from the model as it was before"
-            )
-        if type(block) not in (Block, TimmBlock) or type(block.attn) not in (
-            Attention,
-            TimmAttention,
-        ):
-            raise UserError(
-                f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which"
-                " cannot merge tokens"
-            )
-        if not all(
-            isinstance(getattr(block.attn, name, None), nn.Identity | None)
-            for name in ("norm", "gate")
-        ):
-            raise UserError(
-                f"the attention of block {i} has a norm or gate of its own and cannot merge tokens"
-            )
+            raise UserError("this model merges tokens already; start from the original model")
+        check_block(block, i, "merge tokens")
     pooling = getattr(module, "global_pool", "token")
     if pooling != "token" and not isinstance(module, VisionTransformerDistilled):
         raise UserError(
             f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a"
             " class token can merge"
         )
-    numbers = (
-        [r] * len(module.blocks)
-        if isinstance(r, int)
-        else list(r)
-        if isinstance(r, Sequence)
-        else []
-    )
-    if len(numbers) != len(module.blocks) or not all(
-        type(number) is int and number >= 0 for number in numbers
+    numbers = [r] * len(module.blocks) if type(r) is int else r
+    if (
+        not isinstance(numbers, Sequence)
+        or len(numbers) != len(module.blocks)
+        or not all(type(number) is int and number >= 0 for number in numbers)
     ):
         raise UserError(
             "r is the number of tokens merged in a block, from 0, or a list of one for each of the"
             f" {len(module.blocks)} blocks; not {r!r}"
         )
-    return numbers
+    return list(numbers)
+
+
+def check_block(block: nn.Module, i: int, what: str) -> None:
+    """UserError where block number i is no plain ViT block, which only then can do `what`."""
+    attn = block.attn
+    if type(block) not in (Block, TimmBlock) or type(attn) not in (Attention, TimmAttention):
+        raise UserError(
+            f"block {i} is a {type(block).__name__} with {type(attn).__name__}, which cannot {what}"
+        )
+    # they mix or weigh heads
+    for name in ("norm", "gate"):
+        if not isinstance(getattr(attn, name, None), nn.Identity | None):
+            raise UserError(f"block {i} has a {name} over all its heads and cannot {what}")
 
 
 def num_prefix_tokens(module: nn.Module) -> int:

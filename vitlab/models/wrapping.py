@@ -1,6 +1,4 @@
-"""A classifier of one's own, of torchvision or of Hugging Face, made ready for everything here that
-takes a model.
-"""
+"""Your own classifier, or one of torchvision or Hugging Face, as a ModelBundle."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ IMAGES = 4  # in the trial that a module has to pass
 
 
 class LogitsOf(nn.Module):
-    """Gives the logits alone where a network returns them inside an object, a dictionary or a
-    tuple.
-    """
+    """The logits alone of a network that returns an object, a dictionary or a tuple."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -41,14 +37,17 @@ def wrap_model(
     num_classes).
 
     Logits may also come as `.logits` of the output (Hugging Face), under the key "logits", or first
-    in a tuple. The module is not copied; it is put into evaluation mode, and moves inside a
-    LogitsOf where its output has to be unpacked. classes: in the order of the logits. transform:
-    what the weights were trained with; a size in pixels, a number or (height, width), stands for
-    that size with ImageNet's mean and standard deviation. Hugging Face tells its own by the image
-    processor. name: by default that of the module's class.
+    in a tuple. The module is not copied; it is put into evaluation mode, and inside a LogitsOf
+    where its output has to be unpacked. classes: in the order of the logits. transform: what the
+    weights were trained with; a size in pixels, a number or (height, width), stands for that size
+    with ImageNet's mean and standard deviation. name: by default that of the module's class.
 
-    Raises ValueError where the module cannot take such images, or gives no logits for these
-    classes."""
+    UserError where the module cannot take such images, or gives no logits for these classes.
+
+    >>> from torchvision.models import resnet18
+    >>> wrap_model(resnet18(num_classes=2), ["cat", "dog"], 64).anatomy.stages[-1]
+    'layer4'
+    """
     classes = check_classes(classes)
     if not isinstance(transform, Transform):
         transform = Transform(

@@ -6,21 +6,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import operator
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, trunc_normal_
 from torch import nn
 
 from vitlab.errors import UserError
 from vitlab.models.anatomy import find_anatomy
-from vitlab.models.heads import set_head
-from vitlab.models.hybrid import STEM_STAGES, HybridViT, cut_stem
+from vitlab.models.hybrid import STEM_STAGES, HybridViT, split_stem
 from vitlab.models.merging import merge_blocks
-from vitlab.models.shipping import shipped_weights
 from vitlab.models.shrinking import Spec, check_spec, count_sizes, shrink
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import (
@@ -29,6 +27,7 @@ from vitlab.models.weights import (
     load_hub_model,
     packaged_checkpoint,
     rename_by_order,
+    shipped_weights,
 )
 from vitlab.registry import Registry, unknown
 from vitlab.schema import Anatomy, ModelBundle, Transform
@@ -59,22 +58,19 @@ def build_model(
     """A classifier for these classes, in evaluation mode, with the transform that feeds it and its
     anatomy.
 
-    pretrained: None takes the weights that come with the model: packaged ones for
-        efficientnet_lite0 and the stem of hybrid_vit, none for vit_scratch, the hub's for a timm
-        name. True insists on them, False starts from random weights.
-    seed: the only thing that random weights depend on; the global random state is left alone. size:
-    pixels of the input, a number or (height, width); by default what the model was made for. fit:
-    how an image of another shape is fitted: `pad` keeps all of it between bars, `crop` fills the
-    frame and cuts. in_chans: 3 for colour, 1 for grey images; pretrained weights are adapted by
-    timm. head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout
-    (head_dropout), linear. shrunk: for a transformer, what each block keeps of its heads and MLP
-    neurons, as in `shrinking`; what pruned models are
-        built again from.
-    merged: tokens that each block merges (`merging`): a number, or one for each block. options: of
-    the model's constructor, such as embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
+    pretrained: None takes the weights that come with the model (the hub's for a timm name), True
+    insists on them, False starts from random weights. seed: the only thing that random weights
+    depend on. size: pixels of the input, a number or (height, width); by default what the model was
+    made for. fit: how an image of another shape is fitted: `pad` keeps all of it between bars,
+    `crop` fills the frame. in_chans: 3 for colour, 1 for grey images; timm adapts pretrained
+    weights. head_hidden: 0 for a head of one linear layer, else the width of linear, Tanh, dropout
+    (head_dropout), linear. shrunk: what each transformer block keeps of its heads and MLP neurons
+    (`shrinking`); pruned models are rebuilt from it. merged: tokens that each block merges
+    (`merging`), a number or one for each block. options: of the model's constructor, such as
+    embed_dim, depth, drop_rate, drop_path_rate, patch_drop_rate.
 
-    Raises UserError for an unknown name, option or size, and where weights are asked for and cannot
-    be found.
+    UserError for an unknown name, option or size, and where weights are asked for and cannot be
+    found.
 
     >>> import vitlab
     >>> model = vitlab.build_model("vit_scratch", ["cat", "dog"], size=72)
@@ -106,13 +102,17 @@ def build_model(
             transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,)
         )
     transform = replace(transform, fit=fit)
-    head = {"head_hidden": head_hidden, "head_dropout": head_dropout} if head_hidden else {}
-    cut = {name: value for name, value in (("shrunk", shrunk), ("merged", merged)) if value}
-    start = {} if pretrained is None else {"pretrained": pretrained}
-    kept = {"size": list(transform.size), "in_chans": in_chans, **start, **head, **cut, **options}
-    return ModelBundle(
-        name, module, classes, transform, _look_inside(name, module, transform.size), kept
-    )
+    kept = {"size": list(transform.size), "in_chans": in_chans}
+    if pretrained is not None:
+        kept["pretrained"] = pretrained
+    if head_hidden:
+        kept |= {"head_hidden": head_hidden, "head_dropout": head_dropout}
+    if shrunk:
+        kept["shrunk"] = shrunk
+    if merged:
+        kept["merged"] = merged
+    anatomy = _look_inside(name, module, transform.size)
+    return ModelBundle(name, module, classes, transform, anatomy, {**kept, **options})
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
@@ -141,7 +141,7 @@ def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
     _check_options("hybrid_vit", HybridViT, options)
     network = _build_lite0(num_classes, pretrained is not False, in_chans, {})
     transform = _read_transform(network, size)
-    stem = cut_stem(network)
+    stem = split_stem(network)
     channels = {stage["stage"]: stage["num_chs"] for stage in network.feature_info}[STEM_STAGES]
     return HybridViT(stem, channels, num_classes, transform.size, **options), transform
 
@@ -186,6 +186,34 @@ def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
     if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:
         raise UserError(advice)
     return network, _read_transform(network, size or (128, 128))
+
+
+def set_head(module: nn.Module, hidden: int = 0, dropout: float = 0.0) -> None:
+    """Replace each linear classifier of the model by linear(hidden), Tanh, dropout, linear; hidden=0
+    changes nothing.
+    """
+    if hidden < 0 or not 0 <= dropout < 1 or (dropout and not hidden):
+        raise UserError(
+            f"head_hidden={hidden}, head_dropout={dropout}: choose a width of at least 0 and a"
+            " share below 1; head_dropout needs a hidden layer, so set head_hidden as well"
+        )
+    if not hidden:
+        return
+    classifiers = module.get_classifier()
+    for classifier in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+        if not isinstance(classifier, nn.Linear):
+            raise UserError(
+                f"head_hidden: the classifier of a {type(module).__name__} is not linear; leave"
+                " head_hidden at 0"
+            )
+        first = nn.Linear(classifier.in_features, hidden)
+        last = nn.Linear(hidden, classifier.out_features)
+        for layer in (first, last):
+            trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        head = OrderedDict(hidden=first, act=nn.Tanh(), drop=nn.Dropout(dropout), out=last)
+        path = next(name for name, part in module.named_modules() if part is classifier)
+        module.set_submodule(path, nn.Sequential(head))
 
 
 def _timm_builder(name):
@@ -241,7 +269,7 @@ def _look_inside(name, module, size) -> Anatomy:
         if (
             isinstance(part, PatchEmbed)
             and not part.dynamic_img_pad
-            and any(map(operator.mod, size, part.patch_size))
+            and any(side % patch for side, patch in zip(size, part.patch_size, strict=True))
         ):
             raise UserError(
                 f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop"
@@ -283,11 +311,8 @@ def check_size(size) -> tuple[int, int] | None:
 
 
 def _check_options(name, constructor, options):
-    known = {
-        key
-        for key, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.default is not parameter.empty
-    }
+    parameters = inspect.signature(constructor).parameters.values()
+    known = {parameter.name for parameter in parameters if parameter.default is not parameter.empty}
     for option in options:
         if option not in known - {"in_chans"}:
             raise UserError(unknown(f"option of {name}", option, sorted(known - {"in_chans"})))

@@ -214,18 +214,18 @@ def plot_risk_coverage(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_conformal(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
-    """Left, how often the sets hold the true class against how often they promised to; right, how
+    """Left, how often the sets hold the true class against the nominal share; right, how
     large they are for it.
 
     tables: a `conformal_table` for each name (by class, all alike).
     """
     left, right = new_figure(3.2).subplots(1, 2)
-    promises = np.concatenate([table["promise"] for table in tables.values()])
-    ends = [promises.min() - 0.02, 1.0]
-    entries = left.plot(ends, ends, color=GREY, linestyle=":", linewidth=0.8, label="as promised")
+    nominals = np.concatenate([table["nominal"] for table in tables.values()])
+    ends = [nominals.min() - 0.02, 1.0]
+    entries = left.plot(ends, ends, color=GREY, linestyle=":", linewidth=0.8, label="nominal")
     for place, (name, color) in enumerate(series_colors(tables).items()):
         table = tables[name]
-        at = table["promise"] + 0.004 * (place - (len(tables) - 1) / 2)
+        at = table["nominal"] + 0.004 * (place - (len(tables) - 1) / 2)
         reach = np.abs(
             table[["coverage_low", "coverage_high"]].to_numpy().T - table["coverage"].to_numpy()
         )
@@ -241,24 +241,24 @@ def plot_conformal(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
             )
         ]
         left.plot(at, table["worst_coverage"], **WORST, color=color)
-        right.plot(table["promise"], table["size"], **look)
+        right.plot(table["nominal"], table["size"], **look)
     entries += [Line2D([], [], **WORST, color=GREY, label="worst class")]
-    left.set(xlabel="promised coverage", ylabel="sets that hold the true class")
-    right.set(xlabel="promised coverage", ylabel="classes in a set (mean)")
+    left.set(xlabel="nominal coverage", ylabel="sets that hold the true class")
+    right.set(xlabel="nominal coverage", ylabel="classes in a set (mean)")
     right.set_ylim(bottom=0)
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for ax in (left, right):
-        ax.set_xticks(np.unique(promises), [f"{promise:.0%}" for promise in np.unique(promises)])
+        ax.set_xticks(np.unique(nominals), [f"{nominal:.0%}" for nominal in np.unique(nominals)])
         ax.grid(True)
     left.figure.legend(handles=entries, loc="outside lower center", ncols=len(entries))
     return np.array([left, right])
 
 
 def plot_class_coverage(
-    tables: Mapping[str, pd.DataFrame], promise: float, ax: Axes | None = None
+    tables: Mapping[str, pd.DataFrame], nominal: float, ax: Axes | None = None
 ) -> Axes:
     """How often the sets of each class's images hold that class, with 95 % intervals; the dotted
-    line is the promise.
+    line is the nominal coverage.
 
     Of more than a dozen classes, those with the lowest and the highest coverage in the first table
     are shown.
@@ -282,7 +282,7 @@ def plot_class_coverage(
             "elinewidth": 1.2,
         }
         ax.errorbar(table["coverage"], at, xerr=reach, label=name, **look)
-    ax.axvline(promise, color=GREY, linestyle=":", linewidth=0.8, label=f"promised ({promise:.0%})")
+    ax.axvline(nominal, color=GREY, linestyle=":", linewidth=0.8, label=f"nominal ({nominal:.0%})")
     counts = first.set_index("class")["n"]
     list_rows(ax, [f"{shorten(name)} (n = {counts[name]:,})" for name in classes], ticks=7)
     note_above(ax.figure, describe_cut(len(classes), len(first), by="coverage"))

@@ -18,7 +18,7 @@ def present(
     """A copy for display: `value, low, high` become one column such as 0.912 [0.881, 0.940]; `mean,
     spread` become 0.912 ± 0.012.
 
-    `difference` and `odds_ratio` take in low and high as well, and any column `x` takes in `x_low`
+    `difference` takes in low and high as well, and any column `x` takes in `x_low`
     and `x_high`; a p-value too small for the digits is "< 0.001". columns: the column whose values
     become the headers (`metric`, for one row a model or slice instead of one a number); what is not
     there is "–". Empty notes go; whole numbers from 10,000 on get commas; the first column becomes
@@ -29,7 +29,7 @@ def present(
     for name in {"metric", "method", "measure", "importance"} & set(shown):
         if not pd.api.types.is_numeric_dtype(shown[name]):
             shown[name] = shown[name].map(readable)
-    for name in ("value", "difference", "odds_ratio"):
+    for name in ("value", "difference"):
         if {name, "low", "high"} <= set(shown):
             shown[name] = [
                 _interval(*row, digits) for row in shown[[name, "low", "high"]].to_numpy(float)

@@ -11,18 +11,11 @@ from pathlib import Path
 import nbformat
 
 from vitlab.files import write_json
+from vitlab.report.checks import MAX_PAGE_MB, check_report
 from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
-from vitlab.report.gather import gather_report, page_notebook
-from vitlab.report.guards import (
-    MAX_PAGE_MB,
-    ReportRefused,
-    check_files,
-    check_report,
-    mark_report,
-    write_findings,
-)
-from vitlab.report.guide import guide_pages
+from vitlab.report.findings import ReportRefused, mark_report, write_findings
+from vitlab.report.gather import gather_report, guide_pages, page_notebook
 from vitlab.report.pandoc import render_pages, render_pdf
 from vitlab.report.quarto import render_with_quarto
 from vitlab.report.settings import read_settings
@@ -41,9 +34,9 @@ def render_report(
     """Render these batches (default: all) to `output` (default: reports/_site); paths of the first
     page, the PDF, the findings.
 
-    Findings are what keeps a report from being published: see `vitlab.report.guards`. The pages
-    carry a mark at each of them; `read_findings(paths["findings"])` gives them. strict: with any,
-    nothing is published, what was there before stays, and ReportRefused carries them. max_page_mb:
+    Findings are what keeps a report from being published: see `vitlab.report.checks`. The pages
+    have a mark at each of them; `read_findings(paths["findings"])` gives them. strict: with any,
+    nothing is published, the former report stays, and ReportRefused has the findings. max_page_mb:
     the largest page, in 10^6 bytes. The gathered notebooks, and what is made on the way, stay in
     reports/_build. ValueError: unknown batch, or none at all. RuntimeError: Quarto failed; the
     message holds its output."""
@@ -72,10 +65,6 @@ def render_report(
         render_pages(report, settings, build, ready)
         render_pdf(report, settings, build, ready)
     write_json(ready / "pages.json", {page.path: f"{page.slug}.html" for page in report.pages})
-    heavy = check_files(ready, max_page_mb) if strict else []
-    if heavy:
-        write_findings(build / "findings.json", heavy)
-        raise ReportRefused(heavy)
     site = _publish(ready, output)
     return {
         "html": site / "index.html",

@@ -13,8 +13,14 @@ import nbformat
 from nbformat import NotebookNode
 
 from vitlab.notebook import find_assignments
-from vitlab.report.blocks import callout, code_block, raw_html, run_pandoc
-from vitlab.report.options import read_options, write_options
+from vitlab.report.markdown import (
+    callout,
+    code_block,
+    raw_html,
+    read_options,
+    run_pandoc,
+    write_options,
+)
 
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
 TABLES = Path(__file__).with_name("tables.lua")
@@ -59,6 +65,12 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = {}
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+def cell_number(cell: NotebookNode) -> int:
+    """The place in the executed copy of a cell of a cleaned notebook; 0 for one that was added."""
+    kind, _, number = str(cell.get("id", "")).rpartition("-")
+    return int(number) if kind == "cell" and number.isdigit() else 0
 
 
 def for_web(notebook: NotebookNode) -> NotebookNode:

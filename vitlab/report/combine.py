@@ -11,10 +11,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
 
 from vitlab.markup import escape
-from vitlab.report.blocks import find_headings, shift_headings
 from vitlab.report.clean import KERNEL, for_paper
 from vitlab.report.gather import Report
-from vitlab.report.options import read_options, write_options
+from vitlab.report.markdown import find_headings, read_options, shift_headings, write_options
 
 IDENTIFIER = re.compile(r"(@|\{#|\(#)([A-Za-z][\w-]*)")
 FOOTNOTE = re.compile(r"\[\^([^\]\s]+)\]")

@@ -20,8 +20,8 @@ from vitlab.errors import UserError
 from vitlab.markup import code, escape
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
-from vitlab.report.blocks import callout, code_block, find_headings
 from vitlab.report.clean import KERNEL, clean_notebook
+from vitlab.report.markdown import callout, code_block, find_headings
 from vitlab.runs import project_root, read_batch, reports_dir
 
 HOME = "08_compare"  # the page to open first
@@ -320,3 +320,16 @@ def page_notebook(page: Page, cells: list) -> NotebookNode:
         f"---\ntitle: {json.dumps(page.title_markdown, ensure_ascii=False)}\n---"
     )
     return new_notebook(cells=[front, *cells], metadata={"kernelspec": KERNEL})
+
+
+def guide_pages() -> list[Page]:
+    """A page for each guide in reports/guide; they are in the site alone, not in the PDF."""
+    pages = []
+    for path in sorted((project_root() / "reports" / "guide").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        heading, body = re.fullmatch(r"# +(.+?) *\n(.*)", text, flags=re.DOTALL).groups()
+        notebook = new_notebook(cells=[new_markdown_cell(body.strip())])
+        slug = "guide-" + re.sub(r"^\d+_", "", path.stem).replace("_", "-")
+        place = {"path": f"reports/guide/{path.name}", "paper": False}
+        pages.append(Page(slug, path.stem, heading, {}, ("Guide", "", ""), notebook, **place))
+    return pages

@@ -1,125 +1,124 @@
-"""A cleaned notebook as pandoc's Markdown, with Quarto's meaning of label, captions, echo, output,
-include, code-fold.
+"""Pandoc's Markdown: fenced code, raw HTML, call-outs, headings; the `#| key: value` options of
+code cells; and the call of pandoc itself.
 """
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+import re
+import subprocess
+from collections.abc import Mapping
+from typing import Any
 
-from nbformat import NotebookNode
-from PIL import Image
+import pypandoc
+import yaml
 
-from vitlab.report.blocks import code_block
-from vitlab.report.options import read_options
+from vitlab.errors import UserError
 
-ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
-CSS_DPI = 96  # what a browser takes for an inch
-
-
-@dataclass(frozen=True)
-class Medium:
-    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
-    in inches.
-    """
-
-    folder: Path
-    fold: bool | str = False
-    width: float = 10.0
-    height: float = 20.0
+FENCE = re.compile(r"\s*(```+|~~~+)")
+WORD = re.compile(r"[\w-]+")  # a mark such as `#| answer`, which has no value
 
 
-def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
-    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the
-    text names the files.
-    """
-    parts = []
-    for number, cell in enumerate(notebook.cells, start=1):
-        if cell.cell_type == "code":
-            parts.append(_code_cell(cell, medium, f"{prefix}-{number}"))
-        elif cell.cell_type == "markdown":
-            parts.append(cell.source)
-    return "\n\n".join(part for part in parts if part.strip()) + "\n"
+def code_block(text: str, classes: str) -> str:
+    """Text as a fenced code block with these attributes."""
+    fence = _fence(text)
+    return f"{fence} {{{classes}}}\n{text.rstrip()}\n{fence}\n"
 
 
-def _code_cell(cell, medium, name):
-    options, code = read_options(cell.source)
-    if options.get("include") is False:
-        return ""
-    parts = []
-    if options.get("echo", True) and code.strip():
-        fold = options.get("code-fold", medium.fold)
-        summary = _quote(options.get("code-summary", "Code"))
-        alone = "" if cell.outputs else " .alone"
-        parts.append(
-            code_block(
-                code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'
-            )
-        )
-    if options.get("output", True) is not False:
-        parts += _outputs(cell, options, medium, name)
-    return "\n\n".join(parts)
+def raw_html(html: str) -> str:
+    """HTML as a raw block."""
+    fence = _fence(html)
+    return f"{fence}{{=html}}\n{html.strip()}\n{fence}\n"
 
 
-def _outputs(cell, options, medium, name):
-    """The outputs in order; those that the caption speaks of in one captioned block, where the
-    first of them stands.
-    """
-    label = str(options.get("label", ""))
-    kind = (
-        "tbl"
-        if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
-        else "fig"
+def callout(kind: str, title: str, text: str) -> str:
+    """A call-out in Quarto's Markdown. kind: note, tip, warning, important or caution."""
+    title = title.replace("\\", "\\\\").replace('"', '\\"')
+    return f'::: {{.callout-{kind} title="{title}"}}\n{text.strip()}\n:::\n'
+
+
+def find_headings(markdown: str) -> list[tuple[int, int]]:
+    """Line number and level of every heading, code left out: a comment is no heading."""
+    found, fence = [], ""
+    for number, line in enumerate(markdown.split("\n")):
+        mark = FENCE.match(line)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence):
+            fence = ""
+        elif not fence and (heading := re.match(r"(#{1,6}) ", line)):
+            found.append((number, len(heading[1])))
+    return found
+
+
+def shift_headings(markdown: str) -> str:
+    """Every heading one level down."""
+    lines = markdown.split("\n")
+    for number, _ in find_headings(markdown):
+        lines[number] = f"#{lines[number]}"
+    return "\n".join(lines)
+
+
+def run_pandoc(*arguments: str, text: str = "") -> str:
+    """What pandoc makes of the text; RuntimeError with its message where it fails. Its warnings are
+    logged.
+
+    The program comes with pypandoc_binary. It is called directly: pypandoc asks it for version and
+    formats before each conversion, which takes longer than the conversion."""
+    done = subprocess.run(
+        [pypandoc.get_pandoc_path(), *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
-    caption = options.get(f"{kind}-cap", "")
-    identifier = f"#{label}" if label.startswith(("fig-", "tbl-")) else ""
-    parts, captioned, place = [], [], 0
-    for number, output in enumerate(cell.outputs, start=1):
-        if output.output_type == "stream":
-            parts.append(
-                output.text
-                if options.get("output") == "asis"
-                else code_block(output.text, ".output")
-            )
-            continue
-        text = _display(
-            output.data, output.get("metadata", {}), options, medium, f"{name}-{number}"
+    if done.returncode:
+        raise RuntimeError(
+            f"pandoc {' '.join(arguments)} ended with code"
+            f" {done.returncode}:\n{done.stderr.strip()}"
         )
-        if (caption or identifier) and not {"text/plain", "text/latex"} & set(output.data):
-            place = place if captioned else len(parts)
-            captioned.append(text)
-        else:
-            parts.append(text)
-    if captioned:
-        block = "\n\n".join([*captioned, " ".join(str(caption).split())])
-        parts.insert(place, f"::: {{{identifier} .captioned .{kind}}}\n{block.strip()}\n:::")
-    return parts
+    if done.stderr.strip():
+        logging.getLogger(__name__).warning("%s: %s", arguments[-1], done.stderr.strip())
+    return done.stdout
 
 
-def _display(data, metadata, options, medium, name):
-    kind, content = next(iter(data.items()))
-    if kind in ENDINGS:
-        return _picture(kind, content, metadata.get(kind, {}), options, medium, name)
-    if kind == "text/plain":
-        return code_block(content, ".output")
-    return content
+def read_options(source: str) -> tuple[dict, str]:
+    """The `#| key: value` options at the head of a code cell, and the code below them; a bare word
+    is a key without a value. UserError where they are not YAML.
+    """
+    lines = source.splitlines()
+    head = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+    entries = [line[2:].removeprefix(" ") for line in lines[:head]]
+    text = "\n".join(f"{entry}:" if WORD.fullmatch(entry) else entry for entry in entries)
+    try:
+        options = yaml.safe_load(text) or {}
+    except yaml.YAMLError:
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(
+            "cell options must be `#| key: value` lines in YAML, not\n" + "\n".join(lines[:head])
+        )
+    return options, "\n".join(lines[head:]).strip("\n")
 
 
-def _picture(kind, content, size, options, medium, name):
-    file = medium.folder / f"{name}{ENDINGS[kind]}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content.encode() if kind == "image/svg+xml" else base64.b64decode(content))
-    width = ""
-    if kind != "image/svg+xml":
-        with Image.open(file) as picture:
-            dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))[0] or CSS_DPI
-            natural = size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)
-            inches = min(natural, medium.width, medium.height * picture.width / picture.height)
-        width = f' width="{inches:.2f}in"'
-    alt = _quote(" ".join(str(options.get("fig-alt", "")).split()))
-    return f'![]({file.name}){{alt="{alt}"{width}}}'
+def write_options(options: dict, code: str) -> str:
+    """The source of a code cell with these options; the reverse of `read_options`."""
+    head = ""
+    if options:
+        head = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=10_000)
+    return "\n".join([*(f"#| {line}" for line in head.splitlines()), code])
 
 
-def _quote(text):
-    return str(text).replace("\\", "\\\\").replace('"', '\\"')
+def cell_label(cell: Mapping[str, Any]) -> str:
+    """The `#| label` of a code cell, "" where there is none."""
+    if cell["cell_type"] != "code":
+        return ""
+    try:
+        return str(read_options(cell["source"])[0].get("label", ""))
+    except UserError:
+        return ""
+
+
+def _fence(text):
+    """A fence longer than any inside."""
+    return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -10,6 +10,7 @@ import logging
 import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
 from itertools import groupby
@@ -18,16 +19,19 @@ from pathlib import Path
 import nbformat
 import typst
 from matplotlib import font_manager
+from nbformat import NotebookNode
+from PIL import Image
 
 from vitlab.plots.fonts import USUAL, describe_missing, find_fonts
-from vitlab.report.blocks import run_pandoc
 from vitlab.report.clean import for_web, split_plotly
 from vitlab.report.combine import has_citations
 from vitlab.report.gather import Page, Report, describe_datasets
-from vitlab.report.markdown import Medium, notebook_markdown
+from vitlab.report.markdown import code_block, read_options, run_pandoc
 from vitlab.report.settings import Settings
 
 HERE = Path(__file__).parent
+ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
+CSS_DPI = 96  # what a browser takes for an inch
 TEXT_WIDTH, TEXT_HEIGHT = 6.45, 8.2  # inches: the text block of report.typ, less room for a caption
 
 
@@ -181,3 +185,110 @@ def _data_uri(folder, name):
         return name
     kind = mimetypes.guess_type(file.name)[0]
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
+    in inches.
+    """
+
+    folder: Path
+    fold: bool | str = False
+    width: float = 10.0
+    height: float = 20.0
+
+
+def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
+    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the
+    text names the files.
+    """
+    parts = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type == "code":
+            parts.append(_cell_markdown(cell, medium, f"{prefix}-{number}"))
+        elif cell.cell_type == "markdown":
+            parts.append(cell.source)
+    return "\n\n".join(part for part in parts if part.strip()) + "\n"
+
+
+def _cell_markdown(cell, medium, name):
+    options, code = read_options(cell.source)
+    if options.get("include") is False:
+        return ""
+    parts = []
+    if options.get("echo", True) and code.strip():
+        fold = options.get("code-fold", medium.fold)
+        summary = _quote(options.get("code-summary", "Code"))
+        alone = "" if cell.outputs else " .alone"
+        parts.append(
+            code_block(
+                code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'
+            )
+        )
+    if options.get("output", True) is not False:
+        parts += _outputs_markdown(cell, options, medium, name)
+    return "\n\n".join(parts)
+
+
+def _outputs_markdown(cell, options, medium, name):
+    """The outputs in order; those that the caption speaks of in one captioned block, where the
+    first of them stands.
+    """
+    label = str(options.get("label", ""))
+    kind = (
+        "tbl"
+        if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
+        else "fig"
+    )
+    caption = options.get(f"{kind}-cap", "")
+    identifier = f"#{label}" if label.startswith(("fig-", "tbl-")) else ""
+    parts, captioned, place = [], [], 0
+    for number, output in enumerate(cell.outputs, start=1):
+        if output.output_type == "stream":
+            parts.append(
+                output.text
+                if options.get("output") == "asis"
+                else code_block(output.text, ".output")
+            )
+            continue
+        text = _display_markdown(
+            output.data, output.get("metadata", {}), options, medium, f"{name}-{number}"
+        )
+        if (caption or identifier) and not {"text/plain", "text/latex"} & set(output.data):
+            place = place if captioned else len(parts)
+            captioned.append(text)
+        else:
+            parts.append(text)
+    if captioned:
+        block = "\n\n".join([*captioned, " ".join(str(caption).split())])
+        parts.insert(place, f"::: {{{identifier} .captioned .{kind}}}\n{block.strip()}\n:::")
+    return parts
+
+
+def _display_markdown(data, metadata, options, medium, name):
+    kind, content = next(iter(data.items()))
+    if kind in ENDINGS:
+        return _picture_markdown(kind, content, metadata.get(kind, {}), options, medium, name)
+    if kind == "text/plain":
+        return code_block(content, ".output")
+    return content
+
+
+def _picture_markdown(kind, content, size, options, medium, name):
+    file = medium.folder / f"{name}{ENDINGS[kind]}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if kind == "image/svg+xml" else base64.b64decode(content))
+    width = ""
+    if kind != "image/svg+xml":
+        with Image.open(file) as picture:
+            dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))[0] or CSS_DPI
+            natural = size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)
+            inches = min(natural, medium.width, medium.height * picture.width / picture.height)
+        width = f' width="{inches:.2f}in"'
+    alt = _quote(" ".join(str(options.get("fig-alt", "")).split()))
+    return f'![]({file.name}){{alt="{alt}"{width}}}'
+
+
+def _quote(text):
+    return str(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -13,8 +13,8 @@ from vitlab.data import ImageDataset
 from vitlab.data.reading import map_images
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import draw_counts, percentile_interval, read_clusters
-from vitlab.evaluation.metrics import METRICS, compute_metrics
-from vitlab.evaluation.scores import Scores, target_classes
+from vitlab.evaluation.metrics import METRICS, prepare_metrics
+from vitlab.evaluation.scores import Scores
 from vitlab.models.anatomy import evaluating
 from vitlab.registry import unknown
 from vitlab.robustness.corruptions import CORRUPTIONS, corrupt_data, find_corruption, to_eight_bits
@@ -76,7 +76,7 @@ def robustness_table(
         )
     )
     data = replace(data, read=decoded.__getitem__)
-    targets, clean, tables = target_classes(data.classes, positive), None, []
+    clean, tables = None, []
     device = next(model.module.parameters()).device
     for name, severity in tqdm(conditions, desc="corruptions", unit="condition", leave=False):
         worse = corrupt_data(data, name, severity, seed) if severity else data
@@ -85,7 +85,7 @@ def robustness_table(
             logits, labels = compute_logits(model.module, pixels, device, choose_precision(device))
         prob = logits.double().softmax(dim=1).numpy()
         scores = Scores(data.classes, labels, prob.argmax(axis=1), prob)
-        value, drawn = _resample(scores, targets, metrics, replicates, seed, clusters)
+        value, drawn = _resample(scores, metrics, replicates, seed, clusters)
         clean = clean or (value, drawn)
         table = pd.DataFrame(
             {
@@ -147,18 +147,17 @@ def drop_table(robustness_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _resample(
-    scores: Scores, targets, metrics, replicates: int, seed: int, clusters
+    scores: Scores, metrics, replicates: int, seed: int, clusters
 ) -> tuple[np.ndarray, np.ndarray]:
     """The metrics (M,) and their bootstrap replicates (R, M). The same seed draws the same images,
     whatever their scores.
     """
     names = [*METRICS, *CALIBRATION]
     columns = [names.index(name) for name in metrics]
+    measure = prepare_metrics(scores)
 
     def compute(weights):
-        return np.hstack(
-            [compute_metrics(scores, weights, targets), _compute_calibration(scores, weights)]
-        )[:, columns]
+        return np.hstack([measure(weights), _compute_calibration(scores, weights)])[:, columns]
 
     value = compute(np.ones((1, len(scores.label))))[0]
     counts = draw_counts(len(scores.label), replicates, seed, clusters)

@@ -1,4 +1,4 @@
-"""What is frozen is computed once: the outputs of a model's frozen pieces, kept on disk and read
+"""What is frozen is computed once: the outputs of a model's frozen stages, kept on disk and read
 back row by row.
 """
 
@@ -31,7 +31,7 @@ LIMIT_GB = 20.0  # of the cache folder, unless VITLAB_CACHE_GB says otherwise
 
 
 class FrozenFront:
-    """The frozen pieces of a model as one function: images (B, 3, h, w) to what they give, (B, ...)
+    """The frozen stages of a model as one function: images (B, 3, h, w) to what they give, (B, ...)
     in `dtype`, without gradient.
 
     It runs in bfloat16 where the device is faster in it and rounds what it gives to bfloat16; with
@@ -235,7 +235,7 @@ def _make_room(folder: Path, size: int) -> None:
     if size > limit:
         raise UserError(
             f"the outputs of the frozen part take {size / 1e9:.1f} GB, and the cache may hold"
-            f" {limit / 1e9:.1f} GB: set VITLAB_CACHE_GB to more, freeze up to another piece, or"
+            f" {limit / 1e9:.1f} GB: set VITLAB_CACHE_GB to more, freeze up to another stage, or"
             " write cache=False"
         )
     files = sorted(folder.glob("*.features"), key=lambda file: file.stat().st_mtime, reverse=True)

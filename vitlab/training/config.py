@@ -12,7 +12,7 @@ from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 
 CHOICES = {
-    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_piece"),
+    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_stage"),
     "augment": ("none", "light", "strong"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "trackio", "wandb"),
@@ -57,12 +57,12 @@ class TrainConfig:
     weight_decay: float = 0.05  # not on norms, biases, positions and class token
     warmup_epochs: float = 1.0
     clip: float = 1.0  # greatest norm of the gradient; 0 means no limit
-    # what is trained: full, linear_probe, last_blocks, gradual or from_piece
+    # what is trained: full, linear_probe, last_blocks, gradual or from_stage
     strategy: str = "full"
     # last_blocks: how many, with all that follows; gradual: how many in the end (0 means the whole
     # model)
     last_blocks: int = 1
-    train_from: str = ""  # from_piece: the first piece (vitlab.models.pieces) that is trained
+    train_from: str = ""  # from_stage: the first stage (vitlab.models.split_stages) that is trained
     unfreeze_every: int = 1  # gradual: epochs after which one more block is trained
     # compute what is frozen once, and keep it on disk; False computes it in every epoch
     cache: bool = True
@@ -137,10 +137,10 @@ class TrainConfig:
                 " parts (accumulation)"
             )
         self._check_imbalance()
-        if bool(self.train_from) != (self.strategy == "from_piece"):
+        if bool(self.train_from) != (self.strategy == "from_stage"):
             raise UserError(
                 f"train_from={self.train_from!r} does not go with strategy={self.strategy!r}; "
-                "write strategy='from_piece' with the name of a piece, or leave train_from empty"
+                "write strategy='from_stage' with the name of a stage, or leave train_from empty"
             )
 
     def _check_imbalance(self):
@@ -173,7 +173,7 @@ class TrainConfig:
 
 
 PARTLY_FROZEN = {
-    "strategy": "from_piece",
+    "strategy": "from_stage",
     "mixup": 0.2,
     "views": 2,
     "ema": 0.99,
@@ -214,7 +214,7 @@ def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConf
     Models that are not registered get the defaults: full fine-tuning at a small learning rate.
     Images that must not be mirrored (`data.flip`) are not; vit_scratch trains longer on small
     images (see `fit_options`). Another `strategy` than the recipe's drops the recipe's
-    `train_from`, a `train_from` alone means strategy="from_piece", and a `resample` alone means
+    `train_from`, a `train_from` alone means strategy="from_stage", and a `resample` alone means
     class_weights="none".
 
     >>> import vitlab
@@ -228,7 +228,7 @@ def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConf
     if "strategy" in chosen:
         chosen = {"train_from": ""} | chosen
     elif chosen.get("train_from"):
-        chosen["strategy"] = "from_piece"
+        chosen["strategy"] = "from_stage"
     if chosen.get("resample", "none") != "none":
         chosen = {"class_weights": "none"} | chosen
     usual = RECIPES.get(model, {})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vitlab.errors import UserError
-from vitlab.models import build_model, pieces
+from vitlab.models import build_model, split_stages
 from vitlab.schema import SPLITS, DataBundle
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.devices import join_processes
@@ -23,13 +23,13 @@ def embed_images(
 
     size: pixels of the input; by default what the model was made for. Fewer are faster and see
     less. The vectors know nothing of the labels or splits. They are kept in reports/cache with the
-    outputs of frozen pieces, so every seed and every labelling of the same images computes them
+    outputs of frozen stages, so every seed and every labelling of the same images computes them
     once. Raises ValueError for a model that gives no vector an image."""
     bundle = build_model(model, ("any", "other"), size=size)  # the classifier is not used
     device = join_processes().device
-    front = nn.Sequential(*(piece for name, piece in pieces(bundle.module) if name != "head")).to(
-        device
-    )
+    front = nn.Sequential(
+        *(stage for name, stage in split_stages(bundle.module) if name != "head")
+    ).to(device)
     front = FrozenFront(front.to(memory_format=torch.channels_last), "auto", device)
     rows = np.arange(len(data.samples))
     embeddings = None

@@ -22,7 +22,7 @@ def ensure_planted_run(dataset: str, like: ModelBundle, seed: int = 0) -> Run:
 
     Like: the same name and options (size, depth, ...), not the same weights. Four epochs of the
     model's recipe on at most 1,000 images, without mixup; of models with a recipe only the last
-    pieces. Whether the model has learnt to go by the stamp is for
+    stages. Whether the model has learnt to go by the stamp is for
     `vitlab.explain.stamp_effect_table` to say."""
     return _ensure(f"planted:{dataset}", like, seed, STAMP)
 

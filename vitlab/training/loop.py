@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vitlab.errors import UserError
-from vitlab.models import count_parameters, pieces
+from vitlab.models import count_parameters, split_stages
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
@@ -115,7 +115,7 @@ class Training:
             objective or Objective(),
         )
         whole = config.strategy == "full" and not config.gradient_checkpointing
-        self.names = ["model"] if whole else [name for name, _ in pieces(model.module)]
+        self.names = ["model"] if whole else [name for name, _ in split_stages(model.module)]
         lowest = self._check_arguments()
         set_seed(config.seed)
         state = join_processes()

@@ -48,7 +48,7 @@ def describe_training(
         f"The best epoch is number {facts['best_epoch']} of {len(history)}, with a validation ROC"
         f" AUC of {best['val_roc_auc']:.3f} and a balanced accuracy of {accuracy:.3f}. Training"
         f" took {facts['train_s']:.0f} s, {facts['frozen_s']:.0f} s of it to read the images and to"
-        f" pass them through the frozen pieces, in {facts['precision']} on {facts['device']}."
+        f" pass them through the frozen stages, in {facts['precision']} on {facts['device']}."
     )
     if accuracy <= limit:
         return (

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
 from vitlab.data import ImageDataset, build_augmentation, rare_classes
-from vitlab.models import pieces
+from vitlab.models import split_stages
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.average import MovingAverage
 from vitlab.training.cache import FrozenFeatures, FrozenFront
@@ -31,7 +31,7 @@ class Stage:
     """The frozen front before `border` with its cache, the data sets that feed what is behind it,
     and that as it is trained.
 
-    trained: the trained pieces, prepared for device, precision and processes. train_set, val_set:
+    trained: the trained stages, prepared for device, precision and processes. train_set, val_set:
     features where the front is cached, images elsewhere; in train_set, with what the config does
     for rare classes and what the objective adds. views: how many fixed versions of a training image
     take turns; 0 where each epoch brings a new one."""
@@ -61,7 +61,7 @@ class Stage:
         self.train_set = objective.extend(self._help_rare(self._open_split("train")), self)
         self.val_set = self._open_split("val")
         if config.gradient_checkpointing:
-            parts = trained if border else [piece for _, piece in pieces(model.module)]
+            parts = trained if border else [stage for _, stage in split_stages(model.module)]
             trained = nn.Sequential(*[Recomputed(part) for part in parts])
         if config.compile:
             trained = torch.compile(trained)
@@ -128,16 +128,16 @@ class Stage:
 
 
 class Recomputed(nn.Module):
-    """A piece whose inner activations are not kept in training but computed again in the backward
+    """A stage whose inner activations are not kept in training but computed again in the backward
     pass (arXiv 1604.06174).
     """
 
-    def __init__(self, piece: nn.Module):
+    def __init__(self, stage: nn.Module):
         super().__init__()
-        self.piece = piece
+        self.stage = stage
 
     def forward(self, x):
-        return checkpoint(self.piece, x, use_reentrant=False) if self.training else self.piece(x)
+        return checkpoint(self.stage, x, use_reentrant=False) if self.training else self.stage(x)
 
 
 class _OnTheFly(nn.Module):

@@ -1,4 +1,4 @@
-"""What moves: the border between frozen and trained pieces in each epoch, and how fast each layer
+"""What moves: the border between frozen and trained stages in each epoch, and how fast each layer
 behind it may go.
 """
 
@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from vitlab.errors import UserError
-from vitlab.models import block_positions, count_parameters, find_piece, pieces
+from vitlab.models import block_positions, count_parameters, find_stage, split_stages
 from vitlab.training.config import TrainConfig
 
 TOKENS_AND_POSITIONS = (
@@ -24,10 +24,10 @@ TOKENS_AND_POSITIONS = (
 
 
 def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
-    """The position, among the pieces of these names, of the first one that is trained in this epoch
+    """The position, among the stages of these names, of the first one that is trained in this epoch
     (from 1).
 
-    0 means the whole model. Raises ValueError for a piece that there is not and for more blocks
+    0 means the whole model. Raises ValueError for a stage that there is not and for more blocks
     than the model has."""
     blocks, head = block_positions(names), len(names) - 1
     match config.strategy:
@@ -35,8 +35,8 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
             return 0
         case "linear_probe":
             return head
-        case "from_piece":
-            return find_piece(names, config.train_from)
+        case "from_stage":
+            return find_stage(names, config.train_from)
     if config.last_blocks > len(blocks):
         raise UserError(
             f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to"
@@ -66,10 +66,10 @@ def lowest_border(names: list[str], config: TrainConfig) -> int:
 
 
 def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
-    """A row for each piece of the model, in order: piece, parameters, trained ("no", "yes", or
+    """A row for each stage of the model, in order: stage, parameters, trained ("no", "yes", or
     "from epoch N").
     """
-    chain = pieces(module)
+    chain = split_stages(module)
     names = [name for name, _ in chain]
     borders = [find_border(names, config, epoch) for epoch in range(1, config.epochs + 1)]
 
@@ -78,19 +78,19 @@ def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
         return "no" if first is None else "yes" if first == 1 else f"from epoch {first}"
 
     rows = [
-        (name, count_parameters(piece), describe(position))
-        for position, (name, piece) in enumerate(chain)
+        (name, count_parameters(stage), describe(position))
+        for position, (name, stage) in enumerate(chain)
     ]
-    return pd.DataFrame(rows, columns=["piece", "parameters", "trained"])
+    return pd.DataFrame(rows, columns=["stage", "parameters", "trained"])
 
 
 def split_model(module: nn.Module, border: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Cut a model before the piece at this position: (frozen part, trained part), both made of the
+    """Cut a model before the stage at this position: (frozen part, trained part), both made of the
     model's own modules.
     """
     if border == 0:
         return nn.Sequential(), nn.Sequential(module)
-    parts = [part for _, part in pieces(module)]
+    parts = [part for _, part in split_stages(module)]
     return nn.Sequential(*parts[:border]), nn.Sequential(*parts[border:])
 
 

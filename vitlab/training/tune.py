@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from vitlab.data import add_synthetic, load_dataset
 from vitlab.errors import UserError
-from vitlab.models import block_positions, build_model, pieces
+from vitlab.models import block_positions, build_model, split_stages
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
 from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, run_name
@@ -108,7 +108,9 @@ def tune_recipe(
     space = space or default_space(config)
     if space.trained_blocks:
         module = build_model(model, data.classes, seed=config.seed, **options).module
-        space = fit_to_model(space, len(block_positions([name for name, _ in pieces(module)])))
+        space = fit_to_model(
+            space, len(block_positions([name for name, _ in split_stages(module)]))
+        )
     made_with = {
         "dataset": canonical_dataset(dataset),
         "data": data.version,

@@ -1,16 +1,20 @@
-"""The project's own Vision Transformer, against timm's and against numbers worked out by hand."""
+"""The project's own Vision Transformer, against timm's and against numbers worked out by hand; and
+the hybrid: its stem against EfficientNet-Lite0, its tokens.
+"""
 
 import numpy as np
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
+from vitlab.models import build_model
+from vitlab.models.hybrid import FeatureEmbed
 from vitlab.models.vit import (
     Attention,
     Block,
     PatchEmbed,
     VisionTransformer,
-    build_blocks,
     sincos_positions,
 )
 
@@ -47,12 +51,6 @@ def test_logits_equal_those_of_timm_at_a_size_that_needs_resampled_positions():
     images = torch.randn(2, 3, 24, 32)
     with torch.no_grad():
         torch.testing.assert_close(own(images), reference(images), atol=1e-5, rtol=0)
-
-
-def test_state_dict_loads_into_timm():
-    reference = TimmVisionTransformer(img_size=16, num_classes=5, **SHAPE)
-    result = reference.load_state_dict(VisionTransformer(5, (16, 16), **SHAPE).state_dict())
-    assert not result.missing_keys and not result.unexpected_keys
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -131,11 +129,6 @@ def test_drop_path_skips_a_branch_in_training_only():
     assert torch.equal(block.train()(tokens), tokens)
 
 
-def test_drop_path_grows_with_depth():
-    rates = [block.drop_path.drop_prob for block in build_blocks(3, 8, 2, 2.0, 0.0, 0.2)]
-    np.testing.assert_allclose(rates, [0, 0.1, 0.2])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -153,3 +146,76 @@ def test_options_that_do_not_fit_say_so(options, message):
 def test_an_image_that_cannot_be_cut_into_patches_says_so():
     with pytest.raises(ValueError, match=r"18x16 pixels cannot be cut into patches of 4x4"):
         VisionTransformer(2, (16, 16), **SHAPE)(torch.zeros(1, 3, 18, 16))
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return build_model("efficientnet_lite0", ["a", "b"]).module
+
+
+@pytest.fixture
+def hybrid():
+    return build_model("hybrid_vit", ["a", "b", "c"], size=64).module
+
+
+@pytest.mark.parametrize(("size", "grid"), [((224, 224), (14, 14)), ((200, 72), (13, 5))])
+def test_stem_gives_the_features_of_efficientnet_lite0_at_stride_16(lite0, size, grid):
+    images = torch.randn(1, 3, *size)
+    stem = build_model("hybrid_vit", ["a", "b"], size=size).module.stem
+    with torch.no_grad():
+        expected = lite0.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
+        features = stem(images)
+    assert features.shape == (1, 112, *grid)
+    torch.testing.assert_close(features, expected)
+
+
+def test_embedding_standardises_every_channel_before_the_linear_map():
+    embed = FeatureEmbed(3, 3)
+    torch.nn.init.eye_(embed.proj.weight)
+    torch.nn.init.zeros_(embed.proj.bias)
+    scale = torch.tensor([0.1, 1.0, 50.0])[:, None, None]
+    tokens = embed.train()(torch.randn(8, 3, 4, 4) * scale + 7 * scale)  # (B, T, C)
+    torch.testing.assert_close(tokens.mean((0, 1)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens.std((0, 1), correction=0), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_embedding_keeps_rows_and_columns_in_order():
+    embed = FeatureEmbed(1, 1).eval()
+    torch.nn.init.ones_(embed.proj.weight)
+    torch.nn.init.zeros_(embed.proj.bias)
+    features = torch.arange(6.0).reshape(1, 1, 2, 3)
+    torch.testing.assert_close(embed(features).flatten(), torch.arange(6.0), atol=1e-4, rtol=0)
+
+
+def test_patches_are_dropped_in_training_only(hybrid):
+    lengths = []
+    hook = hybrid.blocks[0].register_forward_pre_hook(
+        lambda _, inputs: lengths.append(inputs[0].shape[1])
+    )
+    for training in (False, True):
+        hybrid.train(training)
+        hybrid(torch.randn(2, 3, 64, 64))
+    hook.remove()
+    assert lengths == [1 + 16, 1 + 8]  # the class token always stays
+
+
+def test_positions_are_resampled_for_another_size(hybrid):
+    features = torch.randn(2, 112, 3, 6)
+    positions = resample_abs_pos_embed(hybrid.pos_embed, new_size=[3, 6], old_size=[4, 4])
+    with torch.no_grad():
+        tokens = hybrid.embed_tokens(features)
+        bare = torch.cat([hybrid.cls_token.expand(2, -1, -1), hybrid.embed(features)], dim=1)
+    torch.testing.assert_close(tokens, bare + positions)
+    assert hybrid(torch.randn(1, 3, 48, 96)).shape == (1, 3)
+
+
+def test_every_parameter_gets_a_gradient(hybrid):
+    hybrid.train()
+    torch.nn.functional.cross_entropy(
+        hybrid(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])
+    ).backward()
+    assert [
+        name
+        for name, parameter in hybrid.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []

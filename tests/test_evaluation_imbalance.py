@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
-from vitlab.evaluation import class_scores_table, remedy_table
+from vitlab.evaluation import class_scores_table, imbalance_table
 from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.plots import plot_remedies
 
@@ -24,7 +24,7 @@ def make_scores():
 
 
 def test_differences_by_hand():
-    table = remedy_table(make_scores(), "plain").set_index("model")
+    table = imbalance_table(make_scores(), "plain").set_index("model")
     assert list(table.index) == ["plain", "smote", "focal"]
     smote = table.loc["smote"]
     assert smote["mean"] == pytest.approx(0.625) and smote["difference"] == pytest.approx(0.025)
@@ -40,14 +40,14 @@ def test_differences_by_hand():
 
 def test_without_a_seed_in_common_there_is_no_difference():
     scores = make_scores().query("not (model == 'plain' and seed == 1)")
-    table = remedy_table(scores, "plain").set_index("model")
+    table = imbalance_table(scores, "plain").set_index("model")
     assert np.isnan(table.loc["focal", "difference"]) and table.loc["focal", "seeds"] == 0
     assert table.loc["focal", "mean"] == 0.8
 
 
 def test_an_unknown_baseline():
     with pytest.raises(ValueError, match=r"unknown baseline 'plane'. Did you mean plain"):
-        remedy_table(make_scores(), "plane")
+        imbalance_table(make_scores(), "plane")
 
 
 def test_class_scores_are_those_of_scikit_learn():
@@ -73,7 +73,7 @@ def test_class_scores_are_those_of_scikit_learn():
 
 
 def test_a_plot_of_differences():
-    table = remedy_table(make_scores(), "plain")
+    table = imbalance_table(make_scores(), "plain")
     (ax,) = plot_remedies(table, ["f1"])
     assert [text.get_text() for text in ax.get_yticklabels()] == [
         "smote",
