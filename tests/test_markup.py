@@ -155,7 +155,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 READY = re.compile(r"^(escape|plots\.readable)\(|^', '\.join\(map\(plots\.readable")
 # words of ours
 FIXED = {
-    "04_evaluate": {"best['method']", "worst['column']"},
+    "04_evaluate": {"name", "best['method']", "worst['column']"},
     "06_compress": {"smallest", "row.model"},
 }
 
