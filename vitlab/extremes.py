@@ -33,3 +33,19 @@ def keep_extremes(table: pd.DataFrame, by: str, most: int = MAX_SHOWN) -> pd.Dat
 def describe_cut(shown: int, total: int, what: str = "classes", by: str = "value") -> str:
     """A note such as "12 of 100 classes: lowest and highest recall"; empty where all are shown."""
     return f"{shown} of {total:,} {what}: lowest and highest {by}" if shown < total else ""
+
+
+def find_best(values: pd.Series, most: int = MAX_SHOWN) -> list:
+    """The names (index) of the highest values, in the order in which they come; all where there are
+    at most `most`.
+
+    >>> find_best(pd.Series({"a": 0.7, "b": 0.9, "c": 0.8}), most=2)
+    ['b', 'c']
+    """
+    best = set(values.sort_values(ascending=False, kind="stable").index[:most])
+    return [name for name in values.index if name in best]
+
+
+def describe_best(shown: int, total: int, by: str, what: str = "models") -> str:
+    """A note such as "the best 12 of 40 models by accuracy"; empty where all are shown."""
+    return f"the best {shown} of {total:,} {what} by {by}" if shown < total else ""

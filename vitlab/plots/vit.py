@@ -1,9 +1,10 @@
-"""What a Vision Transformer sees and does: patches, positions, one attention head."""
+"""The parts of a Vision Transformer: patches, positions, one attention head."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from vitlab.errors import UserError
@@ -22,8 +23,8 @@ MARK = PALETTE[3]  # what marks the query on an image
 
 
 def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
-    """An image, the same cut into patches, and the first `shown` of the sequence of patches that
-    the transformer gets.
+    """An image, the same split into patches, and the first `shown` patches of the sequence that
+    the transformer reads.
     """
     pixels = np.asarray(image)
     height, width = image_shape(pixels)
@@ -79,8 +80,13 @@ def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.
     positions: (T, C); rows before the last grid[0] * grid[1] are prefix tokens and left out. The
     right panel is a grid of small maps: the one in row i, column j holds the cosine similarity of
     position (i, j) to all positions."""
-    positions = _patch_rows(np.asarray(positions, float), grid, "positions")
-    rows, columns = grid
+    positions, (rows, columns) = np.asarray(positions, float), grid
+    if positions.ndim != 2 or len(positions) < rows * columns:
+        raise UserError(
+            f"positions {positions.shape} do not cover a grid of {rows} x {columns}: expected"
+            f" (T, C) with T >= {rows * columns}"
+        )
+    positions = positions[-rows * columns :]
     figure = new_figure(3.3)
     left, right = figure.subplots(1, 2)
     limit = np.abs(positions).max()
@@ -109,38 +115,53 @@ def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.
 def plot_attention_head(
     image, attention: np.ndarray, grid: tuple[int, int], query: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """What one token looks at in one attention head: the query marked on the image, its attention
+    """What one token attends to in one attention head: the query marked on the image, its attention
     over the grid beside it.
 
     attention: (T, T), a row for each query. query: row and column of a patch; None is the first
     prefix token (the class token), or the middle patch of a model without one."""
     weights, prefix, query = read_attention(attention, grid, query)
-    rows, columns = grid
     figure = new_figure(2.9)
     left, right = figure.subplots(1, 2)
     show_image(left, image)
-    height, width = image_shape(image)
-    shown = right.imshow(
-        weights[prefix:].reshape(grid),
-        cmap=SEQUENTIAL,
-        vmin=0,
-        interpolation="nearest",
-        aspect=height / rows * columns / width,
-    )
-    hide_ticks(right)
-    left.set_title(f"query: {name_query(query)}")
+    shown = draw_attention(right, weights[prefix:], grid, image, query)
+    place = "the class token"
     if query is not None:
-        outline_cell(left, query, height / rows, width / columns)
-        outline_cell(right, query, 1, 1)
-    to_prefix = (
-        f"; on the {'class token' if prefix == 1 else 'prefix tokens'}:"
-        f" {weights[:prefix].sum():.0%}"
-        if prefix
-        else ""
-    )
-    right.set_title(f"attention to each patch{to_prefix}")
+        height, width = image_shape(image)
+        outline_cell(left, query, height / grid[0], width / grid[1])
+        place = f"patch in row {query[0] + 1}, column {query[1] + 1}"
+    left.set_title(f"query: {place}")
+    title = "attention to each patch"
+    if prefix:
+        title += f"; to the {name_prefix(prefix)}: {weights[:prefix].sum():.0%}"
+    right.set_title(title)
     figure.colorbar(shown, ax=right, label="attention weight")
     return np.array([left, right])
+
+
+def draw_attention(
+    ax: Axes,
+    weights: np.ndarray,
+    grid: tuple[int, int],
+    image,
+    query: tuple[int, int] | None,
+    limit: float | None = None,
+) -> AxesImage:
+    """The weights of the patches as a map in the shape of the image, the query framed. limit: the
+    weight of the brightest colour.
+    """
+    height, width = image_shape(image)
+    aspect = height / grid[0] * grid[1] / width
+    style = {"cmap": SEQUENTIAL, "vmin": 0, "vmax": limit, "interpolation": "nearest"}
+    shown = ax.imshow(np.reshape(weights, grid), aspect=aspect, **style)
+    hide_ticks(ax)
+    if query is not None:
+        outline_cell(ax, query, 1, 1)
+    return shown
+
+
+def name_prefix(count: int) -> str:
+    return "class token" if count == 1 else "prefix tokens"
 
 
 def read_attention(
@@ -149,7 +170,7 @@ def read_attention(
     """A query's row of (T, T), the number of prefix tokens, and the query: None for the class
     token, else row and column.
 
-    Without a prefix token and a query, the patch in the middle is asked.
+    Without a prefix token and a query, it is the patch in the middle.
     """
     attention = np.asarray(attention, float)
     tokens = attention.shape[0]
@@ -173,14 +194,6 @@ def read_attention(
     return attention[0 if query is None else prefix + query[0] * columns + query[1]], prefix, query
 
 
-def name_query(query: tuple[int, int] | None) -> str:
-    return (
-        "the class token"
-        if query is None
-        else f"patch in row {query[0] + 1}, column {query[1] + 1}"
-    )
-
-
 def outline_cell(
     ax: Axes,
     cell: tuple[float, float],
@@ -197,13 +210,3 @@ def outline_cell(
     corner = (cell[1] * width - 0.5 + inside, cell[0] * height - 0.5 + inside)
     size = (width - 2 * inside, height - 2 * inside)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=linewidth))
-
-
-def _patch_rows(tokens: np.ndarray, grid: tuple[int, int], what: str) -> np.ndarray:
-    patches = grid[0] * grid[1]
-    if tokens.ndim != 2 or len(tokens) < patches:
-        raise UserError(
-            f"{what} {tokens.shape} do not cover a grid of {grid[0]} x {grid[1]}: expected (T, C)"
-            f" with T >= {patches}"
-        )
-    return tokens[-patches:]

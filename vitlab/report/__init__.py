@@ -42,7 +42,7 @@ def render_report(
     message holds its output."""
     settings = read_settings()
     report = gather_report(batches)
-    report = replace(report, pages=(*report.pages, *guide_pages()))
+    report = replace(report, pages=(*report.pages, *guide_pages(report.pages)))
     findings = check_report(report, settings, max_page_mb)
     build = reports_dir() / "_build"
     shutil.rmtree(build, ignore_errors=True)

@@ -4,12 +4,16 @@ title.
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -32,6 +36,8 @@ TROUBLES = {
 }
 SECTION = re.compile(r"(?m)^#+ +(.+?) *\{#(sec-[\w-]+)\} *$")
 SECTION_REFERENCE = re.compile(r"\[?@(sec-[\w-]+)\]?")
+# in a guide: a picture, or a link to a guide or to a file above the folder of guides
+FILE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((\.\.?/[^)\s]+|[\w.-]+\.md(?:#[^)]*)?)\)")
 NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?([\w.-]+)\.ipynb(#[^)]*)?\)")
 
 
@@ -322,14 +328,35 @@ def page_notebook(page: Page, cells: list) -> NotebookNode:
     return new_notebook(cells=[front, *cells], metadata={"kernelspec": KERNEL})
 
 
-def guide_pages() -> list[Page]:
-    """A page for each guide in reports/guide; they are in the site alone, not in the PDF."""
-    pages = []
+def guide_pages(pages: Sequence[Page] = ()) -> list[Page]:
+    """A page for each guide in reports/guide; they are in the site alone, not in the PDF.
+
+    Pictures become part of the page. A link to a guide or a notebook leads to its page, also among
+    these `pages`; a link to any other file of the project becomes plain text."""
+    guides = {}
     for path in sorted((project_root() / "reports" / "guide").glob("*.md")):
+        guides[path] = "guide-" + re.sub(r"^\d+_", "", path.stem).replace("_", "-")
+    slugs = {path.stem: slug for path, slug in guides.items()}
+    for page in pages:
+        slugs.setdefault(page.stem, page.slug)
+
+    def resolve(path, match):
+        sign, text, target = match.groups()
+        file, _, anchor = target.partition("#")
+        file = path.parent / file
+        if sign:
+            kind = mimetypes.guess_type(file.name)[0]
+            return f"![{text}](data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()})"
+        if file.stem not in slugs:
+            return text
+        return f"[{text}]({slugs[file.stem]}.ipynb{'#' + anchor if anchor else ''})"
+
+    made = []
+    for path, slug in guides.items():
         text = path.read_text(encoding="utf-8")
         heading, body = re.fullmatch(r"# +(.+?) *\n(.*)", text, flags=re.DOTALL).groups()
-        notebook = new_notebook(cells=[new_markdown_cell(body.strip())])
-        slug = "guide-" + re.sub(r"^\d+_", "", path.stem).replace("_", "-")
+        body = FILE_LINK.sub(partial(resolve, path), body.strip())
+        notebook = new_notebook(cells=[new_markdown_cell(body)])
         place = {"path": f"reports/guide/{path.name}", "paper": False}
-        pages.append(Page(slug, path.stem, heading, {}, ("Guide", "", ""), notebook, **place))
-    return pages
+        made.append(Page(slug, path.stem, heading, {}, ("Guide", "", ""), notebook, **place))
+    return made
