@@ -222,7 +222,7 @@ def test_occlusion_finds_the_half_that_decides(predictor):
     assert values.shape == (14, 14)
     assert (values[:, :7] > 0).all()
     assert values[:, 8:] == pytest.approx(0)
-    with pytest.raises(ValueError, match="a window of 2 cells on a grid of 1x1"):
+    with pytest.raises(ValueError, match="a window of 2 patches on a grid of 1x1"):
         occlusion_map(predictor.classifier.predict, frame, 1, (0, 0, 0), (1, 1))
 
 

@@ -214,14 +214,6 @@ def test_a_decompression_bomb_is_left_out(tmp_path, monkeypatch):
     )
 
 
-def test_photographs_are_turned_upright(tmp_path):
-    fill(tmp_path, "cat", "dog")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
-    save(tmp_path / "cat" / "photo.jpg", size=(40, 20), exif=exif)
-    assert load_dataset(f"folder:{tmp_path}").read("cat/photo.jpg").size == (20, 40)
-
-
 def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
     fill(tmp_path, "set/cat", "elsewhere/dog")
     os.symlink(tmp_path / "elsewhere" / "dog", tmp_path / "set" / "dog")

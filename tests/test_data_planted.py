@@ -216,11 +216,11 @@ def test_what_does_not_fit_is_named(planted, call, message):
 
 
 def test_shuffled_labels_say_nothing_of_the_images():
-    data, true = load_dataset("shuffled:elpv"), load_dataset("elpv", seed=0)
+    data, true = load_dataset("shuffled:digits"), load_dataset("digits", seed=0)
     own = true.samples.set_index("sample_id").loc[data.samples["sample_id"]].reset_index()
     assert 950 < len(data.samples) <= 1000
     pd.testing.assert_series_equal(data.samples["own_label"], own["label"], check_names=False)
-    pd.testing.assert_series_equal(data.samples["split"], own["split"])  # those of elpv at seed 0
+    pd.testing.assert_series_equal(data.samples["split"], own["split"])  # those of digits at seed 0
     for split, part in data.samples.groupby("split"):
         counts = pd.crosstab(part["own_label"], part["label"])
         if split == "test":
@@ -231,7 +231,7 @@ def test_shuffled_labels_say_nothing_of_the_images():
         assert np.abs(counts - expected).to_numpy().max() <= 1.5, (
             "no association, beyond what whole numbers leave"
         )
-    pd.testing.assert_frame_equal(load_dataset("shuffled:elpv", seed=4).samples, data.samples)
+    pd.testing.assert_frame_equal(load_dataset("shuffled:digits", seed=4).samples, data.samples)
     assert data.read(data.samples["sample_id"][3]) == true.read(data.samples["sample_id"][3])
 
 

@@ -142,17 +142,6 @@ def test_unreadable_images_have_a_row_and_other_files_do_not():
     assert row["unreadable_score"] == 0 and np.isnan(row["dark_score"]) and not row["is_dark"]
 
 
-def test_modes_of_all_kinds_are_judged():
-    grey = np.linspace(0, 65535, 96 * 96).reshape(96, 96)
-    images = {
-        "deep": Image.fromarray(grey.astype(np.uint16)),
-        "palette": photo(1).convert("P"),
-        "alpha": photo(2).convert("RGBA"),
-    }
-    table = quality_table(make_bundle(images))
-    assert table["dark_score"].notna().all() and not table["is_dark"].any()
-
-
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits"), load_digits().data

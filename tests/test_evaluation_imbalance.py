@@ -6,7 +6,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from vitlab.evaluation import class_scores_table, imbalance_table
 from vitlab.evaluation.calibration import expected_calibration_error
-from vitlab.plots import plot_remedies
+from vitlab.plots import plot_imbalance_methods
 
 CLASSES = ("none", "probable", "certain")
 
@@ -74,7 +74,7 @@ def test_class_scores_are_those_of_scikit_learn():
 
 def test_a_plot_of_differences():
     table = imbalance_table(make_scores(), "plain")
-    (ax,) = plot_remedies(table, ["f1"])
+    (ax,) = plot_imbalance_methods(table, ["f1"])
     assert [text.get_text() for text in ax.get_yticklabels()] == [
         "smote",
         "focal",
@@ -82,7 +82,7 @@ def test_a_plot_of_differences():
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(dots, [0.025, 0.1])
     with pytest.raises(ValueError, match="unknown metric 'f2'"):
-        plot_remedies(table, ["f2"])
+        plot_imbalance_methods(table, ["f2"])
     with pytest.raises(ValueError, match="no model differs from the baseline"):
-        plot_remedies(table[table["model"] == "plain"], ["f1"])
+        plot_imbalance_methods(table[table["model"] == "plain"], ["f1"])
     plt.close("all")

@@ -12,7 +12,6 @@ from vitlab import plots
 from vitlab.data import draw_samples
 from vitlab.evaluation import (
     class_table,
-    conformal_class_table,
     confusion_table,
     precision_recall_table,
     roc_table,
@@ -20,7 +19,6 @@ from vitlab.evaluation import (
     worst_slice_table,
 )
 from vitlab.extremes import describe_cut, find_extremes, keep_extremes
-from vitlab.plots.comparison import plot_comparison
 
 A4 = (6.31, 9.7)  # inches: the text block of a page
 
@@ -89,7 +87,7 @@ def test_tables_are_cut_with_a_row_that_counts_the_rest():
     assert list(plots.present(table.head(12), extremes="f1").index) == [f"c{i}" for i in range(12)]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_figures_stay_readable(classes):
     predictions, names = make_predictions(classes)
     samples = predictions[["sample_id", "label", "split", "group"]]
@@ -110,11 +108,6 @@ def test_figures_stay_readable(classes):
         )
         check_size(
             plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20))
-        )
-        check_size(
-            plots.plot_class_coverage(
-                {"all alike": conformal_class_table(predictions)}, nominal=0.9
-            )
         )
 
 
@@ -175,19 +168,7 @@ def test_samples_are_drawn_evenly_from_what_there_is(counts, images, expected):
     assert found == expected if expected else (len(found) == 12 and set(found.values()) == {1})
 
 
-def test_many_models_and_slices_are_cut():
-    scores = pd.DataFrame(
-        {
-            "model": [f"m{i:02d}" for i in range(40)],
-            "seed": 0,
-            "metric": "accuracy",
-            "value": np.linspace(0, 1, 40),
-        }
-    )
-    (ax,) = plot_comparison(scores, ["accuracy"])
-    shown = [label.get_text() for label in ax.get_yticklabels()]
-    assert shown == [*(f"m{i:02d}" for i in range(6)), *(f"m{i:02d}" for i in range(34, 40))]
-    assert ax.figure.get_suptitle() == "12 of 40 models: lowest and highest accuracy"
+def test_slices_of_many_are_cut():
     drop = {
         "column": "label",
         "slice": [f"c{i}" for i in range(40)],
@@ -196,10 +177,81 @@ def test_many_models_and_slices_are_cut():
         "note": "",
     }
     ax = plots.plot_drop(pd.DataFrame({**drop, "low": -1, "high": 1, "lost": 1, "gained": 0}))
-    names = [label.get_text() for label in ax.get_yticklabels()]
-    assert (
-        len(names) == 13
-        and "c0 (n = 9)" in names
-        and "c39 (n = 9)" in names
-        and "c20 (n = 9)" not in names
+    names = " ".join(label.get_text() for label in ax.get_yticklabels())
+    assert len(ax.get_yticklabels()) == 13
+    assert "c0:" in names and "c39:" in names and "c20:" not in names
+
+
+MODELS = [f"m{i:02d}" for i in range(40)]
+SCORES = pd.DataFrame({"model": MODELS, "value": np.linspace(0, 1, 40)})
+
+
+def make_history(score):
+    return pd.DataFrame({"epoch": [1, 2], "val_roc_auc": [0, score]})
+
+
+def draw_robustness():
+    rows = [
+        (corruption, severity, "accuracy") for corruption, severity in (("clean", 0), ("blur", 1))
+    ]
+    table = pd.DataFrame(rows, columns=["corruption", "severity", "metric"])
+    tables = {
+        name: table.assign(value=value, low=value, high=value)
+        for name, value in zip(MODELS, SCORES["value"], strict=True)
+    }
+    return plots.plot_robustness(tables, ["accuracy"])[0, 0].figure
+
+
+def draw_published():
+    ours = SCORES.rename(columns={"value": "mean"}).assign(source="this report")
+    table = pd.concat([ours, ours.head(1).assign(model="theirs", source="Song 2024")])
+    table = table.assign(task="grade", cells="all", metric="accuracy", spread=0.0)
+    return plots.plot_published(table)[0].figure
+
+
+def draw_imbalance():
+    table = SCORES.assign(metric="f1", difference=SCORES["value"] + 0.1, lowest=0, highest=2)
+    return plots.plot_imbalance_methods(table, ["f1"])[0].figure
+
+
+def draw_differences():
+    table = pd.DataFrame(
+        [(a, b) for i, a in enumerate(MODELS) for b in MODELS[:i]], columns=["model_a", "model_b"]
     )
+    values = SCORES.set_index("model")["value"]
+    for end in ("a", "b"):
+        table[f"value_{end}"] = table[f"model_{end}"].map(values)
+    table = table.assign(metric="f1", difference=0.1, low=0.0, high=0.2, verdict="b better")
+    return plots.plot_differences(table).figure
+
+
+FIGURES = {
+    "comparison": lambda: (
+        plots.iplot_comparison(SCORES.assign(seed=0, metric="accuracy"), ["accuracy"]).static
+    ),
+    "history": lambda: (
+        plots.iplot_history(
+            {row.model: make_history(row.value) for row in SCORES.itertuples()}
+        ).static
+    ),
+    "cost": lambda: (
+        plots.plot_cost(
+            SCORES.rename(columns={"value": "roc_auc"}).assign(training_seconds=9, parameters=1e6)
+        ).figure
+    ),
+    "robustness": draw_robustness,
+    "published": draw_published,
+    "imbalance methods": draw_imbalance,
+    "differences": draw_differences,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_of_many_models_the_best_are_shown(name):
+    figure = FIGURES[name]()
+    assert "best" in figure.get_suptitle() and "40" in figure.get_suptitle()
+    texts = {label.get_text() for ax in figure.axes for label in ax.get_yticklabels()}
+    for legend in [ax.get_legend() for ax in figure.axes] + figure.legends:
+        texts |= {text.get_text() for text in legend.get_texts()} if legend else set()
+    shown = {model for model in MODELS if any(model in text for text in texts)}
+    assert {"m39", "m28"} <= shown <= set(MODELS[27:])

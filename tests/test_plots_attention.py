@@ -46,12 +46,6 @@ def test_heads_share_one_scale_and_say_what_the_prefix_tokens_get():
     )
 
 
-def test_thirteen_panels_stand_in_two_rows():
-    axes = plots.plot_heads(np.zeros((8, 8)), softmax_attention(12, 4, 4), (2, 2))
-    assert {ax.get_subplotspec().rowspan.start for ax in axes} == {0, 1}
-    assert axes[1].get_title() == "head 1", "without prefix tokens there is no share of them"
-
-
 def test_distance_and_entropy_by_depth():
     axes = plots.plot_attention_distance(make_heads(), uniform={"distance": 50.0})
     assert [ax.get_ylabel() for ax in axes] == [
@@ -156,25 +150,6 @@ def test_change_by_fine_tuning_joins_before_and_after():
         0.3,
         0.3,
     ], "light where no change is shown"
-
-
-@pytest.mark.parametrize(
-    ("draw", "table", "column"),
-    [
-        (plots.plot_attention_distance, make_heads(), "distance"),
-        (plots.plot_head_ablation, make_heads().assign(change=0.1), "change"),
-        (
-            plots.plot_attention_change,
-            make_heads().assign(measure="distance", before=1.0, after=2.0),
-            "before",
-        ),
-    ],
-)
-def test_tables_that_do_not_fit(draw, table, column):
-    with pytest.raises(ValueError, match=f"columns missing: {column}; the table has layer"):
-        draw(table.drop(columns=column))
-    with pytest.raises(ValueError, match="has no rows"):
-        draw(table[:0])
 
 
 def test_attention_of_the_wrong_shape():

@@ -92,7 +92,7 @@ def test_the_twin_for_paper_shows_several_queries():
     attention = make_attention(2, 0, (8, 8))
     viewer = plots.iplot_patch_attention(make_image(80, 80), attention, (8, 8))
     axes = [ax for ax in viewer.static.axes if ax.images]
-    assert axes[0].get_title() == "queries\n(block 2)"
+    assert axes[0].get_title() == "queries"
     shown = axes[1].images[0].get_array()
     np.testing.assert_allclose(
         shown, attention[1, 36].reshape(8, 8) / attention[1, 36].max(), rtol=1e-6
@@ -183,10 +183,3 @@ def test_the_viewer_answers_in_a_browser(tmp_path):
 def test_attention_that_does_not_fit(attention, message):
     with pytest.raises(ValueError, match=message):
         plots.iplot_patch_attention(make_image(), attention, GRID)
-
-
-def test_an_image_that_is_none():
-    with pytest.raises(
-        ValueError, match=r"image must be \(h, w, 3\) or \(h, w\), got \(3, 40, 60\)"
-    ):
-        plots.iplot_patch_attention(make_image().transpose(2, 0, 1), make_attention(), GRID)

@@ -13,7 +13,7 @@ import pytest
 
 from vitlab import run_folders
 from vitlab.errors import MissingFileError, UserError
-from vitlab.run_folders import RunBusy, building_folder, hold, is_held, let_go, list_runs, read_info
+from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info
 from vitlab.run_tables import run_table
 from vitlab.runs import Run, find_runs, run_path
 from vitlab.training.experiment import find_or_train
@@ -216,14 +216,6 @@ def test_locks_are_given_back():
     assert not is_held(run.path) and not is_held(failed.path) and not {run.path, failed.path} & held
 
 
-def test_a_file_system_without_locks_is_no_obstacle(monkeypatch):
-    def refuse(*_, **__):
-        raise NotImplementedError("no locks here")
-
-    monkeypatch.setattr(run_folders.FileLock, "acquire", refuse)
-    assert make("old").status == "done" and make("new").parameters["marker"] == "new"
-
-
 @pytest.mark.parametrize("kind", ["file", "link", "foreign folder"])
 def test_only_a_run_is_replaced(kind, tmp_path):
     path = run_path(name="x", dataset="digits")
@@ -250,14 +242,9 @@ def test_a_folder_with_nothing_but_executed_notebooks_becomes_a_run():
 
 
 WHOLE = {"parameters": {}, "status": "done", "start_s": 1, "facts": {}}
-WRONG = ["", "[]", "null", "3", '"done"', "{", "{}", "[" * 100_000, "NaN", b"\xff\xfe\x00"]
-WRONG += [
-    json.dumps(WHOLE | {key: value})
-    for key, value in [("parameters", []), ("status", 1), ("start_s", "x"), ("files", 3)]
-]
-WRONG += [
-    json.dumps({key: value for key, value in WHOLE.items() if key != missing}) for missing in WHOLE
-]
+WRONG = ["", "[]", "{", "[" * 100_000, b"\xff\xfe\x00"]
+WRONG += [json.dumps(WHOLE | change) for change in ({"parameters": []}, {"files": 3})]
+WRONG += [json.dumps({"parameters": {}, "facts": {}, "start_s": 1})]
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
@@ -285,12 +272,3 @@ def test_a_folder_without_run_json_is_not_a_run(tmp_path):
     with pytest.raises(MissingFileError, match=r"holds no run\.json"):
         Run(tmp_path)
     assert list_runs(tmp_path / "none") == list_runs(tmp_path) == []
-
-
-def test_hold_is_of_this_process():
-    path = run_path(name="x", dataset="digits")
-    hold(path)
-    hold(path)
-    let_go(path)
-    let_go(path)
-    assert not is_held(path)

@@ -93,17 +93,6 @@ def test_two_data_sets_have_two_folders_and_never_see_each_others_runs(one, othe
     assert [run.parameters["dataset"] for run in find_runs(other)] == [other]
 
 
-def test_runs_of_another_data_set_in_the_same_folder_are_not_used_and_not_replaced(monkeypatch):
-    """As if two names had the same hash."""
-    monkeypatch.setattr("vitlab.runs.dataset_folder", lambda dataset: "same")
-    run = Run.create(name="x", dataset="one")
-    run.finish()
-    assert find_runs("other") == [] and len(find_runs("one")) == 1
-    with pytest.raises(UserError, match="is a run of one, not of other; nothing was written"):
-        Run.create(name="x", dataset="other")
-    assert len(find_runs("one")) == 1
-
-
 def test_one_data_set_in_several_spellings_has_one_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = f"folder:{tmp_path / 'cats'}"

@@ -3,15 +3,13 @@ of all.
 """
 
 import json
-import os
-import shutil
 
 import pandas as pd
 import pytest
 
 from vitlab.run_names import dataset_folder
 from vitlab.run_tables import MAX_VARIED, keep_runs, latest_runs, run_table, varied_columns
-from vitlab.runs import Run, find_runs, runs_folder
+from vitlab.runs import Run, find_runs
 
 PLACE = dataset_folder("digits")
 
@@ -81,17 +79,6 @@ def test_damaged_metrics_and_failures_are_told(runs):
     ]
 
 
-def test_a_folder_whose_name_is_not_utf8_is_a_row_too(runs):
-    folder = os.fsencode(runs_folder("digits")) + b"/caf\xe9"
-    try:
-        os.mkdir(folder)
-    except OSError:
-        pytest.skip("this file system takes no such name")
-    shutil.copy(runs[0].path / "run.json", folder + b"/run.json")
-    assert f"{PLACE}/caf\\udce9" in run_table()["run"].tolist()
-    assert len(run_table()) == 4
-
-
 def test_runs_that_notebook_04_has_not_seen_are_scored_from_their_predictions(runs):
     (runs[0].path / "metrics.json").unlink()
     table = pd.DataFrame(
@@ -114,12 +101,6 @@ def test_runs_that_notebook_04_has_not_seen_are_scored_from_their_predictions(ru
         "predictions.parquet cannot be scored"
         in run_table().set_index("run").loc[f"{PLACE}/a0", "problem"]
     )
-
-
-def test_no_runs_at_all(reports_folder):
-    assert run_table().empty and not reports_folder.exists()
-    (runs_folder("digits") / "no_run").mkdir(parents=True)
-    assert run_table().empty
 
 
 def test_keeping_runs_by_a_condition(runs):

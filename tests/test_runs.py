@@ -1,4 +1,3 @@
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,15 +75,6 @@ def test_two_threads_write_the_same_file_without_harm(tmp_path):
     ]
 
 
-def test_run_json_is_plain_json():
-    run = Run.create(dataset="digits", model="m", seed=2)
-    assert json.loads((run.path / "run.json").read_text())["parameters"] == {
-        "dataset": "digits",
-        "model": "m",
-        "seed": 2,
-    }
-
-
 def test_variants_are_told_apart_and_kept_from_the_usual_runs():
     for variant, seed in (("", 0), ("smote", 0), ("focal", 1), ("focal", 0), ("smote", 0)):
         run = Run.create(
@@ -122,7 +112,3 @@ def test_a_file_that_is_cut_off_after_the_end_of_the_run_is_damage():
     assert Run(run.path).problem == f"history.csv is cut off (100 of {len(whole)} bytes)"
     (run.path / "history.csv").write_bytes(whole + b"50,0.4\n")
     assert Run(run.path).problem == ""
-    info = json.loads((run.path / "run.json").read_text())
-    for sizes in ([], {"history.csv": "x"}, None):  # as nobody but a stranger writes it
-        (run.path / "run.json").write_text(json.dumps(info | {"sizes": sizes}))
-        assert Run(run.path).problem == ""

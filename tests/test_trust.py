@@ -339,17 +339,8 @@ def test_what_does_not_fit_is_named(make, message):
         make(CellScorer(model, images, found, grid=(2, 2)), found)
 
 
-def test_figures_rank_and_name_the_controls_as_the_tables_do():
-    """plots may not import explain, so both are written twice."""
-    from vitlab.plots import faithfulness, trust as figures
+def test_figures_name_the_controls_as_the_tables_do():
+    """plots may not import explain, so they are written twice."""
+    from vitlab.plots import trust as figures
 
-    assert set(faithfulness.CONTROLS) == set(CONTROLS)
-    table = trust_table(
-        make_scores(good=draw(1), idle=draw(seed=4), random=draw(seed=1), centre=draw(-0.5, seed=2))
-    )
-    ours, theirs = rank_table(table), figures.rank_methods(table)
-    assert ours["method"].tolist() == theirs["method"].tolist()
-    assert (
-        ours["mean_rank"].tolist() == theirs["mean_rank"].tolist()
-        and ours["better"].tolist() == theirs["better"].tolist()
-    )
+    assert set(figures.CONTROLS) == set(CONTROLS)

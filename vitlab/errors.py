@@ -1,13 +1,10 @@
-"""Errors that a user can cause and put right. The command line prints them as one line; others keep
-their traceback.
-"""
+"""Errors that a user can cause and correct. The command line prints them as one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something asked for is wrong: a name, a value, a file. The message says what, where, and what
-    to write instead.
+    """A wrong name, value or file. The message says what is wrong, where, and what to write.
 
     >>> raise UserError("epochs must be at least 1, got 0")
     Traceback (most recent call last):

@@ -1,6 +1,4 @@
-"""Files that are whole or not there: written under a temporary name and renamed; and a check that
-they still are.
-"""
+"""Atomic writing of files, and a quick check that they are still whole."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well, remove it
-    when it does not.
-    """
+    """A temporary path beside `path`, renamed to `path` if the block succeeds, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
@@ -38,26 +34,19 @@ def write_json(path: Path, content: dict | list) -> None:
 
 
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
-    """What is wrong with these files of a folder, such as "history.csv is missing"; empty where all
-    are there and whole.
+    """What is wrong with these files of a folder, such as "history.csv is missing".
 
-    Only the structure is read (JSON, the header of a safetensors file, the footer of a Parquet
-    file), which takes milliseconds; and the size, which must not be less than the one that run.json
-    states."""
+    It takes milliseconds: only the structure is read (JSON, the header of a safetensors file, the
+    footer of a Parquet file), and the size compared with that in run.json."""
     sizes = _read_sizes(Path(folder) / "run.json")
-    return [
-        f"{file} {problem}"
-        for file in files
-        if (problem := _find_problem(Path(folder) / file, sizes.get(file, 1)))
-    ]
+    problems = {file: _find_problem(Path(folder) / file, sizes.get(file, 1)) for file in files}
+    return [f"{file} {problem}" for file, problem in problems.items() if problem]
 
 
 def _read_sizes(path: Path) -> dict[str, int]:
     with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-        return {
-            name: int(size)
-            for name, size in dict(json.loads(path.read_text(encoding="utf-8"))["sizes"]).items()
-        }
+        sizes = json.loads(path.read_text(encoding="utf-8"))["sizes"]
+        return {name: int(size) for name, size in dict(sizes).items()}
     return {}
 
 

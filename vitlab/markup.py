@@ -1,6 +1,4 @@
-"""Text from outside (names of classes, runs, models, files; titles) as Markdown that shows it
-exactly as it is.
-"""
+"""Names and titles that users chose, as Markdown and HTML that shows them exactly as they are."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ MARKUP = re.compile(
 
 
 def escape(text: object) -> str:
-    """The text as inline Markdown in which nothing is markup: special characters become entities,
-    line breaks blanks.
+    """The text as inline Markdown without markup: special characters become entities, line breaks
+    spaces.
 
     >>> escape("*star* @home")
     '&#42;star&#42; &#64;home'
@@ -35,7 +33,7 @@ def escape(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """The text as a code span, in which entities would be shown as they are."""
+    """The text as a code span."""
     line = " ".join(str(text).split())
     ticks = "`" * (
         1 + max((len(run) for run in line.split() if set(run) == {"`"}), default=int("`" in line))
@@ -57,16 +55,12 @@ def html_facts(title: str, facts: Mapping[str, object]) -> str:
 
 
 def list_some(names: Sequence[object], most: int = 20) -> str:
-    """The names as one escaped text; of more than `most`, the first ones and how many there are
-    further.
-    """
+    """The names, escaped; of more than `most`, the first ones and the number of others."""
     shown = ", ".join(map(escape, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table of these cells, which are Markdown; all columns but the first
-    are aligned right.
-    """
+    """The lines of a Markdown table; cells are Markdown; all columns but the first align right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]

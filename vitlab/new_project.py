@@ -1,8 +1,6 @@
-"""A project of one's own: a batch over one's images, the notebooks, the report's front matter, and
-how to go on.
+"""A project for your own images: a batch file, the notebooks, the report's settings, a README.
 
-Everything is checked before a file is written, the images too, so that the first `vitlab batch`
-does not stop at them."""
+Everything is checked before a file is written, the images too."""
 
 from __future__ import annotations
 
@@ -27,27 +25,25 @@ COPIED = (
 )
 PUBLISHED = "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,protocol,source,cited_as,note\n"
 IGNORED = "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n.ipynb_checkpoints/\n"
-# what the start page says last, in place of how to go on in the checkout
-GOING_ON = """\
-## How to go on
+# replaces the end of the start page
+NEXT_STEPS = """\
+## Next steps
 
 In a terminal, in the folder above these notebooks, with the environment of vitlab:
 
-1. `vitlab batch batch.yml` runs what `batch.yml` asks for; called again, only what is missing or out of date.
-2. `vitlab report batch` makes one site and one PDF of it, `reports/_site/index.html`.
-3. Cell by cell, set `dataset = {dataset}` in the first code cell of a notebook.
+1. `vitlab batch batch.yml` runs the notebooks; a second call runs only what is missing or out of date.
+2. `vitlab report batch` renders a site, `reports/_site/index.html`, and a PDF.
+3. To work cell by cell, set `dataset = {dataset}` in the first code cell of a notebook.
 """
 
-SPLIT_WORDS = {"train": "training", "val": "validation", "test": "the test"}
-
 BATCH = """\
-# vitlab batch batch.yml: these notebooks over this grid. Called again, it does only what is missing or out of date.
+# vitlab batch batch.yml: these notebooks over this grid. A second call runs only what is missing or out of date.
 title: {title}
-parameters:               # handed to every notebook that declares them
+parameters:               # for every notebook that declares them
   dataset: {dataset}
 grid:
   model: [hybrid_vit, efficientnet_lite0]  # others: vit_scratch, or any timm name (weights from the hub)
-  seed: [0, 1]                             # each draws its own splits; five or more tell models apart better
+  seed: [0, 1]                             # each draws its own splits; five or more compare models better
 chain:
   - notebook: 01_explore_data
     grid: {{}}              # once, not at each point of the grid
@@ -69,20 +65,20 @@ README = """\
 
 ```
 vitlab batch batch.yml --dry-run    # what would run, and how long it took last time
-vitlab batch batch.yml              # run it; broken off, the same command carries on
+vitlab batch batch.yml              # run it; after an interruption, the same command continues
 vitlab report batch                 # reports/_site/index.html and reports/_site/report.pdf
-vitlab report batch --strict        # the same, but nothing is published while anything is out of date, missing or broken
+vitlab report batch --strict        # the same, but publish nothing if anything is out of date, missing or broken
 ```
 
-Call them in this folder, in the environment that vitlab is installed in.
+Run them in this folder, in the environment that vitlab is installed in.
 
-- `batch.yml` says which models, seeds and notebooks. Change it and call `vitlab batch` again: only what is new runs.
-- `notebooks/` are copies, yours to change; what they call is `vitlab`. Open `notebooks/00_start.md` first, or run one alone:
+- `batch.yml` lists models, seeds and notebooks. Change it and call `vitlab batch` again: only what is new runs.
+- `notebooks/` are copies that you may change. Open `notebooks/00_start.md` first, or run a single one:
   `vitlab run notebooks/03_finetune.ipynb -p dataset {dataset_word}`
 - `_quarto.yml` holds the report's title, language and bibliography (`reports/references.bib`).
-- `reports/published.csv` takes results of others, to stand beside yours in 08; `cells` is `all` or a group.
+- `reports/published.csv` is for published results, shown beside yours in 08; `cells` is `all` or a group.
 - `reports/runs/` has a folder for each run: parameters, versions, splits, weights, predictions.
-- `notebooks/vitlab.jupyterlab-workspace`, opened in JupyterLab by a double click, begins on the start page.
+- `notebooks/vitlab.jupyterlab-workspace`, opened in JupyterLab by a double click, shows the start page.
 
 Before you believe a number: look at notebook 01 for near-duplicates and wrong labels, and at the intervals in 08.
 """
@@ -90,7 +86,7 @@ Before you believe a number: look at notebook 01 for near-duplicates and wrong l
 
 @dataclass(frozen=True)
 class NewProject:
-    """What was made. folder: the project. files: in it, relative. summary: the images in words."""
+    """folder: the project. files: in it, relative. summary: the images in words."""
 
     folder: Path
     files: tuple[str, ...]
@@ -100,61 +96,63 @@ class NewProject:
 def create_project(
     folder: Path | str, data: str, title: str = "", checkout: Path = CHECKOUT
 ) -> NewProject:
-    """Make a project in `folder`, which is new or empty, for a data set by its name: `folder:PATH`,
-    or any other there is.
+    """Make a project in a new or empty folder, for a data set such as `folder:PATH`.
 
-    The images are read and splits drawn once, to see that there are enough; a data set that must
-    first be downloaded is only looked up. ValueError: a folder that holds something or lies among
-    the images, a path that is wrong, a single class, too few images. The folder appears when all of
-    it is there."""
-    dataset = _make_absolute(data)
+    The images are read and split once, to see that there are enough; a data set that must be
+    downloaded first is only looked up. UserError for a folder that is not empty or lies among the
+    images, a wrong path, a single class, too few images; then nothing is left behind."""
+    prefix, colon, path = data.partition(":")
+    if not colon and "/" in data:
+        raise UserError(f"--data is a data set's name; for images in a folder write folder:{data}")
+    if prefix == "folder" and path:  # the notebooks run in other folders
+        path = str(Path(path).expanduser().absolute())
+        data = f"folder:{path}"
     with fill_folder(folder) as (folder, work):
-        _check_place(folder, dataset)
+        if prefix == "folder" and path and folder.resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(
+                f"{folder} lies among the images, where it would count as a class; choose a place"
+                f" outside of {path}"
+            )
         sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
-        if (
-            not any(path.suffix == ".ipynb" for path in sources)
-            or not (checkout / "_quarto.yml").is_file()
-        ):
+        if not any(path.suffix == ".ipynb" for path in sources):
             raise UserError(
                 f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip"
                 " install -e .`"
             )
-        summary = describe_data(dataset)
+        summary = describe_data(data)
         title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
-        words = {
-            "title": json.dumps(title, ensure_ascii=False),
-            "dataset": json.dumps(dataset, ensure_ascii=False),
-        }
-        texts = {
-            "batch.yml": BATCH.format(**words),
-            "README.md": README.format(
-                title=title, summary=summary, dataset_word=shlex.quote(dataset)
-            ),
-            ".gitignore": IGNORED,
-            "reports/published.csv": PUBLISHED,
-            "_quarto.yml": _set_title(
-                (checkout / "_quarto.yml").read_text(encoding="utf-8"), title
-            ),
-        }
         for source in sources:
             target = work / source.relative_to(checkout)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        start = work / "notebooks" / "00_start.md"
-        if start.is_file():
-            kept = start.read_text(encoding="utf-8").partition("## Three ways to go on")[0]
-            start.write_text(kept + GOING_ON.format(**words), encoding="utf-8")
-        for name, text in texts.items():
+        for name, text in _write_texts(checkout, data, title, summary).items():
             (work / name).write_text(text, encoding="utf-8")
-    files = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-    return NewProject(folder, tuple(files), summary)
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return NewProject(folder, tuple(path.as_posix() for path in paths), summary)
+
+
+def _write_texts(checkout: Path, data: str, title: str, summary: str) -> dict[str, str]:
+    """File name -> content of the files that are not plain copies."""
+    quoted = {
+        "title": json.dumps(title, ensure_ascii=False),
+        "dataset": json.dumps(data, ensure_ascii=False),
+    }
+    settings = (checkout / "_quarto.yml").read_text(encoding="utf-8")
+    start = (checkout / "notebooks" / "00_start.md").read_text(encoding="utf-8")
+    return {
+        "batch.yml": BATCH.format(**quoted),
+        "README.md": README.format(title=title, summary=summary, dataset_word=shlex.quote(data)),
+        ".gitignore": IGNORED,
+        "reports/published.csv": PUBLISHED,
+        "_quarto.yml": _set_title(settings, title),
+        "notebooks/00_start.md": start.partition("## Three ways to go on")[0]
+        + NEXT_STEPS.format(**quoted),
+    }
 
 
 def describe_data(dataset: str) -> str:
-    """How many images in which classes and splits, as a sentence; what is wrong with them is a
-    ValueError.
+    """How many images in which classes and splits, in words; UserError for what is wrong with
+    them.
     """
     from vitlab.data import check_name, load_dataset
     from vitlab.data.sources import VERSIONS
@@ -165,52 +163,22 @@ def describe_data(dataset: str) -> str:
     bundle = load_dataset(dataset, seed=0)
     labels, splits = bundle.samples["label"].value_counts(), bundle.samples["split"].value_counts()
     classes = ", ".join(f"{name} ({labels[name]:,})" for name in bundle.classes[:12])
-    more = f" and {len(bundle.classes) - 12} more" if len(bundle.classes) > 12 else ""
-    drawn = ", ".join(f"{splits[name]:,} for {word}" for name, word in SPLIT_WORDS.items())
-    left_out = (
-        f" {len(bundle.excluded):,} files are left out; notebook 01 says why."
-        if len(bundle.excluded)
-        else ""
+    if len(bundle.classes) > 12:
+        classes += f" and {len(bundle.classes) - 12} more"
+    text = (
+        f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}:"
+        f" {splits['train']:,} for training, {splits['val']:,} for validation,"
+        f" {splits['test']:,} for the test (seed 0)."
     )
-    found = (
-        f" The class to find is {bundle.classes[1]}, the last of the two{_how_to_turn(dataset)}."
-        if len(labels) == 2
-        else ""
-    )
-    return (
-        f"{len(bundle.samples):,} images in {len(bundle.classes)} classes, {classes}{more}: {drawn}"
-        f" (seed 0).{left_out}{found}"
-    )
-
-
-def _how_to_turn(dataset: str) -> str:
-    path = dataset.removeprefix("folder:")
-    return (
-        ""
-        if path == dataset
-        else f"; for the other one, write both names into {Path(path) / CLASS_FILE}, it last"
-    )
-
-
-def _make_absolute(data: str) -> str:
-    """`folder:PATH` with the whole path, as the notebooks run elsewhere; any other name as it
-    is.
-    """
-    prefix, colon, path = data.partition(":")
-    if not colon and "/" in data:
-        raise UserError(
-            f"--data is the name of a data set; for images in a folder write folder:{data}"
-        )
-    return f"folder:{Path(path).expanduser().absolute()}" if prefix == "folder" and path else data
-
-
-def _check_place(folder: Path, dataset: str) -> None:
-    prefix, _, path = dataset.partition(":")
-    if prefix == "folder" and path and folder.resolve().is_relative_to(Path(path).resolve()):
-        raise UserError(
-            f"{folder} lies among the images, where it would count as a class; choose a place"
-            f" outside of {path}"
-        )
+    if len(bundle.excluded):
+        text += f" {len(bundle.excluded):,} files are left out; notebook 01 says why."
+    if len(labels) == 2:
+        text += f" The positive class is {bundle.classes[1]}, the last of the two"
+        path = dataset.removeprefix("folder:")
+        if path != dataset:
+            text += f"; to change it, write both names into {Path(path) / CLASS_FILE}, it last"
+        text += "."
+    return text
 
 
 def _set_title(settings: str, title: str) -> str:

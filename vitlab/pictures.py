@@ -1,10 +1,9 @@
-"""From a file to an image of a model's size, in Pillow alone: training and a deployed model see the
-same pixels.
+"""From a file to an image of a model's size, with Pillow alone: training and a deployed model see
+the same pixels.
 
 `open_picture` decodes a file of one of FORMATS, `fit_picture` brings the image to a model's size
 and to 8 bits. Images deeper than 8 bits are scaled by `Transform.value_range`, which is estimated
-over the training data (`vitlab.data.reading`) and kept with the model. Whoever passes the model's
-whole Transform to `fit_picture` therefore gets the brightness of training."""
+over the training data and kept with the model."""
 
 from __future__ import annotations
 
@@ -49,14 +48,12 @@ PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG
 def open_picture(
     file: Path | str | bytes, check: Callable[[Image.Image], object] = lambda image: None
 ) -> Image.Image:
-    """The decoded image of a file (or of its bytes), upright where its EXIF orientation says how
-    the camera was held.
+    """The decoded image of a file or of its bytes, turned upright by its EXIF orientation.
 
-    Odd metadata do no harm: what Pillow refuses for its metadata is decoded without them. Of
-    several frames or pages, the first is read. Of colour of 16 bits a channel, Pillow keeps the
-    upper 8; `image.info` then holds LOST_BITS. check: called with the image before a pixel is
-    decoded; what it raises ends the reading. Raises whatever Pillow raises where the format is none
-    of FORMATS or the pixels are damaged or cut off."""
+    A file that Pillow refuses because of its metadata is decoded without them. Of several frames or
+    pages, the first is read. Of 16-bit colour, Pillow keeps the upper 8 bits; `image.info` then
+    holds LOST_BITS. check: called with the image before its pixels are decoded; it may raise.
+    Raises Pillow's errors for other formats and for damaged pixels."""
 
     def decode(source) -> Image.Image:
         with Image.open(source, formats=tuple(FORMATS)) as image:
@@ -85,12 +82,11 @@ def open_picture(
 
 
 def fit_picture(image: Image.Image, transform: Transform) -> Image.Image:
-    """RGB, or 8-bit grey where the transform has one mean: at the model's size, the image's aspect
-    ratio kept.
+    """The image at the model's size with its aspect ratio kept: RGB, or 8-bit grey where the
+    transform has one mean.
 
-    Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts what stands out,
-    both around the centre. Bars and transparent pixels get the mean colour, which normalises to
-    about 0: nothing to see there."""
+    Fit `pad` shows the whole image between bars, `crop` fills the frame and cuts, both around the
+    centre. Bars and transparent pixels get the mean colour, which normalises to about 0."""
     if transform.interpolation not in INTERPOLATIONS:
         raise UserError(unknown("interpolation", transform.interpolation, list(INTERPOLATIONS)))
     if transform.fit not in ("pad", "crop"):
@@ -113,9 +109,7 @@ def to_rgb(
     fill: tuple[int, int, int] = (0, 0, 0),
     value_range: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """8-bit RGB from any mode; `fill` shows through transparent pixels. value_range: see
-    `scale_to_eight_bits`.
-    """
+    """8-bit RGB from any mode, over the colour `fill`. value_range: see `scale_to_eight_bits`."""
     if is_deep(image):
         # Pillow's own conversion clips all above 255 to white
         image = scale_to_eight_bits(image, value_range)
@@ -133,12 +127,10 @@ def is_deep(image: Image.Image) -> bool:
 def scale_to_eight_bits(
     image: Image.Image, value_range: tuple[float, float] | None = None
 ) -> Image.Image:
-    """8-bit grey from a deep image: the values of `value_range` become 0 and 255, and what lies
-    outside is clipped.
+    """8-bit grey from a deep image: `value_range` becomes 0..255, values outside are clipped.
 
-    Without a range, integers are read as 0..65535; floating-point values, and integers outside that
-    range, run from the image's darkest to its brightest. Raises UserError where pixels are NaN or
-    infinite."""
+    Without a range it is 0..65535, or the image's own minimum and maximum for floating-point values
+    and for integers outside of that. UserError for NaN or infinite pixels."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise UserError("it holds NaN or infinite pixels")
@@ -150,9 +142,7 @@ def scale_to_eight_bits(
 
 
 def _thicken(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
-    """A pixel thick, where nothing would be left of so thin an image at this size (width, height);
-    others as they are.
-    """
+    """Enlarge an image so thin that nothing of it would be left at this size (width, height)."""
     width, height = image.size
     if round(height / width * size[0]) < 1:
         return image.resize((size[0], 1), method)
@@ -174,8 +164,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _strip_metadata(data: bytes) -> bytes:
-    """A PNG's or JPEG's bytes without what does not concern its pixels or its orientation; empty
-    for other formats.
+    """The bytes of a PNG or JPEG without metadata that its pixels do not need; empty for other
+    formats.
     """
     if data.startswith(PNG_SIGNATURE):
         kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)

@@ -1,8 +1,8 @@
-"""Where things lie on this machine: the project, and the folder for results.
+"""The project, the folder for results, and files that users name.
 
-Results go to $VITLAB_REPORTS where it is set, else to reports/ of a project. A project is the
-nearest folder upwards that holds _quarto.yml: of the notebook or batch file that is run, else of
-the working folder. `vitlab run` and `vitlab batch` tell their kernels by $VITLAB_PROJECT."""
+Results go to $VITLAB_REPORTS if it is set, else to reports/ of the project. The project is the
+nearest folder with _quarto.yml at or above the notebook or batch file that is run, else the working
+folder. `vitlab run` and `vitlab batch` pass it to their kernels in $VITLAB_PROJECT."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]  # the clone that vitlab is insta
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The nearest folder upwards that holds _quarto.yml; the starting folder where there is none.
-
-    Without a starting folder: $VITLAB_PROJECT, else the project of the working folder.
+    """The nearest folder with _quarto.yml at or above `start`; `start` itself where there is none.
+    Without `start`: $VITLAB_PROJECT, else the project of the working folder.
     """
     if start is None and os.environ.get("VITLAB_PROJECT"):
         return Path(os.environ["VITLAB_PROJECT"])
@@ -29,17 +28,15 @@ def project_root(start: Path | None = None) -> Path:
 
 
 def reports_dir() -> Path:
-    """Where runs, cache and rendered pages are kept: $VITLAB_REPORTS, else reports/ of the
-    project.
-    """
+    """The folder of runs, cache and rendered pages: $VITLAB_REPORTS or the project's reports/."""
     own = os.environ.get("VITLAB_REPORTS")
     return Path(own).expanduser().absolute() if own else project_root() / "reports"
 
 
 @contextmanager
 def inside_project(file: Path | str) -> Iterator[Path]:
-    """Use the project that a notebook or batch file lies in, here and in processes started within;
-    gives the reports folder.
+    """Use the project of a notebook or batch file, here and in child processes; gives its reports
+    folder.
     """
     before = os.environ.pop("VITLAB_PROJECT", None)
     try:

@@ -1,6 +1,4 @@
-"""A registry of named functions: the function's name is the key, a second one of the same name is
-an error.
-"""
+"""A registry of named functions: the function's name is the key; a duplicate is an error."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from vitlab.errors import UserError
 
 
 class Registry:
-    """Functions by name. One that ends in a colon is a prefix: `folder:` answers to `folder:PATH`
-    and is called with PATH first.
+    """Functions by name. A name that ends in a colon is a prefix: `folder:` is found for
+    `folder:PATH` and called with PATH first.
 
     >>> datasets = Registry("dataset")
     >>> @datasets.register
@@ -44,9 +42,7 @@ class Registry:
         return name in self._functions or (bool(argument) and prefix + colon in self._functions)
 
     def __getitem__(self, name: str) -> Callable:
-        """The function of this name; ValueError with the nearest names and all choices when there
-        is none.
-        """
+        """The function of this name; UserError with the nearest names and all choices."""
         if name in self._functions:
             return self._functions[name]
         prefix, colon, argument = name.partition(":")
@@ -56,9 +52,7 @@ class Registry:
 
 
 def unknown(kind: str, name: str, choices: list[str], advice: str = "") -> str:
-    """The message for a name that is none of the choices: what was written, what is near, what
-    there is.
-    """
+    """The message for an unknown name, with the nearest choices and all of them."""
     lower = {str(choice).lower(): choice for choice in choices}
     near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

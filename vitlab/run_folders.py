@@ -1,12 +1,10 @@
-"""The folders of runs on disk: which there are, what their run.json says, who works on them, and
-how one replaces another.
+"""The folders of runs on disk: listing, reading run.json, locking, and replacing one run by another.
 
 A finished run stays until its replacement is finished. The replacement is built in the hidden
-folder `.<name>.new` beside it. It is complete when its run.json says "done". Then three renames put
+folder `.<name>.new` beside it and is complete when its run.json says "done". Then three renames put
 it in place: the executed notebooks move over, the old run becomes `.<name>.old`, and the new one
-gets the name. A process that is killed in between leaves a complete `.<name>.new`, and the next
-look-up finishes the renames. The process that trains holds the lock `.<name>.lock`; it is free when
-that process has ended."""
+gets the name. If the process is killed in between, the next look-up finishes the renames. The
+process that trains holds the lock `.<name>.lock`, which the system frees when the process ends."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from vitlab.errors import MissingFileError, UserError
 
-SWAP_SECONDS = 10  # to wait for another process that is at the three renames
+SWAP_SECONDS = 10  # to wait for another process that does the three renames
 _held: dict[tuple[int, Path], FileLock] = {}  # (process, run) -> its lock
 
 
@@ -48,8 +46,8 @@ def retired_folder(path: Path) -> Path:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The run folders of a data set's folder, by name: those with a run.json, one whose replacement
-    was broken off among them.
+    """The run folders of a data set, by name: those with a run.json, including one whose
+    replacement was interrupted.
     """
     names = set()
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
@@ -78,10 +76,9 @@ def list_all_runs(runs: Path) -> list[Path]:
 
 
 def read_info(path: Path) -> dict:
-    """What run.json says: parameters and facts (dicts), status (text), start_s (number) and more.
-
-    MissingFileError where there is none; UserError for one that cannot be read or says something
-    else."""
+    """The content of run.json: parameters and facts (dicts), status (text), start_s (number) and
+    more. MissingFileError where there is none; UserError for one that is damaged.
+    """
     recover(path)
     file = Path(path) / "run.json"
     if not os.path.lexists(file):
@@ -109,8 +106,8 @@ def _find_wrong_shape(info) -> str:
 
 
 def hold(path: Path) -> None:
-    """Take the lock of a run for this process, until `let_go` or its end. RunBusy while another
-    process has it.
+    """Lock a run for this process, until `let_go` or its end. RunBusy while another process has
+    the lock.
     """
     key = os.getpid(), path.absolute()
     if key in _held:
@@ -157,8 +154,8 @@ def _describe_holder(path: Path) -> str:
 
 
 def replace_run(path: Path) -> None:
-    """Put the complete replacement in the place of a run. Each step can be repeated, so a kill in
-    between loses nothing.
+    """Replace a run by its complete replacement. Each step can be repeated, so a kill in between
+    loses nothing.
     """
     new, old = building_folder(path), retired_folder(path)
     shutil.rmtree(new / "checkpoints", ignore_errors=True)
@@ -171,9 +168,7 @@ def replace_run(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Finish the replacement of a run that was broken off between its renames; does nothing in all
-    other cases.
-    """
+    """Finish a replacement that was interrupted between its renames; otherwise do nothing."""
     path = Path(path)
     new, old = building_folder(path), retired_folder(path)
     if not (_is_complete(new) or old.is_dir()):

@@ -1,6 +1,4 @@
-"""Names of runs and of the folders of data sets: one folder name for one run, one folder for one
-data set.
-"""
+"""Names of runs and of the folders of data sets."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ PATH_NAME = re.compile(r"((?:[a-z]+:)*(?:folder|csv):)(.+)", re.DOTALL)
 
 
 def check_run_name(name: str, parameter: str = "run_name") -> str:
-    """The name, if it is one plain folder name; a UserError that says what is wrong with it
-    otherwise.
+    """The name, if it is a plain folder name; otherwise UserError.
 
     >>> check_run_name("first try")
     'first try'
@@ -51,9 +48,7 @@ def check_run_name(name: str, parameter: str = "run_name") -> str:
 
 
 def run_name(parameters: dict) -> str:
-    """Readable parameters (model, variant, seed) and a short hash of all of them:
-    `hybrid_vit-seed0-1a2b3c4d`.
-    """
+    """Model, variant, seed and a short hash of all parameters: `hybrid_vit-seed0-1a2b3c4d`."""
     digest = _hash(json.dumps(parameters, sort_keys=True, default=str))
     names = [str(parameters.get("model", "run")), str(parameters.get("variant") or "")]
     readable = "-".join(_readable(name) for name in names if name)
@@ -61,10 +56,8 @@ def run_name(parameters: dict) -> str:
 
 
 def canonical_dataset(dataset: str) -> str:
-    """One spelling for one data set: Unicode in its composed form (NFC), and the whole path for
-    folder:PATH and csv:PATH.
-
-    Symbolic links are not followed.
+    """One spelling for one data set: Unicode in its composed form (NFC), and the absolute path for
+    folder:PATH and csv:PATH, without following symbolic links.
 
     >>> canonical_dataset("planted:folder:/data/./cats/")
     'planted:folder:/data/cats'
@@ -75,17 +68,13 @@ def canonical_dataset(dataset: str) -> str:
 
 
 def dataset_folder(dataset: str) -> str:
-    """The folder of a data set's runs: a readable name and a hash of the full name, as in
-    `folder_data_cats-1a2b3c4d`.
-    """
+    """The folder of a data set's runs: readable name and hash, `folder_data_cats-1a2b3c4d`."""
     dataset = canonical_dataset(dataset)
     return f"{_readable(dataset)}-{_hash(dataset)}"
 
 
 def _readable(text: str) -> str:
-    """Portable letters, the end of a long text rather than its beginning: that is where a path
-    names the data.
-    """
+    """Portable characters; of a long text more of its end, where a path names the data."""
     text = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
     if len(text) > MAX_READABLE:
         text = f"{text[:20]}_{text[21 - MAX_READABLE :]}"

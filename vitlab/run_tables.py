@@ -1,6 +1,4 @@
-"""What notebook 08 reads of all runs of a data set: the runs that it compares, and a table with a
-row for each run.
-"""
+"""Tables of runs: those that notebook 08 compares, and one row for each run."""
 
 from __future__ import annotations
 
@@ -28,12 +26,11 @@ def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], lis
     """The newest finished run of each model and draw (seed, fold), ordered by them; and sentences
     that name the runs left out.
 
-    All runs of a model have the same options (all parameters except the draw): those of its newest
-    run. Runs of the model with other options are left out, and so are incomplete or damaged ones.
-    Give `variant` to compare several ways to train a model.
+    All runs of a model have the options (all parameters except the draw) of its newest run. Runs
+    with other options are left out, and so are incomplete or damaged ones.
 
-    variants: the runs that have a variant, instead of those that have none: the newest of each
-    model, variant and draw, the variants in the order in which they were first trained."""
+    variants: the runs with a `variant` instead of those without: the newest of each model, variant
+    and draw, in the order in which the variants were first trained."""
     runs, left_out = read_runs(dataset, "done", {})
     runs = [run for run in runs if bool(run.variant) == variants]
     order = list(dict.fromkeys(run.variant for run in runs))
@@ -110,17 +107,15 @@ def print_runs(table: pd.DataFrame) -> None:
 
 
 def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """The rows for which a condition of pandas' `query` holds: "status == 'done' and
-    `metrics.roc_auc` > 0.9".
-
-    An empty condition keeps all. UserError: the problem and the columns.
+    """The rows for which a condition of pandas' `query` holds, such as "status == 'done' and
+    `metrics.roc_auc` > 0.9"; all rows for an empty one. UserError names the columns.
     """
     if not condition.strip():
         return table
     try:
         return table.query(condition).reset_index(drop=True)
     except Exception as error:  # pandas raises a dozen kinds here
-        said = re.sub(
+        problem = re.sub(
             r"BACKTICK_QUOTED_STRING_(\w+)",
             lambda match: match[1].replace("_DOT_", "."),
             str(error),
@@ -131,16 +126,15 @@ def keep_runs(table: pd.DataFrame, condition: str) -> pd.DataFrame:
             if table[name].notna().any()
         )
         raise UserError(
-            f"cannot keep the runs with {condition!r}: {said}. Columns: {names}"
+            f"cannot keep the runs with {condition!r}: {problem}. Columns: {names}"
         ) from error
 
 
 def varied_columns(table: pd.DataFrame, metric: str) -> list[str]:
     """The columns in which these runs differ by choice (model, parameters), at most MAX_VARIED.
 
-    Sorted by the share of the variance of `metric` between the values of a column (for numbers,
-    between quarters), less the share expected by chance (epsilon squared). It describes these runs;
-    effects of what was varied together cannot be separated."""
+    Sorted by epsilon squared: the share of the variance of `metric` between the values of a column
+    (for numbers, between quarters), less the share expected by chance."""
     parameters = [
         name
         for name in table
@@ -224,35 +218,23 @@ def _read_row(path: Path) -> dict:
         **{f"facts.{name}": value for name, value in run.facts.items()},
     }
     for name, value in metrics.items():
-        for key, number in (value if isinstance(value, dict) else {"value": value}).items():
+        values = value if isinstance(value, dict) else {"value": value}
+        for key, number in values.items():
+            column = f"metrics.{name}" if key == "value" else f"metrics.{name}.{key}"
             if isinstance(number, int | float):
-                row[f"metrics.{name}" if key == "value" else f"metrics.{name}.{key}"] = float(
-                    number
-                )
+                row[column] = float(number)
     return row
 
 
 def _read_metrics(path: Path) -> tuple[dict, str]:
-    """metrics.json; for a run that notebook 04 has not seen, the metrics of its predictions on the
-    test images.
+    """metrics.json, or the metrics of the test predictions where notebook 04 has not run; and what
+    is wrong with them.
     """
     try:
         if (path / "metrics.json").is_file():
-            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-            return (
-                (metrics, "")
-                if isinstance(metrics, dict)
-                else ({}, "metrics.json does not hold an object")
-            )
-    except (OSError, ValueError, RecursionError) as error:
+            return dict(json.loads((path / "metrics.json").read_text(encoding="utf-8"))), ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         return {}, f"metrics.json cannot be read: {error}"
-    return _score(path)
-
-
-def _score(path: Path) -> tuple[dict, str]:
-    """The metrics of the predictions on the test images, for a run that notebook 04 has not
-    seen.
-    """
     if not (path / "predictions.parquet").is_file():
         return {}, ""
     from vitlab.evaluation import metrics_table
@@ -260,7 +242,7 @@ def _score(path: Path) -> tuple[dict, str]:
     try:
         table = metrics_table(pd.read_parquet(path / "predictions.parquet"), replicates=0)
         return {row["metric"]: {"value": row["value"]} for row in table.to_dict("records")}, ""
-    except Exception as error:  # any error of a damaged file becomes a note in the table
+    except Exception as error:  # a damaged file becomes a note in the table
         return {}, f"predictions.parquet cannot be scored: {type(error).__name__}: {error}"
 
 

@@ -42,8 +42,8 @@ from vitlab.run_names import (
     run_name,
 )
 
-# What each notebook promises to leave in the run it works on. A run is a result only while the
-# files of 03 are there and whole.
+# The files that a notebook must leave in its run. A run is a result only while the files of 03 are
+# whole.
 PROMISED = {
     "03_finetune": (
         "history.csv",
@@ -61,15 +61,13 @@ PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "
 
 
 def read_batch(path: Path) -> dict:
-    """The content of a batch.json. ValueError for a damaged one."""
+    """The content of a batch.json. UserError for a damaged one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
             raise UserError("it holds no tasks")
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it, and the batch runs anew"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}); remove it to run the batch anew") from error
     return content
 
 
@@ -142,22 +140,20 @@ class Run:
 
     @classmethod
     def join(cls, *, name: str = "", **parameters) -> Run:
-        """The run that another process of the same training has started with `create`."""
+        """The run that another process of the same training started with `create`."""
         path = run_path(name=name, **parameters)
         new = building_folder(path)
         return cls(new if (new / "run.json").is_file() else path)
 
     @property
     def place(self) -> Path:
-        """The folder that the run has when it is finished. `path` is a hidden one beside it while
-        an older run is still there.
+        """The folder of the finished run. While an older run is there, `path` is a hidden folder
+        beside it.
         """
         name = self.path.name
-        return (
-            self.path.with_name(name[1:-4])
-            if name.startswith(".") and name.endswith(".new")
-            else self.path
-        )
+        if name.startswith(".") and name.endswith(".new"):
+            return self.path.with_name(name[1:-4])
+        return self.path
 
     @property
     def name(self) -> str:
@@ -166,14 +162,13 @@ class Run:
     @property
     def dataset(self) -> str:
         """The full name of the data set, see `canonical_dataset`."""
-        return str(
-            self.info.get("dataset") or canonical_dataset(self.parameters.get("dataset", ""))
-        )
+        named = self.info.get("dataset") or canonical_dataset(self.parameters.get("dataset", ""))
+        return str(named)
 
     @property
     def problem(self) -> str:
         """Why this run is not a result, such as "history.csv is missing"; empty if it is done and
-        has all promised files.
+        its files are whole.
         """
         if self.status != "done":
             return f"its status is {self.status}"
@@ -181,8 +176,8 @@ class Run:
 
     @property
     def options(self) -> dict:
-        """All parameters that were given, except data set, model, variant and draw: what two runs
-        of a model must share.
+        """The parameters that were given, except data set, model, variant and draw: what two
+        comparable runs of a model share.
         """
         return {
             key: value
@@ -196,16 +191,14 @@ class Run:
 
     @property
     def draw(self) -> str:
-        """What a run shares with those of other models: the seed, and how its images were split
-        where that was not at random.
+        """What runs of different models share: the seed, and how the images were split unless at
+        random.
         """
         return describe_draw(self.parameters)
 
     @property
     def variant(self) -> str:
-        """What sets this run apart from others of its model, where a batch compares several ways to
-        train it; mostly empty.
-        """
+        """A name for the way this model was trained, where a batch compares several; else empty."""
         return str(self.parameters.get("variant") or "")
 
     @property
@@ -227,20 +220,16 @@ class Run:
         write_json(self.path / "run.json", self.info)
 
     def finish(self, files: Iterable[str] = ()) -> None:
-        """Mark the run as done, if these files are there and whole: from now on it counts as a
-        result, as long as it has them.
+        """Mark the run as done and move it to its final place; its checkpoints are removed.
 
-        Their sizes are kept, so that a file that is cut off later is noticed.
-
-        The run takes its final place, in one step where it replaces another one, and loses its
-        checkpoints. UserError, and the run is not done, where a file is missing or damaged."""
+        It counts as a result while these files are whole; their sizes are recorded. UserError if
+        one is missing or damaged; the run is then not done."""
         files = list(files)
-        damage = find_damage(self.path, files)
-        if damage:
-            problem = "; ".join(damage)
+        problem = "; ".join(find_damage(self.path, files))
+        if problem:
             raise UserError(
-                f"run {self.name} is not complete: {problem}. Run notebook 03 from its first cell"
-                " to its last"
+                f"run {self.name} is not complete: {problem}. Run notebook 03 from first to last"
+                " cell"
             )
         self.info.update(
             status="done",
@@ -265,11 +254,10 @@ class Run:
     def write_table(self, file: str, table: pd.DataFrame) -> None:
         """Write a table as CSV or Parquet, by the ending of `file`."""
         with atomic(self.path / file) as temporary:
-            (
+            if file.endswith(".parquet"):
                 table.to_parquet(temporary, index=False)
-                if file.endswith(".parquet")
-                else table.to_csv(temporary, index=False)
-            )
+            else:
+                table.to_csv(temporary, index=False)
 
     def read_table(self, file: str) -> pd.DataFrame:
         path = self.path / file
@@ -278,11 +266,9 @@ class Run:
                 f"run {self.name} (status {self.status}) holds no {file}; it has"
                 f" {', '.join(self.files())}"
             )
-        return (
-            pd.read_parquet(path)
-            if file.endswith(".parquet")
-            else pd.read_csv(path, keep_default_na=False, na_values=[""])
-        )
+        if file.endswith(".parquet"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
     def write_json(self, file: str, content: dict) -> None:
         write_json(self.path / file, content)
@@ -308,10 +294,8 @@ class Run:
         return html_facts(f"Run {self.name}", facts)
 
     def __repr__(self) -> str:
-        return (
-            f"Run({self.name}, {self.status},"
-            f" {', '.join(f'{k}={v}' for k, v in self.parameters.items())})"
-        )
+        given = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
+        return f"Run({self.name}, {self.status}, {given})"
 
 
 def describe_draw(parameters: dict) -> str:
@@ -326,11 +310,10 @@ def describe_draw(parameters: dict) -> str:
 
 
 def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
-    """The runs of a data set with this status and these parameter values, oldest first. A folder
-    without run.json is not a run.
+    """The runs of a data set with this status and these parameter values, oldest first.
 
-    A finished run counts only with all files that it promised. Runs that are left out for missing
-    files or a damaged run.json are named by a warning."""
+    A finished run counts only while its files are whole. A warning names each run that is left out
+    for missing files or a damaged run.json."""
     runs, problems = read_runs(dataset, status, parameters)
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
@@ -338,10 +321,10 @@ def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
 
 
 def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], list[str]]:
-    """`find_runs`, with the sentences about runs left out instead of warnings."""
-    folder, wanted = runs_folder(dataset), canonical_dataset(dataset)
+    """`find_runs`, with sentences about the runs left out instead of warnings."""
+    wanted = canonical_dataset(dataset)
     runs, problems = [], []
-    for path in list_runs(folder):
+    for path in list_runs(runs_folder(dataset)):
         try:
             run = Run(path)
         except UserError as error:
@@ -364,7 +347,7 @@ def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], l
 
 
 def peak_memory_mb() -> int:
-    """Peak resident memory of this process in MB; 0 where the system does not tell (Windows)."""
+    """Peak resident memory of this process in MB; 0 on Windows."""
     try:
         import resource
     except ImportError:
@@ -374,7 +357,7 @@ def peak_memory_mb() -> int:
 
 
 def _check_replaceable(path: Path, dataset: str) -> None:
-    """UserError where the folder of a new run holds something else than a run of this data set."""
+    """UserError where the folder of a new run holds anything but a run of this data set."""
     problem = ""
     if path.is_symlink():
         problem = "is a symbolic link"
@@ -406,7 +389,7 @@ def _status(path: Path) -> str:
 
 
 def _was_broken_off(path: Path, info: dict) -> bool:
-    """Whether an unfinished run lies there that the same code began with the same parameters."""
+    """Whether an unfinished run of the same code and parameters lies there."""
     try:
         before = read_info(path)
     except UserError:
@@ -433,14 +416,14 @@ def _commit() -> str:
     """Short commit of the working folder's repository, with a + when files differ from it; empty
     outside a repository.
     """
-    git = ["git", "-C", str(project_root())]
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(project_root()), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
-        )
+        commit, changed = ask("rev-parse", "--short", "HEAD"), ask("status", "--porcelain")
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return commit + ("+" if changed else "")

@@ -1,6 +1,4 @@
-"""The words every module speaks: frozen dataclasses and the contracts of the tables that pass
-between them.
-"""
+"""The dataclasses that all modules share, and the contracts of the tables between them."""
 
 from __future__ import annotations
 
@@ -27,16 +25,15 @@ PREDICTION_COLUMNS = ("sample_id", "split", "group", "label", "pred")
 class DataBundle:
     """A labelled image set. Images stay on disk (or in their archive) until `read` is called.
 
-    samples: one row an image with SAMPLE_COLUMNS; `label` holds class names, `source` says where
-        the image lies. Further columns (a defect probability, a grade) may follow.
-    read: gives the decoded image, in its own size, of one `sample_id`: in its own mode, or as 8-bit
-        grey where its own values are deeper than that.
-    find_range: gives `value_range`; images are measured when it is called first. excluded: images
-    left out, with columns sample_id, source, reason. version: changes when the data changes;
-    batches use it to know what is out of date. coarser: name of a coarser task -> coarse class of
-    each class, where the classes can be merged into one that is known as well. flip: whether an
-    image mirrored left to right or top to bottom could be of the set: False for digits, text,
-    upright objects."""
+    samples: one row per image with SAMPLE_COLUMNS; `label` is a class name, `source` the location.
+        Further columns (a defect probability, a grade) may follow.
+    read: sample_id -> decoded image in its own size; 8-bit grey where its values are deeper.
+    excluded: images left out, with columns sample_id, source, reason.
+    version: changes when the data changes; batches use it to find what is out of date.
+    coarser: name of a coarser task -> coarse class of each class.
+    flip: whether mirrored images still belong to the set: False for digits, text, upright objects.
+    find_range: gives `value_range`; the images are measured at the first call.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -52,8 +49,8 @@ class DataBundle:
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """The pixel values that `read` makes 0 and 255 in images deeper than 8 bits; None where all
-        images have 8 bits.
+        """The pixel values that become 0 and 255 in images deeper than 8 bits; None if all images
+        have 8 bits.
         """
         return self.find_range()
 
@@ -80,11 +77,11 @@ class DataBundle:
 class Transform:
     """What a model expects of an image.
 
-    size: height and width in pixels. mean, std: per RGB channel, or one value for grey images, for
-    values in 0..1. fit: `pad` keeps the whole image and fills up to the model's aspect ratio,
-    `crop` fills the frame and cuts. value_range: the pixel values that are black and white in
-    images deeper than 8 bits, as in `DataBundle`; None where the
-        training images had 8 bits.
+    size: height and width in pixels.
+    mean, std: per RGB channel, or one value for grey images, for values in 0..1.
+    fit: `pad` keeps the whole image and fills up to the model's aspect ratio, `crop` fills the
+        frame and cuts.
+    value_range: as in `DataBundle`, of the training images.
     """
 
     size: tuple[int, int]
@@ -97,11 +94,10 @@ class Transform:
 
 @dataclass(frozen=True)
 class Window:
-    """How an attention layer cuts its map of tokens: every token sees only those of its own window.
+    """The windows of an attention layer: each token attends only to those of its own window.
 
     attention: name of the attention module. grid: height and width of the map in tokens. size: of a
-    window. shift: by how many tokens the windows are moved down and to the right; what they lose at
-    the lower right is joined to the upper left, masked."""
+    window. shift: of the windows in tokens, down and to the right; they wrap around, masked."""
 
     attention: str
     grid: tuple[int, int]
@@ -111,19 +107,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where things are inside a model, for one input size. Names are those of
-    `module.named_modules()`.
+    """The parts of a model, for one input size. Names are those of `module.named_modules()`.
 
     kind: "vit" (attention over patches), "hybrid" (attention over the feature map of a CNN),
-        "windowed" (attention within windows, Swin), "cnn" (feature maps, no attention) or "other":
-        no blocks, no grid then.
-    blocks: transformer blocks in order; attention: the attention module of each, where it sees all
-    tokens. Both empty for a CNN. num_prefix_tokens: tokens before the patch tokens (class,
-    distillation, registers). Row 0 is not always a class token. grid: height and width in tokens of
-    the last block, or of the last feature map of a CNN. stages: modules that give feature maps, one
-    for each resolution, the last one being the usual Grad-CAM layer. A map is
-        (B, C, h, w), and (B, h, w, C) for "windowed".
-    windows: for "windowed", how the attention of each block is cut; `attention` is empty then.
+        "windowed" (attention within windows, Swin), "cnn" (feature maps, no attention) or "other"
+        (no blocks, no grid).
+    blocks: transformer blocks in order; empty for a CNN.
+    attention: the attention module of each block, if it sees all tokens; else empty.
+    num_prefix_tokens: tokens before the patch tokens (class, distillation, registers). Row 0 is not
+        always a class token.
+    grid: height and width in tokens of the last block, or of a CNN's last feature map.
+    stages: modules that give feature maps, one for each resolution; the last is the usual Grad-CAM
+        layer. A map is (B, C, h, w), and (B, h, w, C) for "windowed".
+    windows: for "windowed", the windows of each block.
     reason: why `attention` is empty, as a sentence without its full stop.
     """
 
@@ -139,14 +135,14 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A classifier with what is needed to feed it, to look inside, and to build it again."""
+    """A classifier with its transform, its anatomy, and the options that rebuild it."""
 
     name: str
     module: nn.Module = field(repr=False)
     classes: tuple[str, ...]
     transform: Transform
     anatomy: Anatomy
-    options: dict = field(default_factory=dict)  # further arguments of build_model that made it
+    options: dict = field(default_factory=dict)  # further arguments of build_model
 
     def _repr_html_(self) -> str:
         blocks = len(self.anatomy.blocks)
@@ -162,12 +158,12 @@ class ModelBundle:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """One map an image, a value for each pixel (tokens enlarged to pixels);
-    `vitlab.explain.describe_map` says what it shows.
+    """One map per image with a value for each pixel; `vitlab.explain.describe_map` says what it
+    shows.
 
-    values: (N, H, W) float32. target: class name of each map. signed: whether negative values mean
-    evidence against. versus: where differences of two logits are explained, the class name of the
-    one subtracted, for each map; else empty."""
+    values: (N, H, W) float32. target: class name of each map. signed: whether negative values are
+    evidence against the class. versus: where the difference of two logits is explained, the class
+    whose logit is subtracted, for each map; else empty."""
 
     values: np.ndarray = field(repr=False)
     method: str
@@ -210,9 +206,7 @@ def _shorten(names: Sequence[str], most: int = 10) -> str:
 
 
 def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the table, or raise ValueError naming the first thing that breaks the contract of
-    DataBundle.samples.
-    """
+    """The table itself; UserError for the first violation of the contract of DataBundle.samples."""
     _check_columns(samples, SAMPLE_COLUMNS, "samples")
     _check_unique_ids(samples, "samples")
     _check_values(samples, "label", classes, "samples")
@@ -221,8 +215,7 @@ def check_samples(samples: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
 
 def check_predictions(predictions: pd.DataFrame) -> tuple[str, ...]:
-    """Return the class names, in column order, of a predictions table, or raise ValueError saying
-    what is wrong with it.
+    """The class names of a predictions table, in column order; UserError for an invalid table.
 
     Columns: sample_id, split, group, label, pred, then logit_<class> and prob_<class> for each
     class."""

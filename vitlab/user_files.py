@@ -1,6 +1,4 @@
-"""Files and folders that a user names: read, checked and filled, with one sentence for what is
-wrong with them.
-"""
+"""Files and folders that a user names: one clear sentence for what is wrong with them."""
 
 from __future__ import annotations
 
@@ -32,34 +30,27 @@ MACHINE = {
 
 
 def check_writable(folder: Path) -> None:
-    """UserError, before time is spent, where no results can be written to a folder; nothing is
-    made.
-    """
+    """UserError if results cannot be written to a folder; nothing is created."""
     folder = folder.absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        advice = (
-            "make it a folder that you may write to, or choose another one (VITLAB_REPORTS,"
-            " --output)"
-        )
         raise UserError(
-            f"results cannot be written to {folder} ({error.strerror or error}); {advice}"
+            f"results cannot be written to {folder} ({error.strerror or error}); make it a folder"
+            " that you may write to, or choose another one (VITLAB_REPORTS, --output)"
         ) from error
 
 
 def describe_machine(error: OSError) -> str:
-    """An error of MACHINE as one sentence: what was refused, where, and what may help."""
+    """An error of MACHINE as one sentence: what, where, and what may help."""
     place = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{error.strerror}{place and f' ({place})'}: {MACHINE[error.errno]}"
 
 
 def read_text(path: Path | str, what: str = "file") -> str:
-    """The text of a file that a user has named. UserError for one that does not exist, cannot be
-    read or is not UTF-8.
-    """
+    """The text of a file; UserError if it does not exist, cannot be read or is not UTF-8."""
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -74,9 +65,7 @@ def read_text(path: Path | str, what: str = "file") -> str:
 
 
 def read_yaml(path: Path | str, what: str, loader: type = yaml.SafeLoader) -> Any:
-    """The content of a YAML file that a user has named. UserError, in one line, for one that cannot
-    be read or is not YAML.
-    """
+    """The content of a YAML file; UserError, in one line, if it cannot be read or is not YAML."""
     text = read_text(path, what)
     try:
         return yaml.load(text, Loader=loader)
@@ -93,11 +82,11 @@ def read_yaml(path: Path | str, what: str, loader: type = yaml.SafeLoader) -> An
 
 @contextmanager
 def fill_folder(folder: Path | str, *, parents: bool = False) -> Iterator[tuple[Path, Path]]:
-    """The full path of a folder that is new or empty, and a temporary one beside it.
+    """The full path of a new or empty folder, and a temporary one beside it whose content is moved
+    there if the block succeeds. A failure leaves nothing behind.
 
-    What the temporary one holds is moved to `folder` when the block ends well; in any case nothing
-    else is left. UserError for a folder that holds something, a file, or a place where nothing can
-    be written. parents: make the folders above it, too."""
+    UserError for a folder that is not empty, a file, or a place that cannot be written to. parents:
+    make the folders above it, too."""
     folder = Path(os.path.abspath(Path(folder).expanduser()))  # so that `.` and `..` have a name
     if folder.is_dir():
         held = sorted(path.name for path in folder.iterdir())

@@ -1,3 +1,1 @@
-"""The demo: one page in the browser that answers for an image, and an address that answers for
-programs.
-"""
+"""The demo: a page in the browser, and POST /predict for programs."""

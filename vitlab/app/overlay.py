@@ -1,6 +1,4 @@
-"""Where a decision comes from, drawn over the image: with numpy and Pillow alone, so that a
-deployed app can do it.
-"""
+"""Occlusion maps and overlays with numpy and Pillow alone, for an app without torch."""
 
 from __future__ import annotations
 
@@ -32,16 +30,16 @@ def occlusion_map(
     window: int = 2,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """How much of the target's log odds each cell carried: a map (rows, columns), mean over the
-    windows that covered the cell.
+    """The drop of the target's log odds when each patch is covered: a map (rows, columns), the mean
+    over the windows that covered the patch (Zeiler and Fergus, arXiv 1311.2901).
 
-    Windows of `window` x `window` cells slide over the grid by one cell and are painted with `fill`
-    (Zeiler and Fergus, arXiv 1311.2901). predict: images to probabilities (N, C), called from as
-    many threads as there are cores. Negative: the class gets likelier without the cell."""
+    Windows of `window` x `window` patches slide over the grid by one patch and are filled with
+    `fill`. predict: images to probabilities (N, C), called from as many threads as there are cores.
+    Negative values: the class becomes more probable without the patch."""
     rows, columns = grid
     if not 1 <= window <= min(grid) or frame.height < rows or frame.width < columns:
         raise UserError(
-            f"a window of {window} cells on a grid of {rows}x{columns} does not fit"
+            f"a window of {window} patches on a grid of {rows}x{columns} does not fit"
             f" {frame.width}x{frame.height}"
         )
     bottom = np.linspace(0, frame.height, rows + 1).round().astype(int)
@@ -71,11 +69,7 @@ def occlusion_map(
 
 
 def paint_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
-    """The map (rows, columns) over the image in grey: the larger a value, the brighter the place;
-    negative values are left out.
-
-    A map without anything positive leaves the grey image.
-    """
+    """The map (rows, columns) over the image in grey; negative values are not shown."""
     grey = np.asarray(frame.convert("L"), dtype=np.float32)[..., None]  # (h, w, 1)
     strength = np.maximum(np.asarray(values, dtype=np.float32), 0)
     full = np.percentile(strength, CLIP)

@@ -1,6 +1,4 @@
-"""An uploaded file, read without trust: its size and its pixels are known to be few before anything
-is decoded.
-"""
+"""Reading uploaded files safely: size and pixels are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ STRIP = 10  # times as long as wide, at most
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted. megabytes: of one file. megapixels: of one image, by its header. files: in
-    one batch.
-    """
+    """megabytes: of one file. megapixels: of one image. files: at a time."""
 
     megabytes: float = 10
     megapixels: float = 25
@@ -42,9 +38,7 @@ class Limits:
 
 
 class UploadError(UserError):
-    """A file that is not accepted; the message is for the person who sent it. too_large: where its
-    size is the reason.
-    """
+    """A file that is not accepted; the message is for the person who sent it."""
 
     def __init__(self, message: str, too_large: bool = False):
         super().__init__(message)
@@ -52,10 +46,8 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
-    """The decoded image, as `open_picture` gives it to training. Raises UploadError for anything
-    else.
-
-    Size in bytes and pixels of the header are compared with the limits before a pixel is decoded.
+    """The decoded image, as `open_picture` gives it to training; UploadError if the file is no
+    image, is damaged, or exceeds the limits.
     """
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
     try:
@@ -73,8 +65,7 @@ def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
     # Pillow's own alarm, for far more pixels than any limit here
     except Image.DecompressionBombError:
         raise UploadError(_describe_pixels("far too many pixels", limits), too_large=True) from None
-    # the decoders of a damaged file raise whatever comes to them: OSError, SyntaxError,
-    # struct.error
+    # decoders of a damaged file raise OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UploadError(
             "This image is damaged or cut off: it cannot be decoded. Save or download it again."
@@ -101,8 +92,8 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
     if max(width, height) > STRIP * min(width, height):
         raise UploadError(
-            f"This image is a strip of {width:,} x {height:,} pixels, of which nothing would be"
-            " seen. Cut it to a part."
+            f"This image is a strip of {width:,} x {height:,} pixels, too narrow to be seen. Crop"
+            " it."
         )
 
 

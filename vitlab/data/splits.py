@@ -41,8 +41,8 @@ def draw_splits(
     twice a split's size stays in train. UserError where a split gets none.
 
     >>> samples = pd.DataFrame({"sample_id": list("abcdefghij"), "label": ["x"] * 5 + ["y"] * 5})
-    >>> draw_splits(samples, seed=0).value_counts().to_dict()
-    {'train': 6, 'val': 2, 'test': 2}
+    >>> sorted(draw_splits(samples, seed=0))
+    ['test', 'test', 'train', 'train', 'train', 'train', 'train', 'train', 'val', 'val']
     """
     for name, share in (("test", test), ("val", val)):
         if not 0 <= share < 1:

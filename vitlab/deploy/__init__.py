@@ -1,6 +1,4 @@
-"""From a run to something others can use: a folder for a Space or a container, and a card that says
-what the model is.
-"""
+"""Export a run: a folder for a Space or a container, and a model card."""
 
 from vitlab.deploy.card import model_card
 from vitlab.deploy.folder import export_space

@@ -1,4 +1,4 @@
-"""The part of vitlab that a deployed app needs, copied: the whole of it would bring torch along."""
+"""Copy the modules of vitlab that a deployed app needs, without those that need torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ SOURCES = (".css",)  # files beside the modules that they read
 
 
 def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
-    """Copy modules and all of vitlab that they import when loaded into `folder`/vitlab; gives the
-    names of the modules.
+    """Copy modules, and all modules of vitlab that they import at the top level, to
+    `folder`/vitlab; gives their names. The licence of vitlab goes with them.
 
-    The licence of vitlab goes with them. Imports inside functions are left out: they are for what
-    may be absent. A package's __init__ is replaced by its docstring, as what it gathers is not
-    wanted. UserError for an import that needs such an __init__."""
+    Imports inside functions are optional and left out. Of a package's __init__ only the docstring
+    is kept; UserError for an import that needs more of it."""
     wanted, found = list(entries), {}
     while wanted:
         name = wanted.pop()
@@ -58,9 +57,7 @@ def licence_text() -> str:
 
 
 def _find_imports(path: Path) -> list[str]:
-    """Modules of vitlab that this one imports on loading; what stands under `if TYPE_CHECKING` is
-    not loaded.
-    """
+    """Modules of vitlab that this one imports at the top level."""
     names = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vitlab":

@@ -1,9 +1,8 @@
 """A transformer over the feature map of a CNN: the "hybrid" of the ViT paper (arXiv 2010.11929,
 section 3.1).
 
-A pretrained convolutional stem knows edges and textures already; the transformer only learns how
-they belong together. On a few thousand images this does much better than a transformer from
-scratch."""
+A pretrained convolutional stem already detects edges and textures; the transformer only learns how
+they are related. On a few thousand images this does much better than a transformer from scratch."""
 
 from __future__ import annotations
 
@@ -20,9 +19,7 @@ STEM_STRIDE = 16
 
 
 def split_stem(network: nn.Module) -> nn.Sequential:
-    """The part of a timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112
-    for Lite0.
-    """
+    """A timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112 for Lite0."""
     stages = [(f"stage{i}", stage) for i, stage in enumerate(network.blocks[:STEM_STAGES])]
     return nn.Sequential(OrderedDict(conv_stem=network.conv_stem, bn1=network.bn1, **dict(stages)))
 
@@ -31,8 +28,7 @@ class FeatureEmbed(nn.Module):
     """Standardise each channel of a feature map and map it linearly to the transformer's width: (B,
     112, h, w) -> (B, h*w, C).
 
-    The stem's channels differ in scale; batch statistics bring them level, so that all of them are
-    heard."""
+    The stem's channels differ in scale; batch statistics give all of them the same weight."""
 
     def __init__(self, in_channels: int, embed_dim: int):
         super().__init__()
@@ -116,9 +112,7 @@ class HybridViT(nn.Module):
         return self.head
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which parameters are of which layer, from the input on, as timm's layer-wise learning
-        rates want to know.
-        """
+        """Which parameters belong to which layer, for timm's layer-wise learning rates."""
         return {
             "stem": r"^stem\.(?:conv_stem|bn1)",
             "stages": [(r"^stem\.stage(\d+)", None)],
@@ -127,5 +121,5 @@ class HybridViT(nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not pull towards zero."""
+        """Names of parameters without weight decay."""
         return {"cls_token", "pos_embed"}

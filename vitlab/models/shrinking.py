@@ -39,7 +39,7 @@ def shrink_model(model: ModelBundle, spec: Spec) -> ModelBundle:
     >>> model = build_model("vit_scratch", ["cat", "dog"], depth=2)
     >>> smaller = shrink_model(model, [{"heads": [0, 3], "neurons": 256}, None])
     >>> count_parameters(model.module), count_parameters(smaller.module)
-    (462082, 164866)
+    (460930, 163906)
     """
     spec = check_spec(model.module, spec)
     module = copy.deepcopy(model.module)

@@ -116,14 +116,9 @@ def build_model(
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """How many numbers the model holds as parameters; with `trainable`, only those that training
-    changes.
-    """
-    return sum(
-        parameter.numel()
-        for parameter in module.parameters()
-        if parameter.requires_grad or not trainable
-    )
+    """The number of parameters; with `trainable`, only those that training changes."""
+    parameters = [part for part in module.parameters() if part.requires_grad or not trainable]
+    return sum(parameter.numel() for parameter in parameters)
 
 
 @models.register
@@ -135,8 +130,8 @@ def efficientnet_lite0(num_classes, *, pretrained, size, in_chans, **options):
 
 @models.register
 def hybrid_vit(num_classes, *, pretrained, size, in_chans, **options):
-    """Transformer blocks over EfficientNet-Lite0's feature map at stride 16; the stem has packaged
-    ImageNet weights.
+    """Transformer blocks over EfficientNet-Lite0's feature map at stride 16, with packaged ImageNet
+    weights in the stem.
     """
     _check_options("hybrid_vit", HybridViT, options)
     network = _build_lite0(num_classes, pretrained is not False, in_chans, {})

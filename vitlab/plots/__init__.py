@@ -1,8 +1,8 @@
 """Every figure, from tables, arrays and maps; never from models. Never imports torch.
 
 `plot_` functions draw with matplotlib on the axes given or on a new figure and return the axes;
-they never call `show`. `iplot_` functions give an `Interactive` (Plotly) or a `Viewer` (plain
-HTML), and the matplotlib twin where HTML cannot go."""
+they never call `show`. `iplot_` functions return an `Interactive` (Plotly or plain HTML) with a
+matplotlib twin for where HTML cannot go."""
 
 import lazy_loader
 

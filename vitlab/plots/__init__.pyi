@@ -7,31 +7,28 @@ from .attention import (
 from .attribution import (
     plot_attributions as plot_attributions,
     plot_counterfactuals as plot_counterfactuals,
-    title_images as title_images,
 )
 from .calibration import (
     plot_annotators as plot_annotators,
-    plot_class_coverage as plot_class_coverage,
     plot_conformal as plot_conformal,
-    plot_recalibration as plot_recalibration,
     plot_reliability as plot_reliability,
     plot_risk_coverage as plot_risk_coverage,
 )
 from .comparison import (
+    iplot_comparison as iplot_comparison,
     plot_differences as plot_differences,
+    plot_imbalance_methods as plot_imbalance_methods,
     plot_published as plot_published,
-    plot_remedies as plot_remedies,
-    plot_uncertainty as plot_uncertainty,
 )
 from .compression import (
+    iplot_pareto as iplot_pareto,
     plot_drop as plot_drop,
     plot_lost as plot_lost,
     plot_merging_curve as plot_merging_curve,
     plot_pruning_curve as plot_pruning_curve,
 )
-from .curves import plot_curves as plot_curves, plot_roc as plot_roc
 from .data import (
-    plot_augmentations as plot_augmentations,
+    iplot_intensities as iplot_intensities,
     plot_class_balance as plot_class_balance,
     plot_clusters as plot_clusters,
     plot_image_sizes as plot_image_sizes,
@@ -40,52 +37,43 @@ from .data import (
     plot_worst as plot_worst,
 )
 from .evaluation import (
+    iplot_threshold as iplot_threshold,
     plot_confusion as plot_confusion,
+    plot_curves as plot_curves,
     plot_gaps as plot_gaps,
     plot_mistakes as plot_mistakes,
+    plot_roc as plot_roc,
     plot_slices as plot_slices,
 )
-from .faithfulness import (
-    plot_perturbation_curves as plot_perturbation_curves,
-    plot_pointing as plot_pointing,
-    plot_randomisation as plot_randomisation,
-)
-from .interactive import (
-    iplot_comparison as iplot_comparison,
-    iplot_history as iplot_history,
-    iplot_intensities as iplot_intensities,
-    iplot_threshold as iplot_threshold,
-)
-from .many_runs import (
-    iplot_run_facets as iplot_run_facets,
-    iplot_run_parallel as iplot_run_parallel,
-)
-from .pareto import iplot_pareto as iplot_pareto, plot_ingredients as plot_ingredients
 from .robustness import (
     plot_attack as plot_attack,
     plot_attack_images as plot_attack_images,
     plot_corruptions as plot_corruptions,
     plot_robustness as plot_robustness,
 )
-from .runs_table import iplot_runs_table as iplot_runs_table
+from .runs import (
+    iplot_run_facets as iplot_run_facets,
+    iplot_run_parallel as iplot_run_parallel,
+)
 from .style import readable as readable, set_style as set_style
-from .tables import present as present
+from .tables import iplot_runs_table as iplot_runs_table, present as present
 from .training import (
+    iplot_arguments as iplot_arguments,
+    iplot_history as iplot_history,
+    iplot_parallel as iplot_parallel,
+    iplot_trials as iplot_trials,
     plot_cost as plot_cost,
+    plot_data_efficiency as plot_data_efficiency,
     plot_history as plot_history,
-    plot_hunger as plot_hunger,
-    plot_pretraining as plot_pretraining,
+    plot_importance as plot_importance,
 )
 from .trust import (
     plot_agreement as plot_agreement,
+    plot_perturbation_curves as plot_perturbation_curves,
+    plot_pointing as plot_pointing,
+    plot_randomisation as plot_randomisation,
     plot_trust as plot_trust,
     plot_trust_by_model as plot_trust_by_model,
-)
-from .tuning import (
-    iplot_arguments as iplot_arguments,
-    iplot_parallel as iplot_parallel,
-    iplot_trials as iplot_trials,
-    plot_importance as plot_importance,
 )
 from .viewer import iplot_patch_attention as iplot_patch_attention
 from .vit import (

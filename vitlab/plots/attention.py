@@ -1,4 +1,4 @@
-"""Attention by layer and head: how far it reaches, what it is worth, what fine-tuning did to it."""
+"""Attention by layer and head: its distance, what a head contributes, what fine-tuning changed."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from vitlab.errors import UserError
 from vitlab.plots.style import (
     DIVERGING,
     GREY,
     PALETTE,
-    SEQUENTIAL,
     WIDTH,
     check_table,
     few_ticks,
-    hide_ticks,
     image_shape,
     legend_below,
     new_axes,
-    new_figure,
     panel_grid,
     readable,
+    shared_legend,
     show_image,
 )
-from vitlab.plots.vit import outline_cell, read_attention
+from vitlab.plots.vit import draw_attention, name_prefix, outline_cell, read_attention
 
 UNITS = {
     "distance": "attention distance (pixels)",
@@ -42,7 +39,7 @@ BLOCK = "block, from the image to the head"
 
 
 def plot_heads(image, attention: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """What the class token looks at in every head of a layer: the image and a small map for each
+    """What the class token attends to in every head of a layer: the image and a small map for each
     head, axes (1 + H,).
 
     All maps have one scale. attention: (H, T, T), a row for each query; without a class token the
@@ -54,48 +51,31 @@ def plot_heads(image, attention: np.ndarray, grid: tuple[int, int]) -> np.ndarra
             "attention must be (H, T, T), all heads of one layer for one image, got"
             f" {attention.shape}"
         )
-    read = [read_attention(head, grid, None) for head in attention]
-    weights, prefix, query = np.stack([head[0] for head in read]), *read[0][1:]
+    weights = np.stack([read_attention(head, grid, None)[0] for head in attention])
+    _, prefix, query = read_attention(attention[0], grid, None)
     height, width = image_shape(image)
     rows = -(-(1 + len(attention)) // MAPS)
     columns = -(-(1 + len(attention)) // rows)  # rows of even length
     cell = 0.86 * WIDTH / max(columns, 4)
     axes = panel_grid(1 + len(attention), columns, cell * height / width + 0.3)
+    small = {"fontsize": 7, "pad": 3}
     show_image(axes[0], image)
-    axes[0].set_title(
-        f"query:\n{'class token' if query is None else 'framed patch'}", fontsize=7, pad=3
-    )
-    limit = weights[:, prefix:].max()
-    for number, (ax, row) in enumerate(zip(axes[1:], weights, strict=True), 1):
-        shown = ax.imshow(
-            row[prefix:].reshape(grid),
-            cmap=SEQUENTIAL,
-            vmin=0,
-            vmax=limit,
-            aspect=height / grid[0] * grid[1] / width,
-        )
-        hide_ticks(ax)
-        ax.set_title(
-            f"head {number}" + (f"\n({row[:prefix].sum():.0%})" if prefix else ""),
-            fontsize=7,
-            pad=3,
-        )
-        if query is not None:
-            outline_cell(ax, query, 1, 1)
+    axes[0].set_title(f"query:\n{'class token' if query is None else 'framed patch'}", **small)
     if query is not None:
         outline_cell(axes[0], query, height / grid[0], width / grid[1])
+    limit = weights[:, prefix:].max()
+    for number, (ax, row) in enumerate(zip(axes[1:], weights, strict=True), 1):
+        shown = draw_attention(ax, row[prefix:], grid, image, query, limit)
+        share = f"\n({row[:prefix].sum():.0%})" if prefix else ""
+        ax.set_title(f"head {number}{share}", **small)
     figure = axes[0].get_figure(root=True)
     figure.set_figheight(figure.get_figheight() + (0.1 if rows > 1 else 0.25))
-    label = "attention weight" + (
-        f"\n(in brackets:\nto the {_name_prefix(prefix)})" if prefix else ""
-    )
+    label = "attention weight"
+    if prefix:
+        label += f"\n(in brackets:\nto the {name_prefix(prefix)})"
     bar = figure.colorbar(shown, ax=list(axes), shrink=0.9, aspect=12 * rows, ticks=few_ticks(4))
     bar.set_label(label, fontsize=7.5)
     return axes
-
-
-def _name_prefix(count: int) -> str:
-    return "class token" if count == 1 else "prefix tokens"
 
 
 def plot_attention_distance(
@@ -110,42 +90,24 @@ def plot_attention_distance(
     of attention spread evenly over all patches, a dotted line."""
     check_table(table, ("layer", "head", "distance"), "attention table")
     measures = [name for name in ("distance", "entropy") if name in table]
-    axes = new_figure(2.7).subplots(1, len(measures), squeeze=False)[0]
+    axes = panel_grid(len(measures), 2, 2.7)
     place = number_layers(table)
+    x = place + _offsets(table, "head")
+    dots = {"color": PALETTE[0], "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
+    mean = {"color": PALETTE[1], "marker": "_", "markersize": 10, "markeredgewidth": 2}
     for ax, measure in zip(axes, measures, strict=True):
-        ax.plot(
-            place + _offsets(table, "head"),
-            table[measure],
-            "o",
-            color=PALETTE[0],
-            alpha=0.6,
-            markersize=4,
-            label="a head",
-            markeredgewidth=0,
-        )
+        ax.plot(x, table[measure], "o", label="a head", **dots)
         if {f"{measure}_low", f"{measure}_high"} <= set(table):
             ends = table[f"{measure}_low"], table[f"{measure}_high"]
-            ax.vlines(
-                place + _offsets(table, "head"), *ends, color=PALETTE[0], alpha=0.5, linewidth=0.8
-            )
-        means = table[measure].groupby(place).mean()
-        ax.plot(
-            means,
-            color=PALETTE[1],
-            marker="_",
-            markersize=10,
-            markeredgewidth=2,
-            label="mean of the heads",
-        )
+            ax.vlines(x, *ends, color=PALETTE[0], alpha=0.5, linewidth=0.8)
+        ax.plot(table[measure].groupby(place).mean(), label="mean of the heads", **mean)
         if uniform and measure in uniform:
-            ax.axhline(
-                uniform[measure], color=GREY, linestyle=":", linewidth=1.2, label="even attention"
-            )
+            even = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
+            ax.axhline(uniform[measure], label="even attention", **even)
         ax.set(ylabel=UNITS[measure], xlabel=BLOCK, ylim=(0, None))
         _tick_layers(ax, table)
         ax.grid(axis="y")
-    figure = axes[0].get_figure(root=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    shared_legend(axes, 3)
     return axes
 
 
@@ -166,45 +128,23 @@ def plot_head_ablation(
     decimals = max(0, 1 - math.floor(math.log10(limit)))
     ax = new_axes(ax, 1.1 + 0.27 * len(grid), min(WIDTH, 1.9 + 0.4 * grid.shape[1]))
     ax.set_facecolor("0.93")
-    sns.heatmap(
-        grid,
-        cmap=DIVERGING,
-        vmin=-limit,
-        vmax=limit,
-        ax=ax,
-        linewidths=1,
-        annot=grid.shape[1] <= NUMBERS,
-        fmt=f"+.{decimals}f",
-        annot_kws={"fontsize": 6.5},
-        cbar_kws={"label": label},
-    )
-    if "p_fdr" in table:
-        sure = table[table["p_fdr"] < SHOWN]
-        rows, columns = (
-            grid.index.get_indexer(sure["place"]),
-            grid.columns.get_indexer(sure["head"]),
-        )
-        for row, column in zip(rows, columns, strict=True):
-            outline_cell(
-                ax, (row + 0.5, column + 0.5), 1, 1, color="black", linewidth=1.2, inside=0.04
-            )
-        if len(sure):
-            frame = Line2D(
-                [],
-                [],
-                color="none",
-                marker="s",
-                markersize=7,
-                markeredgecolor="black",
-                markerfacecolor="none",
-            )
-            legend_below(ax, 1, handles=[frame], labels=["change shown (5 % false discoveries)"])
-    ax.set_xlabel("head")
-    ax.set_ylabel("block")
-    ax.set_xticks(
-        np.arange(grid.shape[1]) + 0.5, [_count(head) for head in grid.columns], rotation=0
-    )
-    ax.set_yticks(np.arange(len(grid)) + 0.5, [f"{place:.0f}" for place in grid.index], rotation=0)
+    scale = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit, "linewidths": 1}
+    numbers = {"annot": grid.shape[1] <= NUMBERS, "fmt": f"+.{decimals}f"}
+    look = {"annot_kws": {"fontsize": 6.5}, "cbar_kws": {"label": label}}
+    sns.heatmap(grid, ax=ax, **scale, **numbers, **look)
+    sure = table[table["p_fdr"] < SHOWN] if "p_fdr" in table else table.head(0)
+    rows, columns = grid.index.get_indexer(sure["place"]), grid.columns.get_indexer(sure["head"])
+    for row, column in zip(rows, columns, strict=True):
+        cell = (row + 0.5, column + 0.5)
+        outline_cell(ax, cell, 1, 1, color="black", linewidth=1.2, inside=0.04)
+    if len(sure):
+        square = {"marker": "s", "markersize": 7, "markeredgecolor": "black", "linestyle": ""}
+        ax.plot([], [], **square, color="none", label="change shown (5 % false discoveries)")
+        legend_below(ax, 1)
+    ax.set(xlabel="head", ylabel="block")
+    heads, places = np.arange(grid.shape[1]) + 0.5, np.arange(len(grid)) + 0.5
+    ax.set_xticks(heads, [_count(head) for head in grid.columns], rotation=0)
+    ax.set_yticks(places, [f"{place:.0f}" for place in grid.index], rotation=0)
     ax.tick_params(length=0)
     return ax
 
@@ -232,33 +172,19 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
         x = part["place"] + _offsets(part, "after" if alone else "before")
         if not alone:
             sure = part["p_fdr"] < SHOWN if "p_fdr" in part else np.full(len(part), True)
-            ax.vlines(
-                x,
-                part["before"],
-                part["after"],
-                color=np.where(sure, "0.3", "0.8"),
-                linewidth=1,
-                zorder=1,
-            )
-            ax.plot(
-                x,
-                part["before"],
-                "o",
-                color=PALETTE[1],
-                markerfacecolor="white",
-                markersize=3.5,
-                label="before fine-tuning",
-            )
+            colors = np.where(sure, "0.3", "0.8")
+            ax.vlines(x, part["before"], part["after"], color=colors, linewidth=1, zorder=1)
+            hollow = {"color": PALETTE[1], "markerfacecolor": "white", "markersize": 3.5}
+            ax.plot(x, part["before"], "o", label="before fine-tuning", **hollow)
         ax.plot(x, part["after"], "o", color=PALETTE[0], markersize=3.5, label="after")
-        ax.set(title=UNITS.get(measure, readable(measure)), xlabel="block")
-        ax.title.set_fontsize(8)
+        ax.set_title(UNITS.get(measure, readable(measure)), fontsize=8)
+        ax.set_xlabel("block")
         if measure == "similarity":
             ax.set_ylim(min(0, part["after"].min() - 0.05), 1.05)
         _tick_layers(ax, table, most=6)
         ax.yaxis.set_major_locator(few_ticks(5))
         ax.grid(axis="y")
-    figure = axes[0].get_figure(root=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    shared_legend(axes, 2)
     return axes
 
 

@@ -1,23 +1,21 @@
-"""Explanations over the images they are about, and the smallest change that turns a decision."""
+"""Explanations over the images they explain, and the smallest change that changes a prediction."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 
 from vitlab.errors import UserError
+from vitlab.plots.elements import plot_image_rows
 from vitlab.plots.style import (
     DIVERGING,
-    GREY,
     PALETTE,
     WIDTH,
     check_table,
@@ -33,63 +31,62 @@ from vitlab.schema import AttributionMap
 CLIP = 99.0
 UNSIGNED = "inferno"
 CELLS = 28  # blocks a side, about, of which a map is drawn
-COARSE = 16  # the same, on small panels
 # inches: the text width of an HTML page, so that eight panels side by side can still be read
 BROAD = 8.0
-ACROSS = 6  # images that find room side by side beside few maps
-FEW = 3  # images that get several rows of many maps
-BLOCK = 8  # images side by side where there are many maps; the others come below them
+FEW = 3  # images that each get their own rows of maps
+ACROSS = 7  # panels side by side, and counterfactuals
+BLOCK = 8  # images side by side where there are many; the others come below them
 NAME = 1.05  # inches for the names of the rows
 BAR = 0.62  # inches for a colour bar with its label
 STRONG = 0.75  # opacity of full strength
 PALE = 0.4  # how far an image is bleached under red and blue, which are dark themselves
+MARK = PALETTE[3]
 
 
 def plot_attributions(
-    images: np.ndarray, maps: Sequence[AttributionMap], titles: Sequence[str] | None = None
+    images: np.ndarray, maps: Sequence[AttributionMap], chosen: pd.DataFrame | None = None
 ) -> np.ndarray:
     """Each image and every method's map over it: an array of axes (N, 1 + methods).
 
-    A row for each image; a column for each, which takes less of the page, where there are more
-    images than maps, up to six, or more than six maps (then in blocks of at most eight images). Up
-    to three images with so many maps get several rows each. images: (N, h, w, 3) floats in 0..1.
-    titles: one for each image, as of `title_images`. Signed maps get a two-sided scale with zero in
+    Up to three images are rows, with the maps beside and below each; more images are columns, in
+    blocks of at most eight, with a row for each method. images: (N, h, w, 3) floats in 0..1.
+    chosen: a row of predictions for each image, for its title: kind and group (where there are such
+    columns), label → prediction, confidence. Signed maps get a two-sided scale with zero in
     the middle. Maps of single pixels would be speckle at the size of a panel, so means over blocks
     are drawn. Methods measure in different units, so each map is shown relative to the 99th
     percentile of its own absolute values."""
-    _check(images, maps, titles)
-    across = 1 + len(maps) < len(images) <= ACROSS or len(maps) > ACROSS
-    cells = COARSE if across and len(images) > ACROSS else CELLS
-    maps = [
-        replace(attribution, values=block_means(attribution.values, cells)) for attribution in maps
-    ]
+    if not len(images) or not len(maps):
+        raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
+    for attribution in maps:
+        if len(attribution.values) != len(images):
+            raise UserError(
+                f"{attribution.method}: {len(attribution.values)} maps do not match"
+                f" {len(images)} images"
+            )
+    titles = [""] * len(images) if chosen is None else _title_images(chosen)
+    if len(titles) != len(images):
+        raise UserError(f"{len(titles)} rows of predictions do not match {len(images)} images")
     kinds = sorted({attribution.signed for attribution in maps})  # one colour bar for each
-    lay_out = _lay_out_across if across else _lay_out_down
-    if len(maps) > ACROSS and len(images) <= FEW:
-        lay_out = _lay_out_wrapped
+    lay_out = _lay_out_rows if len(images) <= FEW else _lay_out_columns
     axes, bars = lay_out(images, maps, titles, len(kinds))
-    for row, image in enumerate(images):
-        show_image(axes[row, 0], image)
-        for ax, attribution in zip(axes[row, 1:], maps, strict=True):
-            _overlay(ax, image, relative(attribution.values[row]), attribution.signed)
+    for column, attribution in enumerate(maps, 1):
+        values = block_means(attribution.values)
+        for row, image in enumerate(images):
+            _overlay(axes[row, column], image, relative(values[row]), attribution.signed)
+    for ax, image in zip(axes[:, 0], images, strict=True):
+        show_image(ax, image)
     for bar, signed in zip(bars, kinds, strict=True):
         unit = "99th percentile of the map"
         label = f"evidence (±1 = {unit})" if signed else f"attribution (1 = {unit})"
         shades = ScalarMappable(Normalize(-1 if signed else 0, 1), overlay_colors(signed))
-        bar.get_figure().colorbar(
-            shades, cax=bar, orientation="horizontal", ticks=few_ticks(4)
-        ).set_label(label, fontsize=8)
-        # the grey of an image, which shows through where a map says little
+        ends = {"orientation": "horizontal", "ticks": few_ticks(4)}
+        bar.get_figure().colorbar(shades, cax=bar, **ends).set_label(label, fontsize=8)
+        # the grey of an image, which shows through where a map is near zero
         bar.set_facecolor("0.7" if signed else "0.5")
     return axes
 
 
-def title_images(table: pd.DataFrame) -> list[str]:
-    """For each row of a table of predictions: its kind and group (where there are such columns),
-    label → prediction, confidence.
-
-    table: columns label and pred; kind, group and confidence (of the prediction, 0..1) are written
-    where they are there."""
+def _title_images(table: pd.DataFrame) -> list[str]:
     check_table(table, ("label", "pred"), "table of chosen images")
     titles = []
     for row in table.to_dict("records"):
@@ -99,82 +96,47 @@ def title_images(table: pd.DataFrame) -> list[str]:
     return titles
 
 
-def _check(images, maps, titles) -> None:
-    if not len(images) or not len(maps):
-        raise UserError(f"{len(images)} images and {len(maps)} maps: give at least one of each")
-    for attribution in maps:
-        if len(attribution.values) != len(images):
-            raise UserError(
-                f"{attribution.method}: {len(attribution.values)} maps do not go with {len(images)}"
-                " images"
-            )
-    if titles is not None and len(titles) != len(images):
-        raise UserError(f"{len(titles)} titles do not go with {len(images)} images")
-
-
-def _lay_out_down(images, maps, titles, bars):
-    """Images from top to bottom, methods from left to right."""
+def _lay_out_rows(images, maps, titles, bars):
+    """Each image with all of its maps in as many rows as they need, the names above the panels."""
     height, width = images.shape[1:3]
-    columns = 1 + len(maps)
-    panel = 0.97 * WIDTH / max(columns, 3) * height / width
-    above, below = _split_page(len(images) * panel + 0.24, WIDTH)
-    axes = above.subplots(len(images), columns, squeeze=False)
-    for ax, name in zip(axes[0], _name_maps(maps), strict=True):
-        ax.set_title(
-            textwrap.fill(name, 16) if columns > 5 else name, fontsize=8 if columns > 5 else None
-        )
-    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
-        ax.set_ylabel(title, fontsize=7.5 if panel > 1 else 6.5)
+    rows = -(-(1 + len(maps)) // ACROSS)
+    columns = -(-(1 + len(maps)) // rows)
+    panel = 0.95 * WIDTH / max(columns, 3) * height / width
+    above, below = _split_page(len(images) * rows * (panel + 0.32) + 0.1, WIDTH)
+    grid = above.subplots(len(images) * rows, columns, squeeze=False)
+    grid = grid.reshape(len(images), rows * columns)
+    for ax in grid[:, 1 + len(maps) :].ravel():
+        ax.remove()
+    axes = grid[:, : 1 + len(maps)]
+    for panels, title in zip(axes, titles, strict=True):
+        panels[0].set_ylabel(title, fontsize=6.5)
+        for ax, name in zip(panels, _name_maps(maps), strict=True):
+            ax.set_title(textwrap.fill(name, 16), fontsize=7.5, pad=3)
     return axes, below.subplots(1, bars, squeeze=False)[0]
 
 
-def _lay_out_across(images, maps, titles, bars):
+def _lay_out_columns(images, maps, titles, bars):
     """Images from left to right, in blocks, methods from top to bottom with their names on the
     left.
     """
     height, width = images.shape[1:3]
     columns, rows = min(BLOCK, len(images)), 1 + len(maps)
     blocks = -(-len(images) // columns)
-    lines = max(title.count("\n") + 1 for title in titles) if titles is not None else 0
-    panel = (BROAD - NAME) / columns * height / width
+    lines = max(title.count("\n") + 1 for title in titles)
+    panel = (BROAD - NAME) / max(columns, 6) * height / width
     above, below = _split_page(blocks * (rows * panel + 0.13 * lines + 0.1), BROAD)
-    grid = np.array(
-        [
-            part.subplots(rows, columns, squeeze=False)
-            for part in np.ravel(above.subfigures(blocks, 1))
-        ]
-    )
-    names = [textwrap.fill(name, 14) for name in _name_maps(maps)]
+    parts = np.ravel(above.subfigures(blocks, 1))
+    grid = np.array([part.subplots(rows, columns, squeeze=False) for part in parts])
     for block in grid:
-        for ax, name in zip(block[:, 0], names, strict=True):
-            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for ax, name in zip(block[:, 0], _name_maps(maps), strict=True):
+            style = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 8}
+            ax.set_ylabel(textwrap.fill(name, 14), **style)
     axes = grid.swapaxes(1, 2).reshape(blocks * columns, rows)
     for ax in axes[len(images) :].ravel():
         ax.remove()
-    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
-        ax.set_title(title, fontsize=8.5 if columns <= ACROSS else 7.5)
-    return axes[: len(images)], below.subplots(1, bars, squeeze=False)[0]
-
-
-def _lay_out_wrapped(images, maps, titles, bars):
-    """Each image with all of its maps in as many rows as they need, the names over the panels."""
-    height, width = images.shape[1:3]
-    rows = -(-(1 + len(maps)) // (1 + ACROSS))
-    columns = -(-(1 + len(maps)) // rows)
-    above, below = _split_page(
-        len(images) * rows * (0.95 * WIDTH / columns * height / width + 0.32) + 0.1, WIDTH
-    )
-    grid = above.subplots(len(images) * rows, columns, squeeze=False).reshape(
-        len(images), rows * columns
-    )
-    for ax in grid[:, 1 + len(maps) :].ravel():
-        ax.remove()
-    axes = grid[:, : 1 + len(maps)]
-    for panels in axes:
-        for ax, name in zip(panels, _name_maps(maps), strict=True):
-            ax.set_title(textwrap.fill(name, 16), fontsize=7.5, pad=3)
-    for ax, title in zip(axes[:, 0], titles if titles is not None else [], strict=False):
-        ax.set_ylabel(title, fontsize=6.5)
+    axes = axes[: len(images)]
+    for ax, title in zip(axes[:, 0], titles, strict=True):
+        ax.set_title(title, fontsize=8.5 if columns <= 6 else 7.5)
     return axes, below.subplots(1, bars, squeeze=False)[0]
 
 
@@ -232,76 +194,56 @@ def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray, signed: bool) -> N
     )
 
 
-MARK = PALETTE[3]
-ACROSS = 6  # images side by side
-
-
 def plot_counterfactuals(
     images: np.ndarray,
     changed: np.ndarray,
     removed: np.ndarray,
     before: Sequence[str],
     after: Sequence[str],
-    found: Sequence[bool] | None = None,
+    found: Sequence[bool],
     kind: str = "removed",
 ) -> np.ndarray:
-    """Each image, and below it the changed one with its changed cells outlined: an array of axes
+    """Each image, and below it the changed one with its changed patches outlined: an array of axes
     (N, 2).
 
-    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the cells that
-    were changed. before, after: the class predicted for each image and for the changed one. found:
-    whether the decision changed; by default, where after differs from before. kind: what was done
-    to the cells, a word for the label of the row ("removed", "exchanged")."""
-    found = np.asarray(before) != np.asarray(after) if found is None else np.asarray(found, bool)
+    images, changed: (N, h, w, 3) floats in 0..1. removed: (N, rows, columns), bool: the patches
+    that were changed. before, after: the class predicted for each image and for the changed one.
+    found: whether the prediction changed. kind: what was done to the patches, a word for the label
+    of the row ("removed", "blurred")."""
     counts = [len(part) for part in (images, changed, removed, before, after, found)]
     if len(set(counts)) > 1 or not counts[0]:
         raise UserError(
             f"images, changed, removed, before, after, found have {', '.join(map(str, counts))}"
             " entries: give as many of each, and at least one"
         )
-    height, width = images.shape[1:3]
-    blocks = -(-len(images) // ACROSS)
-    columns = -(-len(images) // blocks)
-    panel = 0.96 * WIDTH / max(columns, 3) * height / width
-    figure = new_figure(blocks * (2 * panel + 0.72))
-    grid = figure.subplots(2 * blocks, columns, squeeze=False)  # image above, changed image below
-    axes = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-    for ax in axes[len(images) :].ravel():
-        ax.remove()
-    axes = axes[: len(images)]
-    for i, (first, second) in enumerate(axes):
-        show_image(first, images[i])
-        show_image(second, changed[i])
-        if removed[i].any():
-            _outline(second, np.asarray(removed[i], bool), height, width)
-        first.set_title(f"{before[i]}", fontsize=8)
-        caption = _caption(before[i], after[i], found[i], removed[i])
-        second.set_xlabel(caption, fontsize=7, color="black" if found[i] else GREY)
-    for block in range(0, len(images), columns):
-        axes[block, 0].set_ylabel("image", fontsize=8)
-        axes[block, 1].set_ylabel(f"patches {kind}", fontsize=8)
+    per_row = -(-len(images) // -(-len(images) // ACROSS))  # rows of even length, at most ACROSS
+    captions = []
+    for place, cells in enumerate(removed):
+        caption = f"→ {after[place]}\n{cells.sum()} of {cells.size} patches"
+        captions.append(caption if found[place] else "no change found")
+    rows, titles = [], []
+    for start in range(0, len(images), per_row):
+        part = slice(start, start + per_row)
+        rows += [images[part], changed[part]]
+        titles += [before[part], captions[part]]
+    names = ["image", f"patches\n{kind}"] * (len(rows) // 2)
+    grid = plot_image_rows(rows, names, titles, columns=3)
+    pairs = []
+    for above, below in zip(grid[::2], grid[1::2], strict=True):
+        pairs += zip(above, below, strict=True)
+    axes = np.array(pairs[: len(images)])
+    for ax, cells in zip(axes[:, 1], removed, strict=True):
+        _outline(ax, np.asarray(cells, bool), *images.shape[1:3])
     return axes
 
 
-def _caption(before: str, after: str, found: bool, removed: np.ndarray) -> str:
-    if not found:
-        return f"{before}\nno change found\nthat turns it"
-    return f"{before}\n→ {after} after\n{np.sum(removed)} of {removed.size} patches"
-
-
 def _outline(ax: Axes, cells: np.ndarray, height: int, width: int) -> None:
-    """A line along the border between marked and other cells (rows, columns)."""
+    """A line around the marked cells (rows, columns)."""
+    if not cells.any():
+        return
     rows, columns = cells.shape
-    padded = np.pad(cells, 1)
-    lines = []
-    # upright: between column and its right neighbour
-    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):
-        lines.append([(column, row - 1), (column, row)])
-    for row, column in np.argwhere(padded[1:] != padded[:-1]):
-        lines.append([(column - 1, row), (column, row)])
-    scale = (width / columns, height / rows)
-    ax.add_collection(
-        LineCollection(
-            np.array(lines) * scale - 0.5, colors=MARK, linewidths=1.4, capstyle="projecting"
-        )
-    )
+    pixels = cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+    limits = {"xlim": ax.get_xlim(), "ylim": ax.get_ylim()}
+    x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
+    ax.contour(x, y, np.pad(pixels, 1), [0.5], colors=MARK, linewidths=1.4)
+    ax.set(**limits)

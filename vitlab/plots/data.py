@@ -1,5 +1,5 @@
-"""What is in a data set: balance, sizes, intensities, images, near-duplicates, flaws,
-augmentation.
+"""What is in a data set: class balance, sizes, intensities, images, near-duplicates, flagged
+images, augmentation.
 """
 
 from __future__ import annotations
@@ -8,29 +8,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
 from vitlab.extremes import MAX_LINES, MAX_PANELS, MAX_SHOWN, describe_cut, find_extremes
+from vitlab.plots.elements import plot_image_rows
+from vitlab.plots.interactive import Interactive, dress, plotly_text
 from vitlab.plots.style import (
     GREY,
     PALETTE,
     TIMES,
     WIDTH,
     class_colors,
-    frame,
-    image_shape,
     new_axes,
-    new_figure,
     note_above,
     panel_grid,
     readable,
     series_colors,
+    shared_legend,
     shorten,
-    show_image,
 )
 from vitlab.schema import SPLITS
 
@@ -89,38 +87,24 @@ def plot_sample_grid(
     classes: Sequence[str] = (),
     columns: int = 6,
 ) -> np.ndarray:
-    """Images side by side. With `labels` and `classes`, each has a frame in the colour of its
-    class.
+    """A grid of images, with `labels` and `classes` each framed in the colour of its class: an
+    array of axes (N,).
     """
-    if len(images) == 0:
-        raise UserError("there is no image to draw")
-    lines = max(title.count("\n") + 1 for title in titles)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    ratio = max(height / width for height, width in map(image_shape, images))
-    colors = class_colors(classes) if labels is not None else {}
-    colors = {
-        name: color
-        for name, color in colors.items()
-        if len(colors) <= MAX_SHOWN or name in set(labels)
-    }
-    legend_height = 0.1 + 0.2 * -(-len(colors) // 5) if colors else 0
-    axes = panel_grid(
-        len(images),
-        columns,
-        ratio * WIDTH / max(columns, 3) * 0.97 + 0.14 * lines + legend_height / rows,
-    )
-    for ax, image, title in zip(axes, images, titles, strict=True):
-        show_image(ax, image)
-        ax.set_title(title, fontsize=7, pad=3)
+    if len(images) != len(titles):
+        raise UserError(f"{len(images)} images and {len(titles)} titles: give one title per image")
+    colors, frames = {}, []
     if labels is not None:
-        for ax, label in zip(axes, labels, strict=True):
-            frame(ax, colors[label])
-        handles = [Patch(color=color, label=shorten(name)) for name, color in colors.items()]
-        axes[0].figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 5)
-        )
-    return axes
+        frames = [class_colors(classes)[label] for label in labels]
+        colors = class_colors(classes)
+        if len(colors) > MAX_SHOWN:
+            colors = dict(zip(labels, frames, strict=True))
+    columns = max(1, min(columns, len(images)))
+    images, titles, frames = (
+        [part[start : start + columns] for start in range(0, len(part), columns)]
+        for part in (list(images), list(titles), frames)
+    )
+    axes = plot_image_rows(images, (), titles, frames, columns=max(columns, 3), legend=colors)
+    return np.array([ax for ax in axes.ravel() if ax is not None])
 
 
 def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -135,126 +119,118 @@ def plot_image_sizes(image_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         f"most common: {first['width']} {TIMES} {first['height']} ({first['count']:,} of"
         f" {len(image_table):,} images)"
     )
-    low, high = (
-        sizes[["width", "height"]].min().min() * 0.7,
-        sizes[["width", "height"]].max().max() * 1.3,
-    )
-    ax.set(
-        xlim=(low, high),
-        ylim=(low, high),
-        xlabel="width (pixels)",
-        ylabel="height (pixels)",
-        aspect="equal",
-    )
+    sides = sizes[["width", "height"]].to_numpy()
+    ends = sides.min() * 0.7, sides.max() * 1.3
+    ax.set(xlim=ends, ylim=ends, xlabel="width (pixels)", ylabel="height (pixels)", aspect="equal")
     ax.legend(loc="lower right")
     return ax
 
 
-def plot_intensities(
+def iplot_intensities(
     image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]
-) -> np.ndarray:
+) -> Interactive:
     """Mean brightness against contrast (standard deviation of the pixels), a dot for each image, a
     panel for each group.
 
     Of many classes, the darkest and the brightest have a colour; of many groups, the largest have a
-    panel."""
-    table, colors, groups = prepare_intensities(image_table, samples, classes)
-    table = table.sample(frac=1, random_state=0)  # mixed, so that no class hides the others
-    axes = panel_grid(len(groups), 3, 3.0, sharex=True, sharey=True)
-    for ax, group in zip(axes, groups, strict=True):
-        part = table[table["group"] == group]
-        ax.scatter(
-            part["mean"], part["std"], s=7, c=part["class"].map(colors), alpha=0.5, linewidths=0
-        )
-        ax.set_title(f"{shorten(group)} (n = {len(part):,})")
-    axes[0].set_ylabel(CONTRAST)
-    axes[0].figure.supxlabel(BRIGHTNESS, fontsize=9)
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=color, label=shorten(name))
-        for name, color in colors.items()
-    ]
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=min(len(colors), 5))
-    note_above(axes[0].figure, note_groups(len(groups), table["group"].nunique()))
-    return axes
-
-
-def prepare_intensities(
-    image_table: pd.DataFrame, samples: pd.DataFrame, classes: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
-    """The images with label and group; the colours of the classes drawn, others as one in the
-    column class; groups drawn.
-    """
+    panel. In HTML, point at a dot to read its sample_id."""
     table = image_table.merge(
         samples[["sample_id", "label", "group"]], on="sample_id", validate="one_to_one"
     )
     table["group"] = table["group"].astype(str)
-    every = list(classes)
-    shown = [
-        every[place]
-        for place in find_extremes(
-            table.groupby("label")["mean"].mean().reindex(every), MAX_LINES * 2
-        )
-    ]
+    groups, every = largest_groups(table["group"]), list(classes)
+    means = table.groupby("label")["mean"].mean().reindex(every)
+    shown = [every[place] for place in find_extremes(means, MAX_LINES * 2)]
     others = f"{len(every) - len(shown):,} others"
     colors = class_colors(shown) | ({others: "#737373"} if len(shown) < len(every) else {})
     table["class"] = table["label"].where(table["label"].isin(shown), others)
-    return table, colors, largest_groups(table["group"])
+    note = note_groups(len(groups), table["group"].nunique())
+    table = table[table["group"].isin(groups)]
+    static = _draw_intensities(table, colors, groups)
+    note_above(static, note)
 
-
-def plot_augmentations(original, variants: Sequence) -> np.ndarray:
-    """An image and what augmentation made of it."""
-    axes = plot_sample_grid(
-        [original, *variants], ["original", *(f"variant {i}" for i in range(1, len(variants) + 1))]
+    counts = table["group"].value_counts()
+    titles = {group: f"{plotly_text(group)} (n = {counts[group]:,})" for group in groups}
+    named = table.assign(
+        panel=table["group"].map(titles),
+        **{name: table[name].map(plotly_text) for name in ("class", "sample_id")},
     )
-    frame(axes[0], PALETTE[0])
-    return axes
+    legend = {plotly_text(name): color for name, color in colors.items()}
+    figure = px.scatter(
+        named,
+        x="mean",
+        y="std",
+        color="class",
+        symbol="class",
+        facet_col="panel",
+        facet_col_wrap=4,
+        facet_row_spacing=0.2,
+        hover_name="sample_id",
+        category_orders={"panel": list(titles.values()), "class": list(legend)},
+        color_discrete_map=legend,
+        labels={"mean": BRIGHTNESS, "std": CONTRAST, "class": ""},
+        render_mode="svg",
+        opacity=0.55,
+    )
+    figure.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
+    figure.update_traces(marker_size=5)
+    height = 120 + 280 * -(-len(groups) // 4)
+    return Interactive(dress(figure).update_layout(height=height), static)
+
+
+def _draw_intensities(table: pd.DataFrame, colors: Mapping[str, str], groups: Sequence[str]):
+    table = table.sample(frac=1, random_state=0)  # mixed, so that no class hides the others
+    axes = panel_grid(len(groups), 3, 3.0, sharex=True, sharey=True)
+    for ax, group in zip(axes, groups, strict=True):
+        part = table[table["group"] == group]
+        color = part["class"].map(colors)
+        ax.scatter(part["mean"], part["std"], s=7, c=color, alpha=0.5, linewidths=0)
+        ax.set_title(f"{shorten(group)} (n = {len(part):,})")
+    axes[0].set_ylabel(CONTRAST)
+    for name, color in colors.items():
+        axes[0].scatter([], [], s=22, color=color, label=shorten(name))
+    # a label of the figure would lie on the legend
+    shared_legend(axes[:1], min(len(colors), 5), title=BRIGHTNESS)
+    return axes[0].figure
 
 
 def plot_pairs(pairs: Sequence[tuple], titles: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Pairs of images (near-duplicates) side by side: an array of axes (pairs, 2). titles: one for
-    each image of each pair.
+    """Pairs of images (near-duplicates), two pairs a row: an array of axes (rows, 5) with a gap
+    between the pairs. titles: one for each image of each pair.
     """
-    if len(pairs) == 0:
-        raise UserError("there is no pair to draw")
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    lines = max(title.count("\n") + 1 for pair in titles for title in pair)
-    figure = new_figure(rows * (0.92 * WIDTH / (2.12 * max(columns, 2)) + 0.17 * lines))
-    widths = ([1, 1, 0.12] * columns)[:-1]  # a narrow gap after each pair
-    cells = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
-    places = [(row, 3 * column) for row in range(rows) for column in range(columns)][: len(pairs)]
-    axes = np.array([[cells[row, left], cells[row, left + 1]] for row, left in places])
-    for ax in set(cells.ravel()) - set(axes.ravel()):
-        ax.remove()
-    for position, pair in enumerate(pairs):
-        for side in (0, 1):
-            show_image(axes[position, side], pair[side])
-            axes[position, side].set_title(titles[position][side], fontsize=7, pad=3)
-    return axes
+    rows, row_titles = [], []
+    for place in range(0, len(pairs), 2):
+        images, names = [*pairs[place]], [*titles[place]]
+        if place + 1 < len(pairs):
+            images += [None, *pairs[place + 1]]
+            names += ["", *titles[place + 1]]
+        rows.append(images)
+        row_titles.append(names)
+    return plot_image_rows(rows, titles=row_titles, columns=5)
 
 
-MOST_IMAGES = 8  # of a cluster
-LABEL_WIDTH = 0.8  # inches, for the name of a row
-FLAGGED = PALETTE[3]
+MAX_IMAGES = 8  # of a cluster
 
 
 def plot_worst(images: Mapping[str, object], worst: pd.DataFrame) -> np.ndarray:
     """A row of images for each issue, the worst first, with their scores; a frame marks those that
     the issue's rule flags.
 
-    worst: issue, sample_id, score, flagged, as of `vitlab.data.worst_images`; images: sample_id to
-    image. One that is not given (it is unreadable) is a blank with its name. Array of axes (issues,
-    most images); None where a row is shorter."""
-    rows = [(readable(issue), part) for issue, part in worst.groupby("issue", sort=False)]
-    axes = _image_rows(
-        [(name.replace(" ", "\n"), part["sample_id"].tolist()) for name, part in rows], images
-    )
-    for (_, part), row in zip(rows, axes, strict=True):
-        for ax, score, flagged in zip(row, part["score"], part["flagged"], strict=False):
-            ax.set_title(_write_score(score), fontsize=6.5, pad=2)
-            if flagged:
-                frame(ax, FLAGGED)
-    return axes
+    worst: issue, sample_id, score, flagged, as from `vitlab.data.worst_images`; images: sample_id
+    to image. One that is missing (it is unreadable) is a grey square with its name."""
+    rows, names, titles, frames = [], [], [], []
+    for issue, part in worst.groupby("issue", sort=False):
+        names.append(readable(issue).replace(" ", "\n"))
+        rows.append([images.get(name, UNREADABLE) for name in part["sample_id"]])
+        scores = part["score"].map(_write_score)
+        known = part["sample_id"].isin(list(images))
+        titles.append(scores.where(known, part["sample_id"].map(lambda name: shorten(name, 10))))
+        frames.append([PALETTE[3] if flagged else None for flagged in part["flagged"]])
+    titles = [list(row) for row in titles]
+    return plot_image_rows(rows, names, titles, frames, title_size=6.5)
+
+
+UNREADABLE = np.full((8, 8), 235, dtype=np.uint8)
 
 
 def plot_clusters(
@@ -263,61 +239,18 @@ def plot_clusters(
     """A row of images for each cluster of near-duplicates, at most eight of them, framed in the
     colour of their split.
 
-    clusters: sample_id, cluster, size, of `vitlab.data.cluster_table`, the clusters in the order
-    wanted; samples: sample_id, label, split. Where frames differ in colour, a cluster crosses a
-    split. Array of axes (clusters, columns); None where a row is shorter."""
+    clusters: sample_id, cluster, size, from `vitlab.data.cluster_table`; samples: sample_id, label,
+    split. Frames of several colours in a row: the cluster crosses a split."""
     named = samples.set_index("sample_id")
     colors = series_colors(SPLITS)
-    parts = [part.head(MOST_IMAGES) for _, part in clusters.groupby("cluster", sort=False)]
-    rows = [(f"{part['size'].iloc[0]} images", part["sample_id"].tolist()) for part in parts]
-    axes = _image_rows(rows, images, legend=True)
-    for (_, ids), row in zip(rows, axes, strict=True):
-        for ax, sample_id in zip(row, ids, strict=False):
-            ax.set_title(f"{sample_id}\n{named.loc[sample_id, 'label']}", fontsize=6.5, pad=3)
-            frame(ax, colors[named.loc[sample_id, "split"]])
-    handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    axes[0, 0].figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return axes
-
-
-def _image_rows(
-    rows: list[tuple[str, list[str]]], images: Mapping[str, object], legend: bool = False
-) -> np.ndarray:
-    if not rows:
-        raise UserError("there is no image to draw: the table is empty")
-    columns = max(len(ids) for _, ids in rows)
-    side = (WIDTH - LABEL_WIDTH) / max(columns, 6)
-    figure = new_figure(len(rows) * (side + 0.24 + 0.1 * legend) + 0.1 + 0.25 * legend)
-    grid = figure.subplots(
-        len(rows),
-        max(columns, 6) + 1,
-        squeeze=False,
-        width_ratios=[LABEL_WIDTH, *[side] * max(columns, 6)],
-    )
-    axes = np.full((len(rows), columns), None, dtype=object)
-    for place, (label, ids) in enumerate(rows):
-        for ax in grid[place]:
-            ax.axis("off")
-        grid[place, 0].text(
-            0, 0.5, label, fontsize=7.5, va="center", transform=grid[place, 0].transAxes
-        )
-        for column, sample_id in enumerate(ids):
-            ax = axes[place, column] = grid[place, column + 1]
-            ax.axis("on")
-            image = images.get(sample_id)
-            show_image(ax, np.full((8, 8), 235, dtype=np.uint8) if image is None else image)
-            if image is None:
-                ax.text(
-                    0.5,
-                    0.5,
-                    sample_id,
-                    fontsize=5,
-                    ha="center",
-                    va="center",
-                    wrap=True,
-                    transform=ax.transAxes,
-                )
-    return axes
+    rows, names, titles, frames = [], [], [], []
+    for _, part in clusters.groupby("cluster", sort=False):
+        ids = part["sample_id"].head(MAX_IMAGES)
+        names.append(f"{part['size'].iloc[0]} images")
+        rows.append([images.get(name, UNREADABLE) for name in ids])
+        titles.append([f"{name}\n{named.loc[name, 'label']}" for name in ids])
+        frames.append([colors[named.loc[name, "split"]] for name in ids])
+    return plot_image_rows(rows, names, titles, frames, title_size=6.5, legend=colors)
 
 
 def _write_score(score: float) -> str:

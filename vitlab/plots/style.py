@@ -1,6 +1,4 @@
-"""How every figure looks: one palette, one page width, one way of naming things and of showing an
-image.
-"""
+"""How every figure looks: palette, page width, names, legends, images."""
 
 from __future__ import annotations
 
@@ -134,6 +132,14 @@ def series_colors(names: Iterable[str]) -> dict[str, str]:
     return {name: colors[name] for name in names}
 
 
+def series_looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each model, run or method of a figure with lines."""
+    looks = {}
+    for place, (name, color) in enumerate(series_colors(names).items()):
+        looks[name] = {"color": color, "marker": MARKERS[place % len(MARKERS)]}
+    return looks
+
+
 def _at_least(colors: tuple[str, ...], count: int) -> Sequence[str]:
     return colors if count <= len(colors) else sns.color_palette("husl", count).as_hex()
 
@@ -151,8 +157,10 @@ def legend_name(name: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A column or metric name as one writes it: `val_roc_auc` becomes `validation ROC AUC`; texts
-    with blanks stay.
+    """A column or metric name for readers; names with blanks stay.
+
+    >>> readable("val_roc_auc")
+    'validation ROC AUC'
     """
     if " " in name:  # such as "recall of class_01", which holds a name
         return NAMES.get(name, name)
@@ -193,6 +201,26 @@ def legend_below(ax: Axes, columns: int, **options) -> Legend:
     return ax.legend(
         loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=under, ncols=columns, **options
     )
+
+
+def shared_legend(axes: Sequence[Axes], columns: int = 4, **options) -> None:
+    """One legend below a figure with the labels of all its axes, each once."""
+    entries = {}
+    for ax in np.ravel(axes):
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure = np.ravel(axes)[0].get_figure(root=True)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, **options
+    )
+
+
+def empty_axes(text: str) -> Axes:
+    """A low figure with a text, for a table without rows."""
+    ax = new_axes(None, 0.6)
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, text, ha="center", va="center")
+    return ax
 
 
 def show_image(ax: Axes, image, **options) -> None:

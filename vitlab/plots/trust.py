@@ -1,291 +1,346 @@
-"""Whether explanations may be believed: their scores beside those of maps that know nothing of the
-model.
+"""Whether explanations can be trusted: tests of each method, its scores beside those of controls
+(maps made without the model), and the agreement of methods.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from scipy.stats import sem, t
+from statsmodels.stats.proportion import proportion_confint
 
 from vitlab.errors import UserError
-from vitlab.plots.style import GREY, PALETTE, check_table, new_axes, new_figure, readable
+from vitlab.extremes import describe_best, find_best
+from vitlab.plots.elements import draw_band, draw_interval, list_rows
+from vitlab.plots.style import (
+    DIVERGING,
+    GREY,
+    PALETTE,
+    SEQUENTIAL,
+    check_table,
+    few_ticks,
+    new_axes,
+    new_figure,
+    note_above,
+    panel_grid,
+    readable,
+    shared_legend,
+)
 from vitlab.registry import unknown
 
 MINUS = "\N{MINUS SIGN}"
 CONTROLS = ("random", "centre", "edges")  # maps made without the model
-VERDICTS = {  # colour and marker: the shapes say it once more, for those who do not see the colours
+DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of the controls
+KINDS = {  # label and colour
+    "insertion": ("insertion (higher is better)", PALETTE[0]),
+    "deletion": ("deletion (lower is better)", PALETTE[1]),
+}
+POINTING = {
+    "hit": "pointing game:\nhit rate",
+    "mass": "relevance mass\nin the stamp",
+    "rank": "relevance rank:\nshare of the top pixels",
+}
+VERDICTS = {  # colour and marker, so that the colours are not needed to read it
     "better than all controls": (PALETTE[0], ">"),
     "not shown": (GREY, "o"),
     "worse": (PALETTE[3], "<"),
     "too few images to show anything": (GREY, "x"),
 }
-BETTER, _, _, FEW = VERDICTS
 TRUST_COLUMNS = ("method", "metric", "difference", "difference_low", "difference_high", "verdict")
-ROW = 0.25  # inches a method
-# metrics beside each other that leave room for two numbers below each; of more, zero is the line
-# alone
+RANK_COLUMNS = ("method", "mean_rank", "better", "metrics")
+# metrics side by side that leave room for two numbers below each; of more, zero is the line alone
 WIDE = 7
 
 
-def plot_trust(trust_table: pd.DataFrame, order: Sequence[str] | None = None) -> np.ndarray:
-    """Every method (rows, best first) on every metric (columns) against the best control: an array
-    of axes (metrics,).
+def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
+    """The target's probability while patches are inserted or deleted, mean over images with its
+    95 % interval, a panel for each method: an array of axes (methods,).
 
-    A dot is the difference to the best map made without the model, right of zero being better, with
-    its interval; colour and shape are the verdict. At the right stands on how many metrics a method
-    is better than all controls. trust_table: columns method, metric, difference, difference_low,
-    difference_high, verdict ("better than all controls", "not shown", "worse" or "too few images to
-    show anything"), a row for each method and metric; a pair that is missing, or NaN, is a dash.
-    order: methods from top to bottom; else by mean rank of the difference."""
-    _check_trust(trust_table, "trust_table")
-    ranks = rank_methods(trust_table)
-    methods = list(ranks["method"] if order is None else order)
-    _check_order(methods, ranks["method"])
+    curves: columns method, kind ("insertion" or "deletion"), sample_id, share (of patches changed,
+    0..1), score. Controls (random, centre, edges) are grey and dashed in every panel."""
+    check_table(
+        curves, ("method", "kind", "sample_id", "share", "score"), "table of perturbation curves"
+    )
+    for kind in curves["kind"].unique():
+        if kind not in KINDS:
+            raise UserError(
+                "table of perturbation curves: " + unknown("kind", str(kind), list(KINDS))
+            )
+    methods, controls = split_controls(curves["method"])
+    if not methods:
+        raise UserError(
+            f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at"
+            " least one method"
+        )
+    groups = curves.groupby(["method", "kind", "share"])["score"].agg(["mean", "sem", "count"])
+    error = t.ppf(0.975, (groups["count"] - 1).clip(lower=1)) * groups["sem"]
+    means = groups.assign(low=groups["mean"] - error, high=groups["mean"] + error)
+    axes = panel_grid(len(methods), 4, 1.5, sharex=True, sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
+        for kind in curves["kind"].unique():
+            for control, dashes in controls.items():
+                part = means.loc[control, kind]
+                style = {"color": GREY, "linestyle": dashes, "linewidth": 0.9}
+                ax.plot(part["mean"], label=f"{readable(control)} (control)", **style)
+            label, color = KINDS[kind]
+            part = means.loc[method, kind]
+            draw_band(ax, part.index, part, "mean", color=color, label=label)
+        ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
+        ax.set_xlim(0, 1)
+        ax.xaxis.set_major_locator(few_ticks(2))
+        ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        ax.yaxis.set_major_locator(few_ticks(4))
+        ax.grid(axis="y")
+    figure = axes[0].get_figure(root=True)
+    figure.set_figheight(figure.get_figheight() + 0.7)
+    figure.supylabel("probability of the target", fontsize=8)
+    shared_legend(axes, 3, title="share of patches inserted or deleted")
+    return axes
+
+
+def split_controls(names) -> tuple[list[str], dict[str, tuple]]:
+    """The methods, each once and in the order they come; and the dashes of each control."""
+    names = list(pd.unique(pd.Series(names)))
+    controls = [name for name in names if name in CONTROLS]
+    methods = [name for name in names if name not in CONTROLS]
+    return methods, dict(zip(controls, DASHES, strict=False))
+
+
+def plot_randomisation(table: pd.DataFrame) -> np.ndarray:
+    """How similar a map stays while the model's weights are randomised, a panel for each method: an
+    array of axes (methods,).
+
+    The line is the mean over images, the band holds the middle 80 % of them. 1 is the map of the
+    trained model: what stays near 1 does not depend on what the model learned. The dotted line is
+    the similarity of the trained model's maps of different images: a curve cannot be expected to
+    fall below it. table: columns method, step (0 = trained), layer (randomised last), sample_id,
+    similarity (rank correlation with the map of step 0), absolute (that of absolute values), and
+    other_image."""
+    columns = ("method", "step", "layer", "sample_id", "similarity", "absolute", "other_image")
+    check_table(table, columns, "randomisation table")
+    groups = table.groupby(["method", "step"])["similarity"]
+    low, high = groups.quantile(0.1), groups.quantile(0.9)
+    curves = pd.DataFrame({"mean": groups.mean(), "low": low, "high": high})
+    methods = list(pd.unique(table["method"]))
+    steps = table.drop_duplicates("step").sort_values("step")
+    # of several layers, the last
+    names = ["trained", *(str(name).rpartition(" to ")[2] for name in steps["layer"].iloc[1:])]
+    shown = sorted({0, len(names) // 2, len(names) - 1})
+    across = max(1, min(4, len(methods)))
+    axes = panel_grid(len(methods), across, 1.45, sharex=True, sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
+        curve = curves.loc[method]
+        ax.axhline(0, color=GREY, linestyle=":", linewidth=1)
+        draw_band(ax, curve.index, curve, "mean", color=PALETTE[0], marker="o", label="method")
+        part = table[table["method"] == method]
+        absolute = part.groupby("step")["absolute"].mean()
+        if not np.allclose(absolute, curve["mean"]):
+            style = {"color": PALETTE[1], "marker": "s", "markersize": 2.5, "linewidth": 1.1}
+            ax.plot(absolute, label="absolute values", **style)
+        style = {"color": PALETTE[3], "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
+        ax.axhline(part["other_image"].mean(), label="maps of other images", **style)
+        last = curve["mean"].iloc[-1]
+        style = {"va": "center", "fontsize": 7, "bbox": {"color": "white", "pad": 0}}
+        end = (curve.index[-1], last)
+        ax.annotate(f"{last:.2f}", end, (4, 0), textcoords="offset points", **style)
+        ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
+        ax.yaxis.set_major_locator(few_ticks(3))
+        ax.grid(axis="y")
+    axes[0].set_ylim(min(0.0, curves["low"].min()) - 0.05, 1.12)
+    # room for the last value
+    axes[0].set_xlim(-0.06 * steps["step"].max(), 1.22 * steps["step"].max())
+    axes[0].set_xticks(steps["step"].to_numpy()[shown], [names[place] for place in shown])
+    for ax in axes[-across:]:  # the last of each column, also where a panel below it is missing
+        ax.tick_params(axis="x", labelbottom=True, rotation=35, labelsize=7)
+    figure = axes[0].get_figure(root=True)
+    figure.set_figheight(figure.get_figheight() + 0.7 + 0.35 * bool(len(methods) % across))
+    figure.supylabel("similarity to the map of the trained model", fontsize=8)
+    shared_legend(axes, title="weights randomised, from the head down to …")
+    return axes
+
+
+def plot_pointing(table: pd.DataFrame) -> np.ndarray:
+    """How well each method (rows, best first) finds the planted stamp: hit rate, mass and rank, an
+    array of axes (3,).
+
+    Dots are means over images with 95 % intervals. The dashed line is what a map without any
+    knowledge of the stamp reaches on average. Controls are grey and hollow. table: columns method,
+    sample_id, hit (bool, or the share of equal maxima that hit), mass, rank, chance (all 0..1);
+    hit_chance where the hit rate has a chance of its own."""
+    check_table(table, ("method", "sample_id", "hit", "mass", "rank", "chance"), "pointing table")
+    means = table.groupby("method", sort=False)[["hit", "mass", "rank"]].mean().mean(axis=1)
+    methods = list(means.sort_values(ascending=False, kind="stable").index)
+    axes = new_figure(0.95 + 0.23 * len(methods)).subplots(1, 3, sharey=True)
+    for ax, (column, title) in zip(axes, POINTING.items(), strict=True):
+        for place, method in enumerate(methods):
+            values = table.loc[table["method"] == method, column].to_numpy(float)
+            low, high = _interval(values, column)
+            control = method in CONTROLS
+            color = GREY if control else PALETTE[0]
+            draw_interval(ax, place, values.mean(), low, high, color, filled=not control)
+        chance = "hit_chance" if column == "hit" and "hit_chance" in table else "chance"
+        style = {"color": PALETTE[3], "linestyle": (0, (4, 2)), "linewidth": 1.1, "zorder": 0}
+        ax.axvline(table[chance].mean(), label="chance", **style)
+        ax.set_title(title, fontsize=8)
+        ax.set_xlim(-0.03, 1.03)
+        list_rows(
+            ax, [readable(name) + " (control)" * (name in CONTROLS) for name in methods], ticks=3
+        )
+    shared_legend(axes[:1])
+    return axes
+
+
+def _interval(values: np.ndarray, column: str) -> tuple[float, float]:
+    """95 % interval of the mean over images: Wilson's for the hit rate, else Student's t."""
+    if column == "hit":  # takes shares of a hit too
+        low, high = proportion_confint(values.sum(), len(values), method="wilson")
+        return float(low), float(high)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    low, high = t.interval(0.95, len(values) - 1, values.mean(), sem(values))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def plot_trust(trust_table: pd.DataFrame, ranks: pd.DataFrame) -> np.ndarray:
+    """Every method (rows) on every metric (columns) against the best control: an array of axes
+    (metrics,).
+
+    A dot is the difference to the best control, right of zero being better, with its interval;
+    colour and shape are the verdict. At the right: on how many metrics a method is better than all
+    controls. trust_table: columns method, metric, difference, difference_low, difference_high,
+    verdict (a key of VERDICTS), a row for each method and metric; a pair that is missing, or NaN,
+    is a dash. ranks: a `rank_table` of it, which gives the order of the methods."""
+    check_table(trust_table, TRUST_COLUMNS, "trust_table")
+    check_table(ranks, RANK_COLUMNS, "ranks")
+    for verdict in trust_table.loc[trust_table["difference"].notna(), "verdict"].unique():
+        if verdict not in VERDICTS:
+            raise UserError("trust_table: " + unknown("verdict", str(verdict), list(VERDICTS)))
+    methods = list(ranks["method"])
     metrics = list(trust_table["metric"].unique())
-    rows = trust_table.set_index(["method", "metric"])
     longest = max(len(readable(metric)) for metric in metrics)
     above = 0.1 + 0.038 * longest  # inches: slanting titles, which the layout would push apart
-    figure = new_figure(0.95 + above + ROW * len(methods))
+    figure = new_figure(0.95 + above + 0.25 * len(methods))
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / figure.get_figheight()))
     # else a notebook, which trims its figures, would cut the titles off
     figure.add_artist(Line2D([0, 1], [1, 1], alpha=0))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
-        for place, method in enumerate(methods):
-            found = rows.loc[(method, metric)] if (method, metric) in rows.index else None
-            if found is None or pd.isna(found["difference"]):
-                ax.text(
-                    0.5,
-                    place,
-                    "–",
-                    color=GREY,
-                    ha="center",
-                    va="center",
-                    transform=ax.get_yaxis_transform(),
-                )
-            else:
-                _draw_difference(ax, place, found)
-        _band_rows(ax, len(methods))
+        rows = trust_table[trust_table["metric"] == metric].set_index("method").reindex(methods)
+        for place, row in enumerate(rows.itertuples()):
+            color, marker = VERDICTS.get(row.verdict, (GREY, "o"))
+            ends = row.difference_low, row.difference_high
+            filled = marker != "o"
+            draw_interval(ax, place, row.difference, *ends, color, filled, "–", marker)
+        for place in range(0, len(methods), 2):  # guides the eye from the name to the last metric
+            ax.axhspan(place - 0.5, place + 0.5, color="0.955", linewidth=0, zorder=0)
         ax.axvline(0, color="0.2", linewidth=0.8, zorder=1)
-        ax.annotate(
-            readable(metric),
-            (0.2, 1),
-            (0, 3),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            rotation=32,
-            rotation_mode="anchor",
-            va="bottom",
-            fontsize=7.5,
-        ).set_in_layout(False)
+        slanting = {"rotation": 32, "rotation_mode": "anchor", "va": "bottom", "fontsize": 7.5}
+        corner = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        title = ax.annotate(readable(metric), (0.2, 1), (0, 3), **corner, **slanting)
+        title.set_in_layout(False)
         ax.margins(x=0.12)
-        ax.set_xlim(*_include_zero(*ax.get_xlim()))
-        ticks, labels = _two_ticks(*ax.get_xlim())
+        low, high = ax.get_xlim()
+        low, high = min(low, -0.06 * (high - low)), max(high, 0.06 * (high - low))
+        ax.set_xlim(low, high)
+        ticks, labels = _two_ticks(low, high)
         ax.set_xticks(ticks, labels if len(metrics) <= WIDE else ["", labels[1]])
         ax.tick_params(axis="x", labelsize=7)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(methods)), [readable(name) for name in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
-    counts = ranks.set_index("method")
-    for place, method in enumerate(methods):
-        text = f"{counts.loc[method, 'better']} of {counts.loc[method, 'metrics']}"
-        axes[-1].annotate(
-            text,
-            (1, place),
-            (6, 0),
-            xycoords=axes[-1].get_yaxis_transform(),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-        )
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=color,
-            marker=marker,
-            markersize=5,
-            linewidth=1.2,
-            label=verdict,
-            markerfacecolor="white" if marker == "o" else color,
-        )
-        for verdict, (color, marker) in list(VERDICTS.items())[
-            : 4 if FEW in set(trust_table["verdict"]) else 3
-        ]
-    ]
+    right = {"xycoords": axes[-1].get_yaxis_transform(), "textcoords": "offset points"}
+    for place, row in enumerate(ranks.itertuples()):
+        text = f"{row.better:.0f} of {row.metrics:.0f}"
+        axes[-1].annotate(text, (1, place), (6, 0), va="center", fontsize=7.5, **right)
+    for verdict, (color, marker) in VERDICTS.items():
+        if verdict in set(trust_table["verdict"]) or marker != "x":
+            inside = "white" if marker == "o" else color
+            look = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.2}
+            axes[0].plot([], [], label=verdict, markerfacecolor=inside, **look)
     title = "difference to the best control (right of 0: the method is better)"
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, title=title)
+    shared_legend(axes[:1], 3, title=title)
     return axes
 
 
-def rank_methods(trust_table: pd.DataFrame) -> pd.DataFrame:
-    """Methods by mean rank of their differences over the metrics, best first.
-
-    One row a method: method, mean_rank (1 is best; ties share), better (metrics with the verdict
-    "better than all controls"), worse, metrics (how many it was measured on)."""
-    _check_trust(trust_table, "trust_table")
-    known = trust_table.dropna(subset=["difference"])
-    ranks = known.assign(rank=known.groupby("metric")["difference"].rank(ascending=False))
-    table = ranks.groupby("method").agg(
-        mean_rank=("rank", "mean"),
-        better=("verdict", lambda verdict: int((verdict == BETTER).sum())),
-        worse=("verdict", lambda verdict: int((verdict == "worse").sum())),
-        metrics=("metric", "nunique"),
-    )
-    table = table.reindex(trust_table["method"].unique())
-    counts = ["better", "worse", "metrics"]
-    table[counts] = table[counts].fillna(0).astype(int)
-    return (
-        table.rename_axis("method")
-        .reset_index()
-        .sort_values("mean_rank", kind="stable", ignore_index=True)
-    )
-
-
-def plot_trust_by_model(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
+def plot_trust_by_model(ranks: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
     """Mean rank of each method (rows) for each model (columns), and on how many metrics it beats
     all controls.
 
-    tables: a trust table for each model, as in `plot_trust`. Methods that a model has no parts for
-    (attention rollout of a CNN) are a dash. Methods are sorted by their mean over the models."""
-    if not tables:
-        raise UserError("tables is empty: give one trust table for each model")
-    found = {}
-    for name, table in tables.items():
-        _check_trust(table, f"trust table of {name}")
-        found[name] = rank_methods(table).set_index("method")
-    ranks = pd.DataFrame({name: table["mean_rank"] for name, table in found.items()})
-    ranks = ranks.loc[ranks.mean(axis=1).sort_values(kind="stable").index]
-    words = pd.DataFrame("–", index=ranks.index, columns=ranks.columns)
-    for name, table in found.items():
-        for method, row in table.dropna(subset=["mean_rank"]).iterrows():
-            words.loc[method, name] = (
-                f"{row['mean_rank']:.1f} ({row['better']:.0f}/{row['metrics']:.0f})"
-            )
-    ax = new_axes(ax, 1.15 + 0.3 * len(ranks), min(6.3, 2.4 + 1.2 * len(found)))
-    ax.set_facecolor("0.93")  # what a gap shows
-    bar = {"label": "mean rank (1 = best)"}
-    sns.heatmap(
-        ranks,
-        annot=words,
-        fmt="",
-        cmap="viridis",
-        ax=ax,
-        cbar_kws=bar,
-        annot_kws={"fontsize": 7.5},
-        linewidths=1,
+    ranks: a `rank_table` for each model. A method that a model does not support (attention rollout
+    of a CNN) is a dash. Methods are sorted by their mean over the models. Of more than eight
+    models, those whose methods are better than all controls most often are shown."""
+    if not ranks:
+        raise UserError("ranks is empty: give one table for each model")
+    for name, table in ranks.items():
+        check_table(table, RANK_COLUMNS, f"ranks of {name}")
+    shares = {name: table["better"].sum() / table["metrics"].sum() for name, table in ranks.items()}
+    best = find_best(pd.Series(shares), 8)
+    long = pd.concat([ranks[name].assign(model=name) for name in best])
+    long = long.dropna(subset=["mean_rank"])
+    words = [
+        f"{row.mean_rank:.1f} ({row.better:.0f}/{row.metrics:.0f})" for row in long.itertuples()
+    ]
+    table = (
+        long.assign(words=words).set_index(["method", "model"])[["mean_rank", "words"]].unstack()
     )
-    for row, column in np.argwhere(ranks.isna().to_numpy()):
-        ax.text(column + 0.5, row + 0.5, "–", color=GREY, ha="center", va="center")
+    values = table["mean_rank"].reindex(columns=best)
+    values = values.loc[values.mean(axis=1).sort_values(kind="stable").index]
+    words = table["words"].reindex(index=values.index, columns=best)
+    ax = new_axes(ax, 1.15 + 0.3 * len(values), min(6.3, 2.4 + 1.2 * len(best)))
+    _draw_heatmap(ax, values, words.fillna("–"), SEQUENTIAL, "mean rank (1 = best)")
     ax.collections[0].colorbar.ax.invert_yaxis()
     ax.set(xlabel="in brackets: on how many metrics better than all controls", ylabel="")
-    ax.set_yticks(np.arange(len(ranks)) + 0.5, [readable(name) for name in ranks.index], rotation=0)
-    ax.set_xticks(
-        np.arange(len(found)) + 0.5,
-        [textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_") for name in found],
-        rotation=0,
-    )
-    ax.tick_params(length=0)
+    ax.set_yticklabels([readable(name) for name in values.index], rotation=0)
+    wrapped = [textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_") for name in best]
+    ax.set_xticklabels(wrapped, rotation=0)
+    note_above(ax.figure, describe_best(len(best), len(ranks), "the trust in their explanations"))
     return ax
 
 
 def plot_agreement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How alike the maps of each two methods are, as numbers in the upper triangle; "–" where a
+    """How similar the maps of each two methods are, as numbers in the upper triangle; "–" where a
     pair could not be compared.
 
     table: a row for each pair, with columns method_a, method_b and value (the mean rank correlation
     over images, -1..1)."""
-    square = _square(table)
-    order = list(square.index)
-    values = square.to_numpy(float)[:-1, 1:]  # the last row and the first column would be empty
-    hidden = np.tril(np.ones_like(values, dtype=bool), -1)
+    check_table(table, ("method_a", "method_b", "value"), "agreement table")
+    order = list(pd.unique(pd.concat([table["method_a"], table["method_b"]])))
+    swapped = table.rename(columns={"method_a": "method_b", "method_b": "method_a"})
+    square = pd.concat([table, swapped]).pivot_table(
+        index="method_a", columns="method_b", values="value", dropna=False
+    )
+    # the last row and the first column would be empty
+    values = square.reindex(index=order[:-1], columns=order[1:])
     size = len(values)
+    below = np.tril(np.ones((size, size), dtype=bool), -1)
+    words = values.map("{:.2f}".format).replace("nan", "–").mask(below, "")
     ax = new_axes(ax, 1.35 + 0.33 * size, min(6.3, 2.6 + 0.46 * size))
-    sns.heatmap(
-        values,
-        mask=hidden,
-        annot=True,
-        fmt=".2f",
-        cmap="RdBu_r",
-        vmin=-1,
-        vmax=1,
-        linewidths=1,
-        ax=ax,
-        annot_kws={"fontsize": 7},
-        cbar_kws={"label": "rank correlation of two maps", "shrink": 0.7},
-    )
-    for row, column in np.argwhere(np.isnan(values) & ~hidden):
-        ax.text(column + 0.5, row + 0.5, "–", color=GREY, ha="center", va="center")
+    label = "rank correlation of two maps"
+    _draw_heatmap(ax, values.mask(below), words, DIVERGING, label, vmin=-1, vmax=1)
+    ax.set_facecolor("white")
     ax.xaxis.tick_top()
-    ax.set_xticks(
-        np.arange(size) + 0.5, [readable(name) for name in order[1:]], rotation=40, ha="left"
-    )
-    ax.set_yticks(np.arange(size) + 0.5, [readable(name) for name in order[:-1]], rotation=0)
-    ax.tick_params(length=0, pad=2)
+    ax.set_xticklabels([readable(name) for name in order[1:]], rotation=40, ha="left")
+    ax.set_yticklabels([readable(name) for name in order[:-1]], rotation=0)
+    ax.set(xlabel="", ylabel="")
     return ax
 
 
-def _square(table: pd.DataFrame) -> pd.DataFrame:
-    check_table(table, ("method_a", "method_b", "value"), "agreement table")
-    order = list(pd.unique(pd.concat([table["method_a"], table["method_b"]])))
-    square = pd.DataFrame(np.nan, index=order, columns=order)
-    for row in table.itertuples():
-        square.loc[row.method_a, row.method_b] = square.loc[row.method_b, row.method_a] = row.value
-    return square
-
-
-def _check_trust(table: pd.DataFrame, what: str) -> None:
-    check_table(table, TRUST_COLUMNS, what)
-    for verdict in table.loc[table["difference"].notna(), "verdict"].unique():
-        if verdict not in VERDICTS:
-            raise UserError(f"{what}: " + unknown("verdict", str(verdict), list(VERDICTS)))
-    double = table[table.duplicated(["method", "metric"])]
-    if len(double):
-        first = double.iloc[0]
-        raise UserError(
-            f"{what}: more than one row for {first['method']} and {first['metric']}; give one"
-            " model's table"
-        )
-
-
-def _check_order(methods: Sequence[str], known) -> None:
-    for method in methods:
-        if method not in set(known):
-            raise UserError(unknown("method in order", method, list(known)))
-
-
-def _draw_difference(ax: Axes, place: int, row: pd.Series) -> None:
-    color, marker = VERDICTS[row["verdict"]]
-    ax.plot(
-        [row["difference_low"], row["difference_high"]],
-        [place, place],
-        color=color,
-        linewidth=1.2,
-        zorder=2,
-    )
-    fill = "white" if marker == "o" else color
-    ax.plot(
-        row["difference"],
-        place,
-        marker,
-        color=color,
-        markersize=4.5,
-        markerfacecolor=fill,
-        zorder=3,
-    )
-
-
-def _band_rows(ax: Axes, count: int) -> None:
-    """Every second row on grey, so that the eye keeps the line from the name to the last metric."""
-    for place in range(0, count, 2):
-        ax.axhspan(place - 0.5, place + 0.5, color="0.955", linewidth=0, zorder=0)
+def _draw_heatmap(ax: Axes, values, words, colors: str, label: str, **limits) -> None:
+    """A heat map with the words in its cells; where a value is missing, they stand on grey."""
+    ax.set_facecolor("0.93")
+    look = {"linewidths": 1, "annot_kws": {"fontsize": 7}, "cbar_kws": {"label": label}}
+    sns.heatmap(values, annot=words, fmt="", cmap=colors, ax=ax, **look, **limits)
+    for row, column in np.argwhere(values.isna().to_numpy()):
+        word = words.iloc[row, column]
+        ax.text(column + 0.5, row + 0.5, word, color=GREY, ha="center", va="center")
+    ax.tick_params(length=0, pad=2)
 
 
 def _two_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
@@ -299,8 +354,3 @@ def _two_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
         "0",
         f"{np.copysign(step, side):g}".replace("-", MINUS),
     ]
-
-
-def _include_zero(low: float, high: float) -> tuple[float, float]:
-    room = 0.06 * (high - low)
-    return min(low, -room), max(high, room)

@@ -7,71 +7,36 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from uuid import uuid4
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vitlab.errors import UserError
-from vitlab.plots.style import (
-    SEQUENTIAL,
-    WIDTH,
-    hide_ticks,
-    image_shape,
-    new_figure,
-    png_bytes,
-    show_image,
-)
-from vitlab.plots.vit import MARK, outline_cell
+from vitlab.plots.interactive import Interactive
+from vitlab.plots.style import SEQUENTIAL, WIDTH, image_shape, panel_grid, show_image
+from vitlab.plots.vit import MARK, draw_attention, outline_cell
 
 FRAGMENT = Path(__file__).with_name("viewer.html")
 ALT = "An image; pointing at one of its patches shows beside it where this patch attends."
 LIMIT = 1_500_000  # bytes of HTML: a page has several figures
 OTHERS = 330_000  # bytes kept for image, code and colours
 PIXELS = 448  # of the longer side on the canvas
-SHOWN = 4  # queries of the static twin
 QUALITY = 88
-
-
-@dataclass(frozen=True)
-class Viewer:
-    """An interactive fragment of HTML that needs nothing from outside, and a matplotlib twin for
-    paper, closed here.
-
-    Reports find such figures by the class `vitlab-viewer`.
-    """
-
-    html: str = field(repr=False)
-    static: Figure = field(repr=False)
-
-    def __post_init__(self):
-        plt.close(self.static)
-
-    def to_html(self) -> str:
-        return self.html
-
-    def to_png(self) -> bytes:
-        return png_bytes(self.static)
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        png = base64.b64encode(self.to_png()).decode()
-        return {"text/html": self.html, "image/png": png, "text/plain": repr(self)}
 
 
 def iplot_patch_attention(
     image: np.ndarray, attention: np.ndarray, grid: tuple[int, int]
-) -> Viewer:
+) -> Interactive:
     """Where each patch attends: choose it on the image, with the arrow keys or a slider; and the
     block from a list.
 
     The first query is the class token, or the patch in the middle where there is none. The picture
-    for paper shows the last block, for this query and for the three patches where it attends most.
+    for paper shows the last block, for this query and for three patches along the diagonal.
     image: (h, w, 3) or (h, w), floats in 0..1 or uint8. attention: (T, T), or (L, T, T) for several
     blocks (heads averaged, or one head), a row for each query; kept to 1/255 of the strongest
     weight of its row. grid: rows and columns of patches.
@@ -108,7 +73,7 @@ def iplot_patch_attention(
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     template = Template(FRAGMENT.read_text(encoding="utf-8"))
     html = template.substitute(name=f"vitlab-{uuid4()}", alt=ALT, data=text)
-    return Viewer(html, _draw_static(pixels, attention[-1], grid, prefix, start, names))
+    return Interactive(html, _draw_static(pixels, attention[-1], grid, prefix, start))
 
 
 def _check_attention(attention, grid) -> tuple[np.ndarray, int]:
@@ -153,11 +118,9 @@ def _as_uint8(image) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"image must be (h, w, 3) or (h, w), got {pixels.shape}")
-    return (
-        pixels
-        if pixels.dtype == np.uint8
-        else np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
-    )
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
 def _as_jpeg(pixels: np.ndarray) -> bytes:
@@ -172,61 +135,31 @@ def _encode(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _draw_static(pixels, attention, grid, prefix, start, names) -> Figure:
-    """The image with numbered queries, and the attention of each in the last block, relative to its
-    strongest patch.
+def _draw_static(pixels, attention, grid, prefix, start) -> Figure:
+    """The attention of the first query and of three patches along the diagonal, in the last
+    block.
     """
+    places = [(row * grid[0] // 6, row * grid[1] // 6) for row in (1, 3, 5)]
+    patches = [prefix + row * grid[1] + column for row, column in places]
+    queries = list(dict.fromkeys([start, *patches]))
     height, width = image_shape(pixels)
-    order = np.argsort(-attention[start, prefix:], kind="stable")
-    queries = [
-        start,
-        *(prefix + cell for cell in _keep_apart(order, grid) if prefix + cell != start),
-    ][:SHOWN]
-    figure = new_figure(0.84 * WIDTH / (SHOWN + 1) * height / width + 0.5)
-    axes = figure.subplots(1, len(queries) + 1)
+    side = 0.84 * WIDTH / (len(queries) + 1)
+    axes = panel_grid(len(queries) + 1, len(queries) + 1, side * height / width + 0.5)
     show_image(axes[0], pixels)
-    axes[0].set_title(
-        "queries" + (f"\n(block {names[-1]})" if len(names) > 1 else ""), fontsize=7.5
-    )
+    axes[0].set_title("queries", fontsize=7.5)
+    cell = height / grid[0], width / grid[1]
     for number, (ax, token) in enumerate(zip(axes[1:], queries, strict=True), 1):
-        weights = attention[token, prefix:].reshape(grid)
-        shown = ax.imshow(
-            weights / max(weights.max(), 1e-12),
-            cmap=SEQUENTIAL,
-            vmin=0,
-            vmax=1,
-            aspect=height / grid[0] * grid[1] / width,
-        )
-        hide_ticks(ax)
-        name = "class token" if token == 0 and prefix else f"patch {number}"
+        weights = attention[token, prefix:]
+        query = divmod(token - prefix, grid[1]) if token >= prefix else None
+        shown = draw_attention(ax, weights / max(weights.max(), 1e-12), grid, pixels, query, 1)
+        name = "class token" if query is None else f"patch {number}"
         ax.set_title(f"{name}\n(strongest {weights.max():.1%})", fontsize=7.5)
-        if token >= prefix:
-            row, column = divmod(token - prefix, grid[1])
-            outline_cell(ax, (row, column), 1, 1)
-            outline_cell(axes[0], (row, column), height / grid[0], width / grid[1], linewidth=1.5)
-            beside = (1.3, "left") if column < grid[1] / 2 else (-0.3, "right")
-            corner = ((column + beside[0]) * width / grid[1], (row + 0.5) * height / grid[0])
-            axes[0].text(
-                *corner,
-                str(number),
-                color="white",
-                fontsize=7,
-                va="center",
-                ha=beside[1],
-                bbox={"color": MARK, "pad": 0.8, "linewidth": 0},
-            )
-    bar = figure.colorbar(shown, ax=list(axes), ticks=[0, 0.5, 1], shrink=0.9, aspect=12)
+        if query is not None:
+            outline_cell(axes[0], query, *cell, linewidth=1.5)
+            corner = (query[1] + 0.5) * cell[1], (query[0] + 0.5) * cell[0]
+            middle = {"color": "white", "fontsize": 6, "ha": "center", "va": "center"}
+            box = {"color": MARK, "pad": 0.5, "linewidth": 0}
+            axes[0].text(*corner, str(number), bbox=box, **middle)
+    bar = axes[0].figure.colorbar(shown, ax=list(axes), ticks=[0, 0.5, 1], shrink=0.9, aspect=12)
     bar.set_label("weight, relative\nto the strongest", fontsize=7.5)
-    return figure
-
-
-def _keep_apart(order: np.ndarray, grid: tuple[int, int]) -> list[int]:
-    """Cells in this order, without those closer than a quarter of the grid to one that stands
-    before them.
-    """
-    chosen: list[int] = []
-    for cell in order:
-        place = np.array(divmod(int(cell), grid[1]))
-        if all(np.abs(place - divmod(other, grid[1])).max() > max(grid) / 4 for other in chosen):
-            chosen.append(int(cell))
-    return chosen
+    return axes[0].figure

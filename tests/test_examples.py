@@ -1,0 +1,21 @@
+"""The examples in the docstrings of data sets and models run."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import vitlab.data
+import vitlab.models
+
+MODULES = [
+    module.name
+    for package in (vitlab.data, vitlab.models)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    assert not doctest.testmod(importlib.import_module(name)).failed
