@@ -23,8 +23,8 @@ def data_card(data: DataBundle, pairs: pd.DataFrame | None = None) -> str:
     """A data set as Markdown: source, licence, version, counts, hash of the splits, groups,
     excluded images and known limits.
 
-    pairs: near-duplicates, of `near_duplicate_table`; without them the card says that they were not
-    searched for."""
+    pairs: near-duplicates, of `near_duplicate_table`; without them the card states that they
+    were not searched for."""
     samples = drop_synthetic(data.samples)
     synthetic = len(data.samples) - len(samples)
     counts = _count(samples, "label", data.classes)

@@ -216,7 +216,7 @@ def hub_set(name: str = "") -> Source:
     one group for all), and the hub's `config` and `revision`. Images without a label, and those of
     another split, are listed in `excluded`.
 
-    UserError for an unknown set, one that needs a login, and columns that cannot be told;
+    UserError for an unknown set, one that needs a login, and ambiguous columns;
     MissingFileError where the set is not at hand and cannot be downloaded."""
     where, options = _read_name(name)
     parts = _load_hub(where, options)
@@ -246,7 +246,7 @@ def hub_set(name: str = "") -> Source:
 
 @VERSIONS.register(name="hub:")
 def hub_version(name: str = "") -> str:
-    """Of a saved folder a digest of its fingerprints; of a set on the hub its name with the
+    """For a saved folder a hash of its fingerprints, for a set on the hub its name with the
     revision. No image is decoded and nothing is downloaded.
     """
     where, options = _read_name(name)

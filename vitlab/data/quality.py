@@ -71,7 +71,7 @@ def quality_table(
     10 nearest neighbours in the space of `embeddings` (N, D). wrong_label: cleanlab's confident
     learning (arXiv 1911.00068) from out-of-fold predictions of a logistic regression on
     `embeddings`. Near-duplicates share a fold, so that no copy of an image confirms its label.
-    Classes with fewer than 5 images are not judged."""
+    Classes with fewer than 5 images are not scored."""
     samples = data.samples.reset_index(drop=True)
     vectors = None if embeddings is None else normalise_rows(embeddings, len(samples))
     if pairs is None:

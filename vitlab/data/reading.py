@@ -1,6 +1,6 @@
 """From a sample_id to an 8-bit image; many images in threads; and the check of all images of a set.
 
-A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and nothing in it says which. So
+A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and does not state which. So
 one range of pixel values is estimated over all images of a data set and used for each of them, and
 exposures stay comparable. The test images count as well: no label is used, and the range must be
 the same for every seed, fold and later notebook.
@@ -38,7 +38,7 @@ THREADS = os.cpu_count() or 1
 BLOCK = 64
 # of the pixels of an image and of the images, at each end, that may lie outside the value range
 PIXEL_SHARE, IMAGE_SHARE = 0.001, 0.01
-# the values must fill this share of the range of so many bits; less leaves 8 bits under 32 greys
+# of the range of its bits that a signal must fill; with less, 8 bits keep fewer than 32 greys
 MIN_SPAN = 1 / 8
 DEEP_COLOUR = (
     "colour of 16 bits a channel, of which only the upper 8 could be read; save it with 8 bits a"

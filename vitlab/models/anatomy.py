@@ -39,7 +39,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one module computed: `queries` tokens attend to `keys` tokens, in a batch of so many;
+    """What one module computed: `queries` tokens attend to `keys` tokens, in a batch of `batch`;
     times: how often in one forward pass.
     """
 
@@ -62,7 +62,7 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     "windowed" (Swin), "cnn" (feature maps, no attention) or "other": attention over neither one
     sequence of all tokens nor windows of a map (PVT, LeViT), attention of which only a part can be
     followed (ConViT, CaiT), or no attention and no feature maps either (MLP-Mixer). For "other",
-    blocks, attention and grid stay empty, and `reason` says why.
+    blocks, attention and grid stay empty, and `reason` explains why.
 
     >>> from timm import create_model
     >>> anatomy = find_anatomy(create_model("vit_tiny_patch16_224", img_size=64), (64, 64))
@@ -144,8 +144,8 @@ class _Watch(AttentionWatch):
     attention itself.
 
     steps: in the order in which they finish, containers after their parts. attending: names of all
-    modules in which T tokens weigh T others, also those that go on with the weights in a way of
-    their own."""
+    modules in which T tokens weigh T others, also those that use the weights in another
+    way."""
 
     def __init__(self):
         super().__init__()
@@ -215,7 +215,7 @@ class _Watch(AttentionWatch):
                 and isinstance(output, torch.Tensor)
                 and name
             ):
-                self.steps.pop(name, None)  # a module used twice stands where it was used last
+                self.steps.pop(name, None)  # a module used twice is listed where it was used last
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
                 callers = tuple(caller for caller, *_ in self.running if caller)
                 self.steps[name] = _Step(
@@ -296,7 +296,7 @@ def _find_maps(steps, size, inside) -> list[str]:
     """Modules with a (B, C, h, w) output of the image's proportions, in order.
 
     Left out: what lies inside attention and transformer blocks, maps of a single cell, and the
-    inner parts of a block that goes on to another resolution (the expansion at the start of
+    inner parts of a block that changes the resolution (the expansion at the start of
     EfficientNet's next stage is still of the old one)."""
     height, width = size
 

@@ -92,8 +92,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: tokens exchange information (attention), then each one
-    digests it (MLP).
+    """One pre-norm transformer block: attention over all tokens, then an MLP on each token.
 
     drop_path_rate: probability, in training, of skipping a branch for a whole image (stochastic
     depth, arXiv 1603.09382)."""
@@ -203,7 +202,7 @@ class VisionTransformer(nn.Module):
         if positions == "learned":
             trunc_normal_(self.pos_embed, std=0.02)
         else:
-            # the class token stands nowhere: zeros
+            # the class token has no position: zeros
             self.pos_embed.data[0, 1:] = sincos_positions(self.grid, embed_dim)
 
     def embed_tokens(self, images):

@@ -42,8 +42,7 @@ class AttentionWatch(TorchFunctionMode):
 
     It knows the fused kernel, also where nn.MultiheadAttention calls it (which leaves its own fast
     path alone while a mode is active), and softmax over the last axis followed by a product with
-    the values. A subclass says in `attend` what is done with it, and returns what the model goes on
-    with."""
+    the values. A subclass implements `attend`, whose result replaces the output of attention."""
 
     def __init__(self):
         super().__init__()
@@ -86,8 +85,8 @@ class AttentionWatch(TorchFunctionMode):
         )
 
     def _attend_multi_head(self, *args, **kwargs):
-        """The function's own code, with the kernel it calls put through `attend`; a mode never sees
-        what goes on inside one.
+        """The function's own code, with the kernel it calls put through `attend`; a mode does not
+        see inside it.
         """
         original = F.multi_head_attention_forward
         names = {**original.__globals__, "scaled_dot_product_attention": self._attend_fused}
