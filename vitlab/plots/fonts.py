@@ -16,11 +16,9 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
-PACKAGES = {  # of Debian and Ubuntu, by the first word of a character's Unicode name
-    **dict.fromkeys(
-        ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO"), "fonts-noto-cjk"
-    ),
-}
+# of Debian and Ubuntu, for characters whose Unicode names begin with one of these words
+CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO")
+CJK_PACKAGE = "fonts-noto-cjk"
 # fonts of coloured bitmaps cannot be drawn by matplotlib
 EMOJI, OTHERS = "fonts-symbola", "fonts-noto-core"
 
@@ -78,7 +76,8 @@ def describe_missing(missing: str) -> str:
 def _find_package(char):
     if unicodedata.category(char) in ("So", "Sk"):
         return EMOJI
-    return PACKAGES.get(unicodedata.name(char, "").split(" ")[0], OTHERS)
+    script = unicodedata.name(char, "").split(" ")[0]
+    return CJK_PACKAGE if script in CJK else OTHERS
 
 
 @cache

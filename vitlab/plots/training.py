@@ -125,8 +125,10 @@ def iplot_history(
     for (model, _), run in runs.groupby(["model", "run"], sort=False):
         ax.plot(run["epoch"], run[metric], color=colors[model], linewidth=0.7, alpha=0.7)
     for model, mean in means.groupby("model", sort=False):
+        marker = "o" if len(mean) < 3 else None
+        style = {"color": colors[model], "linewidth": 2, "marker": marker, "markersize": 4}
         label = legend_name(model) + mean["seeds"].iloc[0]
-        ax.plot(mean["epoch"], mean[metric], color=colors[model], linewidth=2, label=label)
+        ax.plot(mean["epoch"], mean[metric], label=label, **style)
     ax.set(xlabel="epoch", ylabel=readable(metric))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(axis="y")

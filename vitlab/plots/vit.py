@@ -37,19 +37,20 @@ def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
     enlarge = -(-16 // patch_size)  # so that the gaps between tiny patches can be narrow
     size, gap = patch_size * enlarge, max(2, patch_size * enlarge // 8)
     pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    white = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
     # (rows, columns, p, p, ...)
     split = pixels.reshape(rows, size, columns, size, *pixels.shape[2:]).swapaxes(1, 2)
     figure = new_figure(4.3)
     axes = figure.subplot_mosaic([["image", "grid"], ["row", "row"]], height_ratios=[4, 1])
     show_image(axes["image"], image)
     axes["image"].set_title(f"image, {height} {TIMES} {width} pixels")
-    show_image(axes["grid"], _spread(split, gap))
+    show_image(axes["grid"], _spread(split, gap, white))
     axes["grid"].set_title(
         f"{rows} {TIMES} {columns} = {rows * columns} patches of {patch_size} {TIMES} {patch_size}"
     )
     shown = min(shown, rows * columns)
     sequence = split.reshape(1, rows * columns, *split.shape[2:])[:, :shown]
-    show_image(axes["row"], _spread(sequence, gap))
+    show_image(axes["row"], _spread(sequence, gap, white))
     centers = np.arange(shown) * (size + gap) + (size - 1) / 2
     axes["row"].set_xticks(centers, [str(i + 1) for i in range(shown)])
     axes["row"].tick_params(length=0)
@@ -57,20 +58,12 @@ def plot_patches(image, patch_size: int, shown: int = 12) -> np.ndarray:
     return np.array(list(axes.values()))
 
 
-def _spread(patches: np.ndarray, gap: int) -> np.ndarray:
-    """Patches (rows, columns, p, p[, 3]) as one picture with white gaps between them."""
-    rows, columns, size = patches.shape[:3]
-    white = np.iinfo(patches.dtype).max if np.issubdtype(patches.dtype, np.integer) else 1
-    canvas = np.full(
-        (rows * (size + gap) - gap, columns * (size + gap) - gap, *patches.shape[4:]),
-        white,
-        patches.dtype,
-    )
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (size + gap), column * (size + gap)
-            canvas[top : top + size, left : left + size] = patches[row, column]
-    return canvas
+def _spread(tiles: np.ndarray, gap: int, fill: float) -> np.ndarray:
+    """Tiles (rows, columns, h, w[, 3]) as one picture with gaps between them."""
+    pad = [(0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (tiles.ndim - 4)]
+    padded = np.pad(tiles, pad, constant_values=fill).swapaxes(1, 2)
+    rows, height, columns, width = padded.shape[:4]
+    return padded.reshape(rows * height, columns * width, *tiles.shape[4:])[:-gap, :-gap]
 
 
 def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -99,9 +92,7 @@ def plot_position_encodings(positions: np.ndarray, grid: tuple[int, int]) -> np.
     unit = positions / np.linalg.norm(positions, axis=1, keepdims=True).clip(1e-12)
     # from (row, column) to (row, column)
     similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)
-    # a gap after each small map
-    tiles = np.pad(similarity, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    mosaic = tiles.swapaxes(1, 2).reshape(rows * (rows + 1), columns * (columns + 1))[:-1, :-1]
+    mosaic = _spread(similarity, 1, np.nan)
     image = right.imshow(
         mosaic, cmap=SEQUENTIAL, vmin=similarity.min(), vmax=1, interpolation="nearest"
     )
