@@ -1,4 +1,4 @@
-"""The examples in the docstrings of data sets and models run."""
+"""The examples in the docstrings of data sets, models and plots run."""
 
 import doctest
 import importlib
@@ -8,10 +8,11 @@ import pytest
 
 import vitlab.data
 import vitlab.models
+import vitlab.plots
 
 MODULES = [
     module.name
-    for package in (vitlab.data, vitlab.models)
+    for package in (vitlab.data, vitlab.models, vitlab.plots)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ]
 
