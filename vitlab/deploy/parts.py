@@ -48,38 +48,30 @@ def find_run(name: str | Path) -> Path:
         return _check_finished(folder)
     if str(name) and (folder / ONNX).is_file():
         return folder
-    runs = {
-        f"{path.parent.name}/{path.name}": path for path in list_all_runs(reports_dir() / "runs")
-    }
-    names = {key: _names_of(path) for key, path in runs.items()}
-    fitting = [key for key in runs if str(name) in names[key]]
-    fitting = fitting or [
-        key for key in runs if any(one.startswith(str(name)) for one in names[key])
-    ]
+    names = {path: _names_of(path) for path in list_all_runs(reports_dir() / "runs")}
+    fitting = [path for path in names if str(name) in names[path]]
+    if not fitting:
+        fitting = [path for path in names if any(one.startswith(str(name)) for one in names[path])]
     if len(fitting) == 1:
-        return _check_finished(runs[fitting[0]])
+        return _check_finished(fitting[0])
+    shown = [names[path][0] for path in fitting or names]
     if fitting:
         raise UserError(
-            f"{name} is the beginning of {len(fitting)} runs: {', '.join(fitting)}; write more"
-            " of it"
+            f"{name} is the beginning of {len(shown)} runs: {', '.join(shown)}; write more of it"
         )
-    near = (
-        difflib.get_close_matches(str(name), [one for each in names.values() for one in each], n=3)
-        or list(runs)[:5]
-    )
-    there = (
-        f"there are {', '.join(near)}"
-        if near
-        else f"there is none under {reports_dir() / 'runs'}; notebook 03 makes one"
-    )
+    every = [one for known in names.values() for one in known]
+    shown = difflib.get_close_matches(str(name), every, n=3) or shown
+    if not names:
+        shown = [f"none under {reports_dir() / 'runs'}; notebook 03 makes one"]
     raise UserError(
-        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {there}"
+        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; there are"
+        f" {', '.join(shown[:5])}; `vitlab runs` lists all"
     )
 
 
 def _names_of(path: Path) -> tuple[str, ...]:
-    """What a run may be called: with its folder, with its data set, and by its name alone unless
-    the data set is derived.
+    """The names of a run: with its folder, with its data set, and alone unless the data set is
+    derived.
     """
     try:
         dataset = Run(path).parameters.get("dataset", "")

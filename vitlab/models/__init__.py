@@ -7,8 +7,6 @@ from vitlab.models.stages import block_positions, find_stage, split_stages
 from vitlab.models.wrapping import wrap_model
 from vitlab.models.zoo import available, build_model, check_name, count_parameters
 
-find_piece, pieces = find_stage, split_stages  # TODO: remove
-
 __all__ = [
     "available",
     "block_positions",

@@ -1,5 +1,5 @@
-"""An executed notebook made fit for reading: the values used, no noise, tables as Markdown, one
-form of each output a medium.
+"""An executed notebook as readers need it: the values used, no noise, tables as Markdown, each
+output in one form for HTML and one for PDF.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")  # a backslash and punctuation, as pandoc writes them
-# pandas gives the name of the index a row of its own under the headers; it belongs into the cell
-# above it, which is empty or holds the name that all headers have together
+# pandas writes the name of the index into a row of its own under the headers; it belongs into the
+# cell above it, which is empty or has the common name of all headers
 INDEX_NAME = re.compile(
     r"<thead>\s*(<tr[^>]*>)\s*<th>[^<]*</th>((?:\s*<th[^>]*>[^<]*</th>)*)\s*</tr>"
     r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)*\s*</tr>\s*</thead>"
@@ -54,9 +54,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     for cell in cells:
         if cell.cell_type == "code":
             failed = any(output.output_type == "error" for output in cell.outputs)
-            cell.outputs = _join_streams(
-                clean for output in cell.outputs if (clean := _clean_output(output)) is not None
-            )
+            cleaned = [_clean_output(output) for output in cell.outputs]
+            cell.outputs = _join_streams(output for output in cleaned if output is not None)
             if failed or not _shows_captioned(cell):
                 _drop_caption(cell)
             if any("image/png" in output.get("data", {}) for output in cell.outputs):
@@ -82,7 +81,7 @@ def for_web(notebook: NotebookNode) -> NotebookNode:
 
 
 def for_paper(notebook: NotebookNode) -> NotebookNode:
-    """The copy for PDF: of every interactive figure, its static twin."""
+    """The copy for PDF: static pictures in place of interactive figures."""
     return _with_outputs(notebook, _pick_for_paper)
 
 
@@ -117,15 +116,13 @@ def _merge_parameters(cells):
 
 def _replace_values(source, values):
     lines = source.splitlines()
-    found = [
-        (node.value, values[name])
-        for name, node in find_assignments(source).items()
-        if name in values
-    ]
+    found = []
+    for name, node in find_assignments(source).items():
+        if name in values:
+            found.append((node.value, values[name]))
     # from the end, so that earlier positions stay right
-    for old, new in sorted(
-        found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True
-    ):
+    found.sort(key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True)
+    for old, new in found:
         first, last = old.lineno - 1, old.end_lineno - 1
         # ast counts bytes, str counts characters
         before = lines[first].encode()[: old.col_offset].decode()
@@ -137,27 +134,22 @@ def _replace_values(source, values):
 def _clean_output(output):
     """The output without noise, or None where nothing is left to read."""
     if output.output_type == "stream":
-        text = "\n".join(
-            line.rstrip("\r").rpartition("\r")[2] for line in ANSI.sub("", output.text).split("\n")
-        )
-        return (
-            None
-            if output.name == "stderr" or not text.strip()
-            else nbformat.v4.new_output("stream", name="stdout", text=text)
-        )
+        lines = ANSI.sub("", output.text).split("\n")
+        # of a progress bar, only its last state
+        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+        if output.name == "stderr" or not text.strip():
+            return None
+        return nbformat.v4.new_output("stream", name="stdout", text=text)
     if output.output_type == "error":
         trace = ANSI.sub("", "\n".join(output.traceback)) or f"{output.ename}: {output.evalue}"
         text = code_block("\n".join(trace.splitlines()[-20:]), ".output")
-        return _display(
-            {"text/markdown": callout("important", f"This cell failed: {output.ename}", text)}
-        )
+        title = f"This cell failed: {output.ename}"
+        return _display({"text/markdown": callout("important", title, text)})
     if any("jupyter.widget" in kind for kind in output.data) or not output.data:
         return None
     # width and height, from a high-density display
     picture = output.get("metadata", {}).get("image/png")
-    return nbformat.v4.new_output(
-        "display_data", data=dict(output.data), metadata={"image/png": picture} if picture else {}
-    )
+    return _display(dict(output.data), {"image/png": picture} if picture else {})
 
 
 def _join_streams(outputs):
@@ -177,9 +169,10 @@ def _display(data, metadata=None):
 
 def _is_bare_repr(output):
     data = output.get("data", {})
-    return set(data) == {"text/plain"} and bool(
-        REPR.match(data["text/plain"].strip()) or data["text/plain"].startswith("Text(")
-    )
+    if set(data) != {"text/plain"}:
+        return False
+    text = data["text/plain"].strip()
+    return bool(REPR.match(text)) or text.startswith("Text(")
 
 
 def _describe_figure(cell):
@@ -187,54 +180,48 @@ def _describe_figure(cell):
     options, code = read_options(cell.source)
     if not options.get("fig-alt"):
         first_line = next((line for line in code.splitlines() if line.strip()), "this cell")
-        options["fig-alt"] = (
-            options.get("fig-cap") or f"Picture made by the code {first_line.strip()}"
-        )
+        made_by = f"Picture made by the code {first_line.strip()}"
+        options["fig-alt"] = options.get("fig-cap") or made_by
         cell.source = write_options(options, code)
 
 
 def _shows_captioned(cell):
-    """Whether there is something that a caption may stand under; a sentence on why there is no
-    figure is not.
-    """
-    data = [output.data for output in cell.outputs if "data" in output]
-    return any(
-        {"text/html", *PICTURES} & set(item) or "|" in item.get("text/markdown", "")
-        for item in data
-    )
+    """Whether there is something to caption; a sentence on why there is no figure is not."""
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if {"text/html", *PICTURES} & set(data) or "|" in data.get("text/markdown", ""):
+            return True
+    return False
 
 
 def _drop_caption(cell):
-    """What was announced was not made: an error or an excuse must not stand under its caption."""
+    """The figure or table was not made: an error or explanation must not have its caption."""
     options, code = read_options(cell.source)
-    kept = {
-        key: value
-        for key, value in options.items()
-        if key not in ("label", "fig-cap", "fig-alt", "tbl-cap")
-    }
-    cell.source = write_options(kept, code)
+    for key in ("label", "fig-cap", "fig-alt", "tbl-cap"):
+        options.pop(key, None)
+    cell.source = write_options(options, code)
 
 
 def _convert_tables(cells):
     """Turn all HTML tables of a notebook into Markdown tables, in one call of pandoc."""
-    data = [output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output]
-    found = [
-        item
-        for item in data
-        if "<table" in item.get("text/html", "") and not _is_live(item["text/html"])
-    ]
+    found = []
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            html = output.get("data", {}).get("text/html", "")
+            if "<table" in html and not _is_live(html):
+                found.append(output.data)
     if not found:
         return
+    tables = [
+        INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"]) for item in found
+    ]
     text = run_pandoc(
         "--from=html",
         "--to=markdown-simple_tables-multiline_tables+pipe_tables-raw_html-raw_attribute-native_divs-native_spans-fenced_divs",
         "--wrap=none",
         "--columns=10000",
         f"--lua-filter={TABLES}",
-        text=f"\n<p>{SPLIT}</p>\n".join(
-            INDEX_NAME.sub(r"<thead>\1<th>\3</th>\2</tr></thead>", item["text/html"])
-            for item in found
-        ),
+        text=f"\n<p>{SPLIT}</p>\n".join(tables),
     )
     # as `markup.escape`: what looks like markup is markup
     text = ESCAPED.sub(lambda match: f"&#{ord(match[1])};", text)
@@ -254,39 +241,29 @@ def _with_outputs(notebook, pick):
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
-            shown = [
-                output if output.output_type == "stream" else _display(*pick(output, cell))
-                for output in cell.outputs
-            ]
-            cell.outputs = shown
+            for number, output in enumerate(cell.outputs):
+                if output.output_type != "stream":
+                    cell.outputs[number] = _display(*pick(output, cell))
     return copy
 
 
 def _pick_for_web(output, cell):
     data = output.data
     html = data.get("text/html", "")
-    if _is_live(html) or (
-        "text/markdown" not in data
-        and html
-        and ("plotly" in html.lower() or "image/png" not in data)
-    ):
-        label = read_options(cell.source)[0].get("fig-alt", "Interactive figure")
-        kind = "live-table" if "vitlab-runs" in html else "interactive"
-        return (
-            {
-                "text/markdown": raw_html(
-                    f'<div class="{kind}" role="group" aria-label="{escape(label)}">{html}</div>'
-                )
-            },
-        )
-    return _pick_for_paper(output, cell)
+    has_other_form = "text/markdown" in data or (
+        "image/png" in data and "plotly" not in html.lower()
+    )
+    if not html or (has_other_form and not _is_live(html)):
+        return _pick_for_paper(output, cell)
+    label = escape(read_options(cell.source)[0].get("fig-alt", "Interactive figure"))
+    kind = "live-table" if "vitlab-runs" in html else "interactive"
+    block = f'<div class="{kind}" role="group" aria-label="{label}">{html}</div>'
+    return ({"text/markdown": raw_html(block)},)
 
 
 def _pick_for_paper(output, cell):
-    data = output.data
     for kind in ("text/markdown", *PICTURES, "text/latex", "text/plain"):
-        if kind in data:
-            return {kind: data[kind]}, (
-                {"image/png": output.metadata["image/png"]} if kind in output.metadata else {}
-            )
+        if kind in output.data:
+            size = output.metadata.get("image/png") if kind == "image/png" else None
+            return {kind: output.data[kind]}, {"image/png": size} if size else {}
     return ({"text/markdown": "*This output is only available in the HTML report.*"},)

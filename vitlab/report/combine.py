@@ -22,7 +22,7 @@ CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. Code stands where a notebook comes first; later ones show
+    """One notebook of the whole report. Code is shown where a notebook comes first; later ones show
     the parameters that differ.
     """
     front = {
@@ -59,17 +59,13 @@ def has_citations(cells: list[NotebookNode]) -> bool:
     """Whether the prose or a caption cites something beside the report's own figures, tables and
     sections.
     """
-    captions = [
-        line
-        for cell in cells
-        if cell.cell_type == "code"
-        for line in cell.source.splitlines()
-        if line.startswith("#|")
-    ]
-    return any(
-        CITATION.search(text)
-        for text in [*captions, *(cell.source for cell in cells if cell.cell_type == "markdown")]
-    )
+    for cell in cells:
+        text = cell.source if cell.cell_type == "markdown" else ""
+        if cell.cell_type == "code":
+            text = "\n".join(line for line in cell.source.splitlines() if line.startswith("#|"))
+        if CITATION.search(text):
+            return True
+    return False
 
 
 def _hide_code(cells, shown):
@@ -78,16 +74,13 @@ def _hide_code(cells, shown):
     for cell in cells:
         if cell.cell_type == "code":
             options, code = read_options(cell.source)
-            kept = (
-                [line for line in code.splitlines() if line not in known]
-                if _is_unfolded(cell)
-                else []
-            )
+            lines = code.splitlines() if _is_unfolded(cell) else []
+            kept = [line for line in lines if line not in known]
             cell.source = write_options({**options, "echo": bool(kept)}, "\n".join(kept) or code)
 
 
 def _is_unfolded(cell):
-    """Whether it is code that stays in sight, as parameters do."""
+    """Whether it is code that is always visible, as parameters are."""
     return cell.cell_type == "code" and read_options(cell.source)[0].get("code-fold") is False
 
 
@@ -98,21 +91,16 @@ def _rename(cells, slug):
     options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     own = {str(item["label"]) for item in options if "label" in item}
-    own |= {
-        match.group(2)
-        for text in prose
-        for match in IDENTIFIER.finditer(text)
-        if match.group(1) == "{#"
-    }
+    for text in prose:
+        own |= {name for mark, name in IDENTIFIER.findall(text) if mark == "{#"}
 
     def rename(text):
         text = IDENTIFIER.sub(lambda m: f"{m[1]}{m[2]}-{slug}" if m[2] in own else m[0], text)
         text = FOOTNOTE.sub(lambda m: f"[^{slug}-{m[1]}]", text)
         return PAGE_LINK.sub(r"](#\1)", text)
 
-    deep = any(
-        level == 1 for text in prose for _, level in find_headings(text)
-    )  # the chapter itself is the only heading of the first level
+    # the chapter itself is the only heading of the first level
+    deep = any(level == 1 for _, level in find_headings("\n".join(prose)))
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = rename(shift_headings(cell.source) if deep else cell.source)
@@ -125,5 +113,6 @@ def _rename(cells, slug):
                     item[key] = rename(str(item[key]))
             cell.source = write_options(item, code)
             for output in cell.outputs:
-                if "text/markdown" in output.get("data", {}):
-                    output["data"]["text/markdown"] = rename(output["data"]["text/markdown"])
+                data = output.get("data", {})
+                if "text/markdown" in data:
+                    data["text/markdown"] = rename(data["text/markdown"])

@@ -46,12 +46,12 @@ class Page:
     """One notebook of the report, cleaned, without its title.
 
     slug: file name and anchor. stem: the notebook's own name, such as 03_finetune. heading: its
-    first heading. group: where it stands in the navigation: batch, model, further grid values;
-    empty strings where there is none. dataset: the one it is about, "" for none. trouble: what went
-    wrong, "" when nothing did. path: the executed copy, and run: the run it is to leave behind,
+    first heading. group: its place in the navigation: batch, model, further grid values; empty
+    strings where there is none. dataset: the one it is about, "" for none. trouble: what went
+    wrong, "" when nothing did. path: the executed copy, and run: the run that it makes or reads,
     relative to the reports folder. executed: that copy as it is. source: the notebook that it was
     made from; None where the batch does not say. status: of the task in the batch. paper: whether
-    the page stands in the PDF too."""
+    the page is in the PDF too."""
 
     slug: str
     stem: str
@@ -92,42 +92,31 @@ def gather_report(batches: list[str] | None = None) -> Report:
     """The pages of these batches (default: all there are), comparison first, then the shared
     notebooks, then each grid point's.
 
-    ValueError: an unknown batch, or none at all; a cell whose options are no YAML.
-    """
+    UserError: an unknown batch, or none at all; a cell whose options are not YAML."""
     folder = reports_dir() / "runs" / "batches"
     known = sorted(path.parent.name for path in folder.glob("*/batch.json"))
     for name in batches or ():
         if name not in known:
-            raise UserError(
-                unknown(
-                    "batch",
-                    name,
-                    known,
-                    f"They lie in {folder}. Run `vitlab batch FILE.yml` first.",
-                )
-            )
+            advice = f"They are in {folder}. Run `vitlab batch FILE.yml` first."
+            raise UserError(unknown("batch", name, known, advice))
     if not known:
-        raise UserError(
-            f"no batch in {folder}: run `vitlab batch notebooks/batches/elpv.yml` first"
-        )
+        example = "vitlab batch notebooks/batches/elpv.yml"
+        raise UserError(f"no batch in {folder}: run `{example}` first")
     chosen = {name: read_batch(folder / name / "batch.json") for name in batches or known}
     pages = []
     for name, batch in chosen.items():
         section = batch.get("title", name) if len(chosen) > 1 else ""
-        pages += [
-            _make_page(task, section, batch.get("file", "")) for task in order_tasks(batch["tasks"])
-        ]
+        for task in order_tasks(batch["tasks"]):
+            pages.append(_make_page(task, section, batch.get("file", "")))
     pages = _number_slugs(pages)
     for page in pages:
         _resolve_links(page, pages)
         _resolve_sections(page.notebook)
     titles = [batch.get("title", name) for name, batch in chosen.items()]
-    datasets = [
-        name for name, _ in Counter(page.dataset for page in pages if page.dataset).most_common()
-    ]
+    datasets = Counter(page.dataset for page in pages if page.dataset)
     return Report(
         title=" and ".join(titles),
-        subtitle=describe_datasets(datasets),
+        subtitle=describe_datasets([name for name, _ in datasets.most_common()]),
         date=max(_day(folder / name / "batch.json") for name in chosen),
         pages=tuple(_with_overview(pages)),
     )
@@ -212,36 +201,30 @@ def _find_source(stem, batch_file, executed):
     if not batch_file:
         return None
     here = (project_root() / batch_file).parent
-    places = [
-        folder / f"{stem}.ipynb"
-        for folder in (here, here / "notebooks", here.parent, here.parent / "notebooks")
-    ]
+    folders = [here, here / "notebooks", here.parent, here.parent / "notebooks"]
+    default = folders[-1] / f"{stem}.ipynb"
+    places = [folder / f"{stem}.ipynb" for folder in folders]
     taken = (executed or {}).get("metadata", {}).get("papermill", {}).get("input_path")
-    return next(
-        (place for place in [*places, *([Path(taken)] if taken else [])] if place.is_file()),
-        places[-1],
-    )
+    if taken:
+        places.append(Path(taken))
+    return next((place for place in places if place.is_file()), default)
 
 
 def _trouble(task, copied):
-    """What the reader must know of a task that gave no result, as Markdown; "" for one that did."""
-    if task["status"] == "failed":
-        error = task["error"]
-        where = (
-            f"In cell {error['cell']}, " if error["cell"] is not None else "Outside of any cell, "
-        )
-        line = (
-            f"at the line\n\n{code_block(error['line'], '.python')}"
-            if error.get("line")
-            else "with the error"
-        )
+    """Why a task gave no result, as Markdown; "" for one that did."""
+    status, error = task["status"], task["error"]
+    if status == "failed":
+        where = "Outside of any cell" if error["cell"] is None else f"In cell {error['cell']}"
+        line = "with the error"
+        if error.get("line"):
+            line = f"at the line\n\n{code_block(error['line'], '.python')}"
         what = code_block(f"{error['name']}: {error['value']}", ".output")
-        return f"{where}{line}\n\n{what}"
-    if task["status"] != "done":
-        return escape(task.get("note") or "") or f"Its status in the batch is *{task['status']}*."
-    return (
-        "" if copied else f"Its executed copy {code(task['path'])} is missing; run the batch again."
-    )
+        return f"{where}, {line}\n\n{what}"
+    if status != "done":
+        return escape(task.get("note") or "") or f"Its status in the batch is *{status}*."
+    if not copied:
+        return f"Its executed copy {code(task['path'])} is missing; run the batch again."
+    return ""
 
 
 def _take_heading(notebook):
@@ -274,9 +257,8 @@ def _resolve_links(page, pages):
 
     def resolve(match):
         text, stem, anchor = match.group(1), match.group(2), match.group(3) or ""
-        targets = [
-            other for other in pages if other.stem == stem and other.group[0] == page.group[0]
-        ]
+        batch = [other for other in pages if other.group[0] == page.group[0]]
+        targets = [other for other in batch if other.stem == stem]
         if not targets:
             return text
         target = next((other for other in targets if other.point == page.point), targets[0])
@@ -286,10 +268,9 @@ def _resolve_links(page, pages):
         if cell.cell_type == "markdown":
             cell.source = NOTEBOOK_LINK.sub(resolve, cell.source)
         for output in cell.get("outputs", ()):
-            if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = NOTEBOOK_LINK.sub(
-                    resolve, output.data["text/markdown"]
-                )
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                data["text/markdown"] = NOTEBOOK_LINK.sub(resolve, data["text/markdown"])
 
 
 def _resolve_sections(notebook):

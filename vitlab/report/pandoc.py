@@ -38,12 +38,13 @@ TEXT_WIDTH, TEXT_HEIGHT = 6.45, 8.2  # inches: the text block of report.typ, les
 def render_pages(report: Report, settings: Settings, build: Path, output: Path) -> Path:
     """Write one HTML file a page into `output`; the path of the first."""
     (build / "pages").mkdir(parents=True, exist_ok=True)
+
+    def render(page):
+        html = _render_page(page, report, settings, build / "pages")
+        (output / f"{page.slug}.html").write_text(html, encoding="utf-8")
+
     with ThreadPoolExecutor(2) as threads:
-        pages = threads.map(
-            lambda page: _render_page(page, report, settings, build / "pages"), report.pages
-        )
-        for page, html in zip(report.pages, pages, strict=True):
-            (output / f"{page.slug}.html").write_text(html, encoding="utf-8")
+        list(threads.map(render, report.pages))  # list: raises what a thread raised
     return output / "index.html"
 
 
@@ -113,8 +114,8 @@ def _render_page(page, report, settings, folder):
 
 
 def _render_markdown(markdown, target, path, settings, defaults):
-    """Convert with our filter before citeproc. Markdown and pandoc's settings stay in the build
-    folder, for whoever wonders.
+    """Convert with our filter before citeproc. The Markdown and pandoc's settings stay in the build
+    folder, to look into.
     """
     defaults |= {
         "from": "markdown",
@@ -137,10 +138,9 @@ def _take_plotly(notebook):
     found = ""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            if "text/markdown" in output.get("data", {}):
-                library, output["data"]["text/markdown"] = split_plotly(
-                    output["data"]["text/markdown"]
-                )
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                library, data["text/markdown"] = split_plotly(data["text/markdown"])
                 found = found or library
     return found
 
@@ -151,31 +151,19 @@ def _link(page: Page):
 
 def _navigation(pages, current):
     """The pages as parts (batches) of groups (models) of runs (further grid values)."""
-    return [
-        {
-            "title": escape(part),
-            "groups": [
-                {
-                    "title": escape(group),
-                    "runs": [
-                        {"title": escape(run), "pages": [_entry(page, current) for page in members]}
-                        for run, members in groupby(in_group, key=lambda page: page.group[2])
-                    ],
-                }
-                for group, in_group in groupby(in_part, key=lambda page: page.group[1])
-            ],
-        }
-        for part, in_part in groupby(pages, key=lambda page: page.group[0])
-    ]
-
-
-def _entry(page, current):
-    return {
-        "href": f"{page.slug}.html",
-        "heading": escape(page.heading),
-        "current": page is current,
-        "trouble": bool(page.trouble),
-    }
+    parts = []
+    for (part, group, run), members in groupby(pages, key=lambda page: page.group):
+        if not parts or parts[-1]["title"] != escape(part):
+            parts.append({"title": escape(part), "groups": []})
+        groups = parts[-1]["groups"]
+        if not groups or groups[-1]["title"] != escape(group):
+            groups.append({"title": escape(group), "runs": []})
+        entries = []
+        for page in members:
+            facts = {"current": page is current, "trouble": bool(page.trouble)}
+            entries.append({**_link(page), "heading": escape(page.heading), **facts})
+        groups[-1]["runs"].append({"title": escape(run), "pages": entries})
+    return parts
 
 
 def _data_uri(folder, name):
@@ -218,39 +206,30 @@ def _cell_markdown(cell, medium, name):
         return ""
     parts = []
     if options.get("echo", True) and code.strip():
-        fold = options.get("code-fold", medium.fold)
+        fold = str(options.get("code-fold", medium.fold)).lower()
         summary = _quote(options.get("code-summary", "Code"))
         alone = "" if cell.outputs else " .alone"
-        parts.append(
-            code_block(
-                code, f'.python .cell-code{alone} fold="{str(fold).lower()}" summary="{summary}"'
-            )
-        )
+        attributes = f'.python .cell-code{alone} fold="{fold}" summary="{summary}"'
+        parts.append(code_block(code, attributes))
     if options.get("output", True) is not False:
         parts += _outputs_markdown(cell, options, medium, name)
     return "\n\n".join(parts)
 
 
 def _outputs_markdown(cell, options, medium, name):
-    """The outputs in order; those that the caption speaks of in one captioned block, where the
-    first of them stands.
+    """The outputs in order. Those that the caption is about are one block, in the place of the
+    first of them.
     """
     label = str(options.get("label", ""))
-    kind = (
-        "tbl"
-        if label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
-        else "fig"
-    )
+    is_table = label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
+    kind = "tbl" if is_table else "fig"
     caption = options.get(f"{kind}-cap", "")
     identifier = f"#{label}" if label.startswith(("fig-", "tbl-")) else ""
     parts, captioned, place = [], [], 0
     for number, output in enumerate(cell.outputs, start=1):
         if output.output_type == "stream":
-            parts.append(
-                output.text
-                if options.get("output") == "asis"
-                else code_block(output.text, ".output")
-            )
+            as_is = options.get("output") == "asis"
+            parts.append(output.text if as_is else code_block(output.text, ".output"))
             continue
         text = _display_markdown(
             output.data, output.get("metadata", {}), options, medium, f"{name}-{number}"

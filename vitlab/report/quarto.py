@@ -21,8 +21,8 @@ from vitlab.report.settings import Settings, find_section
 def render_with_quarto(
     quarto: str, report: Report, settings: Settings, build: Path, output: Path
 ) -> dict[str, Path]:
-    """Render build/site and build/pdf, and bring pages and PDF to `output`. RuntimeError carries
-    what Quarto said.
+    """Render build/site and build/pdf, and copy pages and PDF to `output`. RuntimeError has the
+    output of Quarto.
     """
     for folder, config in (("site", site_config(report, settings)), ("pdf", pdf_config(settings))):
         for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
@@ -60,8 +60,8 @@ def site_config(report: Report, settings: Settings) -> dict:
 
 
 def pdf_config(settings: Settings) -> dict:
-    """The project's own configuration, for the one notebook of the PDF. It is a plain project: a
-    website makes a PDF a page.
+    """The project's own configuration, for the one notebook of the PDF. It is a default project: in
+    a website, the PDF would be one of the pages.
     """
     config = _shared_config(settings)
     config.pop("website", None)
@@ -80,19 +80,17 @@ def _shared_config(settings):
 
 
 def _sidebar(pages):
-    """Sections by batch, model and further grid values; pages without any stand on their own."""
+    """Sections by batch, model and further grid values; pages without any are in no section."""
     return [*_sections(pages, 0), {"text": "The report as PDF", "href": "report.pdf"}]
 
 
 def _sections(pages, depth):
     if depth == 3:
-        return [
-            {
-                "text": page.heading + (" (not finished)" if page.trouble else ""),
-                "href": f"{page.slug}.ipynb",
-            }
-            for page in pages
-        ]
+        entries = []
+        for page in pages:
+            text = page.heading + (" (not finished)" if page.trouble else "")
+            entries.append({"text": text, "href": f"{page.slug}.ipynb"})
+        return entries
     contents = []
     for title, members in groupby(pages, key=lambda page: page.group[depth]):
         inner = _sections(list(members), depth + 1)

@@ -1,5 +1,5 @@
-"""What _quarto.yml says, for both ways of rendering: one place to set title, language, bibliography
-and code folding.
+"""The settings of _quarto.yml, for both ways of rendering: title, language, bibliography, code
+folding.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Settings:
 
 
 def read_settings(root: Path | None = None) -> Settings:
-    """The settings of the project; defaults where it has no _quarto.yml. UserError names a
-    bibliography that is not there.
+    """The settings of the project; defaults where it has no _quarto.yml. UserError names a missing
+    bibliography.
     """
     root = root or project_root()
     file = root / "_quarto.yml"
@@ -64,7 +64,7 @@ def read_settings(root: Path | None = None) -> Settings:
 
 
 def find_section(config: dict, *names: str) -> dict:
-    """The settings below these names; none where a word stands there, as Quarto allows (`format:
+    """The settings below these names; none where the value is a word, as Quarto allows (`format:
     html`, `html: default`).
     """
     for name in names:
