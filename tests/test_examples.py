@@ -1,4 +1,4 @@
-"""The examples in the docstrings of data sets, models and plots run."""
+"""The examples in the docstrings of data sets, explanations, models and plots run."""
 
 import doctest
 import importlib
@@ -7,12 +7,13 @@ import pkgutil
 import pytest
 
 import vitlab.data
+import vitlab.explain
 import vitlab.models
 import vitlab.plots
 
 MODULES = [
     module.name
-    for package in (vitlab.data, vitlab.models, vitlab.plots)
+    for package in (vitlab.data, vitlab.explain, vitlab.models, vitlab.plots)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ]
 

@@ -100,8 +100,8 @@ def describe_methods(model: ModelBundle | None = None) -> pd.DataFrame:
     perturbation. shows: see `describe_map`; sources and options are in the docstrings.
 
     >>> table = describe_methods().set_index("method")
-    >>> table.loc["rollout", ["family", "class_specific"]].tolist()
-    ['attention', False]
+    >>> table.loc["rollout", "family"]
+    'attention'
     """
     rows = []
     for name in available() if model is None else suitable_methods(model):
