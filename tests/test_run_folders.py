@@ -272,3 +272,11 @@ def test_a_folder_without_run_json_is_not_a_run(tmp_path):
     with pytest.raises(MissingFileError, match=r"holds no run\.json"):
         Run(tmp_path)
     assert list_runs(tmp_path / "none") == list_runs(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_no_obstacle(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(run_folders.FileLock, "acquire", refuse)
+    assert make("old").status == "done" and make("new").parameters["marker"] == "new"

@@ -115,3 +115,13 @@ def test_one_data_set_in_several_spellings_has_one_folder(tmp_path, monkeypatch)
 def test_a_run_needs_a_data_set():
     with pytest.raises(UserError, match="at least the parameter dataset="):
         run_path(name="x")
+
+
+def test_runs_of_another_data_set_in_the_same_folder_are_not_used_and_not_replaced(monkeypatch):
+    """As if two names had the same hash."""
+    monkeypatch.setattr("vitlab.runs.dataset_folder", lambda dataset: "same")
+    Run.create(name="x", dataset="one").finish()
+    assert find_runs("other") == [] and len(find_runs("one")) == 1
+    with pytest.raises(UserError, match="is a run of one, not of other; nothing was written"):
+        Run.create(name="x", dataset="other")
+    assert len(find_runs("one")) == 1
