@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitlab.explain import explain
+from vitlab.explain import explain, suitable_methods
 from vitlab.explain.cam import _project_on_first, choose_layer
 from vitlab.models import build_model
 from vitlab.schema import Anatomy, ModelBundle, Transform
@@ -346,8 +346,14 @@ def test_the_default_layer_of_hybrids():
     assert choose_layer(timm, "norm") == ("norm", False)
 
 
+def test_every_method_that_suits_coat_explains_it():
+    """Its position encodings run several times in one pass and are no layers for a map."""
+    model = build_model("coat_lite_tiny", ["a", "b"], size=64, pretrained=False)
+    for method in suitable_methods(model, ["grad_cam", "layer_cam", "eigen_cam"]):
+        assert explain(model, torch.randn(1, 3, 64, 64), method).values.shape == (1, 64, 64)
+
+
 def test_a_layer_that_runs_more_than_once_is_refused():
-    """As the position encodings of CoaT do, which are its last feature maps."""
     convolution = nn.Conv2d(3, 3, 1)
     module = nn.Sequential(
         convolution, nn.ReLU(), convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)

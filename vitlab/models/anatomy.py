@@ -23,7 +23,7 @@ BATCH = 2
 class _Step:
     """One submodule of the forward pass: its name, and the shapes of its first input and of its
     output. callers: names of the modules that were running when it was called; a shared module's
-    own name does not tell.
+    own name does not tell. calls: how often it ran.
     """
 
     name: str
@@ -32,6 +32,7 @@ class _Step:
     output: tuple[int, ...]
     follows_attention: bool
     callers: tuple[str, ...]
+    calls: int = 1
 
     def is_within(self, others) -> bool:
         return any(_is_inside(name, others) for name in (self.name, *self.callers))
@@ -215,11 +216,18 @@ class _Watch(AttentionWatch):
                 and isinstance(output, torch.Tensor)
                 and name
             ):
-                self.steps.pop(name, None)  # a module used twice is listed where it was used last
+                # a module used twice is listed where it was used last
+                before = self.steps.pop(name, None)
+                calls = before.calls + 1 if before else 1
                 shapes = tuple(inputs[0].shape), tuple(output.shape)
                 callers = tuple(caller for caller, *_ in self.running if caller)
                 self.steps[name] = _Step(
-                    name, isinstance(part, nn.Sequential), *shapes, bool(self.attending), callers
+                    name,
+                    isinstance(part, nn.Sequential),
+                    *shapes,
+                    bool(self.attending),
+                    callers,
+                    calls,
                 )
             self._keep_map(output)
 
@@ -295,9 +303,9 @@ def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:
 def _find_maps(steps, size, inside) -> list[str]:
     """Modules with a (B, C, h, w) output of the image's proportions, in order.
 
-    Left out: what lies inside attention and transformer blocks, maps of a single cell, and the
-    inner parts of a block that changes the resolution (the expansion at the start of
-    EfficientNet's next stage is still of the old one)."""
+    Left out: what lies inside attention and transformer blocks, what runs several times (CoaT),
+    maps of a single cell, and the inner parts of a block that changes the resolution (the expansion
+    at the start of EfficientNet's next stage is still of the old one)."""
     height, width = size
 
     def is_map(shape):
@@ -324,6 +332,7 @@ def _find_maps(steps, size, inside) -> list[str]:
         name
         for name, step in steps.items()
         if is_map(step.output)
+        and step.calls == 1
         and step.output[2:] != (1, 1)
         and not step.is_within(inside)
         and not opens_next_stage(step)
