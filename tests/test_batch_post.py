@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import time
 
 import pytest
 
-from tests.test_run_folders import fork, kill_at, needs_fork
+from tests.processes import fork, wait_until
+from tests.test_run_folders import kill_at, needs_fork
 from vitlab.batch import post
 from vitlab.batch.files import find_changes, list_files
 from vitlab.run_folders import RunBusy, hold, let_go
@@ -163,23 +163,24 @@ def test_a_first_run_and_a_failed_one_come_home(worker, reports_folder):
     check_whole("new", find_runs("digits")[0].path)
 
 
+@needs_fork
 def test_a_run_that_another_process_trains_is_not_replaced(worker, reports_folder):
     folder, left = make("old").path, worker(lambda: make("new"))
-    child = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
-    if child == 0:
+    held = folder.parent / "held"
+
+    def train():
         hold(folder)
-        (folder.parent / "held").touch()
-        while (folder.parent / "held").exists():
-            time.sleep(0.01)
-        os._exit(0)
-    while not (folder.parent / "held").exists():
-        time.sleep(0.01)
+        held.touch()
+        wait_until(lambda: not held.exists())
+
+    child = fork(train)
+    wait_until(held.exists)
     try:
         with pytest.raises(RunBusy):
             fetch(left, reports_folder)
         check_whole("old", folder)
     finally:
-        (folder.parent / "held").unlink()
+        held.unlink()
         os.waitpid(child, 0)
     let_go(folder)
     fetch(left, reports_folder)

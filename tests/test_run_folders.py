@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from tests.processes import fork, wait_until
 from vitlab import run_folders
 from vitlab.errors import MissingFileError, UserError
 from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info
@@ -33,17 +34,6 @@ def make(marker, name="x"):
     run.write_text("b.txt", marker)
     run.finish(FILES)
     return run
-
-
-def fork(work):
-    """The process id of a child that does this work."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return child
 
 
 def kill(child):
@@ -140,8 +130,7 @@ def test_a_second_process_is_refused_at_once_while_the_first_trains(tmp_path):
 
     child = fork(train)
     try:
-        while not ready.exists():
-            time.sleep(0.01)
+        wait_until(ready.exists)
         before = {
             path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()
         }
@@ -201,8 +190,7 @@ def test_who_needs_a_run_that_another_process_trains_waits_for_it(tmp_path, monk
         run.finish()
 
     child = fork(train)
-    while not ready.exists():
-        time.sleep(0.01)
+    wait_until(ready.exists)
     run = find_or_train(lambda: find_runs("digits"), lambda: make("ours"))
     os.waitpid(child, 0)
     assert run.parameters["marker"] == "theirs" and "Waiting: process" in capsys.readouterr().out
