@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
-from tests.processes import fork, wait_until
-from tests.test_run_folders import kill_at, needs_fork
+from tests.child_processes import fork, reap, wait_until
+from tests.test_run_folders import kill, kill_at, needs_fork
 from vitlab.batch import post
 from vitlab.batch.files import find_changes, list_files
 from vitlab.run_folders import RunBusy, hold, let_go
@@ -116,7 +117,7 @@ def test_a_batch_killed_while_it_fetches_leaves_the_old_run_or_the_new_one(worke
         shutil.rmtree(reports_folder, ignore_errors=True)
         folder, left = make("old").path, worker(lambda: make("new"))
         child = fork(lambda step=step, left=left: (kill_at(step), fetch(left, reports_folder)))
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        killed = os.WIFSIGNALED(reap(child))
         check_whole(find_runs("digits")[0].parameters["marker"], folder)
         seen.append(find_runs("digits")[0].parameters["marker"])
     assert seen == sorted(seen, reverse=True) and seen.count("old") > 10 and "new" in seen
@@ -168,20 +169,20 @@ def test_a_run_that_another_process_trains_is_not_replaced(worker, reports_folde
     folder, left = make("old").path, worker(lambda: make("new"))
     held = folder.parent / "held"
 
-    def train():
+    def hold_for_a_while():
         hold(folder)
         held.touch()
-        wait_until(lambda: not held.exists())
+        time.sleep(60)
 
-    child = fork(train)
-    wait_until(held.exists)
+    child = fork(hold_for_a_while)
     try:
+        wait_until(held.exists)
         with pytest.raises(RunBusy):
             fetch(left, reports_folder)
         check_whole("old", folder)
     finally:
-        held.unlink()
-        os.waitpid(child, 0)
+        kill(child)
+    held.unlink()
     let_go(folder)
     fetch(left, reports_folder)
     check_whole("new", folder)
