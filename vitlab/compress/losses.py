@@ -126,10 +126,10 @@ def loss_p_value(
     """One-sided p value of a loss of balanced accuracy of at least `margin`; a small one rules it
     out.
 
-    A score test of non-inferiority on paired images (Tango, 1998, Statistics in Medicine 17:891) with
-    the classes as strata. The variance is that of a model that loses the margin, in all classes or
-    in one, whichever is larger: few images without a change are not proof. Images count as
-    independent."""
+    A score test of non-inferiority on paired images (Tango, 1998, Statistics in Medicine 17:891)
+    with the classes as strata. The variance is that of a model that loses the margin, in all
+    classes or in one, whichever is larger: few images without a change are not proof. Images count
+    as independent."""
     scores_before, scores_after, _ = read_pair(before, after, NAMES, split)
     right = [(scores.pred == scores.label).astype(int) for scores in (scores_before, scores_after)]
     return _score_test(right[1] - right[0], scores_before.label, margin)
