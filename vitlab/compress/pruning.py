@@ -83,8 +83,8 @@ def plan_pruning(model: ModelBundle, importance: pd.DataFrame, keep: float) -> P
         kinds = " or ".join(sorted({part.kind for part in parts}))
         raise UserError(
             f"keep={keep:g} of the blocks' parameters cannot be reached: without any {kinds} that"
-            f" may be removed, {left / total:.3f} of them are left. A plan keeps at least one block,"
-            f" and {MIN_HEADS} head and {MIN_NEURONS} neurons in each; keep more, or take a smaller"
+            f" may be removed, {left / total:.3f} of them are left. A plan keeps at least one"
+            f" block, and {MIN_HEADS} head and {MIN_NEURONS} neurons in each; keep more, or take a smaller"
             " model"
         )
     spec = _write_spec(model, removed)
