@@ -63,7 +63,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert [page.title for page in guide_pages()] == [
         "Read the report",
         "Choose a model",
-        "Read an explanation honestly",
+        "Read an explanation critically",
     ]
     settings = read_settings()
     assert settings.title == "Solar cells" and settings.bibliography[0].is_file()

@@ -145,7 +145,7 @@ def _write_texts(checkout: Path, data: str, title: str, summary: str) -> dict[st
         ".gitignore": IGNORED,
         "reports/published.csv": PUBLISHED,
         "_quarto.yml": _set_title(settings, title),
-        "notebooks/00_start.md": start.partition("## Three ways to go on")[0]
+        "notebooks/00_start.md": start.partition("## Three ways to continue")[0]
         + NEXT_STEPS.format(**quoted),
     }
 
