@@ -1,27 +1,22 @@
-"""What is left of a model's scores when images get worse, by chance (corruptions) or by intent
-(attacks).
-"""
+"""Scores of a model when images get worse, by accident (corruptions) or on purpose (attacks)."""
 
-from vitlab.robustness.attack import ATTACKS, attack_images, attack_table
-from vitlab.robustness.corruptions import (
-    CORRUPTIONS,
-    SEVERITIES,
-    corrupt_data,
-    corrupt_image,
-    corruption_table,
+from vitlab.robustness.attack import attack_images, attack_table, describe_attack
+from vitlab.robustness.corruptions import CORRUPTIONS, corrupt_image
+from vitlab.robustness.scores import (
+    corruption_cost_table,
+    describe_corruption_costs,
+    draw_subset,
+    robustness_table,
 )
-from vitlab.robustness.curves import draw_subset, drop_table, robustness_table
 
 __all__ = [
-    "ATTACKS",
     "CORRUPTIONS",
-    "SEVERITIES",
     "attack_images",
     "attack_table",
-    "corrupt_data",
     "corrupt_image",
-    "corruption_table",
+    "corruption_cost_table",
+    "describe_attack",
+    "describe_corruption_costs",
     "draw_subset",
-    "drop_table",
     "robustness_table",
 ]

@@ -1,7 +1,8 @@
-"""Images changed on purpose, by so little that people do not see it, to make a model err.
+"""Attacks: images changed on purpose, too little for people to see, so that a model errs.
 
-Written here in a few lines, since the libraries for it (torchattacks, foolbox) have had no release
-for years. An attack found only bounds robustness from above: a better one may find more."""
+Projected gradient descent in a few lines of our own: the libraries for it (torchattacks, foolbox)
+have had no release for years. The accuracy that an attack leaves is an upper bound: a better attack
+may find more errors."""
 
 from __future__ import annotations
 
@@ -20,8 +21,7 @@ from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import effective_count, read_clusters
 from vitlab.evaluation.calibration import wilson_interval
 from vitlab.explain.inspection import inspecting
-from vitlab.registry import Registry
-from vitlab.robustness.curves import draw_subset
+from vitlab.robustness.scores import draw_subset
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.precision import autocast, choose_precision
@@ -29,76 +29,64 @@ from vitlab.training.scores import arrange
 
 BATCH = 32
 QUICK = 2  # steps that are tried first: enough for most images of a model without a defence
-ATTACKS = Registry("attack")  # attack(gradient, pixels, noise, epsilon, steps) -> pixels; see pgd
-
-
-@ATTACKS.register
-def pgd(gradient, pixels, noise, epsilon, steps, step_size=None):
-    """Projected gradient descent: steps in the direction of the sign of the gradient, never further
-    than epsilon from the image.
-
-    pixels: (B, C, h, w) in 0..1. noise: where to start, in units of epsilon, uniform in -1..1: (B,
-    C, h, w), or (B, 1, h, w) for grey images, which then stay grey. gradient(pixels): of each
-    image's loss, in the shape of `noise`. step_size: 2.5 epsilon / steps without one, so that any
-    place within reach can be reached. Source: Madry et al. 2018, arXiv 1706.06083."""
-    step_size = 2.5 * epsilon / steps if step_size is None else step_size
-    changed = (pixels + epsilon * noise).clamp(0, 1)
-    for _ in range(steps):
-        changed = changed + step_size * gradient(changed).sign()
-        changed = changed.clamp(pixels - epsilon, pixels + epsilon).clamp(0, 1)
-    return changed
-
-
-@ATTACKS.register
-def fgsm(gradient, pixels, noise, epsilon, steps=1):
-    """The fast gradient sign method, one step from the image itself. Source: Goodfellow et al.
-    2015, arXiv 1412.6572.
-    """
-    return pgd(gradient, pixels, 0 * noise, epsilon, steps=1, step_size=epsilon)
 
 
 def attack_table(
     model: ModelBundle,
     data: DataBundle,
     epsilons: Sequence[float] = (0, 0.125, 0.25, 0.5, 1),
-    attack: str = "pgd",
     steps: int = 10,
     images: int = 64,
-    split: str = "test",
     seed: int = 0,
     cluster=None,
 ) -> pd.DataFrame:
-    """Accuracy when every pixel may change by epsilon grey levels, of 0..255 and at the model's
-    size, to raise the loss.
+    """Accuracy on at most `images` test images when every pixel may change by epsilon grey levels,
+    of 0..255 and at the model's size, to raise the loss.
 
-    Columns: attack, epsilon, n, metric (accuracy), value, low, high (95 % Wilson interval). An
-    image counts as right at an epsilon if the model is right about it as it is and after every
-    attack up to there; only what is still right is attacked. Changes below half a grey level exist
-    in numbers only: an image file with 8 bits cannot hold them. cluster: as in `robustness_table`.
-    """
-    _check(attack, epsilons, steps)
-    ids = draw_subset(data, images, split, seed)
+    Columns: epsilon, n, metric (accuracy), value, low, high (95 % Wilson interval). An image counts
+    as right at an epsilon if the model is right about the image itself and after every attack up to
+    there; only what is still right is attacked. An 8-bit file cannot hold changes below half a grey
+    level. cluster: as in `robustness_table`."""
+    _check(epsilons, steps)
+    ids = draw_subset(data, images, "test", seed)
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
     right, rows = _predict(model, pixels).argmax(dim=1).numpy() == labels, []
-    for epsilon in tqdm(
-        sorted(set(epsilons)), desc=f"attack {attack}", unit="epsilon", leave=False
-    ):
+    for epsilon in tqdm(sorted(set(epsilons)), desc="attack", unit="epsilon", leave=False):
         for count in sorted({min(QUICK, steps), steps}) if epsilon else []:
             left = np.flatnonzero(right)
-            for some in (left[start : start + BATCH] for start in range(0, len(left), BATCH)):
+            for start in range(0, len(left), BATCH):
+                some = left[start : start + BATCH]
                 chosen = [ids[i] for i in some]
                 changed = _attack(
-                    model, attack, pixels[some], labels[some], chosen, grey, epsilon, count, seed
+                    model, pixels[some], labels[some], chosen, grey, epsilon, count, seed
                 )
                 right[some] = _predict(model, changed).argmax(dim=1).numpy() == labels[some]
-        rows.append((attack, epsilon, len(ids), "accuracy", right.mean()))
-    table = pd.DataFrame(rows, columns=["attack", "epsilon", "n", "metric", "value"])
-    worth = effective_count(
-        np.zeros(len(ids), dtype=int), 1, read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
-    )
-    table["low"], table["high"] = wilson_interval(table["value"].to_numpy(), worth)
+        rows.append((epsilon, len(ids), "accuracy", right.mean()))
+    table = pd.DataFrame(rows, columns=["epsilon", "n", "metric", "value"])
+    clusters = read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
+    independent = effective_count(np.zeros(len(ids), dtype=int), 1, clusters)
+    table["low"], table["high"] = wilson_interval(table["value"].to_numpy(), independent)
     return table
+
+
+def describe_attack(table: pd.DataFrame) -> str:
+    """Sentences on an `attack_table`: the smallest change that leaves less than half of the
+    accuracy.
+    """
+    first, last = table.iloc[0], table.iloc[-1]
+    half = table[table["value"] < first["value"] / 2]
+    if len(half):
+        rest = (
+            f"A change of at most {half['epsilon'].iloc[0]:g} of 255 grey levels, invisible to the"
+            " eye, leaves less than half of them right."
+        )
+    else:
+        rest = (
+            f"Even after changes of up to {last['epsilon']:g} of 255 grey levels, at least half of"
+            " them stay right."
+        )
+    return f"Of {first['n']} images, {first['value']:.0%} are classified correctly. {rest}"
 
 
 def attack_images(
@@ -106,35 +94,45 @@ def attack_images(
     data: DataBundle,
     sample_ids: Sequence[str],
     epsilon: float = 1,
-    attack: str = "pgd",
     steps: int = 10,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Images before and after an attack, each (N, h, w, 3) float in 0..1 at the model's input size,
-    and what the model says.
+    and the model's predictions for both.
 
     Columns of the table: sample_id, epsilon, label, pred, confidence, changed_pred,
     changed_confidence."""
-    _check(attack, [epsilon], steps)
+    _check([epsilon], steps)
     ids = list(sample_ids)
     if not ids:
         raise UserError("there is no image to attack: give at least one sample_id")
     labels = ImageDataset(data, ids, model.transform).labels
     pixels, grey = _load_pixels(model, data, ids)
-    changed = _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed)
-    table = pd.DataFrame(
-        {"sample_id": ids, "epsilon": epsilon, "label": np.array(data.classes)[labels]}
-    )
+    changed = _attack(model, pixels, labels, ids, grey, epsilon, steps, seed)
+    classes = np.array(data.classes)
+    table = pd.DataFrame({"sample_id": ids, "epsilon": epsilon, "label": classes[labels]})
     for prefix, images in (("", pixels), ("changed_", changed)):
         confidence, pred = _predict(model, images).softmax(dim=1).max(dim=1)
-        table[f"{prefix}pred"], table[f"{prefix}confidence"] = (
-            np.array(data.classes)[pred.numpy()],
-            confidence.numpy(),
-        )
+        table[f"{prefix}pred"] = classes[pred.numpy()]
+        table[f"{prefix}confidence"] = confidence.numpy()
     before, after = (
         images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy() for images in (pixels, changed)
     )
     return before, after, table
+
+
+def pgd(gradient, pixels, noise, epsilon, steps):
+    """Projected gradient descent: steps along the sign of the gradient, each of 2.5 epsilon / steps
+    and never further than epsilon from the image.
+
+    pixels: (B, C, h, w) in 0..1. noise: where to start, in units of epsilon, uniform in -1..1: (B,
+    C, h, w), or (B, 1, h, w) for grey images, which then stay grey. gradient(pixels): of each
+    image's loss, in the shape of `noise`. Source: Madry et al. 2018, arXiv 1706.06083."""
+    changed = (pixels + epsilon * noise).clamp(0, 1)
+    for _ in range(steps):
+        changed = changed + 2.5 * epsilon / steps * gradient(changed).sign()
+        changed = changed.clamp(pixels - epsilon, pixels + epsilon).clamp(0, 1)
+    return changed
 
 
 def loss_gradient(
@@ -157,16 +155,16 @@ def loss_gradient(
     return gradient
 
 
-def _attack(model, attack, pixels, labels, ids, grey, epsilon, steps, seed) -> torch.Tensor:
+def _attack(model, pixels, labels, ids, grey, epsilon, steps, seed) -> torch.Tensor:
     device = next(model.module.parameters()).device
     shape = (1 if grey else pixels.shape[1], *pixels.shape[2:])
     draws = [
-        np.random.default_rng(derive_seed(seed, attack, sample_id)).uniform(-1, 1, shape)
+        np.random.default_rng(derive_seed(seed, "pgd", sample_id)).uniform(-1, 1, shape)
         for sample_id in ids
     ]
     noise = torch.tensor(np.array(draws), dtype=torch.float32, device=device)
     gradient = loss_gradient(model, torch.tensor(labels, device=device), grey)
-    return ATTACKS[attack](gradient, pixels.to(device), noise, epsilon / 255, steps).cpu()
+    return pgd(gradient, pixels.to(device), noise, epsilon / 255, steps).cpu()
 
 
 def _load_pixels(
@@ -183,13 +181,11 @@ def _load_pixels(
 def _predict(model: ModelBundle, pixels: torch.Tensor) -> torch.Tensor:
     """Logits (N, num_classes) of pixels (N, C, h, w) in 0..1, in float32."""
     device = next(model.module.parameters()).device
+    logits = []
     with inspecting(model.module), torch.no_grad():
-        return torch.cat(
-            [
-                model.module(_normalise(part.to(device), model)).float().cpu()
-                for part in pixels.split(BATCH)
-            ]
-        )
+        for part in pixels.split(BATCH):
+            logits.append(model.module(_normalise(part.to(device), model)).float().cpu())
+    return torch.cat(logits)
 
 
 def _normalise(pixels: torch.Tensor, model: ModelBundle) -> torch.Tensor:
@@ -198,8 +194,7 @@ def _normalise(pixels: torch.Tensor, model: ModelBundle) -> torch.Tensor:
     )
 
 
-def _check(attack: str, epsilons: Sequence[float], steps: int) -> None:
-    ATTACKS[attack]
+def _check(epsilons: Sequence[float], steps: int) -> None:
     if steps < 1:
         raise UserError(f"an attack takes at least one step, got steps={steps}")
     if len(epsilons) == 0 or not all(0 <= epsilon < 255 for epsilon in epsilons):
