@@ -138,11 +138,13 @@ def test_sentences_of_notebook_01():
     )
     pairs = pd.DataFrame({"crosses_split": [True, False], "same_label": [False, True]})
     found = sentences.describe_duplicates(pairs, ["a", "b", "c", "d"], ["a", "b", "c"])
-    assert "2 pairs are near-duplicates, 1 of them cross a split, and 1 of 4 test" in found
+    assert (
+        "2 pairs are near-duplicates, 1 of them are in different splits, and 1 of 4 test" in found
+    )
     quality = pd.DataFrame(
         {"is_wrong_label": [True, False], "label": ["a", "b"], "suggested": ["b", ""]}
     )
-    assert "1 labels (50.0%) are probably wrong, most often *a* that looks like *b* (1)" in (
+    assert "1 labels (50.0%) are probably wrong, most often *a* instead of *b* (1)" in (
         sentences.describe_doubts(quality)
     )
     assert "0 labels (0.0%) are probably wrong. " in sentences.describe_doubts(quality[1:])
