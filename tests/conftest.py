@@ -1,6 +1,7 @@
 """Every test: fixed seeds, figures closed, reports written under a temporary folder, no network."""
 
 import os
+import signal
 
 # the tests run in two processes; more threads than cores make torch crawl
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+
+for name in ("SIGINT", "SIGHUP"):  # ignored after `nohup` and `&` in a script, by children as well
+    number = getattr(signal, name, None)
+    if number and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import pkgutil
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.numpy import save_file
 
+from tests.child_processes import start_vitlab
 from vitlab.batch import (
     fingerprint as fingerprint_module,
     load_batch,
@@ -453,7 +453,8 @@ def test_no_batch_file_and_no_yaml(project):
 
 def test_imports_are_found_wherever_they_stand():
     source = (
-        "import a.b as c\nfrom d import e\ndef f():\n    from . import g\n    from ..h.i import j"
+        "import a.b as c\nfrom d import e\ndef f():\n    from . import g\n    from ..h.i import j\n"
+        "c.k(e.l)\nimport m\nm.n.o()"
     )
     assert imported_modules(source, "x.y") == {
         "a.b",
@@ -463,6 +464,9 @@ def test_imports_are_found_wherever_they_stand():
         "x.y.g",
         "x.h.i",
         "x.h.i.j",
+        "a.b.k",
+        "m",
+        "m.n",
     }
 
 
@@ -488,6 +492,29 @@ def test_used_files_are_the_closure_of_the_imports(tmp_path):
         "models/__init__.py",
         "models/vit.py",
     }
+
+
+def test_of_the_lazy_names_of_the_package_only_those_used_count(tmp_path):
+    files = {
+        "__init__.py": "",
+        "__init__.pyi": "from . import data as data\nfrom .training import fit as fit",
+        "data/__init__.py": "",
+        "training/__init__.py": "from .loop import fit",
+        "training/loop.py": "",
+    }
+    for name, source in files.items():
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pack" / name).write_text(source)
+    found = {}
+    for source in ("import pack", "import pack as p\np.fit()", "from pack import data"):
+        used = used_files(imported_modules(source), tmp_path / "pack")
+        found[source] = {file.relative_to(tmp_path / "pack").as_posix() for file in used}
+    top = {"__init__.py", "__init__.pyi"}
+    assert list(found.values()) == [
+        top,
+        {*top, "training/__init__.py", "training/loop.py"},
+        {*top, "data/__init__.py"},
+    ]
 
 
 def test_what_a_package_imports_lazily_is_used_too():
@@ -886,7 +913,7 @@ def test_a_torn_batch_json_says_what_to_do(project, reports_folder):
     state.parent.mkdir(parents=True)
     state.write_text('{"tasks": [')
     with pytest.raises(
-        ValueError, match=r"toy.batch\.json is damaged \(.*\); remove it, and the batch runs anew"
+        ValueError, match=r"toy.batch\.json is damaged \(.*\); remove it to run the batch anew"
     ):
         run_batch(file)
     with pytest.raises(ValueError, match=r"batch\.json is damaged"):
@@ -1056,17 +1083,14 @@ def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(
         name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
     }
     environment["TMPDIR"] = str(temporary)
-    command = [sys.executable, "-c", "from vitlab.cli import app; app()", "batch", str(file)]
-    batch = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(project / "pids")
-    pids = [int(pid) for pid in (project / "pids").read_text().split()]
-    batch.send_signal(number)
-    _, errors = batch.communicate(timeout=180)
+    with start_vitlab("batch", str(file), env=environment) as batch:
+        wait_for(project / "pids")
+        pids = [int(pid) for pid in (project / "pids").read_text().split()]
+        batch.send_signal(number)
+        _, errors = batch.communicate(timeout=60)
     assert batch.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert errors == "Stopped. The same command carries on from here.\n"
+        assert errors == "Stopped. Run the same command to continue.\n"
         assert not list(temporary.iterdir())
     deadline = time.time() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:

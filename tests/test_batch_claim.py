@@ -1,11 +1,10 @@
 """Who holds which runs, in one process and after the end of another one."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.child_processes import start_python
 from vitlab.batch.claim import CLAIM, claim_runs
 
 
@@ -36,16 +35,14 @@ def test_a_claim_ends_with_its_process(tmp_path):
         f" claim_runs(pathlib.Path({str(one)!r}), ['runs/digits/a']):\n    print('held',"
         " flush=True)\n    time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    for folder, runs in ((one, []), (two, ["runs/digits/a"])):
-        with (
-            pytest.raises(ValueError, match=rf"another batch \(pid {holder.pid} on "),
-            claim_runs(folder, runs),
-        ):
-            pass
-    holder.kill()
-    holder.communicate()
+    with start_python(code) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for folder, runs in ((one, []), (two, ["runs/digits/a"])):
+            with (
+                pytest.raises(ValueError, match=rf"another batch \(pid {holder.pid} on "),
+                claim_runs(folder, runs),
+            ):
+                pass
     assert (one / CLAIM).is_file()
     for folder in (two, one):
         with claim_runs(folder, ["runs/digits/a"]):

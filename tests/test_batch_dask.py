@@ -5,7 +5,6 @@ file.
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from nbformat.v4 import new_code_cell, new_notebook
 
 import vitlab
+from tests.child_processes import start_vitlab
 from vitlab.batch import cluster as cluster_module, crew as crew_module, run_batch
 
 pytestmark = pytest.mark.skipif(
@@ -237,16 +237,15 @@ def test_a_batch_ended_half_way_leaves_no_kernel_on_the_workers(
     )
     file = write_batch(project, ["red", "blue"], chain=["slow"])
     words = ["batch", str(file), "--scheduler", client.scheduler.address]
-    command = [sys.executable, "-c", "from vitlab.cli import app; app()", *words]
-    batch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = [project / "red", project / "blue"]
-    assert wait_until(lambda: all(path.exists() and path.read_text() for path in pids), 180)
-    batch.send_signal(number)
-    _, errors = batch.communicate(timeout=120)
+    with start_vitlab(*words) as batch:
+        assert wait_until(lambda: all(path.exists() and path.read_text() for path in pids), 120)
+        batch.send_signal(number)
+        _, errors = batch.communicate(timeout=60)
     assert batch.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
     kernels = [int(path.read_text()) for path in pids]
     if number != signal.SIGKILL:
-        assert errors.endswith("Stopped. The same command carries on from here.\n")
+        assert errors.endswith("Stopped. Run the same command to continue.\n")
         assert list(children(client).values()) == [[], []]
     assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in kernels))
     content = json.loads((reports_folder / "runs" / "batches" / "toy" / "batch.json").read_text())

@@ -74,7 +74,7 @@ def test_memory_of_a_process_counts_its_children_and_shared_pages_once():
             # what both have of the first block counts twice
             assert quick >= held and (code == hold or quick > 590e6)
         finally:
-            process.communicate()
+            process.communicate(timeout=30)
     assert measure_memory(process.pid) == 0
 
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.test_run_folders import fork, kill_at, needs_fork
+from tests.child_processes import fork, reap, wait_until
+from tests.test_run_folders import kill, kill_at, needs_fork
 from vitlab.batch import post
 from vitlab.batch.files import find_changes, list_files
 from vitlab.run_folders import RunBusy, hold, let_go
@@ -116,7 +117,7 @@ def test_a_batch_killed_while_it_fetches_leaves_the_old_run_or_the_new_one(worke
         shutil.rmtree(reports_folder, ignore_errors=True)
         folder, left = make("old").path, worker(lambda: make("new"))
         child = fork(lambda step=step, left=left: (kill_at(step), fetch(left, reports_folder)))
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        killed = os.WIFSIGNALED(reap(child))
         check_whole(find_runs("digits")[0].parameters["marker"], folder)
         seen.append(find_runs("digits")[0].parameters["marker"])
     assert seen == sorted(seen, reverse=True) and seen.count("old") > 10 and "new" in seen
@@ -163,24 +164,25 @@ def test_a_first_run_and_a_failed_one_come_home(worker, reports_folder):
     check_whole("new", find_runs("digits")[0].path)
 
 
+@needs_fork
 def test_a_run_that_another_process_trains_is_not_replaced(worker, reports_folder):
     folder, left = make("old").path, worker(lambda: make("new"))
-    child = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
-    if child == 0:
+    held = folder.parent / "held"
+
+    def hold_for_a_while():
         hold(folder)
-        (folder.parent / "held").touch()
-        while (folder.parent / "held").exists():
-            time.sleep(0.01)
-        os._exit(0)
-    while not (folder.parent / "held").exists():
-        time.sleep(0.01)
+        held.touch()
+        time.sleep(60)
+
+    child = fork(hold_for_a_while)
     try:
+        wait_until(held.exists)
         with pytest.raises(RunBusy):
             fetch(left, reports_folder)
         check_whole("old", folder)
     finally:
-        (folder.parent / "held").unlink()
-        os.waitpid(child, 0)
+        kill(child)
+    held.unlink()
     let_go(folder)
     fetch(left, reports_folder)
     check_whole("new", folder)

@@ -14,6 +14,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """As in a terminal, also where this process ignores SIGHUP (`nohup pytest`)."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_interrupt_with_a_number(number):
     with pytest.raises(KeyboardInterrupt) as stop, end_in_order():
@@ -33,14 +44,11 @@ def test_a_second_signal_does_not_break_off_the_end():
 
 
 def test_what_nohup_has_silenced_stays_silent():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with end_in_order():
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            os.kill(os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with end_in_order():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_outside_of_the_main_thread_nothing_is_changed():
@@ -52,5 +60,5 @@ def test_outside_of_the_main_thread_nothing_is_changed():
 
     thread = threading.Thread(target=look)
     thread.start()
-    thread.join()
+    thread.join(10)
     assert found == [signal.SIG_DFL]

@@ -60,7 +60,11 @@ def test_killed_at_ten_random_moments(arguments):
         f" test.kill_at_ten_random_moments(test.{arguments})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

@@ -13,6 +13,7 @@ from jupyter_client.manager import KernelManager
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tests.child_processes import start_python
 from vitlab.batch.execute import Execution
 from vitlab.batch.schedule import kernel_environment
 from vitlab.errors import UserError
@@ -199,7 +200,7 @@ def test_the_kernel_is_this_python_whatever_is_installed_as_python3(
     with kernel_environment(), WarmProcess() as warm:
         if not alive and warm._process:
             warm._process.kill()
-            warm._process.wait()
+            warm._process.wait(timeout=30)
         kernel = Kernel(warm)
         assert kernel.run("import sys; print(sys.executable)")["stdout"] == f"{sys.executable}\n"
         kernel.close()
@@ -232,7 +233,7 @@ def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
 def test_a_warm_process_that_died_does_no_harm():
     with WarmProcess() as warm:
         warm._process.kill()
-        warm._process.wait()
+        warm._process.wait(timeout=30)
         kernel = Kernel(warm)
         assert isinstance(kernel.process, subprocess.Popen)
         kernel.close()
@@ -352,12 +353,7 @@ def test_kernels_end_when_their_batch_is_killed():
         print(warm._process.pid, manager.provisioner.pid, flush=True)
         time.sleep(60)
     """
-    batch = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
-    )
-    pids = [int(pid) for pid in batch.stdout.readline().split()]
-    assert len(pids) == 2 and all(is_running(pid) for pid in pids)
-    batch.kill()
-    batch.wait()
-    batch.stdout.close()
+    with start_python(textwrap.dedent(code), stderr=None) as batch:
+        pids = [int(pid) for pid in batch.stdout.readline().split()]
+        assert len(pids) == 2 and all(is_running(pid) for pid in pids)
     assert wait_until(lambda: not any(is_running(pid) for pid in pids))

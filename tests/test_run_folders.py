@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from tests.child_processes import fork, reap, wait_until
 from vitlab import run_folders
 from vitlab.errors import MissingFileError, UserError
 from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info
@@ -35,20 +36,9 @@ def make(marker, name="x"):
     return run
 
 
-def fork(work):
-    """The process id of a child that does this work."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return child
-
-
 def kill(child):
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    reap(child)
 
 
 def kill_at(step):
@@ -107,7 +97,7 @@ def test_killed_before_each_step_there_is_always_the_old_run_or_the_new_one(repo
         (folder / "notebooks").mkdir()
         (folder / "notebooks" / "03.ipynb").write_text("{}")
         child = fork(lambda step=step: (kill_at(step), make("new")))
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        killed = os.WIFSIGNALED(reap(child))
         if step % 2:  # a batch makes this folder before the notebook that recovers the run
             (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         (run,) = find_runs("digits")
@@ -140,8 +130,7 @@ def test_a_second_process_is_refused_at_once_while_the_first_trains(tmp_path):
 
     child = fork(train)
     try:
-        while not ready.exists():
-            time.sleep(0.01)
+        wait_until(ready.exists)
         before = {
             path: path.read_bytes() for path in run_path(name="x", dataset="digits").iterdir()
         }
@@ -170,11 +159,10 @@ def test_other_processes_of_the_same_training_join_the_run(finished_before, tmp_
         make("old")
     run = Run.create(name="x", dataset="digits", marker="new")
     joined = tmp_path / "joined"
-    os.waitpid(
+    reap(
         fork(
             lambda: joined.write_text(str(Run.join(name="x", dataset="digits", marker="new").path))
-        ),
-        0,
+        )
     )
     assert (
         joined.read_text() == str(run.path)
@@ -183,7 +171,7 @@ def test_other_processes_of_the_same_training_join_the_run(finished_before, tmp_
     child = fork(lambda: time.sleep(60))  # a child that outlives `finish` does not keep the lock
     run.finish()
     try:
-        assert os.waitpid(fork(lambda: make("third")), 0)[1] == 0
+        assert reap(fork(lambda: make("third"))) == 0
         assert find_runs("digits")[0].parameters["marker"] == "third"
     finally:
         kill(child)
@@ -201,10 +189,9 @@ def test_who_needs_a_run_that_another_process_trains_waits_for_it(tmp_path, monk
         run.finish()
 
     child = fork(train)
-    while not ready.exists():
-        time.sleep(0.01)
+    wait_until(ready.exists)
     run = find_or_train(lambda: find_runs("digits"), lambda: make("ours"))
-    os.waitpid(child, 0)
+    reap(child)
     assert run.parameters["marker"] == "theirs" and "Waiting: process" in capsys.readouterr().out
 
 

@@ -1,7 +1,9 @@
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from vitlab.training.loop import _list_tensors
 from vitlab.training.precision import choose_precision, resolve_precision
 from vitlab.training.scores import score_logits
 
+ROOT = Path(__file__).parents[1]
 COAT = {"epochs": 1, "batch_size": 256, "augment": "none", "ema": 0.5}
 
 
@@ -514,33 +517,33 @@ def test_a_run_is_done_only_with_all_its_files(digits):
     assert len(find_runs("digits")) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_finished_run_survives_when_its_replacement_is_killed_and_the_replacement_goes_on(digits):
-    parameters = {"dataset": "digits", "model": "vit_scratch", "seed": 0}
+def train_again(stop=None):
+    """Four epochs into the run of these parameters."""
+    data, model = small_digits(), tiny_vit()
+    run = Run.create(dataset="digits", model="vit_scratch", seed=0)
     config = recipe("vit_scratch", epochs=4, batch_size=32, precision="fp32")
+    history = fit(model, data, run, config, on_epoch=stop)
+    save_results(run, model, data)
+    return run, history
 
-    def train(stop=None):
-        model, run = tiny_vit(), Run.create(**parameters)
-        history = fit(model, digits, run, config, on_epoch=stop)
-        save_results(run, model, digits)
-        return run, history
 
-    def kill_myself(row):
-        if row["epoch"] == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+def kill_in_epoch_three(row):
+    if row["epoch"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    first, history = train()
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_finished_run_survives_when_its_replacement_is_killed_and_the_replacement_goes_on():
+    first, history = train_again()
     (first.path / "notebooks").mkdir()
     start = first.info["start_s"]
-    torch.set_num_threads(1)
-    child = os.fork()
-    if child == 0:
-        train(kill_myself)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    code = "from tests.test_training import *; train_again(kill_in_epoch_three)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
     (kept,) = find_runs("digits")
     assert kept.info["start_s"] == start and kept.problem == ""
     epochs = []
-    second, again = train(lambda row: epochs.append(row["epoch"]))
+    second, again = train_again(lambda row: epochs.append(row["epoch"]))
     assert epochs == [4], "from the checkpoint"
     (found,) = find_runs("digits")
     assert found.path == first.path == second.path and found.info["start_s"] > start

@@ -124,19 +124,30 @@ def describe_runs(dataset: str) -> str:
 
 
 def imported_modules(source: str, package: str = "") -> set[str]:
-    """Every module that Python source may import, with `a.b.c` for `from a.b import c` as well.
-    package: of the source itself.
+    """Every module that Python source may import. package: of the source itself.
+
+    Names that may be modules count as well: `a.b.c` for `from a.b import c`, and for `a.b.c` in the
+    code after `import a.b`.
     """
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    modules = {}  # name in the source -> module that an import has bound to it
+    nodes = list(ast.walk(ast.parse(source)))
+    for node in nodes:
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            for alias in node.names:
+                names.add(alias.name)
+                top = alias.name.partition(".")[0]
+                modules[alias.asname or top] = alias.name if alias.asname else top
         elif isinstance(node, ast.ImportFrom):
             above = (
                 package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             )
             module = ".".join([*above, *([node.module] if node.module else [])])
             names.update([module, *(f"{module}.{alias.name}" for alias in node.names)])
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            names.update([f"{module}.{node.attr}"] if module else [])
     return names
 
 
@@ -144,17 +155,21 @@ def used_files(modules: set[str], root: Path) -> set[Path]:
     """The files of the package in folder `root` that importing these modules executes, or may
     execute when a lazy name is used.
 
-    Other packages are passed over.
+    Other packages are passed over. Of the lazy names of the package itself (`vitlab.fit`), only
+    those count that are used: all of them together need nearly every file.
     """
     there = {
         path.relative_to(root).parts: path
         for pattern in ("*.py", "*.pyi")
         for path in root.rglob(pattern)
     }
+    lazy = _read_lazy_names(there.get(("__init__.pyi",)), root.name)
     used: set[Path] = set()
     seen, waiting = set(), [module for module in modules if module.partition(".")[0] == root.name]
     while waiting:
         parts = tuple(waiting.pop().split(".")[1:])
+        if parts and parts[0] in lazy:
+            waiting.append(lazy[parts[0]])
         # importing a.b.c executes a/__init__.py and a/b/__init__.py, too
         for length in range(len(parts) + 1):
             place = parts[:length]
@@ -168,11 +183,25 @@ def used_files(modules: set[str], root: Path) -> set[Path]:
                 )
                 if file:
                     used.add(file)
+                    if file == there.get(("__init__.pyi",)):
+                        continue
                     imports = _file_imports(file, root, file.stat().st_mtime_ns)
                     waiting += [
                         module for module in imports if module.partition(".")[0] == root.name
                     ]
     return used
+
+
+def _read_lazy_names(stub: Path | None, package: str) -> dict[str, str]:
+    """Name -> `package.module.name`, for each `from .module import name` of a package's stub."""
+    if stub is None:
+        return {}
+    return {
+        alias.asname or alias.name: f"{package}.{node.module}.{alias.name}"
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
 
 
 @cache
