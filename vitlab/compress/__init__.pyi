@@ -18,12 +18,7 @@ from .losses import drop_table as drop_table, lost_images as lost_images
 from .processor import instruction_table as instruction_table
 from .pruning import plan_pruning as plan_pruning, prune as prune
 from .quantize import quantize_onnx as quantize_onnx
-from .recommendation import (
-    choose_variant as choose_variant,
-    describe_processor as describe_processor,
-    describe_variants as describe_variants,
-    recommend as recommend,
-)
+from .recommendation import describe_compression as describe_compression
 from .recovery import recover as recover, recovery_recipe as recovery_recipe
 from .session import OnnxClassifier as OnnxClassifier
 from .sides import make_side as make_side, predict_sides as predict_sides

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitlab.compress.losses import measure_agreement, measure_miscalibration
+from vitlab.compress.losses import loss_p_value, measure_agreement, measure_miscalibration
 from vitlab.errors import MissingFileError, UserError
-from vitlab.evaluation.metrics import METRICS, metrics_table
+from vitlab.evaluation.metrics import metrics_table
 from vitlab.evaluation.paired import paired_table
-from vitlab.registry import unknown
 
-MARGIN = 0.005  # of the metric: half a point
+METRIC = "balanced_accuracy"
+MARGIN = 0.02  # of the metric: what some 500 images can show; half a point would need thousands
+LEVEL = 0.05  # of the tests against a loss above the margin
 DIGITS = 4  # of a calibration error: what differs by less differs in rounding
 EVEN = "no difference shown"
 MB = 1e6  # bytes
@@ -31,8 +32,6 @@ def benchmark_table(
     sizes: Mapping[str, float] | None = None,
     *,
     split: str,
-    metric: str = "balanced_accuracy",
-    margin: float = MARGIN,
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -43,14 +42,12 @@ def benchmark_table(
     table. split: val to choose by (`choose_variant`), test to report. Columns: those of the latency
     table; split; size_mb (NaN where `sizes` has none); metric, value, low, high; change,
     change_low, change_high (paired, against the first variant); agreement, agreement_low,
-    agreement_high (same class, right or wrong); ece, ece_change, ece_low, ece_high; and three
-    verdicts. Intervals are at 95 %. speed: "faster" or "slower" where the interval of the ratio
-    lies on one side of 1. quality: "worse" or "better" where that of the change lies on one side of
-    0, else "as good" where a loss above `margin` is ruled out, else "loss not ruled out".
-    calibration: "worse" or "better" by the change of the ECE. ValueError where a variant has no
-    predictions."""
-    if metric not in METRICS:
-        raise UserError(unknown("metric", metric, list(METRICS)))
+    agreement_high (same class, right or wrong); loss_p (`loss_p_value` of the margin, NaN of the
+    first variant); ece, ece_change, ece_low, ece_high; and three verdicts. Intervals are at 95 %.
+    speed: "faster" or "slower" where the interval of the ratio lies on one side of 1. quality:
+    "worse" or "better" where that of the change lies on one side of 0, else "as good" where a loss
+    above the margin is ruled out, else "loss not ruled out". calibration: "worse" or "better" by
+    the change of the ECE. ValueError where a variant has no predictions."""
     sides = list(dict.fromkeys(latency["side"]))
     lacking = [name for name in sides if name not in predictions]
     if lacking:
@@ -62,17 +59,17 @@ def benchmark_table(
     first, rows = predictions[sides[0]], []
     for name in sides:
         own = predictions[name]
-        score = metrics_table(own, **settings).set_index("metric").loc[metric]
+        score = metrics_table(own, **settings).set_index("metric").loc[METRIC]
         row = {
             "side": name,
             "split": split,
             "size_mb": (sizes or {}).get(name, np.nan),
-            "metric": metric,
+            "metric": METRIC,
         }
         row |= {"value": score["value"], "low": score["low"], "high": score["high"]}
         gap = {"difference": 0.0, "low": 0.0, "high": 0.0}
         if name != sides[0]:
-            gap = paired_table(first, own, (sides[0], name), [metric], **settings).iloc[0]
+            gap = paired_table(first, own, (sides[0], name), [METRIC], **settings).iloc[0]
         row |= {"change": gap["difference"], "change_low": gap["low"], "change_high": gap["high"]}
         row |= zip(
             ("agreement", "agreement_low", "agreement_high"),
@@ -87,8 +84,9 @@ def benchmark_table(
             "ece_high": error["high"],
         }
         reference = name == sides[0]
+        row["loss_p"] = np.nan if reference else loss_p_value(first, own, MARGIN, split)
         row["quality"] = (
-            "reference" if reference else _compare_quality(gap["low"], gap["high"], margin)
+            "reference" if reference else _compare_quality(gap["low"], gap["high"], row["loss_p"])
         )
         moved = [round(error[end], DIGITS) for end in ("low", "high")]
         row["calibration"] = "reference" if reference else _compare(*moved, 0, ("better", "worse"))
@@ -129,6 +127,8 @@ def _compare(low: float, high: float, even: float, words: tuple[str, str]) -> st
     return words[0] if high < even else words[1] if low > even else EVEN
 
 
-def _compare_quality(low: float, high: float, margin: float) -> str:
+def _compare_quality(low: float, high: float, loss_p: float) -> str:
     verdict = _compare(low, high, 0, ("worse", "better"))
-    return verdict if verdict != EVEN else "as good" if low >= -margin else "loss not ruled out"
+    if verdict != EVEN:
+        return verdict
+    return "as good" if loss_p <= LEVEL else "loss not ruled out"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
@@ -117,6 +118,45 @@ def measure_agreement(
     share = np.mean(scores_before.pred == scores_after.pred)
     low, high = wilson_interval(share, np.array(len(rows)))
     return float(share), float(low), float(high)
+
+
+def loss_p_value(
+    before: pd.DataFrame, after: pd.DataFrame, margin: float, split: str = "test"
+) -> float:
+    """One-sided p value of a loss of balanced accuracy of at least `margin`; a small one rules it
+    out.
+
+    A score test of non-inferiority on paired images (Tango, 1998, Statistics in Medicine 17:891)
+    with the classes as strata. The variance is that of a model that loses the margin, in all
+    classes or in one, whichever is larger: few images without a change are not proof. Images count
+    as independent."""
+    scores_before, scores_after, _ = read_pair(before, after, NAMES, split)
+    right = [(scores.pred == scores.label).astype(int) for scores in (scores_before, scores_after)]
+    return _score_test(right[1] - right[0], scores_before.label, margin)
+
+
+def _score_test(change: np.ndarray, label: np.ndarray, margin: float) -> float:
+    """change: (N,) of -1 (lost), 0, 1 (gained); label: (N,)."""
+    parts = [change[label == one] for one in np.unique(label)]
+    count = len(parts)
+    in_one = min(count * margin, 0.5)
+    allocations = [np.full(count, margin), *(in_one * np.eye(count))]  # the loss of each class
+    error = max(
+        np.sqrt(sum(_null_variance(part, loss) for part, loss in zip(parts, losses, strict=True)))
+        for losses in allocations
+    )
+    mean = np.mean([part.mean() for part in parts])
+    return float(norm.sf((mean + margin) / (error / count)))
+
+
+def _null_variance(change: np.ndarray, loss: float) -> float:
+    """Variance of the mean change where its true value is -loss: the maximum likelihood under this
+    constraint.
+    """
+    n, lost, gained = len(change), (change < 0).sum(), (change > 0).sum()
+    half = (lost + gained) * (1 - loss) - 2 * loss * (n - lost)
+    share_gained = (half + np.sqrt(half**2 + 8 * n * gained * loss * (1 - loss))) / (4 * n)
+    return (2 * share_gained + loss - loss**2) / n
 
 
 def measure_miscalibration(

@@ -6,20 +6,21 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vitlab.compress.benchmark import EVEN, MARGIN
+from vitlab.compress.benchmark import EVEN, LEVEL, MARGIN
 from vitlab.compress.processor import INT8, instruction_table, read_instructions
 from vitlab.errors import UserError
+from vitlab.evaluation.few_images import correct_holm
 
 
-def choose_variant(validation: pd.DataFrame, margin: float = MARGIN) -> str:
+def choose_variant(validation: pd.DataFrame) -> str:
     """The name of the variant to take, from a `benchmark_table` of the validation split.
 
     It is the fastest, at the smallest batch size, of those that are faster than the first variant
-    and for which the 95 % interval of the change rules out a loss above the margin; the first
-    variant where there is none. ValueError for a table of another split: a variant chosen by its
-    test result would look better on the test split than it is. Each variant is judged by itself: of
-    six that all lose just the margin, one passes in 14 % of draws. `recommend` therefore reports
-    the choice on the test split, too."""
+    and for which a loss above the margin is ruled out; the first variant where there is none. The
+    tests (`loss_p_value`) are corrected for the number of faster variants by Holm's method: where
+    all lose just the margin, one passes in at most 5 % of draws, about. ValueError for a table of
+    another split: a variant chosen by its test result would look better on the test split than it
+    is."""
     splits = set(validation["split"])
     if splits != {"val"}:
         raise UserError(
@@ -27,7 +28,8 @@ def choose_variant(validation: pd.DataFrame, margin: float = MARGIN) -> str:
             " split='val')"
         )
     rows = validation[validation["batch_size"] == validation["batch_size"].min()]
-    good = rows[(rows["speed"] == "faster") & (rows["change_low"] >= -margin)]
+    faster = rows[rows["speed"] == "faster"]
+    good = faster[correct_holm(faster["loss_p"].to_numpy()) <= LEVEL]
     return (
         str(good.loc[good["ratio"].idxmin(), "side"])
         if len(good)
@@ -35,13 +37,21 @@ def choose_variant(validation: pd.DataFrame, margin: float = MARGIN) -> str:
     )
 
 
-def recommend(validation: pd.DataFrame, test: pd.DataFrame, margin: float = MARGIN) -> str:
+def describe_compression(validation: pd.DataFrame, test: pd.DataFrame) -> str:
+    """Markdown on two `benchmark_table`s: the processor, a list of the variants on the test split,
+    and which variant to take.
+    """
+    lines = [f"- {line}" for line in describe_variants(test)]
+    return "\n".join([describe_processor(), "", *lines, "", recommend(validation, test)])
+
+
+def recommend(validation: pd.DataFrame, test: pd.DataFrame) -> str:
     """Which variant to take, in sentences: chosen by the `benchmark_table` of validation, reported
     by that of test.
     """
-    chosen, first = choose_variant(validation, margin), str(validation["side"].iloc[0])
+    chosen, first = choose_variant(validation), str(validation["side"].iloc[0])
     smallest = validation["batch_size"].min()
-    limit = f"{100 * margin:.2g} points of {_readable(validation['metric'].iloc[0])}"
+    limit = f"{100 * MARGIN:.2g} points of {_readable(validation['metric'].iloc[0])}"
     if chosen == first:
         return (
             f"Take *{first}*: on the validation split no variant is both faster at batch {smallest}"
