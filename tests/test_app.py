@@ -295,7 +295,7 @@ def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
     path.write_bytes(encode(grey(240)))
     overlay, said = explain_file(predictor, LIMITS, str(path), "occlusion")
     assert min(overlay.size) >= 420
-    assert "the more the odds of bright fall when it is covered" in said
+    assert "lower the odds of bright more when they are covered" in said
     with pytest.raises(ValueError, match="no map by 'lime' here; choose one of occlusion"):
         predictor.explain(grey(1), "lime", "dark")
 

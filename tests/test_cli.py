@@ -140,7 +140,7 @@ MISTAKES = {
     "run cut.ipynb": "cut.ipynb is not a notebook of nbformat 4",
     "run greet.ipynb/x": "the notebook greet.ipynb/x cannot be read (Not a directory)",
     "run greet.ipynb --output folder": (
-        "--output folder is a folder; name a file, like folder/greet.ipynb"
+        "--output folder is a folder; give a file name, such as folder/greet.ipynb"
     ),
     "run greet.ipynb --output binary/x": (
         "binary (Not a directory); make it a folder that you may write to, or choose"

@@ -127,8 +127,10 @@ def test_a_run_holds_the_card_of_its_splits():
 
 def test_sentences_of_notebook_01():
     data = make_bundle(ROWS, licence="CC0")
-    assert "holds 39 images in 2 classes: cat, dog. Licence: CC0" in sentences.describe_source(data)
-    assert "holds 92.3% of the images" in sentences.describe_balance(data.samples)
+    assert "contains 39 images in 2 classes: cat, dog. Licence: CC0" in sentences.describe_source(
+        data
+    )
+    assert "has 92.3% of the images" in sentences.describe_balance(data.samples)
     images = pd.DataFrame(
         {"group": list("xxxxyyyy"), "label": list("aabb") * 2, "mean": [0, 2, 2, 4, 0, 2, 6, 8]}
     )

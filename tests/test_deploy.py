@@ -191,8 +191,8 @@ def test_the_card_says_how_often_it_is_not_sure(run):
     assert f"the sets contained the true class for {covered.mean():.1%}" in card
     assert f"the model was sure for {sure.mean():.1%};" in card
     assert f"when it was sure, it was correct for {right[sure].mean():.1%};" in card
-    assert f"its best guess was right for {right[~sure].mean():.1%}." in card
-    assert "so it is not known whether some part of them is harder" in card
+    assert f"the most probable class was correct for {right[~sure].mean():.1%}." in card
+    assert "so performance on subgroups is unknown" in card
 
 
 def test_the_card_names_its_limits(card):

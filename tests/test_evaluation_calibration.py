@@ -188,7 +188,7 @@ def test_confidence_in_words():
     )
     bold = make_predictions(num_samples=600, temperature=0.4)
     together = pd.Series(np.arange(600) // 300, index=bold["sample_id"])
-    assert "over-confident" in describe_confidence(bold) and "do not show" in describe_confidence(
+    assert "over-confident" in describe_confidence(bold) and "no difference" in describe_confidence(
         bold, cluster=together
     )
 

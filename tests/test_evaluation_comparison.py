@@ -383,7 +383,7 @@ def test_pairs_are_corrected_for_their_number_and_named():
     alone = pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)
     assert (
         alone.empty
-        and describe_pairs(alone).startswith("There is one model")
+        and describe_pairs(alone).startswith("There is only one model")
         and "one model" in describe_order(alone)
     )
     one = pairwise_table(

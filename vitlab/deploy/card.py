@@ -154,7 +154,7 @@ def find_limits(
         limits.append("The images have no groups, so performance on subgroups is unknown.")
     limits.append(
         data["duplicates"]
-        or "Near-duplicates between training and test images were not searched; they would inflate"
+        or "No search for near-duplicates between training and test images; they would inflate"
         " the metrics."
     )
     return limits
