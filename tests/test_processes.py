@@ -39,7 +39,7 @@ assert (weights[0] - weights[1]).abs().max() < 1e-3
 """  # noqa: E501
 
 
-TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone"
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone --local_addr 127.0.0.1"
 
 
 def call(*command, **variables):
