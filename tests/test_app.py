@@ -102,8 +102,8 @@ BAD = {
     "zip": (zip_bomb(), "not an image", False),
     "huge": (bare_png(100_000, 100_000), "megapixels", True),
     "large": (bare_png(1001, 1000), "1,001 x 1,000 pixels", True),
-    "truncated": (encode(noise, "JPEG")[:4000], "damaged or cut off", False),
-    "pixels_missing": (bare_png(200, 200), "damaged or cut off", False),
+    "truncated": (encode(noise, "JPEG")[:4000], "damaged or truncated", False),
+    "pixels_missing": (bare_png(200, 200), "damaged or truncated", False),
     "heavy": (encode(noise.resize((400, 400)), "BMP"), "0.5 MB", True),
     "strip": (encode(grey(9, (900, 3))), "strip", False),
     "nan": (
@@ -287,7 +287,7 @@ def test_old_sheets_are_removed(predictor, tmp_path):
 def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
     path = tmp_path / "cut.jpg"
     path.write_bytes(BAD["truncated"][0])
-    assert "damaged or cut off" in predict_file(predictor, LIMITS, str(path))
+    assert "damaged or truncated" in predict_file(predictor, LIMITS, str(path))
     assert explain_file(predictor, LIMITS, str(path), "occlusion")[0] is None
     assert "Send an image" in predict_file(predictor, LIMITS, None)
     evil = Prediction.from_probabilities(np.array([0.3, 0.7]), ("<script>", "a&b"), Calibration())
@@ -295,7 +295,7 @@ def test_the_page_answers_kindly_and_escapes_what_it_shows(predictor, tmp_path):
     path.write_bytes(encode(grey(240)))
     overlay, said = explain_file(predictor, LIMITS, str(path), "occlusion")
     assert min(overlay.size) >= 420
-    assert "the more the odds of bright fall when it is covered" in said
+    assert "lower the odds of bright more when they are covered" in said
     with pytest.raises(ValueError, match="no map by 'lime' here; choose one of occlusion"):
         predictor.explain(grey(1), "lime", "dark")
 
@@ -309,7 +309,7 @@ def test_each_map_of_the_app_says_what_it_shows():
         and len(set(said.values())) == 4
     )
     assert {method for method, text in said.items() if "sunny" in text} == set(said) - {"rollout"}
-    assert "whatever the prediction is" in said["rollout"]
+    assert "does not depend on the predicted class" in said["rollout"]
 
 
 def test_the_page_hands_uploads_on_unopened(predictor):

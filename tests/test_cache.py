@@ -243,6 +243,9 @@ def test_reading_twice_the_data_needs_no_more_memory(tmp_path):
     for rows in (512, 1024):
         FeatureStore(tmp_path / f"{rows}.features", (rows, 1 << 16), torch.bfloat16).values.fill_(1)
     first, second = map(
-        int, subprocess.check_output([sys.executable, "-c", program, str(tmp_path)]).split()
+        int,
+        subprocess.check_output(
+            [sys.executable, "-c", program, str(tmp_path)], timeout=120
+        ).split(),
     )
     assert second - first < 20_000, "kB"

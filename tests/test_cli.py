@@ -93,7 +93,7 @@ def test_a_failing_notebook_names_cell_and_error(notebook, tmp_path):
             ["-p", "times", "many"],
             "parameter times of greet.ipynb is 'many'; it must be of type int, like its default 1",
         ),
-        (["-p", "times"], "-p times lacks a value; write -p NAME VALUE"),
+        (["-p", "times"], "-p times needs a value; write -p NAME VALUE"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(notebook, reports_folder, words, message):
@@ -140,7 +140,7 @@ MISTAKES = {
     "run cut.ipynb": "cut.ipynb is not a notebook of nbformat 4",
     "run greet.ipynb/x": "the notebook greet.ipynb/x cannot be read (Not a directory)",
     "run greet.ipynb --output folder": (
-        "--output folder is a folder; name a file, like folder/greet.ipynb"
+        "--output folder is a folder; give a file name, such as folder/greet.ipynb"
     ),
     "run greet.ipynb --output binary/x": (
         "binary (Not a directory); make it a folder that you may write to, or choose"
@@ -323,7 +323,7 @@ def test_a_missing_extra_is_one_line(capsys):
     with pytest.raises(typer.Exit), clean_errors():
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     assert (
-        "Error: gradio is not installed; call: pip install 'vitlab[app]'" in capsys.readouterr().err
+        "Error: gradio is not installed; run: pip install 'vitlab[app]'" in capsys.readouterr().err
     )
     with pytest.raises(ModuleNotFoundError), clean_errors():
         raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")

@@ -127,8 +127,10 @@ def test_a_run_holds_the_card_of_its_splits():
 
 def test_sentences_of_notebook_01():
     data = make_bundle(ROWS, licence="CC0")
-    assert "holds 39 images in 2 classes: cat, dog. Licence: CC0" in sentences.describe_source(data)
-    assert "holds 92.3% of the images" in sentences.describe_balance(data.samples)
+    assert "contains 39 images in 2 classes: cat, dog. Licence: CC0" in sentences.describe_source(
+        data
+    )
+    assert "has 92.3% of the images" in sentences.describe_balance(data.samples)
     images = pd.DataFrame(
         {"group": list("xxxxyyyy"), "label": list("aabb") * 2, "mean": [0, 2, 2, 4, 0, 2, 6, 8]}
     )
@@ -138,11 +140,13 @@ def test_sentences_of_notebook_01():
     )
     pairs = pd.DataFrame({"crosses_split": [True, False], "same_label": [False, True]})
     found = sentences.describe_duplicates(pairs, ["a", "b", "c", "d"], ["a", "b", "c"])
-    assert "2 pairs are near-duplicates, 1 of them cross a split, and 1 of 4 test" in found
+    assert (
+        "2 pairs are near-duplicates, 1 of them are in different splits, and 1 of 4 test" in found
+    )
     quality = pd.DataFrame(
         {"is_wrong_label": [True, False], "label": ["a", "b"], "suggested": ["b", ""]}
     )
-    assert "1 labels (50.0%) are probably wrong, most often *a* that looks like *b* (1)" in (
+    assert "1 labels (50.0%) are probably wrong, most often *a* instead of *b* (1)" in (
         sentences.describe_doubts(quality)
     )
     assert "0 labels (0.0%) are probably wrong. " in sentences.describe_doubts(quality[1:])

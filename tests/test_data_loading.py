@@ -199,7 +199,7 @@ def test_the_data_loader_asks_for_whole_batches(data, monkeypatch):
     )
 
 
-def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_epoch_and_sample_alone(
+def test_augmentation_comes_before_normalisation_and_its_draws_depend_on_seed_epoch_and_sample_alone(  # noqa: E501
     data,
 ):
     augment = build_augmentation("strong", TRANSFORM.size)

@@ -1,4 +1,4 @@
-"""Image statistics and the quality table on hand-made faults, and on label noise planted in digits."""
+"""Image statistics and the quality table on hand-made faults, and on label noise in digits."""
 
 import numpy as np
 import pandas as pd

@@ -35,7 +35,7 @@ for processes in (1, 2):
     histories.append(fit_on(processes, student, small_digits(), run, quick(augment="none"), loss=loss)["train_loss"])
     assert run.facts["processes"] == processes
 assert abs(histories[0] - histories[1]).max() < 1e-3, histories
-"""
+"""  # noqa: E501
 QUICK = {"epochs": 2, "batch_size": 32, "precision": "fp32", "flip": False}
 
 

@@ -177,16 +177,18 @@ def test_honest_models_lie_in_the_range_of_honest_ones():
 
 
 def test_confidence_in_words():
-    assert "do not show whether" in describe_confidence(make_predictions(num_samples=2000))
-    assert "over-confident: it is right less often" in describe_confidence(
+    assert "no difference between the two is shown" in describe_confidence(
+        make_predictions(num_samples=2000)
+    )
+    assert "the model is over-confident" in describe_confidence(
         make_predictions(num_samples=2000, temperature=0.5)
     )
-    assert "under-confident: it is right more often" in describe_confidence(
+    assert "the model is under-confident" in describe_confidence(
         make_predictions(num_samples=2000, temperature=2)
     )
     bold = make_predictions(num_samples=600, temperature=0.4)
     together = pd.Series(np.arange(600) // 300, index=bold["sample_id"])
-    assert "over-confident" in describe_confidence(bold) and "do not show" in describe_confidence(
+    assert "over-confident" in describe_confidence(bold) and "no difference" in describe_confidence(
         bold, cluster=together
     )
 

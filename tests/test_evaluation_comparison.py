@@ -379,11 +379,11 @@ def test_pairs_are_corrected_for_their_number_and_named():
     assert level["p"].tolist() == [1] and "not shown to be better than copy" in describe_order(
         level
     )
-    assert "may lie anywhere in" in describe_pairs(level)
+    assert "95% interval [" in describe_pairs(level)
     alone = pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)
     assert (
         alone.empty
-        and describe_pairs(alone).startswith("There is one model")
+        and describe_pairs(alone).startswith("There is only one model")
         and "one model" in describe_order(alone)
     )
     one = pairwise_table(
@@ -397,7 +397,7 @@ def test_pairs_are_corrected_for_their_number_and_named():
     )
     assert describe_pairs(apart) == "b against a: not tested (no seed in common)."
     hidden = pd.concat([table.assign(low=0.01, high=0.05, verdict="no difference shown")])
-    assert "[+0.010, +0.050] by itself, but not after correction for 3 pairs" in describe_pairs(
+    assert "after correction; [+0.010, +0.050] without correction for 3 pairs" in describe_pairs(
         hidden
     )
 

@@ -130,7 +130,7 @@ def test_sets_in_words():
     by_class, overall = (conformal_table(predictions, by_class=kind) for kind in (True, False))
     row = by_class.set_index(by_class["nominal"].round(2)).loc[0.9]
     text = describe_conformal(by_class, overall)
-    assert f"hold the true class for {row['coverage']:.1%} of the test images" in text
+    assert f"contain the true class for {row['coverage']:.1%} of the test images" in text
     assert f"They contain {row['size']:.2f} classes on average" in text
 
 

@@ -89,7 +89,7 @@ def test_thresholds_are_chosen_on_validation_and_read_on_test():
     assert len(higher) / len(val) < 0.8
     text = describe_selection(selective_table(table))
     assert text.startswith(
-        f"If it answers everything, the model is wrong on {1 - chosen['accuracy'][0]:.1%}"
+        f"On all test images, the model is wrong on {1 - chosen['accuracy'][0]:.1%}"
     )
     turned = table.assign(label=np.where(table["split"] == "test", "no", table["label"]))
     second = selective_table(turned, coverages=(1, 0.8, 0.5), accuracies=(0.8, 0.9))

@@ -36,7 +36,7 @@ def test_leakage_is_the_naive_minus_the_clean_accuracy():
     table = pd.DataFrame(rows, columns=["model", "seed", "images", "n", "value"])
     text = describe_leakage(table.assign(metric="accuracy"))
     assert "*cnn* +0.000; *vit* +0.010 ± 0.014." in text
-    assert "On average 7 test images of a run have one" in text  # 20 in one of three runs
+    assert "On average 7 test images per run have a copy" in text  # 20 in one of three runs
 
 
 def test_the_best_model_of_each_group():

@@ -399,6 +399,6 @@ def test_every_method_has_one_true_sentence_on_its_maps(name):
     method, said = methods[name], describe_map(name, "defective")
     assert said.endswith(".") and said.count(".") == 1 and "{" not in said
     assert ("defective" in said) == method.class_specific == ("{target}" in method.shows)
-    assert said.startswith("Positive values are" if method.signed else "The brighter a place, ")
+    assert said.startswith("Positive values are" if method.signed else "Brighter areas ")
     assert ("add up" in said) == method.complete
     assert describe_methods().set_index("method").loc[name, "shows"] == describe_map(name)

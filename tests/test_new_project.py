@@ -39,7 +39,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     project = create_project(tmp_path / "solar_cells", f"folder:{images}")
     assert project.summary.startswith("20 images in 2 classes, cracked (10), good (10): ")
     assert (
-        "The positive class is good, the last of the two; to change it, write both names into"
+        "The positive class is good, the last of the two; to change this, list both names in"
         f" {images}" in project.summary
     )
     batch = load_batch(project.folder / "batch.yml")
@@ -63,7 +63,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     assert [page.title for page in guide_pages()] == [
         "Read the report",
         "Choose a model",
-        "Read an explanation honestly",
+        "Read an explanation critically",
     ]
     settings = read_settings()
     assert settings.title == "Solar cells" and settings.bibliography[0].is_file()
@@ -132,7 +132,9 @@ def test_mistakes_are_named_and_leave_nothing_behind(tmp_path, images, prepare, 
 
 
 def test_one_class_too_few_images_and_a_place_among_them(tmp_path, images):
-    with pytest.raises(ValueError, match="lies among the images, where it would count as a class"):
+    with pytest.raises(
+        ValueError, match="is inside the folder of images, where it would count as a class"
+    ):
         create_project(images / "project", f"folder:{images}")
     with pytest.raises(ValueError, match="nowhere does not exist; make it first"):
         create_project(tmp_path / "nowhere" / "project", f"folder:{images}")
@@ -154,9 +156,7 @@ def test_unreadable_images_are_counted(tmp_path, images):
 
 
 def test_a_package_without_its_checkout_says_so(tmp_path, images):
-    with pytest.raises(
-        ValueError, match=r"no notebooks beside the package in .*install vitlab from a clone"
-    ):
+    with pytest.raises(ValueError, match=r"contains no notebooks: install vitlab from a clone"):
         create_project(tmp_path / "p", f"folder:{images}", checkout=tmp_path)
 
 

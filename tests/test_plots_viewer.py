@@ -131,7 +131,7 @@ def test_the_viewer_answers_in_a_browser(tmp_path):
       var chooser = document.querySelector(".vv-layer");
       chooser.value = 0;
       chooser.dispatchEvent(new Event("change"));
-    }, 300);</script>"""
+    }, 300);</script>"""  # noqa: E501
     viewer = plots.iplot_patch_attention(make_image(), attention, GRID)
     page.write_text(
         f"<!doctype html><meta charset=utf-8><body>{viewer.to_html()}{act}", encoding="utf-8"

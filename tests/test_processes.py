@@ -36,10 +36,10 @@ for processes in (1, 2):
     assert run.facts["processes"] == processes
 assert abs(histories[0]["train_loss"] - histories[1]["train_loss"]).max() < 1e-3
 assert (weights[0] - weights[1]).abs().max() < 1e-3
-"""
+"""  # noqa: E501
 
 
-TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone"
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 --standalone --local_addr 127.0.0.1"
 
 
 def call(*command, **variables):

@@ -459,7 +459,7 @@ def test_the_commands_tell_by_table_status_and_junit(made, tmp_path):
     failure = suite.find("testcase[@classname='verify.answers'][@name='verdict']/failure")
     assert failure.get("message").startswith("empty")
     for arguments, message in (
-        (["verify", path, "--junit", str(tmp_path)], "is a folder, or lies in one that does not"),
+        (["verify", path, "--junit", str(tmp_path)], "is a folder, or its folder does not exist"),
         (["verify", str(tmp_path / "none.zip")], "there is no bundle"),
         (["submit", "nothing", "--author", "A", "--title", "T"], "nothing is neither a folder"),
     ):

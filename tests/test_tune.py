@@ -49,7 +49,7 @@ config = recipe("vit_scratch", epochs=4, monitor="val_accuracy", flip=False, pre
 options = {"size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
 space = SearchSpace().only("learning_rate")
 tune_recipe("digits", "vit_scratch", config, space, trials=int(sys.argv[1]), name="shared", options=options)
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from vitlab.places import find_file, inside_project
 from vitlab.user_files import MACHINE, check_writable, describe_machine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-RUN_HELP = "A run: its folder, its name or the beginning of its name."
+RUN_HELP = "A run: its folder, its name, or the beginning of its name."
 
 
 class RunCommand(TyperCommand):
@@ -74,7 +74,8 @@ def run(
         Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None, Option(help="The executed copy. Default: reports/runs/notebooks/NAME.ipynb")
+        Path | None,
+        Option(help="Path of the executed copy. Default: reports/runs/notebooks/NAME.ipynb"),
     ] = None,
 ):
     """Execute one notebook.
@@ -89,13 +90,13 @@ def run(
         pairs = [pair.partition("=") for pair in parameter or []]
         for name, equals, _ in pairs:
             if not equals:
-                raise UserError(f"-p {name} lacks a value; write -p NAME VALUE")
+                raise UserError(f"-p {name} needs a value; write -p NAME VALUE")
         parameters = fit_parameters(notebook, {name: value for name, _, value in pairs}, text=True)
         with inside_project(notebook) as reports:
             copy = output or reports / "runs" / "notebooks" / notebook.name
             if copy.is_dir():
                 example = copy / notebook.name
-                raise UserError(f"--output {copy} is a folder; name a file, like {example}")
+                raise UserError(f"--output {copy} is a folder; give a file name, such as {example}")
             check_writable(copy.parent)
             outcome = run_notebook(notebook, copy, parameters)
     typer.echo(
@@ -111,7 +112,7 @@ def batch(
     file: Annotated[Path, Argument(help="A batch file, by path or name (first-look).")],
     workers: Annotated[int, Option(min=1, help="Notebooks to run in parallel.")] = 1,
     dry_run: Annotated[bool, Option("--dry-run", help="Only show what would run.")] = False,
-    force: Annotated[bool, Option("--force", help="Run what is up to date, too.")] = False,
+    force: Annotated[bool, Option("--force", help="Also run what is up to date.")] = False,
     scheduler: Annotated[
         str,
         Option(metavar="ADDRESS|FILE", help="A Dask cluster: tcp://host:8786 or slurm.yml."),
@@ -126,7 +127,9 @@ def batch(
         from vitlab.batch.summary import print_plan, print_summary
 
         if scheduler and workers > 1:
-            raise UserError("--workers is for this machine, --scheduler for a cluster; give one")
+            raise UserError(
+                "--workers is for this machine, --scheduler for a cluster; use only one of them"
+            )
         file = find_batch(file)
         try:
             with inside_project(file) as reports, end_in_order():
@@ -202,13 +205,13 @@ def report(
 
 @app.command(epilog="Example: vitlab new cells --data folder:photos/cells")
 def new(
-    folder: Annotated[Path, Argument(help="The folder to make, new or empty.")],
+    folder: Annotated[Path, Argument(help="The folder to create; it must be new or empty.")],
     data: Annotated[
-        str, Option(help="folder:PATH with a sub-folder for each class, or any data set's name.")
+        str, Option(help="folder:PATH with a sub-folder for each class, or the name of a data set.")
     ],
     title: Annotated[str, Option(help="The report's title. Default: the folder's name.")] = "",
 ):
-    """Make a project for your own images.
+    """Create a project for your own images.
 
     It holds a batch file, the notebooks, the report's settings and a README."""
     with clean_errors():
@@ -225,13 +228,14 @@ def new(
 def serve_app(
     run: Annotated[str, Argument(help=f"{RUN_HELP} Or a folder made by export-space.")],
     host: Annotated[
-        str, Option(help="127.0.0.1: only this machine; 0.0.0.0: all who can reach it.")
+        str, Option(help="127.0.0.1: only this machine; 0.0.0.0: everyone on the network.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None, Option(min=1, max=65535, help="Default: the first free one from 7860.")
     ] = None,
     share: Annotated[
-        bool, Option("--share", help="Get a public address through Gradio's servers, for a week.")
+        bool,
+        Option("--share", help="Create a public address through Gradio's servers, for one week."),
     ] = False,
 ):
     """Open a demo of a run: calibrated predictions and maps for your images."""
@@ -252,9 +256,10 @@ def serve_app(
 @app.command(epilog="Example: vitlab export-space hybrid_vit-seed0 my-space")
 def export_space(
     run: Annotated[str, Argument(help=RUN_HELP)],
-    folder: Annotated[Path, Argument(help="The folder to make, new or empty.")],
+    folder: Annotated[Path, Argument(help="The folder to create; it must be new or empty.")],
     onnx: Annotated[
-        Path | None, Option(help="The ONNX file to ship, such as an int8 one. Default: the run's.")
+        Path | None,
+        Option(help="The ONNX file to export, such as an int8 one. Default: the run's."),
     ] = None,
 ):
     """Write a run as a stand-alone app that needs no torch.
@@ -276,7 +281,12 @@ def submit(
         Path | None, Option(help="The assignment's questions and points, as YAML.")
     ] = None,
     weights_limit: Annotated[
-        float, Option(min=0, metavar="MB", help="Weights to include; of others, the checksum.")
+        float,
+        Option(
+            min=0,
+            metavar="MB",
+            help="Largest total size of weights; others are listed by checksum.",
+        ),
     ] = 200,
     notebook: Annotated[
         list[Path] | None, Option(help="An executed notebook to include; repeatable.")
@@ -285,7 +295,7 @@ def submit(
 ):
     """Pack runs, notebooks and report into one zip to hand in.
 
-    It also shows the checks that a marker will see."""
+    It also prints the results of the checks that a marker will see."""
     with clean_errors():
         from vitlab.submission import make_bundle, print_verdict
 
@@ -294,7 +304,7 @@ def submit(
     print_verdict(made.verdict, made.path.name)
     typer.echo(f"{made.path} ({made.path.stat().st_size / 1e6:.1f} MB)\nSHA-256 {made.sha256}")
     if made.verdict.failed:
-        typer.secho("The bundle was written, with the problems above.", fg="red", err=True)
+        typer.secho("The bundle was written, but has the problems above.", fg="red", err=True)
         raise typer.Exit(1)
 
 
@@ -305,7 +315,8 @@ def verify(
         bool, Option("--rerun", help="Execute its notebooks again. This runs the author's code.")
     ] = False,
     tolerance: Annotated[
-        float, Option(min=0, help="Largest difference of a metric between rerun and bundle.")
+        float,
+        Option(min=0, help="Largest allowed difference of a metric between rerun and bundle."),
     ] = 0.02,
     junit: Annotated[
         Path | None, Option(help="Write the results as JUnit XML, for an autograder.")
@@ -328,8 +339,8 @@ def verify(
 
         if junit and (junit.is_dir() or not junit.absolute().parent.is_dir()):
             raise UserError(
-                f"--junit {junit} is a folder, or lies in one that does not exist; name a file,"
-                " like result.xml"
+                f"--junit {junit} is a folder, or its folder does not exist; give a file name,"
+                " such as result.xml"
             )
         if junit:
             check_writable(junit.absolute().parent)
@@ -372,7 +383,7 @@ def clean_errors() -> Iterator[None]:
         if error.name not in EXTRAS:
             raise
         extra = EXTRAS[error.name]
-        message = f"{error.name} is not installed; call: pip install 'vitlab[{extra}]'"
+        message = f"{error.name} is not installed; run: pip install 'vitlab[{extra}]'"
     else:
         return
     typer.secho(f"Error: {message}", fg="red", err=True)

@@ -21,32 +21,38 @@ COPIED = (
     "notebooks/00_start.md",
     "notebooks/*.jupyterlab-workspace",
     "reports/references.bib",
-    "reports/guide/[2-4]_*.md",  # how to read and choose; the others are about the checkout
+    "reports/guide/[2-4]_*.md",  # the other guides are about the checkout
 )
-PUBLISHED = "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,protocol,source,cited_as,note\n"
-IGNORED = "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n.ipynb_checkpoints/\n"
+PUBLISHED = (
+    "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,"
+    "protocol,source,cited_as,note\n"
+)
+IGNORED = (
+    "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n"
+    ".ipynb_checkpoints/\n"
+)
 # replaces the end of the start page
 NEXT_STEPS = """\
 ## Next steps
 
 In a terminal, in the folder above these notebooks, with the environment of vitlab:
 
-1. `vitlab batch batch.yml` runs the notebooks; a second call runs only what is missing or out of date.
+1. `vitlab batch batch.yml` runs the notebooks; run it again to execute only what is missing or out of date.
 2. `vitlab report batch` renders a site, `reports/_site/index.html`, and a PDF.
 3. To work cell by cell, set `dataset = {dataset}` in the first code cell of a notebook.
-"""
+"""  # noqa: E501
 
 BATCH = """\
-# vitlab batch batch.yml: these notebooks over this grid. A second call runs only what is missing or out of date.
+# vitlab batch batch.yml runs these notebooks over this grid. A second call runs only what is missing or out of date.
 title: {title}
-parameters:               # for every notebook that declares them
+parameters:               # for every notebook that has them
   dataset: {dataset}
 grid:
   model: [hybrid_vit, efficientnet_lite0]  # others: vit_scratch, or any timm name (weights from the hub)
-  seed: [0, 1]                             # each draws its own splits; five or more compare models better
+  seed: [0, 1]                             # each seed draws its own splits; use five or more to compare models
 chain:
   - notebook: 01_explore_data
-    grid: {{}}              # once, not at each point of the grid
+    grid: {{}}              # run once, not for each point of the grid
   - notebook: 03_finetune
     # parameters: {{epochs: 20, strategy: last_blocks}}  # default: the model's recipe; the first cell of 03 lists them all
   - notebook: 04_evaluate
@@ -55,8 +61,8 @@ chain:
     grid: {{model: [hybrid_vit], seed: [0]}}
   - notebook: 08_compare
     grid: {{}}
-    parameters: {{decisive: roc_auc, published: published.csv}}  # the metric that decides, named before looking
-"""
+    parameters: {{decisive: roc_auc, published: published.csv}}  # the metric that decides, chosen in advance
+"""  # noqa: E501
 
 README = """\
 # {title}
@@ -67,21 +73,21 @@ README = """\
 vitlab batch batch.yml --dry-run    # what would run, and how long it took last time
 vitlab batch batch.yml              # run it; after an interruption, the same command continues
 vitlab report batch                 # reports/_site/index.html and reports/_site/report.pdf
-vitlab report batch --strict        # the same, but publish nothing if anything is out of date, missing or broken
+vitlab report batch --strict        # the same, but publish only if nothing is out of date, missing or broken
 ```
 
-Run them in this folder, in the environment that vitlab is installed in.
+Run these commands in this folder, in the environment of vitlab.
 
 - `batch.yml` lists models, seeds and notebooks. Change it and call `vitlab batch` again: only what is new runs.
-- `notebooks/` are copies that you may change. Open `notebooks/00_start.md` first, or run a single one:
+- `notebooks/` contains copies that you can change. Open `notebooks/00_start.md` first, or run a single notebook:
   `vitlab run notebooks/03_finetune.ipynb -p dataset {dataset_word}`
 - `_quarto.yml` holds the report's title, language and bibliography (`reports/references.bib`).
-- `reports/published.csv` is for published results, shown beside yours in 08; `cells` is `all` or a group.
+- `reports/published.csv` is for published results, which notebook 08 compares with yours; `cells` is `all` or a group.
 - `reports/runs/` has a folder for each run: parameters, versions, splits, weights, predictions.
-- `notebooks/vitlab.jupyterlab-workspace`, opened in JupyterLab by a double click, shows the start page.
+- `notebooks/vitlab.jupyterlab-workspace`, opened in JupyterLab with a double click, shows the start page.
 
-Before you believe a number: look at notebook 01 for near-duplicates and wrong labels, and at the intervals in 08.
-"""
+Before you trust a result, check notebook 01 for near-duplicates and wrong labels, and the intervals in notebook 08.
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -103,21 +109,22 @@ def create_project(
     images, a wrong path, a single class, too few images; then nothing is left behind."""
     prefix, colon, path = data.partition(":")
     if not colon and "/" in data:
-        raise UserError(f"--data is a data set's name; for images in a folder write folder:{data}")
+        raise UserError(
+            f"--data is the name of a data set; for images in a folder write folder:{data}"
+        )
     if prefix == "folder" and path:  # the notebooks run in other folders
         path = str(Path(path).expanduser().absolute())
         data = f"folder:{path}"
     with fill_folder(folder) as (folder, work):
         if prefix == "folder" and path and folder.resolve().is_relative_to(Path(path).resolve()):
             raise UserError(
-                f"{folder} lies among the images, where it would count as a class; choose a place"
-                f" outside of {path}"
+                f"{folder} is inside the folder of images, where it would count as a class; choose"
+                f" a folder outside of {path}"
             )
         sources = sorted({path for pattern in COPIED for path in checkout.glob(pattern)})
         if not any(path.suffix == ".ipynb" for path in sources):
             raise UserError(
-                f"no notebooks beside the package in {checkout}: install vitlab from a clone, `pip"
-                " install -e .`"
+                f"{checkout} contains no notebooks: install vitlab from a clone, `pip install -e .`"
             )
         summary = describe_data(data)
         title = title.strip() or folder.name.replace("_", " ").replace("-", " ").capitalize()
@@ -145,7 +152,7 @@ def _write_texts(checkout: Path, data: str, title: str, summary: str) -> dict[st
         ".gitignore": IGNORED,
         "reports/published.csv": PUBLISHED,
         "_quarto.yml": _set_title(settings, title),
-        "notebooks/00_start.md": start.partition("## Three ways to go on")[0]
+        "notebooks/00_start.md": start.partition("## Three ways to continue")[0]
         + NEXT_STEPS.format(**quoted),
     }
 
@@ -171,12 +178,13 @@ def describe_data(dataset: str) -> str:
         f" {splits['test']:,} for the test (seed 0)."
     )
     if len(bundle.excluded):
-        text += f" {len(bundle.excluded):,} files are left out; notebook 01 says why."
+        text += f" {len(bundle.excluded):,} files are left out; notebook 01 gives the reasons."
     if len(labels) == 2:
         text += f" The positive class is {bundle.classes[1]}, the last of the two"
         path = dataset.removeprefix("folder:")
         if path != dataset:
-            text += f"; to change it, write both names into {Path(path) / CLASS_FILE}, it last"
+            file = Path(path) / CLASS_FILE
+            text += f"; to change this, list both names in {file}, the positive one last"
         text += "."
     return text
 

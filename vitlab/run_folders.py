@@ -1,4 +1,4 @@
-"""The folders of runs on disk: listing, reading run.json, locking, and replacing one run by another.
+"""The folders of runs on disk: listing, reading run.json, locking, and replacing a run by another.
 
 A finished run stays until its replacement is finished. The replacement is built in the hidden
 folder `.<name>.new` beside it and is complete when its run.json says "done". Then three renames put

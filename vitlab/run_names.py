@@ -27,7 +27,7 @@ def check_run_name(name: str, parameter: str = "run_name") -> str:
     >>> check_run_name("../other")
     Traceback (most recent call last):
     vitlab.errors.UserError: run_name '../other' contains '/'; write one plain folder name, such as first-try
-    """
+    """  # noqa: E501
     if not isinstance(name, str):
         problem = f"is of type {type(name).__name__}"
     elif forbidden := FORBIDDEN.search(name):

@@ -14,8 +14,8 @@ from vitlab.errors import UserError
 OPACITY = 0.75  # of full strength, as in vitlab.plots
 CLIP = 99.0  # percentile that counts as full strength
 OCCLUSION_SHOWS = (
-    "The brighter a place, the more the odds of {target} fall when it is covered; evidence against"
-    " it is not shown."
+    "Brighter areas lower the odds of {target} more when they are covered; evidence against it is"
+    " not shown."
 )
 # of matplotlib's map of that name, from 0 to 1
 INFERNO = "000004 210c4a 57106e 8a226a bc3754 e45a31 f98e09 f9cb35 fcffa4"

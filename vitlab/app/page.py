@@ -102,7 +102,7 @@ def _add_image_tab(predictor: Predictor, facts: Facts, limits: Limits) -> None:
         gr.Examples(examples, image, label=label, examples_per_page=12)
     gr.HTML(
         f"<p>{NAMED} up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Uploads"
-        " are deleted after an hour.</p>",
+        " are deleted after one hour.</p>",
         elem_id="limits",
         padding=False,
     )
@@ -130,8 +130,8 @@ def _add_image_tab(predictor: Predictor, facts: Facts, limits: Limits) -> None:
 
 def _add_table_tab(predictor: Predictor, limits: Limits, sheets: Path) -> None:
     gr.HTML(
-        f"<p>Up to {limits.files} files at a time. A file that cannot be read gets a line that says"
-        " why.</p>",
+        f"<p>Up to {limits.files} files at a time. For a file that cannot be read, the table shows"
+        " the reason.</p>",
         elem_id="many",
     )
     files = gr.File(file_count="multiple", label="Images", height=220)
@@ -158,7 +158,7 @@ def _add_table_tab(predictor: Predictor, limits: Limits, sheets: Path) -> None:
 
 
 def choose_theme() -> gr.themes.Base:
-    """Quiet colours and the system's fonts: nothing is fetched from elsewhere."""
+    """Muted colours and system fonts; nothing is downloaded."""
     return gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
@@ -176,7 +176,7 @@ def _find_path(sent: Mapping | None) -> str | None:
 def predict_file(predictor: Predictor, limits: Limits, path: str | None) -> str:
     """The prediction for a file, or what is wrong with it, as HTML."""
     if path is None:
-        text = "Drop a file into the box, paste one, or choose an example."
+        text = "Drop an image into the box, paste one, or choose an example."
         return _panel("empty", "Send an image", text)
     try:
         with predictor.slots:
@@ -195,7 +195,7 @@ def explain_file(predictor: Predictor, limits: Limits, path: str | None, method:
         image = read_upload(path, limits)
         with predictor.slots:
             best = predictor.predict([image])[0].classes[0]
-        text = f"{predictor.describe(method, best)} A map is a hint, not a proof."
+        text = f"{predictor.describe(method, best)} A map is not proof of the reason."
         return predictor.explain(image, method, best), f"<p>{html.escape(text)}</p>"
     except UploadError:
         return None, ""

@@ -86,13 +86,13 @@ class Prediction:
     def reason(self) -> str:
         """A sentence for the reader."""
         if self.coverage is None:
-            return "This model has no conformal limits, so it never says that it is not sure."
-        start = f"The set of classes that covers the truth with {self.coverage:.0%} probability"
+            return "This model has no conformal limits, so it always gives one class."
+        start = f"The set that contains the true class with {self.coverage:.0%} probability"
         if self.sure:
-            return f"{start} holds this class alone."
+            return f"{start} contains only this class."
         if not self.members:
             return f"{start} is empty: this image is unlike the validation images of every class."
-        return f"{start} holds {', '.join(self.members)}."
+        return f"{start} contains {', '.join(self.members)}."
 
     def as_dict(self) -> dict:
         """For programs: answer, sure, set, probabilities by class."""

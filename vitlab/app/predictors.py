@@ -103,8 +103,7 @@ def predict_files(
         raise UploadError("There are no files yet. Choose some images first.")
     if len(paths) > limits.files:
         raise UploadError(
-            f"{len(paths)} files are more than the {limits.files} that are accepted at a time."
-            " Send fewer."
+            f"{len(paths)} files are more than the limit of {limits.files} at a time. Send fewer."
         )
     rows = []
     for start in range(0, len(paths), BATCH):

@@ -40,7 +40,7 @@ def open_predictor(folder: Path | str, threads: int | None = 1) -> Predictor:
     with_torch = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
     if not (folder / ONNX).is_file() and not with_torch:
         raise MissingFileError(
-            f"{folder} holds no model to serve: neither {ONNX} (vitlab.compress.export_onnx writes"
+            f"{folder} contains no model: neither {ONNX} (vitlab.compress.export_onnx writes"
             f" it) nor {WEIGHTS} with torch"
         )
     model = _open_weights(folder) if with_torch else None

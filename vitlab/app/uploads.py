@@ -60,7 +60,7 @@ def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise UploadError(
-            f"This file is not an image that can be read here. Send a {NAMED} file."
+            f"This file is not an image in a supported format. Send a {NAMED} file."
         ) from None
     # Pillow's own alarm, for far more pixels than any limit here
     except Image.DecompressionBombError:
@@ -68,7 +68,7 @@ def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
     # decoders of a damaged file raise OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UploadError(
-            "This image is damaged or cut off: it cannot be decoded. Save or download it again."
+            "This image is damaged or truncated and cannot be decoded. Save or download it again."
         ) from error
 
 
@@ -78,8 +78,8 @@ def check_bytes(size: int, limits: Limits) -> None:
         raise UploadError("This file is empty. Send an image.")
     if size > limits.bytes:
         raise UploadError(
-            f"This file has {size / 1e6:,.1f} MB, more than the {limits.megabytes:g} MB that are"
-            " accepted. Make it smaller.",
+            f"This file has {size / 1e6:,.1f} MB, more than the limit of {limits.megabytes:g} MB."
+            " Reduce its size.",
             too_large=True,
         )
 
@@ -92,20 +92,19 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
     if max(width, height) > STRIP * min(width, height):
         raise UploadError(
-            f"This image is a strip of {width:,} x {height:,} pixels, too narrow to be seen. Crop"
-            " it."
+            f"This image is a strip of {width:,} x {height:,} pixels, which is too narrow. Crop it."
         )
 
 
 def _check_finite(image: Image.Image) -> None:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
         raise UploadError(
-            "This image holds pixels that are not numbers (NaN or infinite). Save it as PNG."
+            "This image contains pixels that are not numbers (NaN or infinite). Save it as PNG."
         )
 
 
 def _describe_pixels(many: str, limits: Limits) -> str:
     return (
-        f"This image has {many}, more than the {limits.megapixels:g} megapixels that are accepted."
+        f"This image has {many}, more than the limit of {limits.megapixels:g} megapixels."
         " Scale it down."
     )

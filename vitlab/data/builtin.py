@@ -27,7 +27,7 @@ Automatic classification of defective photovoltaic module cells in electrolumine
 Solar Energy 185, 455-468. doi:10.1016/j.solener.2019.02.067
 Deitsch, S., Buerhop-Lutz, C., Sovetkin, E., Steland, A., Maier, A., Gallwitz, F., Riess, C. (2021). \
 Segmentation of photovoltaic module cells in uncalibrated electroluminescence images. \
-Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""
+Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""  # noqa: E501
 
 BINARY = ("functional", "defective")
 GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability 0, 1/3, 2/3 and 1

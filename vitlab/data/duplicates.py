@@ -166,7 +166,7 @@ def _make_thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def _find_close(vectors: np.ndarray, max_distance: float) -> np.ndarray:
-    """(pairs, 2): rows i < j of (N, D) vectors of length 1 whose cosine distance is at most this."""
+    """(pairs, 2): rows i < j of unit vectors (N, D) within this cosine distance."""
     from sklearn.neighbors import radius_neighbors_graph
 
     graph = radius_neighbors_graph(vectors, max_distance, mode="connectivity", metric="cosine")

@@ -1,4 +1,4 @@
-"""From a decoded image to what a model takes: the transform, augmentation, and batches for torch."""
+"""From a decoded image to the input of a model: transform, augmentation, batches for torch."""
 
 from __future__ import annotations
 

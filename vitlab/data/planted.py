@@ -1,5 +1,5 @@
-"""Two data sets made of another one, to test explanations: `planted:NAME`, in which a small stamp
-alone decides the label of every second image, and `shuffled:NAME`, whose training labels are random.
+"""Two data sets made from another one, to test explanations: `planted:NAME`, in which only a small
+stamp decides the label of every second image, and `shuffled:NAME`, with random training labels.
 """
 
 from __future__ import annotations

@@ -127,10 +127,10 @@ def find_limits(
     test = calibrated[calibrated["split"] == "test"]
     limits = [
         "The metrics hold for images like those of the data set: the same kind of object, camera,"
-        " light and framing. For other images the predictions mean nothing, and the model will not"
-        ' always say "not sure".',
-        "The validation images chose the best epoch. Half of them fitted the temperature and the"
-        " other half the conformal limits, so the coverage is approximate.",
+        " light and framing. For other images the predictions are not meaningful, and the model may"
+        ' not say "not sure".',
+        "The best epoch was chosen on the validation images. The temperature was fitted on half of"
+        " them and the conformal limits on the other half, so the coverage is approximate.",
     ]
     if len(test) < MIN_TEST_IMAGES:
         limits.append(f"There are only {len(test)} test images: the intervals are wide.")
@@ -151,12 +151,10 @@ def find_limits(
                 f" {row['low']:+.3f} to {row['high']:+.3f})."
             )
     else:
-        limits.append(
-            "The images have no groups, so it is not known whether some part of them is harder."
-        )
+        limits.append("The images have no groups, so performance on subgroups is unknown.")
     limits.append(
         data["duplicates"]
-        or "Nobody looked for near-duplicates between training and test images; they would inflate"
+        or "No search for near-duplicates between training and test images; they would inflate"
         " the metrics."
     )
     return limits
@@ -164,11 +162,11 @@ def find_limits(
 
 def _describe_use(run: Run, classes: tuple[str, ...]) -> list[str]:
     return [
-        f"Predicts one of {len(classes)} classes for an image: {list_some(classes)}. For images"
-        f" like those of the data set {escape(run.parameters['dataset'])}, in research and"
+        f"Predicts one of {len(classes)} classes for an image: {list_some(classes)}. Use it for"
+        f" images like those of the data set {escape(run.parameters['dataset'])}, in research and"
         " teaching, and as a second opinion.",
         "",
-        "Not for decisions about people or safety, and not for decisions that nobody checks.",
+        "Do not use it for decisions about people or safety, or for decisions that nobody checks.",
     ]
 
 
@@ -187,8 +185,8 @@ def _describe_data(
     version = [f"Version: {data['version']}.", ""] if data["version"] else []
     source = ["", "Source:", "", data["source"]] if data["source"] else []
     return [
-        f"{len(samples):,} images{in_groups}. `train` fitted the weights, `val` chose the best"
-        " epoch and the calibration, `test` was kept for the metrics below.",
+        f"{len(samples):,} images{in_groups}. `train` was used to fit the weights, `val` to"
+        " choose the best epoch and the calibration, `test` only for the metrics below.",
         "",
         *version,
         *pipe_table(["class", *counts.columns], rows),
@@ -256,23 +254,25 @@ def _describe_doubt(
     lines = [
         "A conformal set of classes misses the true one for at most"
         f" {calibration.alpha:.0%} of the images of each class. The model says"
-        ' "not sure" unless the most probable class is alone in the set. On the test images:',
+        ' "not sure" unless the set contains only the most probable class. On the test images:',
         "",
-        f"- the sets held the true class for {covered.mean():.1%} ({low:.1%} to {high:.1%});",
+        f"- the sets contained the true class for {covered.mean():.1%} ({low:.1%} to {high:.1%});",
         f"- the model was sure for {sure.mean():.1%};",
     ]
     if sure.any():
-        lines.append(f"- where it was sure, it was right for {right[sure].mean():.1%};")
+        lines.append(f"- when it was sure, it was correct for {right[sure].mean():.1%};")
     if not sure.all():
-        lines.append(f"- where it was not, its best guess was right for {right[~sure].mean():.1%}.")
+        lines.append(
+            f"- when it was not, the most probable class was correct for {right[~sure].mean():.1%}."
+        )
     return lines
 
 
 def _describe_licence(data: Mapping[str, str]) -> str:
     if not data["licence"]:
         return (
-            "The licence of the training images is not stated; ask before you share the model. The"
-            " code: MIT."
+            "The licence of the training images is not stated; ask the owner before you share the"
+            " model. The code: MIT."
         )
     return (
         f"The code: MIT. The training data: {data['licence']}. The terms of that licence may apply"

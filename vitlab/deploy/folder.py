@@ -1,5 +1,5 @@
-"""Export a run as a folder that is a whole app: for Hugging Face Spaces, for a container, or for any
-machine with Python and no torch.
+"""Export a run as a folder with a complete app: for Hugging Face Spaces, for a container, or for
+any machine with Python and without torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vitlab.user_files import fill_folder
 
 ENTRY = "vitlab.app.serving"
 REQUIRED = ("gradio", "onnxruntime", "numpy", "pandas", "pillow")
-LICENCES = {  # Hugging Face's names of licences, by what is written in ours; the longer ones first
+LICENCES = {  # text in our licence -> Hugging Face's name of the licence; longer texts first
     "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
     "CC BY-NC 4.0": "cc-by-nc-4.0",
     "CC BY-SA 4.0": "cc-by-sa-4.0",
@@ -48,7 +48,7 @@ from vitlab.app.serving import serve
 
 if __name__ == "__main__":
     serve(Path(__file__).parent, host=None)  # 127.0.0.1, or what GRADIO_SERVER_NAME says: Spaces and the Dockerfile set it
-'''
+'''  # noqa: E501
 
 DOCKERFILE = """\
 FROM python:{python}-slim
@@ -63,22 +63,22 @@ EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD python -c \
 "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=4)"
 CMD ["python", "app.py"]
-"""
+"""  # noqa: E501
 
 START = """\
 # {title}
 
 {subtitle}.
 
-This folder is the whole app: the page, the model as ONNX, and the part of the package vitlab that they need, without torch.
+This folder contains the complete app: the page, the model as ONNX, and the required part of the package vitlab, without torch.
 
-- Here: `pip install -r requirements.txt`, `python app.py`, then open the address that it prints (Python {python}).
+- On this machine: `pip install -r requirements.txt`, `python app.py`, then open the address that it prints (Python {python}).
 - In a container: `docker build -t app .`, then `docker run --rm -p 7860:7860 app` and http://127.0.0.1:7860.
-- On Hugging Face Spaces: `hf upload YOU/NAME . --repo-type space` (`pip install huggingface_hub`, `hf auth login` before it).
+- On Hugging Face Spaces: `hf upload YOU/NAME . --repo-type space` (first `pip install huggingface_hub` and `hf auth login`).
 
 `app.py` and `vitlab/` are under the MIT licence in `vitlab/LICENSE`; the terms of the model and of the images are below.
 
-"""
+"""  # noqa: E501
 
 ATTRIBUTES = "".join(
     f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("onnx", "png")
@@ -91,12 +91,12 @@ from vitlab.compress.session import OnnxClassifier
 
 classifier = OnnxClassifier("model.onnx")  # needs onnxruntime, numpy and Pillow, no torch
 image = Image.open("image.png")
-classifier.predict([image])  # calibrated probabilities, one row an image; classifier.classes names the columns
-classifier.predict_table([image])  # the same with the classes of the conformal set and whether the answer is sure
+classifier.predict([image])  # calibrated probabilities, one row per image; columns as in classifier.classes
+classifier.predict_table([image])  # the same with the conformal set and whether the prediction is sure
 ```
 
 Programs can ask the running app: `curl --data-binary @image.png http://127.0.0.1:7860/predict` gives JSON with
-`answer`, `sure`, `set` and `probabilities`."""
+`answer`, `sure`, `set` and `probabilities`."""  # noqa: E501
 
 
 def export_space(run: Run | Path | str, folder: Path | str, onnx: Path | None = None) -> Path:
@@ -152,7 +152,7 @@ def _put_model(run: Run, onnx: Path | None, work: Path) -> DataBundle:
         for path, name in ((onnx, ONNX), (sidecar_path(onnx), sidecar_path(ONNX).name)):
             if not path.is_file():
                 raise MissingFileError(
-                    f"{path} is missing; an ONNX file and the JSON beside it belong together"
+                    f"{path} is missing; an ONNX file needs the JSON file beside it"
                 )
             shutil.copy(path, work / name)
     data = load_run_data(run)

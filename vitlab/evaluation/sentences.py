@@ -15,12 +15,12 @@ from vitlab.evaluation.scores import read_scores, select_split
 from vitlab.evaluation.slices import CLEAN, TOUCHED
 from vitlab.markup import code, escape
 
-ONE_MODEL = "There is one model, and nothing to compare it with."
+ONE_MODEL = "There is only one model, so nothing can be compared."
 ELPV_NOTE = """::: {.callout-note title="Slightly optimistic on ELPV"}
-Which part of `hybrid_vit` the default recipe trains, and for how long, was chosen while looking at
-test scores of seeds 0 and 1. Other seeds draw their test images from the same cells: of the test
-images of seeds 2 and 3, 39% and 40% are test images of seed 0 or 1 too. No seed of this data set
-gives an estimate that is independent of that choice.
+The default recipe of `hybrid_vit` (which part is trained, and for how long) was chosen using the
+test scores of seeds 0 and 1. Other seeds draw their test images from the same cells: 39% and 40% of
+the test images of seeds 2 and 3 are also test images of seed 0 or 1. No seed of this data set gives
+an estimate that is independent of that choice.
 :::"""
 
 
@@ -47,7 +47,7 @@ def describe_choice(table: pd.DataFrame, positive: str, costs: dict[str, float])
     return (
         f"If a missed *{escape(positive)}* costs {costs['cost_miss']:g} and a false alarm"
         f" {costs['cost_false_alarm']:g}, validation puts the threshold at {cost['threshold']:.2f}."
-        f" On the test split that costs {cost['cost']:.3f} per image, 0.5 costs"
+        f" On the test split this costs {cost['cost']:.3f} per image, and the threshold 0.5 costs"
         f" {rows.loc['0.5', 'cost']:.3f}: a saving of {cost['saved']:.3f}"
         f" [{cost['saved_low']:.3f}, {cost['saved_high']:.3f}]{shown}The threshold for a recall of"
         f" {costs['min_recall']:.0%} finds {recall['recall']:.1%} of the test images"
@@ -65,14 +65,14 @@ def describe_confidence(predictions: pd.DataFrame, cluster=None) -> str:
     gap = right - confidence
     half = t.ppf(0.975, count - 1) * gap.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
     text = (
-        f"On average the model gives its answers a probability of {confidence.mean():.1%}, and"
-        f" {right.mean():.1%} are right. "
+        f"The mean probability of the predicted class is {confidence.mean():.1%}, and"
+        f" {right.mean():.1%} of the predictions are correct. "
     )
     if abs(gap.mean()) <= half:
-        return text + f"{len(right)} images do not show whether the two differ."
+        return text + f"With {len(right)} images, no difference between the two is shown."
     if gap.mean() > 0:
-        return text + "Overall it is under-confident: it is right more often than it says."
-    return text + "Overall it is over-confident: it is right less often than it says."
+        return text + "Overall the model is under-confident."
+    return text + "Overall the model is over-confident."
 
 
 def describe_recalibration(table: pd.DataFrame) -> str:
@@ -101,9 +101,9 @@ def describe_selection(table: pd.DataFrame) -> str:
     rows = table[table["target"] == "coverage"].set_index("nominal")
     every, row = rows.loc[1.0], rows.loc[0.8]
     return (
-        f"If it answers everything, the model is wrong on {1 - every['accuracy']:.1%} of the test"
-        f" images. With the threshold for 80% of the images it answers {row['coverage']:.1%} and is"
-        f" wrong on {1 - row['accuracy']:.1%} of those [{1 - row['accuracy_high']:.1%},"
+        f"On all test images, the model is wrong on {1 - every['accuracy']:.1%}. With the threshold"
+        f" for 80% of the images it covers {row['coverage']:.1%} and is"
+        f" wrong on {1 - row['accuracy']:.1%} of these [{1 - row['accuracy_high']:.1%},"
         f" {1 - row['accuracy_low']:.1%}]."
     )
 
@@ -115,13 +115,14 @@ def describe_conformal(by_class: pd.DataFrame, overall: pd.DataFrame) -> str:
         table.set_index(table["nominal"].round(2)).loc[0.9] for table in (by_class, overall)
     )
     return (
-        f"At a nominal 90%, the sets with a limit for each class hold the true class for"
+        f"At a nominal 90%, the sets with a limit for each class contain the true class for"
         f" {own['coverage']:.1%} of the test images [{own['coverage_low']:.1%},"
         f" {own['coverage_high']:.1%}] and for {own['worst_coverage']:.1%} of the class with the"
         f" lowest coverage, *{escape(own['worst_class'])}*; with one limit for all that is"
         f" {plain['worst_coverage']:.1%} (*{escape(plain['worst_class'])}*). They contain"
-        f" {own['size']:.2f} classes on average, against {plain['size']:.2f}; {own['single']:.0%}"
-        f" contain exactly one, which is right {own['single_accuracy']:.1%} of the time."
+        f" {own['size']:.2f} classes on average, compared with {plain['size']:.2f};"
+        f" {own['single']:.0%} contain exactly one class, which is correct for"
+        f" {own['single_accuracy']:.1%} of these."
     )
 
 
@@ -140,7 +141,7 @@ def describe_gaps(table: pd.DataFrame) -> str:
         return (
             text
             + "After correction for the number of slices, **no difference is shown**; a small one"
-            " may be hidden."
+            " may exist."
         )
     names = ", ".join(
         f"{row.column} {escape(row.slice)} ({row.gap:+.3f})" for row in clear.itertuples()
@@ -200,11 +201,11 @@ def describe_pairs(table: pd.DataFrame) -> str:
         elif row.low * row.high > 0:  # only the correction for many pairs hides it
             count = table["p"].notna().sum()
             text = (
-                f"{NO_DIFFERENCE}; {span} by itself, but not after correction for {count}"
+                f"{NO_DIFFERENCE} after correction; {span} without correction for {count}"
                 f" pairs{only}"
             )
         else:
-            text = f"{NO_DIFFERENCE}; it may lie anywhere in {span}{only}"
+            text = f"{NO_DIFFERENCE}; 95% interval {span}{only}"
         texts.append(f"{row.model_b} against {row.model_a}: {text}.")
     return " ".join(texts) or ONE_MODEL
 
@@ -232,8 +233,8 @@ def describe_leakage(leakage: pd.DataFrame) -> str:
     mean = copies.sum() / len(table)
     return (
         f"Accuracy, naive minus clean: {'; '.join(texts)}. Near-duplicates may also be easier or"
-        " harder than the rest, or of other classes: the gap mixes this with what the copies gave."
-        f" On average {mean:.0f} test images of a run have one; a metric on few images varies much."
+        " harder than the rest, or of other classes, so copies may not be the only reason."
+        f" On average {mean:.0f} test images per run have a copy; metrics on few images vary."
     )
 
 
@@ -252,7 +253,7 @@ def describe_last_epochs(last_was_best: Mapping[str, Sequence[bool]]) -> str:
     ]
     return (
         f"Runs whose last epoch was their best: {'; '.join(texts)}. More epochs may improve them:"
-        " their score is one for this much training, not the best that the model can reach."
+        " their scores may be below the best that the model can reach."
     )
 
 
@@ -296,8 +297,7 @@ def describe_published(gaps: pd.DataFrame) -> str:
         for row in gaps.itertuples()
     ]
     return (
-        "Against the best published model of each column. No difference is shown where single runs"
-        " would differ as much by chance: by 1.96 times what their and our standard deviations give"
-        " together, ours over seeds or over test images, whichever is larger.\n\n"
-        + "\n".join(lines)
+        "Comparison with the best published model of each column. No difference is shown if it is"
+        " less than 1.96 times the combined standard deviation of their and our single runs (ours"
+        " over seeds or over test images, whichever is larger).\n\n" + "\n".join(lines)
     )

@@ -26,8 +26,8 @@ BATCH = 32  # masked images at once in Score-CAM
     signed=False,
     needs=NEEDS,
     shows=(
-        "The brighter a place, the stronger are the features there that, averaged over the image,"
-        " raise the score of {target}; evidence against it is not shown."
+        "Brighter areas have stronger features that, averaged over the image, raise the score"
+        " of {target}; evidence against it is not shown."
     ),
 )
 def grad_cam(model, images, targets, layer=None):
@@ -58,8 +58,8 @@ def grad_cam(model, images, targets, layer=None):
     signed=False,
     needs=NEEDS,
     shows=(
-        "The brighter a place, the more the features at this very place raise the score of"
-        " {target}; evidence against it is not shown."
+        "Brighter areas have features that raise the score of {target} more at this very"
+        " location; evidence against it is not shown."
     ),
 )
 def layer_cam(model, images, targets, layer=None):
@@ -77,8 +77,8 @@ def layer_cam(model, images, targets, layer=None):
     signed=False,
     needs=NEEDS,
     shows=(
-        "The brighter a place, the stronger are the features there whose region alone gives a high"
-        " score of {target}; evidence against it is not shown."
+        "Brighter areas have stronger features whose region alone gives a high score of"
+        " {target}; evidence against it is not shown."
     ),
 )
 def score_cam(model, images, targets, layer=None, channels=32):
@@ -109,8 +109,8 @@ def score_cam(model, images, targets, layer=None, channels=32):
     needs=NEEDS,
     class_specific=False,
     shows=(
-        "The brighter a place, the stronger is the main pattern of the features there; the map is"
-        " the same whatever the prediction is."
+        "Brighter areas contain more of the main pattern of the features; the map does not"
+        " depend on the predicted class."
     ),
 )
 def eigen_cam(model, images, targets, layer=None):

@@ -23,8 +23,8 @@ SHORTER = 4
 @explanation(
     signed=False,
     shows=(
-        "The brighter a place, the more a small change of its pixels changes the score of {target},"
-        " up or down."
+        "Brighter areas are pixels whose small changes have a larger effect on the score of"
+        " {target}, up or down."
     ),
 )
 def saliency(model, images, targets):
@@ -43,8 +43,9 @@ def saliency(model, images, targets):
     signed=True,
     complete=True,
     shows=(
-        "Positive values are pixels that raise the score of {target} on the way from a baseline"
-        " image to this one, and negative ones lower it; all add up to the difference."
+        "Positive values are pixels that raise the score of {target} on the path from a"
+        " baseline image to this one, and negative ones lower it; all values add up to the"
+        " difference."
     ),
 )
 def integrated_gradients(

@@ -38,8 +38,8 @@ KERNEL_WIDTH = 0.25
 @explanation(
     signed=True,
     shows=(
-        "Positive values are places whose covering lowers the score of {target}, and covering"
-        " negative ones raises it."
+        "Positive values are areas that lower the score of {target} when covered, and negative"
+        " ones raise it when covered."
     ),
 )
 def occlusion(
@@ -76,8 +76,8 @@ def occlusion(
     signed=True,
     complete=True,
     shows=(
-        "Positive values are places that raise the score of {target}, averaged over all orders in"
-        " which places are added, and negative ones lower it; all add up to the difference."
+        "Positive values are areas that raise the score of {target}, averaged over all orders"
+        " of adding areas, and negative ones lower it; all values add up to the difference."
     ),
 )
 def kernel_shap(

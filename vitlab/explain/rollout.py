@@ -25,8 +25,8 @@ from vitlab.schema import Anatomy
     needs=("attention", "windows"),
     class_specific=False,
     shows=(
-        "The brighter a place, the more the tokens that the classifier reads attend to it in one"
-        " layer; the map is the same whatever the prediction is."
+        "Brighter areas receive more attention in one layer from the tokens that the classifier"
+        " reads; the map does not depend on the predicted class."
     ),
 )
 def attention(model, images, targets, layer=-1):
@@ -60,8 +60,8 @@ def attention(model, images, targets, layer=-1):
     needs=("attention",),
     class_specific=False,
     shows=(
-        "The brighter a place, the more of it reaches the tokens that the classifier reads, by"
-        " attention alone; the map is the same whatever the prediction is."
+        "Brighter areas contribute more to the tokens that the classifier reads, by attention"
+        " alone; the map does not depend on the predicted class."
     ),
 )
 def rollout(model, images, targets):
@@ -88,7 +88,7 @@ def rollout(model, images, targets):
     signed=False,
     needs=("attention",),
     shows=(
-        "The brighter a place, the more of it reaches the tokens that the classifier reads through"
+        "Brighter areas contribute more to the tokens that the classifier reads, through"
         " attention that raises the score of {target}; evidence against it is not shown."
     ),
 )
@@ -110,7 +110,7 @@ def gradient_rollout(model, images, targets):
     signed=False,
     needs=("attention",),
     shows=(
-        "The brighter a place, the more attention to it raises the score of {target}, summed over"
+        "Brighter areas receive more attention that raises the score of {target}, summed over"
         " the blocks; evidence against it is not shown."
     ),
 )

@@ -163,7 +163,7 @@ def describe_classes(verdicts: pd.DataFrame, readable: Callable[[str], str] = st
     """Which methods show the same map for every class, from the `sanity_verdicts` of classes."""
     same = verdicts.loc[verdicts["verdict"] == SAME_CLASS, "method"]
     if not len(same):
-        return "No method shows the same map for every class."
+        return "No method gives the same map for every class."
     return (
         f"The same for every class: {', '.join(map(readable, same))}. Such a map may show where the"
         " model looked; it cannot be the reason for a class."

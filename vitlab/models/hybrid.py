@@ -19,7 +19,7 @@ STEM_STRIDE = 16
 
 
 def split_stem(network: nn.Module) -> nn.Sequential:
-    """A timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112 for Lite0."""
+    """timm EfficientNet up to stride 16: (B, 3, h, w) -> (B, C, h/16, w/16), C = 112 for Lite0."""
     stages = [(f"stage{i}", stage) for i, stage in enumerate(network.blocks[:STEM_STAGES])]
     return nn.Sequential(OrderedDict(conv_stem=network.conv_stem, bn1=network.bn1, **dict(stages)))
 

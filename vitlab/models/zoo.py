@@ -184,9 +184,9 @@ def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
 
 
 def set_head(module: nn.Module, hidden: int = 0, dropout: float = 0.0) -> None:
-    """Replace each linear classifier of the model by linear(hidden), Tanh, dropout, linear; hidden=0
-    changes nothing.
-    """
+    """Replace each linear classifier of the model by linear(hidden), Tanh, dropout, linear.
+
+    hidden=0 changes nothing."""
     if hidden < 0 or not 0 <= dropout < 1 or (dropout and not hidden):
         raise UserError(
             f"head_hidden={hidden}, head_dropout={dropout}: choose a width of at least 0 and a"
