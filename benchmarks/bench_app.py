@@ -61,7 +61,6 @@ def prepare(folder: Path) -> DataBundle:
         folder / "fp32.onnx",
         folder / "model.onnx",
         data,
-        method="dynamic",
         gate_images=8,
         gate=Gate(agreement=0),
     )

@@ -2,7 +2,7 @@
 turn, each ingredient alone.
 
 Models fine-tuned on a data set, seeds 0 to 4; a run that the reports folder lacks is trained first.
-Candidates of each: ONNX float32, dynamic int8, static int8, and a smaller network in static int8:
+Candidates of each: ONNX float32, int8, and a smaller network in static int8:
 where the model has transformer blocks, the model itself with a share of them (whole ones go),
 recovered; else a hybrid ViT of one block that learns from it. Of those that keep the answers of
 their own float graph (99 % on validation images), are faster and lose at most 0.5 points of
@@ -36,7 +36,7 @@ from records import corrected_t, record, write_records
 from vitlab.compress.benchmark import benchmark_table, size_on_disk
 from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
-from vitlab.compress.processor import ARM, X86, read_instructions
+from vitlab.compress.processor import read_instructions
 from vitlab.compress.recommendation import describe_variants
 from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
@@ -53,7 +53,7 @@ MODELS, SEEDS = ("hybrid_vit", "efficientnet_lite0"), (0, 1, 2, 3, 4)
 KEEPS = (0.34,)
 STUDENT, STUDENT_DEPTH = "hybrid_vit", 1  # learns from a model that has no blocks
 WEIGHED = 128  # validation images on which importance is measured
-METHODS = {"dynamic int8": "dynamic", "static int8": "static"}
+INT8 = "static int8"
 PEER = "PyTorch fp32"
 
 
@@ -80,13 +80,11 @@ def make_candidates(
         export_onnx(network, source, data)
         if not prefix:
             files["ONNX fp32"] = source
-        for name, method in METHODS.items():
-            if prefix and method != "static":
-                continue
-            path = folder / f"{prefix}{name}.onnx".replace(", ", "-")
-            result = quantize_onnx(source, path, data, method=method, on_failure="flag")
-            files[prefix + name], floats[prefix + name] = path, source
-            agreeing |= {prefix + name} if result.summary["passed"] else set()
+        name = prefix + INT8
+        path = folder / f"{name}.onnx".replace(", ", "-")
+        result = quantize_onnx(source, path, data, on_failure="flag")
+        files[name], floats[name] = path, source
+        agreeing |= {name} if result.summary["passed"] else set()
     return files, floats, agreeing
 
 
@@ -312,8 +310,7 @@ def main() -> None:
         "--again", action="store_true", help="measure seeds anew whose outcome was kept"
     )
     options = parser.parse_args()
-    flags = read_instructions() or frozenset()
-    facts = {"instructions": sorted(flags & {*X86, *ARM}), "threads": options.threads}
+    facts = {"instructions": read_instructions() or [], "threads": options.threads}
     records, table = measure_models(options)
     print(table.to_string(float_format="{:.3f}".format))
     write_records(

@@ -19,6 +19,7 @@ the steps work together, not what they cost a ViT-B.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -38,7 +39,7 @@ from vitlab.compress.parity import Gate
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.recovery import recover, recovery_recipe
-from vitlab.compress.sides import make_side, predict_sides
+from vitlab.compress.sides import predict_sides
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
@@ -148,7 +149,7 @@ def measure_geometry(
     }
     save_model(sides[PEER], folder / "torch")
     files = {**sides, PEER: folder / "torch"}
-    sides |= {BF16: make_side(sides[PEER], precision="bf16")}
+    sides |= {BF16: copy.deepcopy(sides[PEER].module).bfloat16()}
     images = np.random.default_rng(0).standard_normal(
         (1, 3, *sides[PEER].transform.size), dtype=np.float32
     )
@@ -161,7 +162,7 @@ def measure_geometry(
 
 def quantise(path: Path, data: DataBundle, **options) -> Path:
     target = path.with_name(f"{path.stem} int8.onnx")
-    return quantize_onnx(path, target, data, method="dynamic", on_failure="flag", **options).path
+    return quantize_onnx(path, target, data, on_failure="flag", **options).path
 
 
 def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.DataFrame:

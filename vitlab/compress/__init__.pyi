@@ -15,7 +15,6 @@ from .importance import part_importance_table as part_importance_table
 from .latency import latency_table as latency_table
 from .losses import drop_table as drop_table, lost_images as lost_images
 from .merging import count_multiply_adds as count_multiply_adds, merge_tokens as merge_tokens
-from .processor import instruction_table as instruction_table
 from .pruning import plan_pruning as plan_pruning, prune as prune
 from .quantize import quantize_onnx as quantize_onnx
 from .recommendation import describe_compression as describe_compression

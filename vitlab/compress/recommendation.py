@@ -7,7 +7,7 @@ from __future__ import annotations
 import pandas as pd
 
 from vitlab.compress.benchmark import EVEN, LEVEL, MARGIN
-from vitlab.compress.processor import INT8, instruction_table, read_instructions
+from vitlab.compress.processor import read_instructions
 from vitlab.errors import UserError
 from vitlab.evaluation.few_images import correct_holm
 
@@ -83,22 +83,15 @@ def describe_variants(table: pd.DataFrame) -> list[str]:
 
 
 def describe_processor() -> str:
-    """Which instructions for small number formats this processor has, in one sentence."""
+    """Whether this processor has instructions for 8-bit products, in one sentence."""
     found = read_instructions()
     if found is None:
-        return (
-            "Which instructions this processor has is not known; what follows was measured on it."
-        )
-    there = [row.instruction for row in instruction_table(found).itertuples() if row.present]
-    fast = [name for name in INT8 if name in found]
-    verdict = (
-        f"8-bit products have instructions of their own ({', '.join(fast)})"
-        if fast
-        else "none for 8-bit products: int8 may be slower than float here, and on AVX2 less exact"
-    )
+        return "The instructions of this processor are unknown; the times were measured on it."
+    if found:
+        return f"This processor has instructions for 8-bit products ({', '.join(found)})."
     return (
-        f"This processor has {', '.join(there) or 'none of the instructions looked for'}:"
-        f" {verdict}."
+        "This processor has no instructions for 8-bit products: int8 may be slower than float, and"
+        " its weights have 7 bits."
     )
 
 
