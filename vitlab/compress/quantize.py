@@ -56,7 +56,7 @@ INT8_GATE = Gate(0.99)
 CALIBRATION_IMAGES = 64  # on which the ranges of the activations are measured
 BIAS_IMAGES = 32  # of these, from which the biases are corrected
 RANKING_IMAGES = 16  # on which the sensitivity of nodes is measured
-FLOAT_NODES = 2  # left in float at the first try, then twice as many
+FLOAT_NODES, MORE = 8, 4  # left in float at the first try, and more at each further one
 CHUNK = 8  # images in memory at a time
 
 
@@ -76,8 +76,8 @@ def quantize_onnx(
     Linear layers and convolutions get int8 weights per channel, activations 8 bits with ranges
     measured on images of `split`, and biases a correction for the rounding
     (`vitlab.compress.bias`). gate: what is accepted, by default the same class for 99 % of other
-    images of the split. Where it fails, the most sensitive nodes stay in float, twice as many at
-    each try, up to half of them. Processors without 8-bit instructions get 7-bit weights, because
+    images of the split. Where it fails, the most sensitive nodes stay in float, eight at first
+    and four more at each try, up to half of them. Processors without 8-bit instructions get 7-bit weights, because
     their 16-bit sums overflow. on_failure: `refuse` raises ValueError with the worst images and
     writes nothing; `flag` writes with parity.passed = false. The JSON has neither temperature nor
     conformal limits: those of the
@@ -102,7 +102,7 @@ def quantize_onnx(
             ranking = quantizer.rank_nodes(few, reference[: len(few)])
             most, count = len(ranking) // 2, 0
             while not result.summary["passed"] and count < most:
-                count = min(max(FLOAT_NODES, 2 * count), most)
+                count = min(count + MORE if count else FLOAT_NODES, most)
                 tried = measure(quantizer.quantise(ranking[:count]))
                 if tried.summary["passed"] or _quality(tried) > _quality(result):
                     result, float_nodes = tried, sorted(ranking[:count])
