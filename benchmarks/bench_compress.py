@@ -94,15 +94,15 @@ def prune_and_recover(model, data, seed: int, keep: float):
     """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered
     by the whole recipe.
     """
-    from vitlab.compress.importance import importance_table
+    from vitlab.compress.importance import part_importance_table
     from vitlab.compress.pruning import plan_pruning, prune
     from vitlab.compress.recovery import recover, recovery_recipe
 
     val = data.split("val")
     rows = val.sample(n=min(WEIGHED, len(val)), random_state=seed)
     images = load_images(data, rows["sample_id"], model.transform)
-    weights = importance_table(model, images, rows["label"].tolist(), kinds=("block",))
-    pruned = prune(model, plan_pruning(model, weights, keep, of="blocks", drop_blocks=True))
+    weights = part_importance_table(model, images, rows["label"].tolist(), kinds=("block",))
+    pruned = prune(model, plan_pruning(model, weights, keep))
     recover(pruned, data, config=recovery_recipe(model.name, seed=seed), teacher=model)
     return pruned
 

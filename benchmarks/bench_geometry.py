@@ -30,16 +30,15 @@ import pandas as pd
 from records import corrected_t, record, write_records
 
 from vitlab.compress.benchmark import size_on_disk
-from vitlab.compress.cost import count_multiply_adds
 from vitlab.compress.export import export_onnx
-from vitlab.compress.importance import importance_table
+from vitlab.compress.importance import part_importance_table
 from vitlab.compress.latency import latency_table
+from vitlab.compress.merging import count_multiply_adds, merge_tokens
 from vitlab.compress.parity import Gate
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.recovery import recover, recovery_recipe
 from vitlab.compress.sides import make_side, predict_sides
-from vitlab.compress.tokens import merge_tokens
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
@@ -212,11 +211,11 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
     fit(full, data, config=recipe("vit_scratch", seed=seed, **LONGER))
     val = data.split("val")
     images, labels = load_images(data, val["sample_id"], full.transform), val["label"].tolist()
-    importance = importance_table(full, images, labels, ("head", "neuron"))
-    cut = prune(full, plan_pruning(full, importance, KEPT, of="blocks"))
+    importance = part_importance_table(full, images, labels, ("head", "neuron"))
+    cut = prune(full, plan_pruning(full, importance, KEPT))
     recovered = recover_copy(cut, full, data, seed)
     worth = (
-        importance_table(recovered, images, labels, "block", "ablation")
+        part_importance_table(recovered, images, labels, ["block"])
         .sort_values("importance")["block"]
         .tolist()
     )

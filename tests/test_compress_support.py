@@ -11,7 +11,7 @@ from tests.toys import linear_digits, small_digits
 from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.curves import merging_curve_table, pruning_curve_table
 from vitlab.compress.explanations import explanation_shift_tables
-from vitlab.compress.importance import importance_table
+from vitlab.compress.importance import part_importance_table
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.support import build_student, explain_skipped, export_networks, shared_methods
 from vitlab.models import build_model
@@ -63,11 +63,11 @@ def test_each_step_runs_or_says_why_not(name):
     for sentence in skipped.values():
         assert " is skipped: " in sentence and sentence.endswith(".") and "\n" not in sentence
     if "pruning" not in skipped:
-        importance = importance_table(model, kinds=("block",), measure="magnitude")
-        small = prune(model, plan_pruning(model, importance, 0.34, of="blocks", drop_blocks=True))
+        importance = part_importance_table(model, kinds=("block",), measure="magnitude")
+        small = prune(model, plan_pruning(model, importance, 0.34))
         assert 1 <= len(small.module.blocks) <= 0.34 * len(model.module.blocks)
     if "curve" not in skipped:
-        weights = importance_table(model, kinds=("head", "neuron"), measure="magnitude")
+        weights = part_importance_table(model, kinds=("head", "neuron"), measure="magnitude")
         assert len(pruning_curve_table(model, data, {"weights": weights}, replicates=20)) == 3
     if "merging" not in skipped:
         assert (

@@ -9,8 +9,7 @@ import torch
 
 from tests.test_shrinking import FAMILIES, SPEC, draw_images, tiny_timm
 from tests.toys import tiny_vit
-from vitlab.compress.cost import count_multiply_adds
-from vitlab.compress.tokens import count_tokens, merge_tokens
+from vitlab.compress.merging import count_multiply_adds, count_tokens, merge_tokens
 from vitlab.explain import explain
 from vitlab.models import load_model, save_model, shrink_model, split_stages
 from vitlab.models.merging import bipartite_soft_matching

@@ -1,6 +1,5 @@
 from .benchmark import benchmark_table as benchmark_table, size_on_disk as size_on_disk
 from .confidence import find_calibration as find_calibration, note_calibration as note_calibration
-from .cost import count_cost as count_cost, count_multiply_adds as count_multiply_adds
 from .curves import (
     merging_curve_table as merging_curve_table,
     pruning_curve_table as pruning_curve_table,
@@ -12,9 +11,10 @@ from .explanations import (
     explanation_shift_tables as explanation_shift_tables,
 )
 from .export import export_onnx as export_onnx
-from .importance import importance_table as importance_table
+from .importance import part_importance_table as part_importance_table
 from .latency import latency_table as latency_table
 from .losses import drop_table as drop_table, lost_images as lost_images
+from .merging import count_multiply_adds as count_multiply_adds, merge_tokens as merge_tokens
 from .processor import instruction_table as instruction_table
 from .pruning import plan_pruning as plan_pruning, prune as prune
 from .quantize import quantize_onnx as quantize_onnx
@@ -28,4 +28,3 @@ from .support import (
     export_networks as export_networks,
     shared_methods as shared_methods,
 )
-from .tokens import count_tokens as count_tokens, merge_tokens as merge_tokens

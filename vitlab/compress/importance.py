@@ -1,7 +1,6 @@
-"""How important each head, MLP neuron and block of a transformer is, measured on images: what
-pruning goes by.
+"""The importance of each head, MLP neuron and block of a transformer, by which pruning chooses.
 
-A mask of ones multiplies the outputs of heads, the neurons and what blocks add to their tokens.
+A mask of ones multiplies the outputs of heads, the neurons, and what blocks add to their tokens.
 Pruning a part sets its mask to 0; its importance is what that costs."""
 
 from __future__ import annotations
@@ -18,69 +17,69 @@ from torch.nn import functional as F
 from vitlab.errors import UserError
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import check_images
-from vitlab.models import split_stages
 from vitlab.models.shrinking import find_blocks
 from vitlab.registry import unknown
 from vitlab.schema import ModelBundle
 
 KINDS = ("head", "neuron", "block")
-MEASURES = ("taylor", "ablation", "magnitude")
+MEASURES = ("taylor", "magnitude")
 Masks = Mapping[tuple[str, int], torch.Tensor]
 
 
-def importance_table(
+def part_importance_table(
     model: ModelBundle,
     images: torch.Tensor | None = None,
     labels: Sequence[str] | None = None,
-    kinds: Sequence[str] | None = None,
+    kinds: Sequence[str] = KINDS,
     measure: str = "taylor",
     *,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """How important each part is; columns kind (head, neuron, block), block, index (within the
-    block), importance, measure.
+    """Importance of each part; columns kind (head, neuron, block), block, index (within the block),
+    importance, measure.
 
     images: (N, 3, h, w), normalised, of the validation split rather than the test split; labels:
-    the class name of each. kinds: all by default. Values of one measure can be compared across
-    kinds, those of two measures cannot. measure: taylor, the mean over images of |d cross-entropy /
-    d mask|, what the loss changes by to first order without the part; one backward pass gives all
-    of them. ablation, by how much the mean cross-entropy really rises without the part (below 0: it
-    falls); one pass of the images, from the part's block on, for each part, so choose heads and
-    blocks unless the model is small. magnitude, the Euclidean norm of the weights that would go;
-    needs no images.
+    the class name of each. measure: taylor, the mean over images of |d cross-entropy / d mask|, by
+    which the loss changes to first order without the part; one backward pass gives all of them.
+    magnitude, the Euclidean norm of the part's weights; needs no images. Values of one measure can
+    be compared across kinds, those of two measures cannot.
 
-    Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on what was shrunk of them.
-    ValueError for anything else. Source: Michel et al. 2019, arXiv 1905.10650 (heads, by gradient
-    and ablation); Molchanov et al. 2019, arXiv 1906.10771."""
+    Works on timm's ViT and DeiT, hybrid_vit and vit_scratch, and on pruned ones. ValueError for
+    anything else. Source: Michel et al. 2019, arXiv 1905.10650; Molchanov et al. 2019, arXiv
+    1906.10771.
+
+    >>> from vitlab.models import build_model
+    >>> model = build_model("vit_scratch", ["cat", "dog"], depth=2)
+    >>> part_importance_table(model, kinds=["head"], measure="magnitude").shape
+    (8, 5)
+    """
     if measure not in MEASURES:
         raise UserError(unknown("measure", measure, list(MEASURES)))
-    kinds = KINDS if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(unknown("kind", kind, list(KINDS)))
     sizes = count_parts(model.module)
     wanted = {(kind, block): size for kind in kinds for block, size in enumerate(sizes[kind])}
     if measure == "magnitude":
-        found = {
-            part: _measure_weights(model.module.blocks[part[1]], part[0], size)
-            for part, size in wanted.items()
+        norms = {
+            (kind, block): _measure_weights(model.module.blocks[block], kind, size)
+            for (kind, block), size in wanted.items()
         }
-        return _tabulate(found, measure)
+        return _tabulate(norms, measure)
     if images is None:
         raise UserError(
-            f"{measure} is measured on images; hand over normalised ones (N, 3, h, w), of the"
-            " validation split"
+            f"{measure} is measured on images; pass normalised ones (N, 3, h, w) of the validation"
+            " split"
         )
     check_images(images, None, batch_size)
     targets = _read_labels(model, labels, len(images))
-    compute = _differentiate if measure == "taylor" else _ablate
     weight = next(model.module.parameters())
     total = {part: torch.zeros(size, dtype=torch.float64) for part, size in wanted.items()}
     with inspecting(model.module):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(weight.device, weight.dtype)
             labelled = targets[start : start + batch_size].to(batch.device)
-            for part, values in compute(model.module, batch, labelled, wanted).items():
+            for part, values in _differentiate(model.module, batch, labelled, wanted).items():
                 total[part] += values.double().cpu()
     return _tabulate({part: values / len(images) for part, values in total.items()}, measure)
 
@@ -145,34 +144,6 @@ def _differentiate(module, images, targets, wanted) -> dict[tuple[str, int], tor
     }
 
 
-@torch.no_grad()
-def _ablate(module, images, targets, wanted) -> dict[tuple[str, int], torch.Tensor]:
-    """Sums over the images of the rise of the loss without each part; a block's input is computed
-    once for all its parts.
-    """
-    steps = split_stages(module)
-    names = [name for name, _ in steps]
-    values, inputs = images, {}
-    for name, step in steps:
-        inputs[name] = values
-        values = step(values)
-    before = F.cross_entropy(values.float(), targets, reduction="sum")
-    found = {}
-    for (kind, block), size in wanted.items():
-        first = names.index(f"block{block}")
-        rises = []
-        for index in range(size):
-            mask = torch.ones(size, device=images.device)
-            mask[index] = 0
-            values = inputs[f"block{block}"]
-            with masking(module, {(kind, block): mask}):
-                for _, step in steps[first:]:
-                    values = step(values)
-            rises.append(F.cross_entropy(values.float(), targets, reduction="sum") - before)
-        found[kind, block] = torch.stack(rises)
-    return found
-
-
 def _measure_weights(block, kind, size) -> torch.Tensor:
     """Euclidean norms of what goes with each part: a head's rows of qkv and columns of proj, a
     neuron's of fc1 and fc2.
@@ -212,7 +183,7 @@ def _tabulate(found: Mapping[tuple[str, int], torch.Tensor], measure: str) -> pd
     table = pd.concat(parts, ignore_index=True).assign(measure=measure)
     if not np.isfinite(table["importance"]).all():
         raise UserError(
-            f"{measure} gives NaN or infinite values; the model's logits or weights hold them, so"
+            f"{measure} gives NaN or infinite values: the model's logits or weights contain them;"
             " train it again"
         )
     return table

@@ -13,7 +13,7 @@ import torch
 
 from vitlab.compress.curves import KEEPS
 from vitlab.compress.export import export_onnx
-from vitlab.compress.importance import importance_table
+from vitlab.compress.importance import part_importance_table
 from vitlab.compress.pruning import plan_pruning
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.sidecar import sidecar_path
@@ -47,12 +47,12 @@ def explain_skipped(
     """Steps of notebook 06 that this model does not support (pruning, curve, merging,
     distillation), each with its reason.
 
-    keep, whole_blocks: what pruning is asked for (`plan_pruning`, of the blocks). student,
+    keep, whole_blocks: what pruning is asked for (`plan_pruning`). student,
     student_depth: of `build_student`. Wrong arguments are errors, since they are no property of the
     model."""
     checks = {
         "pruning": lambda: _try_pruning(model, keep, whole_blocks),
-        "curve": lambda: _try_pruning(model, min(KEEPS), False, by="multiply_adds"),
+        "curve": lambda: _try_pruning(model, min(KEEPS), False),
         "merging": lambda: _try_merging(model),
         "distillation": lambda: build_student(student, model, seed, depth=student_depth),
     }
@@ -121,12 +121,9 @@ def shared_methods(
     return working, skipped
 
 
-def _try_pruning(
-    model: ModelBundle, keep: float, drop_blocks: bool, by: str = "parameters"
-) -> None:
-    kinds = ("block",) if drop_blocks else ("head", "neuron")
-    importance = importance_table(model, kinds=kinds, measure="magnitude")
-    plan_pruning(model, importance, keep, by, of="blocks", drop_blocks=drop_blocks)
+def _try_pruning(model: ModelBundle, keep: float, whole_blocks: bool) -> None:
+    kinds = ("block",) if whole_blocks else ("head", "neuron")
+    plan_pruning(model, part_importance_table(model, kinds=kinds, measure="magnitude"), keep)
     split_stages(model.module)
 
 
