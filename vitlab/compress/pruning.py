@@ -84,8 +84,8 @@ def plan_pruning(model: ModelBundle, importance: pd.DataFrame, keep: float) -> P
         raise UserError(
             f"keep={keep:g} of the blocks' parameters cannot be reached: without any {kinds} that"
             f" may be removed, {left / total:.3f} of them are left. A plan keeps at least one"
-            f" block, and {MIN_HEADS} head and {MIN_NEURONS} neurons in each; keep more, or take a smaller"
-            " model"
+            f" block, and {MIN_HEADS} head and {MIN_NEURONS} neurons in each; keep more, or take a"
+            " smaller model"
         )
     spec = _write_spec(model, removed)
     return PruningPlan(spec, left / total, _tabulate(model, spec))
