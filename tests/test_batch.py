@@ -1104,6 +1104,23 @@ def test_a_batch_ended_half_way_leaves_nothing_behind_and_carries_on(
     assert [task["status"] for task in run_batch(file)["tasks"]] == ["done"]
 
 
+def test_a_kernel_that_does_not_start_at_once_gets_a_second_try(project, monkeypatch):
+    """Its ports are chosen before it binds them, and another process may be quicker."""
+    from vitlab.batch import execute
+
+    original, calls = execute.papermill.execute_notebook, []
+
+    def die_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", die_once)
+    outcome = run_notebook(project / "notebooks" / "look.ipynb", project / "copy.ipynb", {})
+    assert (outcome["status"], len(calls)) == ("done", 2)
+
+
 def test_one_notebook_alone(project):
     outcome = run_notebook(
         project / "notebooks" / "look.ipynb", project / "out" / "copy.ipynb", {"pause": 2}

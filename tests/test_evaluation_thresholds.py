@@ -231,7 +231,7 @@ def test_the_choice_in_words():
     text = describe_choice(table, "yes", costs)
     assert text.startswith(
         "If a missed *yes* costs 5 and a false alarm 1, validation puts the threshold at"
-        f" {row['threshold']:.2f}. On the test split that costs {row['cost']:.3f} per image"
+        f" {row['threshold']:.2f}. On the test split this costs {row['cost']:.3f} per image"
     )
     same = describe_choice(table.assign(saved_low=-1.0), "yes", costs)
     assert "which is not shown to differ from zero" in same

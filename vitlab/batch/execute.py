@@ -130,7 +130,7 @@ class Execution:
         options = {"env": {**os.environ, **self.environment}} if self.environment else {}
         client.execute(**options, **({"cwd": self.folder} if self.folder else {}))
 
-    def _execute(self, temporary: Path) -> dict[str, Any] | None:
+    def _execute(self, temporary: Path, retry: bool = True) -> dict[str, Any] | None:
         try:
             papermill.execute_notebook(
                 self.source,
@@ -150,6 +150,8 @@ class Execution:
         except Exception as failure:
             self._raise_when_stopped()
             if str(failure).startswith(NOT_STARTED) and not self.ended:
+                if retry:  # another process may have taken one of its ports meanwhile
+                    return self._execute(temporary, retry=False)
                 raise UserError(
                     f"{failure}; `{shlex.quote(sys.executable)} -m ipykernel_launcher` shows why"
                 ) from failure

@@ -88,7 +88,7 @@ def describe_map(method: str, target: str = "the class asked for") -> str:
     """One sentence on what a map of this method shows.
 
     >>> describe_map("saliency", "defective")  # doctest: +ELLIPSIS
-    'The brighter a place, the more ... changes the score of defective, up or down.'
+    'Brighter areas are pixels whose small changes ... the score of defective, up or down.'
     """
     return methods[method].shows.replace("{target}", target)
 
