@@ -76,12 +76,12 @@ def quantize_onnx(
     Linear layers and convolutions get int8 weights per channel, activations 8 bits with ranges
     measured on images of `split`, and biases a correction for the rounding
     (`vitlab.compress.bias`). gate: what is accepted, by default the same class for 99 % of other
-    images of the split. Where it fails, the most sensitive nodes stay in float, eight at first
-    and four more at each try, up to half of them. Processors without 8-bit instructions get 7-bit weights, because
-    their 16-bit sums overflow. on_failure: `refuse` raises ValueError with the worst images and
-    writes nothing; `flag` writes with parity.passed = false. The JSON has neither temperature nor
-    conformal limits: those of the
-    source belong to another model (see `vitlab.compress.note_calibration`)."""
+    images of the split. Where it fails, the most sensitive nodes stay in float, eight at first and
+    four more at each try, up to half of them. Processors without 8-bit instructions get 7-bit
+    weights, because their 16-bit sums overflow. on_failure: `refuse` raises ValueError with the
+    worst images and writes nothing; `flag` writes with parity.passed = false. The JSON has neither
+    temperature nor conformal limits: those of the source belong to another model (see
+    `vitlab.compress.note_calibration`)."""
     source, path = Path(source), check_target(path)
     description = read_sidecar(source)
     _check_choices(description, on_failure, data, source, path)
