@@ -38,7 +38,7 @@ from vitlab.compress.latency import latency_table
 from vitlab.compress.losses import measure_agreement
 from vitlab.compress.processor import read_instructions
 from vitlab.compress.recommendation import describe_variants
-from vitlab.compress.sides import predict_sides
+from vitlab.compress.variants import predict_variants
 from vitlab.data import load_dataset, load_images
 from vitlab.models import build_model, load_model, save_model
 from vitlab.places import reports_dir
@@ -126,7 +126,7 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     others = {
         f"float of {name}": path for name, path in floats.items() if path not in files.values()
     }
-    predictions = predict_sides({**sides, **others}, data, model.transform, ("val", "test"))
+    predictions = predict_variants({**sides, **others}, data, model.transform, ("val", "test"))
     sizes = {
         PEER: size_on_disk(run.path),
         **{name: size_on_disk(path) for name, path in files.items()},
@@ -138,15 +138,17 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
         tables[split] = benchmark_table(latency, predictions, sizes, split=split)
     print("\n".join([f"{run.name}, on val:", *describe_variants(tables["val"])]), flush=True)
     val = tables["val"]
-    good = val[(val["change"] >= -MARGIN) & (val["speed"] == "faster") & val["side"].isin(agreeing)]
-    chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "side"] if len(good) else PEER
-    first, row = (tables["test"].set_index("side").loc[name] for name in (PEER, chosen))
+    good = val[
+        (val["change"] >= -MARGIN) & (val["speed"] == "faster") & val["variant"].isin(agreeing)
+    ]
+    chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "variant"] if len(good) else PEER
+    first, row = (tables["test"].set_index("variant").loc[name] for name in (PEER, chosen))
     agreement = {}
     for name, path in floats.items():
         own = "ONNX fp32" if path == files["ONNX fp32"] else f"float of {name}"
         agreement[name] = measure_agreement(predictions[own], predictions[name])[0]
     columns = [
-        "side",
+        "variant",
         "p50_ms",
         "ratio",
         "size_mb",

@@ -39,7 +39,7 @@ from vitlab.compress.parity import Gate
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.recovery import recover, recovery_recipe
-from vitlab.compress.sides import predict_sides
+from vitlab.compress.variants import predict_variants
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
@@ -155,7 +155,9 @@ def measure_geometry(
     )
     table = latency_table(sides, images, (1,), repeats, threads, seconds=SECONDS)
     # NaN for bf16: no file
-    table["size_mb"] = table["side"].map({name: size_on_disk(path) for name, path in files.items()})
+    table["size_mb"] = table["variant"].map(
+        {name: size_on_disk(path) for name, path in files.items()}
+    )
     table = add_shares(table, counts)
     return judge(table), table
 
@@ -169,7 +171,7 @@ def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.D
     """What is saved in all, and what the rung's own ingredient leaves of the rung before it, of
     latency and of size.
     """
-    rows = table.set_index("side")
+    rows = table.set_index("variant")
     found = []
     for name, row in rows.iterrows():
         rung = RUNGS[str(name)]
@@ -182,14 +184,25 @@ def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.D
             "latency_of_before": row["ratio"] / before["ratio"],
             "size_of_before": row["size_mb"] / before["size_mb"],
         }
-        found.append({"side": name, "after": rung.after, **counts[rung.network], **saved, **left})
-    columns = ["side", "repeats", "p50_ms", "p90_ms", "ratio", "ratio_low", "ratio_high", "size_mb"]
-    return table[columns].merge(pd.DataFrame(found), on="side")
+        found.append(
+            {"variant": name, "after": rung.after, **counts[rung.network], **saved, **left}
+        )
+    columns = [
+        "variant",
+        "repeats",
+        "p50_ms",
+        "p90_ms",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "size_mb",
+    ]
+    return table[columns].merge(pd.DataFrame(found), on="variant")
 
 
 def judge(table: pd.DataFrame) -> list[dict]:
     """The records: latency and size of each combination that has a bar."""
-    rows = table.set_index("side")
+    rows = table.set_index("variant")
     peer, records = rows.loc[PEER], []
     for name, bars in JUDGED.items():
         row, label = rows.loc[name], LABELS.get(name, name)
@@ -239,7 +252,7 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
         if name == "full" or "merged" in name:
             exported = export_onnx(model, folder / f"{seed} {name}.onnx", data).path
             sides[f"{name}, int8"], models[f"{name}, int8"] = quantise(exported, data), model
-    predictions = predict_sides(sides, data, full.transform)
+    predictions = predict_variants(sides, data, full.transform)
     rows = [
         {
             "seed": seed,

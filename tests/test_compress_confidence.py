@@ -13,7 +13,7 @@ from vitlab.compress.export import export_onnx
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import read_sidecar
-from vitlab.compress.sides import predict_sides
+from vitlab.compress.variants import predict_variants
 from vitlab.evaluation import calibrate
 
 CLASSES = np.array(["a", "b", "c"])
@@ -134,7 +134,7 @@ def test_each_file_carries_what_is_fitted_on_its_own_outputs(tmp_path):
         int8 = quantize_onnx(
             path, tmp_path / f"{name}-int8.onnx", data, on_failure="flag", gate_images=20
         ).path
-        predictions = predict_sides(
+        predictions = predict_variants(
             {path.stem: path, int8.stem: int8}, data, model.transform, ("val",)
         )
         for file in (path, int8):

@@ -10,7 +10,7 @@ from torch import nn
 from vitlab.compress import latency
 from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.latency import latency_table, summarise_times
-from vitlab.compress.sides import make_side
+from vitlab.compress.variants import make_predictor
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 
@@ -45,29 +45,34 @@ def test_percentiles_ratios_and_rates_by_hand():
     )
     assert fast["ratio"] == pytest.approx(0.5)  # of 0.5, 0.5, 1, 0.25, 0.2; not 10 / 30
     assert 0.19 < fast["ratio_low"] < 0.5 < fast["ratio_high"] < 1.01
-    assert (fast["side"], fast["batch_size"], fast["threads"], fast["repeats"]) == ("fast", 4, 2, 5)
+    assert (fast["variant"], fast["batch_size"], fast["threads"], fast["repeats"]) == (
+        "fast",
+        4,
+        2,
+        5,
+    )
 
 
-def test_sides_take_turns_warm_and_get_the_batch():
+def test_variants_take_turns_warm_and_get_the_batch():
     calls = []
-    sides = {
+    variants = {
         name: lambda batch, name=name: calls.append((name, batch[:, 0, 0, 0].tolist()))
         for name in "abc"
     }
-    table = latency_table(sides, IMAGES, (3,), repeats=4, threads=1, warmup=2)
+    table = latency_table(variants, IMAGES, (3,), repeats=4, threads=1)
     assert table["repeats"].tolist() == [4, 4, 4]
     names = [name for name, _ in calls]
-    assert names[:6] == list("aabbcc")  # warm-up
-    turns = [names[6 + 6 * turn : 12 + 6 * turn] for turn in range(4)]
-    assert len(names) == 30
+    assert names[:9] == list("aaabbbccc")  # warm-up
+    turns = [names[9 + 6 * turn : 15 + 6 * turn] for turn in range(4)]
+    assert len(names) == 33
     assert all(turn[::2] == turn[1::2] and sorted(turn[::2]) == ["a", "b", "c"] for turn in turns)
-    assert len({tuple(turn) for turn in turns}) > 1  # no side always follows the same one
+    assert len({tuple(turn) for turn in turns}) > 1  # no variant always follows the same one
     assert calls[0][1] == IMAGES[[0, 1, 0], 0, 0, 0].tolist()  # two images fill a batch of three
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only sides move."""
+    """A clock that only variants move."""
     now = [0.0]
     monkeypatch.setattr(
         latency, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda _: None)
@@ -77,7 +82,7 @@ def clock(monkeypatch):
 
 def test_what_is_timed_is_one_call(clock):
     table = latency_table({"two": clock(0.02), "one": clock(0.01)}, IMAGES, (1, 4), 5, 1)
-    assert table["side"].tolist() == ["two", "one"] * 2
+    assert table["variant"].tolist() == ["two", "one"] * 2
     assert table["ratio"].tolist() == pytest.approx([1, 0.5] * 2)
     assert table["p50_ms"].tolist() == pytest.approx([20, 10] * 2)
     assert table["images_per_second"].tolist() == pytest.approx([50, 100, 200, 400])
@@ -125,7 +130,7 @@ def test_bad_input_of_latency():
         latency_table({"a": []}, IMAGES)
 
 
-def test_every_kind_of_side_gives_the_same_logits(tmp_path):
+def test_every_kind_of_variant_gives_the_same_logits(tmp_path):
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
@@ -135,25 +140,21 @@ def test_every_kind_of_side_gives_the_same_logits(tmp_path):
             return self.scale * images.mean((2, 3))
 
     module, expected = Mean().train(), IMAGES.mean((2, 3))
-    sides = [module, save_onnx(tmp_path / "mean.onnx"), lambda batch: batch.mean((2, 3))]
-    for side in map(make_side, sides):
-        found = side(IMAGES)
+    variants = [module, save_onnx(tmp_path / "mean.onnx"), lambda batch: batch.mean((2, 3))]
+    for predictor in map(make_predictor, variants):
+        found = predictor(IMAGES)
         assert found.dtype == np.float32
         assert found == pytest.approx(expected, abs=1e-6)
-    half = make_side(module, precision="bf16")(IMAGES)
-    assert 0 < np.abs(half - expected).max() < 0.01
-    assert module.scale.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"unknown precision .fp8."):
-        make_side(module, precision="fp8")
+    assert not module.training
 
 
 def test_files_that_are_no_models(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
-        make_side(tmp_path / "none.onnx")
+        make_predictor(tmp_path / "none.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
     with pytest.raises(ValueError, match=r"cannot run .*broken\.onnx"):
-        make_side(broken)
+        make_predictor(broken)
     with pytest.raises(ValueError, match="holds no saved model"):
         size_on_disk(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file or folder"):

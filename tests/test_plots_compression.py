@@ -23,7 +23,7 @@ LOST = lost_images(BEFORE, AFTER)
 
 
 def make_table(rows=CROWD):
-    table = pd.DataFrame(rows, columns=["side", "p50_ms", "size_mb", "value"])
+    table = pd.DataFrame(rows, columns=["variant", "p50_ms", "size_mb", "value"])
     table = table.assign(
         low=table["value"] - 0.013,
         high=table["value"] + 0.01,
@@ -105,8 +105,9 @@ def test_drops_are_filled_where_the_interval_leaves_out_zero():
 
 
 def test_a_slice_too_small_says_so():
-    ax = plots.plot_drop(drop_table(BEFORE, AFTER, least=13))
-    assert [text.get_text() for text in ax.texts] == ["12 images only"] * 4
+    groups = ["few"] * 9 + ["many"] * 15
+    ax = plots.plot_drop(drop_table(BEFORE.assign(group=groups), AFTER, by=["group"]))
+    assert [text.get_text() for text in ax.texts] == ["9 images only"]
 
 
 def test_lost_images_with_both_answers():

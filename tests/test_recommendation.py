@@ -21,7 +21,7 @@ from vitlab.compress.recommendation import (
     describe_variants,
     recommend,
 )
-from vitlab.compress.sides import make_side, predict_sides
+from vitlab.compress.variants import predict_variants
 from vitlab.training import predict
 
 LABELS = np.array(["dog", "cat"] * 200)
@@ -156,7 +156,7 @@ def test_a_choice_by_test_results_is_refused():
         choose_variant(make_table())
 
 
-FULL = {"side": "full", "split": "val", "batch_size": 1, "speed": "reference", "ratio": 1.0}
+FULL = {"variant": "full", "split": "val", "batch_size": 1, "speed": "reference", "ratio": 1.0}
 
 
 @pytest.mark.parametrize("count", [1, 6])
@@ -179,7 +179,7 @@ def test_few_variants_at_the_margin_pass(count, minority, lost, gained):
         chance = generator.random((count, 400))
         change = (chance > 1 - gained).astype(int) - (chance < lost)
         p = [_score_test(one, label, MARGIN) for one in change]
-        table = pd.DataFrame({"side": list("abcdef")[:count], "ratio": 0.5, "loss_p": p})
+        table = pd.DataFrame({"variant": list("abcdef")[:count], "ratio": 0.5, "loss_p": p})
         table = table.assign(split="val", batch_size=1, speed="faster")
         table = pd.concat([pd.DataFrame([FULL]), table], ignore_index=True)
         taken += choose_variant(table) != "full"
@@ -207,18 +207,11 @@ def test_report_of_the_compression():
     assert words.splitlines()[-1].startswith("Take *int8*")
 
 
-def test_predictions_of_sides_are_those_of_training():
+def test_predictions_of_variants_are_those_of_training():
     model, data = linear_digits(), small_digits()
-    found = predict_sides(
-        {"ours": model, "half": make_side(model, precision="bf16")},
-        data,
-        model.transform,
-        batch_size=7,
-    )
-    pd.testing.assert_frame_equal(
-        found["ours"], predict(model, data, ("test",)), atol=1e-6, check_dtype=False
-    )
-    assert found["half"]["logit_3"].tolist() != found["ours"]["logit_3"].tolist()
+    found = predict_variants({"one": model}, data, model.transform)["one"]
+    expected = predict(model, data, ("test",))
+    pd.testing.assert_frame_equal(found, expected, atol=1e-6, check_dtype=False)
 
 
 def test_bad_input():
@@ -226,9 +219,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no predictions of int8"):
         benchmark_table(latency, {"fp32": spoil(1)}, split="test")
     with pytest.raises(
-        ValueError, match=r"bad gives \(3,\) values an image, and digits has 10 classes"
+        ValueError, match=r"bad gives \(3,\) values per image, and digits has 10 classes"
     ):
-        predict_sides(
+        predict_variants(
             {"bad": lambda pixels: torch.zeros(len(pixels), 3).numpy()},
             small_digits(),
             linear_digits().transform,

@@ -20,10 +20,10 @@ from .quantize import quantize_onnx as quantize_onnx
 from .recommendation import describe_compression as describe_compression
 from .recovery import recover as recover, recovery_recipe as recovery_recipe
 from .session import OnnxClassifier as OnnxClassifier
-from .sides import make_side as make_side, predict_sides as predict_sides
 from .support import (
     build_student as build_student,
     explain_skipped as explain_skipped,
     export_networks as export_networks,
     shared_methods as shared_methods,
 )
+from .variants import make_predictor as make_predictor, predict_variants as predict_variants

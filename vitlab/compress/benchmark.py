@@ -33,43 +33,42 @@ def benchmark_table(
     *,
     split: str,
     replicates: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Time and quality of each variant against the first one: a row for each variant and batch size
     of a `latency_table`.
 
-    predictions: a predictions table of each variant, by its name in the column side of the latency
-    table. split: val to choose by (`choose_variant`), test to report. Columns: those of the latency
-    table; split; size_mb (NaN where `sizes` has none); metric, value, low, high; change,
-    change_low, change_high (paired, against the first variant); agreement, agreement_low,
-    agreement_high (same class, right or wrong); loss_p (`loss_p_value` of the margin, NaN of the
-    first variant); ece, ece_change, ece_low, ece_high; and three verdicts. Intervals are at 95 %.
-    speed: "faster" or "slower" where the interval of the ratio lies on one side of 1. quality:
-    "worse" or "better" where that of the change lies on one side of 0, else "as good" where a loss
-    above the margin is ruled out, else "loss not ruled out". calibration: "worse" or "better" by
-    the change of the ECE. ValueError where a variant has no predictions."""
-    sides = list(dict.fromkeys(latency["side"]))
-    lacking = [name for name in sides if name not in predictions]
+    predictions: a predictions table of each variant by name. split: val to choose by
+    (`choose_variant`), test to report. Columns: those of the latency table; split; size_mb (NaN
+    where `sizes` has none); metric, value, low, high; change, change_low, change_high (paired,
+    against the first variant); agreement, agreement_low, agreement_high (same class, right or
+    wrong); loss_p (`loss_p_value` of the margin, NaN for the first variant); ece, ece_change,
+    ece_low, ece_high; and three verdicts. Intervals are at 95 %. speed: "faster" or "slower" where
+    the interval of the ratio excludes 1. quality: "worse" or "better" where that of the change
+    excludes 0, else "as good" where a loss above the margin is ruled out, else "loss not ruled
+    out". calibration: "worse" or "better" by the change of the ECE. ValueError where a variant has
+    no predictions."""
+    names = list(dict.fromkeys(latency["variant"]))
+    lacking = [name for name in names if name not in predictions]
     if lacking:
         raise UserError(
             f"there are no predictions of {', '.join(lacking)}; give a predictions table for each"
             " variant timed"
         )
     settings = {"split": split, "replicates": replicates}
-    first, rows = predictions[sides[0]], []
-    for name in sides:
+    first, rows = predictions[names[0]], []
+    for name in names:
         own = predictions[name]
         score = metrics_table(own, **settings).set_index("metric").loc[METRIC]
         row = {
-            "side": name,
+            "variant": name,
             "split": split,
             "size_mb": (sizes or {}).get(name, np.nan),
             "metric": METRIC,
         }
         row |= {"value": score["value"], "low": score["low"], "high": score["high"]}
         gap = {"difference": 0.0, "low": 0.0, "high": 0.0}
-        if name != sides[0]:
-            gap = paired_table(first, own, (sides[0], name), [METRIC], **settings).iloc[0]
+        if name != names[0]:
+            gap = paired_table(first, own, (names[0], name), [METRIC], **settings).iloc[0]
         row |= {"change": gap["difference"], "change_low": gap["low"], "change_high": gap["high"]}
         row |= zip(
             ("agreement", "agreement_low", "agreement_high"),
@@ -83,7 +82,7 @@ def benchmark_table(
             "ece_low": error["low"],
             "ece_high": error["high"],
         }
-        reference = name == sides[0]
+        reference = name == names[0]
         row["loss_p"] = np.nan if reference else loss_p_value(first, own, MARGIN, split)
         row["quality"] = (
             "reference" if reference else _compare_quality(gap["low"], gap["high"], row["loss_p"])
@@ -91,11 +90,11 @@ def benchmark_table(
         moved = [round(error[end], DIGITS) for end in ("low", "high")]
         row["calibration"] = "reference" if reference else _compare(*moved, 0, ("better", "worse"))
         rows.append(row)
-    table = latency.merge(pd.DataFrame(rows), on="side", how="left", validate="many_to_one")
+    table = latency.merge(pd.DataFrame(rows), on="variant", how="left", validate="many_to_one")
     speed = [
         (
             "reference"
-            if row.side == sides[0]
+            if row.variant == names[0]
             else _compare(row.ratio_low, row.ratio_high, 1, ("faster", "slower"))
         )
         for row in table.itertuples()

@@ -21,8 +21,8 @@ def note_calibration(path: Path | str, predictions: pd.DataFrame, alpha: float =
     """Fit temperature and conformal limits of an ONNX file on its own predictions, and note them in
     the JSON beside it.
 
-    predictions: a predictions table of this very file, as of `predict_sides`; its validation rows
-    count. Returns what was noted. ValueError where the classes are others."""
+    predictions: a predictions table of this very file, as of `predict_variants`; its
+    validation rows count. Returns what was noted. ValueError where the classes are others."""
     description = read_sidecar(path)
     if tuple(description["classes"]) != check_predictions(predictions):
         raise UserError(

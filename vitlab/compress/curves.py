@@ -17,7 +17,7 @@ from torch import nn
 from vitlab.compress.latency import latency_table
 from vitlab.compress.merging import count_multiply_adds, make_image, merge_tokens
 from vitlab.compress.pruning import plan_pruning, prune
-from vitlab.compress.sides import Side, predict_sides
+from vitlab.compress.variants import Predictor, predict_variants
 from vitlab.errors import UserError
 from vitlab.evaluation import metrics_table
 from vitlab.models import split_stages
@@ -83,7 +83,7 @@ def merging_curve_table(
     timed = {str(r): variant for r, variant in variants.items()}
     latency = latency_table(timed, noise, (1,), repeats, threads, seed=seed)
     table = pd.DataFrame([{"merged": r, **scored} for r, scored in scores.items()])
-    return pd.concat([table, latency.drop(columns="side")], axis=1)
+    return pd.concat([table, latency.drop(columns="variant")], axis=1)
 
 
 class _SharedFront:
@@ -96,7 +96,7 @@ class _SharedFront:
         self.weight = next(model.module.parameters())
         self.pixels: np.ndarray | None = None
 
-    def make_predictor(self, variant: ModelBundle) -> Side:
+    def make_predictor(self, variant: ModelBundle) -> Predictor:
         _, rest = _split(variant)
 
         def compute(pixels: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ def _score(model, variants, data, replicates) -> dict[Hashable, dict]:
             stack.enter_context(evaluating(variant.module))
         shared = _SharedFront(model)
         predictors = {name: shared.make_predictor(variant) for name, variant in variants.items()}
-        predictions = predict_sides(predictors, data, model.transform, ("val",))
+        predictions = predict_variants(predictors, data, model.transform, ("val",))
     whole, found = count_multiply_adds(model), {}
     for name, table in predictions.items():
         scores = metrics_table(table, split="val", replicates=replicates)

@@ -1,9 +1,7 @@
-"""How long a prediction takes as a user meets it: warm, one image or a batch at a time, contenders
-taking turns.
+"""The time of a prediction in use: warm, one image or a batch at a time, variants in turn.
 
-Processors change their speed with heat and with what else runs. Whoever times one side today and
-the other one tomorrow compares two days. Here all sides are called in each turn, in an order drawn
-anew, and what is quoted is the ratio within turns."""
+Processors change their speed with heat and with other processes. So all variants are called in each
+turn, in a new random order, and ratios are computed within turns."""
 
 from __future__ import annotations
 
@@ -15,75 +13,76 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from vitlab.compress.sides import Side, make_side
+from vitlab.compress.variants import Predictor, make_predictor
 from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import count_cores
 
-LEAST_TURNS = 3  # whatever the seconds allowed
-PAUSE = 0.01  # seconds before a side's turn, in which the threads of the one before stop to spin
-DRAWS = 2000  # of turns, for the interval of a ratio
+MIN_TURNS = 3  # whatever the seconds allowed
+WARM_UP = 3  # calls of each variant before any is timed
+PAUSE = 0.01  # seconds before a variant's turn, until the threads of the one before stop spinning
+REPLICATES = 2000  # of turns, for the interval of a ratio
 
 
 def latency_table(
-    sides: Mapping[str, object],
+    variants: Mapping[str, object],
     images: np.ndarray,
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 30,
     threads: int | None = None,
     *,
-    warmup: int = 3,
     seconds: float = 60.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Time of a call for each side and batch size, the ratios being to the first side.
+    """Time of a call for each variant and batch size, with ratios to the first variant.
 
-    sides: what `make_side` takes, by name: models, paths of ONNX files, functions on a batch.
-    images: (N, 3, h, w), repeated where a batch is larger. threads: of torch and of sessions that
-    are opened here (None: one a core); a function or a session that comes ready-made keeps its own.
-    warmup: calls of each side before any is timed; in a turn each side is called twice and the
-    second call is timed, which then finds its weights in the cache as in steady use. seconds: after
-    which no further turn begins (three there are at least). Columns: side, batch_size, threads,
-    repeats (turns), p50_ms, p90_ms (of a call, linear between ranks), images_per_second (at the
-    median), ratio (median over turns of the time by that of the first side), ratio_low, ratio_high
-    (95 % by bootstrap)."""
+    variants: what `make_predictor` takes, by name. images: (N, 3, h, w), repeated where a batch is
+    larger. repeats: turns; in a turn each variant is called twice and the second call is timed, for
+    which its weights are in the cache as in steady use. threads: of torch and of the sessions
+    opened here (None: one a core). seconds: after which no further turn begins; three turns run in
+    any case. Columns: variant, batch_size, threads, repeats, p50_ms, p90_ms, images_per_second (at
+    the median), ratio (median over turns of the time divided by that of the first variant),
+    ratio_low, ratio_high (95 % by bootstrap).
+
+    >>> table = latency_table({"a": lambda x: x, "b": lambda x: x}, np.zeros((1, 3, 8, 8)), (1,), 3)
+    >>> table[["variant", "repeats"]].values.tolist()
+    [['a', 3], ['b', 3]]
+    """
     threads = check_threads(threads)
-    _check(sides, images, batch_sizes, repeats)
+    _check(variants, images, batch_sizes, repeats)
     generator, tables = np.random.default_rng(seed), []
     with torch_threads(threads):
-        called = {name: make_side(model, threads=threads) for name, model in sides.items()}
+        predictors = {
+            name: make_predictor(model, threads=threads) for name, model in variants.items()
+        }
         for size in batch_sizes:
             batch = images[np.arange(size) % len(images)]  # (B, 3, h, w)
-            times = time_sides(
-                called, batch, repeats, warmup=warmup, seconds=seconds, generator=generator
-            )
+            times = time_variants(predictors, batch, repeats, seconds, generator)
             tables.append(summarise_times(times, size, threads, seed))
     return pd.concat(tables, ignore_index=True)
 
 
-def time_sides(
-    sides: Mapping[str, Side],
-    batch,
+def time_variants(
+    predictors: Mapping[str, Predictor],
+    batch: np.ndarray,
     repeats: int,
-    *,
-    warmup: int,
     seconds: float,
     generator: np.random.Generator,
 ) -> dict[str, list[float]]:
-    """Seconds of each timed call of each side, turn by turn."""
-    for side in sides.values():
-        for _ in range(warmup):
-            side(batch)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    names, began = list(sides), time.perf_counter()
+    """Seconds of each timed call of each variant, turn by turn."""
+    for predictor in predictors.values():
+        for _ in range(WARM_UP):
+            predictor(batch)
+    times: dict[str, list[float]] = {name: [] for name in predictors}
+    names, began = list(predictors), time.perf_counter()
     for turn in range(repeats):
-        if turn >= LEAST_TURNS and time.perf_counter() - began > seconds:
+        if turn >= MIN_TURNS and time.perf_counter() - began > seconds:
             break
         for place in generator.permutation(len(names)):
-            side = sides[names[place]]
+            predictor = predictors[names[place]]
             time.sleep(PAUSE)
-            side(batch)
+            predictor(batch)
             start = time.perf_counter()
-            side(batch)
+            predictor(batch)
             times[names[place]].append(time.perf_counter() - start)
     return times
 
@@ -91,40 +90,38 @@ def time_sides(
 def summarise_times(
     times: Mapping[str, Sequence[float]], batch_size: int, threads: int, seed: int = 0
 ) -> pd.DataFrame:
-    """The rows of `latency_table` from seconds turn by turn, as many for each side."""
+    """The rows of `latency_table` from seconds turn by turn, equally many for each variant."""
     first = np.asarray(next(iter(times.values())), float)
-    drawn = np.random.default_rng(seed).integers(len(first), size=(DRAWS, len(first)))
+    drawn = np.random.default_rng(seed).integers(len(first), size=(REPLICATES, len(first)))
     rows = []
     for name, values in times.items():
         values = np.asarray(values, float)
         ratios = values / first
         low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
         p50, p90 = np.quantile(values, [0.5, 0.9])
-        row = {"side": name, "batch_size": batch_size, "threads": threads, "repeats": len(values)}
-        row |= {"p50_ms": 1000 * p50, "p90_ms": 1000 * p90, "images_per_second": batch_size / p50}
-        rows.append(row | {"ratio": np.median(ratios), "ratio_low": low, "ratio_high": high})
+        row = {"variant": name, "batch_size": batch_size, "threads": threads}
+        row |= {"repeats": len(values), "p50_ms": 1000 * p50, "p90_ms": 1000 * p90}
+        row |= {"images_per_second": batch_size / p50, "ratio": np.median(ratios)}
+        rows.append(row | {"ratio_low": low, "ratio_high": high})
     return pd.DataFrame(rows)
 
 
 def check_threads(threads: int | None) -> int:
-    """The number of threads, by default that of the cores this process may use; ValueError for one
-    it cannot have.
-    """
+    """The number of threads, by default one a core; ValueError for more than there are cores."""
     cores = count_cores()
     if threads is None:
         return cores
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= cores:
         raise UserError(
             f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more"
-            f" threads than cores wait for each other; write a number from 1 to {cores}, or run it"
-            " under another taskset"
+            f" threads than cores wait for each other; write a number from 1 to {cores}"
         )
     return threads
 
 
 @contextmanager
 def torch_threads(threads: int):
-    """Let torch compute with so many threads; where it is not imported, there is nothing to set."""
+    """Let torch compute with so many threads; does nothing where torch is not imported."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield
@@ -137,9 +134,9 @@ def torch_threads(threads: int):
         torch.set_num_threads(before)
 
 
-def _check(sides, images, batch_sizes, repeats) -> None:
-    if not sides:
-        raise UserError("there is nothing to time: give at least one side, {'fp32': model}")
+def _check(variants, images, batch_sizes, repeats) -> None:
+    if not variants:
+        raise UserError("there is nothing to time: give at least one variant, {'fp32': model}")
     if np.ndim(images) != 4 or not len(images):
         raise UserError(
             f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}"

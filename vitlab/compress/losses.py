@@ -1,5 +1,5 @@
-"""What was lost where: a model before and after compression on the same images, by class, by group,
-and image by image.
+"""What compression changes: a model before and after, on the same images, as a whole, by class, by
+group and image by image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from vitlab.errors import UserError
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.calibration import binned_error, confidence_of, wilson_interval
 from vitlab.evaluation.paired import read_pair
@@ -24,86 +23,47 @@ def drop_table(
     before: pd.DataFrame,
     after: pd.DataFrame,
     by: Sequence[str] = ("label", "group"),
-    split: str = "test",
     replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-    least: int = MIN_IMAGES,
 ) -> pd.DataFrame:
-    """Change of the accuracy, of all images and of each value of the columns `by`, with paired
-    bootstrap intervals.
+    """Change of the accuracy on the test split, of all images and of each value of the columns
+    `by`, with paired 95 % bootstrap intervals.
 
-    before, after: predictions tables of the same images, else ValueError. The accuracy within one
-    class is its recall. Columns: column, slice, n, before, after, change (after minus before), low,
-    high, lost and gained (images right only before, or only after), note. Where no image changed
-    sides, every replicate is 0; the ends are then those of a share of which none was seen among n
-    (Clopper and Pearson, 1934). Slices of fewer than `least` images have no numbers, and the note
-    says so."""
-    if isinstance(by, str):
-        raise UserError(f"by takes a list of columns: write by=[{by!r}]")
-    scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
-    # (2, N)
-    right = np.stack(
-        [scores.pred == scores.label for scores in (scores_before, scores_after)]
-    ).astype(float)
-    _, parts = split_slices(before, by, split)
+    before, after: predictions tables of the same images. The accuracy within one class is its
+    recall. Columns: column, slice, n, before, after, change (after minus before), low, high, lost
+    and gained (images right only before, or only after), note. Where no image is lost or gained,
+    the ends are those of a share of which none was seen among n (Clopper and Pearson, 1934). Slices
+    of fewer than 10 images have no numbers, and the note says so."""
+    scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
+    right = _find_right(scores_before, scores_after)
+    _, parts = split_slices(before, by, "test")
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():
         row = {"column": column, "slice": name, "n": int(inside.sum())}
-        few = column and inside.sum() < least
-        found = dict.fromkeys(
-            ("before", "after", "change", "low", "high", "lost", "gained"), np.nan
-        )
-        found = found if few else _measure_change(right[:, inside], replicates, seed, confidence)
-        table.append(row | found | {"note": describe_few(inside) if few else ""})
+        few = column and inside.sum() < MIN_IMAGES
+        if not few:
+            row |= _measure_change(right[:, inside], replicates)
+        table.append(row | {"note": describe_few(inside) if few else ""})
     return pd.DataFrame(table)
 
 
-def _measure_change(
-    right: np.ndarray, replicates: int, seed: int, confidence: float
-) -> dict[str, float]:
-    """right: (2, n) of ones and zeros."""
-    change = right[1] - right[0]  # (n,) of -1, 0, 1
-    count = len(change)
-    drawn = bootstrap(lambda weights: (weights @ change)[:, None] / count, count, replicates, seed)
-    (low,), (high,), _ = percentile_interval(drawn, confidence)
-    if not change.any():
-        high = 1 - ((1 - confidence) / 2) ** (1 / count)
-        low = -high
-    shares = {
-        "before": right[0].mean(),
-        "after": right[1].mean(),
-        "change": change.mean(),
-        "low": low,
-        "high": high,
-    }
-    return shares | {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
-
-
-def lost_images(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Images right before and wrong after ("lost"), then those wrong before and right after
+def lost_images(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Test images right before and wrong after ("lost"), then those wrong before and right after
     ("gained").
 
     Columns: kind, sample_id, group, label, pred_before, pred_after, prob_before, prob_after (of the
-    true class), change. Of each kind, those whose true class has lost, or won, most probability
-    come first."""
-    scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
+    true class), change. Of each kind, the largest changes come first."""
+    scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
     classes = np.array(scores_before.classes)
-    own = [
-        np.take_along_axis(scores.prob, scores.label[:, None], axis=1)[:, 0]
-        for scores in (scores_before, scores_after)
-    ]
     table = rows[["sample_id", "group", "label"]].reset_index(drop=True)
-    table["pred_before"], table["pred_after"] = (
-        classes[scores_before.pred],
-        classes[scores_after.pred],
-    )
-    table["prob_before"], table["prob_after"] = own
-    table["change"] = own[1] - own[0]
-    right = [scores.pred == scores.label for scores in (scores_before, scores_after)]
-    lost = table[right[0] & ~right[1]].sort_values("change", kind="stable")
-    gained = table[~right[0] & right[1]].sort_values("change", ascending=False, kind="stable")
+    for name, scores in zip(NAMES, (scores_before, scores_after), strict=True):
+        table[f"pred_{name}"] = classes[scores.pred]
+    for name, scores in zip(NAMES, (scores_before, scores_after), strict=True):
+        table[f"prob_{name}"] = scores.prob[np.arange(len(rows)), scores.label]
+    table["change"] = table["prob_after"] - table["prob_before"]
+    right = _find_right(scores_before, scores_after)
+    lost = table[right[0] > right[1]].sort_values("change", kind="stable")
+    gained = table[right[0] < right[1]].sort_values("change", ascending=False, kind="stable")
     found = pd.concat([lost.assign(kind="lost"), gained.assign(kind="gained")], ignore_index=True)
     return found[["kind", *table.columns]]
 
@@ -111,13 +71,37 @@ def lost_images(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") 
 def measure_agreement(
     before: pd.DataFrame, after: pd.DataFrame, split: str = "test"
 ) -> tuple[float, float, float]:
-    """Share of the images on which both give the same class, right or wrong, with its 95 % Wilson
-    interval.
+    """Share of the images on which both predict the same class, right or wrong, with its 95 %
+    Wilson interval.
     """
     scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
     share = np.mean(scores_before.pred == scores_after.pred)
     low, high = wilson_interval(share, np.array(len(rows)))
     return float(share), float(low), float(high)
+
+
+def measure_miscalibration(
+    before: pd.DataFrame, after: pd.DataFrame, split: str = "test", replicates: int = 1000
+) -> dict[str, float]:
+    """Expected calibration error after, and its change with a paired 95 % bootstrap interval: ece,
+    change, low, high.
+
+    Replicates are shifted to have the change as their mean, because resampling inflates both errors
+    by different amounts."""
+    first, second = (confidence_of(scores) for scores in read_pair(before, after, NAMES, split)[:2])
+    count = len(first[0])
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        return (binned_error(*second, weights) - binned_error(*first, weights))[:, None]
+
+    once = np.ones((1, count))
+    change = float(measure(once)[0, 0])
+    drawn = bootstrap(measure, count, replicates)
+    if len(drawn):
+        drawn = drawn - drawn.mean() + change
+    (low,), (high,), _ = percentile_interval(drawn)
+    ece = float(binned_error(*second, once)[0])
+    return {"ece": ece, "change": change, "low": float(low), "high": float(high)}
 
 
 def loss_p_value(
@@ -159,40 +143,20 @@ def _null_variance(change: np.ndarray, loss: float) -> float:
     return (2 * share_gained + loss - loss**2) / n
 
 
-def measure_miscalibration(
-    before: pd.DataFrame,
-    after: pd.DataFrame,
-    split: str = "test",
-    replicates: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, float]:
-    """Expected calibration error after, and its change with a paired bootstrap interval: ece,
-    change, low, high.
-
-    Replicates are shifted to have the change as their mean: drawing images again adds to either
-    error, and not equally."""
-    pair = read_pair(before, after, NAMES, split)[:2]
-    measures = [_prepare_error(scores) for scores in pair]
-    count = len(pair[0].label)
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        return (measures[1](weights) - measures[0](weights))[:, None]
-
-    once = np.ones((1, count))
-    change = float(measure(once)[0, 0])
-    drawn = bootstrap(measure, count, replicates, seed)
-    (low,), (high,), _ = percentile_interval(
-        drawn - drawn.mean() + change if len(drawn) else drawn, confidence
-    )
-    return {
-        "ece": float(measures[1](once)[0]),
-        "change": change,
-        "low": float(low),
-        "high": float(high),
-    }
+def _find_right(before: Scores, after: Scores) -> np.ndarray:
+    """Whether each prediction is right: (2, N) of ones and zeros."""
+    return np.stack([scores.pred == scores.label for scores in (before, after)]).astype(float)
 
 
-def _prepare_error(scores: Scores):
-    probability, hit = confidence_of(scores)
-    return lambda weights: binned_error(probability, hit, weights)
+def _measure_change(right: np.ndarray, replicates: int) -> dict[str, float]:
+    """right: (2, n) of ones and zeros."""
+    change = right[1] - right[0]  # (n,) of -1, 0, 1
+    count = len(change)
+    drawn = bootstrap(lambda weights: (weights @ change)[:, None] / count, count, replicates)
+    (low,), (high,), _ = percentile_interval(drawn)
+    if not change.any():
+        high = 1 - 0.025 ** (1 / count)
+        low = -high
+    found = {"before": right[0].mean(), "after": right[1].mean(), "change": change.mean()}
+    found |= {"low": low, "high": high}
+    return found | {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}

@@ -31,9 +31,9 @@ def choose_variant(validation: pd.DataFrame) -> str:
     faster = rows[rows["speed"] == "faster"]
     good = faster[correct_holm(faster["loss_p"].to_numpy()) <= LEVEL]
     return (
-        str(good.loc[good["ratio"].idxmin(), "side"])
+        str(good.loc[good["ratio"].idxmin(), "variant"])
         if len(good)
-        else str(validation["side"].iloc[0])
+        else str(validation["variant"].iloc[0])
     )
 
 
@@ -49,7 +49,7 @@ def recommend(validation: pd.DataFrame, test: pd.DataFrame) -> str:
     """Which variant to take, in sentences: chosen by the `benchmark_table` of validation, reported
     by that of test.
     """
-    chosen, first = choose_variant(validation), str(validation["side"].iloc[0])
+    chosen, first = choose_variant(validation), str(validation["variant"].iloc[0])
     smallest = validation["batch_size"].min()
     limit = f"{100 * MARGIN:.2g} points of {_readable(validation['metric'].iloc[0])}"
     if chosen == first:
@@ -76,9 +76,11 @@ def describe_variants(table: pd.DataFrame) -> list[str]:
     """A sentence on each variant of a `benchmark_table` but the first: where it is slower or worse
     comes first.
     """
-    first = str(table["side"].iloc[0])
+    first = str(table["variant"].iloc[0])
     return [
-        _describe(part, first) for name, part in table.groupby("side", sort=False) if name != first
+        _describe(part, first)
+        for name, part in table.groupby("variant", sort=False)
+        if name != first
     ]
 
 
@@ -124,7 +126,7 @@ def _describe(part: pd.DataFrame, first: str) -> str:
     agreement = f"the same class as {first} on {row['agreement']:.1%} of the images"
     points = f"{_points(row)} points of {_readable(row['metric'])}"
     return (
-        f"{row['side']}: {'; '.join(speeds)}. {quality}: {points}; {agreement}. {calibration}"
+        f"{row['variant']}: {'; '.join(speeds)}. {quality}: {points}; {agreement}. {calibration}"
         f" ({ece})."
     )
 
@@ -136,8 +138,8 @@ def _points(row: pd.Series) -> str:
     )
 
 
-def _find_row(table: pd.DataFrame, side: str, batch_size: int) -> pd.Series:
-    return table[(table["side"] == side) & (table["batch_size"] == batch_size)].iloc[0]
+def _find_row(table: pd.DataFrame, name: str, batch_size: int) -> pd.Series:
+    return table[(table["variant"] == name) & (table["batch_size"] == batch_size)].iloc[0]
 
 
 def _readable(metric: str) -> str:

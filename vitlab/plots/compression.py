@@ -31,7 +31,17 @@ from vitlab.plots.style import (
 from vitlab.registry import unknown
 
 MINUS, ARROW = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
-BENCHMARK = ("side", "batch_size", "threads", "p50_ms", "size_mb", "metric", "value", "low", "high")
+BENCHMARK = (
+    "variant",
+    "batch_size",
+    "threads",
+    "p50_ms",
+    "size_mb",
+    "metric",
+    "value",
+    "low",
+    "high",
+)
 DROP = ("column", "slice", "n", "change", "low", "high", "lost", "gained", "note")
 CURVE = ("importance", "keep", "multiply_adds", "metric", "value", "low", "high")
 MERGING = ("merged", "metric", "value", "low", "high", "p50_ms", "ratio")
@@ -56,7 +66,7 @@ def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
         size=rows["size_mb"].map("{:.3g} MB".format).replace("nan MB", "unknown size"),
         interval=[f"[{row.low:.3f}, {row.high:.3f}]" for row in rows.itertuples()],
         kind=np.where(front, "Pareto front", "dominated"),
-        name=rows["side"].where(front | (rows.index == 0), ""),
+        name=rows["variant"].where(front | (rows.index == 0), ""),
         above=rows["high"] - rows["value"],
         below=rows["value"] - rows["low"],
     )
@@ -74,7 +84,7 @@ def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
         color="kind",
         color_discrete_map={"Pareto front": PALETTE[0], "dominated": "grey"},
         text="name",
-        custom_data=["side", "size", "interval"],
+        custom_data=["variant", "size", "interval"],
         log_x=True,
         labels={"p50_ms": latency_label(rows), "value": score},
     )
@@ -95,13 +105,13 @@ def _draw_pareto(rows: pd.DataFrame, best: pd.DataFrame, score: str) -> Figure:
     ax.set_xscale("log")
     steps = {"color": GREY, "linewidth": 1.2, "alpha": 0.5, "zorder": 1}
     ax.step(best["p50_ms"], best["value"], where="post", **steps)
-    looks = series_looks(rows["side"])
+    looks = series_looks(rows["variant"])
     for row in rows.itertuples():
-        color, marker = looks[row.side].values()
+        color, marker = looks[row.variant].values()
         ax.plot([row.p50_ms] * 2, [row.low, row.high], color=color, linewidth=1, zorder=2)
         inside = color if row.Index in best.index else "white"
         style = {"marker": marker, "facecolor": inside, "edgecolor": color, "alpha": 0.75}
-        label = f"{row.side}, {row.size}"
+        label = f"{row.variant}, {row.size}"
         ax.scatter(row.p50_ms, row.value, s=row.area, label=label, zorder=3, **style)
     ax.margins(x=0.1, y=0.1)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
