@@ -140,7 +140,7 @@ def test_wrong_arguments(tmp_path, name, options, message):
 
 
 def test_other_classes(tmp_path):
-    with pytest.raises(ValueError, match="tells apart a, b; the classes of digits"):
+    with pytest.raises(ValueError, match="distinguishes a, b; the classes of digits"):
         export_onnx(
             replace(tiny_vit(), classes=("a", "b")), tmp_path / "model.onnx", small_digits()
         )

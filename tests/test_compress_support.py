@@ -10,7 +10,7 @@ import torch
 from tests.toys import linear_digits, small_digits
 from vitlab.compress.benchmark import size_on_disk
 from vitlab.compress.curves import merging_curve_table, pruning_curve_table
-from vitlab.compress.explanations import explanation_shift_tables
+from vitlab.compress.explanations import explanation_shift_table
 from vitlab.compress.importance import part_importance_table
 from vitlab.compress.pruning import plan_pruning, prune
 from vitlab.compress.support import build_student, explain_skipped, export_networks, shared_methods
@@ -81,7 +81,7 @@ def test_each_step_runs_or_says_why_not(name):
     methods, unable = shared_methods(networks, ["grad_cam", "saliency"], images[:1])
     assert len(methods) + len(unable) == 2 and "saliency" in methods
     assert all("are not compared: " in sentence for sentence in unable)
-    assert set(explanation_shift_tables(networks, images, methods)["method"]) == set(methods)
+    assert set(explanation_shift_table(networks, images, methods)["method"]) == set(methods)
 
 
 @pytest.mark.parametrize(

@@ -260,8 +260,8 @@ def test_teachers_that_cannot_teach(reports_folder):
     stranger = build_model("vit_scratch", [f"class {i}" for i in range(10)], **TINY)
     wide = build_model("vit_scratch", small_digits().classes, **{**TINY, "size": (16, 32)})
     for teacher, message in (
-        (stranger, r"teacher vit_scratch tells apart class 0, .*must have the student's classes"),
-        (student, "one module"),
+        (stranger, r"teacher vit_scratch distinguishes class 0, .*must have the student's classes"),
+        (student, "the same module"),
         (wide, r"16x32 pixels .* cannot be shown the same crop"),
     ):
         with pytest.raises(ValueError, match=message):

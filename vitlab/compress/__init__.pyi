@@ -6,9 +6,8 @@ from .curves import (
 )
 from .distillation import distill as distill
 from .explanations import (
-    compare_explanations as compare_explanations,
     describe_shifts as describe_shifts,
-    explanation_shift_tables as explanation_shift_tables,
+    explanation_shift_table as explanation_shift_table,
 )
 from .export import export_onnx as export_onnx
 from .importance import part_importance_table as part_importance_table

@@ -1,6 +1,4 @@
-"""When a model may say that it is sure: its temperature and conformal limits, fitted on its own
-validation outputs.
-"""
+"""Temperature and conformal limits of a model, fitted on its own validation outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def note_calibration(path: Path | str, predictions: pd.DataFrame, alpha: float =
     description = read_sidecar(path)
     if tuple(description["classes"]) != check_predictions(predictions):
         raise UserError(
-            f"{path} tells apart {', '.join(description['classes'])}; the predictions have other"
+            f"{path} distinguishes {', '.join(description['classes'])}; the predictions have other"
             " classes"
         )
     noted = find_calibration(predictions, alpha)
@@ -39,8 +37,8 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, seed: int = 
     halves of its validation rows.
 
     The halves have equally many images of each class (of an odd number the limits get one more).
-    The temperature is fitted on one half and the limits on the other, so that these images are to
-    the limits what new images are: split conformal prediction covers the true class with
+    The temperature is fitted on one half and the limits on the other, so that these images are
+    like new images to the limits: split conformal prediction covers the true class with
     probability 1 - alpha at least (Sadinle et al., arXiv 1609.00451), for each class. Keys
     temperature, alpha, limits: for each class the largest 1 - probability (after the temperature)
     that is let into a set, None where the class is in every set because its half has too few images

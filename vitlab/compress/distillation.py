@@ -132,13 +132,13 @@ def check_teacher(teacher: ModelBundle, student: ModelBundle) -> None:
     """ValueError for a teacher that this student cannot learn from."""
     if teacher.classes != student.classes:
         raise UserError(
-            f"the teacher {teacher.name} tells apart {', '.join(teacher.classes)}, and the student"
-            f" {student.name} {', '.join(student.classes)}; a teacher must have the student's"
-            " classes, in the same order"
+            f"the teacher {teacher.name} distinguishes {', '.join(teacher.classes)}, and the"
+            f" student {student.name} {', '.join(student.classes)}; a teacher must have the"
+            " student's classes, in the same order"
         )
     own = {id(parameter) for parameter in student.module.parameters()}
     if any(id(parameter) in own for parameter in teacher.module.parameters()):
         raise UserError(
-            "teacher and student are one module, which would change while it teaches; pass a"
+            "teacher and student are the same module, which would change during training; pass a"
             " deepcopy as teacher"
         )

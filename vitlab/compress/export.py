@@ -69,7 +69,9 @@ def export_onnx(
     path = check_target(path)
     if tuple(data.classes) != tuple(model.classes):
         known, given = ", ".join(model.classes), ", ".join(data.classes)
-        raise UserError(f"{model.name} tells apart {known}; the classes of {data.name} are {given}")
+        raise UserError(
+            f"{model.name} distinguishes {known}; the classes of {data.name} are {given}"
+        )
     images = draw_pixels(data, model.transform, split, limit, seed)
     module = copy.deepcopy(model.module).cpu().float().eval()
     proto = trace_module(module, model.transform, model.name)
@@ -141,27 +143,18 @@ def trace_module(module: torch.nn.Module, transform: Transform, name: str) -> on
 
 
 def _check_preprocessing(data: DataBundle, images: PixelSet, transform: Transform) -> None:
-    """Compare what `OnnxClassifier` will do with what the model was trained on, from the decoded
-    image on.
+    """Compare the preprocessing of `OnnxClassifier` with that of training, from the decoded image
+    on.
     """
     ours = normalise(images.pixels, transform)
-    theirs = np.stack(
-        [
-            torch_preprocess(data.read(sample_id), transform).numpy()
-            for sample_id in images.sample_ids
-        ]
-    )
-    _compare_pixels(ours, theirs, images, "preprocessing without torch")
-
-
-def _compare_pixels(ours: np.ndarray, theirs: np.ndarray, images: PixelSet, what: str) -> None:
-    off = np.abs(ours - theirs).reshape(len(images), -1).max(axis=1)
+    theirs = [torch_preprocess(data.read(name), transform).numpy() for name in images.sample_ids]
+    off = np.abs(ours - np.stack(theirs)).reshape(len(images), -1).max(axis=1)
     if not off.max() <= PIXEL_TOLERANCE:
         worst = int(off.argmax())
         raise UserError(
-            f"{what} differs from vitlab.data.preprocess in {(off > PIXEL_TOLERANCE).sum()} of"
-            f" {len(images)} images, by up to {off[worst]:.3g} in {images.sample_ids[worst]} (at"
-            f" most {PIXEL_TOLERANCE:g}); nothing was written"
+            "preprocessing without torch differs from vitlab.data.preprocess in"
+            f" {(off > PIXEL_TOLERANCE).sum()} of {len(images)} images, by up to {off[worst]:.3g}"
+            f" in {images.sample_ids[worst]} (at most {PIXEL_TOLERANCE:g}); nothing was written"
         )
 
 

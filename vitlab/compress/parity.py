@@ -1,4 +1,4 @@
-"""The gate that a converted model must pass: the same answers on real images. No torch here."""
+"""The gate that a converted model must pass: the same predictions on real images. No torch here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Gate:
 
     agreement: smallest share of images with the same most probable class (top-1). difference:
     largest difference of a logit, as a share of the largest logit of the reference; infinite where
-    only the answer counts."""
+    only the class counts."""
 
     agreement: float = 0.99
     difference: float = np.inf
@@ -142,10 +142,10 @@ def explain_failure(what: str, table: pd.DataFrame, summary: dict, worst: int = 
         f"{row.sample_id}: {row.reference} -> {row.converted}, logits off by {row.difference:.3g}"
         for row in rows.itertuples()
     )
-    limit = f", at most {gate['difference']:.3g} is let through" if "difference" in gate else ""
+    limit = f", at most {gate['difference']:.3g} is allowed" if "difference" in gate else ""
     return (
         f"{what} fails the gate and was not written: {summary['agreement']:.1%} of"
-        f" {summary['images']} images keep their class (at least {gate['agreement']:.1%} are asked"
-        f" for), logits differ by up to {summary['max_difference']:.3g},"
+        f" {summary['images']} images keep their class (at least {gate['agreement']:.1%} are"
+        f" required), logits differ by up to {summary['max_difference']:.3g},"
         f" {summary['relative_difference']:.2%} of the largest{limit}. Worst images: {named}"
     )

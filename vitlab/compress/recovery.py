@@ -1,4 +1,4 @@
-"""Recovery: the short training after which a pruned model is as good as it can be."""
+"""Recovery: the short training run after pruning."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def recovery_recipe(model: str, data: DataBundle | None = None, **overrides) -> 
     """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a
     short warm-up; with overrides.
 
-    The cosine from there to zero brings back more than the last, smallest rate would (Renda et al.
-    2020, arXiv 2003.02389)."""
+    A cosine from there to zero recovers more than the last, smallest rate (Renda et al. 2020, arXiv
+    2003.02389)."""
     usual = recipe(model, data)
     short = {
         "epochs": max(2, round(SHARE_OF_EPOCHS * usual.epochs)),
@@ -44,10 +44,10 @@ def recover(
     """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its
     history, as of `fit`.
 
-    The history begins with a row of epoch 0: the model as it came, before any step. Where no epoch
-    is better than that by config.monitor, the model keeps the weights it came with, so recovery
-    never makes it worse on the validation images. teacher: the model before it was pruned, or any
-    other of the same classes, from which it learns as well, as in `distill`."""
+    The history begins with a row for epoch 0, before any step. Where no epoch is better than that
+    by config.monitor, the model keeps its weights, so recovery never makes it worse on the
+    validation images. teacher: the model before pruning, or any other of the same classes, from
+    which it learns as in `distill`."""
     config = config or recovery_recipe(model.name, data)
     objective = Distillation(teacher) if teacher else None
     before = {

@@ -1,6 +1,4 @@
-"""What a model supports, asked before time is spent: each step that it does not support gets one
-sentence that says why.
-"""
+"""Which steps of notebook 06 a model supports, checked before they run, and why not the others."""
 
 from __future__ import annotations
 

@@ -81,8 +81,6 @@ NAMES = {
     "size_mb": "size (MB)",
     "spearman": "rank correlation (Spearman)",
     "constant_brier": "constant Brier score",
-    "peak_shift": "shift of the highest point (pixels)",
-    "mass_shift": "shift of the centre of mass (pixels)",
     "taylor": "gradient (Taylor)",
 }
 
