@@ -13,7 +13,7 @@ from tests.toys import linear_digits, small_digits
 from vitlab.compress import recommendation
 from vitlab.compress.benchmark import MARGIN, benchmark_table
 from vitlab.compress.latency import summarise_times
-from vitlab.compress.losses import _score_test
+from vitlab.compress.losses import _score_test, loss_p_value
 from vitlab.compress.recommendation import (
     choose_variant,
     describe_compression,
@@ -199,6 +199,17 @@ def test_the_loss_test_by_hand():
     assert p == pytest.approx(norm.sf((-0.01 + 0.02) / error), rel=1e-3)
     p = _score_test(np.zeros(300), np.repeat([0, 1], [200, 100]), 0.02)
     assert p == pytest.approx(norm.sf(0.02 / (np.sqrt((0.04 - 0.04**2) / 100) / 2)))
+
+
+def test_the_same_model_needs_no_sample_of_images():
+    """Logits that differ in rounding rule out a loss; equal classes by other logits do not."""
+    before = spoil(40, split="val").sample(20, random_state=0)
+    logits = before.filter(regex="^logit_").columns
+    after = before.iloc[::-1].copy()
+    after[logits] += 1e-4
+    assert loss_p_value(before, after, MARGIN, "val") == 0
+    after[logits] *= 1.1
+    assert loss_p_value(before, after, MARGIN, "val") > 0.05
 
 
 def test_report_of_the_compression():
