@@ -34,8 +34,7 @@ import psutil
 from PIL import Image
 from records import record, write_records
 
-from vitlab.compress.export import export_onnx
-from vitlab.compress.parity import Gate
+from vitlab.compress.export import Gate, export_onnx
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.data import load_dataset
 from vitlab.models import build_model

@@ -33,14 +33,14 @@ from pathlib import Path
 import pandas as pd
 from records import corrected_t, record, write_records
 
-from vitlab.compress.benchmark import benchmark_table, size_on_disk
+from vitlab.compress.benchmark import benchmark_table
+from vitlab.compress.changes import measure_agreement
 from vitlab.compress.latency import latency_table
-from vitlab.compress.losses import measure_agreement
 from vitlab.compress.processor import read_instructions
-from vitlab.compress.recommendation import describe_variants
-from vitlab.compress.variants import predict_variants
+from vitlab.compress.variants import predict_variants, size_on_disk
 from vitlab.data import load_dataset, load_images
-from vitlab.models import build_model, load_model, save_model
+from vitlab.errors import UserError
+from vitlab.models import build_model, load_model, save_model, shrink_model
 from vitlab.places import reports_dir
 from vitlab.runs import Run, write_json
 from vitlab.training import ensure_run, recipe
@@ -59,9 +59,8 @@ PEER = "PyTorch fp32"
 
 def make_candidates(
     run: Run, model, data, keeps, folder: Path
-) -> tuple[dict[str, Path], dict[str, Path], set[str]]:
-    """The ONNX files of a run by name, the float file that each is to agree with, and the names of
-    those that do (on val).
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The ONNX files of a run by name, and the float file that each int8 one agrees with (on val).
 
     A smaller network is kept in the folder once it is trained, and taken from there when a run that
     was broken off goes on."""
@@ -70,7 +69,7 @@ def make_candidates(
 
     smaller = {f"pruned to {keep:g}, ": partial(prune_and_recover, keep=keep) for keep in keeps}
     networks = {"": None} | (smaller if model.anatomy.attention else {"distilled, ": teach_student})
-    files, floats, agreeing = {}, {}, {"ONNX fp32"}
+    files, floats = {}, {}
     for prefix, make in networks.items():
         saved = folder / prefix.replace(", ", "").replace(" ", "-")
         if make and not (saved / "model.json").is_file():
@@ -82,25 +81,27 @@ def make_candidates(
             files["ONNX fp32"] = source
         name = prefix + INT8
         path = folder / f"{name}.onnx".replace(", ", "-")
-        result = quantize_onnx(source, path, data, on_failure="flag")
+        try:
+            quantize_onnx(source, path, data)
+        except UserError as reason:
+            print(f"{name}: {reason}", flush=True)
+            continue
         files[name], floats[name] = path, source
-        agreeing |= {name} if result.summary["passed"] else set()
-    return files, floats, agreeing
+    return files, floats
 
 
 def prune_and_recover(model, data, seed: int, keep: float):
     """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered
     by the whole recipe.
     """
-    from vitlab.compress.importance import part_importance_table
-    from vitlab.compress.pruning import plan_pruning, prune
+    from vitlab.compress.pruning import part_importance_table, plan_pruning
     from vitlab.compress.recovery import recover, recovery_recipe
 
     val = data.split("val")
     rows = val.sample(n=min(WEIGHED, len(val)), random_state=seed)
     images = load_images(data, rows["sample_id"], model.transform)
     weights = part_importance_table(model, images, rows["label"].tolist(), kinds=("block",))
-    pruned = prune(model, plan_pruning(model, weights, keep))
+    pruned = shrink_model(model, plan_pruning(model, weights, keep, whole_blocks=True))
     recover(pruned, data, config=recovery_recipe(model.name, seed=seed), teacher=model)
     return pruned
 
@@ -121,7 +122,7 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     """One trained run: the file that is chosen on val, and what it gives and costs on test."""
     model = load_model(run.path)
     data = load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
-    files, floats, agreeing = make_candidates(run, model, data, options.keeps, folder)
+    files, floats = make_candidates(run, model, data, options.keeps, folder)
     sides, tables = {PEER: model, **files}, {}
     others = {
         f"float of {name}": path for name, path in floats.items() if path not in files.values()
@@ -136,17 +137,16 @@ def measure_run(run: Run, options: Namespace, folder: Path) -> dict:
     for seed, split in enumerate(("val", "test")):
         latency = latency_table(sides, pixels, (1,), options.repeats, options.threads, seed=seed)
         tables[split] = benchmark_table(latency, predictions, sizes, split=split)
-    print("\n".join([f"{run.name}, on val:", *describe_variants(tables["val"])]), flush=True)
     val = tables["val"]
-    good = val[
-        (val["change"] >= -MARGIN) & (val["speed"] == "faster") & val["variant"].isin(agreeing)
-    ]
+    shown = val[["variant", "ratio", "speed", "change", "change_low", "change_high", "quality"]]
+    print(f"{run.name}, on val:\n{shown.to_string(index=False)}", flush=True)
+    good = val[(val["change"] >= -MARGIN) & (val["speed"] == "faster")]
     chosen = good.loc[(good["ratio"] * good["size_mb"]).idxmin(), "variant"] if len(good) else PEER
     first, row = (tables["test"].set_index("variant").loc[name] for name in (PEER, chosen))
     agreement = {}
     for name, path in floats.items():
         own = "ONNX fp32" if path == files["ONNX fp32"] else f"float of {name}"
-        agreement[name] = measure_agreement(predictions[own], predictions[name])[0]
+        agreement[name] = measure_agreement(predictions[own], predictions[name])
     columns = [
         "variant",
         "p50_ms",

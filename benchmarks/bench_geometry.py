@@ -23,23 +23,20 @@ import copy
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from records import corrected_t, record, write_records
 
-from vitlab.compress.benchmark import size_on_disk
-from vitlab.compress.export import export_onnx
-from vitlab.compress.importance import part_importance_table
+from vitlab.compress.curves import count_multiply_adds, merge_tokens
+from vitlab.compress.export import Gate, export_onnx
 from vitlab.compress.latency import latency_table
-from vitlab.compress.merging import count_multiply_adds, merge_tokens
-from vitlab.compress.parity import Gate
-from vitlab.compress.pruning import plan_pruning, prune
+from vitlab.compress.pruning import part_importance_table, plan_pruning
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.recovery import recover, recovery_recipe
-from vitlab.compress.variants import predict_variants
+from vitlab.compress.variants import predict_variants, size_on_disk
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE
 from vitlab.models import build_model, count_parameters, save_model, shrink_model
@@ -149,7 +146,8 @@ def measure_geometry(
     }
     save_model(sides[PEER], folder / "torch")
     files = {**sides, PEER: folder / "torch"}
-    sides |= {BF16: copy.deepcopy(sides[PEER].module).bfloat16()}
+    whole = sides[PEER]
+    sides |= {BF16: replace(whole, module=copy.deepcopy(whole.module).bfloat16())}
     images = np.random.default_rng(0).standard_normal(
         (1, 3, *sides[PEER].transform.size), dtype=np.float32
     )
@@ -164,7 +162,7 @@ def measure_geometry(
 
 def quantise(path: Path, data: DataBundle, **options) -> Path:
     target = path.with_name(f"{path.stem} int8.onnx")
-    return quantize_onnx(path, target, data, on_failure="flag", **options).path
+    return quantize_onnx(path, target, data, **options).path
 
 
 def add_shares(table: pd.DataFrame, counts: dict[str, dict[str, float]]) -> pd.DataFrame:
@@ -226,7 +224,7 @@ def climb(folder: Path, seed: int) -> pd.DataFrame:
     val = data.split("val")
     images, labels = load_images(data, val["sample_id"], full.transform), val["label"].tolist()
     importance = part_importance_table(full, images, labels, ("head", "neuron"))
-    cut = prune(full, plan_pruning(full, importance, KEPT))
+    cut = shrink_model(full, plan_pruning(full, importance, KEPT))
     recovered = recover_copy(cut, full, data, seed)
     worth = (
         part_importance_table(recovered, images, labels, ["block"])

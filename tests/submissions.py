@@ -8,8 +8,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vitlab.submission.archive import open_bundle, read_manifest, write_manifest, write_zip
-from vitlab.submission.opened import Bundle, Options
+from vitlab.submission.archive import Bundle, Options, open_bundle, write_manifest, write_zip
 from vitlab.submission.verify import CHECKS, judge
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +100,7 @@ def unpack(path: Path, folder: Path) -> Path:
 def pack(folder: Path, path: Path, *, forge: bool = False) -> Path:
     """The folder as a zip; forge: with a manifest that fits the files as they are now."""
     if forge:
-        write_manifest(folder, read_manifest(folder))
+        write_manifest(folder, Bundle(folder).manifest)
     return write_zip(folder, path)
 
 

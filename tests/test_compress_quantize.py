@@ -1,6 +1,5 @@
 """8-bit graphs: gate, bias correction by hand, float nodes that stay float, and the processor."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,20 +12,19 @@ from torch import nn
 
 from tests.toys import linear_digits, small_digits, tiny_vit
 from vitlab.compress import processor, quantize as quantizing
-from vitlab.compress.bias import add_to_biases, level_logits, measure_shifts
-from vitlab.compress.export import export_onnx
+from vitlab.compress.export import Gate, export_onnx
 from vitlab.compress.graph import (
+    add_to_biases,
+    level_logits,
     load_graph,
     map_nodes,
+    measure_shifts,
     shield_float_nodes,
-    weight_bytes,
     weighted_nodes,
 )
-from vitlab.compress.parity import Gate
 from vitlab.compress.quantize import quantize_onnx
-from vitlab.compress.session import OnnxClassifier, open_session
-from vitlab.compress.sidecar import read_sidecar, sidecar_path
-from vitlab.runs import write_json
+from vitlab.compress.session import description_path, open_session, read_description
+from vitlab.files import write_json
 
 
 class ConvNet(nn.Module):
@@ -62,9 +60,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+def digits():
+    """The small digits, with their training images as validation images: there are more of them."""
+    data = small_digits()
+    splits = data.samples["split"].replace({"train": "val", "val": "train"})
+    return replace(data, samples=data.samples.assign(split=splits))
+
+
 def quantize(folder, name, target, **options):
-    options = {"gate": Gate(0.0), "gate_images": 10, **options}
-    return quantize_onnx(folder / f"{name}.onnx", target, small_digits(), split="train", **options)
+    options = {"gate": Gate(0.0), "gate_images": 20, **options}
+    return quantize_onnx(folder / f"{name}.onnx", target, digits(), **options)
 
 
 def test_int8_keeps_the_classes(folder, tmp_path):
@@ -73,18 +78,17 @@ def test_int8_keeps_the_classes(folder, tmp_path):
     assert 15 < result.summary["sqnr_db"] < 80  # noise, and no more than that of 8 bits
     graph = onnx.load(result.path).graph
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
-    assert read_sidecar(result.path)["parity"]["against"] == "linear.onnx"
+    assert read_description(result.path)["parity"]["against"] == "linear.onnx"
 
 
 def test_notes_and_calibration_of_the_source_are_left_out(folder, tmp_path):
-    for file in (folder / "vit.onnx", sidecar_path(folder / "vit.onnx")):
-        shutil.copy(file, tmp_path)
-    noted = sidecar_path(tmp_path / "vit.onnx")
-    write_json(noted, {**read_sidecar(tmp_path / "vit.onnx"), "calibration": {"temperature": 2.0}})
-    path = quantize(tmp_path, "vit", tmp_path / "int8.onnx").path
-    assert OnnxClassifier(path, threads=1).temperature == 1.0
+    source = folder / "vit.onnx"
+    before = read_description(source)
+    write_json(description_path(source), {**before, "calibration": {"temperature": 2.0}})
+    path = quantize(folder, "vit", tmp_path / "int8.onnx").path
+    assert read_description(path)["calibration"] is None
     graph = onnx.load(path).graph
-    assert any(node.metadata_props for node in onnx.load(folder / "vit.onnx").graph.node)
+    assert any(node.metadata_props for node in onnx.load(source).graph.node)
     assert not any(node.metadata_props or node.doc_string for node in graph.node)
     assert not graph.value_info
 
@@ -103,48 +107,39 @@ def test_maps_of_convolutions_are_distinguished_from_tokens(folder):
 
 
 def test_the_most_sensitive_nodes_stay_in_float(folder, tmp_path, monkeypatch):
-    options = {"gate_images": 20, "on_failure": "flag"}
-    plain = quantize(folder, "conv", tmp_path / "plain.onnx", **options)
-    assert plain.summary["float_nodes"] == [] and plain.summary["share"] == 1.0
+    plain = quantize(folder, "conv", tmp_path / "plain.onnx")
+    assert plain.summary["float_nodes"] == []
     ranked = []
     rank = quantizing._Quantizer.rank_nodes
     monkeypatch.setattr(
         quantizing._Quantizer, "rank_nodes", lambda *given: ranked.append(rank(*given)) or ranked[0]
     )
     tight = Gate(0.0, difference=plain.summary["relative_difference"] * 0.9)
-    result = quantize(folder, "conv", tmp_path / "float.onnx", gate=tight, **options)
-    sizes = weight_bytes(load_graph(folder / "conv.onnx"))
-    assert set(ranked[0]) == set(sizes)
+    result = quantize(folder, "conv", tmp_path / "float.onnx", gate=tight)
+    assert set(ranked[0]) == set(weighted_nodes(load_graph(folder / "conv.onnx")))
     chosen = result.summary["float_nodes"]
     assert chosen == sorted(ranked[0][: len(chosen)]) and chosen
-    expected = 1 - sum(sizes[name] for name in chosen) / sum(sizes.values())
-    assert result.summary["share"] == pytest.approx(expected)
     assert result.summary["sqnr_db"] > plain.summary["sqnr_db"]
 
 
 def test_a_failing_gate_names_the_worst_images_and_writes_nothing(folder, tmp_path):
-    tight = {"gate": Gate(1.0, difference=1e-9)}
     message = r"as int8 \(linear.onnx\) fails the gate and was not written.*Worst images: \w+"
     with pytest.raises(ValueError, match=message):
-        quantize(folder, "linear", tmp_path / "int8.onnx", **tight)
+        quantize(folder, "linear", tmp_path / "int8.onnx", gate=Gate(1.0, difference=1e-9))
     assert not list(tmp_path.iterdir())
-    flagged = quantize(folder, "linear", tmp_path / "int8.onnx", on_failure="flag", **tight)
-    assert read_sidecar(flagged.path)["parity"]["passed"] is False
 
 
 def test_invalid_sources_targets_and_images(folder, tmp_path):
-    data, source = small_digits(), folder / "linear.onnx"
+    data, source = digits(), folder / "linear.onnx"
     small = quantize(folder, "linear", tmp_path / "int8.onnx").path
     with pytest.raises(ValueError, match="is quantised already"):
         quantize_onnx(small, tmp_path / "twice.onnx", data)
     with pytest.raises(ValueError, match="would replace the float model"):
         quantize_onnx(source, source, data)
-    assert sidecar_path(source).is_file()
-    with pytest.raises(ValueError, match="refuse, flag"):
-        quantize(folder, "linear", tmp_path / "int8.onnx", on_failure="warn")
-    ones = data.samples.query("label == '1'")["sample_id"].tolist()
-    with pytest.raises(ValueError, match="only the class 1"):
-        quantize_onnx(source, tmp_path / "int8.onnx", data, split=ones)
+    assert description_path(source).is_file()
+    ones = replace(data, samples=data.samples[data.samples["label"] == "1"])
+    with pytest.raises(ValueError, match="fewer than two classes"):
+        quantize_onnx(source, tmp_path / "int8.onnx", ones)
 
 
 def test_seven_bits_without_8_bit_instructions(folder, tmp_path, monkeypatch):
@@ -258,7 +253,7 @@ def test_correction_of_one_layer_by_hand(tmp_path):
     error = torch.tensor(numpy_helper.to_array(proto.graph.initializer[0]) - kernel).float()
     images = draw_even()
     outputs = nn.functional.conv2d(torch.tensor(images), error, padding=1, groups=8)
-    shifts = measure_shifts(quantised, proto, [images[:5], images[5:]])
+    shifts = measure_shifts(quantised, proto, images)
     assert set(shifts) == {"Conv_0", "MatMul_2"}
     add_to_biases(quantised, [shifts["Conv_0"]])
     after = read("kernel_bias_quantized") * read("kernel_bias_quantized_scale")
@@ -275,7 +270,7 @@ def test_mean_logits_are_levelled_where_there_is_a_bias(head_bias, tmp_path):
     matrix.CopyFrom(numpy_helper.from_array(larger, "matrix"))
     images = draw_even()
     gap = (run(other, images) - run(proto, images)).mean(axis=0)
-    level_logits(other, proto, [images[:5], images[5:]])
+    level_logits(other, proto, images)
     left = (run(other, images) - run(proto, images)).mean(axis=0)
     np.testing.assert_allclose(left, 0 if head_bias else gap, atol=1e-4)
 

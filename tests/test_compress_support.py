@@ -1,43 +1,42 @@
-"""What a model supports is asked first: over families of timm, each step runs or has one sentence
-that says why not.
+"""What a model supports is found out before a step runs: over families of timm, each step runs or
+has one sentence that says why not. Maps before and after compression, by hand.
 """
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
-from tests.toys import linear_digits, small_digits
-from vitlab.compress.benchmark import size_on_disk
-from vitlab.compress.curves import merging_curve_table, pruning_curve_table
-from vitlab.compress.explanations import explanation_shift_table
-from vitlab.compress.importance import part_importance_table
-from vitlab.compress.pruning import plan_pruning, prune
-from vitlab.compress.support import build_student, explain_skipped, export_networks, shared_methods
-from vitlab.models import build_model
+from tests.toys import linear_digits, linear_model, small_digits, tiny_vit
+from vitlab.compress.curves import merge_tokens
+from vitlab.compress.pruning import part_importance_table, plan_pruning
+from vitlab.compress.support import (
+    build_student,
+    describe_similarity,
+    explain_skipped,
+    export_networks,
+    map_similarity_table,
+)
+from vitlab.compress.variants import size_on_disk
+from vitlab.data import ImageDataset
+from vitlab.explain import explain, sanity_table
+from vitlab.models import build_model, shrink_model
 
 ASKED = {"keep": 0.34, "whole_blocks": True, "student": "hybrid_vit", "student_depth": 1}
-NO_BLOCKS = {"pruning", "curve", "merging"}
+NO_BLOCKS = {"Pruning", "Token merging"}
 MODELS = {  # name: pixels, steps that are skipped
-    "vit_wee_patch16_reg1_gap_256": (48, {"merging"}),  # registers, mean of the tokens: C12
-    "vit_tiny_patch16_224": (48, set()),
+    "vit_wee_patch16_reg1_gap_256": (48, {"Token merging"}),  # registers, mean of the tokens
     "deit_tiny_distilled_patch16_224": (48, set()),
-    "test_vit3": (48, {"merging"}),  # attention pooling
+    "test_vit3": (48, {"Token merging"}),  # attention pooling
     "flexivit_small": (48, set()),
-    "beit_base_patch16_224": (48, NO_BLOCKS),
     "eva02_tiny_patch14_224": (42, NO_BLOCKS),
-    "cait_xxs24_224": (48, NO_BLOCKS),
     "convit_tiny": (48, NO_BLOCKS),
     "swin_tiny_patch4_window7_224": (64, NO_BLOCKS),
     "mobilevit_xxs": (64, NO_BLOCKS),
-    "coat_lite_tiny": (64, NO_BLOCKS),
     "convnext_atto": (64, NO_BLOCKS),
-    "xcit_nano_12_p16_224": (64, NO_BLOCKS),
     "levit_128s": (64, NO_BLOCKS),
     "mixer_s32_224": (64, NO_BLOCKS),
-    "pit_ti_224": (64, NO_BLOCKS),
-    "poolformer_s12": (64, NO_BLOCKS),
-    "efficientnet_lite0": (64, NO_BLOCKS),
     "resnet10t": (64, NO_BLOCKS),
     "vit_scratch": (36, set()),
     "hybrid_vit": (48, set()),
@@ -46,9 +45,8 @@ MODELS = {  # name: pixels, steps that are skipped
 
 def build(name, **options):
     """With weights that are nowhere zero: some families start with a head of zeros."""
-    model = build_model(
-        name, small_digits().classes, pretrained=False, size=MODELS[name][0], **options
-    )
+    classes, size = small_digits().classes, MODELS[name][0]
+    model = build_model(name, classes, pretrained=False, size=size, **options)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
@@ -57,31 +55,24 @@ def build(name, **options):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_step_runs_or_says_why_not(name):
-    model, data = build(name), small_digits()
+    model = build(name)
     skipped = explain_skipped(model, **ASKED)
     assert set(skipped) == MODELS[name][1]
     for sentence in skipped.values():
         assert " is skipped: " in sentence and sentence.endswith(".") and "\n" not in sentence
-    if "pruning" not in skipped:
+    images = torch.randn(2, 3, *model.transform.size, generator=torch.Generator().manual_seed(0))
+    if "Pruning" not in skipped:
         importance = part_importance_table(model, kinds=("block",), measure="magnitude")
-        small = prune(model, plan_pruning(model, importance, 0.34))
+        small = shrink_model(model, plan_pruning(model, importance, 0.34, whole_blocks=True))
         assert 1 <= len(small.module.blocks) <= 0.34 * len(model.module.blocks)
-    if "curve" not in skipped:
-        weights = part_importance_table(model, kinds=("head", "neuron"), measure="magnitude")
-        assert len(pruning_curve_table(model, data, {"weights": weights}, replicates=20)) == 3
-    if "merging" not in skipped:
-        assert (
-            len(merging_curve_table(model, data, (0, 8), repeats=1, threads=1, replicates=20)) == 2
-        )
+    if "Token merging" not in skipped:
+        assert merge_tokens(model, 8).module.eval()(images).shape == (2, 10)
     student = build_student("hybrid_vit", model, depth=1)
     assert student.transform == model.transform
-    assert student.module(torch.zeros(1, 3, *model.transform.size)).shape == (1, 10)
-    images = torch.randn(2, 3, *model.transform.size, generator=torch.Generator().manual_seed(0))
     networks = {"full": model, "distilled": student}
-    methods, unable = shared_methods(networks, ["grad_cam", "saliency"], images[:1])
-    assert len(methods) + len(unable) == 2 and "saliency" in methods
+    table, unable = map_similarity_table(networks, images, ["grad_cam", "saliency"])
+    assert len(table) + len(unable) == 2 and "saliency" in set(table["method"])
     assert all("are not compared: " in sentence for sentence in unable)
-    assert set(explanation_shift_table(networks, images, methods)["method"]) == set(methods)
 
 
 @pytest.mark.parametrize(
@@ -100,50 +91,87 @@ def test_exports_of_other_families(name, options, tmp_path):
     assert size_on_disk(files["full, int8"]) < 0.6 * size_on_disk(files["full, ONNX"])
 
 
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 10)
+
+    def forward(self, images):
+        logits = self.linear(images.mean((2, 3)))
+        return logits if logits.sum() > 0 else -logits
+
+
 def test_a_network_that_cannot_be_traced_is_named_and_leaves_no_old_file(tmp_path):
-    class Branching(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.Linear(3, 10)
-
-        def forward(self, images):
-            logits = self.linear(images.mean((2, 3)))
-            return logits if logits.sum() > 0 else -logits
-
     (tmp_path / "full.onnx").write_bytes(b"of an earlier run")
-    networks = {
-        "full": replace(linear_digits(), module=Branching().eval()),
-        "linear": linear_digits(),
-    }
+    networks = {"full": replace(linear_digits(), module=Branching()), "linear": linear_digits()}
     files, table, skipped = export_networks(networks, tmp_path, small_digits())
-    assert set(files) == {"linear, ONNX", "linear, int8"} and table["network"].tolist() == [
-        "linear"
-    ]
-    assert (
-        len(skipped) == 1
-        and skipped[0].startswith("ONNX of the full network is skipped: ")
-        and skipped[0].endswith(".")
-    )
+    assert set(files) == {"linear, ONNX", "linear, int8"}
+    assert table["network"].tolist() == ["linear"]
+    (sentence,) = skipped
+    assert sentence.startswith("ONNX of the full network is skipped: ") and sentence.endswith(".")
     assert not (tmp_path / "full.onnx").exists()
 
 
 def test_a_model_of_one_block_and_a_student_that_does_not_fit():
-    model = build_model(
-        "vit_scratch",
-        small_digits().classes,
-        size=16,
-        patch_size=4,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-    )
+    model = tiny_vit(depth=1)
     skipped = explain_skipped(model, **ASKED)
-    assert "cannot be reached" in skipped["pruning"] and "merging" not in skipped
+    assert "cannot be reached" in skipped["Pruning"] and "Token merging" not in skipped
     with pytest.raises(ValueError, match="unknown model"):
         build_student("hybrid_vitt", model)
-
-
-def test_a_grey_teacher_gets_a_grey_student():
-    model = build_model("vit_scratch", small_digits().classes, size=36, in_chans=1)
-    student = build_student("hybrid_vit", model, depth=1)
+    grey = tiny_vit(size=36, in_chans=1)
+    student = build_student("hybrid_vit", grey, depth=1)
     assert student.module(torch.zeros(1, 1, 36, 36)).shape == (1, 10)
+
+
+def digits(model, count=6):
+    dataset = ImageDataset(small_digits(), "test", model.transform)
+    return torch.stack([image for image, _, _ in dataset.__getitems__(range(count))])
+
+
+def test_a_copy_has_the_same_maps():
+    networks = {"full": tiny_vit(), "copy": tiny_vit()}
+    methods = ["saliency", "rollout"]
+    table, unable = map_similarity_table(networks, digits(networks["full"]), methods)
+    assert table["method"].tolist() == methods and not unable
+    assert (table["model"] == "copy").all()
+    assert table[["value", "low", "high"]].to_numpy().ravel() == pytest.approx([1] * 6)
+    text = describe_similarity(table)
+    assert text.startswith("More alike than maps of different images: saliency of *copy*")
+
+
+def test_similarities_are_those_of_the_sanity_checks():
+    model, other = tiny_vit(), tiny_vit(seed=1)
+    images = digits(model)
+    table, _ = map_similarity_table({"a": model, "b": other}, images, ["saliency"])
+    theirs = sanity_table(model, images, [explain(model, images, "saliency")], other)
+    assert table["value"][0] == pytest.approx(theirs["similarity"].mean())
+    assert table["other"][0] == pytest.approx(theirs["other_image"].mean())
+
+
+def test_two_images_and_four_patches_by_hand():
+    """Each class has other weights for the four pixels; those of the second class are permuted in
+    the compressed model.
+
+    Ranks 1 2 3 4 against 1 4 3 2: 1 - 6 * 8 / (4 * 15) = 0.2; against those of the first class, 4 1
+    2 3: 1 - 6 * 12 / 60 = -0.2."""
+    first, second, changed = [[4.0, 1], [2, 3]], [[1.0, 2], [3, 4]], [[1.0, 4], [3, 2]]
+    networks = {}
+    for name, weights in {"full": (first, second), "small": (first, changed)}.items():
+        flat = torch.tensor(weights)[:, None].expand(2, 3, 2, 2).flatten(1)
+        model = linear_model(flat, torch.zeros(2), ("a", "b"), 2)
+        networks[name] = replace(model, anatomy=replace(model.anatomy, grid=(2, 2)))
+    images = torch.zeros(2, 3, 2, 2)
+    images[0, :, 0, 0] = images[1, :, 1, 1] = 1  # of the class a (4 against 1), and b (4 against 3)
+    row = map_similarity_table(networks, images, ["saliency"])[0].iloc[0]
+    assert row[["value", "low", "high", "other"]].tolist() == pytest.approx([0.6, -1, 1, -0.2])
+
+
+def test_sentences_on_similarity():
+    table = pd.DataFrame({"model": "pruned", "method": ["grad_cam", "saliency"]})
+    table = table.assign(low=[0.6, 0.1], other=0.3)
+    assert describe_similarity(table) == (
+        "More alike than maps of different images: grad cam of *pruned*. Not shown to be more alike"
+        " than those: saliency of *pruned*."
+    )
+    none, _ = map_similarity_table({"full": tiny_vit()}, digits(tiny_vit(), 1), ["saliency"])
+    assert "no smaller network" in describe_similarity(none)

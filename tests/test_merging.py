@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +8,7 @@ import torch
 
 from tests.test_shrinking import FAMILIES, SPEC, draw_images, tiny_timm
 from tests.toys import tiny_vit
-from vitlab.compress.merging import count_multiply_adds, count_tokens, merge_tokens
+from vitlab.compress.curves import count_multiply_adds, merge_tokens
 from vitlab.explain import explain
 from vitlab.models import load_model, save_model, shrink_model, split_stages
 from vitlab.models.merging import bipartite_soft_matching
@@ -114,13 +113,6 @@ def test_merging_nothing_changes_nothing_and_merging_is_kept(family, tmp_path):
         assert torch.equal(load_model(tmp_path).module(images), after)
 
 
-def test_the_class_token_alone_is_left_at_the_extreme():
-    model = tiny_vit()  # 1 + 16 tokens
-    assert count_tokens(model) == [17, 17, 17]
-    assert count_tokens(merge_tokens(model, 3)) == [17, 14, 11]
-    assert count_tokens(merge_tokens(model, 99)) == [17, 9, 5]
-
-
 def test_multiply_adds_of_a_merging_model_by_hand():
     # 16 patches of 4 pixels and the class token; C = 16, 64 neurons, 3 blocks, 10 classes
     model, r = tiny_vit(), 3
@@ -165,23 +157,6 @@ def test_pieces_gradients_copies_and_threads():
     assert np.ptp(explain(model, images, "saliency").values) > 0
     with pytest.raises(ValueError, match="rollout needs"):
         explain(model, images, "rollout")
-
-
-def test_export_to_onnx_with_any_number_of_images():
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model = merge_tokens(tiny_timm(), 3)
-    images = draw_images(model, 5)
-    batch = torch.export.Dim("batch")
-    file = io.BytesIO()
-    torch.onnx.export(
-        model.module, (images[:2],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    ).save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    for count in (1, 5):
-        (logits,) = session.run(None, {name: images[:count].numpy()})
-        with torch.no_grad():
-            assert np.abs(logits - model.module(images[:count]).numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize(

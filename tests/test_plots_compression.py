@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.test_compress_losses import AFTER, BEFORE
+from tests.test_compress_benchmark import AFTER, BEFORE
 from vitlab import plots
-from vitlab.compress.losses import drop_table, lost_images
+from vitlab.compress.changes import change_table, changed_images
 from vitlab.plots.compression import find_front
 
 CROWD = [
@@ -19,7 +19,7 @@ CROWD = [
     ("ViT-S bf16", 22, 44, 0.9405),
     ("ViT-Ti int8", 9, 7, 0.921),
 ]
-LOST = lost_images(BEFORE, AFTER)
+LOST = changed_images(BEFORE, AFTER)
 
 
 def make_table(rows=CROWD):
@@ -84,7 +84,7 @@ def test_pareto_to_explore():
 
 
 def test_drops_have_their_intervals_and_counts():
-    table = drop_table(BEFORE, AFTER)
+    table = change_table(BEFORE, AFTER)
     ax = plots.plot_drop(table)
     assert [label.get_text() for label in ax.get_yticklabels()[:2]] == ["label", "group"]
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
@@ -99,14 +99,14 @@ def test_drops_have_their_intervals_and_counts():
 
 
 def test_drops_are_filled_where_the_interval_leaves_out_zero():
-    table = drop_table(BEFORE, AFTER, by=["label"]).assign(high=[-0.1, -0.1, 0.1])
+    table = change_table(BEFORE, AFTER, by=["label"]).assign(high=[-0.1, -0.1, 0.1])
     dots = [line for line in plots.plot_drop(table).lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
 
 
 def test_a_slice_too_small_says_so():
     groups = ["few"] * 9 + ["many"] * 15
-    ax = plots.plot_drop(drop_table(BEFORE.assign(group=groups), AFTER, by=["group"]))
+    ax = plots.plot_drop(change_table(BEFORE.assign(group=groups), AFTER, by=["group"]))
     assert [text.get_text() for text in ax.texts] == ["9 images only"]
 
 

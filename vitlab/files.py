@@ -1,16 +1,14 @@
-"""Atomic writing of files, and a quick check that they are still whole."""
+"""Atomic writing of files, their checksums, and a quick check that they are still whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
 
 @contextmanager
@@ -33,6 +31,12 @@ def write_json(path: Path, content: dict | list) -> None:
         )
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:
     """What is wrong with these files of a folder, such as "history.csv is missing".
 
@@ -51,6 +55,10 @@ def _read_sizes(path: Path) -> dict[str, int]:
 
 
 def _find_problem(path: Path, size: int) -> str:
+    # imported here, because an exported app has neither
+    import pyarrow.parquet as pq
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         return "is missing"
     try:

@@ -73,3 +73,8 @@ def _find_project(start: Path) -> Path | None:
     return next(
         (folder for folder in (start, *start.parents) if (folder / "_quarto.yml").is_file()), None
     )
+
+
+def count_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

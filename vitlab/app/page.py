@@ -12,9 +12,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from vitlab.app.prediction import Prediction
-from vitlab.app.predictors import Predictor, name_columns, predict_files
-from vitlab.app.uploads import NAMED, Limits, UploadError, read_upload
+from vitlab.app.predictor import Prediction, Predictor, name_columns, predict_files
+from vitlab.app.uploads import NAMED, UploadError, UploadLimits, read_upload
 
 CSS = Path(__file__).with_name("page.css")
 HEIGHT = 340  # pixels of the two pictures
@@ -39,7 +38,7 @@ class Facts:
     licence: str = ""
 
 
-def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
+def build_page(predictor: Predictor, facts: Facts, limits: UploadLimits) -> gr.Blocks:
     """The page; `launch` it with css_paths=[CSS] and the theme of `choose_theme`."""
     head = f"<h1>{html.escape(facts.title)}</h1><p>{html.escape(facts.subtitle)}</p>"
     with gr.Blocks(
@@ -57,7 +56,7 @@ def build_page(predictor: Predictor, facts: Facts, limits: Limits) -> gr.Blocks:
     return page
 
 
-def _add_image_tab(predictor: Predictor, facts: Facts, limits: Limits) -> None:
+def _add_image_tab(predictor: Predictor, facts: Facts, limits: UploadLimits) -> None:
     examples = [str(path) for path in facts.examples]
     first = examples[0] if examples else None
     painted, text = explain_file(predictor, limits, first, predictor.methods[0])
@@ -128,7 +127,7 @@ def _add_image_tab(predictor: Predictor, facts: Facts, limits: Limits) -> None:
         )
 
 
-def _add_table_tab(predictor: Predictor, limits: Limits, sheets: Path) -> None:
+def _add_table_tab(predictor: Predictor, limits: UploadLimits, sheets: Path) -> None:
     gr.HTML(
         f"<p>Up to {limits.files} files at a time. For a file that cannot be read, the table shows"
         " the reason.</p>",
@@ -173,7 +172,7 @@ def _find_path(sent: Mapping | None) -> str | None:
     return sent["path"] if sent else None
 
 
-def predict_file(predictor: Predictor, limits: Limits, path: str | None) -> str:
+def predict_file(predictor: Predictor, limits: UploadLimits, path: str | None) -> str:
     """The prediction for a file, or what is wrong with it, as HTML."""
     if path is None:
         text = "Drop an image into the box, paste one, or choose an example."
@@ -185,7 +184,7 @@ def predict_file(predictor: Predictor, limits: Limits, path: str | None) -> str:
         return _panel("error", "Not readable", str(error))
 
 
-def explain_file(predictor: Predictor, limits: Limits, path: str | None, method: str):
+def explain_file(predictor: Predictor, limits: UploadLimits, path: str | None, method: str):
     """The overlay for the most probable class of a file, and the line below it; no overlay where
     there is no prediction.
     """
@@ -201,7 +200,9 @@ def explain_file(predictor: Predictor, limits: Limits, path: str | None, method:
         return None, ""
 
 
-def predict_all(predictor: Predictor, limits: Limits, sheets: Path, paths: Sequence[str] | None):
+def predict_all(
+    predictor: Predictor, limits: UploadLimits, sheets: Path, paths: Sequence[str] | None
+):
     """The table of many files, and a CSV file with it in `sheets`. gr.Error for none or too many
     files. CSV files older than an hour are removed.
     """

@@ -18,7 +18,7 @@ STRIP = 10  # times as long as wide, at most
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """megabytes: of one file. megapixels: of one image. files: at a time."""
 
     megabytes: float = 10
@@ -45,7 +45,7 @@ class UploadError(UserError):
         self.too_large = too_large
 
 
-def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
+def read_upload(file: str | Path | bytes, limits: UploadLimits) -> Image.Image:
     """The decoded image, as `open_picture` gives it to training; UploadError if the file is no
     image, is damaged, or exceeds the limits.
     """
@@ -72,7 +72,7 @@ def read_upload(file: str | Path | bytes, limits: Limits) -> Image.Image:
         ) from error
 
 
-def check_bytes(size: int, limits: Limits) -> None:
+def check_bytes(size: int, limits: UploadLimits) -> None:
     """UploadError for an empty file, and for one of more bytes than the limit."""
     if size == 0:
         raise UploadError("This file is empty. Send an image.")
@@ -84,7 +84,7 @@ def check_bytes(size: int, limits: Limits) -> None:
         )
 
 
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
+def _check_pixels(width: int, height: int, limits: UploadLimits) -> None:
     if width * height > limits.megapixels * 1_000_000:
         raise UploadError(
             _describe_pixels(f"{width:,} x {height:,} pixels", limits), too_large=True
@@ -103,7 +103,7 @@ def _check_finite(image: Image.Image) -> None:
         )
 
 
-def _describe_pixels(many: str, limits: Limits) -> str:
+def _describe_pixels(many: str, limits: UploadLimits) -> str:
     return (
         f"This image has {many}, more than the limit of {limits.megapixels:g} megapixels."
         " Scale it down."

@@ -1,35 +1,29 @@
-"""What each variant of a model gives on this machine: time, size and quality against the first
-one.
-"""
+"""Time, size and quality of each variant of a model on this machine, and which one to take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vitlab.compress.losses import loss_p_value, measure_agreement, measure_miscalibration
-from vitlab.errors import MissingFileError, UserError
+from vitlab.compress.changes import loss_p_value, measure_agreement
+from vitlab.compress.processor import read_instructions
+from vitlab.errors import UserError
+from vitlab.evaluation.few_images import correct_holm
 from vitlab.evaluation.metrics import metrics_table
 from vitlab.evaluation.paired import paired_table
 
 METRIC = "balanced_accuracy"
 MARGIN = 0.02  # of the metric: what some 500 images can show; half a point would need thousands
 LEVEL = 0.05  # of the tests against a loss above the margin
-DIGITS = 4  # of a calibration error: what differs by less differs in rounding
 EVEN = "no difference shown"
-MB = 1e6  # bytes
-SAVED = ("model.safetensors", "model.json")
-# ends of the names of files in which an ONNX file of this name may keep its weights
-BESIDE = ("", ".data", "_data")
 
 
 def benchmark_table(
     latency: pd.DataFrame,
     predictions: Mapping[str, pd.DataFrame],
-    sizes: Mapping[str, float] | None = None,
+    sizes: Mapping[str, float],
     *,
     split: str,
     replicates: int = 1000,
@@ -37,97 +31,129 @@ def benchmark_table(
     """Time and quality of each variant against the first one: a row for each variant and batch size
     of a `latency_table`.
 
-    predictions: a predictions table of each variant by name. split: val to choose by
-    (`choose_variant`), test to report. Columns: those of the latency table; split; size_mb (NaN
-    where `sizes` has none); metric, value, low, high; change, change_low, change_high (paired,
-    against the first variant); agreement, agreement_low, agreement_high (same class, right or
-    wrong); loss_p (`loss_p_value` of the margin, NaN for the first variant); ece, ece_change,
-    ece_low, ece_high; and three verdicts. Intervals are at 95 %. speed: "faster" or "slower" where
-    the interval of the ratio excludes 1. quality: "worse" or "better" where that of the change
-    excludes 0, else "as good" where a loss above the margin is ruled out, else "loss not ruled
-    out". calibration: "worse" or "better" by the change of the ECE. ValueError where a variant has
-    no predictions."""
+    predictions: a predictions table of each variant by name. sizes: megabytes of each. split: val
+    to choose by (`choose_variant`), test to report. Columns: those of the latency table; split;
+    size_mb; metric, value, low, high; change, change_low, change_high (paired, against the first
+    variant); agreement (share of images with the same class, right or wrong); loss_p
+    (`loss_p_value` of the margin, NaN for the first variant); and two verdicts. Intervals are at
+    95 %. speed: "faster" or "slower" where the interval of the ratio excludes 1. quality: "worse"
+    or "better" where that of the change excludes 0, else "as good" where a loss above the margin is
+    ruled out, else "loss not ruled out"."""
     names = list(dict.fromkeys(latency["variant"]))
-    lacking = [name for name in names if name not in predictions]
-    if lacking:
-        raise UserError(
-            f"there are no predictions of {', '.join(lacking)}; give a predictions table for each"
-            " variant timed"
-        )
     settings = {"split": split, "replicates": replicates}
     first, rows = predictions[names[0]], []
     for name in names:
         own = predictions[name]
         score = metrics_table(own, **settings).set_index("metric").loc[METRIC]
-        row = {
-            "variant": name,
-            "split": split,
-            "size_mb": (sizes or {}).get(name, np.nan),
-            "metric": METRIC,
-        }
-        row |= {"value": score["value"], "low": score["low"], "high": score["high"]}
-        gap = {"difference": 0.0, "low": 0.0, "high": 0.0}
-        if name != names[0]:
-            gap = paired_table(first, own, (names[0], name), [METRIC], **settings).iloc[0]
-        row |= {"change": gap["difference"], "change_low": gap["low"], "change_high": gap["high"]}
-        row |= zip(
-            ("agreement", "agreement_low", "agreement_high"),
-            measure_agreement(first, own, split),
-            strict=True,
-        )
-        error = measure_miscalibration(first, own, **settings)
-        row |= {
-            "ece": error["ece"],
-            "ece_change": error["change"],
-            "ece_low": error["low"],
-            "ece_high": error["high"],
-        }
-        reference = name == names[0]
-        row["loss_p"] = np.nan if reference else loss_p_value(first, own, MARGIN, split)
-        row["quality"] = (
-            "reference" if reference else _compare_quality(gap["low"], gap["high"], row["loss_p"])
-        )
-        moved = [round(error[end], DIGITS) for end in ("low", "high")]
-        row["calibration"] = "reference" if reference else _compare(*moved, 0, ("better", "worse"))
+        row = {"variant": name, "split": split, "size_mb": sizes[name], "metric": METRIC}
+        row |= score[["value", "low", "high"]].to_dict()
+        if name == names[0]:
+            row |= {"change": 0.0, "change_low": 0.0, "change_high": 0.0}
+            row |= {"agreement": 1.0, "loss_p": np.nan, "quality": "reference"}
+        else:
+            pair = paired_table(first, own, (names[0], name), [METRIC], **settings).iloc[0]
+            row |= {"change": pair["difference"]}
+            row |= {"change_low": pair["low"], "change_high": pair["high"]}
+            row["agreement"] = measure_agreement(first, own, split)
+            row["loss_p"] = loss_p_value(first, own, MARGIN, split)
+            row["quality"] = _judge_quality(row)
         rows.append(row)
     table = latency.merge(pd.DataFrame(rows), on="variant", how="left", validate="many_to_one")
-    speed = [
-        (
-            "reference"
-            if row.variant == names[0]
-            else _compare(row.ratio_low, row.ratio_high, 1, ("faster", "slower"))
-        )
-        for row in table.itertuples()
-    ]
+    speed = [EVEN] * len(table)
+    for number, row in enumerate(table.itertuples()):
+        if row.variant == names[0]:
+            speed[number] = "reference"
+        elif row.ratio_high < 1:
+            speed[number] = "faster"
+        elif row.ratio_low > 1:
+            speed[number] = "slower"
     table.insert(table.columns.get_loc("quality"), "speed", speed)
     return table
 
 
-def size_on_disk(path: Path | str) -> float:
-    """Megabytes (10^6 bytes) of a model: an ONNX file with its weights beside it, or a folder of
-    `save_model` (its own files).
+def _judge_quality(row: Mapping[str, float]) -> str:
+    if row["change_high"] < 0:
+        return "worse"
+    if row["change_low"] > 0:
+        return "better"
+    return "as good" if row["loss_p"] <= LEVEL else "loss not ruled out"
+
+
+def choose_variant(validation: pd.DataFrame) -> str:
+    """The name of the variant to take, from a `benchmark_table` of the validation split.
+
+    It is the fastest, at the smallest batch size, of those that are faster than the first variant
+    and for which a loss above the margin is ruled out; the first variant where there is none. The
+    tests (`loss_p_value`) are corrected for the number of faster variants by Holm's method: where
+    all lose just the margin, one passes in at most 5 % of draws, about. UserError for a table of
+    another split: a variant chosen by its test result would look better on the test split than it
+    is."""
+    if set(validation["split"]) != {"val"}:
+        raise UserError(
+            "a variant must not be chosen by its test result; choose by benchmark_table(...,"
+            " split='val')"
+        )
+    rows = validation[validation["batch_size"] == validation["batch_size"].min()]
+    faster = rows[rows["speed"] == "faster"]
+    good = faster[correct_holm(faster["loss_p"].to_numpy()) <= LEVEL]
+    if good.empty:
+        return str(validation["variant"].iloc[0])
+    return str(good.loc[good["ratio"].idxmin(), "variant"])
+
+
+def recommend(validation: pd.DataFrame, test: pd.DataFrame) -> str:
+    """Which variant to take, in sentences: chosen by the `benchmark_table` of validation, reported
+    by that of test, with what is slower or worse.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = [path / name for name in SAVED if (path / name).is_file()]
-        if not files:
-            raise UserError(
-                f"{path} holds no saved model ({' and '.join(SAVED)}); save_model(model, folder)"
-                " writes one"
-            )
-    else:
-        files = [file for end in BESIDE if (file := path.with_name(path.name + end)).is_file()]
-        if not path.is_file():
-            raise MissingFileError(f"there is no file or folder {path}")
-    return sum(file.stat().st_size for file in files) / MB
+    sentences = [describe_processor()]
+    for word, column in (("Slower", "speed"), ("Worse on the test split", "quality")):
+        rows = test[test[column] == word.split()[0].lower()]
+        if len(rows):
+            names = [f"*{name}*" for name in dict.fromkeys(rows["variant"])]
+            sentences.append(f"{word} than *{test['variant'].iloc[0]}*: {', '.join(names)}.")
+    return " ".join([*sentences, _describe_choice(validation, test)])
 
 
-def _compare(low: float, high: float, even: float, words: tuple[str, str]) -> str:
-    return words[0] if high < even else words[1] if low > even else EVEN
+def _describe_choice(validation: pd.DataFrame, test: pd.DataFrame) -> str:
+    chosen, first = choose_variant(validation), str(validation["variant"].iloc[0])
+    smallest = validation["batch_size"].min()
+    limit = f"{100 * MARGIN:.2g} points of {METRIC.replace('_', ' ')}"
+    if chosen == first:
+        return (
+            f"Take *{first}*: on the validation split no variant is both faster at batch {smallest}"
+            f" and shown to lose at most {limit}."
+        )
+    before, after = (
+        table[(table["variant"] == chosen) & (table["batch_size"] == smallest)].iloc[0]
+        for table in (validation, test)
+    )
+    verdict = {
+        "worse": f"It is worse there: keep *{first}* where quality counts more than time",
+        "better": "It is better there",
+        "as good": f"A loss above {limit} is ruled out there as well",
+        "loss not ruled out": f"A loss above {limit} is not ruled out there",
+    }[after["quality"]]
+    return (
+        f"Take *{chosen}*: on the validation split it is the fastest at batch {smallest}"
+        f" ({before['ratio']:.2f} times the time) of those shown to lose at most {limit} (change"
+        f" {_points(before)}). On the test split, which took no part in the choice, the change is"
+        f" {_points(after)} points. {verdict}."
+    )
 
 
-def _compare_quality(low: float, high: float, loss_p: float) -> str:
-    verdict = _compare(low, high, 0, ("worse", "better"))
-    if verdict != EVEN:
-        return verdict
-    return "as good" if loss_p <= LEVEL else "loss not ruled out"
+def describe_processor() -> str:
+    """Whether this processor has instructions for 8-bit products, in one sentence."""
+    found = read_instructions()
+    if found is None:
+        return "The instructions of this processor are unknown; the times were measured on it."
+    if found:
+        return f"This processor has instructions for 8-bit products ({', '.join(found)})."
+    return (
+        "This processor has no instructions for 8-bit products: int8 may be slower than float, and"
+        " its weights have 7 bits."
+    )
+
+
+def _points(row: pd.Series) -> str:
+    change, low, high = 100 * row["change"], 100 * row["change_low"], 100 * row["change_high"]
+    return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,31 +1,28 @@
-"""The score as more of a model is pruned or merged: several variants on the same images, without
-further training.
-
-Variants of a model differ only in their transformer blocks. The part before the blocks is computed
-once for all of them."""
+"""Token merging (Bolya et al. 2023, arXiv 2210.09461), and the score as more of a model is pruned
+or merged, without further training.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.compress.latency import latency_table
-from vitlab.compress.merging import count_multiply_adds, make_image, merge_tokens
-from vitlab.compress.pruning import plan_pruning, prune
-from vitlab.compress.variants import Predictor, predict_variants
-from vitlab.errors import UserError
+from vitlab.compress.pruning import plan_pruning
+from vitlab.compress.variants import predict_variants
 from vitlab.evaluation import metrics_table
-from vitlab.models import split_stages
+from vitlab.models import find_anatomy, shrink_model
 from vitlab.models.anatomy import evaluating
+from vitlab.models.merging import check_merging, merge_blocks
 from vitlab.schema import DataBundle, ModelBundle
 
 KEEPS = (0.6, 0.2)  # of the parameters of the blocks
-MERGED = (0, 8, 32)  # tokens merged in a block
+MERGED = (8, 32)  # tokens merged in a block
 METRIC = "balanced_accuracy"
 
 
@@ -33,113 +30,104 @@ def pruning_curve_table(
     model: ModelBundle,
     data: DataBundle,
     importance: Mapping[str, pd.DataFrame],
-    keeps: Sequence[float] = KEEPS,
     *,
     replicates: int = 1000,
 ) -> pd.DataFrame:
-    """The score on the validation split after one-shot pruning without recovery, for each share
-    kept and each importance.
+    """The score on the validation split after heads and neurons were pruned without recovery, for
+    each importance and each share of KEEPS.
 
-    importance: tables of `part_importance_table` by name. keeps: shares of the blocks' parameters,
-    each between 0 and 1; the model itself comes first, with keep 1. Columns: importance, keep,
-    multiply_adds (share of the whole model), metric, value, low, high (95 %, bootstrap over the
-    images). ValueError, before any image is read, for a share that cannot be reached."""
-    _check(data, keeps, "keeps")
-    variants: dict[Hashable, ModelBundle] = {"full": model}
+    importance: tables of `part_importance_table` by name. Columns: importance, keep (1, the model
+    itself, comes first), multiply_adds (share of the whole model), metric, value, low, high (95 %,
+    bootstrap over the images). UserError for a share that cannot be reached."""
+    variants: dict[Hashable, ModelBundle] = {"whole": model}
     for name, table in importance.items():
-        for keep in keeps:
-            variants[name, keep] = prune(model, plan_pruning(model, table, keep))
-    scores = _score(model, variants, data, replicates)
+        for keep in KEEPS:
+            variants[name, keep] = shrink_model(model, plan_pruning(model, table, keep))
+    scores = _score(variants, data, replicates)
     rows = []
     for name in importance:
-        for keep in (1.0, *keeps):
-            scored = scores["full" if keep == 1 else (name, keep)]
-            rows.append({"importance": name, "keep": keep, **scored})
+        rows.append({"importance": name, "keep": 1.0, **scores["whole"]})
+        rows += [{"importance": name, "keep": keep, **scores[name, keep]} for keep in KEEPS]
     return pd.DataFrame(rows)
+
+
+def merge_tokens(model: ModelBundle, r: int | Sequence[int]) -> ModelBundle:
+    """A copy of the model in which each block merges r tokens into the most similar ones, without
+    training; r may be a list, one number for each block.
+
+    A merged token is the mean of the tokens that it stands for, and attention counts it as often.
+    Class, distillation and register tokens are never merged, and a block merges at most half of the
+    others. Prune first, merge afterwards. Explanations that need one grid of tokens throughout
+    (attention maps, rollout) refuse the copy; gradient methods work.
+
+    For timm's ViT and DeiT with a class token, hybrid_vit and vit_scratch; UserError for others
+    and for an invalid r.
+
+    >>> from vitlab.models import build_model
+    >>> model = build_model("vit_scratch", ["cat", "dog"], size=32, patch_size=8, depth=3)
+    >>> merge_tokens(model, 4).options["merged"]
+    4
+    """
+    numbers = check_merging(model.module, r)
+    module = copy.deepcopy(model.module)
+    merge_blocks(module, numbers)
+    options = {**model.options, "merged": r if isinstance(r, int) else numbers}
+    anatomy = find_anatomy(module, tuple(model.transform.size))
+    return replace(model, module=module, options=options, anatomy=anatomy)
 
 
 def merging_curve_table(
     model: ModelBundle,
     data: DataBundle,
-    numbers: Sequence[int] = MERGED,
     *,
     repeats: int = 20,
     threads: int | None = None,
     replicates: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    """Token merging: the score on the validation split and the time for one image in PyTorch, by
-    the number of tokens merged in a block.
+    """The score on the validation split and the time for one image in PyTorch, by the number of
+    tokens merged in a block: 0 and those of MERGED.
 
-    numbers: r of `merge_tokens`; 0, the model itself, comes first whether it is among them or not.
     Columns: merged, multiply_adds (share of the whole model), metric, value, low, high (95 %,
     bootstrap over the images), and those of `latency_table` from batch_size on, with ratios to the
     model itself."""
-    _check(data, numbers, "numbers")
-    numbers = list(dict.fromkeys((0, *numbers)))
-    variants = {r: merge_tokens(model, r) if r else model for r in numbers}
-    scores = _score(model, variants, data, replicates)
-    noise = make_image(model).cpu().numpy()
-    timed = {str(r): variant for r, variant in variants.items()}
-    latency = latency_table(timed, noise, (1,), repeats, threads, seed=seed)
-    table = pd.DataFrame([{"merged": r, **scored} for r, scored in scores.items()])
+    variants: dict[Hashable, ModelBundle] = {0: model}
+    variants |= {number: merge_tokens(model, number) for number in MERGED}
+    scores = _score(variants, data, replicates)
+    table = pd.DataFrame([{"merged": number, **row} for number, row in scores.items()])
+    timed = {str(number): variant for number, variant in variants.items()}
+    latency = latency_table(timed, make_image(model).cpu().numpy(), (1,), repeats, threads)
     return pd.concat([table, latency.drop(columns="variant")], axis=1)
 
 
-class _SharedFront:
-    """Predictors of several variants: the stages before the blocks run once for each batch, the
-    others in each variant.
+def count_multiply_adds(model: ModelBundle) -> int:
+    """Multiply-adds of the forward pass of one image: convolutions, matrix products and attention.
+
+    Sums, norms and activations are not counted."""
+    with evaluating(model.module), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        model.module(make_image(model))
+    return counter.get_total_flops() // 2
+
+
+def make_image(model: ModelBundle) -> torch.Tensor:
+    """One image of noise, (1, 3, h, w), at the size of the model."""
+    weight = next(model.module.parameters())
+    shape = (1, len(model.transform.mean), *model.transform.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(weight.device, weight.dtype)
+
+
+def _score(
+    variants: Mapping[Hashable, ModelBundle], data: DataBundle, replicates: int
+) -> dict[Hashable, dict]:
+    """For each variant: multiply_adds (share of the first one), metric, value, low and high on the
+    validation split.
     """
-
-    def __init__(self, model: ModelBundle):
-        self.front, _ = _split(model)
-        self.weight = next(model.module.parameters())
-        self.pixels: np.ndarray | None = None
-
-    def make_predictor(self, variant: ModelBundle) -> Predictor:
-        _, rest = _split(variant)
-
-        def compute(pixels: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                if self.pixels is not pixels:
-                    self.pixels = pixels
-                    images = torch.as_tensor(pixels).to(self.weight.device, self.weight.dtype)
-                    self.tokens = self.front(images)
-                return rest(self.tokens).float().cpu().numpy()
-
-        return compute
-
-
-def _split(model: ModelBundle) -> tuple[nn.Sequential, nn.Sequential]:
-    """The stages of a model before its first block, and the others."""
-    stages = split_stages(model.module)
-    first = [name for name, _ in stages].index("block0")
-    modules = [stage for _, stage in stages]
-    return nn.Sequential(*modules[:first]), nn.Sequential(*modules[first:])
-
-
-def _score(model, variants, data, replicates) -> dict[Hashable, dict]:
-    """For each variant: multiply_adds, metric, value, low and high on the validation split."""
-    with ExitStack() as stack:
-        for variant in (model, *variants.values()):
-            stack.enter_context(evaluating(variant.module))
-        shared = _SharedFront(model)
-        predictors = {name: shared.make_predictor(variant) for name, variant in variants.items()}
-        predictions = predict_variants(predictors, data, model.transform, ("val",))
-    whole, found = count_multiply_adds(model), {}
+    first = next(iter(variants.values()))
+    predictions = predict_variants(variants, data, first.transform, ("val",))
+    whole, found = count_multiply_adds(first), {}
     for name, table in predictions.items():
         scores = metrics_table(table, split="val", replicates=replicates)
         row = scores.set_index("metric").loc[METRIC]
-        multiply_adds = count_multiply_adds(variants[name]) / whole
-        found[name] = {"multiply_adds": multiply_adds, "metric": METRIC}
-        found[name] |= {column: row[column] for column in ("value", "low", "high")}
+        found[name] = {"multiply_adds": count_multiply_adds(variants[name]) / whole}
+        found[name] |= {"metric": METRIC, **row[["value", "low", "high"]].to_dict()}
     return found
-
-
-def _check(data: DataBundle, values: Sequence, name: str) -> None:
-    if data.split("val").empty:
-        raise UserError(
-            f"{data.name} has no images in the split 'val', on which variants are compared"
-        )
-    if not len(values):
-        raise UserError(f"{name} is empty: give at least one")

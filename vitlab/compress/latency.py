@@ -5,17 +5,19 @@ turn, in a new random order, and ratios are computed within turns."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vitlab.compress.variants import Predictor, make_predictor
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import count_cores
+from vitlab.places import count_cores
+from vitlab.schema import ModelBundle
 
 MIN_TURNS = 3  # whatever the seconds allowed
 WARM_UP = 3  # calls of each variant before any is timed
@@ -24,7 +26,7 @@ REPLICATES = 2000  # of turns, for the interval of a ratio
 
 
 def latency_table(
-    variants: Mapping[str, object],
+    variants: Mapping[str, ModelBundle | Path | Predictor],
     images: np.ndarray,
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 30,
@@ -37,23 +39,28 @@ def latency_table(
 
     variants: what `make_predictor` takes, by name. images: (N, 3, h, w), repeated where a batch is
     larger. repeats: turns; in a turn each variant is called twice and the second call is timed, for
-    which its weights are in the cache as in steady use. threads: of torch and of the sessions
-    opened here (None: one a core). seconds: after which no further turn begins; three turns run in
-    any case. Columns: variant, batch_size, threads, repeats, p50_ms, p90_ms, images_per_second (at
-    the median), ratio (median over turns of the time divided by that of the first variant),
-    ratio_low, ratio_high (95 % by bootstrap).
+    which its weights are in the cache as in steady use. threads: None is one for each core.
+    seconds: after which no further turn begins; three turns run in any case. Columns: variant,
+    batch_size, threads, repeats, p50_ms, p90_ms, images_per_second (at the median), ratio (median
+    over turns of the time divided by that of the first variant), ratio_low, ratio_high (95 % by
+    bootstrap).
 
     >>> table = latency_table({"a": lambda x: x, "b": lambda x: x}, np.zeros((1, 3, 8, 8)), (1,), 3)
     >>> table[["variant", "repeats"]].values.tolist()
     [['a', 3], ['b', 3]]
     """
     threads = check_threads(threads)
-    _check(variants, images, batch_sizes, repeats)
+    if not variants or not batch_sizes or np.ndim(images) != 4 or not len(images):
+        raise UserError(
+            "timing needs at least one variant, one batch size and pixels (N, 3, h, w); got"
+            f" {len(variants)} variants, batch sizes {list(batch_sizes)} and pixels"
+            f" {np.shape(images)}"
+        )
+    if min(repeats, *batch_sizes) < 1:
+        raise UserError(f"repeats ({repeats}) and batch sizes ({batch_sizes}) must be at least 1")
     generator, tables = np.random.default_rng(seed), []
     with torch_threads(threads):
-        predictors = {
-            name: make_predictor(model, threads=threads) for name, model in variants.items()
-        }
+        predictors = {name: make_predictor(model, threads) for name, model in variants.items()}
         for size in batch_sizes:
             batch = images[np.arange(size) % len(images)]  # (B, 3, h, w)
             times = time_variants(predictors, batch, repeats, seconds, generator)
@@ -107,42 +114,24 @@ def summarise_times(
 
 
 def check_threads(threads: int | None) -> int:
-    """The number of threads, by default one a core; ValueError for more than there are cores."""
+    """The number of threads, by default one a core; UserError for more than there are cores."""
     cores = count_cores()
     if threads is None:
         return cores
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= cores:
+    if not 1 <= threads <= cores:
         raise UserError(
-            f"threads={threads!r}: this process may use {cores} core{'s' * (cores > 1)}, and more"
+            f"threads={threads}: this process may use {cores} core{'s' * (cores > 1)}, and more"
             f" threads than cores wait for each other; write a number from 1 to {cores}"
         )
     return threads
 
 
 @contextmanager
-def torch_threads(threads: int):
-    """Let torch compute with so many threads; does nothing where torch is not imported."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _check(variants, images, batch_sizes, repeats) -> None:
-    if not variants:
-        raise UserError("there is nothing to time: give at least one variant, {'fp32': model}")
-    if np.ndim(images) != 4 or not len(images):
-        raise UserError(
-            f"images must be pixels (N, 3, h, w), at least one; their shape is {np.shape(images)}"
-        )
-    for name, value in [("repeats", repeats), *(("a batch size", size) for size in batch_sizes)]:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if not batch_sizes:
-        raise UserError("batch_sizes is empty; write (1, 32)")

@@ -21,42 +21,46 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from vitlab.compress.bias import add_to_biases, level_logits, measure_shifts
-from vitlab.compress.export import Export
+from vitlab.compress.export import (
+    Export,
+    Gate,
+    check_target,
+    describe_failure,
+    draw_pixels,
+    measure_parity,
+    measure_sqnr,
+    write_pair,
+)
 from vitlab.compress.graph import (
     MAP_OPS,
     WEIGHTED,
+    add_to_biases,
     drop_notes,
+    level_logits,
     load_graph,
     map_nodes,
+    measure_shifts,
     shield_float_nodes,
-    weight_bytes,
     weighted_nodes,
 )
-from vitlab.compress.parity import (
-    Gate,
-    PixelSet,
-    compare_logits,
-    draw_pixels,
-    explain_failure,
-    measure_sqnr,
-    summarise_parity,
-)
-from vitlab.compress.preprocess import normalise
 from vitlab.compress.processor import multiplies_int8
-from vitlab.compress.session import open_session, run_pixels
-from vitlab.compress.sidecar import check_target, read_sidecar, read_transform, write_pair
+from vitlab.compress.session import (
+    normalise,
+    open_session,
+    read_description,
+    read_transform,
+    run_pixels,
+)
 from vitlab.errors import UserError
-from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 
 INT8_GATE = Gate(0.99)
 CALIBRATION_IMAGES = 64  # on which the ranges of the activations are measured
 BIAS_IMAGES = 32  # of these, from which the biases are corrected
 RANKING_IMAGES = 16  # on which the sensitivity of nodes is measured
-FLOAT_NODES, MORE = 8, 4  # left in float at the first try, and more at each further one
+FLOAT_NODES, MORE = 8, 4  # left in float at the second try, and more at each further one
 CHUNK = 8  # images in memory at a time
 
 
@@ -65,73 +69,66 @@ def quantize_onnx(
     path: Path | str,
     data: DataBundle,
     *,
-    split: str | Sequence[str] = "val",
     gate_images: int = 256,
     gate: Gate = INT8_GATE,
-    on_failure: str = "refuse",
     seed: int = 0,
 ) -> Export:
     """Write `path` (.onnx) and its JSON from `source`, a file of `export_onnx`.
 
     Linear layers and convolutions get int8 weights per channel, activations 8 bits with ranges
-    measured on images of `split`, and biases a correction for the rounding
-    (`vitlab.compress.bias`). gate: what is accepted, by default the same class for 99 % of other
-    images of the split. Where it fails, the most sensitive nodes stay in float, eight at first and
-    four more at each try, up to half of them. Processors without 8-bit instructions get 7-bit
-    weights, because their 16-bit sums overflow. on_failure: `refuse` raises ValueError with the
-    worst images and writes nothing; `flag` writes with parity.passed = false. The JSON has neither
-    temperature nor conformal limits: those of the source belong to another model (see
-    `vitlab.compress.note_calibration`)."""
+    measured on validation images, and biases a correction for the rounding. gate: what is accepted,
+    by default the same class for 99 % of other validation images. Where it fails, the most
+    sensitive nodes stay in float, eight at first and four more at each try, up to half of them.
+    Where it fails still, UserError with the worst images; then nothing is written. Processors
+    without 8-bit instructions get 7-bit weights, because their 16-bit sums overflow. The JSON has
+    neither temperature nor conformal limits: those of the source belong to another model (see
+    `vitlab.compress.note_calibration`). summary: also float_nodes, the names of nodes in float."""
     source, path = Path(source), check_target(path)
-    description = read_sidecar(source)
-    _check_choices(description, on_failure, data, source, path)
+    description = read_description(source)
+    _check_source(description, data, source, path)
     transform, classes = read_transform(description), description["classes"]
-    ranging, testing = _draw_both(data, transform, split, gate_images, seed)
-    reference = run_pixels(open_session(source), testing.pixels, transform)
-
-    def measure(target: Path) -> Export:
-        logits = run_pixels(open_session(target), testing.pixels, transform)
-        table = compare_logits(testing.sample_ids, reference, logits, classes)
-        return Export(target, summarise_parity(table, reference, logits, gate), table)
-
-    with tempfile.TemporaryDirectory(prefix="vitlab-quantize-") as folder:
-        quantizer = _Quantizer(load_graph(source), ranging, transform, Path(folder))
-        result, float_nodes = measure(quantizer.quantise()), []
-        if not result.summary["passed"]:
-            few = testing.take(np.arange(min(RANKING_IMAGES, len(testing))))
-            ranking = quantizer.rank_nodes(few, reference[: len(few)])
-            most, count = len(ranking) // 2, 0
-            while not result.summary["passed"] and count < most:
-                count = min(count + MORE if count else FLOAT_NODES, most)
-                tried = measure(quantizer.quantise(ranking[:count]))
-                if tried.summary["passed"] or _quality(tried) > _quality(result):
-                    result, float_nodes = tried, sorted(ranking[:count])
-        if not result.summary["passed"] and on_failure == "refuse":
-            what = f"{description['name']} as int8 ({source.name})"
-            raise UserError(explain_failure(what, result.parity, result.summary))
-        details = {
-            "reduce_range": quantizer.reduce_range,
-            "share": quantizer.share(float_nodes),
-            "float_nodes": float_nodes,
-            "calibration_images": len(ranging),
-        }
-        parity = {"against": source.name, "sha256": description["sha256"], **result.summary}
-        changed = {"quantisation": details, "calibration": None, "parity": parity}
-        written = result.path.read_bytes()
-        write_pair(
-            path,
-            lambda temporary: temporary.write_bytes(written),
-            {**description, "method": "static", **changed},
+    rows, pixels = draw_pixels(data, transform, CALIBRATION_IMAGES + gate_images, seed)
+    # half of them each where there are not enough for both
+    count = min(CALIBRATION_IMAGES, max(len(rows) - gate_images, len(rows) // 2))
+    if rows["label"].head(count).nunique() < 2:
+        raise UserError(
+            f"the {count} images on which ranges are measured hold fewer than two classes; int8"
+            " needs more validation images"
         )
-    summary = {"method": "static", "bytes": path.stat().st_size, **details, **result.summary}
-    return Export(path, summary, result.parity)
+    testing, rows = pixels[count:], rows[count:].reset_index(drop=True)
+    reference = run_pixels(open_session(source), testing, transform)
+    with tempfile.TemporaryDirectory(prefix="vitlab-quantize-") as folder:
+        images = normalise(pixels[:count], transform)
+        quantizer = _Quantizer(load_graph(source), images, Path(folder))
+        most, ranking, float_nodes = len(quantizer.nodes) // 2, [], []
+        while True:
+            content = quantizer.quantise(float_nodes)
+            logits = run_pixels(open_session(content), testing, transform)
+            parity = measure_parity(reference, logits)
+            if gate.passes(parity) or len(float_nodes) == most:
+                break
+            few = normalise(testing[:RANKING_IMAGES], transform)
+            ranking = ranking or quantizer.rank_nodes(few)
+            more = MORE if float_nodes else FLOAT_NODES
+            float_nodes = ranking[: min(len(float_nodes) + more, most)]
+    if not gate.passes(parity):
+        failed = describe_failure(rows, reference, logits, classes, gate)
+        raise UserError(f"{description['name']} as int8 ({source.name}) {failed}")
+    facts = {"reduce_range": quantizer.reduce_range, "float_nodes": sorted(float_nodes)}
+    against = {"against": source.name, "sha256": description["sha256"]}
+    changed = {"method": "int8", "quantisation": facts, "calibration": None}
+    write_pair(path, content, {**description, **changed, "parity": {**against, **parity}})
+    return Export(path, {"method": "int8", "bytes": path.stat().st_size, **facts, **parity})
 
 
 class _Quantizer:
-    """Quantised files of one float graph in a folder; ranges are measured once for all of them."""
+    """Quantised versions of one float graph; ranges and shifts are measured once for all of them.
 
-    def __init__(self, proto: onnx.ModelProto, images: PixelSet, transform, folder: Path):
-        self.proto, self.images, self.transform, self.folder = proto, images, transform, folder
+    images: (N, C, h, w), normalised. folder: for the files that onnxruntime's quantiser works on.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, images: np.ndarray, folder: Path):
+        self.proto, self.images, self.folder = proto, images, folder
         self.reduce_range = not multiplies_int8()
         self.source, self.ranges = folder / "source.onnx", folder / "ranges.json"
         onnx.save(proto, self.source)
@@ -139,40 +136,31 @@ class _Quantizer:
         if not self.nodes:
             raise UserError("the graph has neither a linear layer nor a convolution to quantise")
         with _silence():
-            _measure_ranges(self.source, self.ranges, self._feed(len(images)))
-        self.shifts = {}
-        whole = self._convert(self.nodes)
-        self.shifts = measure_shifts(whole, proto, self._feed(BIAS_IMAGES))
+            _measure_ranges(self.source, self.ranges, images)
+        self.shifts = measure_shifts(self._convert(self.nodes), proto, images[:BIAS_IMAGES])
 
-    def share(self, float_nodes: Collection[str]) -> float:
-        """Share of the bytes of the weights that are quantised."""
-        size = weight_bytes(self.proto)
-        return 1 - sum(size[name] for name in float_nodes) / sum(size.values())
-
-    def quantise(self, float_nodes: Collection[str] = ()) -> Path:
-        """The file in which all weighted nodes but these are quantised, with corrected biases."""
+    def quantise(self, float_nodes: Collection[str] = ()) -> bytes:
+        """The graph in which all weighted nodes but these are quantised, with corrected biases."""
         names = [name for name in self.nodes if name not in set(float_nodes)]
-        graph = shield_float_nodes(self._convert(names))
-        level_logits(graph, self.proto, self._feed(len(self.images)))
-        target = self.folder / f"{len(names)}.onnx"
-        onnx.save(drop_notes(graph), target)
-        return target
+        graph = shield_float_nodes(self._correct(self._convert(names), names))
+        level_logits(graph, self.proto, self.images)
+        return drop_notes(graph).SerializeToString()
 
-    def rank_nodes(self, testing: PixelSet, reference: np.ndarray) -> list[str]:
+    def rank_nodes(self, images: np.ndarray) -> list[str]:
         """The weighted nodes, most sensitive first: those that add most noise to the logits when
         quantised alone.
         """
-        sqnr = {}
+        reference, sqnr = _compute(self.proto, images), {}
         for name in tqdm(self.nodes, desc="sensitivity", unit="node", delay=10, leave=False):
-            alone = open_session(self._convert([name]).SerializeToString())
-            logits = run_pixels(alone, testing.pixels, self.transform)
-            sqnr[name] = measure_sqnr(reference, logits)
+            alone = self._correct(self._convert([name]), [name])
+            sqnr[name] = measure_sqnr(reference, _compute(alone, images))
         return sorted(sqnr, key=sqnr.get)
 
+    def _correct(self, graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+        return add_to_biases(graph, [self.shifts[name] for name in names if name in self.shifts])
+
     def _convert(self, names: Sequence[str]) -> onnx.ModelProto:
-        """The graph with these nodes quantised, and with their biases corrected once the shifts are
-        known.
-        """
+        """The graph with these nodes quantised, as onnxruntime does it."""
         target = self.folder / "converted.onnx"
         between = sorted(map_nodes(self.proto, set(self.nodes) - set(names)))
         with _silence():
@@ -193,14 +181,7 @@ class _Quantizer:
                     "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
                 },
             )
-        shifts = [self.shifts[name] for name in names if name in self.shifts]
-        return add_to_biases(onnx.load(target), shifts)
-
-    def _feed(self, count: int) -> Iterator[np.ndarray]:
-        """Inputs of the graph (B, C, h, w) from the first images, a few at a time."""
-        pixels = self.images.pixels[:count]
-        for start in range(0, len(pixels), CHUNK):
-            yield normalise(pixels[start : start + CHUNK], self.transform)
+        return onnx.load(target)
 
 
 class _Reader(CalibrationDataReader):
@@ -214,7 +195,7 @@ class _Reader(CalibrationDataReader):
         return None if image is None else {"images": image[None]}
 
 
-def _measure_ranges(source: Path, cache: Path, batches: Iterator[np.ndarray]) -> None:
+def _measure_ranges(source: Path, cache: Path, images: np.ndarray) -> None:
     """Write the ranges that onnxruntime's quantiser reads, from a few images at a time: onnxruntime
     keeps all values in memory until it computes ranges.
     """
@@ -224,9 +205,14 @@ def _measure_ranges(source: Path, cache: Path, batches: Iterator[np.ndarray]) ->
         augmented_model_path=str(cache.with_name("augmented.onnx")),
         calibrate_method=CalibrationMethod.MinMax,
     )
-    for batch in batches:
-        calibrator.collect_data(_Reader(batch))
+    for start in range(0, len(images), CHUNK):
+        calibrator.collect_data(_Reader(images[start : start + CHUNK]))
     save_tensors_data(calibrator.compute_data(), cache)
+
+
+def _compute(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """The logits of a few images."""
+    return open_session(graph.SerializeToString()).run(None, {"images": images})[0]
 
 
 @contextmanager
@@ -243,31 +229,7 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _quality(result: Export) -> tuple[float, float]:
-    """What the gate compares, larger being better."""
-    return result.summary["agreement"], -result.summary["relative_difference"]
-
-
-def _draw_both(data, transform, split, gate_images, seed) -> tuple[PixelSet, PixelSet]:
-    """Images on which ranges are measured, and others for the gate; half of them each where there
-    are not enough for both.
-    """
-    images = draw_pixels(data, transform, split, CALIBRATION_IMAGES + gate_images, seed)
-    count = min(CALIBRATION_IMAGES, max(len(images) - gate_images, len(images) // 2))
-    ranging, testing = images.take(np.arange(count)), images.take(np.arange(count, len(images)))
-    found = sorted({data.classes[k] for k in ranging.label})
-    if len(found) < 2:
-        held = f"only the class {found[0]}" if found else "no class"
-        raise UserError(
-            f"the {count} images on which ranges are measured hold {held}: the ranges would suit"
-            " that class alone; give a split with images of all classes"
-        )
-    return ranging, testing
-
-
-def _check_choices(description, on_failure, data: DataBundle, source: Path, path: Path) -> None:
-    if on_failure not in ("refuse", "flag"):
-        raise UserError(unknown("on_failure", on_failure, ["refuse", "flag"]))
+def _check_source(description: dict, data: DataBundle, source: Path, path: Path) -> None:
     if description["method"] != "fp32":
         raise UserError(
             f"{source.name} is quantised already; start from the file that export_onnx wrote"

@@ -1,34 +1,70 @@
-"""A classifier from an ONNX file, with neither torch nor timm: what runs where the model is
-used.
-"""
+"""An exported classifier, run with ONNX Runtime, NumPy and Pillow, without torch.
+
+`model.onnx` has a description beside it, `model.onnx.json`: classes, transform, checksum, and the
+temperature and conformal limits of this very file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vitlab.compress.preprocess import fit_image, normalise
-from vitlab.compress.sidecar import available_threads, read_sidecar, read_transform
 from vitlab.errors import MissingFileError, UserError
-from vitlab.pictures import open_picture
+from vitlab.files import hash_file
+from vitlab.pictures import fit_picture
+from vitlab.places import count_cores
+from vitlab.schema import Transform
 
+INPUT = "images: float32 (B, C, h, w), fitted to size, scaled to 0..1, minus mean, divided by std"
+FIELDS = {"name", "classes", "transform", "input", "method", "sha256", "calibration", "parity"}
 BATCH = 32  # images computed together, so that memory does not grow with their number
-MAX_PIXELS = 50_000_000  # of one image file: 150 MB decoded
+
+
+class OnnxClassifier:
+    """Images to calibrated probabilities, by an ONNX file and its description.
+
+    threads: within one operation; by default one for each core. description: the content of the
+    JSON; classes, transform and temperature (1 where none was fitted) are read from it.
+
+    MissingFileError where a file is missing; UserError where one is damaged, or the two do not
+    belong together."""
+
+    def __init__(self, path: Path | str, threads: int | None = None):
+        self.description = read_description(path)
+        self.classes = tuple(self.description["classes"])
+        self.transform = read_transform(self.description)
+        calibration = self.description["calibration"] or {}
+        self.temperature = float(calibration.get("temperature", 1.0))
+        self.session = open_session(path, threads)
+
+    def predict_logits(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """(N, num_classes) float32, as the graph gives them."""
+        logits = [np.zeros((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            pixels = np.stack([fit_image(image, self.transform) for image in batch])
+            logits.append(run_pixels(self.session, pixels, self.transform))
+        return np.concatenate(logits)
+
+    def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Probabilities (N, num_classes), calibrated by the temperature."""
+        scaled = self.predict_logits(images).astype(np.float64) / self.temperature
+        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return raised / raised.sum(axis=1, keepdims=True)
 
 
 def open_session(
     path: Path | str | bytes, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the processor; ValueError with the cause where the file cannot be
+    """An ONNX Runtime session on the processor; UserError with the cause where the file cannot be
     run.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
+    options.intra_op_num_threads = threads or count_cores()
     options.inter_op_num_threads = 1
     # threads that spin between operations take time from those at work where two share a core, and
     # from other sessions
@@ -46,136 +82,76 @@ def open_session(
 
 
 def run_pixels(
-    session: onnxruntime.InferenceSession, pixels: np.ndarray, transform, batch: int = BATCH
+    session: onnxruntime.InferenceSession, pixels: np.ndarray, transform: Transform
 ) -> np.ndarray:
     """Logits (N, num_classes) float32 of fitted pixels (N, h, w, C) uint8."""
     name, logits = session.get_inputs()[0].name, []
-    for start in range(0, len(pixels), batch):
-        part = normalise(pixels[start : start + batch], transform)  # (B, C, h, w)
-        logits.append(session.run(None, {name: part})[0].astype(np.float32))
+    for start in range(0, len(pixels), BATCH):
+        batch = normalise(pixels[start : start + BATCH], transform)  # (B, C, h, w)
+        logits.append(session.run(None, {name: batch})[0].astype(np.float32))
     return np.concatenate(logits)
 
 
-class OnnxClassifier:
-    """Images to calibrated probabilities, by `model.onnx` and the `model.onnx.json` beside it.
+def fit_image(image: Image.Image, transform: Transform) -> np.ndarray:
+    """(h, w, 3) uint8 in RGB, or (h, w, 1) in grey where the transform has one mean; see
+    `vitlab.pictures.fit_picture`.
+    """
+    height, width = transform.size
+    return np.asarray(fit_picture(image, transform)).reshape(height, width, len(transform.mean))
 
-    threads: within one operation; by default all cores that the process may use. description: what
-    the JSON holds; classes, transform, temperature (1 where none was fitted) and limits (of
-    conformal sets, None where there are none) are read from it.
 
-    FileNotFoundError where a file is missing; ValueError where one is damaged, or the two do not
+def normalise(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    """uint8 (..., h, w, C) to float32 (..., C, h, w): values in 0..1, then minus mean, over std,
+    per channel.
+    """
+    mean, std = (np.array(values, np.float32) for values in (transform.mean, transform.std))
+    values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def description_path(path: Path | str) -> Path:
+    """Where the description of an ONNX file lies: its name with .json at the end."""
+    path = Path(path)
+    return path.with_name(path.name + ".json")
+
+
+def read_description(path: Path | str) -> dict:
+    """The description of an ONNX file, checked against the file.
+
+    MissingFileError where one of the two is missing; UserError where one is damaged or they do not
     belong together."""
-
-    def __init__(self, path: Path | str, threads: int | None = None):
-        if threads is not None and threads < 1:
-            raise UserError(
-                f"threads={threads}: write a number from 1 on, or leave it out for all cores"
+    path, beside = Path(path), description_path(path)
+    for file in (path, beside):
+        if not file.is_file():
+            raise MissingFileError(
+                f"{file} is missing; export_onnx(model, {str(path)!r}, data) writes {path.name} and"
+                f" {beside.name}"
             )
-        self.path = Path(path)
-        self.description = read_sidecar(path)
-        self.classes = tuple(self.description["classes"])
-        self.transform = read_transform(self.description)
-        calibration = self.description["calibration"] or {}
-        self.temperature = float(calibration.get("temperature") or 1.0)
-        self.limits = calibration.get("limits")
-        self.session = open_session(path, threads)
-
-    def predict_logits(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """(N, num_classes) float32, as the graph gives them. images: decoded ones or paths;
-        ValueError for what is no image.
-        """
-        if isinstance(images, str | Path | Image.Image):
-            images = [images]
-        if not len(images):
-            return np.zeros((0, len(self.classes)), np.float32)
-        logits = []
-        for start in range(0, len(images), BATCH):
-            pixels = np.stack(
-                [
-                    fit_image(read_image(image), self.transform)
-                    for image in images[start : start + BATCH]
-                ]
-            )
-            logits.append(run_pixels(self.session, pixels, self.transform))
-        return np.concatenate(logits)
-
-    def predict(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """Probabilities (N, num_classes), calibrated by the temperature."""
-        scaled = self.predict_logits(images).astype(np.float64) / self.temperature
-        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
-        return raised / raised.sum(axis=1, keepdims=True)
-
-    def find_sets(self, probabilities: np.ndarray) -> np.ndarray:
-        """Whether each class is in the conformal set of each image: (N, num_classes), True or
-        False; a set may be empty.
-
-        The limits were found by `vitlab.evaluation.conformal_sets` on the validation split, as was
-        the temperature."""
-        if self.limits is None:
-            raise UserError(
-                f"{self.path.name} has no conformal limits; export it with"
-                " calibration=find_calibration(predictions, alpha=0.1)"
-            )
-        limits = np.array(
-            [np.inf if self.limits[name] is None else self.limits[name] for name in self.classes]
-        )
-        return 1 - probabilities <= limits
-
-    def predict_table(
-        self, images: Sequence[Image.Image | Path | str], sample_ids: Sequence[str] | None = None
-    ) -> pd.DataFrame:
-        """A row an image: sample_id, pred, confidence, prob_<class>; and, with conformal limits,
-        in_<class>, size, sure.
-
-        sample_ids: by default the paths, or numbers. sure: the set holds one class.
-        """
-        if sample_ids is None:
-            sample_ids = [
-                str(image) if isinstance(image, str | Path) else str(i)
-                for i, image in enumerate(images)
-            ]
-        if len(sample_ids) != len(images):
-            raise UserError(
-                f"{len(sample_ids)} sample_ids do not name {len(images)} images; give one of each"
-            )
-        prob = self.predict(images)
-        table = pd.DataFrame(
-            {"sample_id": list(sample_ids), "pred": np.array(self.classes)[prob.argmax(axis=1)]}
-        )
-        table["confidence"] = prob.max(axis=1, initial=0)
-        table[[f"prob_{name}" for name in self.classes]] = prob
-        if self.limits is not None:
-            inside = self.find_sets(prob)
-            table[[f"in_{name}" for name in self.classes]] = inside
-            table = table.assign(size=inside.sum(axis=1), sure=inside.sum(axis=1) == 1)
-        return table
-
-
-def read_image(image: Image.Image | Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a file as `open_picture` does for training; an image in memory is given back as it is.
-
-    The size is checked before anything is decoded. ValueError for what is no image, is damaged, or
-    is too large."""
-    if isinstance(image, Image.Image):
-        return image
-    path = Path(image)
-    if not path.is_file():
-        raise MissingFileError(f"there is no file {path}")
-
-    def check(opened: Image.Image) -> None:
-        width, height = opened.size
-        if width * height > max_pixels:
-            raise UserError(
-                f"{path.name} has {width} x {height} pixels; at most {max_pixels:,} are taken: make"
-                " it smaller"
-            )
-
     try:
-        return open_picture(path, check)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path.name} is not an image that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path.name} is too large: {error}") from error
-    # Pillow's words for a file that ends early or is damaged
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path.name} is damaged: {error}") from error
+        description = json.loads(beside.read_text(encoding="utf-8"))
+        missing = FIELDS - description.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{beside} is damaged: {error}") from error
+    if missing:
+        raise UserError(
+            f"{beside} does not describe an exported model: it lacks {', '.join(sorted(missing))}"
+        )
+    if description["input"] != INPUT:
+        raise UserError(
+            f"{path} takes other inputs than this version of vitlab gives ({description['input']});"
+            " export it again"
+        )
+    if hash_file(path) != description["sha256"]:
+        raise UserError(
+            f"{path} is damaged or of another export than {beside.name}: its checksum is not the"
+            " one noted there"
+        )
+    return description
+
+
+def read_transform(description: dict) -> Transform:
+    """The transform in a description."""
+    fields = {}
+    for name, value in description["transform"].items():
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return Transform(**fields)

@@ -4,78 +4,61 @@ NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
 
+from vitlab.compress.session import open_session
+from vitlab.data import ImageDataset
 from vitlab.errors import MissingFileError, UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from vitlab.schema import DataBundle, Transform
+from vitlab.schema import DataBundle, ModelBundle, Transform, check_predictions
 
 Predictor = Callable[[np.ndarray], np.ndarray]
+BATCH = 8  # images; faster in PyTorch on a processor than a large batch, which allocates anew
+MB = 1e6  # bytes
+SAVED = ("model.safetensors", "model.json")
 
 
-def make_predictor(model, *, threads: int | None = None) -> Predictor:
+def make_predictor(model: ModelBundle | Path | Predictor, threads: int | None = None) -> Predictor:
     """A function from pixels (B, 3, h, w) to logits (B, num_classes), both float32.
 
-    model: a ModelBundle or torch module, the path of an ONNX file, an onnxruntime session, or a
-    function, which is returned as it is. threads: of a session made here; a torch module computes
-    with as many threads as torch is set to. ValueError for anything else.
+    model: a model, the path of an ONNX file, or a function, which is returned as it is. threads: of
+    an ONNX file; a PyTorch model computes with as many threads as torch is set to.
 
     >>> from vitlab.models import build_model
     >>> predictor = make_predictor(build_model("vit_scratch", ["cat", "dog"], size=32))
     >>> predictor(np.zeros((4, 3, 32, 32), np.float32)).shape
     (4, 2)
     """
+    if isinstance(model, ModelBundle):
+        return _call_module(model.module.eval())
     if isinstance(model, str | Path):
-        from vitlab.compress.session import open_session
-
-        if not Path(model).is_file():
-            raise MissingFileError(
-                f"there is no file {model}; export_onnx(model, path, data) writes one"
-            )
         return _call_session(open_session(model, threads))
-    if hasattr(model, "get_inputs"):
-        return _call_session(model)
-    module = getattr(model, "module", model)
-    if hasattr(module, "state_dict"):
-        return _call_module(module)
-    if not callable(model):
-        raise UserError(
-            f"a {type(model).__name__} gives no logits: pass a model, the path of an ONNX file, or"
-            " a function"
-        )
     return model
 
 
 def predict_variants(
-    variants: Mapping[str, object],
+    variants: Mapping[Hashable, ModelBundle | Path | Predictor],
     data: DataBundle,
     transform: Transform,
     splits: Sequence[str] = ("test",),
-) -> dict[str, pd.DataFrame]:
+) -> dict[Hashable, pd.DataFrame]:
     """The predictions table of each variant (what `make_predictor` takes, by name), as of
     `vitlab.training.predict`. Each image is read and prepared once for all variants.
     """
-    import pandas as pd
-    from scipy.special import softmax
-
-    from vitlab.data import ImageDataset
-    from vitlab.schema import check_predictions
-
-    batch_size = 8  # faster in PyTorch on a processor than a large batch, which allocates anew
     predictors = {name: make_predictor(model) for name, model in variants.items()}
     rows = pd.concat([data.split(split) for split in splits])
     rows = rows[["sample_id", "split", "group", "label"]].reset_index(drop=True)
+    if rows.empty:
+        raise UserError(f"{data.name} has no images in the split {' or '.join(splits)}")
     dataset = ImageDataset(data, rows["sample_id"].tolist(), transform)
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in variants}
-    for start in range(0, len(dataset), batch_size):
-        batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
+    logits: dict[Hashable, list[np.ndarray]] = {name: [] for name in variants}
+    for start in range(0, len(dataset), BATCH):
+        batch = dataset.__getitems__(range(start, min(start + BATCH, len(dataset))))
         pixels = np.stack([image.numpy() for image, _, _ in batch])  # (B, 3, h, w)
         for name, predictor in predictors.items():
             logits[name].append(predictor(pixels))
@@ -95,6 +78,15 @@ def predict_variants(
     return tables
 
 
+def size_on_disk(path: Path | str) -> float:
+    """Megabytes (10^6 bytes) of a model: an ONNX file, or a folder of `save_model`."""
+    path = Path(path)
+    files = [path / name for name in SAVED if (path / name).is_file()] if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise MissingFileError(f"{path} is neither an ONNX file nor a folder of save_model")
+    return sum(file.stat().st_size for file in files) / MB
+
+
 def _call_session(session) -> Predictor:
     name = session.get_inputs()[0].name
 
@@ -105,10 +97,7 @@ def _call_session(session) -> Predictor:
     return compute
 
 
-def _call_module(module) -> Predictor:
-    import torch
-
-    module.eval()
+def _call_module(module: torch.nn.Module) -> Predictor:
     weight = next(module.parameters())
 
     def compute(pixels: np.ndarray) -> np.ndarray:

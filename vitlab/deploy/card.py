@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from vitlab.app.prediction import Calibration, Prediction
-from vitlab.compress.confidence import find_calibration
+from vitlab.app.predictor import make_prediction
+from vitlab.compress.calibration import find_calibration
 from vitlab.evaluation import calibration_table, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.calibration import wilson_interval
-from vitlab.extremes import keep_extremes
+from vitlab.extremes import describe_cut, keep_extremes
 from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.runs import Run
 from vitlab.schema import SPLITS, check_predictions
@@ -41,20 +41,21 @@ def model_card(
     run: Run,
     predictions: pd.DataFrame | None = None,
     *,
-    calibration: Calibration | None = None,
+    calibration: Mapping | None = None,
     measured_on: str = "the weights of the run",
     usage: str = "",
 ) -> str:
     """The model card of a run as Markdown.
 
     Intervals resample the clusters of test images that notebook 04 has kept in CLUSTERS; without
-    that file, single images. predictions, calibration: of another form of the model, such as its
-    ONNX file, named in `measured_on`; by default those of the run. usage: Markdown that says how to
-    call it. FileNotFoundError where the run has no predictions or splits."""
+    that file, single images. predictions, calibration (of `find_calibration`): of another form of
+    the model, such as its ONNX file, named in `measured_on`; by default those of the run. usage:
+    Markdown that says how to call it. MissingFileError where the run has no predictions or splits.
+    """
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
     classes = check_predictions(predictions)
-    calibration = calibration or Calibration.from_sidecar(find_calibration(predictions), classes)
-    calibrated = apply_temperature(predictions, calibration.temperature)
+    calibration = calibration or find_calibration(predictions)
+    calibrated = apply_temperature(predictions, calibration["temperature"])
     test = calibrated[calibrated["split"] == "test"]
     data = read_data_card(run)
     cluster, drawn = None, "single test images (notebook 04 finds near-duplicates)"
@@ -190,7 +191,7 @@ def _describe_data(
         "",
         *version,
         *pipe_table(["class", *counts.columns], rows),
-        *_note_cut(len(shown), len(counts)),
+        *_note_cut(describe_cut(len(shown), len(counts), by="number of images")),
         *source,
     ]
 
@@ -220,31 +221,28 @@ def _write_groups(calibrated: pd.DataFrame, cluster: pd.Series | None) -> list[s
         cells = [" ".join(_with_interval(part.loc[metric])) for metric in BY_GROUP]
         rows.append([escape(group), f"{part['n'].iloc[0]:,}", *cells])
     lines = pipe_table(["group", "images", *(SHOWN[metric] for metric in BY_GROUP)], rows)
-    return [*lines, *_note_cut(len(shown), len(first), SHOWN[BY_GROUP[0]], "groups")]
+    return [*lines, *_note_cut(describe_cut(len(shown), len(first), "groups", SHOWN[BY_GROUP[0]]))]
 
 
 def _describe_calibration(
-    before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration, cluster: pd.Series | None
+    before: pd.DataFrame, after: pd.DataFrame, calibration: Mapping, cluster: pd.Series | None
 ) -> str:
-    errors = [
-        calibration_table(part, cluster=cluster).set_index("metric").loc["ece"]
-        for part in (before, after)
-    ]
-    first, last = (" ".join(_with_interval(error)) for error in errors)
+    tables = [calibration_table(part, cluster=cluster) for part in (before, after)]
+    first, last = (
+        " ".join(_with_interval(table.set_index("metric").loc["ece"])) for table in tables
+    )
     return (
-        f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half"
-        " of the validation images. On the test images the expected calibration error was"
-        f" {first} before and is {last} after. With so few images, perfectly calibrated"
-        f" probabilities would have {errors[1]['calibrated_low']:.3f} to"
-        f" {errors[1]['calibrated_high']:.3f} in 95% of cases."
+        f"The logits are divided by a temperature of {calibration['temperature']:.3f}, fitted on"
+        " half of the validation images. On the test images the expected calibration error was"
+        f" {first} before and is {last} after."
     )
 
 
 def _describe_doubt(
-    test: pd.DataFrame, classes: tuple[str, ...], calibration: Calibration
+    test: pd.DataFrame, classes: tuple[str, ...], calibration: Mapping
 ) -> list[str]:
     probabilities = test[[f"prob_{name}" for name in classes]].to_numpy()
-    made = [Prediction.from_probabilities(row, classes, calibration) for row in probabilities]
+    made = [make_prediction(row, classes, calibration) for row in probabilities]
     label = test["label"].astype(str).to_numpy()
     sure = np.array([prediction.sure for prediction in made])
     right = np.array([prediction.classes[0] for prediction in made]) == label
@@ -253,7 +251,7 @@ def _describe_doubt(
     low, high = wilson_interval(covered.mean(), len(covered))
     lines = [
         "A conformal set of classes misses the true one for at most"
-        f" {calibration.alpha:.0%} of the images of each class. The model says"
+        f" {calibration['alpha']:.0%} of the images of each class. The model says"
         ' "not sure" unless the set contains only the most probable class. On the test images:',
         "",
         f"- the sets contained the true class for {covered.mean():.1%} ({low:.1%} to {high:.1%});",
@@ -303,6 +301,5 @@ def _with_interval(row: pd.Series) -> tuple[str, str]:
     return value, f"({row['low']:.3f} to {row['high']:.3f})"
 
 
-def _note_cut(shown: int, total: int, by: str = "images", what: str = "classes") -> list[str]:
-    note = f"The table has {shown} of {total:,} {what}: those with the lowest and the highest {by}."
-    return ["", note] if shown < total else []
+def _note_cut(note: str) -> list[str]:
+    return ["", f"The table shows {note}."] if note else []

@@ -4,22 +4,25 @@ any machine with Python and without torch.
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import sys
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from string import Template
 
-from vitlab.app.prediction import Calibration
-from vitlab.app.serving import CARD, EXAMPLES, ONNX, SETTINGS, WEIGHTS
-from vitlab.compress.confidence import note_calibration
+import vitlab
+from vitlab.app.predictor import ONNX, WEIGHTS
+from vitlab.app.serving import CARD, EXAMPLES, SETTINGS
+from vitlab.compress.calibration import note_calibration
 from vitlab.compress.export import export_onnx
-from vitlab.compress.session import OnnxClassifier
-from vitlab.compress.sidecar import sidecar_path
+from vitlab.compress.session import description_path, read_description, read_transform
+from vitlab.compress.variants import predict_variants
 from vitlab.deploy.card import model_card
-from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
-from vitlab.deploy.vendor import copy_modules
+from vitlab.deploy.parts import describe_run, load_run_data, write_examples
 from vitlab.errors import MissingFileError, UserError
 from vitlab.markup import escape
 from vitlab.models import load_model
@@ -27,8 +30,10 @@ from vitlab.runs import Run
 from vitlab.schema import DataBundle
 from vitlab.user_files import fill_folder
 
+HERE, ROOT = Path(__file__).parent, Path(vitlab.__file__).parent
 ENTRY = "vitlab.app.serving"
 REQUIRED = ("gradio", "onnxruntime", "numpy", "pandas", "pillow")
+SOURCES = (".css",)  # files beside the modules that they read
 LICENCES = {  # text in our licence -> Hugging Face's name of the licence; longer texts first
     "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
     "CC BY-NC 4.0": "cc-by-nc-4.0",
@@ -38,7 +43,6 @@ LICENCES = {  # text in our licence -> Hugging Face's name of the licence; longe
     "Apache": "apache-2.0",
     "MIT": "mit",
 }
-
 APP = '''\
 """Starts the app. On this machine: python app.py, then open the address that it prints."""
 
@@ -47,56 +51,13 @@ from pathlib import Path
 from vitlab.app.serving import serve
 
 if __name__ == "__main__":
-    serve(Path(__file__).parent, host=None)  # 127.0.0.1, or what GRADIO_SERVER_NAME says: Spaces and the Dockerfile set it
-'''  # noqa: E501
-
-DOCKERFILE = """\
-FROM python:{python}-slim
-ENV PYTHONUNBUFFERED=1 GRADIO_ANALYTICS_ENABLED=False GRADIO_SERVER_NAME=0.0.0.0 GRADIO_SERVER_PORT=7860
-RUN useradd --create-home --uid 1000 app
-WORKDIR /srv/app
-COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
-COPY . .
-USER app
-EXPOSE 7860
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD python -c \
-"import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=4)"
-CMD ["python", "app.py"]
-"""  # noqa: E501
-
-START = """\
-# {title}
-
-{subtitle}.
-
-This folder contains the complete app: the page, the model as ONNX, and the required part of the package vitlab, without torch.
-
-- On this machine: `pip install -r requirements.txt`, `python app.py`, then open the address that it prints (Python {python}).
-- In a container: `docker build -t app .`, then `docker run --rm -p 7860:7860 app` and http://127.0.0.1:7860.
-- On Hugging Face Spaces: `hf upload YOU/NAME . --repo-type space` (first `pip install huggingface_hub` and `hf auth login`).
-
-`app.py` and `vitlab/` are under the MIT licence in `vitlab/LICENSE`; the terms of the model and of the images are below.
-
-"""  # noqa: E501
-
-ATTRIBUTES = "".join(
-    f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("onnx", "png")
-)  # the Hub takes no others by git
-
-USAGE = """\
-```python
-from PIL import Image
-from vitlab.compress.session import OnnxClassifier
-
-classifier = OnnxClassifier("model.onnx")  # needs onnxruntime, numpy and Pillow, no torch
-image = Image.open("image.png")
-classifier.predict([image])  # calibrated probabilities, one row per image; columns as in classifier.classes
-classifier.predict_table([image])  # the same with the conformal set and whether the prediction is sure
-```
-
-Programs can ask the running app: `curl --data-binary @image.png http://127.0.0.1:7860/predict` gives JSON with
-`answer`, `sure`, `set` and `probabilities`."""  # noqa: E501
+    # 127.0.0.1, or what GRADIO_SERVER_NAME says: Spaces and the Dockerfile set it
+    serve(Path(__file__).parent, host=None)
+'''
+# the Hub takes no others by git
+ATTRIBUTES = (
+    "*.onnx filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
+)
 
 
 def export_space(run: Run | Path | str, folder: Path | str, onnx: Path | None = None) -> Path:
@@ -108,28 +69,27 @@ def export_space(run: Run | Path | str, folder: Path | str, onnx: Path | None = 
     split, and the modules of vitlab that it needs. onnx: the file to ship; by default the run's
     own, else its weights are exported. Metrics and calibration are those of the shipped file.
 
-    UserError if the folder is not empty; a failure leaves nothing behind."""
+    UserError for a folder that is not empty. MissingFileError where the run has no model."""
     run = run if isinstance(run, Run) else Run(run)
     with fill_folder(folder, parents=True) as (folder, work):
-        data = _put_model(run, onnx, work)
+        data = load_run_data(run)
+        _put_model(run, data, onnx, work / ONNX)
+        card = _make_card(run, data, work / ONNX)
         texts = describe_run(run, data.classes) | {"licence": data.licence}
         write_examples(data, work / EXAMPLES)
-        licence = f"Images of {data.name}: {data.licence or 'not stated'}\n\n{data.citation}\n"
-        card = _make_card(run, data, work)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shown = {name: escape(texts[name]) for name in ("title", "subtitle")}
-        start = START.format(python=python, **shown)
-        pinned = "".join(f"{name}=={version(name)}\n" for name in REQUIRED)
+        start = _fill("readme.md", python, escape(texts["title"]), escape(texts["subtitle"]))
         files = {
-            f"{EXAMPLES}/LICENCE.txt": licence,
+            f"{EXAMPLES}/LICENCE.txt": f"Images of {data.name}: {data.licence or 'not stated'}\n\n"
+            f"{data.citation}\n",
             SETTINGS: json.dumps(texts, indent=1, ensure_ascii=False) + "\n",
             CARD: card,
             "README.md": _front_matter(texts, python) + "\n" + start + card,
             ".gitattributes": ATTRIBUTES,
             "app.py": APP,
-            "Dockerfile": DOCKERFILE.format(python=python),
+            "Dockerfile": _fill("Dockerfile", python),
             ".dockerignore": ".git\n**/__pycache__\n",
-            "requirements.txt": pinned,
+            "requirements.txt": "".join(f"{name}=={version(name)}\n" for name in REQUIRED),
         }
         for name, text in files.items():
             (work / name).write_text(text, encoding="utf-8")
@@ -137,47 +97,40 @@ def export_space(run: Run | Path | str, folder: Path | str, onnx: Path | None = 
     return folder
 
 
-def _put_model(run: Run, onnx: Path | None, work: Path) -> DataBundle:
-    """Put model.onnx and its JSON into `work`: copies, or made from the weights of the run. Gives
-    the data set of the run.
-    """
+def _put_model(run: Run, data: DataBundle, onnx: Path | None, target: Path) -> None:
+    """Put an ONNX file and its JSON into place: copies, or made from the weights of the run."""
     if onnx is None and (run.path / ONNX).is_file():
         onnx = run.path / ONNX
-    if onnx is None and not (run.path / WEIGHTS).is_file():
+    if onnx is not None:
+        read_description(onnx)  # both files are there and belong together
+        shutil.copy(onnx, target)
+        shutil.copy(description_path(onnx), description_path(target))
+    elif (run.path / WEIGHTS).is_file():
+        export_onnx(load_model(run.path), target, data)
+    else:
         raise MissingFileError(
             f"run {run.name} has neither {ONNX} nor {WEIGHTS} to make it from; it has"
             f" {', '.join(run.files())}"
         )
-    if onnx is not None:
-        for path, name in ((onnx, ONNX), (sidecar_path(onnx), sidecar_path(ONNX).name)):
-            if not path.is_file():
-                raise MissingFileError(
-                    f"{path} is missing; an ONNX file needs the JSON file beside it"
-                )
-            shutil.copy(path, work / name)
-    data = load_run_data(run)
-    if onnx is None:
-        export_onnx(load_model(run.path), work / ONNX, data)
-    return data
 
 
-def _make_card(run: Run, data: DataBundle, work: Path) -> str:
+def _make_card(run: Run, data: DataBundle, path: Path) -> str:
     """The model card of the shipped file, whose calibration is fitted and stored beside it."""
-    classifier = OnnxClassifier(work / ONNX)
-    if classifier.classes != data.classes:
-        raise UserError(
-            f"the ONNX file has the classes {', '.join(classifier.classes)}, the data"
-            f" {', '.join(data.classes)}"
-        )
-    predictions = predict_splits(classifier, data)
-    noted = note_calibration(work / ONNX, predictions)
+    predictions = predict_variants(
+        {ONNX: path}, data, read_transform(read_description(path)), ("val", "test")
+    )[ONNX]
     return model_card(
         run,
         predictions,
-        calibration=Calibration.from_sidecar(noted, data.classes),
+        calibration=note_calibration(path, predictions),
         measured_on=f"the file `{ONNX}` as it is shipped",
-        usage=USAGE,
+        usage=(HERE / "usage.md").read_text(encoding="utf-8").strip(),
     )
+
+
+def _fill(name: str, python: str, title: str = "", subtitle: str = "") -> str:
+    template = Template((HERE / name).read_text(encoding="utf-8"))
+    return template.substitute(python=python, title=title, subtitle=subtitle)
 
 
 def _front_matter(texts: Mapping[str, str], python: str) -> str:
@@ -199,3 +152,64 @@ def _front_matter(texts: Mapping[str, str], python: str) -> str:
         "tags": "[image-classification, vision-transformer, onnx]",
     }
     return "---\n" + "".join(f"{name}: {value}\n" for name, value in fields.items()) + "---\n"
+
+
+def copy_modules(entries: Sequence[str], folder: Path) -> list[str]:
+    """Copy modules, and all modules of vitlab that they import at the top level, to
+    `folder`/vitlab; gives their names. The licence of vitlab goes with them.
+
+    Imports inside functions are optional and left out. Of a package's __init__ only the docstring
+    and the version are kept; UserError for an import that needs more of it."""
+    wanted, found = list(entries), {}
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        path = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        if not path.is_file():
+            raise UserError(
+                f"{name} is no module of vitlab that could be copied alone: {path} is not there"
+            )
+        found[name] = path
+        wanted += _find_imports(path)
+    for path in found.values():
+        target = folder / path.relative_to(ROOT.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for beside in path.parent.glob(f"{path.stem}.*"):
+            if beside == path or beside.suffix in SOURCES:
+                shutil.copy(beside, target.parent)
+        for package in target.relative_to(folder).parents[:-1]:
+            _write_init(ROOT.parent / package / "__init__.py", folder / package / "__init__.py")
+    (folder / ROOT.name / "LICENSE").write_text(licence_text(), encoding="utf-8")
+    return sorted(found)
+
+
+def licence_text() -> str:
+    """The licence of vitlab, from its installation (a wheel brings it) or from the checkout."""
+    with suppress(PackageNotFoundError):
+        text = distribution("vitlab").read_text("licenses/LICENSE")
+        if text:
+            return text
+    return (ROOT.parent / "LICENSE").read_text(encoding="utf-8")
+
+
+def _find_imports(path: Path) -> list[str]:
+    """Modules of vitlab that this one imports at the top level."""
+    names = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vitlab"):
+            continue
+        if ROOT.joinpath(*node.module.split(".")[1:]).is_dir():
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names.append(node.module)
+    return names
+
+
+def _write_init(source: Path, target: Path) -> None:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    lines = [f'"""{ast.get_docstring(tree)}"""\n']
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__version__":
+            lines.append(f"\n{ast.unparse(node)}\n")
+    target.write_text("".join(lines), encoding="utf-8")

@@ -1,6 +1,4 @@
-"""What a deployment takes from a run: its folder, data, examples, texts, and the predictions of its
-ONNX file.
-"""
+"""What a deployment takes from a run: its folder, data, examples and texts."""
 
 from __future__ import annotations
 
@@ -13,14 +11,10 @@ from contextlib import suppress
 from html import unescape
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from scipy.special import softmax
-
 from vitlab.app.page import Facts
-from vitlab.app.serving import CARD, ONNX, read_facts
-from vitlab.compress.session import BATCH, OnnxClassifier
-from vitlab.compress.sidecar import read_sidecar
+from vitlab.app.predictor import ONNX
+from vitlab.app.serving import CARD, read_facts
+from vitlab.compress.session import read_description
 from vitlab.data import load_dataset
 from vitlab.data.sources import DERIVED
 from vitlab.deploy.card import model_card, read_data_card
@@ -29,7 +23,7 @@ from vitlab.models.saving import DESCRIPTION
 from vitlab.places import reports_dir
 from vitlab.run_folders import list_all_runs
 from vitlab.runs import Run
-from vitlab.schema import DataBundle, check_predictions
+from vitlab.schema import DataBundle
 from vitlab.user_files import fill_folder
 
 EXAMPLES = 8  # images
@@ -54,18 +48,16 @@ def find_run(name: str | Path) -> Path:
         fitting = [path for path in names if any(one.startswith(str(name)) for one in names[path])]
     if len(fitting) == 1:
         return _check_finished(fitting[0])
-    shown = [names[path][0] for path in fitting or names]
     if fitting:
+        shown = ", ".join(names[path][0] for path in fitting)
         raise UserError(
-            f"{name} is the beginning of {len(shown)} runs: {', '.join(shown)}; write more of it"
+            f"{name} is the beginning of {len(fitting)} runs: {shown}; write more of it"
         )
-    every = [one for known in names.values() for one in known]
-    shown = difflib.get_close_matches(str(name), every, n=3) or shown
-    if not names:
-        shown = [f"none under {reports_dir() / 'runs'}; notebook 03 makes one"]
+    known = [one for several in names.values() for one in several]
+    near = difflib.get_close_matches(str(name), known, n=5) or known[:5] or ["none yet"]
     raise UserError(
-        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; there are"
-        f" {', '.join(shown[:5])}; `vitlab runs` lists all"
+        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; the nearest are"
+        f" {', '.join(near)}; `vitlab runs` lists all, and notebook 03 makes one"
     )
 
 
@@ -93,24 +85,6 @@ def _check_finished(folder: Path) -> Path:
 def load_run_data(run: Run) -> DataBundle:
     """The run's data set with its own splits."""
     return load_dataset(run.parameters["dataset"], samples=run.read_table("splits.csv"))
-
-
-def predict_splits(classifier: OnnxClassifier, data: DataBundle) -> pd.DataFrame:
-    """The predictions table of an ONNX file for validation and test images, before any
-    temperature.
-    """
-    rows = pd.concat([data.split("val"), data.split("test")], ignore_index=True)
-    ids = rows["sample_id"].tolist()
-    blocks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
-    logits = np.concatenate(
-        [classifier.predict_logits([data.read(one) for one in block]) for block in blocks]
-    )
-    table = rows[["sample_id", "split", "group", "label"]].copy()
-    table["pred"] = np.array(classifier.classes)[logits.argmax(axis=1)]
-    table[[f"logit_{name}" for name in classifier.classes]] = logits
-    table[[f"prob_{name}" for name in classifier.classes]] = softmax(logits, axis=1)
-    check_predictions(table)
-    return table
 
 
 def write_examples(data: DataBundle, folder: Path, count: int = EXAMPLES) -> None:
@@ -171,7 +145,7 @@ def describe_run(run: Run, classes: Sequence[str]) -> dict[str, str]:
 def _read_classes(folder: Path) -> list[str]:
     """The classes of the run's model, by the description of its ONNX file or of its weights."""
     if (folder / ONNX).is_file():
-        return read_sidecar(folder / ONNX)["classes"]
+        return read_description(folder / ONNX)["classes"]
     return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"]
 
 

@@ -14,7 +14,6 @@ but a reference range (`calibration_table`). Means over fewer than 30 images: `f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
+from vitlab.places import count_cores
 
 CHUNK = 30_000  # counts held at once: 240 kB fit into the cache of a core
 
@@ -73,11 +73,6 @@ def _draw(num_samples: int, rows: int, seed: list[int], cluster: np.ndarray | No
     counts = np.bincount(shifted.ravel(), minlength=rows * units).reshape(rows, units)
     counts = counts.astype(float)
     return counts if cluster is None else counts[:, cluster]
-
-
-def count_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_clusters(rows: pd.DataFrame, cluster) -> np.ndarray | None:

@@ -12,7 +12,6 @@ use the metrics that `verify` prints, not those on a page. Checksums are not sig
 show who made a bundle."""
 
 from vitlab.submission.bundle import make_bundle
-from vitlab.submission.verdict import print_verdict, write_junit
-from vitlab.submission.verify import verify_bundle
+from vitlab.submission.verify import print_verdict, verify_bundle, write_junit
 
 __all__ = ["make_bundle", "print_verdict", "verify_bundle", "write_junit"]

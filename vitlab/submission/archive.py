@@ -1,11 +1,11 @@
-"""The zip of a bundle, and MANIFEST.json with the SHA-256 of every file in it.
+"""A bundle as files: the zip, the manifest with the SHA-256 of every file, and reading them.
 
 The manifest shows that files are those that were packed. It does not show who packed them: anyone
 can write a new one for other files."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import stat
 import struct
 import tempfile
@@ -13,13 +13,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import atomic
+from vitlab.files import atomic, hash_file
+from vitlab.notebook import read_cells
 
 MANIFEST = "MANIFEST.json"
 MAX_FILES = 5_000
@@ -87,18 +91,15 @@ def unpack(path: Path, folder: Path) -> None:
     """Write the files of a zip below a folder. UnsafeBundle, before anything is written, for a zip
     that breaks the limits.
     """
-    name = path.name
     try:
         check_zip(path)
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = info.filename
-                archive.extract(info, folder)  # links become plain files
+            archive.extractall(folder)  # links become plain files
     except UnsafeBundle:
         raise
     except DAMAGE as error:
         raise UnsafeBundle(
-            f"{name} is damaged or incomplete ({error}); ask for the zip again"
+            f"{path.name} is damaged or incomplete ({error}); ask for the zip again"
         ) from error
 
 
@@ -106,17 +107,14 @@ def check_zip(path: Path) -> None:
     """UnsafeBundle for a zip that breaks the limits of count, size or ratio, or has names that lead
     out of the folder.
     """
-    size = path.stat().st_size
-    limit = f"at most {MAX_BYTES / 1e9:.1f} GB are allowed"
-    if size > MAX_BYTES:
-        raise UnsafeBundle(f"{path.name} has {size / 1e9:,.1f} GB; {limit}")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if len(members) > MAX_FILES:
         raise UnsafeBundle(f"{path.name} has {len(members):,} files; at most {MAX_FILES:,}")
-    total = sum(info.file_size for info in members)
-    if total > MAX_BYTES:
-        raise UnsafeBundle(f"{path.name} would unpack to {total / 1e9:,.1f} GB; {limit}")
+    size = max(path.stat().st_size, sum(info.file_size for info in members))
+    if size > MAX_BYTES:
+        limit = f"at most {MAX_BYTES / 1e9:.1f} GB are allowed"
+        raise UnsafeBundle(f"{path.name} would unpack to {size / 1e9:,.1f} GB; {limit}")
     for info in members:
         name, packed, unpacked = info.filename, info.compress_size, info.file_size
         place = PurePosixPath(name)
@@ -126,55 +124,120 @@ def check_zip(path: Path) -> None:
             raise UnsafeBundle(f"{name} would grow from {packed:,} to {unpacked:,} bytes; too much")
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def list_files(folder: Path) -> dict[str, str]:
-    """Path below the folder -> SHA-256, of every file but the manifest itself."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in paths
-        if path != folder / MANIFEST
-    }
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write MANIFEST.json, with the files that are in the folder now."""
     text = manifest.model_copy(update={"files": list_files(folder)}).model_dump_json(indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The content of MANIFEST.json. UserError where it is missing, damaged or of another format."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{MANIFEST} is missing: vitlab submit did not make this bundle, or a file was removed"
-        )
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = " ".join(map(str, first["loc"]))
-        raise UserError(
-            f"{MANIFEST} is damaged, or from another version of vitlab: {where}: {first['msg']}"
-        ) from error
+def list_files(folder: Path) -> dict[str, str]:
+    """Path below the folder -> SHA-256, of every file but the manifest itself."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
+    found.pop(MANIFEST, None)
+    return found
 
 
-def compare_files(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """File -> what is wrong with it, for every file that was altered, removed or added."""
-    found, listed = list_files(folder), manifest.files
-    problems = {}
-    for name, digest in listed.items():
-        if name not in found:
-            problems[name] = "missing"
-        elif found[name] != digest:
-            problems[name] = "altered"
-    for name in found:
-        if name not in listed:
-            problems[name] = "not listed in the manifest"
-    return problems
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `verify_bundle`. images: whether the images of the data set are read."""
+
+    rerun: bool = False
+    tolerance: float = 0.02
+    rubric: Path | None = None
+    data: str = ""
+    images: bool = True
+    minutes: float = 120
+
+
+@dataclass
+class Bundle:
+    """A bundle as a folder. Paths in it are relative; `place` refuses those that lead out of it."""
+
+    folder: Path
+    options: Options = field(default_factory=Options)
+    _cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """UserError where it is missing, damaged or of another format."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                f"{MANIFEST} is missing: vitlab submit did not make this bundle, or a file was"
+                " removed"
+            )
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = " ".join(map(str, first["loc"]))
+            raise UserError(
+                f"{MANIFEST} is damaged, or from another version of vitlab: {where}: {first['msg']}"
+            ) from error
+
+    @cached_property
+    def problems(self) -> dict[str, str]:
+        """File -> how it differs from the manifest: altered, missing or added."""
+        found, listed = list_files(self.folder), self.manifest.files
+        problems = {name: "missing" for name in listed if name not in found}
+        for name, digest in found.items():
+            if name not in listed:
+                problems[name] = "not listed in the manifest"
+            elif listed[name] != digest:
+                problems[name] = "altered"
+        return problems
+
+    @cached_property
+    def runs(self) -> list[str]:
+        """The folders of all runs in the bundle."""
+        return [Path(name).parent.as_posix() for name in self._find("runs/*/*/run.json")]
+
+    @cached_property
+    def datasets(self) -> dict[str, str]:
+        """Run -> its data set."""
+        return {
+            run: self.read_json(f"{run}/run.json")["parameters"]["dataset"] for run in self.runs
+        }
+
+    @cached_property
+    def notebooks(self) -> list[str]:
+        """All executed notebooks: first those of the manifest, in its order."""
+        return list(dict.fromkeys([*self.manifest.notebooks, *self._find("runs/**/*.ipynb")]))
+
+    def find_run(self, notebook: str) -> str:
+        """The run that an executed notebook belongs to, "" for none."""
+        return next((run for run in self.runs if notebook.startswith(f"{run}/")), "")
+
+    def place(self, name: str) -> Path:
+        """The file of this name. UserError where there is none, or it lies outside the bundle."""
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{name!r} leads out of the bundle")
+        if not path.is_file():
+            raise UserError(f"{name} is missing")
+        return path
+
+    def read_cells(self, name: str) -> list[dict[str, Any]]:
+        """The cells of a notebook with their outputs; kept, because several checks read them."""
+        if name not in self._cells:
+            self._cells[name] = read_cells(self.place(name), executed=True)
+        return self._cells[name]
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    def read_text(self, name: str) -> str:
+        return self.place(name).read_text(encoding="utf-8")
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """A CSV or Parquet file as a table."""
+        path = self.place(name)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        texts = {"sample_id": str, "label": str, "group": str}
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=texts)
+
+    def _find(self, pattern: str) -> list[str]:
+        found = sorted(self.folder.glob(pattern))
+        return [path.relative_to(self.folder).as_posix() for path in found]

@@ -11,17 +11,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from vitlab.errors import UserError
-from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder
 from vitlab.schema import SPLITS, check_predictions
-from vitlab.submission.checks import clean_name, injected_parameters
-from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
+from vitlab.submission.archive import Bundle
+from vitlab.submission.checks import FAIL, PASS, SKIPPED, Result, judge_each
 
 EXACT = 1e-9  # metrics of the same predictions: only the order of sums may differ
 LOOSE = 1e-6  # probabilities against the softmax of the logits; ends of intervals
-MAX_REPLICATES = 100_000
 
 
 def check_splits(bundle: Bundle) -> list[Result]:
@@ -128,25 +125,24 @@ def check_predicted(bundle: Bundle) -> list[Result]:
 
 
 def check_metrics(bundle: Bundle) -> list[Result]:
-    """metrics.json is what the predictions give; its intervals too, where the images are available
-    to find near-duplicates.
-    """
-    evaluated = [run for run in bundle.runs if (bundle.folder / run / "metrics.json").is_file()]
+    """metrics.json is what the predictions give."""
 
     def judge(run: str) -> tuple[str, str]:
         measured = measure(bundle.read_table(f"{run}/predictions.parquet"))
         accuracy = f"accuracy {measured['accuracy']:.4f}"
-        if run not in evaluated:
+        if not (bundle.folder / run / "metrics.json").is_file():
             return SKIPPED, f"notebook 04 was not run, so there is no metrics.json; {accuracy}"
-        noted = _read_metrics(bundle, run)
+        noted = bundle.read_json(f"{run}/metrics.json")
+        if noted.keys() != measured.keys():
+            return FAIL, f"metrics.json must have {', '.join(measured)}"
         for name, row in noted.items():
-            if not _close(row["value"], measured[name], EXACT):
+            value = float(row["value"])
+            if not np.isclose(value, measured[name], rtol=0, atol=EXACT, equal_nan=True):
                 ours = f"{measured[name]:.6f} by the predictions"
-                return FAIL, f"{name} is {row['value']:.6f} in metrics.json, {ours}"
+                return FAIL, f"{name} is {value:.6f} in metrics.json, {ours}"
         return PASS, f"{len(noted)} metrics; {accuracy}"
 
-    results = judge_each("metrics", bundle.runs, judge)
-    return results + judge_each("intervals", evaluated, lambda run: _judge_intervals(bundle, run))
+    return judge_each("metrics", bundle.runs, judge)
 
 
 def measure(predictions: pd.DataFrame) -> dict[str, float]:
@@ -154,53 +150,6 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
     from vitlab.evaluation import metrics_table
 
     return metrics_table(predictions, replicates=0).set_index("metric")["value"].to_dict()
-
-
-def _judge_intervals(bundle: Bundle, run: str) -> tuple[str, str]:
-    """As notebook 04 computes them: near-duplicates among the test images are drawn together."""
-    from vitlab.data import cluster_test_images, load_dataset
-    from vitlab.evaluation import metrics_table
-
-    here = find_data(bundle, bundle.datasets[run])
-    if not here or not bundle.options.images:
-        return SKIPPED, "the images, which decide what is drawn together, were not read"
-    notebook = f"{run}/notebooks/04_evaluate.ipynb"
-    declared = notebook_parameters(bundle.place(clean_name(notebook)))
-    given = injected_parameters(bundle.read_cells(notebook))
-    replicates = given.get("replicates", declared.get("replicates", (None, ""))[0])
-    if not isinstance(replicates, int) or not 0 <= replicates <= MAX_REPLICATES:
-        limit = f"at most {MAX_REPLICATES:,} are drawn again"
-        return SKIPPED, f"notebook 04 has replicates {replicates!r}; {limit}"
-    noted = _read_metrics(bundle, run)
-    split_by = bundle.read_json(f"{run}/run.json")["parameters"].get("split_by", "")
-    data = load_dataset(here, samples=bundle.read_table(f"{run}/splits.csv"))
-    predictions = bundle.read_table(f"{run}/predictions.parquet")
-    clusters = cluster_test_images(data, split_by)
-    table = metrics_table(predictions, replicates=replicates, cluster=clusters).set_index("metric")
-    for name, row in noted.items():
-        for end in ("low", "high"):
-            ours = table.loc[name, end]
-            if not _close(row[end], ours, LOOSE):
-                text = f"is {row[end]:.4f} in metrics.json, {ours:.4f} when drawn again"
-                return FAIL, f"the {end} end of {name} {text}"
-    return PASS, f"{len(noted)} intervals of {replicates:,} replicates"
-
-
-def _read_metrics(bundle: Bundle, run: str) -> dict[str, dict[str, float]]:
-    """metrics.json. UserError where its metrics are not those of vitlab."""
-    from vitlab.evaluation import METRICS
-
-    content = bundle.read_json(f"{run}/metrics.json")
-    if set(content) != set(METRICS):
-        raise UserError(f"metrics.json has {', '.join(content)}; it must have {', '.join(METRICS)}")
-    return {
-        name: {end: float(row[end]) for end in ("value", "low", "high")}
-        for name, row in content.items()
-    }
-
-
-def _close(one: float, other: float, tolerance: float) -> bool:
-    return bool(np.isclose(one, other, rtol=0, atol=tolerance, equal_nan=True))
 
 
 def find_data(bundle: Bundle, dataset: str) -> str:

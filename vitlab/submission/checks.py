@@ -8,7 +8,8 @@ import ast
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,53 @@ import pandas as pd
 from vitlab.batch.probe import probe_worker
 from vitlab.errors import UserError
 from vitlab.executed import CellProblem, find_execution_problems, find_source_problems
+from vitlab.files import hash_file
 from vitlab.notebook import find_assignments
 from vitlab.registry import unknown
 from vitlab.runs import list_versions
-from vitlab.submission.archive import MANIFEST, hash_file
-from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
+from vitlab.submission.archive import MANIFEST, Bundle
 from vitlab.submission.rubric import Answer, Rubric, find_answers, load_rubric, points_table
 
+PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 CLEAN = "project/notebooks"  # where a bundle has the notebooks without outputs
 NEEDED = ("README.md", "TITLE.md", "environment/installed.txt", "report/report.pdf")
 OF_A_RUN = ("splits.csv", "predictions.parquet", "model.json", "data_card.md", "model_card.md")
 LABEL = re.compile(r"(?m)^#\|[ \t]*label:[ \t]*[\"']?([\w-]+)[\"']?[ \t]*$")
 PICTURES = {"image/png", "image/svg+xml", "image/jpeg"}
 PAPERMILL_FLOATS = ("float('nan')", "float('inf')", "float('-inf')")
+
+
+@dataclass(frozen=True)
+class Result:
+    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or
+    skipped. detail: a text.
+    """
+
+    check: str
+    subject: str
+    status: str
+    detail: str = ""
+
+
+def judge_each(
+    check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]
+) -> list[Result]:
+    """One result for each subject, with the status and detail that `judge` returns. An exception is
+    a failure of that subject.
+    """
+    results = []
+    for subject in subjects:
+        try:
+            status, detail = judge(subject)
+        except Exception as error:  # of any library, for a damaged file
+            status, detail = FAIL, describe_error(error)
+        results.append(Result(check, subject, status, detail))
+    return results
+
+
+def describe_error(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def check_manifest(bundle: Bundle) -> list[Result]:
@@ -64,17 +99,14 @@ def check_environment(bundle: Bundle) -> list[Result]:
     """The versions that made each run are noted. Those that differ here are listed; they never
     fail.
     """
-    ours, manifest = list_versions(), bundle.manifest
+    ours, same_code = list_versions(), bundle.manifest.code == hash_package()
 
     def judge(run: str) -> tuple[str, str]:
         theirs = bundle.read_json(f"{run}/run.json")["versions"]
-        different = [
-            f"{name} {theirs.get(name)} there, {version} here"
-            for name, version in ours.items()
-            if theirs.get(name) != version
-        ]
-        if manifest.code != hash_package():
-            different.append(f"the code of vitlab (commit {manifest.commit or 'unknown'} there)")
+        different = [] if same_code else ["the code of vitlab"]
+        for name, version in ours.items():
+            if theirs.get(name) != version:
+                different.append(f"{name} {theirs.get(name)} there, {version} here")
         if not different:
             return PASS, "same as here"
         return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}"

@@ -22,9 +22,17 @@ import vitlab
 from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters
 from vitlab.runs import Run
+from vitlab.submission.archive import Bundle
 from vitlab.submission.check_results import measure
-from vitlab.submission.checks import clean_name, injected_parameters
-from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
+from vitlab.submission.checks import (
+    FAIL,
+    PASS,
+    SKIPPED,
+    Result,
+    clean_name,
+    injected_parameters,
+    judge_each,
+)
 
 PREDICTIONS = "predictions.parquet"
 # never a run or a cache, which would give its results without computing them

@@ -25,7 +25,6 @@ is there and what is missing."""
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import re
 import reprlib
@@ -41,13 +40,14 @@ from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.user_files import read_yaml
 
-MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer(?=\s*(?::|-->|$))(?P<name>.*)$")
+MARK = re.compile(r"""^\s*(?:<!--\s*)?#\|\s*answer\s*:\s*["']?(?P<name>[\w.-]+)""")
 OPTION = re.compile(r"^\s*#\|")
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 BLANK = (
     r"your answer( goes)?( here)?|write( your answer)? here|answer here|to ?do|tbd|lorem ipsum.*"
 )
 PLACEHOLDER = re.compile(rf"(?i)\W*+({BLANK})?\W*")
+NO_CODE = re.compile(r"\s*(pass|None|\.\.\.)?\s*(#.*)?")
 WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
 
 
@@ -69,58 +69,40 @@ class Answer:
 
 
 def find_answers(notebooks: Iterable[tuple[str, Iterable[dict[str, Any]]]]) -> list[Answer]:
-    """The marked cells of (file, cells as `read_cells` gives them), in order. Without a name they
-    are answer-1, answer-2 and so on.
-    """
+    """The marked cells of (file, cells as `read_cells` gives them), in order."""
     found: list[Answer] = []
     for file, cells in notebooks:
         for number, cell in enumerate(cells, start=1):
             kind, source = cell["cell_type"], cell["source"]
             name = find_mark(source) if kind in ("code", "markdown") else None
-            if name is not None:
-                name = name or f"answer-{len(found) + 1}"
+            if name:
                 found.append(Answer(name, file, number, kind, read_answer(source, kind)))
     return found
 
 
 def find_mark(source: str) -> str | None:
-    """The name of the question that a cell answers: "" for a mark without one, None for a cell
-    without a mark.
-    """
+    """The name of the question that a cell answers; None for a cell without a mark."""
     for line in source.splitlines():
         mark = MARK.match(line)
         if mark:
-            name = mark["name"].partition("-->")[0].strip().removeprefix(":")
-            return name.strip().strip("\"'")
+            return mark["name"]
         if line.strip() and not OPTION.match(line):
             return None
     return None
 
 
 def read_answer(source: str, kind: str) -> str:
-    """The text of a marked cell without mark and placeholders; "" where only comments, `pass` or
-    `None` are left.
+    """The text of a marked cell without mark, placeholders and comments; "" where nothing else is
+    left, or of code only `pass`, `None` or `...`.
     """
     if kind != "code":
         source = COMMENT.sub("", source)
     lines = []
     for line in source.splitlines():
-        is_option = MARK.match(line) or (kind == "code" and OPTION.match(line))
+        is_option = MARK.match(line) or (kind == "code" and NO_CODE.fullmatch(line))
         if not is_option and not PLACEHOLDER.fullmatch(line):
             lines.append(line.rstrip())
-    text = "\n".join(lines).strip()
-    return "" if kind == "code" and _does_nothing(text) else text
-
-
-def _does_nothing(code: str) -> bool:
-    """Whether Python code is only comments, `pass`, `None` and `...`. Code that cannot be parsed,
-    such as magics, counts as an answer.
-    """
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError):
-        return False
-    return all(isinstance(line, ast.Pass) or ast.unparse(line) in ("None", "...") for line in body)
+    return "\n".join(lines).strip()
 
 
 Kind = Literal["notebook", "figure", "table", "metric", "file"]

@@ -7,32 +7,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitlab.compress.sidecar import read_sidecar, sidecar_path
+from vitlab.compress.session import description_path, read_description
 from vitlab.errors import UserError
 from vitlab.evaluation.conformal import find_limits
 from vitlab.evaluation.recalibration import calibrate
-from vitlab.runs import write_json
+from vitlab.files import write_json
 from vitlab.schema import check_predictions
 
+ALPHA = 0.1  # of the sets, which miss the true class at most this often
 
-def note_calibration(path: Path | str, predictions: pd.DataFrame, alpha: float = 0.1) -> dict:
+
+def note_calibration(path: Path | str, predictions: pd.DataFrame) -> dict:
     """Fit temperature and conformal limits of an ONNX file on its own predictions, and note them in
-    the JSON beside it.
+    the JSON beside it. Returns what was noted.
 
-    predictions: a predictions table of this very file, as of `predict_variants`; its
-    validation rows count. Returns what was noted. ValueError where the classes are others."""
-    description = read_sidecar(path)
+    predictions: a predictions table of this very file, as of `predict_variants`; its validation
+    rows count. UserError where the classes are others."""
+    description = read_description(path)
     if tuple(description["classes"]) != check_predictions(predictions):
         raise UserError(
             f"{path} distinguishes {', '.join(description['classes'])}; the predictions have other"
             " classes"
         )
-    noted = find_calibration(predictions, alpha)
-    write_json(sidecar_path(path), {**description, "calibration": noted})
+    noted = find_calibration(predictions)
+    write_json(description_path(path), {**description, "calibration": noted})
     return noted
 
 
-def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, seed: int = 0) -> dict:
+def find_calibration(predictions: pd.DataFrame, alpha: float = ALPHA) -> dict:
     """Temperature and conformal limits of the model that made these predictions, from disjoint
     halves of its validation rows.
 
@@ -50,32 +52,27 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, seed: int = 
             "the predictions have no validation rows to fit a temperature and limits on; predict"
             " the split val"
         )
-    for_temperature = _draw_half(val["label"], seed)
-    temperature, rest = 1.0, val[~for_temperature]
-    if for_temperature.any():
-        calibrated = calibrate(
-            val.assign(split=np.where(for_temperature, "val", "test")), "temperature"
-        )
+    first = _draw_half(val["label"])
+    temperature, second = 1.0, val[~first]
+    if first.any():
+        scaled = calibrate(val.assign(split=np.where(first, "val", "test")), "temperature")
         logits = [f"logit_{name}" for name in classes]
-        before, after = (
-            np.linalg.norm(table.loc[for_temperature, logits].to_numpy(float))
-            for table in (val, calibrated)
-        )
+        before, after = (np.linalg.norm(table[logits].to_numpy(float)) for table in (val, scaled))
         temperature = float(before / after) if after > 0 else 1.0
-        rest = calibrated[~for_temperature].assign(split="val")
-    limits, _ = find_limits(rest, alpha, by_class=True)
-    noted = {
-        name: float(limit) if np.isfinite(limit) else None
-        for name, limit in zip(classes, limits, strict=True)
-    }
+        second = scaled[~first].assign(split="val")
+    limits, _ = find_limits(second, alpha, by_class=True)
+    noted = {}
+    for name, limit in zip(classes, limits, strict=True):
+        noted[name] = float(limit) if np.isfinite(limit) else None
     return {"temperature": temperature, "alpha": alpha, "limits": noted}
 
 
-def _draw_half(labels: pd.Series, seed: int) -> np.ndarray:
+def _draw_half(labels: pd.Series) -> np.ndarray:
     """Whether (N,) each image is in the first half: of each class half of the images, rounded down,
     drawn at random.
     """
-    order = pd.Series(np.random.default_rng(seed).permutation(len(labels)))
-    rank = order.groupby(labels.astype(str).to_numpy()).rank()
-    count = labels.astype(str).map(labels.astype(str).value_counts())
+    labels = labels.astype(str)
+    order = pd.Series(np.random.default_rng(0).permutation(len(labels)))
+    rank = order.groupby(labels.to_numpy()).rank()
+    count = labels.map(labels.value_counts())
     return (rank <= count // 2).to_numpy()

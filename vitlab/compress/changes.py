@@ -11,7 +11,6 @@ import pandas as pd
 from scipy.stats import norm
 
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
-from vitlab.evaluation.calibration import binned_error, confidence_of, wilson_interval
 from vitlab.evaluation.paired import read_pair
 from vitlab.evaluation.scores import Scores
 from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices
@@ -20,7 +19,7 @@ NAMES = ("before", "after")
 ROUNDING = 1e-3  # of the largest logit: what the gate of an export allows
 
 
-def drop_table(
+def change_table(
     before: pd.DataFrame,
     after: pd.DataFrame,
     by: Sequence[str] = ("label", "group"),
@@ -35,74 +34,45 @@ def drop_table(
     the ends are those of a share of which none was seen among n (Clopper and Pearson, 1934). Slices
     of fewer than 10 images have no numbers, and the note says so."""
     scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
-    right = _find_right(scores_before, scores_after)
+    right = np.stack([_find_right(scores_before), _find_right(scores_after)])  # (2, N)
     _, parts = split_slices(before, by, "test")
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():
-        row = {"column": column, "slice": name, "n": int(inside.sum())}
-        few = column and inside.sum() < MIN_IMAGES
-        if not few:
+        row = {"column": column, "slice": name, "n": int(inside.sum()), "note": ""}
+        if column and inside.sum() < MIN_IMAGES:
+            row["note"] = describe_few(inside)
+        else:
             row |= _measure_change(right[:, inside], replicates)
-        table.append(row | {"note": describe_few(inside) if few else ""})
+        table.append(row)
     return pd.DataFrame(table)
 
 
-def lost_images(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+def changed_images(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Test images right before and wrong after ("lost"), then those wrong before and right after
     ("gained").
 
     Columns: kind, sample_id, group, label, pred_before, pred_after, prob_before, prob_after (of the
     true class), change. Of each kind, the largest changes come first."""
     scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
-    classes = np.array(scores_before.classes)
     table = rows[["sample_id", "group", "label"]].reset_index(drop=True)
-    for name, scores in zip(NAMES, (scores_before, scores_after), strict=True):
-        table[f"pred_{name}"] = classes[scores.pred]
-    for name, scores in zip(NAMES, (scores_before, scores_after), strict=True):
-        table[f"prob_{name}"] = scores.prob[np.arange(len(rows)), scores.label]
+    classes, images = np.array(scores_before.classes), np.arange(len(rows))
+    table["pred_before"] = classes[scores_before.pred]
+    table["pred_after"] = classes[scores_after.pred]
+    table["prob_before"] = scores_before.prob[images, scores_before.label]
+    table["prob_after"] = scores_after.prob[images, scores_after.label]
     table["change"] = table["prob_after"] - table["prob_before"]
-    right = _find_right(scores_before, scores_after)
-    lost = table[right[0] > right[1]].sort_values("change", kind="stable")
-    gained = table[right[0] < right[1]].sort_values("change", ascending=False, kind="stable")
-    found = pd.concat([lost.assign(kind="lost"), gained.assign(kind="gained")], ignore_index=True)
-    return found[["kind", *table.columns]]
+    gained = _find_right(scores_after) - _find_right(scores_before)  # (N,) of -1, 0, 1
+    table.insert(0, "kind", np.select([gained < 0, gained > 0], ["lost", "gained"], ""))
+    lost = table[gained < 0].sort_values("change", kind="stable")
+    won = table[gained > 0].sort_values("change", ascending=False, kind="stable")
+    return pd.concat([lost, won], ignore_index=True)
 
 
-def measure_agreement(
-    before: pd.DataFrame, after: pd.DataFrame, split: str = "test"
-) -> tuple[float, float, float]:
-    """Share of the images on which both predict the same class, right or wrong, with its 95 %
-    Wilson interval.
-    """
-    scores_before, scores_after, rows = read_pair(before, after, NAMES, split)
-    share = np.mean(scores_before.pred == scores_after.pred)
-    low, high = wilson_interval(share, np.array(len(rows)))
-    return float(share), float(low), float(high)
-
-
-def measure_miscalibration(
-    before: pd.DataFrame, after: pd.DataFrame, split: str = "test", replicates: int = 1000
-) -> dict[str, float]:
-    """Expected calibration error after, and its change with a paired 95 % bootstrap interval: ece,
-    change, low, high.
-
-    Replicates are shifted to have the change as their mean, because resampling inflates both errors
-    by different amounts."""
-    first, second = (confidence_of(scores) for scores in read_pair(before, after, NAMES, split)[:2])
-    count = len(first[0])
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        return (binned_error(*second, weights) - binned_error(*first, weights))[:, None]
-
-    once = np.ones((1, count))
-    change = float(measure(once)[0, 0])
-    drawn = bootstrap(measure, count, replicates)
-    if len(drawn):
-        drawn = drawn - drawn.mean() + change
-    (low,), (high,), _ = percentile_interval(drawn)
-    ece = float(binned_error(*second, once)[0])
-    return {"ece": ece, "change": change, "low": float(low), "high": float(high)}
+def measure_agreement(before: pd.DataFrame, after: pd.DataFrame, split: str = "test") -> float:
+    """Share of the images on which both predict the same class, right or wrong."""
+    scores_before, scores_after, _ = read_pair(before, after, NAMES, split)
+    return float(np.mean(scores_before.pred == scores_after.pred))
 
 
 def loss_p_value(
@@ -119,22 +89,22 @@ def loss_p_value(
     scores_before, scores_after, _ = read_pair(before, after, NAMES, split)
     if _have_same_logits(before, after, split):
         return 0.0
-    right = [(scores.pred == scores.label).astype(int) for scores in (scores_before, scores_after)]
-    return _score_test(right[1] - right[0], scores_before.label, margin)
+    gained = _find_right(scores_after) - _find_right(scores_before)
+    return score_test(gained, scores_before.label, margin)
 
 
-def _score_test(change: np.ndarray, label: np.ndarray, margin: float) -> float:
-    """change: (N,) of -1 (lost), 0, 1 (gained); label: (N,)."""
+def score_test(change: np.ndarray, label: np.ndarray, margin: float) -> float:
+    """The p value of `loss_p_value`. change: (N,) of -1 (lost), 0, 1 (gained); label: (N,)."""
     parts = [change[label == one] for one in np.unique(label)]
     count = len(parts)
     in_one = min(count * margin, 0.5)
     allocations = [np.full(count, margin), *(in_one * np.eye(count))]  # the loss of each class
-    error = max(
-        np.sqrt(sum(_null_variance(part, loss) for part, loss in zip(parts, losses, strict=True)))
-        for losses in allocations
-    )
+    errors = []
+    for losses in allocations:
+        variances = [_null_variance(part, loss) for part, loss in zip(parts, losses, strict=True)]
+        errors.append(np.sqrt(sum(variances)) / count)
     mean = np.mean([part.mean() for part in parts])
-    return float(norm.sf((mean + margin) / (error / count)))
+    return float(norm.sf((mean + margin) / max(errors)))
 
 
 def _null_variance(change: np.ndarray, loss: float) -> float:
@@ -156,9 +126,9 @@ def _have_same_logits(before: pd.DataFrame, after: pd.DataFrame, split: str) -> 
     return bool(difference <= ROUNDING * first.abs().to_numpy().max())
 
 
-def _find_right(before: Scores, after: Scores) -> np.ndarray:
-    """Whether each prediction is right: (2, N) of ones and zeros."""
-    return np.stack([scores.pred == scores.label for scores in (before, after)]).astype(float)
+def _find_right(scores: Scores) -> np.ndarray:
+    """Whether each prediction is right: (N,) of ones and zeros."""
+    return (scores.pred == scores.label).astype(int)
 
 
 def _measure_change(right: np.ndarray, replicates: int) -> dict[str, float]:
