@@ -24,7 +24,7 @@ from vitlab.explain import explain, sanity_table
 from vitlab.models import build_model, shrink_model
 
 ASKED = {"keep": 0.34, "whole_blocks": True, "student": "hybrid_vit", "student_depth": 1}
-NO_BLOCKS = {"Pruning", "Token merging"}
+NO_BLOCKS = {"Pruning", "Pruning within the blocks", "Token merging"}
 MODELS = {  # name: pixels, steps that are skipped
     "vit_wee_patch16_reg1_gap_256": (48, {"Token merging"}),  # registers, mean of the tokens
     "deit_tiny_distilled_patch16_224": (48, set()),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from vitlab.compress.curves import KEEPS
 from vitlab.compress.export import export_onnx
 from vitlab.compress.pruning import part_importance_table, plan_pruning
 from vitlab.compress.quantize import quantize_onnx
@@ -45,17 +46,18 @@ def explain_skipped(
     student_depth: int,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Steps of notebook 06 that this model does not support (Pruning, Token merging, Distillation),
-    each with its reason. The arguments are those of the notebook.
+    """Steps of notebook 06 that this model does not support (Pruning, Pruning within the blocks,
+    Token merging, Distillation), each with its reason. The arguments are those of the notebook.
     """
 
-    def try_pruning() -> None:
+    def try_pruning(keep: float, whole_blocks: bool) -> None:
         kinds = ("block",) if whole_blocks else ("head", "neuron")
         importance = part_importance_table(model, kinds=kinds, measure="magnitude")
         plan_pruning(model, importance, keep, whole_blocks)
 
     checks: dict[str, Callable[[], object]] = {
-        "Pruning": try_pruning,
+        "Pruning": lambda: try_pruning(keep, whole_blocks),
+        "Pruning within the blocks": lambda: try_pruning(min(KEEPS), False),
         "Token merging": lambda: check_merging(model.module, 0),
         "Distillation": lambda: build_student(student, model, seed, depth=student_depth),
     }
