@@ -167,20 +167,20 @@ def format_call(notebook: str, parameters: dict[str, Any]) -> str:
 
 
 def show_run(run: Run, following: str) -> None:
-    """Show in Jupyter the name of a run, its folder, and the command for the notebook that follows;
-    reports leave this out.
-    """
+    """Show in Jupyter the name of a run, its folder and the next command; reports leave this out.
+
+    following: a notebook that reads the run, or a command of vitlab for runs, such as app."""
     from IPython.display import Markdown, display
 
-    own = {name: run.parameters[name] for name in ("dataset", "model", "seed")}
-    call = format_call(following, {**own, "run_name": run.name})
-    display(
-        Markdown(
-            f"Run {code(run.name)} in {code(_relative(run.path))}.\nContinue with notebook"
-            f" {following[:2]}, or in a terminal:\n\n```\n{call}\n```"
-        ),
-        metadata=JUPYTER_ONLY,
-    )
+    if following[:2].isdigit():
+        own = {name: run.parameters[name] for name in ("dataset", "model", "seed")}
+        call = format_call(following, {**own, "run_name": run.name})
+        step = f"Continue with notebook {following[:2]}, or in a terminal:"
+    else:
+        call = f"vitlab {following} {shlex.quote(run.name)}"
+        step = "Next, in a terminal:"
+    text = f"Run {code(run.name)} in {code(_relative(run.path))}. {step}\n\n```\n{call}\n```"
+    display(Markdown(text), metadata=JUPYTER_ONLY)
 
 
 def _relative(path: Path) -> Path:
