@@ -282,20 +282,20 @@ def make_float_conv(folder, activation):
     constants = {"kernel": kernel, "bias": np.zeros(4, np.float32), "scale": np.float32(6 / 255)}
     constants |= {"out": np.float32(0.1), "zero": np.uint8(0)}
     constants |= {"low": np.float32(0), "high": np.float32(6)}
-    inputs = {"Clip": ["maps", "low", "high"], "Relu": ["maps"]}.get(activation)
-    value = "active" if inputs else "maps"
+    inputs = ["maps", "low", "high"]
+    value = "active" if activation else "maps"
     nodes = [
         helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
         helper.make_node("Conv", ["dq", "kernel", "bias"], ["maps"], pads=[1] * 4),
-        *([helper.make_node(activation, inputs, ["active"])] if inputs else []),
+        *([helper.make_node(activation, inputs, ["active"])] if activation else []),
         helper.make_node("QuantizeLinear", [value, "out", "zero"], ["oq"]),
         helper.make_node("DequantizeLinear", ["oq", "out", "zero"], ["logits"]),
     ]
     return write_graph(folder, nodes, constants, [4, 8, 8], [4, 8, 8])
 
 
-@pytest.mark.parametrize("activation", ["Clip", "Relu", None])
+@pytest.mark.parametrize("activation", ["Clip", None])
 def test_a_float_convolution_between_8_bit_maps_stays_float(tmp_path, activation):
     images = np.random.default_rng(0).uniform(0, 6, (2, 4, 8, 8)).astype(np.float32)
     proto = make_float_conv(tmp_path, activation)

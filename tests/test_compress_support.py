@@ -29,14 +29,9 @@ MODELS = {  # name: pixels, steps that are skipped
     "vit_wee_patch16_reg1_gap_256": (48, {"Token merging"}),  # registers, mean of the tokens
     "deit_tiny_distilled_patch16_224": (48, set()),
     "test_vit3": (48, {"Token merging"}),  # attention pooling
-    "flexivit_small": (48, set()),
     "eva02_tiny_patch14_224": (42, NO_BLOCKS),
-    "convit_tiny": (48, NO_BLOCKS),
     "swin_tiny_patch4_window7_224": (64, NO_BLOCKS),
-    "mobilevit_xxs": (64, NO_BLOCKS),
     "convnext_atto": (64, NO_BLOCKS),
-    "levit_128s": (64, NO_BLOCKS),
-    "mixer_s32_224": (64, NO_BLOCKS),
     "resnet10t": (64, NO_BLOCKS),
     "vit_scratch": (36, set()),
     "hybrid_vit": (48, set()),
@@ -75,17 +70,9 @@ def test_each_step_runs_or_says_why_not(name):
     assert all("are not compared: " in sentence for sentence in unable)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("vit_wee_patch16_reg1_gap_256", {"depth": 2}),
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-    ],
-)
-def test_exports_of_other_families(name, options, tmp_path):
-    files, table, skipped = export_networks(
-        {"full": build(name, **options)}, tmp_path, small_digits()
-    )
+def test_exports_of_another_family(tmp_path):
+    swin = build("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), embed_dim=24)
+    files, table, skipped = export_networks({"full": swin}, tmp_path, small_digits())
     assert set(files) == {"full, ONNX", "full, int8"} and not skipped
     assert table["network"].tolist() == ["full"] and table["float_nodes"][0] >= 0
     assert size_on_disk(files["full, int8"]) < 0.6 * size_on_disk(files["full, ONNX"])

@@ -344,7 +344,7 @@ def test_runs_are_found_by_path_name_or_beginning(run, space):
     Run.create(dataset="digits", model="vit_scratch", seed=7)
     with pytest.raises(ValueError, match="is the beginning of 2 runs"):
         find_run("vit_scratch")
-    with pytest.raises(ValueError, match=f"nor the name of a run; there are .*{run.name}"):
+    with pytest.raises(ValueError, match=f"nor the name of a run; the nearest are {run.name}"):
         find_run(run.name[:-1] + "z")
 
 
@@ -377,18 +377,12 @@ def test_modules_are_copied_with_what_they_import_and_no_more(tmp_path):
         copy_modules(["vitlab.models"], tmp_path / "other")
 
 
-def read_steps(space):
-    """The Dockerfile as (instruction, rest) pairs, continued lines joined."""
-    text = (space / "Dockerfile").read_text().replace("\\\n", "")
-    return [tuple(line.split(" ", 1)) for line in text.splitlines()]
-
-
 def test_the_dockerfile_is_small_without_root_and_has_a_health_check(space):
-    steps = read_steps(space)
-    order = [name for name, _ in steps]
-    assert steps[0] == ("FROM", f"python:{sys.version_info.major}.{sys.version_info.minor}-slim")
-    assert order.index("USER") < order.index("CMD")
+    steps = [line.split(" ", 1) for line in (space / "Dockerfile").read_text().splitlines()]
+    names = [name for name, _ in steps]
+    assert steps[0][1] == f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+    assert names.index("USER") < names.index("CMD")
     assert dict(steps)["USER"] == "app"
     assert "/health" in dict(steps)["HEALTHCHECK"]
     # packages stay cached when the app changes
-    assert order.index("RUN") < len(order) - 1 - order[::-1].index("COPY")
+    assert names.index("RUN") < len(names) - 1 - names[::-1].index("COPY")
