@@ -16,7 +16,7 @@ from scipy.stats import norm, sem, t
 from tests import figures
 from tests.figures import CLASSES, DIGITS, FIGURES, make_predictions
 from vitlab import evaluation, plots
-from vitlab.plots import attention, comparison, images, style, training, trust
+from vitlab.plots import comparison, images, style, training, trust
 from vitlab.plots.interactive import Interactive
 
 A4 = (8.01, 11.0)  # inches: the widest figure, and the text block of a page with room for a caption
@@ -307,13 +307,6 @@ def test_distance_and_change_by_depth():
     assert "before fine-tuning" not in by_label(axes[1]) and not axes[1].collections
     places = by_label(axes[1])["after"].get_xdata()
     assert places[0] > places[1], "heads of a block are in the order of their values"
-
-
-def test_layers_are_counted_or_named():
-    later = figures.make_heads(3, 2).query("layer > 0")
-    assert attention.number_layers(later).tolist() == [2, 2, 3, 3], "block 2 stays block 2"
-    named = later.assign(layer="blocks." + later["layer"].astype(str))
-    assert attention.number_layers(named).tolist() == [1, 1, 2, 2]
 
 
 def test_head_ablation_is_centred_on_zero_and_frames_what_is_sure():

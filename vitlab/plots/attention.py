@@ -225,19 +225,18 @@ def plot_attention_distance(
     layer, head, distance (pixels), entropy (nats), and distance_low, distance_high and so on.
     uniform: distance and entropy of attention spread evenly over all patches, a dotted line."""
     axes = panel_grid(2, 2, 2.7)
-    place = number_layers(table)
-    x = place + _offsets(table, "head")
     mean = {"color": PALETTE[1], "marker": "_", "markersize": 10, "markeredgewidth": 2}
     for ax, measure in zip(axes, ("distance", "entropy"), strict=True):
+        x = _place_heads(ax, table, "head", MANY_LAYERS)
         ax.plot(x, table[measure], "o", color=PALETTE[0], alpha=0.6, markersize=4, label="a head")
         ends = table[f"{measure}_low"], table[f"{measure}_high"]
         ax.vlines(x, *ends, color=PALETTE[0], alpha=0.5, linewidth=0.8)
-        ax.plot(table[measure].groupby(place).mean(), label="mean of the heads", **mean)
+        means = table.groupby(table["layer"] + 1)[measure].mean()
+        ax.plot(means, label="mean of the heads", **mean)
         if uniform and measure in uniform:
             even = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
             ax.axhline(uniform[measure], label="even attention", **even)
-        ax.set(ylabel=UNITS[measure], xlabel="block, from the image to the head", ylim=(0, None))
-        _tick_layers(ax, place, MANY_LAYERS)
+        ax.set(ylabel=UNITS[measure], ylim=(0, None))
     shared_legend(axes, 3)
     return axes
 
@@ -255,9 +254,8 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
     axes = panel_grid(len(measures), 3, 2.5)
     for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure]
-        place = number_layers(part)
         alone = measure == "similarity"
-        x = place + _offsets(part, "after" if alone else "before")
+        x = _place_heads(ax, part, "after" if alone else "before", MANY_LAYERS // 2)
         if not alone:
             colors = np.where(part["p_fdr"] < SHOWN, "0.3", "0.8")
             ax.vlines(x, part["before"], part["after"], color=colors, linewidth=1, zorder=1)
@@ -265,10 +263,8 @@ def plot_attention_change(table: pd.DataFrame) -> np.ndarray:
             ax.plot(x, part["before"], "o", label="before fine-tuning", **hollow)
         ax.plot(x, part["after"], "o", color=PALETTE[0], markersize=3.5, label="after")
         ax.set_title(UNITS[measure], fontsize=8)
-        ax.set_xlabel("block")
         if alone:
             ax.set_ylim(min(0, part["after"].min() - 0.05), 1.05)
-        _tick_layers(ax, place, MANY_LAYERS // 2)
         ax.yaxis.set_major_locator(few_ticks(5))
     shared_legend(axes, 2)
     return axes
@@ -280,8 +276,7 @@ def plot_head_ablation(table: pd.DataFrame, label: str, ax: Axes | None = None) 
 
     Heads whose change is shown (p_fdr below 0.05) have a frame. table: columns layer, head, change,
     p_fdr (corrected for the number of heads). label: what changes, and in which unit."""
-    table = table.assign(place=number_layers(table))
-    grid = table.pivot_table(index="place", columns="head", values="change", dropna=False)
+    grid = table.pivot(index="layer", columns="head", values="change")
     limit = np.nanmax(np.abs(grid.to_numpy())) or 1
     decimals = max(0, 1 - math.floor(math.log10(limit)))
     words = (
@@ -291,7 +286,7 @@ def plot_head_ablation(table: pd.DataFrame, label: str, ax: Axes | None = None) 
     scale = {"vmin": -limit, "vmax": limit, "annot_kws": {"fontsize": 6.5}}
     draw_heatmap(ax, grid, words, label, DIVERGING, **scale)
     sure = table[table["p_fdr"] < SHOWN]
-    rows, columns = grid.index.get_indexer(sure["place"]), grid.columns.get_indexer(sure["head"])
+    rows, columns = grid.index.get_indexer(sure["layer"]), grid.columns.get_indexer(sure["head"])
     for row, column in zip(rows, columns, strict=True):
         outline_cell(ax, (row + 0.5, column + 0.5), 1, 1, color="black")
     if len(sure):
@@ -300,30 +295,21 @@ def plot_head_ablation(table: pd.DataFrame, label: str, ax: Axes | None = None) 
         shared_legend([ax], 1)
     ax.set(xlabel="head", ylabel="block")
     ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [str(head + 1) for head in grid.columns])
-    ax.set_yticks(np.arange(len(grid)) + 0.5, [str(place) for place in grid.index])
+    ax.set_yticks(np.arange(len(grid)) + 0.5, [str(layer + 1) for layer in grid.index])
     return ax
 
 
-def number_layers(table: pd.DataFrame) -> pd.Series:
-    """The place of each row's layer, from 1: numbers count from 0 in the order of their value,
-    names in the order they come.
+def _place_heads(ax: Axes, table: pd.DataFrame, by: str, most: int) -> pd.Series:
+    """Where each head lies: those of a block side by side, in the order of the column `by`, around
+    the block's number from 1. Labels the axis, with at most so many numbers.
     """
-    layers = table["layer"]
-    if pd.api.types.is_numeric_dtype(layers):
-        return layers.astype(int) + 1
-    return pd.Series(pd.factorize(layers)[0] + 1, index=table.index)
-
-
-def _offsets(table: pd.DataFrame, by: str) -> np.ndarray:
-    """Heads of a block side by side, in the order of a column, within 0.3 of the block's place."""
+    blocks = table["layer"] + 1
     order = table.groupby("layer")[by].rank(method="first") - 1
     count = table.groupby("layer")["head"].transform("count")
-    return (0.6 * (order - (count - 1) / 2) / count.clip(lower=2)).to_numpy()
-
-
-def _tick_layers(ax: Axes, layers: pd.Series, most: int) -> None:
-    places = sorted(layers.unique())
-    step = -(-len(places) // most)
-    ax.set_xticks(places[::step], [str(place) for place in places[::step]])
-    ax.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+    numbers = sorted(blocks.unique())
+    numbers = numbers[:: -(-len(numbers) // most)]
+    ax.set_xticks(numbers, map(str, numbers))
+    ax.set_xlim(blocks.min() - 0.5, blocks.max() + 0.5)
+    ax.set_xlabel("block, from the image to the head")
     ax.grid(axis="y")
+    return blocks + 0.6 * (order - (count - 1) / 2) / count.clip(lower=2)

@@ -132,7 +132,8 @@ def plot_imbalance_methods(table: pd.DataFrame, metrics: Sequence[str]) -> np.nd
     table = table[(table["difference"] != 0).groupby(table["model"]).transform("any")]
     if table.empty:
         raise UserError("there is nothing to draw: no model differs from the baseline")
-    table = table.rename(columns={"difference": "value", "lowest": "low", "highest": "high"})
+    names = {"difference": "value", "lowest": "low", "highest": "high"}
+    table = table[["model", "metric", *names]].rename(columns=names)
     first = table[table["metric"] == metrics[0]].set_index("model")["value"]
     models = find_best(first)
     axes = panel_grid(len(metrics), 3, 0.75 + 0.2 * len(models), sharey=True)
@@ -158,32 +159,17 @@ def iplot_cost(table: pd.DataFrame) -> Interactive:
 
     table: a row for each run with the columns model, seed, training_seconds, roc_auc and
     parameters. Of more than a dozen models, the best are drawn."""
-    x, y = "training_seconds", "roc_auc"
-    means = table.groupby("model", sort=False)[y].mean()
+    means = table.groupby("model", sort=False)["roc_auc"].mean()
     best = find_best(means)
-    table = table[table["model"].isin(best)]
-    hover = ["model", "seed", x, y, "parameters"]
-    shown = scatter(table, x, y, "model", series_colors(best), hover=hover, height=3.2)
-    ax = shown.static.axes[0]
-    low, high = table[x].min(), table[x].max()
-    if 0 < 20 * low < high:
-        use_log_axis(ax)
-        ax.set_xlim(low / 2, high * 2)
-        shown.figure.update_xaxes(type="log")
-    else:
-        ax.set_xlim(0, high * 1.12)
-        shown.figure.update_xaxes(rangemode="tozero")
-    ax.margins(y=0.2)
-    ax.set(xlabel=readable(x), ylabel=readable(y))
-    ax.grid(True)
-    legend_below(ax, 3)
-    note_above(shown.static, describe_best(len(best), len(means), readable(y)))
+    hover = ["model", "seed", "training_seconds", "roc_auc", "parameters"]
+    shown = _draw_costs(table[table["model"].isin(best)], "training_seconds", "roc_auc", hover, {})
+    note_above(shown.static, describe_best(len(best), len(means), "ROC AUC"))
     return shown
 
 
 def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
-    """Score with its interval against the median latency (logarithmic), a dot for each variant,
-    with its size on disk in the legend. In HTML, point at a dot to read its numbers.
+    """Score with its interval against the median latency, a dot for each variant, with its size on
+    disk in the legend. In HTML, point at a dot to read its numbers.
 
     batch_size: which rows to draw. The line joins the Pareto front: the variants that no other one
     beats in both time and score."""
@@ -192,27 +178,35 @@ def iplot_pareto(benchmark_table: pd.DataFrame, batch_size: int) -> Interactive:
         raise UserError(unknown("batch_size", str(batch_size), list(map(str, there))))
     rows = benchmark_table[benchmark_table["batch_size"] == batch_size].reset_index(drop=True)
     size = rows["size_mb"].map("{:.3g} MB".format).replace("nan MB", "unknown size")
-    rows = rows.assign(name=rows["variant"] + ", " + size)
+    rows = rows.assign(model=rows["variant"] + ", " + size)
+    labels = {"p50_ms": latency_label(rows), "value": readable(rows["metric"].iloc[0])}
+    labels |= {"model": "variant", "low": "95% interval from", "high": "to"}
+    hover = ["model", "p50_ms", "value", "low", "high"]
+    shown = _draw_costs(rows, "p50_ms", "value", hover, labels)
     front = rows[find_front(rows["p50_ms"].to_numpy(), rows["value"].to_numpy())]
     front = front.sort_values("p50_ms")
-    x, y, score = latency_label(rows), readable(rows["metric"].iloc[0]), "value"
-    labels = {"p50_ms": x, score: y, "low": "95% interval from", "high": "to"}
-    hover = ["name", "p50_ms", score, "low", "high"]
-    colors = series_colors(rows["name"])
-    shown = scatter(rows, "p50_ms", score, "name", colors, hover=hover, height=4, labels=labels)
-    ax = shown.static.axes[0]
-    steps = {"color": GREY, "linewidth": 1.2, "alpha": 0.5, "zorder": 0}
-    ax.step(front["p50_ms"], front[score], where="post", **steps)
-    use_log_axis(ax)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.margins(x=0.1, y=0.1)
-    ax.set(xlabel=x, ylabel=y)
-    ax.grid(True)
-    legend_below(ax, 2)
+    line = {"color": GREY, "linewidth": 1.2, "alpha": 0.5, "zorder": 0}
+    shown.static.axes[0].step(front["p50_ms"], front["value"], where="post", **line)
     line = {"color": "grey", "width": 1.5, "shape": "hv"}
     steps = {"mode": "lines", "name": "Pareto front", "hoverinfo": "skip"}
-    shown.figure.add_scatter(x=front["p50_ms"], y=front[score], line=line, **steps)
-    ticks = LogLocator(subs=(1, 2, 5)).tick_values(rows["p50_ms"].min(), rows["p50_ms"].max())
+    shown.figure.add_scatter(x=front["p50_ms"], y=front["value"], line=line, **steps)
+    return shown
+
+
+def _draw_costs(
+    table: pd.DataFrame, x: str, y: str, hover: Sequence[str], labels: Mapping[str, str]
+) -> Interactive:
+    """Dots coloured by the column model, over a logarithmic axis of costs."""
+    colors = series_colors(table["model"].unique())
+    shown = scatter(table, x, y, "model", colors, hover=hover, height=3.6, labels=labels)
+    ax = shown.static.axes[0]
+    use_log_axis(ax)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.margins(x=0.1, y=0.15)
+    ax.set(xlabel=labels.get(x, readable(x)), ylabel=labels.get(y, readable(y)))
+    ax.grid(True)
+    legend_below(ax, 3)
+    ticks = LogLocator(subs=(1, 2, 5)).tick_values(table[x].min(), table[x].max())
     names = [f"{tick:g}" for tick in ticks]
     shown.figure.update_xaxes(type="log", tickvals=ticks, ticktext=names)
     return shown

@@ -126,7 +126,10 @@ def scatter(
         label = legend_name(shorten(name))
         axes[0].scatter([], [], 22, color=shade, marker=markers[name], label=label)
 
-    texts = table.assign(**{name: table[name].map(plotly_text) for name in hover})
+    read = [f"hover: {name}" for name in hover]
+    texts = table.assign(
+        **{new: table[name].map(plotly_text) for new, name in zip(read, hover, strict=True)}
+    )
     for name in (color, *([] if panel is None else [panel])):
         texts[name] = table[name].map(plotly_text)
     order = {color: list(map(plotly_text, colors))}
@@ -144,7 +147,7 @@ def scatter(
         facet_row_spacing=0.42 / rows,
         error_y=table["high"] - table[y] if bars else None,
         error_y_minus=table[y] - table["low"] if bars else None,
-        custom_data=list(hover),
+        custom_data=read,
         category_orders=order,
         color_discrete_map={plotly_text(name): shade for name, shade in colors.items()},
         labels={name: plotly_text(label) for name, label in labels.items()},

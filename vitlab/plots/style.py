@@ -18,6 +18,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from vitlab.plots.captions import show_captions
 from vitlab.plots.fonts import fallback_families
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are
@@ -92,9 +93,10 @@ NAMES = {
 
 
 def set_style() -> None:
-    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts.
-    Call it once a notebook.
+    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts;
+    show captions in Jupyter. Call it once in each notebook.
     """
+    show_captions()
     # a fallback font need not have a bold weight
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", None)

@@ -14,6 +14,7 @@ from vitlab.extremes import MAX_LINES, describe_best, find_best
 from vitlab.plots.style import (
     GREY,
     class_colors,
+    draw_lines,
     legend_below,
     legend_name,
     new_axes,
@@ -134,21 +135,17 @@ def plot_learning_curves(
 
 def plot_data_efficiency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Accuracy by the number of training images per class: a line through the means of each model,
-    a dot for each seed.
+    and the range of its seeds.
 
     table: columns model, images_per_class (above 0), seed and accuracy."""
     ax = new_axes(ax, 2.9, 5.2)
-    x, y = "images_per_class", "accuracy"
-    looks = series_looks(table["model"].unique())
-    for name, look in looks.items():
-        rows = table[table["model"] == name]
-        means = rows.groupby(x)[y].mean()
-        ax.plot(means.index, means, markersize=5, linewidth=1.2, label=readable(name), **look)
-        ax.scatter(rows[x], rows[y], s=9, alpha=0.5, linewidths=0, **look)
+    ends = {"value": "mean", "low": "min", "high": "max"}
+    keys = [table["model"].map(readable), table["images_per_class"]]
+    means = table.groupby(keys, sort=False)["accuracy"].agg(**ends).reset_index()
+    draw_lines(ax, means, "images_per_class", "model", series_looks(means["model"].unique()))
     use_log_axis(ax)
-    ax.set_xticks(sorted(table[x].unique()))
+    ax.set_xticks(sorted(means["images_per_class"].unique()))
     ax.minorticks_off()
-    ax.set(xlabel="training images per class", ylabel=readable(y))
-    ax.grid(True)
-    legend_below(ax, min(len(looks), 4))
+    ax.set(xlabel="training images per class", ylabel="accuracy")
+    legend_below(ax, 4)
     return ax
