@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitlab.models.watching import AttentionCall, AttentionWatch
+from vitlab.models.attention import AttentionCall, AttentionWatch
 from vitlab.schema import Anatomy, Window
 
 # images in the probe: two, so that a module which moves windows into the batch axis is recognised
@@ -179,24 +179,20 @@ class _Watch(AttentionWatch):
         name, tokens, source = self.running[-1]
         self.attending.add(name)
         batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
-        if name not in self.attention:
-            window = (
-                _find_window(name, tokens, source)
-                if tokens is not None and source is not None
-                else None
-            )
-            self.attention[name] = _Attention(batch, queries, keys, window)
-        else:
-            self.attention[name] = replace(
-                self.attention[name], times=self.attention[name].times + 1
-            )
+        earlier = self.attention.get(name)
+        if earlier:
+            self.attention[name] = replace(earlier, times=earlier.times + 1)
+            return call.output
+        window = None
+        if tokens is not None and source is not None:
+            window = _find_window(name, tokens, source)
+        self.attention[name] = _Attention(batch, queries, keys, window)
         return call.output
 
-    def see_weights(self, weights: torch.Tensor, axis: int) -> None:
-        if (axis == -1 and weights.shape[-1] == weights.shape[-2] > 1) or (
-            axis == -2 and weights.ndim == 4
-        ):
-            # over the axis before: keys (B, H, T, d) that are summed before any query
+    def see_softmax(self, output: torch.Tensor, axis: int) -> None:
+        square = axis == -1 and output.shape[-1] == output.shape[-2] > 1
+        # over the axis before: keys (B, H, T, d) that are summed before any query
+        if square or (axis == -2 and output.ndim == 4):
             self.attending.add(self.running[-1][0])
 
     def _enter(self, name):
@@ -210,24 +206,18 @@ class _Watch(AttentionWatch):
     def _leave(self, name):
         def leave(part, inputs, output):
             self.running.pop()
-            if (
-                inputs
-                and isinstance(inputs[0], torch.Tensor)
-                and isinstance(output, torch.Tensor)
-                and name
-            ):
+            first = inputs[0] if inputs else None
+            if name and isinstance(first, torch.Tensor) and isinstance(output, torch.Tensor):
                 # a module used twice is listed where it was used last
                 before = self.steps.pop(name, None)
-                calls = before.calls + 1 if before else 1
-                shapes = tuple(inputs[0].shape), tuple(output.shape)
-                callers = tuple(caller for caller, *_ in self.running if caller)
                 self.steps[name] = _Step(
                     name,
-                    isinstance(part, nn.Sequential),
-                    *shapes,
-                    bool(self.attending),
-                    callers,
-                    calls,
+                    transparent=isinstance(part, nn.Sequential),
+                    input=tuple(first.shape),
+                    output=tuple(output.shape),
+                    follows_attention=bool(self.attending),
+                    callers=tuple(caller for caller, *_ in self.running if caller),
+                    calls=before.calls + 1 if before else 1,
                 )
             self._keep_map(output)
 
