@@ -23,8 +23,8 @@ BUILT = {  # options of build_model
     "swin_tiny_patch4_window7_224": {
         "size": (48, 64),
         "embed_dim": 24,
-        "depths": (2, 2),
-        "num_heads": (2, 4),
+        "depths": [2, 2],
+        "num_heads": [2, 4],
         "window_size": 4,
     },
     "test_resnet": {"size": 64},

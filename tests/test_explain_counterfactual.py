@@ -139,7 +139,7 @@ def test_the_model_and_the_images_are_left_as_they_were():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_share": 0}, "max_share must be a share"),
+        ({"max_share": 0}, "max_share must be above 0"),
         ({"grid": (7, 2)}, "a grid of 7x2 cells does not fit"),
         ({"baseline": "white"}, "unknown baseline 'white'"),
         ({"sample_ids": ["x"]}, "1 sample_ids for 2 images"),

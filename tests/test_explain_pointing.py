@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_named(detector, data):
     ):
         with pytest.raises(ValueError, match=message):
             pointing_table(maps, masks)
-    with pytest.raises(ValueError, match="choose images .* where the column stamped is true"):
+    with pytest.raises(ValueError, match=r"choose images .* where the column stamped is true"):
         stamp_effect_table(detector, data, data.samples.query("not stamped")["sample_id"][:3])
     with pytest.raises(ValueError, match="digits has no planted stamps"):
         stamp_effect_table(detector, load_dataset("digits"), ["digit0000"])

@@ -192,7 +192,7 @@ def test_methods(monkeypatch):
 
     @explanation(signed=True, shows="A test.")
     def weights(model, images, targets):
-        shown = targets.float() @ model.module.weight  # (B, 3 * h * w)
+        shown = model.module.weight[targets]  # (B, 3 * h * w)
         return shown.unflatten(1, (3, *images.shape[-2:])).sum(dim=1)
 
     @explanation(signed=False, shows="A test.")
@@ -277,7 +277,7 @@ def test_another_model(test_methods):
     assert sanity_verdicts(table)["verdict"].tolist() == [UNCHANGED], "the sign alone is no change"
     few = sanity_verdicts(table[:5])
     assert few["verdict"].tolist() == [TOO_FEW]
-    with pytest.raises(ValueError, match="differ in classes or in what images they take"):
+    with pytest.raises(ValueError, match="differ in their classes or their transform"):
         sanity_table(model, images, maps, replace(model, classes=("x", "y", "z")))
 
 

@@ -23,6 +23,7 @@ from vitlab.explain.trust import (
     UNTESTED,
     WORSE,
     add_controls,
+    compare_with_controls,
     describe_ranks,
     describe_table,
     rank_table,
@@ -76,7 +77,7 @@ def test_controls():
 
 
 def test_the_truth_is_better_than_all_controls():
-    cells = np.random.default_rng(0).normal(size=(16, 36))
+    cells = np.random.default_rng(0).normal(size=(16, 36)) / 4
     model, images = make_additive(cells.tolist(), (6, 6), 12)
     exact, turned = make_map(images.sum(dim=1)), make_map(-images.sum(dim=1), "turned")
     scorer = CellScorer(model, images, exact, grid=(6, 6))
@@ -235,9 +236,10 @@ def test_worthless_methods_are_seldom_called_better_or_worse(count, shape):
     100 tables each: more than 6 errors have a chance of 1.2% at 2.5%; sign flips had 20%."""
     generator, wrong = np.random.default_rng(count), np.zeros(2)
     medians = {"normal": 0, "uniform": 0.5, "exponential": np.log(2)}
+    methods = [f"m{i}" for i in range(9)]
     for _ in range(100):
         values = getattr(generator, shape)(size=(9, count)) - medians[shape]
-        names = {f"m{i}": row for i, row in enumerate(values)}
-        verdict = trust_table(make_scores(**names, random=np.zeros(count)))["verdict"]
+        wide = pd.DataFrame(dict(zip(methods, values, strict=True))).assign(random=0.0)
+        verdict = compare_with_controls(wide, methods, ["random"], 1)["verdict"]
         wrong += (verdict == BETTER).any(), (verdict == WORSE).any()
     assert (wrong <= 6).all(), wrong

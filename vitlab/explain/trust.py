@@ -135,7 +135,7 @@ def trust_table(scores: pd.DataFrame) -> pd.DataFrame:
         sign = {"high": 1, "low": -1, "": 0}[METRICS[name].better]
         if sign:
             wide = _widen(scores, name)
-            tables.append(_compare(wide, methods, controls, sign).assign(metric=name))
+            tables.append(compare_with_controls(wide, methods, controls, sign).assign(metric=name))
     columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
     columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict", "n"]
     return pd.concat(tables, ignore_index=True)[columns]
@@ -234,8 +234,10 @@ def _describe_counts(better: int, worse: int, few: int, count: int) -> str:
     return "better in part" if better else "not shown in any"
 
 
-def _compare(wide, methods, controls, sign) -> pd.DataFrame:
-    """The rows of one metric. wide: images x methods."""
+def compare_with_controls(wide, methods, controls, sign) -> pd.DataFrame:
+    """The rows of one metric, see `trust_table`. wide: scores, images x methods and controls. sign:
+    1 where high scores are better, -1 where low ones are.
+    """
     table = _summarise(wide).set_index("method")
     means = sign * table.loc[controls, "value"]
     best = controls.index(means.idxmax()) if means.notna().any() else 0

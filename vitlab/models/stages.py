@@ -132,17 +132,19 @@ def _split_chain(module: nn.Module, holders: tuple[str, ...]) -> Stages:
     first, last = names.index(holders[0]), names.index(holders[-1])
     if "drop" in children:
         end = names.index("drop")
+        head = names[end:]
     else:  # EfficientNet and ResNet have dropout as a function
-        end = len(names) - 1
+        classifier = module.get_classifier()
+        end = next(i for i, name in enumerate(names) if children[name] is classifier)
         children["drop"] = nn.Dropout(float(module.drop_rate or 0))
-        names.insert(end, "drop")
+        head = ["drop", names[end]]
 
     def chain(part):
         return nn.Sequential(*(children[name] for name in part))
 
     resolutions = [children[name] for name in holders]
     blocks = _list_blocks(resolutions if len(resolutions) > 1 else resolutions[0])
-    stem, neck, head = names[:first], names[last + 1 : end], names[end:]
+    stem, neck = names[:first], names[last + 1 : end]
     return [("stem", chain(stem)), *blocks, ("neck", chain(neck)), ("head", chain(head))]
 
 
