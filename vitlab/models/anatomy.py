@@ -73,37 +73,31 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     watch = _Watch()
     watch.run(module, size)
     steps = watch.steps
-    reason = _find_gap(watch)
     # pooling is a kind of head
     found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}
-    blocks = {name: _find_block(name, steps) for name in found}
-    inside = (*watch.attending, *blocks.values())
+    attention = tuple(found)
+    blocks = tuple(_find_block(name, steps) for name in attention)
+    inside = (*watch.attending, *blocks)
     maps = _find_maps(steps, size, inside)
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
-    if not watch.attending:
-        if stages:
-            return Anatomy(
-                "cnn", (), (), 0, tuple(resolutions)[-1], stages, reason="it has no attention"
-            )
-        return Anatomy(
-            "other", (), (), 0, (0, 0), (), reason="it has no attention and no feature maps"
-        )
+    if not watch.attending and stages:
+        reason = "it has no attention"
+        return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages, reason=reason)
+    reason = _find_gap(watch)
     if reason:
         return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
     before = [name for name in maps if not steps[name].follows_attention]
     grid = steps[before[-1]].output[2:] if before else (0, 0)
-    num_tokens = _count_tokens([steps.get(name) for name in blocks.values()], found.values())
+    num_tokens = _count_tokens([steps.get(name) for name in blocks], found.values())
     if 0 < grid[0] * grid[1] <= num_tokens:
         kind, num_prefix_tokens = "hybrid" if stages else "vit", num_tokens - grid[0] * grid[1]
-        return Anatomy(kind, tuple(blocks.values()), tuple(found), num_prefix_tokens, grid, stages)
+        return Anatomy(kind, blocks, attention, num_prefix_tokens, grid, stages)
     windows = tuple(seen.window for seen in found.values())
     if windows and all(windows):
         stages = _find_windowed_stages(steps, windows, inside)
         reason = "its attention sees windows of the map, never all tokens"
-        return Anatomy(
-            "windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows, reason
-        )
+        return Anatomy("windowed", blocks, (), 0, windows[-1].grid, stages, windows, reason)
     reason = (
         "its attention sees neither one sequence of all tokens from first to last nor windows of"
         " a map"
@@ -229,9 +223,11 @@ class _Watch(AttentionWatch):
 
 
 def _find_gap(watch: _Watch) -> str:
-    """Which attention cannot be followed, as a sentence without its full stop; empty where all
+    """Why the attention cannot be followed, as a sentence without its full stop; empty where it
     can.
     """
+    if not watch.attending:
+        return "it has no attention and no feature maps"
     modules = {name for name in watch.attending if not _is_inside(name, watch.attending - {name})}
     lost = sorted(name for name in modules if not _is_inside(name, watch.attention))
     if lost:
@@ -267,11 +263,8 @@ def _count_tokens(blocks, attention) -> int:
         for step in blocks
     )
     lengths |= {step.output[1] for step in blocks if step}
-    return (
-        lengths.pop()
-        if fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention)
-        else 0
-    )
+    whole = fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention)
+    return lengths.pop() if whole else 0
 
 
 def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:
