@@ -163,11 +163,11 @@ def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
             f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a"
             " class token can merge"
         )
-    numbers = [r] * len(blocks) if type(r) is int else list(r)
+    numbers = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
     if len(numbers) != len(blocks) or any(type(one) is not int or one < 0 for one in numbers):
         raise UserError(
-            "r is the number of tokens merged in a block, from 0, or a list with one number for"
-            f" each of the {len(blocks)} blocks; not {r!r}"
+            "r is the number of tokens merged in a block, from 0, or a list of one for each of"
+            f" the {len(blocks)} blocks; not {r!r}"
         )
     return numbers
 
