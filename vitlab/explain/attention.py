@@ -34,11 +34,11 @@ def intercept_attention(
 
     call.output is what the model computed, (B, H, T, d), and call.weights() the matrix, (B, H, T,
     T) float32; windows are in the batch axis. layers: indices, all by default. The model is in
-    evaluation mode meanwhile. UserError for a model without attention or without such a layer;
-    RuntimeError for a layer that computes attention twice, or not at all.
+    evaluation mode meanwhile. UserError for a model without attention; RuntimeError for a layer
+    that computes attention twice, or not at all.
     """
     names = list_attention(anatomy)
-    indices = range(len(names)) if layers is None else [find_index(i, len(names)) for i in layers]
+    indices = range(len(names)) if layers is None else layers
     watch = _Interception(handle, names)
     with ExitStack() as stack:
         stack.enter_context(evaluating(module))
@@ -158,13 +158,6 @@ def list_attention(anatomy: Anatomy) -> tuple[str, ...]:
     return names
 
 
-def find_index(layer: int, count: int) -> int:
-    """The index of an attention layer from 0; negative ones count from the end."""
-    if not isinstance(layer, int) or not -count <= layer < count:
-        raise UserError(f"no attention layer {layer!r}: the model has layers 0 to {count - 1}")
-    return layer % count
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where the patches are in an attention matrix.
@@ -233,8 +226,10 @@ def attention(model, images, targets, layer=-1):
     averaged. Attention to prefix tokens is not shown. Source: on what attention explains and what
     not, Jain and Wallace 2019, arXiv 1902.10186."""
     anatomy = model.anatomy
-    layer = find_index(layer, len(list_attention(anatomy)))
-    layout, matrices = list_layouts(anatomy)[layer], []
+    layers = range(len(list_attention(anatomy)))
+    if layer not in range(-len(layers), len(layers)):
+        raise UserError(f"no attention layer {layer!r}: the model has layers 0 to {layers[-1]}")
+    layer, matrices = layers[layer], []
 
     def keep(_, call):
         matrices.append(call.weights().mean(dim=1, keepdim=True))  # (B * windows, 1, T, T)
@@ -249,6 +244,7 @@ def attention(model, images, targets, layer=-1):
         else:
             with torch.no_grad():
                 model.module(images)
+    layout = list_layouts(anatomy)[layer]
     return map_received(matrices[-1].detach(), layout, share)[:, 0]  # (B, rows, columns)
 
 

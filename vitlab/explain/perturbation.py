@@ -10,7 +10,6 @@ is closest to what a model has seen; patches of one colour have edges of their o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -159,8 +158,12 @@ def _score_kept(
 
 
 def _sample(method, images, count, samples, seed) -> torch.Tensor:
-    """Values (1, n) of the cells by a method of Captum that draws random sets of them."""
-    with _seeded(seed, images.device), torch.no_grad():
+    """Values (1, n) of the cells by a method of Captum that draws random sets of them. It draws
+    from torch's global generator, which is left as it was.
+    """
+    devices = range(torch.cuda.device_count()) if images.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(derive_seed(seed))
         values = method.attribute(
             images.new_ones(1, count),
             images.new_zeros(1, count),
@@ -169,22 +172,6 @@ def _sample(method, images, count, samples, seed) -> torch.Tensor:
             return_input_shape=False,
         )
     return values.reshape(1, count).to(images)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Start the global random generators of torch and NumPy, which Captum draws from, at this seed;
-    leave them as they were.
-    """
-    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
-    state = np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(derive_seed(seed))
-            np.random.seed(derive_seed(seed) % 2**32)
-            yield
-    finally:
-        np.random.set_state(state)
 
 
 def _choose_grid(model, images, grid) -> tuple[int, int]:
