@@ -64,7 +64,10 @@ def test_maps_keep_the_contract(method, name):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [case for case in CASES if case[1] in ("hybrid_vit", "swin_tiny_patch4_window7_224", *WRAPPED)],
+)
 def test_the_model_is_left_as_it_was(method, name):
     model, options = copy.deepcopy(family(name)), OPTIONS.get(method, {})
     images = draw_images(model, 2)
