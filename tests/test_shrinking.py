@@ -190,7 +190,7 @@ def test_specs_that_do_not_fit(spec, message):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Linear(2, 2), "no plain ViT blocks"),
+        (nn.Linear(2, 2), "no transformer blocks"),
         (
             timm.create_model(
                 "swin_tiny_patch4_window7_224",
@@ -198,11 +198,11 @@ def test_specs_that_do_not_fit(spec, message):
                 depths=(1, 1, 1, 1),
                 num_heads=(1, 1, 1, 1),
             ),
-            "no plain ViT blocks",
+            "no transformer blocks",
         ),
         (
             timm.create_model("vit_tiny_patch16_224", embed_dim=12, depth=1, scale_attn_norm=True),
-            "no plain ViT blocks",
+            "no transformer blocks",
         ),
         (
             timm.create_model("vit_giant_patch14_dinov2", embed_dim=12, depth=1, num_heads=1),

@@ -185,7 +185,11 @@ def list_plain_blocks(module: nn.Module, what: str) -> list[nn.Module]:
         for block, attn in zip(blocks, attentions, strict=True)
     )
     if not plain:
-        reason = "it merges tokens already" if _merges(module) else "it has no plain ViT blocks"
+        reason = (
+            "it merges tokens already"
+            if _merges(module)
+            else "it has no transformer blocks of a plain ViT"
+        )
         raise UserError(
             f"this {type(module).__name__} cannot {what}: {reason}; choose a ViT or DeiT of timm,"
             " hybrid_vit or vit_scratch"
