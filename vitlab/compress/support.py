@@ -18,7 +18,6 @@ from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.session import description_path
 from vitlab.errors import UserError
 from vitlab.evaluation.few_images import mean_interval
-from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import explain
 from vitlab.explain.similarity import compare_maps
 from vitlab.models import build_model, count_parameters
@@ -113,9 +112,7 @@ def map_similarity_table(
     normalised. Columns model, method, value, low, high, other: the mean correlation of the first
     network's maps of different images (of absolute values)."""
     first, *others = networks
-    model, size = networks[first], tuple(images.shape[-2:])
-    patches = number_cells(choose_grid(model.anatomy, size), size)
-    rows, skipped = [], []
+    model, rows, skipped = networks[first], [], []
     for method in methods:
         try:
             for network in networks.values():
@@ -126,7 +123,7 @@ def map_similarity_table(
         before = explain(model, images, method)
         for name in others:
             after = explain(networks[name], images, method, before.target)
-            table = compare_maps(before, after, patches)
+            table = compare_maps(model, before, after)
             found = mean_interval(table[["similarity"]].to_numpy(float), limits=(-1, 1))
             value, low, high, _ = (float(part[0]) for part in found)
             row = {"model": name, "method": method, "value": value, "low": low, "high": high}
