@@ -57,7 +57,9 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = ALPHA) -> dict:
     if first.any():
         scaled = calibrate(val.assign(split=np.where(first, "val", "test")), "temperature")
         logits = [f"logit_{name}" for name in classes]
-        before, after = (np.linalg.norm(table[logits].to_numpy(float)) for table in (val, scaled))
+        before, after = (
+            np.linalg.norm(table.loc[first, logits].to_numpy(float)) for table in (val, scaled)
+        )
         temperature = float(before / after) if after > 0 else 1.0
         second = scaled[~first].assign(split="val")
     limits, _ = find_limits(second, alpha, by_class=True)
