@@ -14,9 +14,9 @@ import pytest
 from tests.child_processes import fork, reap, wait_until
 from vitlab import run_folders
 from vitlab.errors import MissingFileError, UserError
-from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info
+from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info, run_path
 from vitlab.run_tables import run_table
-from vitlab.runs import Run, find_runs, run_path
+from vitlab.runs import Run, find_runs
 from vitlab.training.experiment import find_or_train
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -5,8 +5,8 @@ import unicodedata
 import pytest
 
 from vitlab.errors import UserError
-from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, run_name
-from vitlab.runs import Run, find_runs, run_path
+from vitlab.run_folders import canonical_dataset, check_run_name, dataset_folder, run_name, run_path
+from vitlab.runs import Run, find_runs
 from vitlab.training.tune import study_path
 
 BAD_NAMES = [

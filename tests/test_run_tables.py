@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from vitlab.run_names import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.run_tables import MAX_VARIED, keep_runs, latest_runs, run_table, varied_columns
 from vitlab.runs import Run, find_runs
 

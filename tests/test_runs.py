@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from vitlab.files import atomic
-from vitlab.run_names import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.run_tables import latest_runs
 from vitlab.runs import Run, find_runs
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.files import read_text
 from vitlab.registry import unknown
-from vitlab.user_files import read_text
 
 # that an annotation in the parameters cell may name
 TYPES = ("int", "float", "str", "bool", "list", "dict", "None")

@@ -11,7 +11,7 @@ from vitlab.compress.sidecar import read_sidecar, sidecar_path
 from vitlab.errors import UserError
 from vitlab.evaluation.conformal import find_limits
 from vitlab.evaluation.recalibration import calibrate
-from vitlab.runs import write_json
+from vitlab.files import write_json
 from vitlab.schema import check_predictions
 
 
