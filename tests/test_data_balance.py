@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 
 from tests.toys import small_digits, tiny_vit
