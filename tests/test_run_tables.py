@@ -7,10 +7,6 @@ import json
 import pandas as pd
 import pytest
 
-<<<<<<< HEAD
-from vitlab.run_folders import dataset_folder
-from vitlab.run_tables import MAX_VARIED, keep_runs, latest_runs, run_table, varied_columns
-=======
 from vitlab.run_folders import dataset_folder
 from vitlab.run_tables import (
     MAX_VARIED,
@@ -21,7 +17,6 @@ from vitlab.run_tables import (
     run_table,
     varied_columns,
 )
->>>>>>> main
 from vitlab.runs import Run, find_runs
 
 PLACE = dataset_folder("digits")
@@ -105,16 +100,8 @@ def test_what_is_damaged_or_failed_has_a_row_that_says_why(runs):
 
 def test_runs_that_notebook_04_has_not_seen_are_scored_from_their_predictions(runs):
     (runs[0].path / "metrics.json").unlink()
-<<<<<<< HEAD
-    table = pd.DataFrame({"sample_id": list("abcd"), "split": "test", "group": "all"})
-    table = table.assign(label=["x", "x", "y", "y"], pred=["x", "y", "y", "y"], logit_y=0.0)
-    table = table.assign(logit_x=[1.0, -1.0, -1.0, -2.0], prob_x=[0.75, 0.25, 0.25, 0.125])
-    runs[0].write_table("predictions.parquet", table.assign(prob_y=1 - table["prob_x"]))
-    assert read_table().loc["a0", "metrics.accuracy"] == 0.75
-=======
     runs[0].write_table("predictions.parquet", PREDICTIONS)
-    assert run_table().set_index("run").loc[f"{PLACE}/a0", "metrics.accuracy"] == 0.75
->>>>>>> main
+    assert read_table().loc["a0", "metrics.accuracy"] == 0.75
     (runs[0].path / "predictions.parquet").write_bytes(b"torn")
     assert "predictions.parquet cannot be scored" in read_table().loc["a0", "problem"]
 
