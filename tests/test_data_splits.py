@@ -9,7 +9,7 @@ from PIL import ImageEnhance
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tests.test_data_quality import make_samples, noise
-from vitlab.data import clean_test_ids, load_dataset, near_duplicate_table, splits
+from vitlab.data import clean_test_ids, draw_samples, load_dataset, near_duplicate_table, splits
 from vitlab.data.splits import draw_folds, draw_splits, draw_subset
 
 
@@ -185,3 +185,9 @@ def test_a_subset_keeps_proportions_and_small_classes(monkeypatch):
     assert chosen["sample_id"].is_monotonic_increasing
     shuffled = draw_subset(samples.sample(frac=1, random_state=0))
     assert set(shuffled["sample_id"]) == set(chosen["sample_id"]), "whatever the order of the rows"
+
+
+def test_a_class_with_few_images_shows_what_it_has():
+    shown = draw_samples(make_samples("a" * 30 + "b" * 3), 12)
+    assert shown["label"].tolist() == ["a"] * 9 + ["b"] * 3 and shown["sample_id"].is_unique
+    assert len(draw_samples(make_samples("ab"), 12)) == 2

@@ -45,15 +45,13 @@ def planted(name: str = "") -> Source:
 
     In every second image one of the patches is a stamp: horizontal bars make it an image of the
     first class, vertical bars one of the second, whatever the rest shows. Each look comes equally
-    often with each of the own labels, so the rest is uninformative there. All other patches show
-    stepped diagonals with as much black and as many edges, so that the presence of a patch does not
-    reveal the stamp. An edge detector still finds it or not depending on how it weighs corners and
-    lines: compare explanations with one. Images without a stamp keep their label. There is a patch
-    in each quarter of the image, at a place that depends on the sample_id alone.
+    often with each of the own labels. All other patches show stepped diagonals with as much black
+    and as many edges; an edge detector may still find the stamp, so compare explanations with one.
+    Images without a stamp keep their label. There is a patch in each quarter of the image, at a
+    place that depends on the sample_id alone.
 
-    Further columns: own_label, stamped (bool). sample_id is `<id>+stamp` or `<id>+decoys`. Images
-    are drawn in proportion to label and group (and split, where the set has its own). A model that
-    crops its images (fit="crop") may not see every stamp."""
+    Further columns: own_label, stamped (bool). sample_id is `<id>+stamp` or `<id>+decoys`. A model
+    that crops its images (fit="crop") may not see every stamp."""
     base = find_base("planted:", name)
     strata = [column for column in ("split", "label") if column in base.samples]
     samples = draw_subset(base.samples, strata)
@@ -177,15 +175,12 @@ def shuffled(name: str = "") -> Source:
     images permuted.
 
     This is the label randomisation of Adebayo et al. 2018 (arXiv 1810.03292). Within a split each
-    class keeps its size, and each own label's images get all labels in the same proportions, so
-    that nothing true is left to learn, not even by chance. Validation labels are permuted as well,
-    so that early stopping does not select for the true ones: its scores stay near chance; monitor
-    the training loss instead (monitor="train_loss"). Test labels are true: the test score shows
-    that nothing was learnt.
+    class keeps its size, and each own label's images get all labels in the same proportions.
+    Validation scores stay near chance, so monitor the training loss (monitor="train_loss"). Test
+    labels are true: the test score shows that nothing was learnt.
 
-    The splits are those of NAME at seed 0, whatever seed is asked for, since the labels depend on
-    them; at most 1,000 images, in proportion to split, label and group. A further column:
-    own_label. sample_ids are those of NAME."""
+    The splits are those of NAME at seed 0, whatever seed is asked for; at most 1,000 images. A
+    further column: own_label. sample_ids are those of NAME."""
     base = find_base("shuffled:", name)
     samples = base.samples.assign(split=draw_splits(base.samples, seed=0, strata=base.strata))
     samples = draw_subset(samples, ["split", "label"])

@@ -1,10 +1,9 @@
 """What is in the images, and what may be wrong with them: near-duplicates and their clusters;
 cleanvision for the pixels, cleanlab for outliers and labels.
 
-cleanvision's Imagelab and cleanlab's Datalab with images need all images as files or as a
-`datasets` set; so its measures are called image by image in threads, and the result is equal (a
-test holds it). cleanlab's own cross-validation would put copies of an image into different folds,
-so the out-of-fold predictions are made here."""
+cleanvision's Imagelab and cleanlab's Datalab want all images as files or as a `datasets` set, so
+their measures are called image by image; the result is equal. cleanlab's own cross-validation would
+put copies of an image into different folds, so the out-of-fold predictions are made here."""
 
 from __future__ import annotations
 
@@ -73,11 +72,8 @@ def near_duplicate_table(
     embeddings: (N, D), a vector for each row of `data.samples` (`vitlab.training.embed_images`).
     Pairs whose vectors have a cosine distance (1 - cosine, 0 to 2) of at most `max_cosine` then
     count too, and there are two more columns: cosine_distance, and found_by ("hash", "embedding" or
-    "both"). Both distances are given for every pair. The default suits the vectors of
-    efficientnet_lite0: a copy of an ELPV cell in another size or exposure is 0.003 to 0.008 away, a
-    flipped one 0.014, but from 0.008 on half of the pairs are different cells of one type. Where
-    images differ more, as photographs do, 0.05 finds flips as well. Look at the pairs before you
-    trust a threshold."""
+    "both"). The default suits efficientnet_lite0 and images that are all similar, as cells of one
+    type are; for photographs, 0.05 finds flips as well. Look at the pairs before you trust it."""
     hashes = _hash_images(data)
     bits = hashes.shape[1]
     signs = np.where(hashes, 1, -1).astype(np.float32) / np.sqrt(bits, dtype=np.float32)
@@ -143,18 +139,15 @@ def cluster_test_images(data: DataBundle, split_by: str = "") -> pd.Series:
     return clusters.set_index("sample_id")["cluster"]
 
 
-def clean_test_ids(
-    samples: pd.DataFrame, pairs: pd.DataFrame, against: Sequence[str] = ("train",)
-) -> list[str]:
-    """The sample_ids of the test images that are in no near-duplicate pair with an image of the
-    splits in `against`.
+def clean_test_ids(samples: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """The sample_ids of the test images that are in no near-duplicate pair with a training image.
 
     samples: sample_id and split, such as a run's splits.csv; pairs: of `near_duplicate_table`,
     whatever its splits were."""
     split = samples.set_index("sample_id")["split"]
     touched = set()
     for one, other in (("sample_id_a", "sample_id_b"), ("sample_id_b", "sample_id_a")):
-        touched |= set(pairs.loc[pairs[other].map(split).isin(against).to_numpy(), one])
+        touched |= set(pairs.loc[(pairs[other].map(split) == "train").to_numpy(), one])
     test = samples.loc[samples["split"] == "test", "sample_id"]
     return test[~test.isin(touched)].tolist()
 

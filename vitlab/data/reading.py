@@ -1,14 +1,10 @@
 """From a sample_id to an 8-bit image; many images in threads; and the check of all images of a set.
 
 A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and does not state which. So
-one range of pixel values is estimated over all images of a data set and used for each of them, and
-exposures stay comparable. The test images count as well: no label is used, and the range must be
-the same for every seed, fold and later notebook.
-
-Colour of 16 bits a channel is left out: Pillow reads only the upper 8 bits of each channel, which
-makes a signal of 12 bits nearly black. A truncated file is left out, too, even where only its end
-marker is missing: Pillow could fill up what is missing (LOAD_TRUNCATED_IMAGES), but not tell one
-from the other."""
+one range of pixel values is estimated over all images of a data set, test images too, and used for
+each of them; exposures stay comparable. Colour of 16 bits a channel is left out: Pillow reads only
+the upper 8 bits of each channel. A truncated file is left out, too, even where only its end marker
+is missing."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ def draw_splits(
     in proportion.
 
     A stratum is a combination of values in the columns `strata`; one of three samples or more has
-    at least one in every split. Samples keep their place when others are added or removed, but for
-    the few that rounding moves. Splits that the samples have stay; a missing val or test is drawn
-    from train. With `folds`, the test split is part number `fold` of a cross-validation.
+    at least one in every split. Samples keep their split when others are added, but for a few that
+    rounding moves. Splits that the samples have stay; a missing val or test is drawn from train.
+    With `folds`, the test split is part number `fold` of a cross-validation.
 
     groups: one name for each sample; samples of one name (near-duplicates, cells of one module) go
     to the same split. The test split is then that part of scikit-learn's StratifiedGroupKFold which
