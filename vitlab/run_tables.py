@@ -160,6 +160,8 @@ def _read_row(path: Path) -> dict:
         return row | {"dataset": dataset, "status": "damaged", "problem": str(error)}
     damage = run.problem if run.status == "done" else ""
     metrics, problem = _read_metrics(path)
+    for name, value in metrics.items():
+        metrics[name] = value if isinstance(value, dict) else {"value": value}
     return {
         "run": place,
         "dataset": run.parameters.get("dataset", ""),
