@@ -110,6 +110,8 @@ def read_text(path: Path | str, what: str = "file") -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no {what} {path}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; name a {what}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text in UTF-8, so it is no {what}") from error
     except OSError as error:
