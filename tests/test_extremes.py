@@ -106,9 +106,7 @@ def test_figures_stay_readable(classes):
                 slice_table(predictions, ["group"], metrics=("accuracy",), replicates=0)
             )
         )
-        check_size(
-            plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20))
-        )
+        check_size(plots.plot_gaps(worst_slice_table(predictions, replicates=20)))
 
 
 def test_curves_of_many_classes_are_mean_range_and_extremes():

@@ -144,11 +144,9 @@ def test_differences_of_many_pairs_are_named_and_hollow_without_a_verdict():
 
 def test_tables_of_differences_are_presented_in_few_digits():
     a = make_predictions(num_samples=400)
-    shown = plots.present(
-        evaluation.paired_table(a, improve(a, 4), metrics=["accuracy"], replicates=50).drop(
-            columns=["model_a", "model_b"]
-        )
-    )
+    pair = {"a": {0: a}, "b": {0: improve(a, 4)}}
+    table = evaluation.pairwise_table(pair, "accuracy", replicates=50)
+    shown = plots.present(table.drop(columns=["model_a", "model_b"]))
     assert "[" in shown["difference"].iloc[0] and re.fullmatch(
         r"0\.\d{3}|< 0\.001", shown["p"].iloc[0]
     )

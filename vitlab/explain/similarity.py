@@ -13,7 +13,7 @@ import torch
 from scipy.stats import rankdata
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import mean_interval
+from vitlab.evaluation.inference import mean_interval
 from vitlab.explain.grid import pool_cells
 from vitlab.explain.removal import CellScorer, check_maps
 from vitlab.schema import AttributionMap

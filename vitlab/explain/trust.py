@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct_holm, mean_interval
+from vitlab.evaluation.inference import correct_holm, mean_interval
 from vitlab.explain.controls import CONTROLS, control_maps
 from vitlab.explain.faithfulness import (
     STEPS,
