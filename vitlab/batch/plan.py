@@ -26,6 +26,9 @@ grid:
   seed: [0, 1]
 ```
 
+An option of notebook 03 may stand by its own name in all of these, as if it were a parameter
+(`mixup: 0.2`), or in the text `options` ("mixup=0.2, ema=0.99"): both give the same run.
+
 Two more keys, for the batch or for a step: `limits: {minutes: 30, memory: 6 GB}` ends a notebook
 that takes more (see limits.py); and, for a step on a cluster, `resources: {GPU: 1}` names what a
 Dask worker must have free for it. Without that key a notebook takes one GPU where workers offer
@@ -42,9 +45,10 @@ from typing import Any
 
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
-from vitlab.notebook import fit_parameters, notebook_parameters, read_cells
+from vitlab.notebook import fit_parameters, notebook_options, notebook_parameters, read_cells
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
+from vitlab.training.options import spread_options
 from vitlab.user_files import read_yaml
 
 BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
@@ -56,7 +60,7 @@ READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")
 @dataclass(frozen=True)
 class Step:
     """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its
-    parameters with their defaults.
+    parameters with their defaults, and the names of its options.
 
     resources: what a worker of a cluster must have free for it; None: a GPU where there are any.
     reads_run: it takes `run_name` as the name of a finished run (04 to 06); any other notebook that
@@ -84,9 +88,12 @@ class Batch:
     chain: list[Step]
 
     def spell_out(self, point: dict[str, Any]) -> dict[str, Any]:
-        """A point of the grid with the parameters that its cases stand for."""
+        """A point of the grid with the parameters that its cases stand for, and each option by its
+        own name.
+        """
         cases = [self.cases[axis][value] for axis, value in point.items() if axis in self.cases]
-        return {**point, **{name: value for case in cases for name, value in case.items()}}
+        values = {**point, **{name: value for case in cases for name, value in case.items()}}
+        return spread_options(values)
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def load_batch(file: Path | str) -> Batch:
         content.get("chain"),
     )
     _check_mapping(parameters, f"parameters of {file.name}")
+    parameters = spread_options(parameters)
     _check_grid(grid, f"grid of {file.name}", cases=True)
     if not isinstance(chain, list) or not chain:
         raise UserError(f"{file.name} needs a chain: a list of entries `- notebook: NAME`")
@@ -234,11 +242,13 @@ def _load_step(entry: dict, batch_grid: dict, batch_limits: Limits, file: Path) 
         raise UserError(f"{where} names no notebook; write `- notebook: NAME`")
     name = entry["notebook"].removesuffix(".ipynb")
     source = _find_notebook(name, file)
-    declared = {key: default for key, (default, _) in notebook_parameters(source).items()}
+    options = dict.fromkeys(notebook_options(source))
+    declared = options | {key: value for key, (value, _) in notebook_parameters(source).items()}
     grid = batch_grid if entry.get("grid") is None else entry["grid"]
     parameters = entry.get("parameters") or {}
     _check_mapping(parameters, f"parameters of {name} in {file.name}")
     fit_parameters(source, parameters)
+    parameters = spread_options(parameters) if options else parameters
     _check_grid(grid, f"grid of {name} in {file.name}")
     for axis, values in grid.items():
         if axis not in batch_grid:

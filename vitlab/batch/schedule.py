@@ -21,10 +21,9 @@ from vitlab.errors import UserError
 from vitlab.kernels import WarmProcess, environment
 from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.places import inside_project
+from vitlab.training.options import TRAINS
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
-# a notebook that declares all of these trains a model by a recipe
-TRAINS = {"model", "epochs", "learning_rate"}
 
 
 def run_batch(
@@ -168,6 +167,6 @@ def check_values(
     for label, declared, given in tasks:
         if declared.keys() >= TRAINS:
             try:
-                warm.call("vitlab.training.config:check_arguments", declared | given)
+                warm.call("vitlab.training.options:check_arguments", declared | given)
             except UserError as error:
                 raise UserError(f"{label}: {error}") from None
