@@ -58,7 +58,7 @@ def plot_annotators(predicted: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """The model's probability of a defect for each value of the annotators: a dot for each image, a
     box over the middle half with the median, and the mean.
 
-    predicted: what `predict_value` gives. The dotted steps are the annotators' own values, where
+    predicted: what `annotator_table` gives. The dotted steps are the annotators' own values, where
     the means would lie if both agreed."""
     ax = new_axes(ax, 3.4)
     at = {"data": predicted, "x": "annotators", "y": "predicted", "ax": ax}
