@@ -2,29 +2,13 @@
 
 import pandas as pd
 
-from tests.predictions import make_predictions
-from vitlab.evaluation import metrics_table
 from vitlab.evaluation.sentences import (
     describe_best_by_group,
     describe_from_scratch,
     describe_last_epochs,
     describe_leakage,
-    describe_scores,
     describe_trusted,
-    describe_verdicts,
 )
-
-
-def test_scores_with_their_intervals():
-    table = metrics_table(make_predictions(), replicates=50)
-    auc, balanced = (
-        table.set_index("metric").loc[name] for name in ("roc_auc", "balanced_accuracy")
-    )
-    assert describe_scores(table, 300) == (
-        f"ROC AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}], balanced accuracy"
-        f" {balanced['value']:.3f} [{balanced['low']:.3f}, {balanced['high']:.3f}] on 300 test"
-        " images."
-    )
 
 
 def test_leakage_is_the_naive_minus_the_clean_accuracy():
@@ -57,12 +41,6 @@ def test_a_vit_from_scratch_beside_the_best_pretrained_model():
     table = pd.DataFrame({"model": ["vit_scratch", "cnn"], "metric": "roc_auc", "mean": [0.7, 0.9]})
     assert "a ROC AUC of 0.700, 0.200 less than `cnn`" in describe_from_scratch(table)
     assert "no `vit_scratch` beside" in describe_from_scratch(table[1:])
-
-
-def test_verdicts_are_counted():
-    same = pd.DataFrame({"verdict": ["no difference shown"]})
-    assert describe_verdicts([same, same]) == "2 of 2, no difference shown"
-    assert describe_verdicts([]) == "one model only"
 
 
 def test_methods_that_beat_the_controls():

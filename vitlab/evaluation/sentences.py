@@ -22,13 +22,6 @@ an estimate that is independent of that choice.
 :::"""
 
 
-def describe_scores(table: pd.DataFrame, images: int) -> str:
-    """ROC AUC and balanced accuracy of a `metrics_table` with their intervals, in one line."""
-    rows = table.set_index("metric")
-    auc, balanced = (_interval(rows.loc[name]) for name in ("roc_auc", "balanced_accuracy"))
-    return f"ROC AUC {auc}, balanced accuracy {balanced} on {images} test images."
-
-
 def describe_choice(table: pd.DataFrame, positive: str, costs: dict[str, float]) -> str:
     """What the thresholds for cost and recall of a `threshold_choice_table` give on the test split.
 
@@ -180,14 +173,6 @@ def describe_pairs(table: pd.DataFrame) -> str:
             text += f" ({row.note})"
         texts.append(f"{text}.")
     return " ".join(texts) or ONE_MODEL
-
-
-def describe_verdicts(tests: Sequence[pd.DataFrame]) -> str:
-    """How often each verdict of several tables occurs."""
-    if not tests:
-        return "one model only"
-    counts = pd.concat(tests)["verdict"].value_counts()
-    return "; ".join(f"{count} of {counts.sum()}, {verdict}" for verdict, count in counts.items())
 
 
 def describe_leakage(leakage: pd.DataFrame) -> str:
