@@ -114,7 +114,7 @@ def test_calibration_before_and_after():
 
 
 def test_bad_input_of_losses():
-    with pytest.raises(ValueError, match=r"1 only in before, first 's023'"):
+    with pytest.raises(ValueError, match=r"1 only in before, 0 only in after, first 's023'"):
         drop_table(BEFORE, AFTER.iloc[:-1])
     with pytest.raises(ValueError, match=r"unknown column .grup."):
         drop_table(BEFORE, AFTER, by=["grup"])

@@ -153,7 +153,8 @@ def calibrate(predictions: pd.DataFrame, method: str = "temperature") -> pd.Data
     one number, which changes no prediction (arXiv 1706.04599). vector: each logit is multiplied by
     a weight of its class and a bias is added (same source; with two classes this is Platt scaling).
     isotonic: a rising step function of the probability of each class, one against the rest,
-    normalised (Zadrozny and Elkan, 2002)."""
+    normalised (Zadrozny and Elkan, 2002). The new logits start from the logarithms of the
+    probabilities."""
     if method not in METHODS:
         raise UserError(unknown("method", method, list(METHODS)))
     return _apply(predictions, METHODS[method](read_scores(predictions, "val")))
