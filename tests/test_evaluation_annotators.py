@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import brier_score_loss, mean_squared_error
 
 from tests.predictions import BINARY, fill_table
-from vitlab.evaluation import annotator_agreement_table, annotator_table
+from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table
 
 VALUES = np.array([0, 1 / 3, 2 / 3, 1])
 
