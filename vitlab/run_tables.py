@@ -61,17 +61,11 @@ def _describe_others(title: str, options: dict, others: list[Run]) -> str:
     )
 
 
-def evaluate(
-    result: Run | pd.DataFrame,
-    *,
-    replicates: int = 1000,
-    cluster: str | pd.Series | None = None,
-) -> pd.DataFrame:
+def evaluate(result: Run | pd.DataFrame, *, replicates: int = 1000) -> pd.DataFrame:
     """The metrics of a model on its test images with 95% intervals.
 
     result: a finished run, or predictions as of `vitlab.predict`. replicates: of the bootstrap.
-    cluster: images that are drawn together, such as near-duplicates, see
-    `vitlab.evaluation.metrics_table`. Columns: metric, value, low, high, note.
+    Columns: metric, value, low, high, note; see `vitlab.evaluation.metrics_table`.
 
     >>> import pandas as pd, vitlab
     >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
@@ -83,7 +77,7 @@ def evaluate(
     """
     from vitlab.evaluation import metrics_table
 
-    return metrics_table(_read_predictions(result), replicates=replicates, cluster=cluster)
+    return metrics_table(_read_predictions(result), replicates=replicates)
 
 
 def compare(
@@ -91,7 +85,6 @@ def compare(
     metric: str = "roc_auc",
     *,
     replicates: int = 1000,
-    cluster: str | pd.Series | None = None,
 ) -> pd.DataFrame:
     """Every pair of models on one test metric over their common seeds: difference, interval,
     verdict.
@@ -114,7 +107,7 @@ def compare(
         for run in results:
             by_model.setdefault(run.title, {})[run.draw] = _read_predictions(run)
         results = by_model
-    return pairwise_table(results, metric, replicates=replicates, cluster=cluster)
+    return pairwise_table(results, metric, replicates=replicates)
 
 
 def _read_predictions(result: Run | pd.DataFrame) -> pd.DataFrame:

@@ -175,8 +175,8 @@ def _judge_intervals(bundle: Bundle, run: str) -> tuple[str, str]:
     split_by = bundle.read_json(f"{run}/run.json")["parameters"].get("split_by", "")
     data = load_dataset(here, samples=bundle.read_table(f"{run}/splits.csv"))
     predictions = bundle.read_table(f"{run}/predictions.parquet")
-    clusters = cluster_test_images(data, split_by)
-    table = metrics_table(predictions, replicates=replicates, cluster=clusters).set_index("metric")
+    predictions["cluster"] = predictions["sample_id"].map(cluster_test_images(data, split_by))
+    table = metrics_table(predictions, replicates=replicates).set_index("metric")
     for name, row in noted.items():
         for end in ("low", "high"):
             ours = table.loc[name, end]
