@@ -248,7 +248,7 @@ def test_a_reports_folder_that_cannot_be_written_is_one_line_before_anything_run
         def refuse(**options):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), options["dir"])
 
-        monkeypatch.setattr("vitlab.user_files.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("vitlab.files.tempfile.TemporaryFile", refuse)
     else:
         reports_folder.write_text("")
     if kind == "below a file":

@@ -16,8 +16,8 @@ from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.files import MACHINE, check_writable, describe_machine
 from vitlab.places import find_file, inside_project
-from vitlab.user_files import MACHINE, check_writable, describe_machine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 RUN_HELP = "A run: its folder, its name, or the beginning of its name."
