@@ -100,7 +100,7 @@ def test_changed_images_by_the_probability_of_the_true_class():
     assert words.tolist() == ["cat", "cat", "dog", "poly"]
     assert table.loc[0, ["prob_before", "prob_after"]].tolist() == pytest.approx([0.9, 0.1])
     assert changed_images(BEFORE, BEFORE).empty
-    with pytest.raises(ValueError, match=r"1 only in before, first 's023'"):
+    with pytest.raises(ValueError, match=r"1 only in before, 0 only in after, first 's023'"):
         changed_images(BEFORE, AFTER.iloc[:-1])
     assert measure_agreement(BEFORE, AFTER) == 18 / 24  # image 11 is wrong both times
 

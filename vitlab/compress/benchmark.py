@@ -10,9 +10,9 @@ import pandas as pd
 from vitlab.compress.changes import loss_p_value, measure_agreement
 from vitlab.compress.processor import read_instructions
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct_holm
+from vitlab.evaluation.inference import correct_holm
 from vitlab.evaluation.metrics import metrics_table
-from vitlab.evaluation.paired import paired_table
+from vitlab.evaluation.pairwise import pairwise_table
 
 METRIC = "balanced_accuracy"
 MARGIN = 0.02  # of the metric: what some 500 images can show; half a point would need thousands
@@ -51,9 +51,10 @@ def benchmark_table(
             row |= {"change": 0.0, "change_low": 0.0, "change_high": 0.0}
             row |= {"agreement": 1.0, "loss_p": np.nan, "quality": "reference"}
         else:
-            pair = paired_table(first, own, (names[0], name), [METRIC], **settings).iloc[0]
-            row |= {"change": pair["difference"]}
-            row |= {"change_low": pair["low"], "change_high": pair["high"]}
+            pair = {names[0]: {0: first}, name: {0: own}}
+            gap = pairwise_table(pair, METRIC, **settings).iloc[0]
+            row |= {"change": gap["difference"]}
+            row |= {"change_low": gap["low"], "change_high": gap["high"]}
             row["agreement"] = measure_agreement(first, own, split)
             row["loss_p"] = loss_p_value(first, own, MARGIN, split)
             row["quality"] = _judge_quality(row)

@@ -9,8 +9,9 @@ import pandas as pd
 
 from vitlab.compress.session import description_path, read_description
 from vitlab.errors import UserError
+from vitlab.evaluation.calibration import calibrate, find_temperature
 from vitlab.evaluation.conformal import find_limits
-from vitlab.evaluation.recalibration import calibrate
+from vitlab.evaluation.scores import read_scores
 from vitlab.files import write_json
 from vitlab.schema import check_predictions
 
@@ -56,13 +57,9 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = ALPHA) -> dict:
     temperature, second = 1.0, val[~first]
     if first.any():
         scaled = calibrate(val.assign(split=np.where(first, "val", "test")), "temperature")
-        logits = [f"logit_{name}" for name in classes]
-        before, after = (
-            np.linalg.norm(table.loc[first, logits].to_numpy(float)) for table in (val, scaled)
-        )
-        temperature = float(before / after) if after > 0 else 1.0
+        temperature = find_temperature(read_scores(val[first], "val"))
         second = scaled[~first].assign(split="val")
-    limits, _ = find_limits(second, alpha, by_class=True)
+    limits = find_limits(read_scores(second, "val"), alpha)
     noted = {}
     for name, limit in zip(classes, limits, strict=True):
         noted[name] = float(limit) if np.isfinite(limit) else None

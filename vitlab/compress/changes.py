@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
-from vitlab.evaluation.paired import read_pair
+from vitlab.evaluation.pairwise import read_pair
 from vitlab.evaluation.scores import Scores
 from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices
 
@@ -35,7 +35,7 @@ def change_table(
     of fewer than 10 images have no numbers, and the note says so."""
     scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
     right = np.stack([_find_right(scores_before), _find_right(scores_after)])  # (2, N)
-    _, parts = split_slices(before, by, "test")
+    parts = split_slices(before, by)
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():

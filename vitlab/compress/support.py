@@ -17,7 +17,7 @@ from vitlab.compress.pruning import part_importance_table, plan_pruning
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.session import description_path
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import mean_interval
+from vitlab.evaluation.inference import mean_interval
 from vitlab.explain.methods import explain
 from vitlab.explain.similarity import compare_maps
 from vitlab.models import build_model, count_parameters

@@ -24,11 +24,11 @@ from vitlab.compress.variants import predict_variants
 from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, write_examples
 from vitlab.errors import MissingFileError, UserError
+from vitlab.files import fill_folder
 from vitlab.markup import escape
 from vitlab.models import load_model
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
-from vitlab.user_files import fill_folder
 
 HERE, ROOT = Path(__file__).parent, Path(vitlab.__file__).parent
 ENTRY = "vitlab.app.serving"

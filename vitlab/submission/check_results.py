@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from vitlab.registry import unknown
-from vitlab.runs import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.schema import SPLITS, check_predictions
 from vitlab.submission.archive import Bundle
 from vitlab.submission.checks import FAIL, PASS, SKIPPED, Result, judge_each
@@ -170,14 +170,8 @@ def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
     improve every metric.
     """
     from vitlab.data import load_dataset
-    from vitlab.data.reading import find_unreadable
-    from vitlab.data.sources import NOT_CHOSEN
 
-    data = load_dataset(dataset, samples=samples)
-    rest = data.excluded[data.excluded["reason"] == NOT_CHOSEN]
-    if rest.empty:
-        return []
-    return sorted(set(rest["sample_id"]) - set(find_unreadable(data.read, rest)["sample_id"]))
+    return sorted(set(load_dataset(dataset).samples["sample_id"]) - set(samples["sample_id"]))
 
 
 def _read_real(bundle: Bundle, run: str) -> pd.DataFrame:
