@@ -36,9 +36,8 @@ from vitlab.app.torch_model import TorchModel
 from vitlab.app.uploads import UploadError, UploadLimits, read_upload
 from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier, description_path, read_description
-from vitlab.data.reading import read_file
 from vitlab.files import write_json
-from vitlab.pictures import FORMATS, IMAGE_SUFFIXES
+from vitlab.pictures import FORMATS, IMAGE_SUFFIXES, open_picture
 from vitlab.schema import Transform
 
 LIMITS = UploadLimits(megabytes=0.2, megapixels=1, files=5)
@@ -130,7 +129,7 @@ def test_what_training_accepts_the_demo_accepts(suffix, tmp_path):
     format = next(name for name, suffixes in FORMATS.items() if suffix in suffixes)
     path = tmp_path / f"image{suffix}"
     path.write_bytes(encode(noise if suffix != ".pbm" else noise.convert("1"), format))
-    expected = np.asarray(read_file({"one": path}, "one"))
+    expected = np.asarray(open_picture(path))
     for image in (read_upload(path, LIMITS), read_upload(path.read_bytes(), LIMITS)):
         np.testing.assert_array_equal(np.asarray(image), expected)
 
