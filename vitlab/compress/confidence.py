@@ -12,7 +12,7 @@ from vitlab.errors import UserError
 from vitlab.evaluation.calibration import calibrate, find_temperature
 from vitlab.evaluation.conformal import find_limits
 from vitlab.evaluation.scores import read_scores
-from vitlab.runs import write_json
+from vitlab.files import write_json
 from vitlab.schema import check_predictions
 
 
