@@ -83,13 +83,16 @@ def describe_attack(table: pd.DataFrame) -> str:
     accuracy."""
     first = table.iloc[0]
     half = table.loc[table["value"] < first["value"] / 2, "epsilon"]
-    found = f"An attack that changes each pixel by at most {half.min():g} of 255 grey levels leaves"
-    if half.empty:
-        found = f"Even attacks of up to {table['epsilon'].max():g} of 255 grey levels do not leave"
-    return (
-        f"Of {first['n']} images, {first['value']:.0%} are classified correctly. {found} less than"
-        " half of them right."
+    found = (
+        f"An attack that changes each pixel by at most {half.min():g} of 255 grey levels leaves"
+        " less than half of them correct."
     )
+    if half.empty:
+        found = (
+            f"After attacks of up to {table['epsilon'].max():g} of 255 grey levels, at least half"
+            " of them are still correct."
+        )
+    return f"Of {first['n']} images, {first['value']:.0%} are classified correctly. {found}"
 
 
 def pgd(gradient, pixels, noise, epsilon, steps=STEPS):
