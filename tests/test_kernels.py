@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.child_processes import start_python
 from vitlab.batch.execute import Execution
-from vitlab.batch.schedule import kernel_environment
+from vitlab.batch.run import kernel_environment
 from vitlab.errors import UserError
 from vitlab.kernels import ForkedKernel, RemoteError, WarmProcess
 

@@ -1,11 +1,12 @@
-"""Atomic writing of files, and a quick check that they are still whole."""
+"""Atomic writing of files, their hashes, and a quick check that they are still whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def write_json(path: Path, content: dict | list) -> None:
         temporary.write_text(
             json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8", newline="\n"
         )
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(
+    paths: Iterable[Path], folder: Path, hash_one: Callable[[Path], str] = hash_file
+) -> str:
+    """SHA-256 over the paths below a folder and their contents, in any order."""
+    found = {path.relative_to(folder).as_posix(): hash_one(path) for path in paths}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def hash_package() -> str:
+    """A short hash of the Python files of this vitlab."""
+    folder = Path(__file__).parent
+    return hash_files(folder.rglob("*.py"), folder)[:8]
 
 
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from vitlab.errors import MissingFileError, UserError
+from vitlab.files import hash_file
 from vitlab.models.zoo import build_model
 from vitlab.schema import ModelBundle, Transform
 
@@ -46,7 +46,7 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
         "classes": model.classes,
         "options": model.options,
         "transform": asdict(model.transform),
-        "weights_sha256": _digest(weights),
+        "weights_sha256": hash_file(weights),
         "versions": {
             package: version(package) for package in ("vitlab", "torch", "timm", "safetensors")
         },
@@ -82,7 +82,7 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
             f"the model in {folder} tells apart {', '.join(description['classes'])}, not"
             f" {', '.join(classes)}"
         )
-    if _digest(folder / WEIGHTS) != description["weights_sha256"]:
+    if hash_file(folder / WEIGHTS) != description["weights_sha256"]:
         raise UserError(
             f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is"
             " not the one noted there"
@@ -133,8 +133,3 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from vitlab.batch.fingerprint import describe_changes, fingerprint_tasks
-from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.batch.state import find_outdated
 from vitlab.errors import MissingFileError, UserError
 from vitlab.executed import find_execution_problems, find_source_problems
 from vitlab.files import find_damage
@@ -21,7 +18,7 @@ from vitlab.report.markdown import cell_label, read_options
 from vitlab.report.references import check_references
 from vitlab.report.settings import Settings
 from vitlab.run_folders import list_runs
-from vitlab.runs import PROMISED, Run, project_root, reports_dir, runs_folder
+from vitlab.runs import PROMISED, Run, reports_dir, runs_folder
 
 MAX_PAGE_MB = 10.0  # the library for interactive figures alone is 4.8
 FRAME = 40_000  # bytes of a page beside its cells: style sheet, navigation, script
@@ -96,12 +93,11 @@ def check_outdated(pages: Sequence[Page]) -> list[Finding]:
     were called now.
 
     Batches may share a run, and with it the executed copies: one of them to which a copy is new
-    enough will do. There is no finding where the batch file is gone or has mistakes. The data are
-    not compared: their version may differ on another machine though the images are the same."""
+    enough will do. There is no finding where the batch file is gone or has mistakes."""
     paths = {page.path for page in pages if page.status == "done"}
     reasons: dict[str, list[str]] = {}
     for file in sorted((reports_dir() / "runs" / "batches").glob("*/batch.json")):
-        for path, reason in _find_changes(file).items():
+        for path, reason in find_outdated(file).items():
             reasons.setdefault(path, []).append(reason)
     findings = []
     for page in pages:
@@ -111,31 +107,6 @@ def check_outdated(pages: Sequence[Page]) -> list[Finding]:
                 Finding("out of date", page.path, f"{found[0]}; {AGAIN}", page=page.slug)
             )
     return findings
-
-
-def _find_changes(file: Path) -> dict[str, str]:
-    """Executed copy -> what has changed since this batch made it, "" for nothing that is known."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        records = [record for record in content["tasks"] if record["status"] == "done"]
-        tasks = plan_tasks(load_batch(project_root() / content["file"]))
-        prints = fingerprint_tasks(tasks, lambda dataset: "")
-    except (ValueError, LookupError, OSError):
-        return {}
-    now = {task.path: parts for task, parts in zip(tasks, prints, strict=True)}
-    changes = {}
-    for record in records:
-        path, then = record["path"], record.get("fingerprint")
-        if not then:
-            changes[path] = ""
-        elif path not in now:
-            changes[path] = f"{code(content['file'])} now asks for other parameters or points"
-        else:
-            ignored = {"notebook", "data", "needs"}  # the rule source is about the notebook
-            if then.get("notebook") != now[path]["notebook"]:
-                ignored |= {"code", "libraries"}  # it may use other code
-            changes[path] = describe_changes(then, now[path], ignored)
-    return changes
 
 
 def check_execution(page: Page) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ can write a new one for other files."""
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import struct
 import tempfile
@@ -19,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import atomic
+from vitlab.files import atomic, hash_file
 
 MANIFEST = "MANIFEST.json"
 MAX_FILES = 5_000
@@ -124,12 +123,6 @@ def check_zip(path: Path) -> None:
             raise UnsafeBundle(f"the name {name!r} is not a plain relative path")
         if unpacked > SMALL and unpacked > MAX_RATIO * packed:
             raise UnsafeBundle(f"{name} would grow from {packed:,} to {unpacked:,} bytes; too much")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_files(folder: Path) -> dict[str, str]:

@@ -16,18 +16,18 @@ from string import Template
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.files import hash_file, hash_package
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import dataset_folder
 from vitlab.submission.archive import (
     Manifest,
     UnsafeBundle,
     check_zip,
-    hash_file,
     write_manifest,
     write_zip,
 )
 from vitlab.submission.check_results import image_hash_table, join_samples
-from vitlab.submission.checks import clean_name, hash_package
+from vitlab.submission.checks import clean_name
 from vitlab.submission.opened import FAIL, Result
 from vitlab.submission.rubric import load_rubric
 from vitlab.submission.selection import Selection, find_site, select

@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.batch.probe import probe_worker
 from vitlab.errors import UserError
 from vitlab.executed import CellProblem, find_execution_problems, find_source_problems
+from vitlab.files import hash_file, hash_package
 from vitlab.notebook import find_assignments
 from vitlab.registry import unknown
 from vitlab.runs import list_versions
-from vitlab.submission.archive import MANIFEST, hash_file
+from vitlab.submission.archive import MANIFEST
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
 from vitlab.submission.rubric import Answer, Rubric, find_answers, load_rubric, points_table
 
@@ -80,11 +80,6 @@ def check_environment(bundle: Bundle) -> list[Result]:
         return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}"
 
     return judge_each("environment", bundle.runs, judge)
-
-
-def hash_package() -> str:
-    """A hash of the Python files of this vitlab."""
-    return probe_worker()["code"]
 
 
 def check_weights(bundle: Bundle) -> list[Result]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitlab.errors import UserError
-from vitlab.submission.archive import UnsafeBundle, hash_file, open_bundle
+from vitlab.files import hash_file
+from vitlab.submission.archive import UnsafeBundle, open_bundle
 from vitlab.submission.check_results import check_data, check_metrics, check_predicted, check_splits
 from vitlab.submission.checks import (
     check_answers,

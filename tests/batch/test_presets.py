@@ -14,7 +14,7 @@ from vitlab.batch import load_batch, plan_tasks
 from vitlab.data import check_name
 from vitlab.training.config import TrainConfig, recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CIFAR = [ROOT / "notebooks" / "batches" / f"{name}-gpu.yml" for name in ("cifar10", "cifar100")]
 
 
