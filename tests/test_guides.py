@@ -17,7 +17,7 @@ from vitlab.explain import explain
 from vitlab.explain.methods import methods
 from vitlab.models import build_model
 from vitlab.models.zoo import models
-from vitlab.notebook import notebook_parameters
+from vitlab.notebook import notebook_options, notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "reports" / "guide").glob("*.md"))
@@ -64,7 +64,8 @@ def test_commands_and_files_exist(guide):
     for path in re.findall(r"(?<![\w/])(?:notebooks|reports|tests|vitlab)/[\w/.-]*\w", text):
         assert (ROOT / path).exists(), path
     for line in re.findall(r"^vitlab run (.*)$", text, flags=re.MULTILINE):
-        known = notebook_parameters(ROOT / line.split()[0])
+        notebook = ROOT / line.split()[0]
+        known = notebook_parameters(notebook) | notebook_options(notebook)
         for name in re.findall(r"-p (\w+)", line):
             assert name in known, f"{name} in {line}"
 

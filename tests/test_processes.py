@@ -16,8 +16,8 @@ from vitlab.training.devices import join_processes
 
 ARGUMENTS = (
     "-m vitlab.training --dataset digits --model vit_scratch --epochs 3 --batch_size 128"
-    " --precision fp32 --learning_rate 1e-3 --flip false --option size=16 --option patch_size=4"
-    " --option embed_dim=16 --option depth=2 --option num_heads=2"
+    " --learning_rate 1e-3 --options precision=fp32,flip=false,size=16,patch_size=4,"
+    "embed_dim=16,depth=2,num_heads=2"
 )
 LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
@@ -58,11 +58,12 @@ def call(*command, **variables):
     [
         (TORCHRUN, "full", {"CUDA_VISIBLE_DEVICES": ""}),  # a machine without a GPU
         (LAUNCH, "linear_probe", {}),
-        (LAUNCH, "linear_probe --resample smote", {}),
+        (LAUNCH, "linear_probe,resample=smote", {}),
     ],
 )
 def test_two_processes_give_the_curve_of_one(launch, strategy, variables):
-    arguments = shlex.split(f"{ARGUMENTS} --strategy {strategy} --name")
+    strategy, _, options = strategy.partition(",")
+    arguments = shlex.split(f"{ARGUMENTS},{options} --strategy {strategy} --name")
     for result in (
         call(*arguments, "one"),
         call(*shlex.split(launch), *arguments, "two", **variables),

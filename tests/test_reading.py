@@ -6,8 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.toys import small_digits
-from vitlab.training import TrainConfig, describe_training
+from tests.toys import small_digits, tiny_vit
+from vitlab.training import (
+    TrainConfig,
+    describe_imbalance,
+    describe_model,
+    describe_training,
+    imbalance_table,
+    recipe_table,
+)
 from vitlab.training.reading import chance_limit, describe_losses
 
 FACTS = {"best_epoch": 2, "train_s": 10.0, "frozen_s": 1.0, "precision": "fp32", "device": "cpu"}
@@ -84,3 +91,19 @@ def test_a_weak_model_is_told_from_guessing_in_at_least_90_percent(counts, recal
     generator = np.random.default_rng(0)
     runs = [generator.binomial(counts, recall) / counts for _ in range(200)]
     assert np.mean([recalls.mean() > chance_limit(recalls, counts, 8) for recalls in runs]) >= 0.9
+
+
+def test_model_recipe_and_classes_in_words():
+    data, config = small_digits(), TrainConfig(class_weights="none", seed=3)
+    text = describe_model(tiny_vit(), data)
+    assert "16 × 16 pixels" in text and "grid of 4 × 4" in text
+    assert f"{len(data.split('train')):,} train" in text
+    table = recipe_table(config)
+    cells = {*table.index, *table.to_numpy().ravel()}
+    assert {"class_weights", "none", "seed", "3", "tracker"} <= cells
+    balance = imbalance_table(data, config)
+    largest = balance.set_index("class")["images"].idxmax()
+    assert f"The largest class, *{largest}*, has " in describe_imbalance(balance)
+    assert "synthetic" not in describe_imbalance(balance)
+    made = describe_imbalance(balance.assign(synthetic=1))
+    assert made.endswith(f"; {len(data.classes)} images are synthetic.")

@@ -3,9 +3,18 @@ stands for.
 """
 
 import optuna
+import pandas as pd
 import pytest
 
-from vitlab.training import TrainConfig, default_space, recipe
+from vitlab.training import (
+    TrainConfig,
+    best_trials,
+    changes_table,
+    default_space,
+    describe_trials,
+    recipe,
+    space_table,
+)
 from vitlab.training.space import SearchSpace, apply_values, draw, fit_to_model, recipe_values
 
 
@@ -106,3 +115,34 @@ def test_an_unknown_argument_is_named_with_the_choices():
         match=r"unknown argument to tune 'learning_rates'. Did you mean learning_rate.*mixup",
     ):
         SearchSpace().only("learning_rates")
+
+
+def test_space_table_shows_ranges_choices_and_the_recipe():
+    space = SearchSpace(learning_rate=(1e-4, 1e-2), trained_blocks=(0, "all"))
+    config = recipe("vit_scratch", learning_rate=2e-3)
+    table = space_table(space.only("learning_rate", "trained_blocks"), config)
+    assert table.loc["learning rate"].tolist() == ["0.0001 to 0.01", 2e-3]
+    assert table.loc["trained blocks"].tolist() == ["0, all", "full"]
+
+
+def test_trials_in_a_sentence_and_a_table():
+    trials = pd.DataFrame(
+        [(3, "finished", 0.75, 60.0), (0, "finished", 0.5, 60.0), (1, "pruned", 0.9, 30.0)],
+        columns=["trial", "state", "value", "seconds"],
+    ).assign(best_epoch=1, epochs=4, learning_rate=0.00123, note="")
+    config = recipe("vit_scratch", epochs=4, monitor="val_balanced_accuracy")
+    assert describe_trials(trials, config) == (
+        "Trials: 2 finished, 1 pruned. The best is number 3 with a validation balanced accuracy of"
+        " 0.750; the recipe reached 0.500 in the same 4 epochs. All trials together took 2.5"
+        " minutes."
+    )
+    assert "the recipe reached" not in describe_trials(trials.drop(index=1), config)
+    assert describe_trials(trials[2:], config).startswith("Trials: 1 pruned. All trials")
+    shown = best_trials(trials, "val_accuracy", most=2)
+    assert list(shown) == ["trial", "state", "val_accuracy", "seconds", "learning_rate"]
+    assert len(shown) == 2 and shown["learning_rate"].iloc[0] == "0.0012"
+
+
+def test_table_of_the_best_values():
+    table = changes_table({"mixup": 0.2}, recipe("vit_scratch"))
+    assert table.loc["mixup"].tolist() == ["0.0", "0.2"]

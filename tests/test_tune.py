@@ -16,7 +16,7 @@ import pytest
 from tests.toys import TINY, small_digits
 from vitlab.data import ImageDataset
 from vitlab.errors import UserError
-from vitlab.notebook import fit_parameters, format_call, notebook_parameters
+from vitlab.notebook import fit_parameters, format_call
 from vitlab.runs import find_runs
 from vitlab.training import (
     best_recipe,
@@ -26,6 +26,7 @@ from vitlab.training import (
     trials_table,
     tune_recipe,
 )
+from vitlab.training.options import read_settings
 from vitlab.training.space import SearchSpace
 
 module = sys.modules["vitlab.training.tune"]
@@ -102,19 +103,6 @@ def test_a_real_search(data):
     assert best.monitor == "val_accuracy" and 1e-3 <= best.learning_rate <= 1e-2
     # a study is not mistaken for a run
     assert find_runs("digits") == find_runs("digits", status="running") == []
-
-
-def test_notebook_03_takes_what_a_search_finds():
-    declared = notebook_parameters(NOTEBOOK_03)
-    assert {
-        *SearchSpace().active(),
-        "strategy",
-        "last_blocks",
-        "epochs",
-        "monitor",
-        "views",
-        "flip",
-    } - set(declared) == {"trained_blocks"}
 
 
 def test_the_test_split_is_never_seen(data, monkeypatch):
@@ -234,8 +222,8 @@ def test_the_command_that_is_recommended_makes_the_best_trial_again(trained):
     changes = recipe_changes(best, "vit_scratch")
     words = shlex.split(format_call(str(NOTEBOOK_03), changes).replace("\\\n", ""))[3:]
     given = {words[i + 1]: words[i + 2] for i in range(0, len(words), 3)}
-    again = recipe("vit_scratch", **fit_parameters(NOTEBOOK_03, given, text=True))
-    assert again == best and best in trained
+    arguments, _ = read_settings("vit_scratch", **fit_parameters(NOTEBOOK_03, given, text=True))
+    assert recipe("vit_scratch", **arguments) == best and best in trained
 
 
 def test_a_score_that_is_no_number_fails_the_trial(monkeypatch):

@@ -6,6 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+# metadata of an output that is shown in Jupyter and left out of reports
+JUPYTER_ONLY = {"vitlab": "jupyter only"}
 # What pandoc, Quarto, GitHub or JupyterLab may read as markup. Underscores within a word are not
 # among it.
 MARKUP = re.compile(

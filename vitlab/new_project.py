@@ -54,7 +54,7 @@ chain:
   - notebook: 01_explore_data
     grid: {{}}              # run once, not for each point of the grid
   - notebook: 03_finetune
-    # parameters: {{epochs: 20, strategy: last_blocks}}  # default: the model's recipe; the first cell of 03 lists them all
+    # parameters: {{epochs: 20, mixup: 0.2}}  # default: the model's recipe; `vitlab run 03_finetune --help` lists them all
   - notebook: 04_evaluate
     grid: {{model: [hybrid_vit, efficientnet_lite0], seed: [0]}}
   - notebook: 05_interpret

@@ -1,6 +1,7 @@
-"""The parameters of a notebook: what its cell tagged `parameters` declares, and whether what is
-handed over fits.
-"""
+"""The parameters of a notebook: those its cell tagged `parameters` declares, and given values.
+
+A notebook that trains a model takes rarer settings through one text parameter, `options`. They can
+also be given by name, as if they were parameters: `fit_parameters` moves them into that text."""
 
 from __future__ import annotations
 
@@ -10,13 +11,17 @@ import io
 import json
 import shlex
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.markup import JUPYTER_ONLY, code
+from vitlab.places import project_root
 from vitlab.registry import unknown
+from vitlab.runs import Run
+from vitlab.training.options import OPTIONS, TRAINS, format_options, spread_options
 from vitlab.user_files import read_text
 
 # that an annotation in the parameters cell may name
@@ -76,12 +81,35 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
     }
 
 
+def notebook_options(path: Path | str) -> dict[str, tuple[Any, str]]:
+    """Name -> (default, meaning) for each setting that a notebook takes through its parameter
+    `options`; empty for a notebook without one.
+    """
+    if not takes_options(notebook_parameters(path)):
+        return {}
+    return {name: (option.default, option.meaning) for name, option in OPTIONS.items()}
+
+
+def takes_options(declared: Collection[str]) -> bool:
+    """Whether a notebook with these parameters trains a model and has a parameter for options."""
+    return TRAINS | {"options"} <= set(declared)
+
+
 def describe_parameters(path: Path | str) -> str:
-    """A line for each parameter of a notebook, as its cell declares it: name, default, comment."""
+    """A line for each parameter of a notebook, as its cell declares it: name, default, comment; and
+    for each option.
+    """
     lines = [f"Parameters of {Path(path).name}:"]
-    for name, (default, comment) in notebook_parameters(path).items():
-        lines.append(f"  {f'{name} = {default!r}':30}  {comment}".rstrip())
+    lines += [_describe(name, *entry) for name, entry in notebook_parameters(path).items()]
+    options = notebook_options(path)
+    if options:
+        lines += ["", "Options, as in -p options 'mixup=0.2, ema=0.99' or -p mixup 0.2:"]
+    lines += [_describe(name, *entry) for name, entry in options.items()]
     return "\n".join(lines)
+
+
+def _describe(name: str, default: Any, comment: str) -> str:
+    return f"  {f'{name} = {default!r}':30}  {comment}".rstrip()
 
 
 def fit_parameters(
@@ -90,16 +118,32 @@ def fit_parameters(
     """The given values in the types that the notebook declares. UserError for an undeclared name or
     a value of another type.
 
-    The types are those of the annotation (`epochs: int = None`) and of the default. A default of
-    None without an annotation takes any value. A word for a parameter that is not a text becomes
-    what papermill makes of it: `1e-3` a number, `None` nothing. text: the values are words of the
-    command line, so lists and mappings are read as YAML, too."""
+    Options given by name become part of the parameter `options`. The types are those of the
+    annotation (`epochs: int = None`) and of the default. A default of None without an annotation
+    takes any value. A word for a parameter that is not a text becomes what papermill makes of it:
+    `1e-3` a number, `None` nothing. text: the values are words of the command line, so lists and
+    mappings are read as YAML, too."""
     declared = _read_declared(path)
+    taken = takes_options(declared)
+    if taken:
+        options = {
+            name: _Declared(None, option.meaning, (option.kind.__name__, "None"))
+            for name, option in OPTIONS.items()
+        }
+        declared = {**declared, **options}
     check_names(given, list(declared), Path(path).name)
-    return {
+    fitted = {
         name: _fit(f"{name} of {Path(path).name}", value, declared[name], text)
         for name, value in given.items()
     }
+    return _fold_options(fitted) if taken else fitted
+
+
+def _fold_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with all options in one text, which is the same however they were given."""
+    options = {name: value for name, value in spread_options(given).items() if name in OPTIONS}
+    kept = {name: value for name, value in given.items() if name not in {*OPTIONS, "options"}}
+    return kept | ({"options": format_options(options)} if options else {})
 
 
 def read_word(word: str) -> Any:
@@ -122,8 +166,36 @@ def format_call(notebook: str, parameters: dict[str, Any]) -> str:
     return " \\\n  ".join([f"vitlab run {shlex.quote(notebook)}", *words])
 
 
-def check_names(given, declared: list[str], notebook: str) -> None:
+def show_run(run: Run, following: str) -> None:
+    """Show in Jupyter the name of a run, its folder and the next command; reports leave this out.
+
+    following: a notebook that reads the run, or a command of vitlab for runs, such as app."""
+    from IPython.display import Markdown, display
+
+    if following[:2].isdigit():
+        own = {name: run.parameters[name] for name in ("dataset", "model", "seed")}
+        call = format_call(following, {**own, "run_name": run.name})
+        step = f"Continue with notebook {following[:2]}, or in a terminal:"
+    else:
+        call = f"vitlab {following} {shlex.quote(run.name)}"
+        step = "Next, in a terminal:"
+    text = f"Run {code(run.name)} in {code(_relative(run.path))}. {step}\n\n```\n{call}\n```"
+    display(Markdown(text), metadata=JUPYTER_ONLY)
+
+
+def _relative(path: Path) -> Path:
+    """The path from the project's folder, where it lies in it."""
+    root = project_root()
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def check_names(given: Collection[str], declared: list[str], notebook: str) -> None:
+    """UserError for a name that a notebook does not declare."""
     for name in given:
+        if name in OPTIONS and name not in declared and takes_options(declared):
+            raise UserError(
+                f"{name} is not a parameter of {notebook} but an option; write options='{name}=...'"
+            )
         if name not in declared:
             raise UserError(unknown("parameter", name, declared, f"They are those of {notebook}."))
 

@@ -13,6 +13,7 @@ import yaml
 from vitlab.batch import load_batch, plan_tasks
 from vitlab.data import check_name
 from vitlab.training.config import TrainConfig, recipe
+from vitlab.training.options import parse_options, spread_options
 
 ROOT = Path(__file__).parents[2]
 CIFAR = [ROOT / "notebooks" / "batches" / f"{name}-gpu.yml" for name in ("cifar10", "cifar100")]
@@ -54,7 +55,8 @@ def test_the_chain_is_planned(preset):
     assert len(tasks) == 2 + 3 * points
     assert len({task.run for task in tasks if task.run}) == points
     train = next(task for task in tasks if task.step.notebook == "03_finetune")
-    assert train.parameters["learning_rate"] == 1e-4 and train.parameters["weight_decay"] == 0.0
+    assert train.parameters["learning_rate"] == 1e-4
+    assert parse_options(train.parameters["options"])["weight_decay"] == 0.0
 
 
 def test_published_numbers_name_their_source_and_dataset():
@@ -82,7 +84,7 @@ def test_remedies_for_imbalance_fit_together_and_differ():
         assert f"-{task.point['variant'].replace(' ', '_')}-seed{task.point['seed']}-" in task.run
         given = {
             name: value
-            for name, value in task.parameters.items()
+            for name, value in spread_options(task.parameters).items()
             if name in names and name != "seed"
         }
         recipes[task.point["variant"]] = recipe(task.parameters["model"], **given)
@@ -106,5 +108,5 @@ def test_the_published_protocol_is_planned():
     tasks = plan_tasks(load_batch(ROOT / "notebooks" / "batches" / "elpv-published.yml"))
     trained = [task for task in tasks if task.step.notebook == "03_finetune"]
     assert len({task.run for task in trained}) == len(trained) == 30
-    assert {task.parameters["class_weights"] for task in trained} == {"none"}
+    assert {task.parameters["options"] for task in trained} == {"class_weights=none"}
     recipe("hybrid_vit", class_weights="none")

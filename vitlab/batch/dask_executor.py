@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,19 +23,24 @@ import distributed
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
-import vitlab
-from vitlab.batch.dask_cluster import Cluster, ClusterGone, open_cluster
+from vitlab.batch.dask_cluster import (
+    Cluster,
+    ClusterGone,
+    Worker,
+    Workers,
+    describe_resources,
+    describe_vitlab,
+    open_cluster,
+)
 from vitlab.batch.dask_worker import Job, close_warm_process, count_running, run_task
 from vitlab.batch.display import Display
-from vitlab.batch.plan import Step, Task
+from vitlab.batch.plan import Task
 from vitlab.batch.state import Outcome, describe_error
 from vitlab.batch.transfer import list_files, read_files, store_changes
 from vitlab.batch.watch import Stopped
 from vitlab.errors import UserError
-from vitlab.files import hash_package
 
 LOOK_SECONDS = 2  # between two looks at the workers
-ANSWER_SECONDS = 20  # that the scheduler has to name its workers
 DISCONNECTED_SECONDS = 30  # without the scheduler, after which the batch ends
 STOP_SECONDS = 15  # for running notebooks to end
 MAX_WORKER_LOSSES = 3
@@ -49,152 +53,6 @@ class WorkersLost(UserError):
 
 class TaskCancelled(Exception):
     """Dask has cancelled a task: its worker was lost, or the scheduler has lost the batch."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """threads: notebooks at a time. resources: as `dask worker --resources` gives them. cores: how
-    many it may use. host: a name for these; workers with the same name share them. reports: the
-    reports folder of the batch as it sees it, None if it does not.
-    """
-
-    address: str
-    name: str
-    threads: int
-    resources: dict[str, float]
-    cores: int
-    host: str
-    reports: str | None
-
-    def offers(self, wanted: dict[str, float], taken: Iterable[dict[str, float]] = ()) -> bool:
-        """Whether it has these resources, besides what is taken."""
-        for name, amount in wanted.items():
-            used = sum(other.get(name, 0) for other in taken)
-            if self.resources.get(name, 0) - used < amount:
-                return False
-        return True
-
-    def __str__(self) -> str:
-        return self.address if self.name == self.address else f"{self.name} ({self.address})"
-
-
-class Workers:
-    """The workers of a cluster, as of the last `refresh`.
-
-    usable: by address, those that may be given work. refused: address -> what makes a worker
-    unusable. present: the addresses of all workers, including those that are closing."""
-
-    def __init__(self, client: Client, reports: Path, session: str):
-        self.client, self._probe = client, make_probe(str(reports), session)
-        self.usable: dict[str, Worker] = {}
-        self.refused: dict[str, str] = {}
-        self.present: set[str] = set()
-        self._answers: dict[str, Any] = {}
-
-    def refresh(self) -> None:
-        """If the scheduler does not answer, all stays as it was."""
-        try:
-            # not client.scheduler_info: its cache often names no worker
-            identity = self.client.scheduler.identity
-            there = self.client.sync(identity, n_workers=-1, callback_timeout=ANSWER_SECONDS)
-        except OSError:  # TimeoutError is one
-            return
-        there = there["workers"]
-        new = [address for address in there if address not in self._answers]
-        if new:
-            self._answers |= self.client.run(self._probe, workers=new, on_error="return")
-        self.present, self.usable, self.refused = set(there), {}, {}
-        for address, info in there.items():
-            answer = self._answers[address]
-            if isinstance(answer, OSError):  # it has ended, or was busy: ask again
-                del self._answers[address]
-            elif isinstance(answer, Exception):
-                self.refused[address] = f"no answer ({type(answer).__name__}: {answer})"
-            elif answer["vitlab"] != describe_vitlab():
-                self.refused[address] = answer["vitlab"]
-            elif info.get("status", "running") == "running":
-                self.usable[address] = Worker(
-                    address=address,
-                    name=str(info.get("name") or address),
-                    threads=int(info["nthreads"]),
-                    resources=dict(info.get("resources") or {}),
-                    cores=answer["cores"],
-                    host=answer["host"],
-                    reports=answer["reports"],
-                )
-
-    def check(self, steps: Iterable[Step]) -> None:
-        """UserError for workers with another vitlab, and for a step that asks for resources that no
-        worker has.
-        """
-        if self.refused:
-            others = "; worker ".join(f"{name} has {has}" for name, has in self.refused.items())
-            raise UserError(
-                f"no notebook was started: this machine has {describe_vitlab()}, but worker"
-                f" {others}. Bring them to the same version (the same commit, in the Python that"
-                " runs `dask worker`) and start them again."
-            )
-        for step in steps:
-            wanted = step.resources or {}
-            if not any(worker.offers(wanted) for worker in self.usable.values()):
-                text = describe_resources(wanted)
-                option = f"--nthreads 1 --resources {shlex.quote(text)}"
-                raise UserError(
-                    f"no worker offers the resources {text} that {step.notebook} asks for; start"
-                    f" one with `dask worker ADDRESS {option}`"
-                )
-
-    def count_threads(self, worker: Worker) -> int:
-        """The cores for each notebook of a worker, when all workers that share them are busy."""
-        same = [other.threads for other in self.usable.values() if other.host == worker.host]
-        return max(1, worker.cores // max(1, sum(same)))
-
-
-def make_probe(reports: str, session: str) -> Callable[[], dict[str, Any]]:
-    """A function that describes the worker it runs on: vitlab (version and code), cores, host, and
-    reports, the folder of the batch as it sees it or None.
-
-    It is nested, because Dask then sends its source: a worker with another vitlab, or with none,
-    can answer, too."""
-
-    def probe() -> dict[str, Any]:
-        import os
-        import socket
-        from pathlib import Path
-
-        try:
-            import vitlab
-            from vitlab.files import hash_package
-
-            found = f"vitlab {vitlab.__version__} (code {hash_package()})"
-        except ImportError:
-            found = "no vitlab, or an old one"
-        if hasattr(os, "sched_getaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-        else:
-            cores = list(range(os.cpu_count() or 1))
-        folder = Path(os.environ.get("VITLAB_REPORTS") or reports).resolve()
-        try:
-            shares = (folder / "runs" / f".shared-{session}").read_text() == session
-        except OSError:
-            shares = False
-        return {
-            "vitlab": found,
-            "cores": len(cores),
-            "host": f"{socket.gethostname()} {','.join(map(str, cores))}",
-            "reports": str(folder) if shares else None,
-        }
-
-    return probe
-
-
-def describe_vitlab() -> str:
-    return f"vitlab {vitlab.__version__} (code {hash_package()})"
-
-
-def describe_resources(wanted: dict[str, float]) -> str:
-    """`GPU=1,memory=8`, as `dask worker --resources` takes it."""
-    return ",".join(f"{name}={amount:g}" for name, amount in wanted.items())
 
 
 @contextmanager
@@ -461,16 +319,13 @@ class DaskExecutor:
         self.display.note(f"{len(self._running)} running on {len(workers.usable)} workers")
 
     def _describe_patience(self) -> str:
-        """`... has had no worker that offers GPU=1, which 03_finetune asks for, for 5 minutes`."""
-        want = ""
-        if self.workers.usable and self._unplaced is not None:
+        waiting = ""
+        if self._unplaced is not None:
             wanted = describe_resources(self._find_resources(self._unplaced))
-            notebook = self._unplaced.step.notebook
-            want = f" that offers {wanted}, which {notebook} asks for," if wanted else ""
-        minutes = self.cluster.patience / 60
-        hint = "" if self._submitted else f": {self.cluster.hint}"
+            waiting = f" for {self._unplaced.label}" + f" that offers {wanted}" * bool(wanted)
+        minutes, hint = self.cluster.patience / 60, self.cluster.hint
         return (
-            f"{self.cluster.address} has had no worker{want} for {minutes:g} minutes{hint};"
+            f"{self.cluster.address} has had no worker{waiting} in {minutes:g} minutes ({hint});"
             f" {CONTINUE}"
         )
 

@@ -41,8 +41,8 @@ from vitlab.files import atomic
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
 
-# in IPython's traceback, the cell's own line comes first
-CELL_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")
+# in IPython's traceback, the cell's own line comes first; the other form is that of UserError
+CELL_LINE = re.compile(r"(?:Cell In\[\d+\], |^\w+ \()line (\d+)")
 NOT_STARTED = ("Kernel died before", "Kernel didn't respond")  # as jupyter_client puts it
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
 LOG = logging.getLogger("vitlab.batch")

@@ -25,6 +25,9 @@ grid:
   seed: [0, 1]
 ```
 
+An option of notebook 03 may be given by its own name in all of these, like a parameter
+(`mixup: 0.2`), or in the text `options` ("mixup=0.2, ema=0.99"): both give the same run.
+
 The batch and each step may have `limits: {minutes: 30, memory: 6 GB}`: a notebook that needs more
 is ended. On a cluster, `resources: {GPU: 1}` of a step names what a Dask worker must have free.
 Without that key a notebook takes one GPU where workers offer any; `resources: {}` lets it run on
@@ -42,9 +45,10 @@ from typing import Any
 
 from vitlab.batch.specs import BatchSpec, Limits, StepSpec, read_spec, unique
 from vitlab.errors import MissingFileError, UserError
-from vitlab.notebook import fit_parameters, notebook_parameters, read_cells
+from vitlab.notebook import fit_parameters, notebook_options, notebook_parameters, read_cells
 from vitlab.registry import unknown
 from vitlab.runs import dataset_folder, run_name
+from vitlab.training.options import spread_options
 
 # a notebook that asks for a finished run by its name
 READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")
@@ -53,7 +57,7 @@ READS_RUN = re.compile(r"\bensure_run\([^)]*\brun_name\b")
 @dataclass(frozen=True)
 class Step:
     """One notebook of the chain. once: it has no point of the grid (`grid: {}`). declared: its
-    parameters with their defaults.
+    parameters with their defaults, and the names of its options.
 
     reads_run: it takes `run_name` as the name of a finished run (04 to 06); any other notebook that
     declares `run_name` makes the run of that name."""
@@ -82,12 +86,14 @@ class Batch:
     chain: list[Step]
 
     def expand(self, point: dict[str, Any]) -> dict[str, Any]:
-        """A point of the grid with the parameters that its cases stand for."""
+        """A point of the grid with the parameters that its cases stand for, and each option by its
+        own name.
+        """
         expanded = dict(point)
         for axis, cases in self.cases.items():
             if axis in point:
                 expanded |= cases[point[axis]]
-        return expanded
+        return spread_options(expanded)
 
 
 @dataclass(frozen=True)
@@ -127,15 +133,16 @@ def load_batch(file: Path | str) -> Batch:
     except MissingFileError as error:
         there = ", ".join(sorted(item.name for item in file.parent.glob("*.yml"))) or "none"
         raise MissingFileError(f"{error}; batch files in {file.parent}: {there}") from None
+    parameters = spread_options(spec.parameters)
     cases = {axis: values for axis, values in spec.grid.items() if isinstance(values, dict)}
     grid = {axis: list(values) for axis, values in spec.grid.items()}
     steps = [_load_step(step, grid, spec.limits, file) for step in spec.chain]
     for name, count in Counter(step.notebook for step in steps).items():
         if count > 1:
             raise UserError(f"notebook {name} is in the chain of {file.name} {count} times")
-    _check_batch_parameters(spec.parameters, grid, cases, steps, file)
+    _check_batch_parameters(parameters, grid, cases, steps, file)
     title = str(spec.title or file.stem)
-    return Batch(file.stem, title, file, spec.parameters, grid, cases, steps)
+    return Batch(file.stem, title, file, parameters, grid, cases, steps)
 
 
 def _check_batch_parameters(
@@ -225,8 +232,10 @@ def _find_dataset(batch: Batch, point: dict) -> str:
 def _load_step(spec: StepSpec, batch_grid: dict[str, list], limits: Limits, file: Path) -> Step:
     name = spec.notebook.removesuffix(".ipynb")
     source = _find_notebook(name, file)
-    declared = {key: default for key, (default, _) in notebook_parameters(source).items()}
+    options = dict.fromkeys(notebook_options(source))
+    declared = options | {key: value for key, (value, _) in notebook_parameters(source).items()}
     fit_parameters(source, spec.parameters)
+    parameters = spread_options(spec.parameters) if options else spec.parameters
     grid = batch_grid if spec.grid is None else spec.grid
     for axis, values in grid.items():
         if axis not in batch_grid:
@@ -250,7 +259,7 @@ def _load_step(spec: StepSpec, batch_grid: dict[str, list], limits: Limits, file
         source=source,
         grid=grid,
         once=spec.grid == {},
-        parameters=spec.parameters,
+        parameters=parameters,
         declared=declared,
         limits=limits.override(spec.limits),
         resources=resources,

@@ -21,10 +21,9 @@ from vitlab.errors import UserError
 from vitlab.kernels import WarmProcess, count_cores, environment
 from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.places import inside_project
+from vitlab.training.options import TRAINS
 
 NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
-# a notebook that declares all of these trains a model
-TRAINS = {"model", "epochs", "learning_rate"}
 
 
 class Executor(Protocol):
@@ -125,7 +124,7 @@ def check_values(
             warm.call(function, given[kind])
     if declared.keys() >= TRAINS:
         try:
-            warm.call("vitlab.training.config:check_arguments", declared | given)
+            warm.call("vitlab.training.options:check_arguments", declared | given)
         except UserError as error:
             raise UserError(f"{label}: {error}") from None
 
@@ -182,7 +181,8 @@ def _execute(
     workers: int,
     scheduler: str,
 ) -> None:
-    imports = sorted(set().union(*(notebook_imports(task.step.source) for task in tasks)))
+    sources = {task.step.source for task in tasks}
+    imports = sorted(set().union(*map(notebook_imports, sources)))
     with Display(len(stale), max(len(tasks[number].label) for number in stale)) as display:
         if scheduler:
             from vitlab.batch.dask_executor import open_executor

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from vitlab.errors import UserError
+from vitlab.plots.captions import show_captions
 from vitlab.plots.fonts import ReadableFigure
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are
@@ -86,9 +87,10 @@ NAMES = {
 
 
 def set_style() -> None:
-    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts.
-    Call it once a notebook.
+    """Set matplotlib and seaborn for figures of page width, pandas for tables with whole texts;
+    show captions in Jupyter. Call it once in each notebook.
     """
+    show_captions()
     pd.set_option("display.max_colwidth", None)
     pd.set_option("display.html.use_mathjax", False)
     small = dict.fromkeys(

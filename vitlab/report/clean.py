@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from vitlab.markup import JUPYTER_ONLY
 from vitlab.notebook import find_assignments
 from vitlab.report.markdown import (
     callout,
@@ -133,6 +134,8 @@ def _replace_values(source, values):
 
 def _clean_output(output):
     """The output without noise, or None where nothing is left to read."""
+    if output.get("metadata", {}).items() >= JUPYTER_ONLY.items():
+        return None
     if output.output_type == "stream":
         lines = ANSI.sub("", output.text).split("\n")
         # of a progress bar, only its last state

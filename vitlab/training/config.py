@@ -4,8 +4,9 @@ model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from vitlab.errors import UserError
 from vitlab.registry import unknown
@@ -43,75 +44,107 @@ NOT_NEGATIVE = (
 )
 
 
+def setting(default, meaning: str):
+    """A field of `TrainConfig`: its default, and its meaning for help texts and `list_options`."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Arguments of `fit`. Build one with `recipe`, which starts from values that suit the model."""
 
-    epochs: int = 12  # most epochs; early stopping may end before
-    batch_size: int = 64  # images behind one step of the optimizer, over all devices and parts
-    # parts in which each batch is computed one after the other: less memory, the same step
-    accumulation: int = 1
-    learning_rate: float = 1e-4  # the peak, after warm-up; cosine to zero from there
-    # factor on the learning rate for each layer further from the head (arXiv 2106.08254, appendix)
-    layer_decay: float = 1.0
-    weight_decay: float = 0.05  # not on norms, biases, positions and class token
-    warmup_epochs: float = 1.0
-    clip: float = 1.0  # greatest norm of the gradient; 0 means no limit
-    # what is trained: full, linear_probe, last_blocks, gradual or from_stage
-    strategy: str = "full"
-    # last_blocks: how many, with all that follows; gradual: how many in the end (0 means the whole
-    # model)
-    last_blocks: int = 1
-    train_from: str = ""  # from_stage: the first stage (vitlab.models.split_stages) that is trained
-    unfreeze_every: int = 1  # gradual: epochs after which one more block is trained
-    # compute what is frozen once, and keep it on disk; False computes it in every epoch
-    cache: bool = True
-    # cached versions of each training image: the image itself and views - 1 augmented ones
-    views: int = 1
-    augment: str = "light"  # none, light or strong: flips, small rotation, crop, colour jitter
-    # False for what must not be mirrored, such as digits; recipes follow the data set
-    flip: bool = True
-    mixup: float = 0.0  # alpha of mixup (arXiv 1710.09412); 0 means none
-    # alpha of CutMix (arXiv 1905.04899); 0 means none; with mixup, each step takes one of the two
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
-    # weights in the loss from the classes' sizes: none, balanced (all count alike) or effective
-    class_weights: str = "balanced"
-    # of effective (arXiv 1901.05555): 0 is no weights, towards 1 is balanced
-    class_weights_beta: float = 0.999
-    # focal loss (arXiv 1708.02002): what is recognised well counts less; 0 is cross-entropy
-    focal_gamma: float = 0.0
-    # equal classes in each epoch: none, oversample, undersample, or smote (linear probe)
-    resample: str = "none"
-    # alpha of mixup between two images of the same rare class, whose label stays; 0 means none
-    mixup_rare: float = 0.0
-    # images made of training images of rare classes (vitlab.data.add_synthetic): none or fourier
-    synthetic: str = "none"
-    # size that synthetic images bring a rare class to, as a share of the largest class
-    synthetic_share: float = 0.5
-    # decay of an exponential moving average of the weights, which is then what counts; 0 means none
-    ema: float = 0.0
-    # fp32, bf16, fp16 (GPU), or auto: bf16 where this device trains faster in it
-    precision: str = "auto"
-    # compute activations again in the backward pass instead of keeping them
-    gradient_checkpointing: bool = False
-    channels_last: bool = True  # memory layout that convolutions are fastest in
-    compile: bool = False  # torch.compile: pays on a GPU and over many epochs
-    # column of the history that chooses the best epoch; a loss is minimised, all else maximised
-    monitor: str = "val_roc_auc"
-    patience: int = 6  # epochs without a better value before training stops
-    # time between checkpoints; 0 means one at the end of each epoch
-    checkpoint_minutes: float = 0.0
-    tracker: str = ""  # log to tensorboard, trackio or wandb as well (extra: vitlab[tracking])
-    seed: int = 0
+    strategy: str = setting(
+        "full", "what is trained: full, linear_probe, last_blocks, gradual or from_stage"
+    )
+    epochs: int = setting(12, "most epochs; early stopping may end before")
+    batch_size: int = setting(64, "images per step of the optimizer, over all devices and parts")
+    learning_rate: float = setting(
+        1e-4, "its peak, after warm-up; from there it falls to zero as a cosine"
+    )
+    augment: str = setting(
+        "light", "none, light or strong: flips, small rotation, crop, colour jitter"
+    )
+    seed: int = setting(0, "of the batch order, augmentation, dropout and mixup")
+    last_blocks: int = setting(
+        1, "last_blocks: how many are trained; gradual: how many in the end, 0 for the whole model"
+    )
+    train_from: str = setting(
+        "", "from_stage: the first stage that is trained, a name from the model's table of stages"
+    )
+    unfreeze_every: int = setting(1, "gradual: epochs after which one more block is trained")
+    cache: bool = setting(
+        True, "compute what is frozen once and keep it on disk; False: in every epoch"
+    )
+    views: int = setting(
+        1, "cached versions of each training image: the image itself and views - 1 augmented ones"
+    )
+    flip: bool = setting(
+        True, "mirror images; False for what must not be mirrored, such as digits (by data set)"
+    )
+    mixup: float = setting(0.0, "alpha of mixup (arXiv 1710.09412); 0 for none")
+    cutmix: float = setting(
+        0.0, "alpha of CutMix (arXiv 1905.04899); 0 for none; with mixup, each step takes one"
+    )
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes")
+    accumulation: int = setting(
+        1, "parts in which each batch is computed one after the other, to save memory"
+    )
+    layer_decay: float = setting(
+        1.0, "factor on the learning rate for each layer further from the head (arXiv 2106.08254)"
+    )
+    weight_decay: float = setting(0.05, "not on norms, biases, positions and class token")
+    warmup_epochs: float = setting(1.0, "epochs in which the learning rate rises")
+    clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit")
+    ema: float = setting(
+        0.0, "decay of a moving average of the weights, which then replaces them; 0 for none"
+    )
+    class_weights: str = setting(
+        "balanced",
+        "weights of the classes in the loss: none, balanced (all count alike), effective",
+    )
+    class_weights_beta: float = setting(
+        0.999, "of effective (arXiv 1901.05555): 0 is no weights, towards 1 is balanced"
+    )
+    focal_gamma: float = setting(
+        0.0, "focal loss (arXiv 1708.02002): confident predictions count less; 0: cross-entropy"
+    )
+    resample: str = setting(
+        "none", "equal classes in each epoch: none, oversample, undersample, smote (linear_probe)"
+    )
+    mixup_rare: float = setting(
+        0.0, "alpha of mixup between two images of the same rare class; 0 for none"
+    )
+    synthetic: str = setting("none", "synthetic training images of rare classes: none or fourier")
+    synthetic_share: float = setting(
+        0.5, "size to which synthetic images bring a rare class, as a share of the largest class"
+    )
+    precision: str = setting(
+        "auto", "fp32, bf16, fp16 (GPU), or auto: bf16 where this device trains faster in it"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass instead of keeping them"
+    )
+    channels_last: bool = setting(True, "the memory layout in which convolutions are fastest")
+    compile: bool = setting(False, "torch.compile: worth it on a GPU and over many epochs")
+    monitor: str = setting(
+        "val_roc_auc",
+        "column of the history that chooses the best epoch: its highest value, or lowest loss",
+    )
+    patience: int = setting(6, "epochs without a better value before training stops")
+    checkpoint_minutes: float = setting(
+        0.0, "time between checkpoints; 0: one at the end of each epoch"
+    )
+    tracker: str = setting(
+        "", "log to tensorboard, trackio or wandb as well (extra: vitlab[tracking])"
+    )
 
     def __post_init__(self):
-        for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
+        for argument in fields(self):
+            value, kind = getattr(self, argument.name), type(argument.default)
             if not (type(value) is kind or (kind is float and type(value) is int)):
                 raise UserError(
-                    f"{field.name} must be of type {kind.__name__}, like {field.default!r}, not"
-                    f" {value!r}"
+                    f"{argument.name} must be of type {kind.__name__}, like {argument.default!r},"
+                    f" not {value!r}"
                 )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -186,6 +219,17 @@ RECIPES = {
     "vit_tiny_vitlab": {"batch_size": 32, "epochs": 6, "learning_rate": 5e-4, "layer_decay": 0.8},
     "vit_scratch": {"epochs": 8, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
+PRESETS = ("quick", "standard", "thorough")
+# quick: only the head, on features computed once; not for models with blocks from random weights
+PROBE = {
+    "strategy": "linear_probe",
+    "train_from": "",
+    "epochs": 20,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "views": 1,
+}
+NOT_PROBED = ("hybrid_vit", "vit_scratch")
 # pixels, training images: vit_scratch is fitted to sets of so small and so few images
 SMALL_SIDE, FEW_IMAGES = 48, 5_000
 # input size, batch size, and steps of the optimizer at the least
@@ -193,28 +237,22 @@ SMALL_SIZE, SMALL_BATCH, SMALL_STEPS = 48, 32, 600
 
 
 def training_arguments() -> list[str]:
-    """The names of all arguments, as notebook 03 has them for parameters."""
-    return [field.name for field in fields(TrainConfig)]
+    """The names of all arguments of `TrainConfig`."""
+    return [argument.name for argument in fields(TrainConfig)]
 
 
-def check_arguments(parameters: Mapping[str, object]) -> None:
-    """UserError where the training arguments among these parameters of a notebook (with `model`) do
-    not fit together.
-    """
-    recipe(
-        parameters["model"],
-        **{name: parameters[name] for name in training_arguments() if name in parameters},
-    )
-
-
-def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConfig:
+def recipe(
+    model: str, data: DataBundle | None = None, preset: str = "standard", **overrides
+) -> TrainConfig:
     """The training arguments that suit a model, by name, and a data set; `overrides` come first,
     but None changes nothing.
 
-    Models that are not registered get the defaults: full fine-tuning at a small learning rate.
-    Images that must not be mirrored (`data.flip`) are not; vit_scratch trains longer on small
-    images (see `fit_options`). Another `strategy` than the recipe's drops the recipe's
-    `train_from`, a `train_from` alone means strategy="from_stage", and a `resample` alone means
+    preset: "quick" for a first answer (a linear probe of a pretrained model; for others a third of
+    the epochs), "thorough" for three times the epochs, and twice the views and the patience. Models
+    that are not registered get the defaults: full fine-tuning at a small learning rate. Images that
+    must not be mirrored (`data.flip`) are not; vit_scratch trains longer on small images (see
+    `fit_options`). Another `strategy` than the recipe's drops the recipe's `train_from`, a
+    `train_from` alone means strategy="from_stage", and a `resample` alone means
     class_weights="none".
 
     >>> import vitlab
@@ -241,7 +279,23 @@ def recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConf
             "batch_size": batch_size,
             "epochs": max(usual["epochs"], -(-SMALL_STEPS // steps)),
         }
-    return replace(TrainConfig(**usual), **chosen)
+    config = TrainConfig(**usual)
+    probed = model not in NOT_PROBED and "strategy" not in chosen
+    return replace(config, **(_preset_changes(preset, config, probed) | chosen))
+
+
+def _preset_changes(preset: str, config: TrainConfig, probed: bool) -> dict:
+    """What a preset changes in the recipe. probed: whether quick may train only the head."""
+    if preset == "standard":
+        return {}
+    if preset == "quick":
+        epochs = math.ceil(config.epochs / 3)
+        shorter = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs / 4)}
+        return PROBE if probed else {**shorter, "views": 1}
+    if preset == "thorough":
+        views = 2 * config.views if config.views > 1 else 1
+        return {"epochs": 3 * config.epochs, "views": views, "patience": 2 * config.patience}
+    raise UserError(unknown("preset", preset, list(PRESETS)))
 
 
 def fit_options(model: str, data: DataBundle, options: Mapping) -> dict:

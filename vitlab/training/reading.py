@@ -1,15 +1,18 @@
-"""What the history of a training run shows, in sentences: the best epoch, a model at chance,
-overfitting.
+"""A training run in words and small tables: model, recipe and classes; and what its history shows:
+the best epoch, a model at chance, overfitting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
-from vitlab.schema import DataBundle
+from vitlab.markup import escape
+from vitlab.models import count_parameters
+from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.config import TrainConfig
 
 ALPHA = 0.05  # chance that a model which guesses is called better than chance
@@ -103,3 +106,40 @@ def chance_limit(recalls: Sequence[float], counts: Sequence[int], epochs: int = 
         counts
     )
     return float(np.quantile(draws.mean(axis=1), 1 - ALPHA / epochs, method="higher"))
+
+
+def describe_model(model: ModelBundle, data: DataBundle) -> str:
+    """The model that is trained and the number of images, in two sentences of Markdown."""
+    height, width = model.transform.size
+    rows, columns = model.anatomy.grid
+    counts = [f"{len(data.split(name)):,} {name}" for name in ("train", "val", "test")]
+    return (
+        f"**{escape(model.name)}** takes images of {height} × {width} pixels"
+        f" ({model.transform.fit}), has {count_parameters(model.module):,} parameters, and works on"
+        f" a grid of {rows} × {columns} positions. Images: {', '.join(counts)}."
+    )
+
+
+def recipe_table(config: TrainConfig) -> pd.DataFrame:
+    """The training arguments and their values, two of them in a row."""
+    rows = [(name, str(value) or "none") for name, value in asdict(config).items()]
+    half = (len(rows) + 1) // 2
+    right = rows[half:] + [("", "")] * (2 * half - len(rows))
+    table = pd.DataFrame([first + second for first, second in zip(rows[:half], right, strict=True)])
+    return table.set_axis(["argument", "value", "argument ", "value "], axis=1).set_index(
+        "argument"
+    )
+
+
+def describe_imbalance(balance: pd.DataFrame) -> str:
+    """How much larger the largest class is than the smallest, and how many images are synthetic.
+
+    balance: of `imbalance_table`."""
+    images = balance.set_index("class")["images"]
+    ratio = images.max() / max(1, images.min())
+    text = (
+        f"The largest class, *{escape(images.idxmax())}*, has {ratio:.1f} times as many images as"
+        f" the smallest, *{escape(images.idxmin())}*"
+    )
+    synthetic = balance["synthetic"].sum()
+    return f"{text}; {synthetic} images are synthetic." if synthetic else f"{text}."
