@@ -22,7 +22,7 @@ test: $(READY)              ## the whole test suite
 
 lab: $(READY)               ## JupyterLab, on its start page
 	$(BIN)/jupyter lab workspaces import notebooks/vitlab.jupyterlab-workspace
-	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/workspaces/vitlab
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/workspaces/vitlab
 
 lint: $(READY)              ## ruff over package, tests and notebooks
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from pytorch_grad_cam import eigen_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from records import record, write_records
 
-from vitlab.explain import explain
+from vitlab.explain import explain, gradients
 from vitlab.models import build_model
 
 MODEL, LAYER, TARGET = "vit_small_patch16_224", "blocks.11.norm1", 1
@@ -172,14 +172,11 @@ def main() -> None:
 def measure_integrated_gradients(model, images: torch.Tensor, options) -> list[dict]:
     """Speed against Captum's class, and the largest difference as a share of the largest value."""
     captum = IntegratedGradients(model.module)
+    gradients.CUTS = (0, 1)  # the whole line in one part, as Captum
+    gradients.BATCH = options.batch
+    settings = {"steps": STEPS, "batch_size": len(images)}
 
     def ours():
-        settings = {
-            "steps": STEPS,
-            "parts": 1,
-            "internal_batch_size": options.batch,
-            "batch_size": len(images),
-        }
         return explain(
             model, images, "integrated_gradients", model.classes[TARGET], **settings
         ).values

@@ -22,7 +22,8 @@ import quantus
 import torch
 from records import record, write_records
 
-from vitlab.explain import CellScorer, area_table, curve_table
+from vitlab.explain import CellScorer
+from vitlab.explain.faithfulness import compute_area
 from vitlab.models import build_model
 from vitlab.schema import AttributionMap
 
@@ -153,8 +154,10 @@ def measure_areas(model, images, found, steps) -> np.ndarray:
     """Ours: (2, N), deletion and insertion."""
     grid = tuple(side // CELL for side in images.shape[-2:])
     scorer = CellScorer(model, images, found, grid=grid)
-    areas = area_table(curve_table(scorer, [found], steps=steps or scorer.count))
-    return np.stack([areas[areas["metric"] == kind]["value"] for kind in ("deletion", "insertion")])
+    steps = steps or scorer.count
+    return np.concatenate(
+        [compute_area(scorer, [found], kind, steps) for kind in ("deletion", "insertion")]
+    )
 
 
 def flip_pixels(model, images, found) -> np.ndarray:

@@ -1,52 +1,26 @@
-"""What is left of many classes: the lowest and the highest values, and figures of a bounded size
-for 2 to 1,000 classes.
+"""What is left of many classes and models: the lowest and the highest, or the best; and figures of
+a bounded size.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import softmax
 
-from vitlab import plots
+from tests import figures
+from vitlab import evaluation, plots
 from vitlab.data import draw_samples
-from vitlab.evaluation import (
-    class_table,
-    confusion_table,
-    precision_recall_table,
-    roc_table,
-    slice_table,
-    worst_slice_table,
-)
 from vitlab.extremes import describe_cut, find_extremes, keep_extremes
 
 A4 = (6.31, 9.7)  # inches: the text block of a page
 
 
-def make_predictions(classes, seed=0):
-    """Every class has at least two test images; later classes are easier. As many groups as
-    classes, at most 40.
-    """
-    random = np.random.default_rng(seed)
+def make_predictions(classes):
+    """Every class has at least two test images. As many groups as classes, at most 40."""
     names = [f"class_{i:04d}" for i in range(classes)]
-    label = np.tile(np.arange(classes), 2 * max(2, 60 // classes))
-    logits = random.normal(0, 1, (len(label), classes))
-    logits[np.arange(len(label)), label] += np.linspace(0, 6, classes)[label]
-    prob = softmax(logits, axis=1)
-    table = {
-        "sample_id": [f"s{i}" for i in range(len(label))],
-        "split": np.where(np.arange(len(label)) < len(label) // 2, "val", "test"),
-        "group": [f"g{i % min(classes, 40)}" for i in range(len(label))],
-        "label": np.array(names)[label],
-        "pred": np.array(names)[prob.argmax(axis=1)],
-    }
-    columns = [f"logit_{name}" for name in names] + [f"prob_{name}" for name in names]
-    return (
-        pd.concat(
-            [pd.DataFrame(table), pd.DataFrame(np.hstack([logits, prob]), columns=columns)], axis=1
-        ),
-        names,
-    )
+    predictions = figures.make_predictions(names, max(4 * classes, 120))
+    group = [f"g{i % min(classes, 40)}" for i in range(len(predictions))]
+    return predictions.assign(group=group), names
 
 
 def check_size(axes, smallest=0.4):
@@ -87,65 +61,31 @@ def test_tables_are_cut_with_a_row_that_counts_the_rest():
     assert list(plots.present(table.head(12), extremes="f1").index) == [f"c{i}" for i in range(12)]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_figures_stay_readable(classes):
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_figures_of_many_classes_stay_readable(classes):
     predictions, names = make_predictions(classes)
     samples = predictions[["sample_id", "label", "split", "group"]]
-    look = samples[["sample_id"]].assign(mean=np.linspace(0, 1, len(samples)), std=0.1)
-    check_size(plots.plot_confusion(confusion_table(predictions)), smallest=1.4)
-    check_size(
-        plots.plot_curves(roc_table(predictions), precision_recall_table(predictions)), smallest=2
-    )
+    check_size(plots.plot_confusion(evaluation.confusion_table(predictions)), smallest=1.4)
+    check_size(figures.draw_curves(predictions), smallest=2)
     check_size(plots.plot_class_balance(samples, classes=names))
-    figure = plots.iplot_intensities(look, samples, names)
-    assert len(figure.figure.data) <= 8 * 12 and figure.static.get_size_inches()[1] <= A4[1]
-    # its intervals and tests are slow for a thousand groups, and there are at most 40
-    if classes < 1000:
-        check_size(
-            plots.plot_slices(
-                slice_table(predictions, ["group"], metrics=("accuracy",), replicates=0)
-            )
-        )
-        check_size(
-            plots.plot_gaps(worst_slice_table(predictions, ["group"], "accuracy", replicates=20))
-        )
-
-
-def test_curves_of_many_classes_are_mean_range_and_extremes():
-    predictions, _ = make_predictions(100)
-    left, _ = plots.plot_curves(roc_table(predictions), precision_recall_table(predictions))
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
-    areas = (
-        roc_table(predictions)
-        .groupby("class")
-        .apply(
-            lambda curve: np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]),
-            include_groups=False,
-        )
-    )
-    assert labels[:2] == ["range of the classes", f"mean of 100 classes (AUC {areas.mean():.3f})"]
-    assert labels[2] == f"lowest: {areas.idxmin()} (AUC {areas.min():.3f})" and len(labels) == 5
+    shown = plots.iplot_intensities(figures.make_image_table(samples), samples, names)
+    assert len(shown.figure.data) <= 8 * 12 and shown.static.get_size_inches()[1] <= A4[1]
+    if classes == 10:  # slices are groups, of which there are at most 40
+        scores = {"metrics": ("accuracy",), "replicates": 0}
+        check_size(plots.plot_slices(evaluation.slice_table(predictions, ["group"], **scores)))
+        gaps = evaluation.worst_slice_table(predictions, ["group"], "accuracy", replicates=20)
+        check_size(plots.plot_gaps(gaps))
 
 
 def test_confusions_beyond_a_dozen_classes_are_pooled():
     predictions, names = make_predictions(100)
-    table = confusion_table(predictions)
+    table = evaluation.confusion_table(predictions)
     table.iloc[7, 3] = 500
     ax = plots.plot_confusion(table)
     shown = [label.get_text() for label in ax.get_xticklabels()]
     assert len(shown) == 12 and shown[-1] == "89 others" and {names[3], names[7]} <= set(shown)
     counts = [int(text.get_text().split("\n")[0]) for text in ax.texts if text.get_text()]
     assert sum(counts) == table.to_numpy().sum()
-
-
-def test_class_tables_name_the_extremes():
-    predictions, _ = make_predictions(100)
-    table = class_table(predictions)
-    shown = plots.present(table, extremes="f1")
-    assert (
-        len(shown) == 13
-        and shown.index[-1] == table.loc[table["f1"].sort_values(kind="stable").index[-1], "class"]
-    )
 
 
 @pytest.mark.parametrize(
@@ -169,44 +109,39 @@ def test_samples_are_drawn_evenly_from_what_there_is(counts, images, expected):
 
 
 def test_slices_of_many_are_cut():
-    drop = {
-        "column": "label",
-        "slice": [f"c{i}" for i in range(40)],
-        "n": 9,
-        "change": np.linspace(-1, 1, 40),
-        "note": "",
-    }
-    ax = plots.plot_drop(pd.DataFrame({**drop, "low": -1, "high": 1, "lost": 1, "gained": 0}))
+    drop = {"column": "label", "slice": [f"c{i}" for i in range(40)], "n": 9, "note": ""}
+    table = pd.DataFrame({**drop, "change": np.linspace(-1, 1, 40), "lost": 1, "gained": 0})
+    ax = plots.plot_drop(table.assign(low=-1, high=1))
     names = " ".join(label.get_text() for label in ax.get_yticklabels())
     assert len(ax.get_yticklabels()) == 13
     assert "c0:" in names and "c39:" in names and "c20:" not in names
 
 
 MODELS = [f"m{i:02d}" for i in range(40)]
-SCORES = pd.DataFrame({"model": MODELS, "value": np.linspace(0, 1, 40)})
+VALUES = pd.Series(np.linspace(0, 1, 40), MODELS)
+SCORES = VALUES.rename_axis("model").rename("value").reset_index()
 
 
-def make_history(score):
-    return pd.DataFrame({"epoch": [1, 2], "val_roc_auc": [0, score]})
+def draw_comparison():
+    return plots.iplot_comparison(SCORES.assign(seed=0, metric="accuracy"), ["accuracy"]).static
+
+
+def draw_history():
+    histories = {
+        name: [pd.DataFrame({"epoch": [1, 2], "val_roc_auc": [0, score]})]
+        for name, score in VALUES.items()
+    }
+    return plots.plot_learning_curves(histories, "val_roc_auc").figure
+
+
+def draw_cost():
+    table = SCORES.rename(columns={"value": "roc_auc"})
+    return plots.iplot_cost(table.assign(training_seconds=9, parameters=1e6, seed=0)).static
 
 
 def draw_robustness():
-    rows = [
-        (corruption, severity, "accuracy") for corruption, severity in (("clean", 0), ("blur", 1))
-    ]
-    table = pd.DataFrame(rows, columns=["corruption", "severity", "metric"])
-    tables = {
-        name: table.assign(value=value, low=value, high=value)
-        for name, value in zip(MODELS, SCORES["value"], strict=True)
-    }
+    tables = {name: figures.make_robustness(value) for name, value in VALUES.items()}
     return plots.plot_robustness(tables, ["accuracy"])[0, 0].figure
-
-
-def draw_published():
-    ours = SCORES.rename(columns={"value": "mean"}).assign(source="this report")
-    table = pd.concat([ours, ours.head(1).assign(model="theirs", source="Song 2024")])
-    table = table.assign(task="grade", cells="all", metric="accuracy", spread=0.0)
-    return plots.plot_published(table)[0].figure
 
 
 def draw_imbalance():
@@ -215,40 +150,26 @@ def draw_imbalance():
 
 
 def draw_differences():
-    table = pd.DataFrame(
-        [(a, b) for i, a in enumerate(MODELS) for b in MODELS[:i]], columns=["model_a", "model_b"]
-    )
-    values = SCORES.set_index("model")["value"]
-    for end in ("a", "b"):
-        table[f"value_{end}"] = table[f"model_{end}"].map(values)
+    pairs = [(a, b) for i, a in enumerate(MODELS) for b in MODELS[:i]]
+    table = pd.DataFrame(pairs, columns=["model_a", "model_b"])
+    table = table.assign(value_a=table["model_a"].map(VALUES), value_b=table["model_b"].map(VALUES))
     table = table.assign(metric="f1", difference=0.1, low=0.0, high=0.2, verdict="b better")
     return plots.plot_differences(table).figure
 
 
-FIGURES = {
-    "comparison": lambda: (
-        plots.iplot_comparison(SCORES.assign(seed=0, metric="accuracy"), ["accuracy"]).static
-    ),
-    "history": lambda: (
-        plots.iplot_history(
-            {row.model: make_history(row.value) for row in SCORES.itertuples()}
-        ).static
-    ),
-    "cost": lambda: (
-        plots.plot_cost(
-            SCORES.rename(columns={"value": "roc_auc"}).assign(training_seconds=9, parameters=1e6)
-        ).figure
-    ),
-    "robustness": draw_robustness,
-    "published": draw_published,
-    "imbalance methods": draw_imbalance,
-    "differences": draw_differences,
-}
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_of_many_models_the_best_are_shown(name):
-    figure = FIGURES[name]()
+@pytest.mark.parametrize(
+    "draw",
+    [
+        draw_comparison,
+        draw_history,
+        draw_cost,
+        draw_robustness,
+        draw_imbalance,
+        draw_differences,
+    ],
+)
+def test_of_many_models_the_best_are_shown(draw):
+    figure = draw()
     assert "best" in figure.get_suptitle() and "40" in figure.get_suptitle()
     texts = {label.get_text() for ax in figure.axes for label in ax.get_yticklabels()}
     for legend in [ax.get_legend() for ax in figure.axes] + figure.legends:

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 NAMES = [
     "Run",
     "build_model",
-    "comparison_table",
+    "compare",
+    "evaluate",
     "fit",
     "load_dataset",
     "load_model",
-    "metrics_table",
     "predict",
     "recipe",
     "run_table",

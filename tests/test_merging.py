@@ -140,7 +140,7 @@ def test_merging_after_shrinking(tmp_path):
     images = draw_images(model)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path).module(images), model.module(images))
-    with pytest.raises(ValueError, match="shrink it first"):
+    with pytest.raises(ValueError, match="cannot be pruned: it merges tokens already"):
         shrink_model(model, [{}, {}])
 
 

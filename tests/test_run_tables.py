@@ -8,10 +8,31 @@ import pandas as pd
 import pytest
 
 from vitlab.run_names import dataset_folder
-from vitlab.run_tables import MAX_VARIED, keep_runs, latest_runs, run_table, varied_columns
+from vitlab.run_tables import (
+    MAX_VARIED,
+    compare,
+    evaluate,
+    keep_runs,
+    latest_runs,
+    run_table,
+    varied_columns,
+)
 from vitlab.runs import Run, find_runs
 
 PLACE = dataset_folder("digits")
+PREDICTIONS = pd.DataFrame(
+    {
+        "sample_id": list("abcd"),
+        "split": "test",
+        "group": "all",
+        "label": ["x", "x", "y", "y"],
+        "pred": ["x", "y", "y", "y"],
+        "logit_x": [1.0, -1.0, -1.0, -2.0],
+        "logit_y": 0.0,
+        "prob_x": [0.75, 0.25, 0.25, 0.125],
+        "prob_y": [0.25, 0.75, 0.75, 0.875],
+    }
+)
 
 
 @pytest.fixture
@@ -81,26 +102,24 @@ def test_damaged_metrics_and_failures_are_told(runs):
 
 def test_runs_that_notebook_04_has_not_seen_are_scored_from_their_predictions(runs):
     (runs[0].path / "metrics.json").unlink()
-    table = pd.DataFrame(
-        {
-            "sample_id": list("abcd"),
-            "split": "test",
-            "group": "all",
-            "label": ["x", "x", "y", "y"],
-            "pred": ["x", "y", "y", "y"],
-            "logit_x": [1.0, -1.0, -1.0, -2.0],
-            "logit_y": 0.0,
-            "prob_x": [0.75, 0.25, 0.25, 0.125],
-            "prob_y": [0.25, 0.75, 0.75, 0.875],
-        }
-    )
-    runs[0].write_table("predictions.parquet", table)
+    runs[0].write_table("predictions.parquet", PREDICTIONS)
     assert run_table().set_index("run").loc[f"{PLACE}/a0", "metrics.accuracy"] == 0.75
     (runs[0].path / "predictions.parquet").write_bytes(b"torn")
     assert (
         "predictions.parquet cannot be scored"
         in run_table().set_index("run").loc[f"{PLACE}/a0", "problem"]
     )
+
+
+def test_runs_are_evaluated_and_compared_as_their_predictions_are(runs):
+    for run in runs:
+        run.write_table("predictions.parquet", PREDICTIONS)
+    of_run, of_table = (evaluate(source, replicates=50) for source in (runs[0], PREDICTIONS))
+    pd.testing.assert_frame_equal(of_run, of_table)
+    same_seed = Run.create(name="b0", dataset="digits", model="b", seed=0)
+    same_seed.write_table("predictions.parquet", PREDICTIONS)
+    (pair,) = compare([*runs, same_seed], "accuracy", replicates=50).to_dict("records")
+    assert (pair["model_a"], pair["model_b"], pair["seeds"], pair["difference"]) == ("a", "b", 1, 0)
 
 
 def test_keeping_runs_by_a_condition(runs):

@@ -169,14 +169,13 @@ def test_timm_features_of_a_shrunk_model():
     ("spec", "message"),
     [
         ([{}, {}], "one entry for each of the 3 blocks"),
-        ({"blocks": [{}, {}, {}]}, "this one is {.blocks"),
+        ({"blocks": [{}, {}, {}]}, "for each of the 3 blocks, not {.blocks"),
         ([None, None, None], "drops all 3 blocks"),
-        ([{"heads": []}, {}, {}], "leaves block 0 no heads"),
-        ([{}, {"neurons": 0}, {}], "leaves block 1 no neurons"),
+        ([{"heads": []}, {}, {}], "block 0 has 2 heads, 0 to 1; a spec keeps at least one"),
+        ([{}, {"neurons": 0}, {}], "block 1 has 64 neurons, 0 to 63; a spec keeps at least one"),
         ([{}, {"heads": [2]}, {}], "block 1 has 2 heads, 0 to 1"),
         ([{"neurons": 65}, {}, {}], "block 0 has 64 neurons"),
         ([{"head": [0]}, {}, {}], "heads and neurons"),
-        ([{"heads": 1.5}, {}, {}], "number or a list of indices"),
     ],
 )
 def test_specs_that_do_not_fit(spec, message):
@@ -199,11 +198,11 @@ def test_specs_that_do_not_fit(spec, message):
                 depths=(1, 1, 1, 1),
                 num_heads=(1, 1, 1, 1),
             ),
-            "no transformer",
+            "no transformer blocks",
         ),
         (
             timm.create_model("vit_tiny_patch16_224", embed_dim=12, depth=1, scale_attn_norm=True),
-            "norm over all its heads",
+            "no transformer blocks",
         ),
         (
             timm.create_model("vit_giant_patch14_dinov2", embed_dim=12, depth=1, num_heads=1),

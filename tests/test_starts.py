@@ -49,9 +49,7 @@ def test_workspace_opens_the_start_page():
     )
     (widget,) = workspace["data"]["layout-restorer:data"]["main"]["dock"]["widgets"]
     opened = workspace["data"][widget]["data"]
-    assert (
-        opened["factory"] == "Markdown Preview" and (ROOT / "notebooks" / opened["path"]).is_file()
-    )
+    assert opened["factory"] == "Markdown Preview" and (ROOT / opened["path"]).is_file()
     assert (
         widget == f"markdownviewer-widget:{opened['path']}"
         and workspace["metadata"]["id"] == "vitlab"

@@ -6,7 +6,7 @@ first used, so `import vitlab` is quick and loads no torch.
     data = vitlab.load_dataset("elpv")
     model = vitlab.build_model("hybrid_vit", data.classes)
     history = vitlab.fit(model, data)
-    vitlab.metrics_table(vitlab.predict(model, data))
+    vitlab.evaluate(vitlab.predict(model, data))
 
 Import vitlab before torch. The OpenMP threads of torch spin for some milliseconds whenever they
 wait, which takes the core from other programs. This import shortens the spin (GOMP_SPINCOUNT, read

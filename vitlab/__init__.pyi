@@ -11,8 +11,7 @@ from . import (
     training as training,
 )
 from .data import load_dataset as load_dataset
-from .evaluation import comparison_table as comparison_table, metrics_table as metrics_table
 from .models import build_model as build_model, load_model as load_model
-from .run_tables import run_table as run_table
+from .run_tables import compare as compare, evaluate as evaluate, run_table as run_table
 from .runs import Run as Run
 from .training import fit as fit, predict as predict, recipe as recipe

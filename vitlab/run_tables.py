@@ -1,10 +1,10 @@
-"""Tables of runs: those that notebook 08 compares, and one row for each run."""
+"""Tables of runs: the metrics of one, the comparison of several, and one row for each run."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +52,66 @@ def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], lis
         )
     )
     return kept, left_out
+
+
+def evaluate(
+    result: Run | pd.DataFrame,
+    *,
+    replicates: int = 1000,
+    cluster: str | pd.Series | None = None,
+) -> pd.DataFrame:
+    """The metrics of a model on its test images with 95% intervals.
+
+    result: a finished run, or predictions as of `vitlab.predict`. replicates: of the bootstrap.
+    cluster: images that are drawn together, such as near-duplicates, see
+    `vitlab.evaluation.metrics_table`. Columns: metric, value, low, high, note.
+
+    >>> import pandas as pd, vitlab
+    >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
+    >>> table |= {"pred": ["no", "no"], "logit_no": [2.0, 1.0], "logit_yes": 0.0}
+    >>> table |= {"prob_no": [0.88, 0.73], "prob_yes": [0.12, 0.27]}
+    >>> metrics = vitlab.evaluate(pd.DataFrame(table)).set_index("metric")
+    >>> float(metrics.loc["accuracy", "value"])
+    0.5
+    """
+    from vitlab.evaluation import metrics_table
+
+    return metrics_table(_read_predictions(result), replicates=replicates, cluster=cluster)
+
+
+def compare(
+    results: Iterable[Run] | Mapping[str, Mapping[object, pd.DataFrame]],
+    metric: str = "roc_auc",
+    *,
+    replicates: int = 1000,
+    cluster: str | pd.Series | None = None,
+) -> pd.DataFrame:
+    """Every pair of models on one test metric over their common seeds: difference, interval,
+    verdict.
+
+    results: finished runs, or predictions by model and seed. For the other arguments and the
+    columns see `vitlab.evaluation.pairwise_table`.
+
+    >>> import pandas as pd, vitlab
+    >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
+    >>> table |= {"pred": ["no", "yes"], "logit_no": [2.0, 0.0], "logit_yes": [0.0, 1.0]}
+    >>> table = pd.DataFrame(table | {"prob_no": [0.88, 0.27], "prob_yes": [0.12, 0.73]})
+    >>> pairs = vitlab.compare({"vit": {0: table}, "cnn": {0: table}}, "accuracy")
+    >>> pairs[["model_a", "model_b", "difference"]].to_numpy().tolist()
+    [['vit', 'cnn', 0.0]]
+    """
+    from vitlab.evaluation import pairwise_table
+
+    if not isinstance(results, Mapping):
+        by_model: dict[str, dict[object, pd.DataFrame]] = {}
+        for run in results:
+            by_model.setdefault(run.title, {})[run.draw] = _read_predictions(run)
+        results = by_model
+    return pairwise_table(results, metric, replicates=replicates, cluster=cluster)
+
+
+def _read_predictions(result: Run | pd.DataFrame) -> pd.DataFrame:
+    return result.read_table("predictions.parquet") if isinstance(result, Run) else result
 
 
 def run_table(dataset: str = "") -> pd.DataFrame:

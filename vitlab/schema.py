@@ -162,15 +162,13 @@ class AttributionMap:
     shows.
 
     values: (N, H, W) float32. target: class name of each map. signed: whether negative values are
-    evidence against the class. versus: where the difference of two logits is explained, the class
-    whose logit is subtracted, for each map; else empty."""
+    evidence against the class."""
 
     values: np.ndarray = field(repr=False)
     method: str
     target: tuple[str, ...]
     sample_ids: tuple[str, ...]
     signed: bool
-    versus: tuple[str, ...] = ()
 
     def __post_init__(self):
         if (
@@ -196,7 +194,6 @@ class AttributionMap:
             values=self.values[list(places)],
             target=pick(self.target),
             sample_ids=pick(self.sample_ids),
-            versus=pick(self.versus) if self.versus else (),
         )
 
 

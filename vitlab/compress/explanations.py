@@ -13,7 +13,6 @@ import torch
 
 from vitlab.errors import UserError
 from vitlab.evaluation.few_images import mean_interval
-from vitlab.explain.grid import choose_grid, number_cells
 from vitlab.explain.methods import explain
 from vitlab.explain.similarity import compare_maps
 from vitlab.schema import ModelBundle
@@ -30,8 +29,7 @@ def explanation_shift_table(
     absolute values). Without a second network the table is empty. ValueError where classes differ,
     or a method cannot explain one of the networks."""
     first, *others = networks
-    model, size = networks[first], tuple(images.shape[-2:])
-    patches = number_cells(choose_grid(model.anatomy, size), size)
+    model = networks[first]
     rows = []
     for method in names:
         before = explain(model, images, method)
@@ -42,7 +40,7 @@ def explanation_shift_table(
                     " classes"
                 )
             after = explain(networks[name], images, method, before.target)
-            table = compare_maps(before, after, patches)
+            table = compare_maps(model, before, after)
             found = mean_interval(table[["similarity"]].to_numpy(float), limits=(-1, 1))
             value, low, high, n = (float(part[0]) for part in found)
             row = {"model": name, "method": method, "value": value, "low": low, "high": high}

@@ -23,7 +23,7 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
 
     >>> import pandas as pd, vitlab
     >>> scores = {"model": "vit", "seed": [0, 1], "metric": "accuracy", "value": [0.5, 0.75]}
-    >>> float(vitlab.comparison_table(pd.DataFrame(scores)).loc[0, "mean"])
+    >>> float(vitlab.evaluation.comparison_table(pd.DataFrame(scores)).loc[0, "mean"])
     0.625
     """
     missing = [name for name in COLUMNS if name not in scores.columns]

@@ -49,7 +49,7 @@ def metrics_table(
     >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
     >>> table |= {"pred": ["no", "no"], "logit_no": [2.0, 1.0], "logit_yes": 0.0}
     >>> table |= {"prob_no": [0.88, 0.73], "prob_yes": [0.12, 0.27]}
-    >>> metrics = vitlab.metrics_table(pd.DataFrame(table)).set_index("metric")
+    >>> metrics = vitlab.evaluation.metrics_table(pd.DataFrame(table)).set_index("metric")
     >>> float(metrics.loc["accuracy", "value"])
     0.5
     """

@@ -1,13 +1,12 @@
-"""Why a model decides as it does: attention made visible, maps of what each pixel contributed, and
+"""Why a model decides as it does: recorded attention, maps of what each pixel contributed, and
 tests of such maps.
 """
 
-from vitlab.explain import cam, perturbation  # noqa: F401  (this registers their methods)
+from vitlab.explain import attention, cam, gradients, perturbation  # noqa: F401  (their methods)
 from vitlab.explain.attention import record_attention
-from vitlab.explain.controls import control_maps
 from vitlab.explain.counterfactual import find_counterfactual
-from vitlab.explain.faithfulness import area_table, curve_table
-from vitlab.explain.gradients import convergence_delta
+from vitlab.explain.faithfulness import curve_table, legend_table
+from vitlab.explain.gradients import completeness_table
 from vitlab.explain.heads import attention_change_table, attention_table, head_ablation_table
 from vitlab.explain.methods import (
     available,
@@ -24,13 +23,16 @@ from vitlab.explain.pointing import (
     stamp_effect_table,
 )
 from vitlab.explain.removal import CellScorer
-from vitlab.explain.sanity import describe_classes, sanity_table, sanity_verdicts
-from vitlab.explain.similarity import agreement_table
+from vitlab.explain.similarity import (
+    agreement_table,
+    describe_classes,
+    sanity_table,
+    sanity_verdicts,
+)
 from vitlab.explain.trust import (
     add_controls,
     describe_ranks,
     describe_table,
-    legend_table,
     rank_table,
     score_maps,
     summary_table,
@@ -42,12 +44,10 @@ __all__ = [
     "CellScorer",
     "add_controls",
     "agreement_table",
-    "area_table",
     "attention_change_table",
     "attention_table",
     "available",
-    "control_maps",
-    "convergence_delta",
+    "completeness_table",
     "curve_table",
     "describe_classes",
     "describe_map",

@@ -1,13 +1,14 @@
 """Does a map show what the model used? Cells are removed, in the map's order or at random, and the
 score is observed.
 
-Images without cells are unlike any that the model was trained on, and a score may fall for that
-alone: compare with the controls (`vitlab.explain.controls`), which suffer from it as much, and with
-another baseline."""
+Images without cells differ from the training images, and a score may fall for that alone: compare
+with the controls (`vitlab.explain.trust`), to which the same happens, and with another baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,9 @@ from scipy.sparse.linalg import splu
 from torch.nn import functional as F
 
 from vitlab.errors import UserError
-from vitlab.explain.grid import spread_cells
 from vitlab.explain.inspection import check_count
-from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
+from vitlab.explain.removal import CellScorer, check_maps, spread_cells
 from vitlab.explain.similarity import correlate
-from vitlab.registry import unknown
 from vitlab.schema import AttributionMap
 from vitlab.seeds import derive_seed
 
@@ -37,78 +36,60 @@ DETAIL = 2  # imputed points along the side of a cell; between them, values are 
 WEIGHTS = {(0, 1): 1 / 6, (0, -1): 1 / 6, (1, 0): 1 / 6, (-1, 0): 1 / 6}
 WEIGHTS |= {(down, right): 1 / 12 for down in (-1, 1) for right in (-1, 1)}
 
+Maps = Sequence[AttributionMap]
 
-def curve_table(
-    scorer: CellScorer,
-    maps: Sequence[AttributionMap],
-    kinds: Sequence[str] = KINDS,
-    steps: int = STEPS,
-    seed: int = 0,
-) -> pd.DataFrame:
+
+def curve_table(scorer: CellScorer, maps: Maps, steps: int = STEPS, seed: int = 0) -> pd.DataFrame:
     """The score while cells are removed from the image, or put back, the highest of the map first.
 
-    Columns method, kind, sample_id, share (of the cells removed or put back, 0 to 1), score.
-    Deletion begins with the image and ends with the baseline, insertion the other way round. steps:
-    at most the number of cells. Source: Petsiuk et al. 2018, arXiv 1806.07421."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(unknown("kind", kind, list(KINDS)))
-    check_count("steps", steps)
-    points = np.linspace(0, scorer.count, min(steps, scorer.count) + 1)
-    counts = np.unique(np.round(points).astype(int))
-    # (methods, kinds, N, steps + 1)
-    scores = _score_first(scorer, check_maps(maps, scorer), kinds, counts, seed)
+    Columns method, kind (deletion, insertion), sample_id, share (of the cells removed or put back,
+    0 to 1), score. Deletion begins with the image and ends with the baseline, insertion the other
+    way round. steps: at most the number of cells. Source: Petsiuk et al. 2018, arXiv 1806.07421."""
+    counts = _count_steps(scorer, steps)
+    scores = np.stack([_score_first(scorer, maps, kind, counts, seed) for kind in KINDS], axis=1)
     index = pd.MultiIndex.from_product(
-        [[found.method for found in maps], kinds, scorer.sample_ids, counts / scorer.count],
+        [[found.method for found in maps], KINDS, scorer.sample_ids, counts / scorer.count],
         names=["method", "kind", "sample_id", "share"],
     )
     return pd.Series(scores.ravel(), index=index, name="score").reset_index()
 
 
-def area_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Areas under perturbation curves (trapezoids) as scores. Metrics: deletion, better low;
-    insertion, better high.
-    """
-    curves = curves.sort_values("share", kind="stable")
-    groups = curves.groupby(["method", "kind", "sample_id"], sort=False)
-    rows = [(*key, np.trapezoid(curve["score"], curve["share"])) for key, curve in groups]
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+def compute_area(
+    scorer: CellScorer, maps: Maps, kind: str, steps: int = STEPS, seed: int = 0
+) -> np.ndarray:
+    """Area under the deletion or insertion curve (trapezoids), see `curve_table`: (methods, N)."""
+    counts = _count_steps(scorer, steps)
+    scores = _score_first(scorer, maps, kind, counts, seed)
+    return np.trapezoid(scores, counts / scorer.count, axis=-1)
 
 
-def comprehensiveness(
-    scorer: CellScorer, maps: Sequence[AttributionMap], shares=SHARES, seed: int = 0
-) -> pd.DataFrame:
-    """How far the score falls without the highest cells, mean over several shares of them. Better
-    high. Source: DeYoung et al. 2020, arXiv 1911.03429 (AOPC).
-    """
-    return _mean_fall(scorer, maps, "comprehensiveness", "deletion", shares, seed)
+def compute_fall(
+    scorer: CellScorer, maps: Maps, kind: str, shares: Sequence[float] = SHARES, seed: int = 0
+) -> np.ndarray:
+    """How far the score falls without (kind deletion) or with only (insertion) the highest cells,
+    mean over several shares of them: (methods, N).
+
+    Comprehensiveness and sufficiency of DeYoung et al. 2020, arXiv 1911.03429 (AOPC)."""
+    counts = np.array([_count(share, scorer.count) for share in shares])
+    scores = _score_first(scorer, maps, kind, counts, seed)
+    return (scorer.score_clean()[:, None] - scores).mean(axis=-1)
 
 
-def sufficiency(
-    scorer: CellScorer, maps: Sequence[AttributionMap], shares=SHARES, seed: int = 0
-) -> pd.DataFrame:
-    """How far the score falls with only the highest cells, mean over several shares of them. Better
-    low. Source: DeYoung et al. 2020, arXiv 1911.03429 (AOPC).
-    """
-    return _mean_fall(scorer, maps, "sufficiency", "insertion", shares, seed)
-
-
-def sensitivity_n(
+def compute_sensitivity(
     scorer: CellScorer,
-    maps: Sequence[AttributionMap],
+    maps: Maps,
     sizes: Sequence[float] = SIZES,
     subsets: int = SUBSETS,
     seed: int = 0,
-) -> pd.DataFrame:
-    """Correlation of a random set's sum of values with the fall of the score without it. Better
-    high.
+) -> np.ndarray:
+    """Correlation of a random set's sum of values with the fall of the score without it: (methods,
+    N).
 
     Pearson's correlation over `subsets` sets of n cells, mean over several n, given as shares of
     the cells; the sets are the same for all maps. NaN for a blank map, and for images whose score
-    does not change. Source: Ancona et al. 2018, arXiv 1711.06104."""
+    does not change. Source: Ancona et al. 2018, arXiv 1711.06104 (sensitivity-n)."""
     if subsets < 3:
         raise UserError(f"subsets must be at least 3 for a correlation, not {subsets}")
-    maps = check_maps(maps, scorer)
     clean = scorer.score_clean()[:, None]
     correlations = []
     for share in sizes:
@@ -119,23 +100,19 @@ def sensitivity_n(
         # (methods, N, subsets)
         sums = np.stack([(removed * scorer.sum(found)[:, None]).sum(axis=-1) for found in maps])
         correlations.append(correlate(sums, falls[None]))
-    return _stack_scores(scorer, maps, "sensitivity_n", np.mean(correlations, axis=0))
+    return np.mean(correlations, axis=0)
 
 
-def road(
-    scorer: CellScorer,
-    maps: Sequence[AttributionMap],
-    shares: Sequence[float] = ROAD_SHARES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Half of: score without the lowest cells minus that without the highest; mean over shares.
-    Better high.
+def compute_road(
+    scorer: CellScorer, maps: Maps, shares: Sequence[float] = ROAD_SHARES, seed: int = 0
+) -> np.ndarray:
+    """Half of: score without the lowest cells minus that without the highest; mean over shares:
+    (methods, N).
 
     Removed cells are filled by noisy linear imputation, on 2 x 2 points a cell (the authors: on
     every pixel, which takes minutes), so that the shape of a hole reveals nothing; the scorer's
     baseline has no part in it. Source: Rong et al. 2022, arXiv 2202.00449; both orders in one
     number as in pytorch-grad-cam's ROADCombined."""
-    maps = check_maps(maps, scorer)
     values = []
     for found in maps:
         places = scorer.order(found, seed)  # (N, n)
@@ -146,27 +123,82 @@ def road(
             without_highest = _score_filled(scorer, places < count, seed)
             gaps.append(without_lowest - without_highest)
         values.append(np.mean(gaps, axis=0) / 2)
-    return _stack_scores(scorer, maps, "road", values)
+    return np.stack(values)
 
 
-def sparseness(scorer: CellScorer, maps: Sequence[AttributionMap], seed: int = 0) -> pd.DataFrame:
-    """Gini index of the cells' absolute values: 0 when all are equal, near 1 when one has it all.
+def compute_sparseness(scorer: CellScorer, maps: Maps, seed: int = 0) -> np.ndarray:
+    """Gini index of the cells' absolute values: 0 when all are equal, near 1 when one has it all:
+    (methods, N).
 
-    NaN for a map of zeros. A sparse map is easier to read, which does not make it right. Source:
+    NaN for a map of zeros. A sparse map is easier to read; that does not make it right. Source:
     Chalasani et al. 2020, arXiv 1810.06583."""
-    maps = check_maps(maps, scorer)
-    return _stack_scores(
-        scorer, maps, "sparseness", [compute_gini(scorer.pool(found)) for found in maps]
-    )
-
-
-def compute_gini(values: np.ndarray) -> np.ndarray:
-    """Gini index of the absolute values in each row (N, n): (N,), NaN for a row of zeros."""
-    ordered = np.sort(np.abs(values), axis=1)
-    count = ordered.shape[1]
-    total = ordered.sum(axis=1)
-    weighted = ((2 * np.arange(1, count + 1) - count - 1) * ordered).sum(axis=1)
+    ordered = np.sort(np.abs([scorer.pool(found) for found in maps]), axis=-1)  # (methods, N, n)
+    count, total = scorer.count, ordered.sum(axis=-1)
+    weighted = ((2 * np.arange(1, count + 1) - count - 1) * ordered).sum(axis=-1)
     return np.where(total > 0, weighted / np.where(total > 0, count * total, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of maps.
+
+    compute(scorer, maps, seed, **options): the scores (methods, N); None for those of
+        `pointing_scores`.
+    better: "high", "low", or "" for one that only describes.
+    meaning: what it measures.
+    """
+
+    compute: Callable[..., np.ndarray] | None
+    better: str
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "deletion": Metric(
+        partial(compute_area, kind="deletion"),
+        "low",
+        "mean score while the map's highest cells are removed",
+    ),
+    "insertion": Metric(
+        partial(compute_area, kind="insertion"),
+        "high",
+        "mean score while the highest cells are put into an empty image",
+    ),
+    "comprehensiveness": Metric(
+        partial(compute_fall, kind="deletion"),
+        "high",
+        "fall of the score without the highest cells",
+    ),
+    "sufficiency": Metric(
+        partial(compute_fall, kind="insertion"),
+        "low",
+        "fall of the score with only the highest cells",
+    ),
+    "sensitivity_n": Metric(
+        compute_sensitivity,
+        "high",
+        "correlation of a random set's values with the fall of the score without it",
+    ),
+    "road": Metric(
+        compute_road,
+        "high",
+        "half of: score without the lowest cells minus that without the highest, holes imputed",
+    ),
+    "pointing_hit": Metric(None, "high", "whether the highest point is in the planted stamp"),
+    "pointing_mass": Metric(None, "high", "share of the positive values in the stamp"),
+    "pointing_rank": Metric(None, "high", "share of the stamp's pixels among as many highest ones"),
+    "sparseness": Metric(
+        compute_sparseness, "", "Gini index of the cells: near 1 when few have it all"
+    ),
+}
+
+
+def legend_table() -> pd.DataFrame:
+    """What each metric measures: metric, better ("high", "low", or "" for one that only
+    describes), meaning.
+    """
+    rows = [(name, metric.better, metric.meaning) for name, metric in METRICS.items()]
+    return pd.DataFrame(rows, columns=["metric", "better", "meaning"])
 
 
 def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -174,9 +206,7 @@ def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     eight neighbours.
 
     Direct neighbours weigh 1/6, diagonal ones 1/12, those beyond the border nothing; all removed
-    pixels are solved for at once. ValueError where no pixel is left."""
-    if removed.all():
-        raise UserError("every pixel is removed, so there is nothing to impute from; leave some")
+    pixels are solved for at once. At least one pixel must be left."""
     height, width = removed.shape
     rows, columns = np.nonzero(removed)
     number = np.full(removed.shape, -1)
@@ -211,32 +241,17 @@ def _draw_sets(scorer: CellScorer, size: int, subsets: int, seed: int) -> np.nda
     return np.stack(found)
 
 
-def _mean_fall(scorer, maps, metric, kind, shares, seed) -> pd.DataFrame:
-    maps = check_maps(maps, scorer)
-    counts = np.array([_count(share, scorer.count) for share in shares])
-    scores = _score_first(scorer, maps, [kind], counts, seed)[:, 0]  # (methods, N, shares)
-    falls = (scorer.score_clean()[:, None] - scores).mean(axis=-1)
-    return _stack_scores(scorer, maps, metric, falls)
-
-
-def _stack_scores(scorer, maps, metric, values) -> pd.DataFrame:
-    """Scores of several maps, (methods, N), as one table."""
-    tables = [
-        scorer.table(found.method, metric, row) for found, row in zip(maps, values, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _score_first(scorer, maps, kinds, counts, seed) -> np.ndarray:
-    """Scores without (deletion) or with only (insertion) the first cells of each map: (methods,
-    kinds, N, counts).
+def _score_first(
+    scorer: CellScorer, maps: Maps, kind: str, counts: np.ndarray, seed: int
+) -> np.ndarray:
+    """Scores without (deletion) or with only (insertion) the first cells of each map: (methods, N,
+    counts).
     """
-    places = np.stack([scorer.order(found, seed) for found in maps])  # (methods, N, n)
-    first = places[:, :, None] < counts[:, None]  # (methods, N, counts, n)
-    # (methods, kinds, N, counts, n)
-    removed = np.stack([first if kind == "deletion" else ~first for kind in kinds], axis=1)
+    places = np.stack([scorer.order(found, seed) for found in check_maps(maps)])  # (methods, N, n)
+    removed = places[:, :, None] < counts[:, None]  # (methods, N, counts, n)
+    removed = removed if kind == "deletion" else ~removed
     shape = removed.shape[:-1]
-    index = np.broadcast_to(np.arange(shape[2])[:, None], shape)
+    index = np.broadcast_to(np.arange(shape[1])[:, None], shape)
     return scorer.score_removed(index.ravel(), removed.reshape(-1, scorer.count)).reshape(shape)
 
 
@@ -260,8 +275,14 @@ def _score_filled(scorer, removed, seed) -> np.ndarray:
     enlarged = F.interpolate(
         torch.from_numpy(np.stack(imputed)).float(), size=size, mode="bilinear", align_corners=False
     )
-    mixed = torch.where(masks[:, None], enlarged, images)
-    return scorer.score_images(np.arange(len(mixed)), mixed)
+    return scorer.score_images(torch.where(masks[:, None], enlarged, images))
+
+
+def _count_steps(scorer: CellScorer, steps: int) -> np.ndarray:
+    """How many cells are removed at each step of a curve."""
+    check_count("steps", steps)
+    points = np.linspace(0, scorer.count, min(steps, scorer.count) + 1)
+    return np.unique(np.round(points).astype(int))
 
 
 def _count(share: float, count: int) -> int:

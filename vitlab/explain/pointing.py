@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vitlab.data import ImageDataset, replace_stamps
+from vitlab.data import load_images, replace_stamps
 from vitlab.errors import UserError
 from vitlab.explain.inspection import inspecting
 from vitlab.schema import AttributionMap, DataBundle, ModelBundle
 
 MIN_ACCURACY = 0.9  # on stamped images, for a model that uses the stamp
+BATCH = 32  # images at once
 
 
 def pointing_table(maps: AttributionMap, masks: np.ndarray) -> pd.DataFrame:
@@ -31,25 +32,19 @@ def pointing_table(maps: AttributionMap, masks: np.ndarray) -> pd.DataFrame:
     mass: share of the positive values' sum inside the stamp (arXiv 2003.07258). Without any
         positive value, the mass is that of a uniform map.
     rank: share of the k largest values inside the stamp, with k its area (arXiv 2003.07258).
-    chance: what a map independent of the image gets, the stamp's share of the area.
+    chance: the expected value for a map independent of the image, the stamp's share of the area.
 
-    ValueError where shapes do not fit, and for an image whose stamp is not visible.
+    UserError where shapes do not fit, and for an image whose stamp is not visible.
     """
     masks = np.asarray(masks, dtype=bool)
     if masks.shape != maps.values.shape:
-        raise UserError(
-            f"masks {masks.shape} do not fit the maps of {maps.method}, {maps.values.shape}: one is"
-            " needed for each"
-        )
+        raise UserError(f"masks {masks.shape} do not fit maps {maps.values.shape}")
     rows = []
     for values, mask, sample_id in zip(
         maps.values.astype(float), masks, maps.sample_ids, strict=True
     ):
         if not mask.any():
-            raise UserError(
-                f"the mask of {sample_id} is empty; fit='crop' may have cut its stamp off, so leave"
-                " the image out"
-            )
+            raise UserError(f"the stamp of {sample_id} is not visible; leave the image out")
         positive = values.clip(min=0)
         rows.append(
             {
@@ -73,42 +68,27 @@ def pointing_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def stamp_effect_table(
-    model: ModelBundle,
-    data: DataBundle,
-    sample_ids: Sequence[str] | None = None,
-    *,
-    batch_size: int = 32,
+    model: ModelBundle, data: DataBundle, sample_ids: Sequence[str]
 ) -> pd.DataFrame:
-    """Whether the model uses the stamp: one row for each stamped image, of the test split unless
-    sample_ids are given.
+    """Whether the model uses the stamp: one row for each of these stamped images.
 
     Columns: sample_id, label (that of the stamp), right (whether it is predicted), right_without
     (with a decoy in place of the stamp), right_other (with the stamp of the other class), and
     decides: right, and wrong with the other stamp. A model that uses nothing but the stamp has
-    means of about 1, 0.5 and 0. Where `right` is low, this is no test of explanations. ValueError
-    for data without planted stamps."""
+    means of about 1, 0.5 and 0. Where `right` is low, this is no test of explanations. UserError
+    for data or images without planted stamps."""
     variants = {
         "right": data,
         "right_without": replace_stamps(data, "decoy"),
         "right_other": replace_stamps(data, "other"),
     }
-    samples = (
-        data.split("test")
-        if sample_ids is None
-        else data.samples.set_index("sample_id", drop=False).loc[list(sample_ids)]
-    )
-    samples = samples[samples["stamped"].to_numpy(dtype=bool)].reset_index(drop=True)
-    if not len(samples):
-        raise UserError(
-            f"none of these images of {data.name} has a stamp; choose rows where the column stamped"
-            " is true"
-        )
-    table = samples[["sample_id", "label"]].copy()
+    samples = data.samples.set_index("sample_id").loc[list(sample_ids)]
+    if not len(samples) or not samples["stamped"].all():
+        raise UserError(f"choose images of {data.name} where the column stamped is true")
+    table = samples[["label"]].reset_index()
     for name, variant in variants.items():
-        table[name] = (
-            _predict(model, variant, samples["sample_id"].tolist(), batch_size)
-            == table["label"].to_numpy()
-        )
+        found = _predict(model, variant, table["sample_id"].tolist())
+        table[name] = found == table["label"].to_numpy()
     return table.assign(decides=table["right"] & ~table["right_other"])
 
 
@@ -129,27 +109,19 @@ def _rank_accuracy(values: np.ndarray, mask: np.ndarray) -> float:
     far as there is room.
     """
     size = int(mask.sum())
-    least = np.partition(values, -size, axis=None)[-size]
-    above, tied = values > least, values == least
+    lowest = np.partition(values, -size, axis=None)[-size]
+    above, tied = values > lowest, values == lowest
     room = (size - above.sum()) / tied.sum()
     return float(((above & mask).sum() + room * (tied & mask).sum()) / size)
 
 
-def _predict(
-    model: ModelBundle, data: DataBundle, sample_ids: list[str], batch_size: int
-) -> np.ndarray:
+def _predict(model: ModelBundle, data: DataBundle, sample_ids: list[str]) -> np.ndarray:
     """The predicted class of each image."""
-    images, device = (
-        ImageDataset(data, sample_ids, model.transform),
-        next(model.module.parameters()).device,
-    )
+    weight = next(model.module.parameters())
     found: list[int] = []
     with inspecting(model.module), torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = images.__getitems__(range(start, min(start + batch_size, len(images))))
-            found += (
-                model.module(torch.stack([item[0] for item in batch]).to(device))
-                .argmax(dim=1)
-                .tolist()
-            )
+        for start in range(0, len(sample_ids), BATCH):
+            images = load_images(data, sample_ids[start : start + BATCH], model.transform)
+            logits = model.module(images.to(weight.device, weight.dtype))
+            found += logits.argmax(dim=1).tolist()
     return np.array(model.classes)[found]

@@ -1,90 +1,80 @@
-"""Scores of methods compared with those of maps that do not depend on the model, and what may be
-concluded.
+"""Scores of methods compared with those of control maps, which do not depend on the model, and what
+can be concluded. A method that is not better than the controls has not shown that it explains
+anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
+from scipy import ndimage
 
 from vitlab.errors import UserError
 from vitlab.evaluation.few_images import correct_holm, mean_interval
-from vitlab.explain.controls import CONTROLS, control_maps
-from vitlab.explain.faithfulness import (
-    STEPS,
-    area_table,
-    comprehensiveness,
-    curve_table,
-    road,
-    sensitivity_n,
-    sparseness,
-    sufficiency,
-)
+from vitlab.explain.faithfulness import METRICS
 from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
-from vitlab.explain.sanity import CHANGES, FEW, LEVEL, SAME_CLASS, UNCHANGED, sign_test_p
+from vitlab.explain.similarity import CHANGES, LEVEL, SAME_CLASS, TOO_FEW, UNCHANGED, sign_test_p
 from vitlab.registry import unknown
-from vitlab.schema import AttributionMap
+from vitlab.schema import AttributionMap, ModelBundle
+from vitlab.seeds import derive_seed
 
+CONTROLS = ("random", "centre", "edges")
+# standard deviation of the blur of the edges, as a share of the longer side: half a patch of a
+# usual ViT
+SMOOTH = 1 / 28
+WIDTH = 0.25  # standard deviation of the centred Gaussian, as a share of each side
 BETTER, NOT_SHOWN, WORSE = "better than all controls", "not shown", "worse"
 FOLLOWS = "follows the model"
 UNTESTED = "better than the controls; that it changes with the model is not shown"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A measure of maps.
+def add_controls(
+    model: ModelBundle, images: torch.Tensor, maps: Sequence[AttributionMap], seed: int = 0
+) -> list[AttributionMap]:
+    """The maps of these images (N, 3, h, w), followed by three control maps, none of them signed.
 
-    compute: from scorer and maps to scores; None for those of `pointing_scores`. better: "high",
-    "low", or "" for one that only describes. meaning: what it measures."""
-
-    compute: Callable[..., pd.DataFrame] | None
-    better: str
-    meaning: str
-
-
-def _area(kind):
-    return lambda scorer, maps, steps=STEPS, seed=0: area_table(
-        curve_table(scorer, maps, [kind], steps, seed)
-    )
-
-
-METRICS: Mapping[str, Metric] = {
-    "deletion": Metric(
-        _area("deletion"), "low", "mean score while the map's highest cells are removed"
-    ),
-    "insertion": Metric(
-        _area("insertion"), "high", "mean score while the highest cells are put into an empty image"
-    ),
-    "comprehensiveness": Metric(
-        comprehensiveness, "high", "fall of the score without the highest cells"
-    ),
-    "sufficiency": Metric(sufficiency, "low", "fall of the score with only the highest cells"),
-    "sensitivity_n": Metric(
-        sensitivity_n,
-        "high",
-        "correlation of a random set's values with the fall of the score without it",
-    ),
-    "road": Metric(
-        road,
-        "high",
-        "half of: score without the lowest cells minus that without the highest, holes imputed",
-    ),
-    "pointing_hit": Metric(None, "high", "whether the highest point is in the planted stamp"),
-    "pointing_mass": Metric(None, "high", "share of the positive values in the stamp"),
-    "pointing_rank": Metric(None, "high", "share of the stamp's pixels among as many highest ones"),
-    "sparseness": Metric(sparseness, "", "Gini index of the cells: near 1 when few have it all"),
-}
+    random: independent uniform values. centre: a Gaussian in the middle, where photographers put
+    things. edges: the gradient of the grey image (Scharr's filter), which looks like many
+    explanations (Adebayo et al. 2018, arXiv 1810.03292), blurred by half a patch: a control must be
+    as good as it can be without the model."""
+    maps = check_maps(maps)
+    like = maps[0]
+    height, width = images.shape[-2:]
+    random = [
+        np.random.default_rng(derive_seed(seed, "random", name)).random((height, width))
+        for name in like.sample_ids
+    ]
+    rows, columns = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    centre = np.exp(-(rows[:, None] ** 2 + columns**2) / (2 * WIDTH**2))
+    values = {
+        "random": np.stack(random),
+        "centre": np.repeat(centre[None], len(images), axis=0),
+        "edges": _find_edges(images.float().cpu(), model.transform.std),
+    }
+    controls = [
+        replace(like, values=values[name].astype(np.float32), method=name, signed=False)
+        for name in CONTROLS
+    ]
+    return [found for found in maps if found.method not in CONTROLS] + controls
 
 
-def legend_table() -> pd.DataFrame:
-    """What each metric measures: metric, better ("high", "low", or "" for one that only
-    describes), meaning.
+def _find_edges(images: torch.Tensor, std) -> np.ndarray:
+    """Size of the gradient of the grey images: normalised (N, 3, h, w) to (N, h, w); the mean
+    colour does not matter.
     """
-    rows = [(name, metric.better, metric.meaning) for name, metric in METRICS.items()]
-    return pd.DataFrame(rows, columns=["metric", "better", "meaning"])
+    grey = (images * images.new_tensor(std)[:, None, None]).mean(dim=1).numpy()
+    smooth, slope = np.array([3, 10, 3]) / 16, np.array([1, 0, -1]) / 2
+    down, across = (
+        ndimage.correlate1d(ndimage.correlate1d(grey, slope, axis=axis), smooth, axis=3 - axis)
+        for axis in (1, 2)
+    )
+    return ndimage.gaussian_filter(
+        np.hypot(down, across), SMOOTH * max(grey.shape[1:]), axes=(1, 2)
+    )
 
 
 def score_maps(
@@ -95,31 +85,20 @@ def score_maps(
 ) -> pd.DataFrame:
     """Scores of the maps and of the controls, which are added: method, metric, sample_id, value.
 
-    options: of the metrics, by name, such as {"road": {"shares": [0.2, 0.5]}}. ValueError for an
+    options: of the metrics, by name, such as {"road": {"shares": [0.2, 0.5]}}. UserError for an
     unknown metric, and for maps that are not of the scorer's images."""
     options = options or {}
     names = [name for name, metric in METRICS.items() if metric.compute]
     for name in options:
         if name not in names:
             raise UserError(unknown("metric", name, names))
-    maps = add_controls(scorer, maps, seed)
+    maps = add_controls(scorer.model, scorer.images, maps, seed)
     tables = []
     for name in names:
-        tables.append(METRICS[name].compute(scorer, maps, seed=seed, **options.get(name, {})))
+        values = METRICS[name].compute(scorer, maps, seed=seed, **options.get(name, {}))
+        for found, row in zip(maps, values, strict=True):
+            tables.append(scorer.table(found.method, name, row))
     return pd.concat(tables, ignore_index=True)
-
-
-def add_controls(
-    scorer: CellScorer, maps: Sequence[AttributionMap], seed: int = 0
-) -> list[AttributionMap]:
-    """The maps, followed by those of the controls that are not among them."""
-    maps = check_maps(maps, scorer)
-    there = {found.method for found in maps}
-    return maps + [
-        found
-        for found in control_maps(scorer.model, scorer.images, maps[0], seed)
-        if found.method not in there
-    ]
 
 
 def trust_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -144,27 +123,19 @@ def trust_table(scores: pd.DataFrame) -> pd.DataFrame:
     uniform and exponential differences. The test says nothing about the mean: see `difference`.
 
     The verdicts hold for this one trained model and images of this kind. Metrics that only describe
-    are left out: see `describe_table`. ValueError without any control."""
+    are left out: see `describe_table`. UserError without any control."""
     _check_scores(scores)
     there = list(scores["method"].unique())
     controls = [name for name in CONTROLS if name in there]
     methods = [name for name in there if name not in controls]
     if not controls or not methods:
-        what = "control" if not controls else "method beside the controls"
-        raise UserError(
-            f"the scores have no {what}; score_maps adds the controls ({', '.join(CONTROLS)}) to"
-            " the methods"
-        )
+        raise UserError("the scores need methods and controls; score_maps adds the controls")
     tables = []
     for name in scores["metric"].unique():
         sign = {"high": 1, "low": -1, "": 0}[METRICS[name].better]
         if sign:
             wide = _widen(scores, name)
-            tables.append(_compare(wide, methods, controls, sign).assign(metric=name))
-    if not tables:
-        raise UserError(
-            "none of the metrics can be compared with controls; see vitlab.explain.legend_table()"
-        )
+            tables.append(compare_with_controls(wide, methods, controls, sign).assign(metric=name))
     columns = ["method", "metric", "value", "low", "high", "control", "control_value"]
     columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict", "n"]
     return pd.concat(tables, ignore_index=True)[columns]
@@ -182,22 +153,25 @@ def describe_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, best first: method, mean_rank, better, not_shown, worse, metrics, verdict.
+    """One row for each method, best first: method, mean_rank, better, not_shown, worse, metrics,
+    verdict.
 
     mean_rank: of the difference to the control, 1 the best, mean over the metrics that have one.
     better, not_shown, worse: how often each verdict was given; not_shown counts "too few images to
     show anything" as well. The metrics are correlated (deletion and comprehensiveness use the same
-    images), so the counts are not independent. verdict: in words."""
+    images), so the counts are not independent. verdict: "follows the model" (better on most
+    metrics), "better in part", "mixed", "worse in part", "misleads" (worse on most metrics), "not
+    shown in any", "too few images to show anything" or "not measured"."""
     known = trust.dropna(subset=["difference"])
     ranks = known.groupby("metric")["difference"].rank(ascending=False)
     rows = []
     for method in trust["method"].unique():
         mine = known[known["method"] == method]
         better, worse, few = (
-            int((mine["verdict"] == verdict).sum()) for verdict in (BETTER, WORSE, FEW)
+            int((mine["verdict"] == verdict).sum()) for verdict in (BETTER, WORSE, TOO_FEW)
         )
         rank = ranks[mine.index].mean() if len(mine) else np.nan
-        overall = FEW if few and few == len(mine) else _describe_counts(better, worse, len(mine))
+        overall = _describe_counts(better, worse, few, len(mine))
         rows.append((method, rank, better, len(mine) - better - worse, worse, len(mine), overall))
     table = pd.DataFrame(
         rows, columns=["method", "mean_rank", "better", "not_shown", "worse", "metrics", "verdict"]
@@ -206,8 +180,8 @@ def rank_table(trust: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(ranked: pd.DataFrame, sanity: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a method, as in `ranked`: method, mean_rank, better and worse ("3 of 7" metrics), a
-    verdict for each test, conclusion.
+    """One row for each method, as in `ranked`: method, mean_rank, better and worse ("3 of 7"
+    metrics), a verdict for each test, conclusion.
 
     ranked: from `rank_table`. sanity: name of a test -> its `sanity_verdicts`; the verdict is empty
     for a method that was not tested. conclusion: the verdict of `ranked`, unless the map does not
@@ -217,7 +191,7 @@ def summary_table(ranked: pd.DataFrame, sanity: Mapping[str, pd.DataFrame]) -> p
     rows = []
     for row in ranked.itertuples():
         tests = {name: verdict.get(row.method, "") for name, verdict in verdicts.items()}
-        conclusion = row.verdict.partition(":")[0]
+        conclusion = row.verdict
         if UNCHANGED in tests.values():
             conclusion = "shows the image, not the model"
         elif conclusion == FOLLOWS and CHANGES not in tests.values():
@@ -244,28 +218,26 @@ def describe_ranks(
     )
 
 
-def _describe_counts(better: int, worse: int, count: int) -> str:
+def _describe_counts(better: int, worse: int, few: int, count: int) -> str:
     if not count:
         return "not measured"
+    if few == count:
+        return TOO_FEW
     if worse > count / 2:
-        return f"misleads: worse than a control in {worse} of {count}" + (
-            f", better than all in {better}" if better else ""
-        )
+        return "misleads"
     if worse and better:
-        return f"mixed: better than all controls in {better} of {count}, worse in {worse}"
+        return "mixed"
     if worse:
-        return f"worse in part: than a control in {worse} of {count}, better than all in none"
+        return "worse in part"
     if better > count / 2:
-        return f"follows the model: better than all controls in {better} of {count}"
-    return (
-        f"better in part: than all controls in {better} of {count}, worse in none"
-        if better
-        else "not shown in any"
-    )
+        return FOLLOWS
+    return "better in part" if better else "not shown in any"
 
 
-def _compare(wide, methods, controls, sign) -> pd.DataFrame:
-    """The rows of one metric. wide: images x methods."""
+def compare_with_controls(wide, methods, controls, sign) -> pd.DataFrame:
+    """The rows of one metric, see `trust_table`. wide: scores, images x methods and controls. sign:
+    1 where high scores are better, -1 where low ones are.
+    """
     table = _summarise(wide).set_index("method")
     means = sign * table.loc[controls, "value"]
     best = controls.index(means.idxmax()) if means.notna().any() else 0
@@ -277,7 +249,7 @@ def _compare(wide, methods, controls, sign) -> pd.DataFrame:
     worse = np.where(usable[:, None], sign_test_p(-gaps), np.nan)
     better, worse = correct_holm(better), correct_holm(worse).min(axis=1)
     few = usable & (0.5**n * usable.sum() > LEVEL)
-    verdict = np.select([better <= LEVEL, worse <= LEVEL, few], [BETTER, WORSE, FEW], NOT_SHOWN)
+    verdict = np.select([better <= LEVEL, worse <= LEVEL, few], [BETTER, WORSE, TOO_FEW], NOT_SHOWN)
     return (
         table.loc[methods, ["value", "low", "high"]]
         .reset_index()
@@ -311,19 +283,12 @@ def _widen(scores, metric) -> pd.DataFrame:
 
 
 def _check_scores(scores: pd.DataFrame) -> None:
-    missing = [name for name in SCORE_COLUMNS if name not in scores.columns]
-    if missing or scores.empty:
-        problem = f"lack the columns {', '.join(missing)}" if missing else "have no row"
-        raise UserError(
-            f"the scores {problem}; score_maps makes them, with {', '.join(SCORE_COLUMNS)}"
-        )
+    if not set(SCORE_COLUMNS) <= set(scores.columns) or scores.empty:
+        raise UserError(f"the scores need rows with the columns {', '.join(SCORE_COLUMNS)}")
     for name in scores["metric"].unique():
         if name not in METRICS:
             raise UserError(unknown("metric", name, list(METRICS)))
     twice = scores[scores.duplicated(["method", "metric", "sample_id"])]
     if len(twice):
-        first = twice.iloc[0]
-        raise UserError(
-            f"{first['method']} has two scores of {first['metric']} for sample"
-            f" {first['sample_id']!r}; keep models apart"
-        )
+        method, metric, sample_id = twice.iloc[0][["method", "metric", "sample_id"]]
+        raise UserError(f"{method} has two scores of {metric} for sample {sample_id!r}")

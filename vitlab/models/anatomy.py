@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitlab.models.watching import AttentionCall, AttentionWatch
+from vitlab.models.attention import AttentionCall, AttentionWatch
 from vitlab.schema import Anatomy, Window
 
 # images in the probe: two, so that a module which moves windows into the batch axis is recognised
@@ -73,37 +73,31 @@ def find_anatomy(module: nn.Module, size: tuple[int, int]) -> Anatomy:
     watch = _Watch()
     watch.run(module, size)
     steps = watch.steps
-    reason = _find_gap(watch)
     # pooling is a kind of head
     found = {name: seen for name, seen in watch.attention.items() if seen.queries >= seen.keys}
-    blocks = {name: _find_block(name, steps) for name in found}
-    inside = (*watch.attending, *blocks.values())
+    attention = tuple(found)
+    blocks = tuple(_find_block(name, steps) for name in attention)
+    inside = (*watch.attending, *blocks)
     maps = _find_maps(steps, size, inside)
     resolutions = {steps[name].output[2:]: name for name in maps}  # the last one of each
     stages = tuple(resolutions.values()) if len(resolutions) > 1 else ()
-    if not watch.attending:
-        if stages:
-            return Anatomy(
-                "cnn", (), (), 0, tuple(resolutions)[-1], stages, reason="it has no attention"
-            )
-        return Anatomy(
-            "other", (), (), 0, (0, 0), (), reason="it has no attention and no feature maps"
-        )
+    if not watch.attending and stages:
+        reason = "it has no attention"
+        return Anatomy("cnn", (), (), 0, tuple(resolutions)[-1], stages, reason=reason)
+    reason = _find_gap(watch)
     if reason:
         return Anatomy("other", (), (), 0, (0, 0), stages, reason=reason)
     before = [name for name in maps if not steps[name].follows_attention]
     grid = steps[before[-1]].output[2:] if before else (0, 0)
-    num_tokens = _count_tokens([steps.get(name) for name in blocks.values()], found.values())
+    num_tokens = _count_tokens([steps.get(name) for name in blocks], found.values())
     if 0 < grid[0] * grid[1] <= num_tokens:
         kind, num_prefix_tokens = "hybrid" if stages else "vit", num_tokens - grid[0] * grid[1]
-        return Anatomy(kind, tuple(blocks.values()), tuple(found), num_prefix_tokens, grid, stages)
+        return Anatomy(kind, blocks, attention, num_prefix_tokens, grid, stages)
     windows = tuple(seen.window for seen in found.values())
     if windows and all(windows):
         stages = _find_windowed_stages(steps, windows, inside)
         reason = "its attention sees windows of the map, never all tokens"
-        return Anatomy(
-            "windowed", tuple(blocks.values()), (), 0, windows[-1].grid, stages, windows, reason
-        )
+        return Anatomy("windowed", blocks, (), 0, windows[-1].grid, stages, windows, reason)
     reason = (
         "its attention sees neither one sequence of all tokens from first to last nor windows of"
         " a map"
@@ -179,24 +173,20 @@ class _Watch(AttentionWatch):
         name, tokens, source = self.running[-1]
         self.attending.add(name)
         batch, queries, keys = len(call.output), call.output.shape[-2], call.value.shape[-2]
-        if name not in self.attention:
-            window = (
-                _find_window(name, tokens, source)
-                if tokens is not None and source is not None
-                else None
-            )
-            self.attention[name] = _Attention(batch, queries, keys, window)
-        else:
-            self.attention[name] = replace(
-                self.attention[name], times=self.attention[name].times + 1
-            )
+        earlier = self.attention.get(name)
+        if earlier:
+            self.attention[name] = replace(earlier, times=earlier.times + 1)
+            return call.output
+        window = None
+        if tokens is not None and source is not None:
+            window = _find_window(name, tokens, source)
+        self.attention[name] = _Attention(batch, queries, keys, window)
         return call.output
 
-    def see_weights(self, weights: torch.Tensor, axis: int) -> None:
-        if (axis == -1 and weights.shape[-1] == weights.shape[-2] > 1) or (
-            axis == -2 and weights.ndim == 4
-        ):
-            # over the axis before: keys (B, H, T, d) that are summed before any query
+    def see_softmax(self, output: torch.Tensor, axis: int) -> None:
+        square = axis == -1 and output.shape[-1] == output.shape[-2] > 1
+        # over the axis before: keys (B, H, T, d) that are summed before any query
+        if square or (axis == -2 and output.ndim == 4):
             self.attending.add(self.running[-1][0])
 
     def _enter(self, name):
@@ -210,24 +200,18 @@ class _Watch(AttentionWatch):
     def _leave(self, name):
         def leave(part, inputs, output):
             self.running.pop()
-            if (
-                inputs
-                and isinstance(inputs[0], torch.Tensor)
-                and isinstance(output, torch.Tensor)
-                and name
-            ):
+            first = inputs[0] if inputs else None
+            if name and isinstance(first, torch.Tensor) and isinstance(output, torch.Tensor):
                 # a module used twice is listed where it was used last
                 before = self.steps.pop(name, None)
-                calls = before.calls + 1 if before else 1
-                shapes = tuple(inputs[0].shape), tuple(output.shape)
-                callers = tuple(caller for caller, *_ in self.running if caller)
                 self.steps[name] = _Step(
                     name,
-                    isinstance(part, nn.Sequential),
-                    *shapes,
-                    bool(self.attending),
-                    callers,
-                    calls,
+                    transparent=isinstance(part, nn.Sequential),
+                    input=tuple(first.shape),
+                    output=tuple(output.shape),
+                    follows_attention=bool(self.attending),
+                    callers=tuple(caller for caller, *_ in self.running if caller),
+                    calls=before.calls + 1 if before else 1,
                 )
             self._keep_map(output)
 
@@ -239,9 +223,11 @@ class _Watch(AttentionWatch):
 
 
 def _find_gap(watch: _Watch) -> str:
-    """Which attention cannot be followed, as a sentence without its full stop; empty where all
+    """Why the attention cannot be followed, as a sentence without its full stop; empty where it
     can.
     """
+    if not watch.attending:
+        return "it has no attention and no feature maps"
     modules = {name for name in watch.attending if not _is_inside(name, watch.attending - {name})}
     lost = sorted(name for name in modules if not _is_inside(name, watch.attention))
     if lost:
@@ -277,11 +263,8 @@ def _count_tokens(blocks, attention) -> int:
         for step in blocks
     )
     lengths |= {step.output[1] for step in blocks if step}
-    return (
-        lengths.pop()
-        if fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention)
-        else 0
-    )
+    whole = fit and len(lengths) == 1 and all(seen.batch == BATCH for seen in attention)
+    return lengths.pop() if whole else 0
 
 
 def _find_windowed_stages(steps, windows, inside) -> tuple[str, ...]:

@@ -12,16 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from timm.layers import Attention as TimmAttention
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import (
-    Block as TimmBlock,
-    VisionTransformer as TimmVisionTransformer,
-)
+from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 from torch.nn import functional as F
 
 from vitlab.errors import UserError
-from vitlab.models.hybrid import HybridViT
-from vitlab.models.vit import Attention, Block, VisionTransformer
+from vitlab.models.vit import Attention, Block
 
 Merge = Callable[[torch.Tensor], torch.Tensor]
 
@@ -145,11 +141,11 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
     """Let the blocks of a model of timm's ViT family, of hybrid_vit or vit_scratch merge r tokens
     each, in place.
 
-    r: for all blocks, or one number for each. Names and weights stay. ValueError for another model,
+    r: for all blocks, or one number for each. Names and weights stay. UserError for another model,
     and for one whose head sees more than its prefix tokens (their mean would have to be weighted).
     """
     numbers = check_merging(module, r)
-    prefix = num_prefix_tokens(module)
+    prefix = getattr(module, "num_prefix_tokens", 1)  # ours have a class token alone
     sizes, last = TokenSizes(), len(numbers) - 1
     blocks = [
         MergingBlock(block, number, sizes, prefix, i == 0, i == last)
@@ -160,47 +156,46 @@ def merge_blocks(module: nn.Module, r: int | Sequence[int]) -> None:
 
 def check_merging(module: nn.Module, r: int | Sequence[int]) -> list[int]:
     """r for each block; UserError where it is no count or the model cannot merge tokens."""
-    if not isinstance(module, VisionTransformer | HybridViT | TimmVisionTransformer):
-        raise UserError(
-            f"{type(module).__name__} cannot merge tokens; take a ViT or DeiT of timm, hybrid_vit"
-            " or vit_scratch"
-        )
-    for i, block in enumerate(module.blocks):
-        if isinstance(block, MergingBlock):
-            raise UserError("this model merges tokens already; start from the original model")
-        check_block(block, i, "merge tokens")
+    blocks = list_plain_blocks(module, "merge tokens")
     pooling = getattr(module, "global_pool", "token")
     if pooling != "token" and not isinstance(module, VisionTransformerDistilled):
         raise UserError(
             f"this model's head sees all tokens (global_pool={pooling!r}); only one that reads a"
             " class token can merge"
         )
-    numbers = [r] * len(module.blocks) if type(r) is int else r
-    if (
-        not isinstance(numbers, Sequence)
-        or len(numbers) != len(module.blocks)
-        or not all(type(number) is int and number >= 0 for number in numbers)
-    ):
+    numbers = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
+    if len(numbers) != len(blocks) or any(type(one) is not int or one < 0 for one in numbers):
         raise UserError(
-            "r is the number of tokens merged in a block, from 0, or a list of one for each of the"
-            f" {len(module.blocks)} blocks; not {r!r}"
+            "r is the number of tokens merged in a block, from 0, or a list of one for each of"
+            f" the {len(blocks)} blocks; not {r!r}"
         )
-    return list(numbers)
+    return numbers
 
 
-def check_block(block: nn.Module, i: int, what: str) -> None:
-    """UserError where block number i is no plain ViT block, which only then can do `what`."""
-    attn = block.attn
-    if type(block) not in (Block, TimmBlock) or type(attn) not in (Attention, TimmAttention):
+def list_plain_blocks(module: nn.Module, what: str) -> list[nn.Module]:
+    """The blocks of a ViT; UserError for a model without such blocks, which cannot do `what`."""
+    blocks = getattr(module, "blocks", None)
+    attentions = [getattr(block, "attn", None) for block in blocks or ()]
+    # a norm or gate mixes or weights the heads
+    plain = attentions and all(
+        type(block) in (Block, TimmBlock)
+        and type(attn) in (Attention, TimmAttention)
+        and isinstance(getattr(attn, "norm", None), nn.Identity | None)
+        and isinstance(getattr(attn, "gate", None), nn.Identity | None)
+        for block, attn in zip(blocks, attentions, strict=True)
+    )
+    if not plain:
+        reason = (
+            "it merges tokens already"
+            if _merges(module)
+            else "it has no transformer blocks of a plain ViT"
+        )
         raise UserError(
-            f"block {i} is a {type(block).__name__} with {type(attn).__name__}, which cannot {what}"
+            f"this {type(module).__name__} cannot {what}: {reason}; choose a ViT or DeiT of timm,"
+            " hybrid_vit or vit_scratch"
         )
-    # they mix or weigh heads
-    for name in ("norm", "gate"):
-        if not isinstance(getattr(attn, name, None), nn.Identity | None):
-            raise UserError(f"block {i} has a {name} over all its heads and cannot {what}")
+    return list(blocks)
 
 
-def num_prefix_tokens(module: nn.Module) -> int:
-    """Tokens in front of the patches: as timm notes it, else the class token alone."""
-    return getattr(module, "num_prefix_tokens", 1)
+def _merges(module: nn.Module) -> bool:
+    return any(isinstance(part, MergingBlock) for part in module.modules())

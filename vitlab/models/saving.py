@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import hash_file
+from vitlab.files import atomic, hash_file, write_json
 from vitlab.models.zoo import build_model
 from vitlab.schema import ModelBundle, Transform
 
@@ -30,38 +29,29 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
     if model.options.get("wrapped"):
         raise UserError(
             f"{model.name} was wrapped, not built by name, and cannot be built again from a folder;"
-            " save it by its own code"
+            " save it with its own code"
         )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
-    _write(
-        weights,
-        lambda path: safetensors.torch.save_model(
-            model.module, str(path), metadata={"format": "pt"}
-        ),
-    )
+    with atomic(weights) as temporary:
+        safetensors.torch.save_model(model.module, str(temporary), metadata={"format": "pt"})
+    packages = ("vitlab", "torch", "timm", "safetensors")
     description = {
         "name": model.name,
         "classes": model.classes,
         "options": model.options,
         "transform": asdict(model.transform),
         "weights_sha256": hash_file(weights),
-        "versions": {
-            package: version(package) for package in ("vitlab", "torch", "timm", "safetensors")
-        },
+        "versions": {package: version(package) for package in packages},
     }
-    _write(
-        folder / DESCRIPTION,
-        lambda path: path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8"),
-    )
+    write_json(folder / DESCRIPTION, description)
 
 
 def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> ModelBundle:
     """The classifier that `save_model` wrote, in evaluation mode. Nothing is unpickled.
 
-    classes: raise ValueError when the model was trained for others. Raises FileNotFoundError where
-    a file is missing, and ValueError where one is damaged or the two do not belong together.
+    classes: UserError if the model was trained for others. MissingFileError where a file is
+    missing, UserError where one is damaged or the two do not belong together.
 
     >>> import tempfile, vitlab
     >>> folder = tempfile.mkdtemp()
@@ -79,13 +69,13 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
     description = _read_description(folder / DESCRIPTION)
     if classes is not None and tuple(classes) != tuple(description["classes"]):
         raise UserError(
-            f"the model in {folder} tells apart {', '.join(description['classes'])}, not"
+            f"the model in {folder} has the classes {', '.join(description['classes'])}, not"
             f" {', '.join(classes)}"
         )
     if hash_file(folder / WEIGHTS) != description["weights_sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS} is damaged or of another run than {DESCRIPTION}: its checksum is"
-            " not the one noted there"
+            f"{folder / WEIGHTS} is damaged or from another run than {DESCRIPTION}: its checksum"
+            " differs"
         )
     options = description["options"]
     # built without pretrained weights, as its own are loaded below
@@ -123,13 +113,3 @@ def _read_description(path: Path) -> dict:
 def _read_transform(fields: dict) -> Transform:
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Transform(**{**fields, **lists})
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, and rename it when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

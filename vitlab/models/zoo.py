@@ -22,7 +22,7 @@ from vitlab.models.merging import merge_blocks
 from vitlab.models.shrinking import Spec, check_spec, count_sizes, shrink
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.weights import (
-    AT_HAND,
+    AVAILABLE,
     create_network,
     load_hub_model,
     packaged_checkpoint,
@@ -78,8 +78,7 @@ def build_model(
     ((72, 72), 6)
     """
     check_name(name)
-    classes = check_classes(classes)
-    size = check_size(size)
+    classes, size = check_classes(classes), check_size(size)
     if fit not in ("pad", "crop"):
         raise UserError(unknown("fit", fit, ["pad", "crop"]))
     if in_chans not in (1, 3):
@@ -97,11 +96,10 @@ def build_model(
     if merged:
         merge_blocks(module, merged)
     module.eval()
-    if in_chans == 1:
-        transform = replace(
-            transform, mean=(sum(transform.mean) / 3,), std=(sum(transform.std) / 3,)
-        )
     transform = replace(transform, fit=fit)
+    if in_chans == 1:
+        mean, std = (sum(values) / 3 for values in (transform.mean, transform.std))
+        transform = replace(transform, mean=(mean,), std=(std,))
     kept = {"size": list(transform.size), "in_chans": in_chans}
     if pretrained is not None:
         kept["pretrained"] = pretrained
@@ -111,7 +109,7 @@ def build_model(
         kept["shrunk"] = shrunk
     if merged:
         kept["merged"] = merged
-    anatomy = _look_inside(name, module, transform.size)
+    anatomy = _find_anatomy(name, module, transform.size)
     return ModelBundle(name, module, classes, transform, anatomy, {**kept, **options})
 
 
@@ -147,7 +145,7 @@ def vit_scratch(num_classes, *, pretrained, size, in_chans, **options):
     if pretrained:
         raise UserError(
             "vit_scratch has no pretrained weights: leave pretrained out, or choose another model;"
-            f" {AT_HAND}"
+            f" {AVAILABLE}"
         )
     _check_options("vit_scratch", VisionTransformer, options)
     size = size or (96, 96)
@@ -161,26 +159,20 @@ def vit_tiny_vitlab(num_classes, *, pretrained, size, in_chans, **options):
     `vitlab/models/shipped/` for its card.
     """
     weights = {} if pretrained is False else shipped_weights("vit_tiny_vitlab")
-    arguments = {
-        "img_size": size or (128, 128),
-        "depth": 6,
-        "pretrained_cfg_overlay": {"state_dict": weights},
-        **options,
-    }
+    size = size or (128, 128)
+    arguments = {"img_size": size, "depth": 6, **options}
     arguments |= {"num_classes": num_classes, "in_chans": in_chans}
-    advice = (
-        "the pretrained weights of vit_tiny_vitlab do not fit these options; pretrained=False"
-        " builds any other"
-    )
     try:
-        network = create_network("vit_tiny_patch16_224", pretrained=bool(weights), **arguments)
-    except RuntimeError as error:
-        raise UserError(advice) from error
-    network.pretrained_cfg.pop("state_dict", None)
-    # timm is content with a part
-    if weights and (set(network.state_dict()) ^ set(weights)) - {"head.weight", "head.bias"}:
-        raise UserError(advice)
-    return network, _read_transform(network, size or (128, 128))
+        network = create_network("vit_tiny_patch16_224", weights, **arguments)
+        missing = set(network.state_dict()) ^ set(weights) if weights else set()
+    except RuntimeError:
+        missing = {"all"}
+    if missing - {"head.weight", "head.bias"}:  # timm accepts weights for a part of the network
+        raise UserError(
+            "the pretrained weights of vit_tiny_vitlab do not fit these options; pretrained=False"
+            " builds any other"
+        )
+    return network, _read_transform(network, size)
 
 
 def set_head(module: nn.Module, hidden: int = 0, dropout: float = 0.0) -> None:
@@ -224,21 +216,13 @@ def _timm_builder(name):
 
 
 def _build_lite0(num_classes, pretrained, in_chans, options):
-    overlay = None
+    weights = {}
     if pretrained:
         with torch.device("meta"):
             reference = timm.create_model("tf_efficientnet_lite0")
-        overlay = {"state_dict": rename_by_order(packaged_checkpoint(), reference)}
-    arguments = {
-        "num_classes": num_classes,
-        "in_chans": in_chans,
-        "pretrained_cfg_overlay": overlay,
-        **options,
-    }
-    network = create_network("tf_efficientnet_lite0", pretrained=pretrained, **arguments)
-    # else every copy of the network carries the checkpoint along
-    network.pretrained_cfg.pop("state_dict", None)
-    return network
+        weights = rename_by_order(packaged_checkpoint(), reference)
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    return create_network("tf_efficientnet_lite0", weights, **arguments)
 
 
 def _read_transform(network, size) -> Transform:
@@ -252,34 +236,27 @@ def _read_transform(network, size) -> Transform:
     )
 
 
-def _look_inside(name, module, size) -> Anatomy:
-    """The anatomy, which takes a forward pass; ValueError where the model cannot do one at this
-    size, or would lose pixels.
+def _find_anatomy(name, module, size) -> Anatomy:
+    """The anatomy; UserError where the model cannot take images of this size, or would ignore
+    pixels at their border.
     """
     stride = max((stage["reduction"] for stage in getattr(module, "feature_info", [])), default=1)
-    advice = (
-        f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit it"
-    )
-    for part in module.modules():
-        if (
-            isinstance(part, PatchEmbed)
-            and not part.dynamic_img_pad
-            and any(side % patch for side, patch in zip(size, part.patch_size, strict=True))
-        ):
-            raise UserError(
-                f"{advice} (it cuts patches of {'x'.join(map(str, part.patch_size))} and would drop"
-                " the rest)"
-            )
+    embeddings = [part for part in module.modules() if isinstance(part, PatchEmbed)]
     try:
+        for part in embeddings:
+            patches = zip(size, part.patch_size, strict=True)
+            if not part.dynamic_img_pad and any(side % patch for side, patch in patches):
+                raise UserError(f"its patches have {part.patch_size[0]} pixels")
         return find_anatomy(module, size)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{advice} ({error})") from error
+        raise UserError(
+            f"{name} cannot take images of {size[0]}x{size[1]} pixels; multiples of {stride} suit"
+            f" it ({error})"
+        ) from error
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, naming what is near, when neither the project nor timm has a model of this
-    name; nothing is built.
-    """
+    """UserError with similar names if neither the project nor timm has a model of this name."""
     if name in models or timm.is_model(name):
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=5)

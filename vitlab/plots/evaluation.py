@@ -1,6 +1,4 @@
-"""How good the predictions are: confusion, ROC and precision-recall curves, thresholds, slices,
-mistakes.
-"""
+"""How good the predictions are: confusion, slices, calibration, rejection and prediction sets."""
 
 from __future__ import annotations
 
@@ -8,43 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import plotly.express as px
-import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
-from vitlab.errors import UserError
-from vitlab.extremes import (
-    MAX_LINES,
-    MAX_SHOWN,
-    describe_best,
-    describe_cut,
-    find_best,
-)
-from vitlab.plots.data import plot_sample_grid
-from vitlab.plots.elements import (
-    cut_slices,
-    draw_interval,
-    draw_zero,
-    list_slices,
-    plot_slice_changes,
-    slices_height,
-)
-from vitlab.plots.interactive import Interactive, dress, plotly_text
+from vitlab.extremes import MAX_SHOWN, describe_cut, keep_extremes
 from vitlab.plots.style import (
     GREY,
+    MINUS,
     PALETTE,
-    class_colors,
-    empty_axes,
+    SERIES,
+    draw_band,
+    draw_heatmap,
+    draw_intervals,
+    draw_level,
+    draw_reference,
+    few_ticks,
     legend_below,
-    legend_name,
+    name_rows,
     new_axes,
     new_figure,
     note_above,
     panel_grid,
     readable,
-    series_colors,
+    series_looks,
+    shared_legend,
     shorten,
 )
+
+SLICE = ["column", "slice"]
+WORST = {"linestyle": "", "marker": "v", "markersize": 5, "markerfacecolor": "none"}
 
 
 def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -52,36 +42,33 @@ def plot_confusion(confusion_table: pd.DataFrame, ax: Axes | None = None) -> Axe
     predicted one.
 
     Of more than a dozen classes, those that are confused most often are shown, and the others
-    together as one."""
+    together as one.
+
+    >>> table = pd.DataFrame([[3, 1], [0, 6]], index=["cat", "dog"], columns=["cat", "dog"])
+    >>> [text.get_text() for text in plot_confusion(table).texts]
+    ['3\\n75%', '1\\n25%', '0\\n0%', '6\\n100%']
+    """
     table = _pool_classes(confusion_table)
-    counts = table.to_numpy()
-    totals = counts.sum(axis=1, keepdims=True)
-    share = counts / np.maximum(totals, 1)
+    totals = table.sum(axis=1)
+    share = table.div(totals.clip(lower=1), axis=0)
     few = len(table) <= 5
-    texts = table.astype(object)
-    for (row, column), count in np.ndenumerate(counts):
-        shown = count or few
-        texts.iloc[row, column] = f"{count:,}\n{share[row, column]:.0%}" if shown else ""
+    words = table.astype(object)
+    for (row, column), count in np.ndenumerate(table.to_numpy()):
+        text = f"{count:,}\n{share.iloc[row, column]:.0%}"
+        words.iloc[row, column] = text if count or few else ""
     side = min(4.4, 1.0 + 0.85 * len(table))
     ax = new_axes(ax, side, side + 1.2)
-    style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "square": True}
-    bar = {"label": "share of the true class", "shrink": 0.8}
-    look = {"fontsize": 9 if few else 6.5}
-    sns.heatmap(share, annot=texts, fmt="", annot_kws=look, cbar_kws=bar, ax=ax, **style)
+    scale = {"vmin": 0, "vmax": 1, "square": True, "linewidths": 0}
+    look = {"annot_kws": {"fontsize": 9 if few else 6.5}}
+    draw_heatmap(ax, share, words, "share of the true class", "Blues", **scale, **look)
     names = [shorten(name) for name in table.columns]
     turned = max(map(len, names)) * len(names) > 45
-    ax.set_xticklabels(
-        names,
-        rotation=40 if turned else 0,
-        ha="right" if turned else "center",
-        rotation_mode="anchor" if turned else "default",
-    )
-    rows = [f"{name}\nn = {total:,}" for name, total in zip(names, totals[:, 0], strict=True)]
-    ax.set_yticklabels(rows, rotation=0)
+    slanting = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticklabels(names, **slanting if turned else {})
+    ax.set_yticklabels([f"{n}\nn = {total:,}" for n, total in zip(names, totals, strict=True)])
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.tick_params(length=0)
-    total = len(confusion_table)
-    if len(table) < total:
+    if len(table) < len(confusion_table):
+        total = len(confusion_table)
         text = f"the {len(table) - 1} of {total:,} classes that are confused most often"
         ax.set_title(text, fontsize=8, color=GREY)
     return ax
@@ -105,218 +92,30 @@ def _pool_classes(table: pd.DataFrame) -> pd.DataFrame:
     return pooled.loc[order, order]
 
 
-GRID = np.linspace(0, 1, 201)  # where the curves of several classes are averaged
-CURVES = {  # columns x and y, and the name of the area
-    "roc": ("false_positive_rate", "true_positive_rate", "AUC"),
-    "precision_recall": ("recall", "precision", "AP"),
-}
+# Slices
 
 
-def plot_roc(tables: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """ROC curves with their area, and the line of chance. tables: one `roc_table`, or one for each
-    model.
-
-    One table of up to five classes gives a curve for each class; of more, the mean, the range, the
-    lowest and the highest curve. Several tables give one curve each, the mean over their classes;
-    of more than a dozen models, the best."""
-    return _plot_curves(tables, "roc", ax)
-
-
-def plot_curves(
-    roc: pd.DataFrame,
-    precision_recall: pd.DataFrame,
-    bands: Mapping[str, pd.DataFrame] | None = None,
-) -> np.ndarray:
-    """ROC and precision-recall curves side by side. bands: a `curve_band_table` each for "roc" and
-    "precision_recall".
-    """
-    entries = min(roc["class"].nunique(), MAX_LINES) + 2  # with chance and the title of the legend
-    axes = new_figure(3.3 + 0.17 * entries).subplots(1, 2)
-    tables = {"roc": roc, "precision_recall": precision_recall}
-    for ax, (kind, table) in zip(axes, tables.items(), strict=True):
-        _plot_curves(table, kind, ax, (bands or {}).get(kind))
-    return axes
-
-
-def _plot_curves(tables, kind: str, ax: Axes | None, band: pd.DataFrame | None = None) -> Axes:
-    x, y, area = CURVES[kind]
-    lines, everyone, note = _list_lines(tables, kind)
-    if band is not None and x not in band:
-        raise UserError(f"the band has no column {x}: it belongs to another kind of curve")
-    ax = new_axes(ax, 3.5 + 0.1 * len(lines), 4.2)
-    if everyone:
-        heights = [_height_at(curve, kind) for curve in everyone]
-        low, high = np.min(heights, axis=0), np.max(heights, axis=0)
-        look = {"color": GREY, "alpha": 0.2, "linewidth": 0, "label": "range of the classes"}
-        ax.fill_between(GRID, low, high, **look)
-    for name, color, curves, score in lines:
-        label = f"{legend_name(name)} ({area} {score:.3f})" if name else f"{area} {score:.3f}"
-        if len(curves) == 1:
-            step = "steps-post" if kind == "precision_recall" else "default"
-            ax.plot(curves[0][x], curves[0][y], color=color, label=label, drawstyle=step)
-        else:
-            mean = np.mean([_height_at(curve, kind) for curve in curves], axis=0)
-            ax.plot(GRID, mean, color=color, label=label)
-        if band is not None and not everyone:
-            own = band[band["class"] == curves[0]["class"].iloc[0]]
-            ax.fill_between(own[x], own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
-    guess = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
-    if kind == "roc":
-        ax.plot([0, 1], [0, 1], label="chance (AUC 0.500)", **guess)
-        ax.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
-    else:
-        level = np.mean([curve[y].iloc[0] for _, curve in tables.groupby("class")])
-        ax.axhline(level, label=f"prevalence ({level:.3f})", **guess)
-        ax.set(xlabel="recall", ylabel="precision")
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1)
-    ax.grid(True)
-    width = ax.get_position().width * ax.get_figure().get_size_inches()[0]
-    # two columns run into a neighbour's
-    legend_below(ax, 1 if len(ax.lines) <= 3 or width < 2.8 else 2, title=_subject(tables))
-    note_above(ax.get_figure(), note)
-    return ax
-
-
-def _list_lines(tables, kind: str) -> tuple[list[tuple], list[pd.DataFrame], str]:
-    """Name, colour, curves and mean area of each line to draw; all curves where not every class has
-    a line; and a note on what is left out.
-    """
-    if isinstance(tables, Mapping) and len(tables) > 1:
-        groups = {
-            name: [part for _, part in table.groupby("class")] for name, table in tables.items()
-        }
-        scores = pd.Series(
-            {
-                name: np.mean([_area(curve, kind) for curve in curves])
-                for name, curves in groups.items()
-            }
-        )
-        best = find_best(scores)
-        lines = [
-            (name, color, groups[name], scores[name]) for name, color in series_colors(best).items()
-        ]
-        return lines, [], describe_best(len(best), len(tables), CURVES[kind][2])
-    name, table = next(iter(tables.items())) if isinstance(tables, Mapping) else ("", tables)
-    groups = dict(list(table.groupby("class", sort=False)))
-    areas = pd.Series({label: _area(curve, kind) for label, curve in groups.items()}, dtype=float)
-    if len(groups) == 1:
-        return [(name, series_colors([name])[name], list(groups.values()), areas.iloc[0])], [], ""
-    if len(groups) <= MAX_LINES:
-        colors = class_colors(list(groups))
-        return [(label, colors[label], [groups[label]], areas[label]) for label in groups], [], ""
-    low, high = areas.idxmin(), areas.idxmax()
-    every = list(groups.values())
-    lines = [
-        (f"mean of {len(groups):,} classes", "black", every, areas.mean()),
-        (f"lowest: {shorten(low)}", PALETTE[3], [groups[low]], areas[low]),
-        (f"highest: {shorten(high)}", PALETTE[0], [groups[high]], areas[high]),
-    ]
-    return lines, every, ""
-
-
-def _area(curve: pd.DataFrame, kind: str) -> float:
-    """ROC AUC or average precision."""
-    if kind == "roc":
-        return float(np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]))
-    return float(-(curve["recall"].diff() * curve["precision"].shift()).sum())
-
-
-def _height_at(curve: pd.DataFrame, kind: str) -> np.ndarray:
-    """The curve over GRID."""
-    x, y, _ = CURVES[kind]
-    rising = curve if kind == "roc" else curve.iloc[::-1]
-    heights = np.interp(GRID, rising[x], rising[y])
-    if kind == "roc":
-        heights[0] = 0  # every ROC curve begins there
-    return heights
-
-
-def _subject(tables) -> str:
-    """What the curves are about, for the title of the legend."""
-    parts = list(tables.values()) if isinstance(tables, Mapping) else [tables]
-    classes = {name for table in parts for name in table["class"].unique()}
-    if len(classes) == 1:
-        return f"class: {shorten(classes.pop())}"
-    return "class, against the rest" if len(parts) == 1 else f"mean over {len(classes)} classes"
-
-
-def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame) -> Interactive:
-    """Precision, recall, specificity and F1 against the threshold on the probability of a class.
-
-    chosen: a table of rule and threshold (`threshold_choice_table`); each threshold is marked with
-    the names of its rules. In HTML, point at a threshold to read all four scores."""
-    scores = ["precision", "recall", "specificity", "f1"]
-    colors, marks = series_colors(scores), list_marks(chosen)
-    title = f"threshold on the probability of {threshold_table['class'].iloc[0]}"
-    ax = new_axes(None, 3.6)
-    for name, color in colors.items():
-        ax.plot(
-            threshold_table["threshold"], threshold_table[name], color=color, label=readable(name)
-        )
-    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":", label="0.5, the default")
-    turned = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
-    for threshold, names in marks.items():
-        ax.axvline(threshold, color="black", linewidth=0.8, zorder=0)
-        ax.text(threshold, 1.02, names, fontsize=7, **turned)
-    ax.set(xlim=(0, 1), ylim=(-0.01, 1.01), xlabel=title, ylabel="score")
-    ax.grid(True)
-    legend_below(ax, 5)
-
-    names = {name: readable(name) for name in scores}
-    figure = px.line(
-        threshold_table.rename(columns=names),
-        x="threshold",
-        y=list(names.values()),
-        color_discrete_map={names[name]: color for name, color in colors.items()},
-    )
-    figure.update_traces(line_width=2.5, hovertemplate="%{y:.3f}")
-    figure.add_vline(x=0.5, line={"color": "grey", "width": 1, "dash": "dot"})
-    line = {"line": {"color": "black", "width": 1}, "annotation_textangle": -40}
-    for threshold, text in marks.items():
-        figure.add_vline(x=threshold, annotation_text=plotly_text(text), **line)
-    figure.update_annotations(y=1, xanchor="left", yanchor="bottom")
-    dress(figure).update_layout(
-        hovermode="x unified",
-        xaxis={"title": plotly_text(title), "range": [0, 1]},
-        yaxis={"title": "score", "range": [0, 1.02]},
-        margin_t=80,
-        height=440,
-        legend_title=None,
-    )
-    return Interactive(figure, ax.figure)
-
-
-def list_marks(chosen: pd.DataFrame) -> dict[float, str]:
-    """The rules that chose each threshold within 0..1, from the lowest; the reference 0.5 has a
-    line of its own.
-    """
-    rules = chosen[(chosen["rule"] != "0.5") & chosen["threshold"].between(0, 1)]
-    groups = rules["rule"].map(readable).groupby(rules["threshold"])
-    return groups.agg(", ".join).to_dict()
-
-
-def plot_slices(slice_table: pd.DataFrame, columns: int = 2) -> np.ndarray:
+def plot_slices(slice_table: pd.DataFrame) -> np.ndarray:
     """The metrics of each slice with their intervals, a panel for each metric; the dotted line is
     the value of all samples.
 
     slice_table: of several columns. Slices of one column stand together under its name. Of more
     than a dozen slices of a column, those with the lowest and the highest value of the first metric
     are shown."""
-    keys = ["column", "slice"]
-    table = slice_table.assign(key=slice_table[keys].astype(str).agg("\n".join, axis=1))
-    every = table.drop_duplicates("key")  # with the first metric
-    slices = cut_slices(every, "value")
-    metrics = list(table["metric"].unique())
-    axes = panel_grid(len(metrics), columns, slices_height(slices), sharey=True)
-    places = list_slices(axes, slices)
+    metrics = list(slice_table["metric"].unique())
+    every = slice_table[slice_table["metric"] == metrics[0]]
+    shown = _cut_slices(every)
+    axes = panel_grid(len(metrics), 3, _slices_height(shown), sharey=True)
+    places = _name_slices(axes, shown)
     for ax, metric in zip(axes, metrics, strict=True):
-        rows = table[table["metric"] == metric].set_index("key").loc[slices["key"]]
-        for place, row in zip(places, rows.itertuples(), strict=True):
-            color = GREY if row.Index.endswith("all") and place == 0 else PALETTE[2]
-            draw_interval(ax, place, row.value, row.low, row.high, color, note=row.note)
-        draw_zero(ax, rows["value"].iloc[0] if rows["slice"].iloc[0] == "all" else np.nan)
+        part = slice_table[slice_table["metric"] == metric]
+        rows = shown[SLICE].merge(part, on=SLICE)
+        color = np.where(rows["column"] == "", GREY, PALETTE[2])
+        draw_intervals(ax, rows.assign(color=color), places)
+        if rows["slice"].iloc[0] == "all":
+            draw_reference(ax, rows["value"].iloc[0])
         ax.set_title(readable(metric))
-    note = describe_cut(len(slices), len(every), "slices", readable(metrics[0]))
+    note = describe_cut(len(shown), len(every), "slices", readable(metrics[0]))
     note_above(axes[0].figure, note)
     return axes
 
@@ -327,17 +126,148 @@ def plot_gaps(worst_slice_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     shown = worst_slice_table["verdict"].astype(str).str.endswith("than the rest")
     label = f"{readable(worst_slice_table['metric'].iloc[0])}: slice minus rest"
-    return plot_slice_changes(worst_slice_table, "gap", shown, label, ax)
+    table = worst_slice_table.assign(value=worst_slice_table["gap"], filled=shown)
+    return _plot_changes(table, label, ax)
 
 
-def plot_mistakes(images: Sequence, mistakes: pd.DataFrame) -> np.ndarray:
-    """The images of a `mistakes_table`, in its order, each with its true class, the prediction and
-    its confidence.
+def plot_drop(drop_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Change of the accuracy within each class and group with its paired interval; filled where the
+    interval leaves out zero. After a name: how many images were lost and gained.
     """
-    if mistakes.empty:
-        return np.array([empty_axes("no mistakes")])
-    titles = [
-        f"{row.sample_id}\ntrue: {row.label}\npredicted: {row.pred} ({row.confidence:.0%})"
-        for row in mistakes.itertuples()
+    names = [
+        f"{row.slice}: {MINUS}{row.lost:.0f} +{row.gained:.0f}" if row.note == "" else row.slice
+        for row in drop_table.itertuples()
     ]
-    return plot_sample_grid(images, titles, columns=4)
+    shown = (drop_table["low"] > 0) | (drop_table["high"] < 0)
+    table = drop_table.assign(slice=names, value=drop_table["change"], filled=shown)
+    label = f"change of the accuracy (after a name: images lost {MINUS}, gained +)"
+    return _plot_changes(table, label, ax)
+
+
+def _plot_changes(table: pd.DataFrame, label: str, ax: Axes | None) -> Axes:
+    """A row for each slice with its interval around zero, in colour where it is filled; of more
+    than a dozen slices of a column, the lowest and the highest.
+    """
+    rows = _cut_slices(table)
+    rows = rows.assign(color=np.where(rows["filled"], PALETTE[2], GREY))
+    ax = new_axes(ax, _slices_height(rows), 5.2)
+    draw_intervals(ax, rows, _name_slices([ax], rows))
+    draw_reference(ax)
+    ax.set_xlabel(label)
+    note_above(ax.figure, describe_cut(len(rows), len(table), "slices", "change"))
+    return ax
+
+
+def _cut_slices(table: pd.DataFrame) -> pd.DataFrame:
+    """The slices by column; of more than a dozen of one column, those with the lowest and the
+    highest values.
+    """
+    parts = table.groupby("column", sort=False)
+    return pd.concat([keep_extremes(part, "value") for _, part in parts])
+
+
+def _name_slices(axes: Sequence[Axes], table: pd.DataFrame) -> list[float]:
+    """Name a row for each slice (column, slice, n), with the name of the column in bold on a line
+    above its slices. Returns where each slice is drawn.
+    """
+    places, names, heads, place, before = [], [], {}, -1.0, ""
+    for column, name, count in zip(table["column"], table["slice"], table["n"], strict=True):
+        if column and column != before:
+            place += 1.1
+            heads[place] = readable(column)
+        place, before = place + 1, column
+        places.append(place)
+        names.append(f"{shorten(str(name))} (n = {count:,})")
+    for ax in axes:
+        name_rows(ax, names, ticks=5)
+        ax.set_yticks([*heads, *places], [*heads.values(), *names])
+        for text in ax.get_yticklabels()[: len(heads)]:
+            text.set_fontweight("bold")
+        ax.set_ylim(places[-1] + 0.6, -0.6)
+    return places
+
+
+def _slices_height(table: pd.DataFrame) -> float:
+    """Inches that the rows of `_name_slices` need."""
+    return 0.75 + 0.2 * (len(table) + 1.1 * table["column"].replace("", np.nan).nunique())
+
+
+# Probabilities
+
+
+def plot_reliability(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """Accuracy against confidence with 95 % intervals, a panel for each name ("as trained",
+    "temperature", ...), titled with its ECE: an array of axes.
+
+    tables: a `reliability_table` for each name. The area of a dot is the share of images in its
+    bin."""
+    columns = min(4, max(2, len(tables)))
+    axes = panel_grid(len(tables), columns, 0.9 + 5.4 / columns, sharex=True, sharey=True)
+    if len(tables) == 1:
+        axes[0].figure.set_size_inches(4.2, 3.6)
+    filled = {name: table[table["n"] > 0] for name, table in tables.items()}
+    lowest = min(table["start"].min() for table in filled.values())
+    for ax, (name, table) in zip(axes, filled.items(), strict=True):
+        x, y, share = table["confidence"], table["accuracy"], table["n"] / table["n"].sum()
+        error = (share * (y - x).abs()).sum()
+        ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
+        reach = np.stack([y - table["low"], table["high"] - y]).clip(min=0)
+        ax.errorbar(x, y, reach, color=PALETTE[0], linewidth=1.2, elinewidth=0.9, capsize=2)
+        ax.scatter(x, y, 6 + 160 * share, color=PALETTE[0], zorder=3)
+        ax.set(xlim=(lowest - 0.03, 1.03), ylim=(-0.03, 1.05))
+        ax.set_title(f"{name}\nECE {error:.3f}, n = {table['n'].sum():,}")
+        ax.grid(True)
+    for ax in axes[::columns]:
+        ax.set_ylabel("accuracy in the bin")
+    axes[0].figure.supxlabel("confidence (probability of the predicted class)", fontsize=9)
+    return axes
+
+
+def plot_risk_coverage(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of wrong predictions against the share of images that are predicted, those with the
+    highest confidence first.
+
+    table: a `risk_coverage_table`, drawn with its 95 % band, the best order and the error rate."""
+    ax = new_axes(ax, 3.4)
+    at = table["coverage"]
+    draw_band(ax, at, table, "risk", color=SERIES[0], label="by confidence, 95% interval")
+    best = {"color": PALETTE[0], "linestyle": "--", "label": "oracle (best possible order)"}
+    ax.plot(at, table["oracle"], **best)
+    draw_level(ax, table["risk"].iloc[-1])
+    ax.lines[-1].set_label("random order")
+    highest = table.loc[at > 0.05, "risk"].max()
+    ax.set(xlim=(0, 1.005), ylim=(0, max(1.4 * highest, 0.02)))
+    ax.set(xlabel="share of images predicted (coverage)", ylabel="error rate among them (risk)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_locator(few_ticks(7))
+    ax.grid(True)
+    legend_below(ax, 3)
+    return ax
+
+
+def plot_conformal(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """Left, how often the sets contain the true class against the nominal coverage, with 95 %
+    intervals; right, how large they are.
+
+    tables: a `conformal_table` for each name (by class, all alike)."""
+    left, right = new_figure(3.2).subplots(1, 2)
+    nominals = np.unique(np.concatenate([table["nominal"] for table in tables.values()]))
+    ends = [nominals.min() - 0.02, 1.0]
+    left.plot(ends, ends, color=GREY, linestyle=":", linewidth=0.8, label="nominal")
+    for name, look in series_looks(tables).items():
+        table, at = tables[name], tables[name]["nominal"]
+        interval = table.assign(low=table["coverage_low"], high=table["coverage_high"])
+        draw_band(left, at, interval, "coverage", label=name, **look)
+        left.plot(at, table["worst_coverage"], **WORST, color=look["color"])
+        right.plot(at, table["size"], markersize=4, linewidth=1.2, **look)
+    left.plot([], [], **WORST, color=GREY, label="worst class")
+    left.set(xlabel="nominal coverage", ylabel="sets that contain the true class")
+    right.set(xlabel="nominal coverage", ylabel="classes in a set (mean)")
+    right.set_ylim(bottom=0)
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for ax in (left, right):
+        ax.set_xticks(nominals, [f"{nominal:.0%}" for nominal in nominals])
+        ax.grid(True)
+    shared_legend([left], len(tables) + 2)
+    return np.array([left, right])

@@ -5,15 +5,10 @@ install.
 from __future__ import annotations
 
 import unicodedata
-import warnings
-from collections.abc import Iterator
 from functools import cache
 
-import matplotlib as mpl
 from matplotlib import font_manager
-from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
 # of Debian and Ubuntu, for characters whose Unicode names begin with one of these words
@@ -21,20 +16,13 @@ CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO")
 CJK_PACKAGE = "fonts-noto-cjk"
 # fonts of coloured bitmaps cannot be drawn by matplotlib
 EMOJI, OTHERS = "fonts-symbola", "fonts-noto-core"
+SCRIPTS = "猫か한अকஅతกကកአ☃🦜"  # one character of each
 
 
-class ReadableFigure(Figure):
-    """A figure that, when it is drawn, finds fonts for the characters in its texts."""
-
-    def draw(self, renderer):
-        families, missing = find_fonts("".join(_texts_of(self)))
-        if families:
-            _use_fonts(self, [*mpl.rcParams["font.family"], USUAL, *families])
-        with warnings.catch_warnings():
-            if missing:
-                _hint_once(missing)
-                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            super().draw(renderer)
+@cache
+def fallback_families() -> tuple[str, ...]:
+    """Families of installed fonts for the common scripts that the usual font lacks."""
+    return tuple(find_fonts(SCRIPTS)[0])
 
 
 def find_fonts(text: str) -> tuple[list[str], str]:
@@ -78,25 +66,6 @@ def _find_package(char):
         return EMOJI
     script = unicodedata.name(char, "").split(" ")[0]
     return CJK_PACKAGE if script in CJK else OTHERS
-
-
-@cache
-def _hint_once(missing):
-    warnings.warn(describe_missing(missing), stacklevel=2)
-
-
-def _texts_of(figure) -> Iterator[str]:
-    for ax in figure.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            yield from (label.get_text() for label in axis.get_ticklabels())
-    yield from (text.get_text() for text in figure.findobj(Text))
-
-
-def _use_fonts(figure, families):
-    for ax in figure.axes:
-        ax.tick_params(labelfontfamily=families)
-    for text in figure.findobj(Text):
-        text.set_fontfamily(families)
 
 
 @cache

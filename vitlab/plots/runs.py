@@ -1,35 +1,40 @@
 """Hundreds of runs, or the trials of a search, at once: which settings go with a good score, and
 which runs these are.
 
-All figures take a table with a row for each run, as `vitlab.run_tables.run_table` gives it: columns
-run, model, seed, `parameters.NAME`, `facts.NAME`, `metrics.NAME`. `metric` is one of these columns,
-such as `metrics.roc_auc`; runs that lack it are left out. A metric that is a loss, an error or a
-time is best when low, any other when high. `few`: a number with at most so many different values is
-drawn as choices."""
+Figures of runs take a table with a row for each run, as `vitlab.run_tables.run_table` gives it:
+columns run, model, seed, `parameters.NAME`, `facts.NAME`, `metrics.NAME`. `metric` is one of these
+columns, such as `metrics.roc_auc`; runs that lack it are left out. Those of trials take a
+`trials_table`: trial, state, value, best_epoch, epochs, seconds, then one column for each argument
+that was searched, and note. A metric that is a loss, an error or a time is best when low, any other
+when high.
+
+`optuna.visualization` is not used: it draws all arguments in one row, wider than a page, and its
+matplotlib half changes the style of all later figures."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
-import plotly.express as px
-import plotly.graph_objects as go
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from vitlab.errors import UserError
-from vitlab.plots.interactive import Interactive, dress, plotly_text
+from vitlab.markup import escape, pipe_table
+from vitlab.plots.interactive import Interactive, plotly_text, scatter
 from vitlab.plots.style import (
-    SEQUENTIAL,
+    GREY,
+    SERIES,
+    empty_axes,
     few_ticks,
+    legend_below,
     new_axes,
     note_above,
-    panel_grid,
     readable,
     series_colors,
     shared_legend,
@@ -40,11 +45,15 @@ from vitlab.registry import unknown
 
 BY_RECIPE = "default"  # what a parameter is called that was left to the model's recipe
 MAX_CHOICES = 8  # values of a column that are drawn as choices; the rarest beyond are pooled
+FEW_NUMBERS = 6  # different values of a parameter up to which its numbers are drawn as choices
 OTHERS = "others"
 LOG_FROM = 20  # times the lowest value: numbers that span more are drawn on a logarithmic axis
 MAX_RUNS = 1500  # in an interactive figure: a page must stay light
 MAX_MODELS = 7  # that the legend tells apart; the others are pooled
 ACROSS = 3  # panels side by side
+MAX_ROWS = 500  # of the table on a web page
+ROWS_ON_PAPER = 20
+FRAGMENT = Path(__file__).with_name("runs_table.html")
 FACTS = {
     "facts.train_s": "training time (s)",
     "facts.frozen_s": "time of the frozen part (s)",
@@ -54,6 +63,130 @@ FACTS = {
     "peak_memory_mb": "peak memory (MB)",
 }
 LOW_IS_BEST = re.compile(r"loss|error|brier|nll|ece|seconds|_s$|_ms$|memory")
+NO_ARGUMENTS = ("trial", "state", "value", "best_epoch", "epochs", "seconds", "note")
+FINISHED, BEST = SERIES[0], SERIES[1]
+
+
+def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> Interactive:
+    """A panel for each column: the score of every run against its value there, coloured by model.
+    In HTML, point at a run to read what it is; click models in the legend to take them out.
+
+    Of more than MAX_RUNS runs, the best ones and a random choice of the others are drawn, and the
+    figure says so. Parameters left to the recipe are a choice of their own."""
+    runs, note = _bound(order_runs(table, metric, columns))
+    counts = runs["model"].value_counts()
+    kept = counts.index if len(counts) <= MAX_MODELS else counts.index[: MAX_MODELS - 1]
+    model = runs["model"].where(runs["model"].isin(kept), OTHERS)
+    runs = runs.assign(model=model, run=runs["run"].astype(str).str.split("/").str[-1])
+    return _draw_facets(runs, metric, columns, FEW_NUMBERS, note)
+
+
+def iplot_arguments(trials: pd.DataFrame, metric: str) -> Interactive:
+    """A panel for each argument of a search: the score of every finished trial against its value
+    there. In HTML, point at a trial to read it.
+    """
+    runs = trials[trials["state"] == "finished"].rename(columns={"value": metric})
+    # the table begins with the best
+    kinds = np.where(np.arange(len(runs)) == 0, "best trial", "other trials")
+    names = [f"trial {row.trial} (epoch {row.best_epoch})" for row in runs.itertuples()]
+    runs = runs.assign(model=kinds, run=pd.Series(names, runs.index, dtype=str))
+    return _draw_facets(runs, metric, _arguments(trials), 0, "")
+
+
+def _draw_facets(
+    runs: pd.DataFrame, metric: str, columns: Sequence[str], few: int, note: str
+) -> Interactive:
+    if runs.empty:
+        ax = empty_axes("There is no run to draw.")
+        return Interactive("<p>There is no run to draw.</p>", ax.figure)
+    axis = {name: place_values(runs[name], few) for name in columns}
+    parts = []
+    for name, (places, _) in axis.items():
+        value = runs[name].astype(object).map(_as_text)
+        part = runs[["run", "model", metric]].assign(x=places, value=value)
+        parts.append(part.assign(panel=name_column(name)))
+    colors = dict(sorted(series_colors(runs["model"].unique()).items()))
+    shown = scatter(
+        pd.concat(parts, ignore_index=True),
+        "x",
+        metric,
+        "model",
+        colors,
+        panel="panel",
+        columns=ACROSS,
+        height=2.3,
+        hover=["run", "value", metric],
+        labels={"x": "", metric: name_column(metric)},
+        sharey=True,
+    )
+    rows = -(-len(axis) // ACROSS)
+    shown.figure.update_xaxes(matches=None, showticklabels=True, zeroline=False, tickfont_size=11)
+    for place, (ax, (_, scale)) in enumerate(zip(shown.static.axes, axis.values(), strict=True)):
+        # plotly.express counts rows from below
+        cell = {"row": rows - place // ACROSS, "col": place % ACROSS + 1}
+        if scale == "log":
+            use_log_axis(ax)
+            shown.figure.update_xaxes(type="log", dtick=1, exponentformat="power", **cell)
+        elif scale == "linear":
+            ax.xaxis.set_major_locator(few_ticks(4))
+            shown.figure.update_xaxes(nticks=5, **cell)
+        else:
+            names = [shorten(text, 16) for text in scale]
+            ends = (-0.6, len(names) - 0.4)
+            ax.set_xticks(range(len(names)), names)
+            ax.set_xlim(*ends)
+            ax.tick_params(axis="x", length=0, rotation=35, labelsize=7)
+            ticks = {"tickvals": list(range(len(names))), "range": ends, "tickangle": -35}
+            shown.figure.update_xaxes(ticktext=list(map(plotly_text, names)), **ticks, **cell)
+        if place % ACROSS == 0:
+            ax.set_ylabel(name_column(metric))
+    if list(columns) != ["model"]:
+        shared_legend(shown.static.axes)
+    note_above(shown.static, note)
+    if note:
+        corner = {"x": 1, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "right"}
+        shown.figure.add_annotation(text=note, yshift=38, showarrow=False, **corner)
+    return shown
+
+
+def place_values(column: pd.Series, few: int) -> tuple[np.ndarray, str | list[str]]:
+    """Where the values of a column lie on an axis, and its scale: "linear" or "log" for numbers
+    with more than `few` different values, all of them known; anything else is a choice, whose
+    values are spread at random around 0, 1, 2 ..., and the scale is the list of the choices.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return _spread(column.cat.codes), list(map(str, column.cat.categories))
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    booleans = column.map(lambda value: isinstance(value, bool)).any()
+    if numbers.notna().all() and not booleans and numbers.nunique() > few:
+        wide = 0 < LOG_FROM * numbers.min() < numbers.max()
+        return numbers.to_numpy(), "log" if wide else "linear"
+    texts = column.map(_as_text)
+    order = sorted(texts.unique(), key=_rank_choice)
+    if len(order) > MAX_CHOICES:
+        kept = set(texts.value_counts().index[: MAX_CHOICES - 1])
+        texts = texts.where(texts.isin(kept), OTHERS)
+        order = [*(text for text in order if text in kept), OTHERS]
+    return _spread(texts.map(order.index)), order
+
+
+def _spread(places: pd.Series) -> np.ndarray:
+    """To both sides, so that dots do not hide others."""
+    return places.to_numpy(float) + np.random.default_rng(0).uniform(-0.26, 0.26, len(places))
+
+
+def _rank_choice(text: str) -> tuple:
+    """What was left to the recipe first, numbers by size, words by the alphabet."""
+    try:
+        return text != BY_RECIPE, 0, float(text), text
+    except ValueError:
+        return text != BY_RECIPE, 1, 0.0, text
+
+
+def _as_text(value) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)) or value == "":
+        return BY_RECIPE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def name_column(column: str) -> str:
@@ -78,252 +211,6 @@ def order_runs(table: pd.DataFrame, metric: str, columns: Sequence[str] = ()) ->
     return kept.sort_values(metric, ascending=ascending, kind="stable", ignore_index=True)
 
 
-def iplot_run_facets(
-    table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6
-) -> Interactive:
-    """A panel for each column: the score of every run against its value there, coloured by model.
-    In HTML, point at a run to read what it is; click models in the legend to take them out.
-
-    Of more than MAX_RUNS runs, the best ones and a random choice of the others are drawn, and the
-    figure says so. Parameters left to the recipe are a choice of their own."""
-    runs, note = _bound(_pool_models(order_runs(table, metric, columns)))
-    scales = {name: Scale.of(runs[name], few) for name in columns}
-    colors = dict(sorted(series_colors(runs["model"].unique()).items()))
-    static = _draw_facets(runs, metric, scales, colors)
-    note_above(static, note)
-    if runs.empty:
-        return Interactive(dress(go.Figure()), static)
-
-    names = runs["run"].astype(str).str.split("/").str[-1].map(plotly_text)
-    parts = []
-    for name, scale in scales.items():
-        values = runs[name].astype(object).map(_as_text).map(plotly_text)
-        dots = {"x": scale.spread(0.26), "panel": name_column(name), "value": values, "run": names}
-        parts.append(runs[[metric]].assign(model=runs["model"].map(plotly_text), **dots))
-    legend = {plotly_text(name): color for name, color in colors.items()}
-    figure = px.scatter(
-        pd.concat(parts),
-        x="x",
-        y=metric,
-        color="model",
-        symbol="model",
-        facet_col="panel",
-        facet_col_wrap=ACROSS,
-        facet_row_spacing=0.42 / -(-len(columns) // ACROSS),
-        custom_data=["run", "value"],
-        category_orders={"model": list(legend), "panel": [name_column(name) for name in columns]},
-        color_discrete_map=legend,
-        labels={metric: name_column(metric), "x": "", "model": ""},
-        opacity=0.75,
-        render_mode="svg",
-    )
-    figure.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
-    hover = "%{customdata[0]}<br>%{customdata[1]}<br>%{y:.4f}<extra></extra>"
-    figure.update_traces(marker_size=7 if len(runs) < 60 else 5, hovertemplate=hover)
-    figure.update_xaxes(matches=None, showticklabels=True, zeroline=False, tickfont_size=11)
-    rows = -(-len(columns) // ACROSS)
-    for place, scale in enumerate(scales.values()):  # plotly.express counts rows from below
-        cell = {"row": rows - place // ACROSS, "col": place % ACROSS + 1}
-        figure.update_xaxes(**scale.plotly_axis(), **cell)
-    dress(figure).update_layout(height=120 + 300 * rows, margin={"t": 50, "b": 130})
-    if note:
-        corner = {"x": 1, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "right"}
-        figure.add_annotation(text=note, yshift=38, showarrow=False, **corner)
-    return Interactive(figure, static)
-
-
-def _draw_facets(runs: pd.DataFrame, metric: str, scales: dict, colors: dict[str, str]) -> Figure:
-    axes = panel_grid(len(scales), ACROSS, 2.3, sharey=True)
-    area = 26 if len(runs) < 30 else 14 if len(runs) < 120 else 8
-    for ax, (name, scale) in zip(axes, scales.items(), strict=True):
-        x = scale.spread(0.26)
-        for model, color in colors.items():
-            own = (runs["model"] == model).to_numpy()
-            style = {"color": color, "alpha": 0.7, "linewidth": 0, "label": shorten(model, 26)}
-            ax.scatter(x[own], runs.loc[own, metric], area, **style)
-        ax.set_title(name_column(name))
-        ax.grid(axis="y")
-        if scale.choices:
-            places = range(len(scale.choices))
-            ax.set_xticks(places, [shorten(text, 16) for text in scale.choices])
-            ax.set_xlim(-0.6, len(scale.choices) - 0.4)
-            ax.tick_params(axis="x", length=0, rotation=35, labelsize=7)
-        elif scale.logarithmic:
-            use_log_axis(ax)
-        else:
-            ax.xaxis.set_major_locator(few_ticks(4))
-    for ax in axes[::ACROSS]:
-        ax.set_ylabel(name_column(metric))
-    if len(runs) and list(scales) != ["model"]:
-        shared_legend(axes)
-    return axes[0].figure
-
-
-def iplot_run_parallel(
-    table: pd.DataFrame, metric: str, columns: Sequence[str], few: int = 6
-) -> Interactive:
-    """A line for each run through its values in these columns, coloured by its score; the best one
-    is thick. In HTML, drag along an axis to keep the runs that pass there.
-
-    Lines through one choice are spread a little, so that one can see how many they are."""
-    runs, note = _bound(order_runs(table, metric, columns))
-    scales = {name: Scale.of(runs[name], few) for name in columns}
-    scales[metric] = Scale.of(runs[metric], few=0)
-    heights = np.column_stack([scale.heights(seed) for seed, scale in enumerate(scales.values())])
-    norm = _norm(runs[metric])
-    static = _draw_parallel(runs[metric], scales, heights, norm)
-    note_above(static, note)
-    dimensions = []
-    for place, (name, scale) in enumerate(scales.items()):
-        ticks = scale.ticks()
-        dimensions.append(
-            {
-                "label": name_column(name),
-                "values": heights[::-1, place].round(4),  # the best last, on top
-                "range": [-0.1, 1.1],
-                "tickvals": list(ticks),
-                "ticktext": [shorten(text, 17) for text in ticks.values()],
-            }
-        )
-    line = {"color": runs[metric][::-1], "colorscale": SEQUENTIAL, "showscale": True}
-    line |= {"colorbar": {"thickness": 12}, "cmin": norm.vmin, "cmax": norm.vmax}
-    fonts = {"labelfont": {"size": 11}, "tickfont": {"size": 10}}
-    figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, **fonts))
-    dress(figure).update_layout(margin={"l": 115, "r": 20, "t": 60, "b": 30}, height=430)
-    return Interactive(figure, static)
-
-
-def _draw_parallel(scores: pd.Series, scales: dict, heights: np.ndarray, norm: Normalize) -> Figure:
-    ax = new_axes(None, 3.4)
-    faint = float(np.clip(25 / max(1, len(scores)), 0.22, 0.8))
-    for row in range(len(scores))[::-1]:  # the best last, on top
-        style = {"linewidth": 0.9, "alpha": faint} if row else {"linewidth": 2.6}
-        ax.plot(heights[row], color=colormaps[SEQUENTIAL](norm(scores.iloc[row])), **style)
-    box = {"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.8, "linewidth": 0}
-    for place, scale in enumerate(scales.values()):
-        ax.axvline(place, color="0.3", linewidth=0.8, zorder=0)
-        for height, text in scale.ticks().items():
-            style = {"textcoords": "offset points", "fontsize": 6.5, "va": "center", "bbox": box}
-            ax.annotate(shorten(text, 16), (place, height), (3, 0), zorder=5, **style)
-    names = [name_column(name).replace(" ", "\n", 1) for name in scales]
-    ax.set_xticks(range(len(names)), names)
-    ax.set(yticks=[], ylim=(-0.1, 1.1), xlim=(-0.02 * len(names), (len(names) - 1) * 1.11))
-    ax.spines[:].set_visible(False)
-    ax.tick_params(axis="x", length=0)
-    bar = ax.figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=ax, shrink=0.9, pad=0.01)
-    bar.set_label(name_column(str(scores.name)))
-    return ax.figure
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Where the values of a column lie: numbers on an axis, or choices, whose values are their
-    places 0, 1, 2 ...
-    """
-
-    values: np.ndarray = field(repr=False)
-    choices: list[str] = field(default_factory=list)
-    logarithmic: bool = False
-
-    @classmethod
-    def of(cls, column: pd.Series, few: int = 6) -> Scale:
-        """Numbers with more than `few` different values, all of them known, are numbers; anything
-        else is a choice.
-        """
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            return cls(column.cat.codes.to_numpy(float), list(map(str, column.cat.categories)))
-        numbers = pd.to_numeric(column, errors="coerce").astype(float)
-        booleans = column.map(lambda value: isinstance(value, bool)).any()
-        if numbers.notna().all() and not booleans and numbers.nunique() > few:
-            return cls(numbers.to_numpy(), [], bool(0 < LOG_FROM * numbers.min() < numbers.max()))
-        texts = column.map(_as_text)
-        order = _order_choices(texts)
-        if len(order) > MAX_CHOICES:
-            kept = set(texts.value_counts().index[: MAX_CHOICES - 1])
-            texts = texts.where(texts.isin(kept), OTHERS)
-            order = [*(text for text in order if text in kept), OTHERS]
-        places = {text: place for place, text in enumerate(order)}
-        return cls(texts.map(places).to_numpy(float), order)
-
-    def spread(self, width: float, seed: int = 0) -> np.ndarray:
-        """The values; choices spread at random to both sides, so that dots do not hide others."""
-        if not self.choices:
-            return self.values
-        return self.values + np.random.default_rng(seed).uniform(-width, width, len(self.values))
-
-    def heights(self, seed: int = 0) -> np.ndarray:
-        """The values within 0..1, those of many runs' choices spread a little."""
-        width = 0.28 * (len(self.choices) - 1) / max(len(self.choices) - 1, 3)
-        values = self.spread(width, seed) if len(self.values) > 12 else self.values
-        low, high = self._ends()
-        if not high > low:
-            return np.full(len(values), 0.5)
-        return ((np.log10(values) if self.logarithmic else values) - low) / (high - low)
-
-    def ticks(self) -> dict[float, str]:
-        """Heights within 0..1 with what to write there."""
-        low, high = self._ends()
-        if not high > low:
-            return {0.5: self.choices[0] if self.choices else f"{self.values[0]:.3g}"}
-        if self.choices:
-            return {(place / high): text for place, text in enumerate(self.choices)}
-        ticks = {}
-        for height in np.linspace(0, 1, 4):
-            value = low + height * (high - low)
-            ticks[float(height)] = f"{10**value if self.logarithmic else value:.3g}"
-        return ticks
-
-    def plotly_axis(self) -> dict:
-        if self.logarithmic:
-            return {"type": "log", "dtick": 1, "exponentformat": "power"}
-        if not self.choices:
-            return {"nticks": 5}
-        texts = [plotly_text(shorten(text, 16)) for text in self.choices]
-        places = {"tickvals": list(range(len(texts))), "range": [-0.6, len(texts) - 0.4]}
-        return {"ticktext": texts, "tickangle": -35, **places}
-
-    def _ends(self) -> tuple[float, float]:
-        if self.choices:
-            return 0.0, len(self.choices) - 1.0
-        values = np.log10(self.values) if self.logarithmic else self.values
-        return (values.min(), values.max()) if len(values) else (0.0, 1.0)
-
-
-def _pool_models(runs: pd.DataFrame) -> pd.DataFrame:
-    counts = runs["model"].value_counts()
-    kept = counts.index[: MAX_MODELS - 1] if len(counts) > MAX_MODELS else counts.index
-    return runs.assign(model=runs["model"].where(runs["model"].isin(kept), OTHERS))
-
-
-def _order_choices(texts: pd.Series) -> list[str]:
-    """Numbers by size, words by the alphabet, and what was left to the recipe first."""
-
-    def rank(text):
-        try:
-            return text != BY_RECIPE, 0, float(text), text
-        except ValueError:
-            return text != BY_RECIPE, 1, 0.0, text
-
-    return sorted(texts.unique(), key=rank)
-
-
-def _as_text(value) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)) or value == "":
-        return BY_RECIPE
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _norm(values: pd.Series) -> Normalize:
-    """Colours from the fifth percentile on: a few runs that failed to learn must not make all
-    others look alike.
-    """
-    if len(values) < 2:
-        return Normalize(0, 1)
-    quantiles = (0, 0.95) if LOW_IS_BEST.search(str(values.name)) else (0.05, 1)
-    ends = values.quantile(list(quantiles if len(values) >= 20 else (0, 1)))
-    return Normalize(float(ends.iloc[0]), float(ends.iloc[1]), clip=True)
-
-
 def _bound(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """At most MAX_RUNS runs, the best first, and a note on what was left out."""
     if len(runs) <= MAX_RUNS:
@@ -332,3 +219,99 @@ def _bound(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     rest = runs.iloc[best:].sample(MAX_RUNS - best, random_state=0).sort_index()
     note = f"the best {best:,} of {len(runs):,} runs, and {MAX_RUNS - best:,} others at random"
     return pd.concat([runs.iloc[:best], rest], ignore_index=True), note
+
+
+def iplot_runs_table(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> Interactive:
+    """The runs by their score, the best first, then those without one, with these columns beside
+    it. In HTML, click a header to sort, and type words to keep the runs that have them.
+
+    At most 500 runs are shown; the others are counted. UserError for an unknown column."""
+    scored = order_runs(table, metric, columns)
+    runs = pd.concat([scored, table[pd.to_numeric(table[metric], errors="coerce").isna()]])
+    shown = pd.DataFrame({"run": runs["run"].str.rpartition("/")[2]})
+    shown[name_column(metric)] = [_write_score(run, metric) for run in runs.to_dict("records")]
+    for name in columns:
+        shown[name_column(name)] = runs[name].astype(object).map(_as_text)
+    problem = runs["problem"].fillna("").map(lambda text: f": {text}" if text else "")
+    shown["status"] = runs["status"] + problem
+    left = max(0, len(shown) - MAX_ROWS)
+    with pd.option_context("display.max_colwidth", None):
+        rows = shown.head(MAX_ROWS).to_html(index=False, border=0)
+    note = f", {left} more are not shown" if left else ""
+    template = Template(FRAGMENT.read_text(encoding="utf-8"))
+    html = template.substitute(name=f"vitlab-{uuid4()}", table=rows, left=note)
+    rows = shown.head(ROWS_ON_PAPER).map(escape)
+    text = "\n".join(pipe_table(list(map(escape, shown)), rows.to_numpy().tolist()))
+    if len(shown) > ROWS_ON_PAPER:
+        text += f"\n\nThe first {ROWS_ON_PAPER} of {len(shown)} runs; the web page has more."
+    return Interactive(html, text + "\n")
+
+
+def _write_score(run: dict, metric: str) -> str:
+    value, low, high = (run.get(name) for name in (metric, f"{metric}.low", f"{metric}.high"))
+    if value is None or pd.isna(value):
+        return "-"
+    known = low is not None and pd.notna(low)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if known else f"{value:.4g}"
+
+
+# Trials of a search
+
+
+def iplot_trials(trials: pd.DataFrame, metric: str) -> Interactive:
+    """The score of each trial in the order in which they were started, and the best so far. Failed
+    ones have no score. In HTML, point at a trial to read its arguments.
+    """
+    best = best_so_far(trials, metric)
+    scored = trials[trials["state"].isin(["finished", "pruned"])]
+    hover = ["trial", "value", "best_epoch", *_arguments(trials)]
+    labels = {"value": readable(metric)}
+    colors = {"finished": FINISHED, "pruned": "#737373"}
+    shown = scatter(
+        scored, "trial", "value", "state", colors, hover=hover, labels=labels, height=3.2
+    )
+    ax = shown.static.axes[0]
+    ax.step(best["trial"], best["value"], where="post", color=BEST, label="best so far")
+    failed = trials.loc[trials["state"] == "failed", "trial"]
+    if len(failed):
+        axis = {"transform": ax.get_xaxis_transform(), "clip_on": False, "markersize": 4.5}
+        ax.plot(failed, 0 * failed, "^", color=GREY, label="failed", **axis)
+    ax.set(xlabel="trial", ylabel=readable(metric))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    legend_below(ax, 4)
+    line = {"color": BEST, "width": 2, "shape": "hv"}
+    steps = {"mode": "lines", "name": "best so far", "hoverinfo": "skip"}
+    shown.figure.add_scatter(x=best["trial"], y=best["value"], line=line, **steps)
+    shown.figure.update_xaxes(tickformat="d", nticks=min(10, len(trials)))
+    return shown
+
+
+def best_so_far(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Columns trial and value: after each trial from the first finished one on, the best value of
+    the finished ones.
+    """
+    finished = trials["value"].where(trials["state"] == "finished")
+    table = trials[["trial"]].assign(value=finished).sort_values("trial")
+    best = table["value"].cummin() if metric.endswith("loss") else table["value"].cummax()
+    return table.assign(value=best.ffill()).dropna().reset_index(drop=True)
+
+
+def plot_importance(importance: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """A bar for each argument, the greatest on top. Takes an `importance_table`; for an empty one
+    the figure says so in words.
+    """
+    if importance.empty:
+        return empty_axes("Importance needs at least two finished trials with different scores.")
+    ax = new_axes(ax, 0.8 + 0.28 * max(3, len(importance)))
+    names = importance["argument"].map(readable)
+    bars = ax.barh(names, importance["importance"], color=FINISHED)
+    ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="share of the variance of the score")
+    ax.set_xlim(0, 1.15 * importance["importance"].max())
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _arguments(trials: pd.DataFrame) -> list[str]:
+    return [name for name in trials.columns if name not in NO_ARGUMENTS]

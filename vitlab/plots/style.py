@@ -1,9 +1,12 @@
-"""How every figure looks: palette, page width, names, legends, images."""
+"""How every figure looks: palette, page width, names, legends; and what several are made of: rows
+with an interval, lines with a band, heat maps, images.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,9 +18,8 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from vitlab.errors import UserError
 from vitlab.plots.captions import show_captions
-from vitlab.plots.fonts import ReadableFigure
+from vitlab.plots.fonts import fallback_families
 
 # Wong's colour-blind safe colours (Nature Methods 8, 441, 2011) as seaborn tunes them. Classes are
 # counted from the front and models or runs from further on, so that within one report a colour
@@ -27,10 +29,14 @@ SERIES = tuple(PALETTE[i] for i in (2, 3, 4, 9, 7, 5, 6, 8, 0, 1))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
 GREY = "0.45"
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
-TIMES = "\N{MULTIPLICATION SIGN}"
+TIMES, MINUS, ARROW = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
 
 WIDTH = 6.3  # inches: the text width of an A4 page, 16 cm
 DPI = 150  # 945 pixels across, for a page of 800
+
+BAND = 0.18  # opacity of an interval
+# of a row with an interval, where its table says nothing else
+DOT = {"color": PALETTE[0], "marker": "o", "filled": True, "note": ""}
 
 NAMES = {
     "roc_auc": "ROC AUC",
@@ -91,6 +97,8 @@ def set_style() -> None:
     show captions in Jupyter. Call it once in each notebook.
     """
     show_captions()
+    # a fallback font need not have a bold weight
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", None)
     pd.set_option("display.html.use_mathjax", False)
     small = dict.fromkeys(
@@ -100,6 +108,7 @@ def set_style() -> None:
     rc = {
         **small,
         **large,
+        "font.family": ["sans-serif", *fallback_families()],
         "figure.figsize": (WIDTH, 3.2),
         "figure.dpi": DPI,
         "savefig.dpi": DPI,
@@ -176,7 +185,7 @@ def new_axes(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    return plt.figure(figsize=(width, height), layout="constrained", FigureClass=ReadableFigure)
+    return plt.figure(figsize=(width, height), layout="constrained")
 
 
 def panel_grid(count: int, columns: int, height: float, **options) -> np.ndarray:
@@ -223,13 +232,13 @@ def empty_axes(text: str) -> Axes:
     return ax
 
 
-def show_image(ax: Axes, image, **options) -> None:
+def show_image(ax: Axes, image) -> None:
     """Draw an image (PIL; (h, w) or (h, w, 3); integers, or floats in 0..1) on its full range of
     values, without ticks.
     """
     pixels = np.asarray(image)
     highest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
-    ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1, **options)
+    ax.imshow(np.clip(pixels / highest, 0, 1), cmap="gray", vmin=0, vmax=1)
     hide_ticks(ax)
 
 
@@ -278,15 +287,78 @@ def image_shape(image) -> tuple[int, int]:
     return np.asarray(image).shape[:2]
 
 
-def check_table(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Raise ValueError for a table without these columns or without a row. what: the table's name,
-    for the message.
+# What several figures are made of
+
+
+def name_rows(ax: Axes, names: Sequence[str], ticks: int = 4) -> None:
+    """Name the rows 0, 1, 2 ... from top to bottom. ticks: about how many values the x axis
+    shows.
     """
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise UserError(
-            f"{what}: columns missing: {', '.join(missing)}; the table has"
-            f" {', '.join(map(str, table.columns)) or 'no columns'}"
-        )
-    if table.empty:
-        raise UserError(f"{what} has no rows, so there is nothing to draw")
+    ax.set_yticks(range(len(names)), [shorten(name, 40) for name in names])
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(few_ticks(ticks))
+    ax.grid(axis="x")
+
+
+def draw_intervals(ax: Axes, table: pd.DataFrame, places: Sequence[float] | None = None) -> None:
+    """A dot at `value` and a line from `low` to `high` for each row of a table, from top to bottom.
+
+    Optional columns: color; marker; filled, False for a hollow dot; note, which is written where
+    the value is missing. places: of the rows, else 0, 1, 2 ..."""
+    places = range(len(table)) if places is None else places
+    for place, row in zip(places, table.to_dict("records"), strict=True):
+        look = DOT | row
+        if np.isnan(row["value"]):
+            middle = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            text = shorten(look["note"], 40)
+            ax.text(0.5, place, text, color=GREY, fontsize=7, bbox=box, **middle)
+            continue
+        color = look["color"]
+        line = {"color": color, "marker": "|", "markersize": 6, "linewidth": 1.2}
+        ax.plot([row["low"], row["high"]], [place, place], **line)
+        inside = color if look["filled"] else "white"
+        dot = {"color": color, "marker": look["marker"], "markersize": 5}
+        ax.plot(row["value"], place, markerfacecolor=inside, **dot)
+
+
+def draw_reference(ax: Axes, at: float = 0) -> None:
+    """A dotted vertical line that values are compared with."""
+    ax.axvline(at, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+
+
+def draw_level(ax: Axes, at: float = 0) -> None:
+    """A dotted horizontal line that values are compared with."""
+    ax.axhline(at, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+
+
+def draw_band(ax: Axes, x, table: pd.DataFrame, value: str = "value", **look) -> None:
+    """A line with the area between the columns low and high."""
+    area = {"color": look.get("color"), "alpha": BAND, "linewidth": 0}
+    ax.fill_between(x, table["low"], table["high"], **area)
+    ax.plot(x, table[value], **{"markersize": 3.5, "linewidth": 1.2} | look)
+
+
+def draw_lines(ax: Axes, table: pd.DataFrame, x: str, by: str, looks: Mapping[str, dict]) -> None:
+    """A line with its band over the column x for each value of the column `by`, labelled for a
+    legend. looks: colour and marker of each value.
+    """
+    for name, look in looks.items():
+        part = table[table[by] == name].sort_values(x)
+        draw_band(ax, part[x], part, label=legend_name(name), **look)
+    ax.grid(True)
+
+
+def draw_heatmap(
+    ax: Axes, values: pd.DataFrame, words: pd.DataFrame, label: str, cmap: str, **look
+) -> None:
+    """A heat map with words in its cells; where a value is missing, they stand on grey."""
+    ax.set_facecolor("0.93")
+    options = {"linewidths": 1, "annot_kws": {"fontsize": 7}, "cbar_kws": {"label": label}}
+    sns.heatmap(values, annot=words, fmt="", cmap=cmap, ax=ax, **options | look)
+    for row, column in np.argwhere(values.isna().to_numpy()):
+        word = words.iloc[row, column]
+        ax.text(column + 0.5, row + 0.5, word, color=GREY, ha="center", va="center")
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0, pad=2, rotation=0)

@@ -9,22 +9,24 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy.stats import sem, t
 from statsmodels.stats.proportion import proportion_confint
 
-from vitlab.errors import UserError
 from vitlab.extremes import describe_best, find_best
-from vitlab.plots.elements import draw_band, draw_interval, list_rows
 from vitlab.plots.style import (
     DIVERGING,
     GREY,
+    MINUS,
     PALETTE,
     SEQUENTIAL,
-    check_table,
+    draw_band,
+    draw_heatmap,
+    draw_intervals,
+    draw_level,
     few_ticks,
+    name_rows,
     new_axes,
     new_figure,
     note_above,
@@ -32,9 +34,7 @@ from vitlab.plots.style import (
     readable,
     shared_legend,
 )
-from vitlab.registry import unknown
 
-MINUS = "\N{MINUS SIGN}"
 CONTROLS = ("random", "centre", "edges")  # maps made without the model
 DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of the controls
 KINDS = {  # label and colour
@@ -52,10 +52,9 @@ VERDICTS = {  # colour and marker, so that the colours are not needed to read it
     "worse": (PALETTE[3], "<"),
     "too few images to show anything": (GREY, "x"),
 }
-TRUST_COLUMNS = ("method", "metric", "difference", "difference_low", "difference_high", "verdict")
-RANK_COLUMNS = ("method", "mean_rank", "better", "metrics")
 # metrics side by side that leave room for two numbers below each; of more, zero is the line alone
 WIDE = 7
+MAX_MODELS = 8
 
 
 def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
@@ -64,103 +63,81 @@ def plot_perturbation_curves(curves: pd.DataFrame) -> np.ndarray:
 
     curves: columns method, kind ("insertion" or "deletion"), sample_id, share (of patches changed,
     0..1), score. Controls (random, centre, edges) are grey and dashed in every panel."""
-    check_table(
-        curves, ("method", "kind", "sample_id", "share", "score"), "table of perturbation curves"
-    )
-    for kind in curves["kind"].unique():
-        if kind not in KINDS:
-            raise UserError(
-                "table of perturbation curves: " + unknown("kind", str(kind), list(KINDS))
-            )
-    methods, controls = split_controls(curves["method"])
-    if not methods:
-        raise UserError(
-            f"perturbation curves: only controls ({', '.join(controls)}); add the curves of at"
-            " least one method"
-        )
+    methods = [name for name in curves["method"].unique() if name not in CONTROLS]
+    controls = [name for name in curves["method"].unique() if name in CONTROLS]
     groups = curves.groupby(["method", "kind", "share"])["score"].agg(["mean", "sem", "count"])
     error = t.ppf(0.975, (groups["count"] - 1).clip(lower=1)) * groups["sem"]
     means = groups.assign(low=groups["mean"] - error, high=groups["mean"] + error)
     axes = panel_grid(len(methods), 4, 1.5, sharex=True, sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         for kind in curves["kind"].unique():
-            for control, dashes in controls.items():
-                part = means.loc[control, kind]
+            for control, dashes in zip(controls, DASHES, strict=False):
                 style = {"color": GREY, "linestyle": dashes, "linewidth": 0.9}
-                ax.plot(part["mean"], label=f"{readable(control)} (control)", **style)
+                label = f"{readable(control)} (control)"
+                ax.plot(means.loc[control, kind]["mean"], label=label, **style)
             label, color = KINDS[kind]
             part = means.loc[method, kind]
-            draw_band(ax, part.index, part, "mean", color=color, label=label)
-        ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
+            draw_band(ax, part.index, part, "mean", color=color, label=label, linewidth=1.6)
         ax.set_xlim(0, 1)
         ax.xaxis.set_major_locator(few_ticks(2))
         ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         ax.yaxis.set_major_locator(few_ticks(4))
-        ax.grid(axis="y")
-    figure = axes[0].get_figure(root=True)
-    figure.set_figheight(figure.get_figheight() + 0.7)
-    figure.supylabel("probability of the target", fontsize=8)
+    _finish_panels(axes, methods, "probability of the target")
     shared_legend(axes, 3, title="share of patches inserted or deleted")
     return axes
 
 
-def split_controls(names) -> tuple[list[str], dict[str, tuple]]:
-    """The methods, each once and in the order they come; and the dashes of each control."""
-    names = list(pd.unique(pd.Series(names)))
-    controls = [name for name in names if name in CONTROLS]
-    methods = [name for name in names if name not in CONTROLS]
-    return methods, dict(zip(controls, DASHES, strict=False))
+def _finish_panels(axes: np.ndarray, methods: list[str], label: str) -> None:
+    """Titles, a grid, one label for the y axes, and room for a legend."""
+    for ax, method in zip(axes, methods, strict=True):
+        ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
+        ax.grid(axis="y")
+    figure = axes[0].figure
+    figure.set_figheight(figure.get_figheight() + 0.7)
+    figure.supylabel(label, fontsize=8)
 
 
 def plot_randomisation(table: pd.DataFrame) -> np.ndarray:
     """How similar a map stays while the model's weights are randomised, a panel for each method: an
     array of axes (methods,).
 
-    The line is the mean over images, the band holds the middle 80 % of them. 1 is the map of the
+    The line is the mean over images, the band contains the middle 80 % of them. 1 is the map of the
     trained model: what stays near 1 does not depend on what the model learned. The dotted line is
     the similarity of the trained model's maps of different images: a curve cannot be expected to
     fall below it. table: columns method, step (0 = trained), layer (randomised last), sample_id,
     similarity (rank correlation with the map of step 0), absolute (that of absolute values), and
     other_image."""
-    columns = ("method", "step", "layer", "sample_id", "similarity", "absolute", "other_image")
-    check_table(table, columns, "randomisation table")
     groups = table.groupby(["method", "step"])["similarity"]
     low, high = groups.quantile(0.1), groups.quantile(0.9)
     curves = pd.DataFrame({"mean": groups.mean(), "low": low, "high": high})
-    methods = list(pd.unique(table["method"]))
-    steps = table.drop_duplicates("step").sort_values("step")
-    # of several layers, the last
-    names = ["trained", *(str(name).rpartition(" to ")[2] for name in steps["layer"].iloc[1:])]
-    shown = sorted({0, len(names) // 2, len(names) - 1})
+    methods = list(table["method"].unique())
     across = max(1, min(4, len(methods)))
     axes = panel_grid(len(methods), across, 1.45, sharex=True, sharey=True)
     for ax, method in zip(axes, methods, strict=True):
-        curve = curves.loc[method]
-        ax.axhline(0, color=GREY, linestyle=":", linewidth=1)
+        curve, part = curves.loc[method], table[table["method"] == method]
+        draw_level(ax)
         draw_band(ax, curve.index, curve, "mean", color=PALETTE[0], marker="o", label="method")
-        part = table[table["method"] == method]
         absolute = part.groupby("step")["absolute"].mean()
         if not np.allclose(absolute, curve["mean"]):
             style = {"color": PALETTE[1], "marker": "s", "markersize": 2.5, "linewidth": 1.1}
             ax.plot(absolute, label="absolute values", **style)
         style = {"color": PALETTE[3], "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
         ax.axhline(part["other_image"].mean(), label="maps of other images", **style)
-        last = curve["mean"].iloc[-1]
+        last, end = curve.index[-1], curve["mean"].iloc[-1]
         style = {"va": "center", "fontsize": 7, "bbox": {"color": "white", "pad": 0}}
-        end = (curve.index[-1], last)
-        ax.annotate(f"{last:.2f}", end, (4, 0), textcoords="offset points", **style)
-        ax.set_title(textwrap.fill(readable(method), 24), fontsize=8)
+        ax.annotate(f"{end:.2f}", (last, end), (4, 0), textcoords="offset points", **style)
         ax.yaxis.set_major_locator(few_ticks(3))
-        ax.grid(axis="y")
+    steps = table.drop_duplicates("step").sort_values("step")
+    # of several layers, the last
+    names = ["trained", *(str(name).rpartition(" to ")[2] for name in steps["layer"].iloc[1:])]
+    shown = sorted({0, len(names) // 2, len(names) - 1})
+    axes[0].set_xticks(steps["step"].to_numpy()[shown], [names[place] for place in shown])
     axes[0].set_ylim(min(0.0, curves["low"].min()) - 0.05, 1.12)
     # room for the last value
     axes[0].set_xlim(-0.06 * steps["step"].max(), 1.22 * steps["step"].max())
-    axes[0].set_xticks(steps["step"].to_numpy()[shown], [names[place] for place in shown])
     for ax in axes[-across:]:  # the last of each column, also where a panel below it is missing
         ax.tick_params(axis="x", labelbottom=True, rotation=35, labelsize=7)
-    figure = axes[0].get_figure(root=True)
-    figure.set_figheight(figure.get_figheight() + 0.7 + 0.35 * bool(len(methods) % across))
-    figure.supylabel("similarity to the map of the trained model", fontsize=8)
+    _finish_panels(axes, methods, "rank correlation with\nthe trained model's map")
     shared_legend(axes, title="weights randomised, from the head down to …")
     return axes
 
@@ -171,27 +148,22 @@ def plot_pointing(table: pd.DataFrame) -> np.ndarray:
 
     Dots are means over images with 95 % intervals. The dashed line is what a map without any
     knowledge of the stamp reaches on average. Controls are grey and hollow. table: columns method,
-    sample_id, hit (bool, or the share of equal maxima that hit), mass, rank, chance (all 0..1);
-    hit_chance where the hit rate has a chance of its own."""
-    check_table(table, ("method", "sample_id", "hit", "mass", "rank", "chance"), "pointing table")
-    means = table.groupby("method", sort=False)[["hit", "mass", "rank"]].mean().mean(axis=1)
+    sample_id, hit (bool, or the share of equal maxima that hit), mass, rank, chance (all 0..1)."""
+    means = table.groupby("method", sort=False)[list(POINTING)].mean().mean(axis=1)
     methods = list(means.sort_values(ascending=False, kind="stable").index)
+    control = [name in CONTROLS for name in methods]
+    looks = {"color": np.where(control, GREY, PALETTE[0]), "filled": np.logical_not(control)}
     axes = new_figure(0.95 + 0.23 * len(methods)).subplots(1, 3, sharey=True)
     for ax, (column, title) in zip(axes, POINTING.items(), strict=True):
-        for place, method in enumerate(methods):
-            values = table.loc[table["method"] == method, column].to_numpy(float)
-            low, high = _interval(values, column)
-            control = method in CONTROLS
-            color = GREY if control else PALETTE[0]
-            draw_interval(ax, place, values.mean(), low, high, color, filled=not control)
-        chance = "hit_chance" if column == "hit" and "hit_chance" in table else "chance"
+        parts = [table.loc[table["method"] == name, column].to_numpy(float) for name in methods]
+        rows = [(values.mean(), *_interval(values, column)) for values in parts]
+        draw_intervals(ax, pd.DataFrame(rows, columns=["value", "low", "high"]).assign(**looks))
         style = {"color": PALETTE[3], "linestyle": (0, (4, 2)), "linewidth": 1.1, "zorder": 0}
-        ax.axvline(table[chance].mean(), label="chance", **style)
+        ax.axvline(table["chance"].mean(), label="chance", **style)
         ax.set_title(title, fontsize=8)
         ax.set_xlim(-0.03, 1.03)
-        list_rows(
-            ax, [readable(name) + " (control)" * (name in CONTROLS) for name in methods], ticks=3
-        )
+        names = [readable(name) + " (control)" * (name in CONTROLS) for name in methods]
+        name_rows(ax, names, ticks=3)
     shared_legend(axes[:1])
     return axes
 
@@ -216,34 +188,20 @@ def plot_trust(trust_table: pd.DataFrame, ranks: pd.DataFrame) -> np.ndarray:
     controls. trust_table: columns method, metric, difference, difference_low, difference_high,
     verdict (a key of VERDICTS), a row for each method and metric; a pair that is missing, or NaN,
     is a dash. ranks: a `rank_table` of it, which gives the order of the methods."""
-    check_table(trust_table, TRUST_COLUMNS, "trust_table")
-    check_table(ranks, RANK_COLUMNS, "ranks")
-    for verdict in trust_table.loc[trust_table["difference"].notna(), "verdict"].unique():
-        if verdict not in VERDICTS:
-            raise UserError("trust_table: " + unknown("verdict", str(verdict), list(VERDICTS)))
     methods = list(ranks["method"])
     metrics = list(trust_table["metric"].unique())
-    longest = max(len(readable(metric)) for metric in metrics)
-    above = 0.1 + 0.038 * longest  # inches: slanting titles, which the layout would push apart
-    figure = new_figure(0.95 + above + 0.25 * len(methods))
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / figure.get_figheight()))
-    # else a notebook, which trims its figures, would cut the titles off
-    figure.add_artist(Line2D([0, 1], [1, 1], alpha=0))
-    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    names = {"difference_low": "low", "difference_high": "high", "difference": "value"}
+    table = trust_table[["method", "metric", "verdict", *names]].rename(columns=names)
+    looks = table["verdict"].map(lambda verdict: VERDICTS.get(verdict, (GREY, "o")))
+    table = table.assign(color=looks.str[0], marker=looks.str[1], note="–")
+    table["filled"] = table["marker"] != "o"
+    axes = _open_trust(metrics, len(methods))
     for ax, metric in zip(axes, metrics, strict=True):
-        rows = trust_table[trust_table["metric"] == metric].set_index("method").reindex(methods)
-        for place, row in enumerate(rows.itertuples()):
-            color, marker = VERDICTS.get(row.verdict, (GREY, "o"))
-            ends = row.difference_low, row.difference_high
-            filled = marker != "o"
-            draw_interval(ax, place, row.difference, *ends, color, filled, "–", marker)
+        rows = table[table["metric"] == metric].set_index("method").reindex(methods)
+        draw_intervals(ax, rows.fillna({"note": "–"}))
         for place in range(0, len(methods), 2):  # guides the eye from the name to the last metric
             ax.axhspan(place - 0.5, place + 0.5, color="0.955", linewidth=0, zorder=0)
         ax.axvline(0, color="0.2", linewidth=0.8, zorder=1)
-        slanting = {"rotation": 32, "rotation_mode": "anchor", "va": "bottom", "fontsize": 7.5}
-        corner = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        title = ax.annotate(readable(metric), (0.2, 1), (0, 3), **corner, **slanting)
-        title.set_in_layout(False)
         ax.margins(x=0.12)
         low, high = ax.get_xlim()
         low, high = min(low, -0.06 * (high - low)), max(high, 0.06 * (high - low))
@@ -261,12 +219,40 @@ def plot_trust(trust_table: pd.DataFrame, ranks: pd.DataFrame) -> np.ndarray:
         axes[-1].annotate(text, (1, place), (6, 0), va="center", fontsize=7.5, **right)
     for verdict, (color, marker) in VERDICTS.items():
         if verdict in set(trust_table["verdict"]) or marker != "x":
-            inside = "white" if marker == "o" else color
             look = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.2}
+            inside = "white" if marker == "o" else color
             axes[0].plot([], [], label=verdict, markerfacecolor=inside, **look)
     title = "difference to the best control (right of 0: the method is better)"
     shared_legend(axes[:1], 3, title=title)
     return axes
+
+
+def _open_trust(metrics: list[str], rows: int) -> np.ndarray:
+    """Axes side by side with slanting titles, for which the layout leaves room."""
+    longest = max(len(readable(metric)) for metric in metrics)
+    above = 0.1 + 0.038 * longest  # inches
+    figure = new_figure(0.95 + above + 0.25 * rows)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / figure.get_figheight()))
+    # else a notebook, which trims its figures, would cut the titles off
+    figure.add_artist(Line2D([0, 1], [1, 1], alpha=0))
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    slanting = {"rotation": 32, "rotation_mode": "anchor", "va": "bottom", "fontsize": 7.5}
+    corner = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    for ax, metric in zip(axes, metrics, strict=True):
+        title = ax.annotate(readable(metric), (0.2, 1), (0, 3), **corner, **slanting)
+        title.set_in_layout(False)
+    return axes
+
+
+def _two_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Zero and one round value on the longer side, with their labels: panels this narrow have room
+    for no more.
+    """
+    side = high if high >= -low else low
+    size = 10.0 ** np.floor(np.log10(0.9 * abs(side)))
+    step = max(factor for factor in (1, 2, 4, 5) if factor * size <= 0.9 * abs(side)) * size
+    tick = float(np.copysign(step, side))
+    return [0, tick], ["0", f"{tick:g}".replace("-", MINUS)]
 
 
 def plot_trust_by_model(ranks: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
@@ -276,30 +262,24 @@ def plot_trust_by_model(ranks: Mapping[str, pd.DataFrame], ax: Axes | None = Non
     ranks: a `rank_table` for each model. A method that a model does not support (attention rollout
     of a CNN) is a dash. Methods are sorted by their mean over the models. Of more than eight
     models, those whose methods are better than all controls most often are shown."""
-    if not ranks:
-        raise UserError("ranks is empty: give one table for each model")
-    for name, table in ranks.items():
-        check_table(table, RANK_COLUMNS, f"ranks of {name}")
     shares = {name: table["better"].sum() / table["metrics"].sum() for name, table in ranks.items()}
-    best = find_best(pd.Series(shares), 8)
+    best = find_best(pd.Series(shares), MAX_MODELS)
     long = pd.concat([ranks[name].assign(model=name) for name in best])
     long = long.dropna(subset=["mean_rank"])
     words = [
         f"{row.mean_rank:.1f} ({row.better:.0f}/{row.metrics:.0f})" for row in long.itertuples()
     ]
-    table = (
-        long.assign(words=words).set_index(["method", "model"])[["mean_rank", "words"]].unstack()
-    )
-    values = table["mean_rank"].reindex(columns=best)
+    wide = long.assign(words=words).pivot(index="method", columns="model")
+    values = wide["mean_rank"].reindex(columns=best)
     values = values.loc[values.mean(axis=1).sort_values(kind="stable").index]
-    words = table["words"].reindex(index=values.index, columns=best)
+    words = wide["words"].reindex(index=values.index, columns=best).fillna("–")
     ax = new_axes(ax, 1.15 + 0.3 * len(values), min(6.3, 2.4 + 1.2 * len(best)))
-    _draw_heatmap(ax, values, words.fillna("–"), SEQUENTIAL, "mean rank (1 = best)")
+    draw_heatmap(ax, values, words, "mean rank (1 = best)", SEQUENTIAL)
     ax.collections[0].colorbar.ax.invert_yaxis()
-    ax.set(xlabel="in brackets: on how many metrics better than all controls", ylabel="")
-    ax.set_yticklabels([readable(name) for name in values.index], rotation=0)
+    ax.set_xlabel("in brackets: on how many metrics better than all controls")
+    ax.set_yticklabels([readable(name) for name in values.index])
     wrapped = [textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_") for name in best]
-    ax.set_xticklabels(wrapped, rotation=0)
+    ax.set_xticklabels(wrapped)
     note_above(ax.figure, describe_best(len(best), len(ranks), "the trust in their explanations"))
     return ax
 
@@ -310,47 +290,19 @@ def plot_agreement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     table: a row for each pair, with columns method_a, method_b and value (the mean rank correlation
     over images, -1..1)."""
-    check_table(table, ("method_a", "method_b", "value"), "agreement table")
     order = list(pd.unique(pd.concat([table["method_a"], table["method_b"]])))
     swapped = table.rename(columns={"method_a": "method_b", "method_b": "method_a"})
-    square = pd.concat([table, swapped]).pivot_table(
-        index="method_a", columns="method_b", values="value", dropna=False
-    )
+    square = pd.concat([table, swapped]).pivot(index="method_a", columns="method_b", values="value")
     # the last row and the first column would be empty
     values = square.reindex(index=order[:-1], columns=order[1:])
     size = len(values)
     below = np.tril(np.ones((size, size), dtype=bool), -1)
     words = values.map("{:.2f}".format).replace("nan", "–").mask(below, "")
-    ax = new_axes(ax, 1.35 + 0.33 * size, min(6.3, 2.6 + 0.46 * size))
-    label = "rank correlation of two maps"
-    _draw_heatmap(ax, values.mask(below), words, DIVERGING, label, vmin=-1, vmax=1)
+    ax = new_axes(ax, max(2.4, 1.35 + 0.33 * size), min(6.3, 2.6 + 0.46 * size))
+    draw_heatmap(ax, values.mask(below), words, "rank correlation", DIVERGING, vmin=-1, vmax=1)
     ax.set_facecolor("white")
     ax.xaxis.tick_top()
     ax.set_xticklabels([readable(name) for name in order[1:]], rotation=40, ha="left")
-    ax.set_yticklabels([readable(name) for name in order[:-1]], rotation=0)
-    ax.set(xlabel="", ylabel="")
+    ax.set_yticklabels([readable(name) for name in order[:-1]])
+    ax.tick_params(length=0)
     return ax
-
-
-def _draw_heatmap(ax: Axes, values, words, colors: str, label: str, **limits) -> None:
-    """A heat map with the words in its cells; where a value is missing, they stand on grey."""
-    ax.set_facecolor("0.93")
-    look = {"linewidths": 1, "annot_kws": {"fontsize": 7}, "cbar_kws": {"label": label}}
-    sns.heatmap(values, annot=words, fmt="", cmap=colors, ax=ax, **look, **limits)
-    for row, column in np.argwhere(values.isna().to_numpy()):
-        word = words.iloc[row, column]
-        ax.text(column + 0.5, row + 0.5, word, color=GREY, ha="center", va="center")
-    ax.tick_params(length=0, pad=2)
-
-
-def _two_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Zero and one round value on the longer side, with their labels: panels this narrow have room
-    for no more.
-    """
-    side = high if high >= -low else low
-    size = 10.0 ** np.floor(np.log10(0.9 * abs(side)))
-    step = max(factor for factor in (1, 2, 4, 5) if factor * size <= 0.9 * abs(side)) * size
-    return [0, float(np.copysign(step, side))], [
-        "0",
-        f"{np.copysign(step, side):g}".replace("-", MINUS),
-    ]

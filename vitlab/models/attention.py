@@ -20,42 +20,40 @@ SAME = {
     torch.Tensor.to,
     torch.Tensor.type_as,
     torch.Tensor.contiguous,
-}  # the same weights, in eval mode
+}  # leave the weights as they are, in evaluation mode
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """One computation of attention.
 
-    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. form: gives the
-    weights, (B, H, T, T), float32. A model that folds or leaves out the heads has one axis less in
-    each."""
+    output: what the model got, (B, H, T, d). value: what it is a weighted mean of. weights: gives
+    the matrix, (B, H, T, T), float32. A model that folds or leaves out the heads has one axis less
+    in each."""
 
     output: torch.Tensor
     value: torch.Tensor
-    form: Callable[[], torch.Tensor]
+    weights: Callable[[], torch.Tensor]
 
 
 class AttentionWatch(TorchFunctionMode):
-    """Sees every torch function called while it is active, and hands each computation of attention
-    to `attend`.
+    """Sees every torch function called while it is active, and passes each computation of attention
+    to `attend`, whose result replaces the output of attention.
 
-    It knows the fused kernel, also where nn.MultiheadAttention calls it (which leaves its own fast
-    path alone while a mode is active), and softmax over the last axis followed by a product with
-    the values. A subclass implements `attend`, whose result replaces the output of attention."""
+    It knows the fused kernel, also where nn.MultiheadAttention calls it (which does not take its
+    own fast path while a mode is active), and softmax over the last axis followed by a product with
+    the values."""
 
     def __init__(self):
         super().__init__()
         # the latest softmax, as long as it may become attention
-        self.weights: torch.Tensor | None = None
+        self.softmax: torch.Tensor | None = None
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         raise NotImplementedError
 
-    def see_weights(self, weights: torch.Tensor, axis: int) -> None:
-        """Called with every softmax and its axis, counted from the end (-1 is the last), whatever
-        becomes of it.
-        """
+    def see_softmax(self, output: torch.Tensor, axis: int) -> None:
+        """Called with every softmax and its axis, counted from the end (-1 is the last)."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -68,13 +66,13 @@ class AttentionWatch(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if axis is not None:
                 axis = axis % output.ndim - output.ndim
-                self.weights = output if axis == -1 else self.weights
-                self.see_weights(output, axis)
-        elif self.weights is not None and args and args[0] is self.weights:
+                self.softmax = output if axis == -1 else self.softmax
+                self.see_softmax(output, axis)
+        elif self.softmax is not None and args and args[0] is self.softmax:
             if function in SAME:
-                self.weights = output
+                self.softmax = output
             elif function in PRODUCT:
-                weights, self.weights = self.weights, None
+                weights, self.softmax = self.softmax, None
                 return self.attend(AttentionCall(output, args[1], weights.float))
         return output
 
@@ -100,13 +98,11 @@ def form_weights(
 ) -> torch.Tensor:
     """The matrix (B, H, T, T), float32, behind a call of the fused kernel with these arguments.
 
-    By the formula, softmax(q k^T * scale + mask); where something unusual is asked of it, by the
-    kernel itself, applied to an identity matrix in place of the values, which takes three times as
-    long."""
-    query, key = query.float(), key.float()
-    mask = (
-        attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    )
+    By the formula, softmax(q k^T * scale + mask); for rarer arguments by the kernel itself, applied
+    to an identity matrix in place of the values, which takes three times as long."""
+    query, key, mask = query.float(), key.float(), attn_mask
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
     if dropout_p or is_causal or enable_gqa or (mask is not None and mask.dtype == torch.bool):
         identity = torch.eye(key.shape[-2], device=key.device).expand(*value.shape[:-1], -1)
         return F.scaled_dot_product_attention(
