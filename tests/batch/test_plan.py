@@ -9,7 +9,7 @@ import yaml
 from tests.batch.toys import CHAIN, LOG, TRAIN, log_lines, write_batch, write_notebook
 from vitlab.batch import load_batch, plan_tasks, run_batch
 from vitlab.batch.specs import ClusterSpec, Limits, StepSpec, read_spec
-from vitlab.run_names import dataset_folder, run_name
+from vitlab.run_folders import dataset_folder, run_name
 
 ROOT = Path(__file__).parents[2]
 RUNS = f"runs/{dataset_folder('digits')}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
-from vitlab.runs import write_json
+from vitlab.files import write_json
 
 LOCK, CLAIM = "lock", "claim.json"
 LOOK_SECONDS = 60  # to wait for other batches that claim their runs; it takes each a moment

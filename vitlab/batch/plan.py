@@ -47,7 +47,7 @@ from vitlab.batch.specs import BatchSpec, Limits, StepSpec, read_spec, unique
 from vitlab.errors import MissingFileError, UserError
 from vitlab.notebook import fit_parameters, notebook_options, notebook_parameters, read_cells
 from vitlab.registry import unknown
-from vitlab.runs import dataset_folder, run_name
+from vitlab.run_folders import dataset_folder, run_name
 from vitlab.training.options import spread_options
 
 # a notebook that asks for a finished run by its name

@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from vitlab.errors import UserError
+from vitlab.files import read_yaml
 from vitlab.registry import unknown
-from vitlab.user_files import read_yaml
 
 CLUSTERS = {
     "slurm": "dask_jobqueue:SLURMCluster",
