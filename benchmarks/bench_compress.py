@@ -40,9 +40,10 @@ from vitlab.compress.processor import read_instructions
 from vitlab.compress.recommendation import describe_variants
 from vitlab.compress.variants import predict_variants
 from vitlab.data import load_dataset, load_images
+from vitlab.files import write_json
 from vitlab.models import build_model, load_model, save_model
 from vitlab.places import reports_dir
-from vitlab.runs import Run, write_json
+from vitlab.runs import Run
 from vitlab.training import ensure_run, recipe
 
 TRAINED = {"latency": ">= 0.75", "size": ">= 0.8"}

@@ -23,7 +23,7 @@ import numpy as np
 from records import record, write_records
 from sklearn import metrics as sk
 
-from vitlab.evaluation.bootstrap import bootstrap, count_cores, draw_counts
+from vitlab.evaluation.bootstrap import bootstrap, count_cores
 from vitlab.evaluation.metrics import METRICS, prepare_metrics
 from vitlab.evaluation.scores import Scores
 
@@ -134,9 +134,7 @@ def main() -> None:
     scores = make_scores(options.samples)
 
     ours, loop = [], []
-    counts = np.concatenate(list(draw_counts(options.samples, options.loop, seed=0)))[
-        : options.loop
-    ]
+    counts = bootstrap(lambda counts: counts, options.samples, options.loop, seed=0)
     rows = [np.repeat(np.arange(options.samples), row.astype(int)) for row in counts]
     for _ in range(options.repeats):
         start = time.perf_counter()

@@ -34,7 +34,8 @@ images = data.load_dataset(dataset, samples=run.read_table("splits.csv"))
 tested = replace(images, samples=images.split("test"))
 pairs = data.near_duplicate_table(tested)
 clusters = data.cluster_table(tested.samples, pairs).set_index("sample_id")["cluster"]
-metrics = evaluation.metrics_table(predictions, replicates=replicates, cluster=clusters)
+predictions["cluster"] = predictions["sample_id"].map(clusters)
+metrics = evaluation.metrics_table(predictions, replicates=replicates)
 run.write_json("metrics.json", metrics.drop(columns="note").set_index("metric").to_dict("index"))
 plots.present(metrics)"""
 ANSWERS = {

@@ -37,8 +37,8 @@ from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier, read_image
 from vitlab.compress.sidecar import read_sidecar, sidecar_path
 from vitlab.data.reading import read_file
+from vitlab.files import write_json
 from vitlab.pictures import FORMATS, IMAGE_SUFFIXES
-from vitlab.runs import write_json
 from vitlab.schema import Transform
 
 LIMITS = Limits(megabytes=0.2, megapixels=1, files=5)

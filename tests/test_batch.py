@@ -39,7 +39,7 @@ from vitlab.batch.summary import describe_problem, print_summary
 from vitlab.files import find_damage
 from vitlab.kernels import WarmProcess
 from vitlab.report.gather import gather_report
-from vitlab.run_names import dataset_folder, run_name
+from vitlab.run_folders import dataset_folder, run_name
 from vitlab.runs import PROMISED, Run
 
 ROOT = Path(__file__).parents[1]

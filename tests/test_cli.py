@@ -64,7 +64,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 
 def test_run_executes_with_parameters(notebook, reports_folder):
     result = call(
-        "run", notebook, "-p", "name", "0042", "-p", "times", "2", "--parameter", "rate", "1e-3"
+        "run", notebook, "-p", "name", "0042", "-p", "times", "2", "--parameter", "rate=1e-3"
     )
     assert result.exit_code == 0, result.output
     copy = nbformat.read(reports_folder / "runs" / "notebooks" / "greet.ipynb", as_version=4)
@@ -248,7 +248,7 @@ def test_a_reports_folder_that_cannot_be_written_is_one_line_before_anything_run
         def refuse(**options):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), options["dir"])
 
-        monkeypatch.setattr("vitlab.user_files.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("vitlab.files.tempfile.TemporaryFile", refuse)
     else:
         reports_folder.write_text("")
     if kind == "below a file":

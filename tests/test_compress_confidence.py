@@ -14,7 +14,8 @@ from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.session import OnnxClassifier
 from vitlab.compress.sidecar import read_sidecar
 from vitlab.compress.variants import predict_variants
-from vitlab.evaluation import calibrate
+from vitlab.evaluation.calibration import find_temperature
+from vitlab.evaluation.scores import read_scores
 
 CLASSES = np.array(["a", "b", "c"])
 
@@ -99,14 +100,14 @@ def test_temperature_and_limits_come_from_disjoint_halves_of_each_class():
         assert pd.Series(labels).value_counts().to_dict() == {"a": 15, "b": 15, "c": 15}
 
 
-def test_the_temperature_is_that_of_calibrate_on_its_half():
+def test_the_temperature_is_that_of_its_half():
     """Twice the same images: each half then holds what the whole holds, whatever was drawn, once
     each image is there often.
     """
     table = draw(np.random.default_rng(3), 30)
     many = pd.concat([table] * 40, ignore_index=True)
     many["sample_id"] = [f"s{i}" for i in range(len(many))]
-    expected = (table["logit_a"] / calibrate(table)["logit_a"]).iloc[0]
+    expected = find_temperature(read_scores(table, "val"))
     assert find_calibration(many)["temperature"] == pytest.approx(expected, rel=0.1)
 
 

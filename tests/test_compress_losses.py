@@ -10,7 +10,7 @@ from vitlab.compress.losses import (
     measure_agreement,
     measure_miscalibration,
 )
-from vitlab.evaluation import paired_table
+from vitlab.evaluation import pairwise_table
 from vitlab.evaluation.calibration import expected_calibration_error
 
 CLASSES = ("dog", "cat")
@@ -57,9 +57,10 @@ def test_changes_by_class_and_group():
     assert table.loc[("group", "poly"), "high"] == 0  # one image of twelve: never better
 
 
-def test_the_interval_of_all_images_is_close_to_that_of_paired_table():
+def test_the_interval_of_all_images_is_close_to_that_of_pairwise_table():
     ours = drop_table(BEFORE, AFTER, by=()).iloc[0]
-    theirs = paired_table(BEFORE, AFTER, metrics=["accuracy"]).iloc[0]
+    pair = {"before": {0: BEFORE}, "after": {0: AFTER}}
+    theirs = pairwise_table(pair, "accuracy").iloc[0]
     assert ours["change"] == pytest.approx(theirs["difference"])
     # percentiles, t interval
     assert (ours["low"], ours["high"]) == pytest.approx((theirs["low"], theirs["high"]), abs=0.05)
@@ -113,7 +114,7 @@ def test_calibration_before_and_after():
 
 
 def test_bad_input_of_losses():
-    with pytest.raises(ValueError, match=r"1 only in before, first 's023'"):
+    with pytest.raises(ValueError, match=r"1 only in before, 0 only in after, first 's023'"):
         drop_table(BEFORE, AFTER.iloc[:-1])
     with pytest.raises(ValueError, match=r"unknown column .grup."):
         drop_table(BEFORE, AFTER, by=["grup"])

@@ -26,7 +26,7 @@ from vitlab.compress.parity import Gate
 from vitlab.compress.quantize import quantize_onnx
 from vitlab.compress.session import OnnxClassifier, open_session
 from vitlab.compress.sidecar import read_sidecar, sidecar_path
-from vitlab.runs import write_json
+from vitlab.files import write_json
 
 
 class ConvNet(nn.Module):

@@ -15,7 +15,7 @@ from vitlab.compress.export import export_onnx
 from vitlab.compress.session import OnnxClassifier, read_image
 from vitlab.compress.sidecar import read_sidecar, sidecar_path
 from vitlab.data import preprocess
-from vitlab.runs import write_json
+from vitlab.files import write_json
 
 LIMITS = {str(digit): 0.7 for digit in range(9)} | {"9": None}
 

@@ -5,13 +5,13 @@ scikit-learn.
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import softmax
 from sklearn import metrics as reference
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
+from tests.predictions import BINARY, DIGITS, fill_binary, make_calibrated
 from vitlab.evaluation import (
     calibrate,
     calibration_table,
@@ -20,6 +20,7 @@ from vitlab.evaluation import (
 )
 from vitlab.evaluation.calibration import (
     CALIBRATION_METRICS,
+    assign_bins,
     expected_calibration_error,
     measure_calibration,
 )
@@ -27,41 +28,7 @@ from vitlab.evaluation.scores import read_scores
 from vitlab.evaluation.sentences import describe_confidence, describe_recalibration
 from vitlab.schema import check_predictions
 
-BINARY = ("functional", "defective")
-DIGITS = tuple("0123456789")
 BOTH = pytest.mark.parametrize("classes", [BINARY, DIGITS], ids=["binary", "multi-class"])
-
-
-def make_predictions(classes=BINARY, num_samples=600, seed=0, temperature=1.0, bias=0.0):
-    """Labels drawn from the probabilities; then the logits are sharpened and the last class is
-    favoured.
-    """
-    generator = np.random.default_rng(seed)
-    logits = generator.normal(scale=2, size=(num_samples, len(classes)))
-    label = (generator.random((num_samples, 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(
-        axis=1
-    )
-    logits = logits / temperature
-    logits[:, -1] += bias
-    return fill_table(classes, label, logits)
-
-
-def fill_table(classes, label, logits):
-    prob = softmax(logits, axis=1)
-    table = pd.DataFrame(
-        {
-            "sample_id": [f"s{i}" for i in range(len(label))],
-            "split": ["val", "test"] * (len(label) // 2),
-        }
-    )
-    table["group"], table["label"], table["pred"] = (
-        "all",
-        np.array(classes)[label],
-        np.array(classes)[prob.argmax(axis=1)],
-    )
-    table[[f"logit_{name}" for name in classes]] = logits
-    table[[f"prob_{name}" for name in classes]] = prob
-    return table
 
 
 def arrays(predictions, split="test"):
@@ -69,47 +36,54 @@ def arrays(predictions, split="test"):
     return scores.label, scores.prob
 
 
-@BOTH
-def test_calibration_errors_agree_with_torchmetrics(classes):
-    import torch
-    from torchmetrics.functional.classification import (
-        binary_calibration_error,
-        multiclass_calibration_error,
-    )
+def reference_error(prob, hit):
+    accuracy, mean = calibration_curve(hit, prob, n_bins=10)
+    count, _ = np.histogram(prob, bins=10, range=(0, 1))
+    return (count[count > 0] * np.abs(accuracy - mean)).sum() / len(prob)
 
-    predictions = make_predictions(classes)
+
+@BOTH
+def test_calibration_errors_agree_with_scikit_learn(classes):
+    predictions = make_calibrated(classes)
     label, prob = arrays(predictions)
-    theirs = multiclass_calibration_error(
-        torch.tensor(prob), torch.tensor(label), len(classes), n_bins=10
-    )
-    # theirs counts in float32
-    assert expected_calibration_error(predictions) == pytest.approx(float(theirs), abs=1e-7)
-    classwise = [
-        binary_calibration_error(torch.tensor(prob[:, k]), torch.tensor(label == k), n_bins=10)
-        for k in range(len(classes))
-    ]
     value = calibration_table(predictions, replicates=0).set_index("metric")["value"]
-    assert value["classwise_ece"] == pytest.approx(np.mean(classwise), abs=1e-7)
+    theirs = reference_error(prob.max(axis=1), prob.argmax(axis=1) == label)
+    assert value["ece"] == expected_calibration_error(predictions) == pytest.approx(theirs)
+    classwise = [reference_error(prob[:, k], label == k) for k in range(len(classes))]
+    assert value["classwise_ece"] == pytest.approx(np.mean(classwise))
 
 
 @pytest.mark.parametrize("digits", [1, 8], ids=["ties", "distinct"])
 def test_reliability_agrees_with_scikit_learn(digits):
-    predictions = make_predictions()
+    predictions = make_calibrated()
     predictions["prob_defective"] = predictions["prob_defective"].round(digits)
     predictions["prob_functional"] = 1 - predictions["prob_defective"]
     scores = read_scores(predictions, "test")
-    confidence = np.take_along_axis(scores.prob, scores.pred[:, None], axis=1)[:, 0]
     table = reliability_table(predictions)
     filled = table[table["n"] > 0]
-    theirs = calibration_curve(scores.pred == scores.label, confidence, n_bins=10)
-    np.testing.assert_allclose(filled["accuracy"], theirs[0], atol=1e-9)
-    np.testing.assert_allclose(filled["confidence"], theirs[1], atol=1e-9)
+    theirs = calibration_curve(scores.right, scores.confidence, n_bins=10)
+    np.testing.assert_allclose(filled[["accuracy", "confidence"]].T, theirs, atol=1e-9)
     assert table["n"].sum() == 300
+
+
+def test_reliability_and_calibration_error_by_hand():
+    label = ["yes", "yes", "no", "yes", "no", "no"]
+    # confidences .95 .85 .65 .55 .85 .95: right, right, wrong, wrong, right, right
+    predictions = fill_binary([0.95, 0.85, 0.65, 0.45, 0.15, 0.05], label)
+    table = reliability_table(predictions).set_index("bin")
+    assert table["n"].tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 2, 2]
+    assert table["accuracy"].dropna().tolist() == [0, 0, 1, 1]
+    empty = table.loc[[0, 7], ["confidence", "accuracy", "low", "high"]]
+    assert empty.isna().all(axis=None)
+    by_hand = (0.55 + 0.65 + 2 * 0.15 + 2 * 0.05) / 6
+    assert expected_calibration_error(predictions) == pytest.approx(by_hand)
+    # bins hold their upper edge
+    assert assign_bins(np.array([0, 0.1, 0.11, 0.5, 1])).tolist() == [0, 0, 1, 4, 9]
 
 
 @BOTH
 def test_scores_agree_with_scikit_learn(classes):
-    predictions = make_predictions(classes)
+    predictions = make_calibrated(classes)
     label, prob = arrays(predictions)
     value = calibration_table(predictions, replicates=0).set_index("metric")["value"]
     assert tuple(value.index) == CALIBRATION_METRICS
@@ -124,7 +98,7 @@ def test_scores_agree_with_scikit_learn(classes):
 
 @BOTH
 def test_every_replicate_is_the_measure_of_the_drawn_samples(classes):
-    scores = read_scores(make_predictions(classes), "test")
+    scores = read_scores(make_calibrated(classes), "test")
     rows = np.random.default_rng(1).integers(300, size=300)
     counts = np.bincount(rows, minlength=300)[None].astype(float)
     drawn, weighted = scores.take(rows), measure_calibration(scores, counts)[0]
@@ -132,28 +106,18 @@ def test_every_replicate_is_the_measure_of_the_drawn_samples(classes):
     np.testing.assert_allclose(weighted, direct, atol=1e-9)
 
 
-def test_honest_probabilities_lie_at_the_level_of_honest_ones():
-    honest = calibration_table(make_predictions(DIGITS, 2000), replicates=100).set_index("metric")
-    assert honest.loc["ece", "value"] < 2 * honest.loc["ece", "calibrated"]
-    proud = calibration_table(
-        make_predictions(DIGITS, 2000, temperature=0.4), replicates=100
-    ).set_index("metric")
-    assert proud.loc["ece", "value"] > 5 * proud.loc["ece", "calibrated"] > 0
-    with_interval = honest[honest["low"].notna()]
-    assert with_interval.index.tolist() == ["brier", "nll"] and (honest["note"] == "").all()
-    assert (
-        (with_interval["low"] <= with_interval["value"])
-        & (with_interval["value"] <= with_interval["high"])
-    ).all()
-    nothing = calibration_table(make_predictions(), replicates=0)
-    assert (
-        nothing[["low", "high", "calibrated", "calibrated_low", "calibrated_high"]]
-        .isna()
-        .all(axis=None)
-    )
+def test_calibrated_probabilities_lie_at_the_level_of_calibrated_ones():
+    good = calibration_table(make_calibrated(DIGITS, 2000), 60).set_index("metric")
+    assert good.loc["ece", "value"] < 2 * good.loc["ece", "calibrated"]
+    bold = calibration_table(make_calibrated(DIGITS, 2000, temperature=0.4), 60)
+    bold = bold.set_index("metric")
+    assert bold.loc["ece", "value"] > 5 * bold.loc["ece", "calibrated"] > 0
+    assert good.index[good["low"].notna()].tolist() == ["brier", "nll"]
+    nothing = calibration_table(make_calibrated(), replicates=0)
+    assert nothing.drop(columns=["metric", "value"]).isna().all(axis=None)
 
 
-def test_honest_models_lie_in_the_range_of_honest_ones():
+def test_calibrated_models_lie_in_the_range_of_calibrated_ones():
     """150 models with exactly right probabilities, 100 images: each error is in its range in 90 to
     99 % of cases (95 % nominal).
 
@@ -161,72 +125,50 @@ def test_honest_models_lie_in_the_range_of_honest_ones():
     above the range."""
     names, inside = ["ece", "classwise_ece"], []
     for seed in range(150):
-        table = calibration_table(make_predictions(num_samples=200, seed=seed), replicates=250)
+        table = calibration_table(make_calibrated(num_samples=200, seed=seed), replicates=250)
         row = table.set_index("metric").loc[names]
-        inside.append(
-            (row["calibrated_low"] <= row["value"]) & (row["value"] <= row["calibrated_high"])
-        )
+        inside.append(row["value"].between(row["calibrated_low"], row["calibrated_high"]))
     share = np.mean(inside, axis=0)
     assert (share >= 0.9).all() and (share <= 0.99).all(), share
-    bold = (
-        calibration_table(make_predictions(num_samples=600, temperature=0.5), replicates=80)
-        .set_index("metric")
-        .loc[names]
-    )
+    bold = calibration_table(make_calibrated(temperature=0.5), 80).set_index("metric").loc[names]
     assert (bold["value"] > bold["calibrated_high"]).all()
 
 
-def test_confidence_in_words():
-    assert "no difference between the two is shown" in describe_confidence(
-        make_predictions(num_samples=2000)
-    )
-    assert "the model is over-confident" in describe_confidence(
-        make_predictions(num_samples=2000, temperature=0.5)
-    )
-    assert "the model is under-confident" in describe_confidence(
-        make_predictions(num_samples=2000, temperature=2)
-    )
-    bold = make_predictions(num_samples=600, temperature=0.4)
-    together = pd.Series(np.arange(600) // 300, index=bold["sample_id"])
-    assert "over-confident" in describe_confidence(bold) and "no difference" in describe_confidence(
-        bold, cluster=together
-    )
+@pytest.mark.parametrize(
+    ("temperature", "text"),
+    [(1, "no difference between the two"), (0.5, "over-confident"), (2, "under-confident")],
+)
+def test_confidence_in_words(temperature, text):
+    assert text in describe_confidence(make_calibrated(num_samples=2000, temperature=temperature))
+    if temperature == 0.5:
+        bold = make_calibrated(temperature=0.4)
+        assert "no difference" in describe_confidence(bold.assign(cluster=np.arange(600) // 300))
 
 
 def test_validation_chooses_the_recalibration():
     """Validation favours the last class, which vector scaling undoes; on the test split that is the
-    worst that can be done.
-    """
-    good, bad = make_predictions(DIGITS, 3000), make_predictions(DIGITS, 3000, bias=3.0)
+    worst that can be done."""
+    good, bad = make_calibrated(DIGITS, 2000), make_calibrated(DIGITS, 2000, bias=3.0)
     mixed = pd.concat([bad[bad["split"] == "val"], good[good["split"] == "test"]])
     table = recalibration_table(mixed).set_index("method")
     assert table["val_brier"].idxmin() == "vector" and table["brier"].idxmin() == "none"
-    assert describe_recalibration(table.reset_index()).startswith(
-        "Cross-validated on the validation split, *vector* has"
-    )
-    turned = mixed.assign(label=np.where(mixed["split"] == "test", "0", mixed["label"]))
-    np.testing.assert_allclose(recalibration_table(turned)["val_brier"], table["val_brier"])
-    table = recalibration_table(make_predictions(num_samples=120)).set_index("method")
-    scores = read_scores(calibrate(make_predictions(num_samples=120), "isotonic"), "val")
-    fitted = measure_calibration(scores, np.ones((1, len(scores.label))))[0][2]
-    assert table.loc["isotonic", "val_brier"] > fitted, (
-        "a fit is not judged by the images that it was fitted to"
-    )
+    assert "*vector* has the lowest Brier score" in describe_recalibration(table.reset_index())
     best = table.assign(val_brier=[0, 1, 1, 1]).reset_index()
     assert "no method has a lower Brier score" in describe_recalibration(best)
+    few = make_calibrated(num_samples=120)
+    scores = read_scores(calibrate(few, "isotonic"), "val")
+    fitted = measure_calibration(scores, np.ones((1, len(scores.label))))[0][2]
+    cross_validated = recalibration_table(few).set_index("method").loc["isotonic", "val_brier"]
+    assert cross_validated > fitted, "a fit is not judged by the images that it was fitted to"
 
 
 def test_an_impossible_label_makes_the_likelihood_infinite():
-    predictions = make_predictions()
+    predictions = make_calibrated()
     first = predictions.index[predictions["split"] == "test"][0]
     right = predictions.loc[first, "label"] == "defective"
     predictions.loc[first, ["prob_functional", "prob_defective"]] = [float(right), float(not right)]
     row = calibration_table(predictions, replicates=20).set_index("metric").loc["nll"]
-    assert (
-        row["value"] == np.inf
-        and np.isnan(row["low"])
-        and row["note"] == "1 with a label of probability 0"
-    )
+    assert row["value"] == np.inf and np.isnan(row["low"])
 
 
 class Memory(ClassifierMixin, BaseEstimator):
@@ -251,7 +193,7 @@ class Memory(ClassifierMixin, BaseEstimator):
 @BOTH
 @pytest.mark.parametrize(("method", "tolerance"), [("temperature", 1e-6), ("isotonic", 1e-9)])
 def test_recalibration_agrees_with_scikit_learn(classes, method, tolerance):
-    predictions = make_predictions(classes, temperature=0.5)
+    predictions = make_calibrated(classes, temperature=0.5)
     (val, val_prob), (_, prob) = arrays(predictions, "val"), arrays(predictions)
     number = np.arange(len(val_prob) + len(prob))[:, None]
     memory = FrozenEstimator(Memory(np.concatenate([val_prob, prob])))
@@ -266,7 +208,7 @@ def test_recalibration_agrees_with_scikit_learn(classes, method, tolerance):
 
 
 def test_vector_scaling_of_two_classes_is_logistic_regression():
-    predictions = make_predictions(temperature=0.6, bias=1.0)
+    predictions = make_calibrated(temperature=0.6, bias=1.0)
     difference = (predictions["logit_defective"] - predictions["logit_functional"]).to_numpy()[
         :, None
     ]
@@ -281,16 +223,12 @@ def test_vector_scaling_of_two_classes_is_logistic_regression():
 @pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
 @BOTH
 def test_recalibrated_predictions_are_predictions(classes, method):
-    predictions = make_predictions(classes, temperature=0.3).assign(shade=1.0)
+    predictions = make_calibrated(classes, temperature=0.3).assign(shade=1.0)
     new = calibrate(predictions, method)
-    assert check_predictions(new) == classes
-    assert (
-        list(new.columns) == list(predictions.columns)
-        and (new["sample_id"] == predictions["sample_id"]).all()
-    )
+    assert check_predictions(new) == classes and list(new.columns) == list(predictions.columns)
     prob = new[[f"prob_{name}" for name in classes]].to_numpy()
-    mine = prob[np.arange(len(prob)), pd.Index(classes).get_indexer(new["pred"])]
-    assert (mine == prob.max(axis=1)).all()
+    predicted = prob[np.arange(len(prob)), pd.Index(classes).get_indexer(new["pred"])]
+    assert (predicted == prob.max(axis=1)).all()
     if method == "temperature":
         assert (new["pred"] == predictions["pred"]).all()
     before, after = (
@@ -298,59 +236,44 @@ def test_recalibrated_predictions_are_predictions(classes, method):
         for table in (predictions, new)
     )
     assert after["ece"] < before["ece"] / 2 and after["brier"] < before["brier"]
+    # the labels of the test split have no part in the fit
+    turned = predictions.assign(
+        label=np.where(predictions["split"] == "test", classes[0], predictions["label"])
+    )
+    again = calibrate(turned, method)
+    pd.testing.assert_frame_equal(new.drop(columns="label"), again.drop(columns="label"))
 
 
 def test_known_temperature_and_bias_are_found():
-    table = recalibration_table(make_predictions(DIGITS, 6000, temperature=0.5)).set_index("method")
-    assert float(table.loc["temperature", "note"].removeprefix("T = ")) == pytest.approx(
-        2, rel=0.05
-    )
+    table = recalibration_table(make_calibrated(DIGITS, 4000, temperature=0.5))
+    table = table.set_index("method")
+    note = table.loc["temperature", "note"]
+    assert float(note.removeprefix("T = ")) == pytest.approx(2, rel=0.05)
     assert list(table.index) == ["none", "temperature", "vector", "isotonic"]
-    assert table.loc["temperature", "accuracy"] == table.loc["none", "accuracy"]
-    biased = recalibration_table(make_predictions(DIGITS, 6000, bias=2.0)).set_index("method")
+    biased = recalibration_table(make_calibrated(DIGITS, 4000, bias=2.0)).set_index("method")
     assert biased.loc["vector", "classwise_ece"] < biased.loc["temperature", "classwise_ece"] / 2
     assert biased.loc["vector", "accuracy"] > biased.loc["none", "accuracy"]
 
 
-def test_the_test_split_has_no_say_in_the_fit():
-    predictions = make_predictions(DIGITS)
-    turned = predictions.copy()
-    turned.loc[turned["split"] == "test", "label"] = "0"
-    for method in ("temperature", "vector", "isotonic"):
-        first, second = calibrate(predictions, method), calibrate(turned, method)
-        pd.testing.assert_frame_equal(first.drop(columns="label"), second.drop(columns="label"))
-
-
 def test_without_mistakes_the_temperature_stops_at_its_limit():
-    predictions = make_predictions()
+    predictions = make_calibrated()
     predictions["label"] = predictions["pred"]
     table = recalibration_table(predictions).set_index("method")
-    assert table.loc["temperature", "note"] == "T = 0.050, the limit"
-    assert (calibrate(predictions)["pred"] == predictions["pred"]).all()
+    assert table.loc["temperature", "note"] == "T = 0.050"
 
 
-def test_a_class_that_validation_lacks_is_named():
-    predictions = make_predictions(DIGITS)
-    predictions.loc[(predictions["split"] == "val") & (predictions["label"] == "3"), "label"] = "4"
-    with pytest.raises(
-        ValueError, match="vector needs images of every class in validation, which has none of 3"
-    ):
-        calibrate(predictions, "vector")
-    table = recalibration_table(predictions).set_index("method")
-    assert (
-        table.loc[["vector", "isotonic"], "ece"].isna().all()
-        and "none of 3" in table.loc["isotonic", "note"]
-    )
-    assert table.loc["temperature", "ece"] > 0
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
+def test_a_class_that_validation_lacks_does_no_harm(method):
+    predictions = make_calibrated(DIGITS)
+    lacking = (predictions["split"] == "val") & (predictions["label"] == "3")
+    predictions.loc[lacking, "label"] = "4"
+    new = calibrate(predictions, method)
+    assert check_predictions(new) == DIGITS and new["prob_3"].max() < 0.9
 
 
 def test_bad_input_is_named():
-    predictions = make_predictions()
+    predictions = make_calibrated()
     with pytest.raises(ValueError, match="unknown method 'platt'"):
         calibrate(predictions, "platt")
     with pytest.raises(ValueError, match="no sample of split 'val'"):
         recalibration_table(predictions[predictions["split"] == "test"])
-    with pytest.raises(ValueError, match="not the softmax of its logits"):
-        calibrate(predictions.assign(logit_defective=0.0))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        calibration_table(predictions.assign(logit_defective=np.nan))

@@ -1,27 +1,43 @@
-"""Comparison of models: hand-computed values, statsmodels, and simulated error rates."""
+"""Comparison of models: hand-computed values, statsmodels, published numbers, and simulated error
+rates."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.special import softmax
+from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from tests.test_evaluation_metrics import DIGITS, make_predictions
+from tests.predictions import DIGITS, make_predictions
+from vitlab.data import load_dataset
 from vitlab.evaluation import (
     METRICS,
-    curve_band_table,
+    baseline_difference_table,
+    class_scores_table,
+    class_table,
+    comparison_table,
     mcnemar_table,
     metrics_table,
-    paired_table,
     pairwise_table,
+    protocol_table,
+    published_gap_table,
+    published_table,
     uncertainty_table,
 )
-from vitlab.evaluation.bootstrap import draw_counts
+from vitlab.evaluation.bootstrap import bootstrap
+from vitlab.evaluation.calibration import expected_calibration_error
 from vitlab.evaluation.metrics import prepare_metrics
-from vitlab.evaluation.paired import compare_runs
+from vitlab.evaluation.pairwise import compare_runs
+from vitlab.evaluation.published import merge_classes
 from vitlab.evaluation.scores import Scores, read_scores
-from vitlab.evaluation.sentences import describe_order, describe_pairs
+from vitlab.evaluation.sentences import (
+    describe_order,
+    describe_pairs,
+    describe_published,
+    describe_spread,
+)
 from vitlab.evaluation.uncertainty import (
     ImageVariance,
     RunScores,
@@ -36,116 +52,100 @@ def improve(predictions, count, seed=1):
     better = predictions.copy()
     wrong = np.flatnonzero(better["label"] != better["pred"])
     rows = better.index[np.random.default_rng(seed).choice(wrong, count, replace=False)]
-    better.loc[rows, ["prob_functional", "prob_defective"]] = better.loc[
-        rows, ["prob_defective", "prob_functional"]
-    ].to_numpy()
+    swapped = better.loc[rows, ["prob_defective", "prob_functional"]].to_numpy()
+    better.loc[rows, ["prob_functional", "prob_defective"]] = swapped
     better.loc[rows, "pred"] = better.loc[rows, "label"]
     return better
 
 
-def test_paired_differences_are_those_on_the_same_resamples():
-    a = make_predictions(num_samples=200)
+def compare(a, b, metric="accuracy", names=("a", "b"), **options):
+    """The row of `pairwise_table` for one run of each model."""
+    return pairwise_table({names[0]: {0: a}, names[1]: {0: b}}, metric, **options).iloc[0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_paired_differences_are_those_on_the_same_resamples(metric):
+    a, column = make_predictions(num_samples=200), METRICS.index(metric)
     b = improve(a, 15)
-    table = paired_table(a, b.sample(frac=1, random_state=0), ("old", "new"), replicates=300)
-    assert tuple(table["metric"]) == METRICS and set(table["model_b"]) == {"new"}
-    np.testing.assert_allclose(table["value_a"], metrics_table(a, replicates=0)["value"], atol=1e-9)
-    np.testing.assert_allclose(table["value_b"], metrics_table(b, replicates=0)["value"], atol=1e-9)
-    drawn = np.concatenate(list(draw_counts(200, 300)))
-    one, other = (prepare_metrics(read_scores(table, "test"))(drawn) for table in (a, b))
-    gaps = other - one
-    error = gaps.std(axis=0, ddof=1) * np.sqrt(200 / 199)
+    row = compare(a, b.sample(frac=1, random_state=0), metric, ("old", "new"), replicates=300)
+    values = [metrics_table(table, replicates=0)["value"][column] for table in (a, b)]
+    assert row[["value_a", "value_b"]].tolist() == pytest.approx(values)
+    drawn = bootstrap(lambda counts: counts, 200, 300)
+    measures = [prepare_metrics(read_scores(table, "test")) for table in (a, b)]
+    gaps = measures[1](drawn)[:, column] - measures[0](drawn)[:, column]
+    error = gaps.std(ddof=1) * np.sqrt(200 / 199)
     half = stats.t.ppf(0.975, 199) * error
-    np.testing.assert_allclose(table["high"] - table["difference"], half, atol=1e-9)
-    np.testing.assert_allclose(table["difference"] - table["low"], half, atol=1e-9)
-    np.testing.assert_allclose(
-        table["p"], 2 * stats.t.sf(table["difference"] / error, 199), atol=1e-9
-    )
-    assert (table["verdict"] == "new better").all()
-    row = table.set_index("metric").loc["accuracy"]
-    assert row["difference"] == pytest.approx(15 / 200)
+    ends = [row["difference"] - half, row["difference"] + half]
+    assert row[["low", "high"]].tolist() == pytest.approx(ends)
+    p = 2 * stats.t.sf(row["difference"] / error, 199)
+    assert row["p"] == pytest.approx(p) and row["verdict"] == "new better"
 
 
 def test_a_model_does_not_differ_from_itself():
     a = make_predictions(DIGITS)
-    table = paired_table(a, a.sample(frac=1, random_state=1), replicates=100)
-    assert (table["difference"].abs() < 1e-12).all() and (table["p"] == 1).all()
-    assert (table["verdict"] == "no difference shown").all()
+    row = compare(a, a.sample(frac=1, random_state=1), replicates=100)
+    assert (row["difference"], row["p"], row["verdict"]) == (0, 1, "no difference shown")
 
 
-def test_clusters_of_copies_make_a_difference_less_sure():
+def test_clusters_of_copies_make_a_difference_less_certain():
     a = make_predictions(num_samples=60)
-    b = improve(a, 4)
-    copies = [
-        table.loc[np.repeat(table.index, 9)].assign(image=np.repeat(table.index, 9))
-        for table in (a, b)
-    ]
-    for table in copies:
-        table["sample_id"] = [str(i) for i in range(len(table))]
-    plain = paired_table(*copies, metrics=["accuracy"]).iloc[0]
-    clustered = paired_table(*copies, metrics=["accuracy"], cluster="image").iloc[0]
-    assert (clustered["high"] - clustered["low"]) / (plain["high"] - plain["low"]) == pytest.approx(
-        3, rel=0.2
-    )
-    one = paired_table(*copies, metrics=["accuracy"], cluster=np.zeros(540)).iloc[0]
+    copies = []
+    for table in (a, improve(a, 4)):
+        table = table.loc[np.repeat(table.index, 9)].assign(cluster=np.repeat(table.index, 9))
+        copies.append(table.assign(sample_id=[str(i) for i in range(len(table))]))
+    plain = compare(*(table.drop(columns="cluster") for table in copies))
+    clustered = compare(*copies)
+    ratio = (clustered["high"] - clustered["low"]) / (plain["high"] - plain["low"])
+    assert ratio == pytest.approx(3, rel=0.2)
+    one = compare(*(table.assign(cluster=0) for table in copies))
     assert np.isnan(one["p"]) and one["verdict"] == "not tested"
 
 
-def test_models_of_different_samples_are_not_compared():
+def test_models_of_different_images_are_not_compared():
     a = make_predictions(num_samples=20)
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"not tested on the same images: 1 only in vit, first 's0'; 2 only in cnn, first 'x'"
-        ),
-    ):
-        b = pd.concat([a.iloc[1:], a.iloc[:2].assign(sample_id=["x", "y"])])
-        paired_table(a, b, ("vit", "cnn"))
+    b = pd.concat([a.iloc[1:], a.iloc[:2].assign(sample_id=["x", "y"])])
+    with pytest.raises(ValueError, match="1 only in vit, 2 only in cnn, first 's0'"):
+        compare(a, b, names=("vit", "cnn"))
     b = a.copy()
     b.loc[3, "label"] = "functional" if a.loc[3, "label"] == "defective" else "defective"
     with pytest.raises(ValueError, match="1 images have another label in b than in a, first 's3'"):
-        mcnemar_table(a, b)
-    with pytest.raises(ValueError, match="different classes"):
-        paired_table(a, make_predictions(DIGITS, num_samples=20))
-    with pytest.raises(ValueError, match="two different ones"):
-        paired_table(a, a, ("vit", "vit"))
+        mcnemar_table(a, b, ("a", "b"))
+    with pytest.raises(ValueError, match="b, seed 0 has 0, 1, 2"):
+        compare(a, make_predictions(DIGITS, num_samples=20))
     with pytest.raises(ValueError, match="unknown metric 'auc'"):
-        paired_table(a, a, metrics=["auc"])
+        compare(a, a, "auc")
     only = a.assign(label="functional")
-    table = paired_table(only, only, metrics=["recall", "accuracy"], replicates=20)
-    assert table["verdict"].tolist() == ["not defined: only functional", "no difference shown"]
-    assert table.loc[0, ["difference", "low", "high", "p"]].isna().all()
+    row = compare(only, only, "recall", replicates=20)
+    assert row["verdict"] == "not tested" and np.isnan(row["p"])
 
 
 def make_pair(both, only_a, only_b, neither):
     """Two tables of predictions with these numbers of right answers."""
-    right = np.repeat(
-        [[1, 1], [1, 0], [0, 1], [0, 0]], [both, only_a, only_b, neither], axis=0
-    ).astype(bool)
+    counts = [both, only_a, only_b, neither]
+    right = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0).astype(bool)
     base = make_predictions(num_samples=len(right))
     other = np.where(base["label"] == "functional", "defective", "functional")
     return tuple(base.assign(pred=np.where(column, base["label"], other)) for column in right.T)
 
 
 @pytest.mark.parametrize(
-    "counts", [(50, 2, 9, 5), (50, 10, 14, 5), (100, 30, 55, 7), (9, 0, 6, 1), (60, 30, 30, 2)]
+    "counts", [(50, 2, 9, 5), (50, 10, 14, 5), (9, 0, 6, 1), (60, 30, 30, 2), (20, 0, 0, 3)]
 )
 def test_mcnemar_agrees_with_statsmodels(counts):
-    row = mcnemar_table(*make_pair(*counts)).iloc[0]
-    assert row[["both_right", "only_a_right", "only_b_right", "both_wrong"]].tolist() == list(
-        counts
-    )
+    row = mcnemar_table(*make_pair(*counts), ("a", "b")).iloc[0]
     both, only_a, only_b, neither = counts
+    assert row[["only_a_right", "only_b_right"]].tolist() == [only_a, only_b]
     expected = mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue
     assert row["p"] == pytest.approx(expected, abs=1e-9)
+    assert row["verdict"] == ("b better" if expected < 0.05 else "no difference shown")
 
 
-def test_mcnemar_by_hand():
-    row = mcnemar_table(*make_pair(20, 1, 8, 3), names=("old", "new")).iloc[0]
-    assert row["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # at most one of nine coins
-    assert row["verdict"] == "new better"
-    assert mcnemar_table(*make_pair(20, 8, 1, 3)).iloc[0]["verdict"] == "a better"
-    row = mcnemar_table(*make_pair(20, 0, 0, 3)).iloc[0]
-    assert np.isnan(row["p"]) and row["verdict"].startswith("no difference shown: no image")
+def test_clusters_count_once_in_mcnemars_test():
+    pair = make_pair(20, 4, 12, 4)
+    # b's twelve are three clusters
+    cluster = np.r_[np.arange(24), np.repeat([100, 101, 102], 4), np.arange(200, 204)]
+    row = mcnemar_table(*(table.assign(cluster=cluster) for table in pair), ("a", "b")).iloc[0]
+    assert row["only_b_right"] == 12 and row["p"] == pytest.approx(stats.binomtest(3, 7).pvalue)
 
 
 def make_experiment(generator, images, test, seeds, fixed, accuracy=(0.8, 0.8), seed_sd=0.01):
@@ -182,8 +182,9 @@ def draw_answers(generator, images, test, seeds, fixed, accuracy, seed_sd):
 def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters=None):
     """How often a difference is shown at 5 % between two models of the same expected accuracy."""
     generator, shown = np.random.default_rng([images, test, seeds]), 0
-    counts = np.concatenate(list(draw_counts(images, 200, 0, clusters)))
+    counts = bootstrap(lambda counts: counts, images, 200, cluster=clusters)
     drawn_images = images if clusters is None else clusters.max() + 1
+    a, b = list(range(seeds)), list(range(seeds, 2 * seeds))
     for _ in range(trials):
         right, tests = draw_answers(
             generator, drawn_images, test, seeds, fixed, (0.8, 0.8), seed_sd
@@ -193,13 +194,10 @@ def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters
         tested = np.zeros((seeds, images))
         np.put_along_axis(tested, np.array(tests), 1, axis=1)
         answers, tested = (right * tested).reshape(2 * seeds, images), np.tile(tested, (2, 1))
-        values, drawn = (
-            answers.sum(axis=1) / tested.sum(axis=1),
-            (counts @ answers.T) / (counts @ tested.T),
-        )
-        units = tests * 2 if clusters is None else [clusters] * 2 * seeds
-        runs = RunScores(values[:, None], drawn[:, :, None], tests * 2, units, [""] * 2 * seeds)
-        shown += compare_runs(runs, range(seeds), range(seeds, 2 * seeds), 0)["p"] < 0.05
+        values = answers.sum(axis=1) / tested.sum(axis=1)
+        drawn = (counts @ answers.T) / (counts @ tested.T)
+        runs = RunScores(values[:, None], drawn[:, :, None], tests * 2, clusters)
+        shown += compare_runs(runs, a, b)["p"] < 0.05
     return shown / trials
 
 
@@ -208,7 +206,7 @@ def share_of_verdicts(images, test, seeds, fixed, trials, seed_sd=0.01, clusters
     ("images", "test", "fixed", "trials", "seed_sd"),
     [
         (200, 200, True, 400, 0.01),
-        (10_000, 10_000, True, 300, 0.003),
+        (2000, 2000, True, 300, 0.0067),
         (2000, 400, False, 300, 0.01),
     ],
 )
@@ -238,12 +236,10 @@ def share_of_normal_verdicts(seeds, shared, seed_sd, common=0.5, own=0.3, trials
 
     drawn, values = draw(500), draw(trials)
     values += seed_sd * generator.normal(size=values.shape)
-    units = [np.arange(500)] * 2 * seeds
-    given = (drawn[:, :, None], units, units, [""] * 2 * seeds)
-    runs = (RunScores(row[:, None], *given) for row in values)
-    return np.mean(
-        [compare_runs(run, range(seeds), range(seeds, 2 * seeds), 0)["p"] < 0.05 for run in runs]
-    )
+    images = [np.arange(500)] * 2 * seeds
+    runs = (RunScores(row[:, None], drawn[:, :, None], images) for row in values)
+    a, b = list(range(seeds)), list(range(seeds, 2 * seeds))
+    return np.mean([compare_runs(run, a, b)["p"] < 0.05 for run in runs])
 
 
 @pytest.mark.parametrize("common", [0.5, 0.9])
@@ -292,23 +288,14 @@ def test_a_difference_of_a_tenth_is_shown_with_two_seeds():
         for model, auc in enumerate((0.8, 0.9)):
             for rows in tests:
                 distance = slope * stats.norm.ppf(auc + 0.015 * generator.normal())
-                noise = np.sqrt([0.5, 0.3, 0.2]) @ [
-                    common,
-                    own[model],
-                    generator.normal(size=images),
-                ]
+                parts = [common, own[model], generator.normal(size=images)]
+                noise = np.sqrt([0.5, 0.3, 0.2]) @ parts
                 prob = stats.norm.cdf(distance * label + noise - 1)[rows]
-                scores.append(
-                    Scores(
-                        ("no", "yes"),
-                        label[rows],
-                        (prob > 0.5).astype(int),
-                        np.stack([1 - prob, prob], axis=1),
-                    )
-                )
+                pred, prob = (prob > 0.5).astype(int), np.stack([1 - prob, prob], axis=1)
+                scores.append(Scores(("no", "yes"), label[rows], pred, prob))
                 places.append(rows)
-        runs = resample_runs(scores, places, ["roc_auc"], images, 100)
-        shown[fixed] += compare_runs(runs, [0, 1], [2, 3], 0)["p"] < 0.05
+        runs = resample_runs(scores, places, ["roc_auc"], 100)
+        shown[fixed] += compare_runs(runs, [0, 1], [2, 3])["p"] < 0.05
     assert shown[True] >= 90 and shown[False] >= 135
 
 
@@ -322,21 +309,14 @@ def test_a_pair_by_hand():
         pairwise_table(tables, "accuracy", replicates=4000).iloc[0] for tables in (runs, twice)
     )
     right = [(runs[model][0]["label"] == runs[model][0]["pred"]).to_numpy(float) for model in "ab"]
-    gaps = right[1] - right[0]
-    expected = stats.ttest_1samp(gaps, 0)
-    assert one["difference"] == pytest.approx(gaps.mean()) and one["p"] == pytest.approx(
-        expected.pvalue, abs=0.005
-    )
+    expected = stats.ttest_1samp(right[1] - right[0], 0)
+    assert one["p"] == pytest.approx(expected.pvalue, abs=0.005)
     interval = expected.confidence_interval()
-    assert [one["low"], one["high"]] == pytest.approx([interval.low, interval.high], abs=0.006)
-    assert (
-        one["note"].startswith("one seed")
-        and one["test_images"] == "50"
-        and two["test_images"] == "50, the same for all seeds"
-    )
-    assert two["high"] - two["low"] > one["high"] - one["low"], (
-        "two seeds do not make the images more"
-    )
+    assert one[["low", "high"]].tolist() == pytest.approx([interval.low, interval.high], abs=0.006)
+    assert one["note"].startswith("one seed") and one["test_images"] == "50"
+    assert two["test_images"] == "50, the same for all seeds"
+    # two seeds are not more images
+    assert two["high"] - two["low"] > one["high"] - one["low"]
 
 
 def test_the_error_of_a_mean_over_seeds_by_hand():
@@ -359,47 +339,31 @@ def test_the_error_of_a_mean_over_seeds_by_hand():
 
 
 def test_pairs_are_corrected_for_their_number_and_named():
-    generator = np.random.default_rng(3)
-    runs = make_experiment(generator, 400, 400, 2, True, (0.7, 0.9))
+    runs = make_experiment(np.random.default_rng(3), 400, 400, 2, True, (0.7, 0.9))
     runs["c"] = make_experiment(np.random.default_rng(3), 400, 400, 2, True, (0.7, 0.71))["b"]
     table = pairwise_table(runs, "accuracy", replicates=200)
-    np.testing.assert_allclose(
-        table["p_holm"], multipletests(table["p"], method="holm")[1], atol=1e-9
-    )
+    expected = multipletests(table["p"], method="holm")[1]
+    np.testing.assert_allclose(table["p_holm"], expected, atol=1e-9)
     assert table["verdict"].tolist()[0] == "b better" and len(table) == 3
     assert describe_order(table).startswith("b is shown to be better than every other model (b 0.9")
-    assert describe_pairs(table).startswith(
-        f"b against a: {table['difference'][0]:+.3f} [{table['low'][0]:+.3f}, "
-    )
+    first = table.iloc[0]
+    numbers = f"{first['difference']:+.3f} [{first['low']:+.3f}, {first['high']:+.3f}]."
+    assert describe_pairs(table).startswith(f"b against a: b better, {numbers}")
     only = pairwise_table(runs, "accuracy", replicates=50, against="c")
     assert only["model_a"].tolist() == ["c", "c"] and only["model_b"].tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="unknown model 'd'"):
         pairwise_table(runs, "accuracy", against="d")
+    hidden = table.assign(low=0.01, high=0.05, verdict="no difference shown")
+    assert "[+0.010, +0.050] without the correction" in describe_pairs(hidden)
     level = pairwise_table({"a": runs["a"], "copy": runs["a"]}, "accuracy", replicates=50)
-    assert level["p"].tolist() == [1] and "not shown to be better than copy" in describe_order(
-        level
-    )
-    assert "95% interval [" in describe_pairs(level)
+    assert "not shown to be better than copy" in describe_order(level)
     alone = pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)
-    assert (
-        alone.empty
-        and describe_pairs(alone).startswith("There is only one model")
-        and "one model" in describe_order(alone)
-    )
-    one = pairwise_table(
-        {model: {0: tables[0]} for model, tables in runs.items()}, "accuracy", replicates=200
-    )
-    assert "this holds for other images only" in describe_pairs(
-        one
-    ) and "there is one seed" in describe_order(one)
-    apart = pairwise_table(
-        {"a": {0: runs["a"][0]}, "b": {1: runs["b"][1]}}, "accuracy", replicates=50
-    )
-    assert describe_pairs(apart) == "b against a: not tested (no seed in common)."
-    hidden = pd.concat([table.assign(low=0.01, high=0.05, verdict="no difference shown")])
-    assert "after correction; [+0.010, +0.050] without correction for 3 pairs" in describe_pairs(
-        hidden
-    )
+    assert alone.empty and "only one model" in describe_pairs(alone) + describe_order(alone)
+    apart = {"a": {0: runs["a"][0]}, "b": {1: runs["b"][1]}}
+    text = describe_pairs(pairwise_table(apart, "accuracy", replicates=50))
+    assert text == "b against a: not tested (no seed in common)."
+    one = {model: {0: tables[0]} for model, tables in runs.items()}
+    assert "there is one seed" in describe_order(pairwise_table(one, "accuracy", replicates=50))
 
 
 def test_splits_drawn_anew_are_seen_in_the_sample_ids():
@@ -407,47 +371,8 @@ def test_splits_drawn_anew_are_seen_in_the_sample_ids():
     table = pairwise_table(runs, "accuracy", replicates=50)
     ids = [set(frame["sample_id"]) for frame in runs["a"].values()]
     shared = np.mean([len(ids[i] & ids[j]) / 200 for i in range(4) for j in range(i)])
-    assert (
-        table["test_images"].tolist() == [f"200 for each seed, {shared:.0%} in common"]
-        and 0.15 < shared < 0.25
-    )
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_intervals_contain_their_value(metric):
-    for seed in range(3):
-        runs = {
-            model: {s: make_predictions(DIGITS, 60, 10 * seed + s + shift) for s in range(2)}
-            for model, shift in (("a", 0), ("b", 5))
-        }
-        for tables in runs.values():
-            for number, frame in tables.items():
-                frame["label"] = runs["a"][number]["label"]
-        for table, value in (
-            (pairwise_table(runs, metric, replicates=40), "difference"),
-            (
-                paired_table(runs["a"][0], runs["b"][0], metrics=[metric], replicates=40),
-                "difference",
-            ),
-            (
-                uncertainty_table(runs["a"], [metric], replicates=40).rename(
-                    columns=lambda c: c.removeprefix("total_")
-                ),
-                "mean",
-            ),
-        ):
-            row = table.iloc[0]
-            assert row["low"] <= row[value] <= row["high"] or np.isnan(row[value])
-
-
-def test_clusters_count_once_in_mcnemars_test():
-    a, b = make_pair(20, 4, 12, 4)
-    cluster = np.r_[np.arange(24), np.repeat([100, 101, 102], 4), np.arange(200, 204)].astype(
-        str
-    )  # b's twelve are three clusters
-    row = mcnemar_table(a, b, cluster=pd.Series(cluster, index=a["sample_id"])).iloc[0]
-    assert row["only_b_right"] == 12 and row["p"] == pytest.approx(stats.binomtest(3, 7).pvalue)
-    assert mcnemar_table(a, b).iloc[0]["p"] == pytest.approx(stats.binomtest(12, 16).pvalue)
+    assert table["test_images"].tolist() == [f"200 for each seed, {shared:.0%} in common"]
+    assert 0.15 < shared < 0.25
 
 
 def test_uncertainty_apart():
@@ -455,87 +380,156 @@ def test_uncertainty_apart():
     for seed, table in runs.items():
         table["sample_id"] = [f"{seed}-{i}" for i in range(400)]  # no image is tested twice
     table = uncertainty_table(runs, ["accuracy", "roc_auc"], replicates=600).set_index("metric")
-    values = [
-        metrics_table(run, replicates=0).set_index("metric")["value"] for run in runs.values()
-    ]
-    accuracy = np.array([value["accuracy"] for value in values])
+    accuracy = [(run["label"] == run["pred"]).mean() for run in runs.values()]
     row = table.loc["accuracy"]
-    assert row["mean"] == pytest.approx(accuracy.mean()) and row["seed_sd"] == pytest.approx(
-        accuracy.std(ddof=1)
-    )
-    assert row["sampling_sd"] == pytest.approx(
-        np.sqrt(accuracy * (1 - accuracy) / 400).mean(), rel=0.06
-    )
-    half = (row["sampling_high"] - row["sampling_low"]) / 2
-    # six runs on other images: a mean of six
-    assert half == pytest.approx(1.96 * row["sampling_sd"] / np.sqrt(6), rel=0.15)
-    half = (row["seed_high"] - row["seed_low"]) / 2
-    assert half == pytest.approx(stats.t.ppf(0.975, 5) * accuracy.std(ddof=1) / np.sqrt(6))
-    assert row["total_high"] - row["total_low"] > row["sampling_high"] - row["sampling_low"]
-    assert (table["seeds"] == 6).all() and (table["note"] == "").all()
+    assert row["value"] == pytest.approx(np.mean(accuracy))
+    assert row["seed_sd"] == pytest.approx(np.std(accuracy, ddof=1))
+    sampling = np.mean([np.sqrt(share * (1 - share) / 400) for share in accuracy])
+    assert row["sampling_sd"] == pytest.approx(sampling, rel=0.06)
+    # six runs on other images: a mean of six, and what the seeds add
+    assert row["high"] - row["low"] > 2 * 1.96 * row["sampling_sd"] / np.sqrt(6)
+    assert (table["seeds"] == 6).all()
 
 
 def test_images_that_all_seeds_test_are_drawn_for_all_of_them():
+    """Five times the same run says no more than one: the interval must not shrink by sqrt(5). Seeds
+    that agree by luck are taken to vary a little."""
     run = make_predictions(num_samples=300)
-    table = uncertainty_table(dict.fromkeys(range(5), run), ["accuracy"], replicates=500).iloc[0]
-    single = uncertainty_table({0: run}, ["accuracy"], replicates=500).iloc[0]
-    assert table["seed_sd"] == 0 and table["seed_high"] - table["seed_low"] < 1e-9
-    # five times the same run says no more than one: the interval must not shrink by sqrt(5)
-    ends = ["sampling_low", "sampling_high"]
-    assert table[ends].tolist() == pytest.approx(single[ends].tolist(), abs=1e-9)
-    wider = (table["total_high"] - table["total_low"]) / (
-        table["sampling_high"] - table["sampling_low"]
-    )
-    assert wider == pytest.approx(np.sqrt(1 + 2 / 4 / 5), rel=0.01), (
-        "seeds that agree by luck are taken to vary a little"
-    )
+    row = uncertainty_table(dict.fromkeys(range(5), run), ["accuracy"], replicates=500).iloc[0]
+    assert row["seed_sd"] == 0
+    half = stats.t.ppf(0.975, 299) * row["sampling_sd"]
+    wider = (row["high"] - row["low"]) / (2 * half)
+    assert wider == pytest.approx(np.sqrt(1 + 2 / 4 / 5), rel=0.01)
 
 
-def test_few_seeds_are_said():
+def test_one_seed_has_no_interval_over_seeds():
     run = make_predictions(num_samples=100)
-    one = uncertainty_table({0: run}, ["f1"], replicates=50).iloc[0]
-    assert (
-        one[["seed_sd", "seed_low", "seed_high", "total_low", "total_high"]].isna().all()
-        and one["sampling_low"] < one["mean"]
-    )
-    assert one["note"] == "one seed: the spread over seeds is unknown"
-    assert (
-        uncertainty_table({0: run, 1: run}, ["f1"], replicates=50)["note"].iloc[0]
-        == "only 2 seeds: their spread is hardly known"
-    )
-    lacking = {0: run, 1: run.assign(label="functional")}
-    table = uncertainty_table(lacking, ["recall", "accuracy"], replicates=50)
-    assert (
-        table.loc[0].drop(["metric", "seeds", "note"]).isna().all()
-        and table.loc[0, "note"] == "seed 1: only functional"
-    )
-    assert table.loc[1, "mean"] > 0
+    table = uncertainty_table({0: run}, ["f1"], replicates=50)
+    assert table.loc[0, ["seed_sd", "low", "high"]].isna().all() and table["sampling_sd"][0] > 0
+    assert "There is one run" in describe_spread(table, "f1")
+    two = uncertainty_table({0: run, 1: run}, ["f1"], replicates=50)
+    assert "over its 2 runs (0.000) does not exceed" in describe_spread(two, "f1")
     with pytest.raises(ValueError, match="no predictions"):
         uncertainty_table({})
-    with pytest.raises(ValueError, match="seed 1 has 0, 1, 2"):
+    with pytest.raises(ValueError, match="1 has 0, 1, 2"):
         uncertainty_table({0: run, 1: make_predictions(DIGITS)})
 
 
-BAD = {
-    "NaN or infinite scores": {"prob_defective": np.nan},
-    "sum to": {"prob_defective": 0.9, "prob_functional": 0.9},
-    "more than once": {"sample_id": "s1"},
-    "unknown label 'broken'": {"label": "broken"},
-}
+def make_scores(**values):
+    rows = [
+        (model, seed, "f1", value) for model, runs in values.items() for seed, value in runs.items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "metric", "value"])
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_bad_predictions_are_refused_by_every_table(message):
-    good = make_predictions(num_samples=10)
-    bad = good.copy()
-    for column, value in BAD[message].items():
-        bad.loc[0, column] = value
-    for make in (
-        metrics_table,
-        curve_band_table,
-        lambda table: paired_table(good, table),
-        lambda table: mcnemar_table(table, good),
-        lambda table: uncertainty_table({0: good, 1: table}),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make(bad)
+def test_comparison_over_seeds_by_hand():
+    scores = make_scores(vit={0: 0.8, 1: 0.9}, cnn={0: 0.7})
+    table = comparison_table(scores)
+    assert table[["model", "metric"]].to_numpy().tolist() == [["vit", "f1"], ["cnn", "f1"]]
+    assert table.loc[0, ["mean", "spread", "seeds"]].tolist() == pytest.approx(
+        [0.85, 0.005**0.5, 2]
+    )
+    assert table["spread"].isna().tolist() == [False, True]
+    with pytest.raises(ValueError, match="two values of f1 for model vit, seed 0"):
+        comparison_table(pd.concat([scores, scores[:1]]))
+    with pytest.raises(ValueError, match="lacks the columns value"):
+        comparison_table(scores.drop(columns="value"))
+
+
+def test_differences_to_a_baseline_by_hand():
+    scores = make_scores(plain={0: 0.5, 1: 0.7}, smote={0: 0.6, 1: 0.65}, focal={2: 0.8})
+    table = baseline_difference_table(scores, "plain").set_index("model")
+    columns = ["mean", "difference", "lowest", "highest"]
+    assert table.loc["smote", columns].tolist() == pytest.approx([0.625, 0.025, -0.05, 0.1])
+    assert (table.loc["plain", columns[1:]] == 0).all()
+    # no seed in common
+    assert np.isnan(table.loc["focal", "difference"]) and table.loc["focal", "mean"] == 0.8
+    with pytest.raises(ValueError, match=r"unknown baseline 'plane'. Did you mean plain"):
+        baseline_difference_table(scores, "plane")
+
+
+def test_class_scores_are_those_of_the_other_tables():
+    predictions = make_predictions(DIGITS)
+    found = class_scores_table(predictions).set_index("metric")["value"]
+    metrics = metrics_table(predictions, replicates=0).set_index("metric")["value"]
+    assert found["f1"] == metrics["f1"] and found["roc_auc"] == metrics["roc_auc"]
+    recall = class_table(predictions).set_index("class")["recall"]
+    assert found["recall of 3"] == recall["3"]
+    assert found["calibration_error"] == expected_calibration_error(predictions)
+
+
+GRADES = ("none", "possible", "probable", "certain")
+COARSE = dict(zip(GRADES, ("functional", "functional", "defective", "defective"), strict=True))
+
+
+def test_merging_adds_probabilities_up():
+    predictions = make_predictions(GRADES)
+    merged = merge_classes(predictions, COARSE)
+    total = predictions["prob_probable"] + predictions["prob_certain"]
+    np.testing.assert_allclose(merged["prob_defective"], total, atol=1e-12)
+    logits = merged[["logit_functional", "logit_defective"]].to_numpy()
+    np.testing.assert_allclose(softmax(logits, axis=1)[:, 1], merged["prob_defective"], atol=1e-12)
+    assert (merged["label"] == predictions["label"].map(COARSE)).all()
+    # the sum may overrule the largest class
+    assert ((merged["pred"] == "defective") == (merged["prob_defective"] > 0.5)).all()
+    with pytest.raises(ValueError, match="cannot merge the classes none, possible"):
+        merge_classes(predictions, {"none": "a", "possible": "b"})
+
+
+def test_the_grades_of_elpv_merge_into_its_two_classes():
+    grades, binary = load_dataset("elpv:grade"), load_dataset("elpv")
+    coarse = grades.samples.set_index("sample_id")["label"].map(grades.coarser["elpv"])
+    assert (coarse == binary.samples.set_index("sample_id")["label"]).all()
+
+
+def test_protocol_table_scores_groups_and_coarser_tasks():
+    predictions = make_predictions(GRADES, num_samples=400)
+    predictions["group"] = np.where(np.arange(400) % 2, "mono", "poly")
+    table = protocol_table(predictions, "elpv:grade", {"elpv": COARSE})
+    assert len(table) == 3 * 2 + 3
+    rows = table.set_index(["task", "cells", "metric"])
+    mono = predictions[predictions["group"] == "mono"]
+    accuracy, sampling_sd = rows.loc[("elpv:grade", "mono", "accuracy")]
+    assert accuracy == pytest.approx((mono["label"] == mono["pred"]).mean())
+    assert sampling_sd == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 200), rel=0.2)
+    f1 = f1_score(mono["label"], mono["pred"], average="macro")
+    assert rows.loc[("elpv:grade", "mono", "macro_f1"), "value"] == pytest.approx(f1)
+    merged = merge_classes(mono, COARSE)
+    accuracy = rows.loc[("elpv", "mono", "accuracy"), "value"]
+    assert accuracy == pytest.approx((merged["label"] == merged["pred"]).mean())
+
+
+def test_published_rows_beside_ours():
+    rows = [("mono", 0, 0.80), ("mono", 1, 0.84), ("poly", 0, 0.9)]
+    ours = pd.DataFrame(rows, columns=["cells", "seed", "value"])
+    ours = ours.assign(task="grade", metric="accuracy", model="vit", sampling_sd=0.01)
+    published = pd.DataFrame(
+        {
+            "model": ["VGG", "SVM", "VGG", "CNN"],
+            "task": ["grade", "grade", "grade", "other"],
+            "cells": ["mono", "mono", "poly", "mono"],
+            "accuracy_mean": [0.81, 0.7, 0.85, 0.5],
+            "accuracy_sd": [0.02, np.nan, 0.02, np.nan],
+            "protocol": "80/20",
+            "source": "song2024",
+            "cited_as": "Song",
+        }
+    )
+    table = published_table(published, ours)
+    assert table["model"].tolist() == ["vit", "VGG", "SVM", "vit", "VGG"]
+    assert table["mean"].tolist() == pytest.approx([0.82, 0.81, 0.7, 0.9, 0.85])
+    assert table["spread"][0] == pytest.approx(0.02 * 2**0.5)
+    gaps = published_gap_table(table)
+    assert gaps["verdict"].tolist() == ["no difference shown", "above"]
+    text = "*vit*, mono, accuracy on grade: 0.820, not shown to differ from VGG, Song with 0.810"
+    assert text in describe_published(gaps)
+    # 0.05 is within 1.96 root of 0.02^2 + 0.02^2, and of 2 * 0.02^2
+    few = table.assign(sampling_sd=0.02)
+    unknown = few.assign(spread=table["spread"].where(table["source"] == "this report"))
+    for one in (few, unknown):
+        assert set(published_gap_table(one)["verdict"]) == {"no difference shown"}
+    with pytest.raises(ValueError, match="lacks the columns task"):
+        published_table(published.drop(columns="task"), ours)
+    nothing = published_table(published[["model", "task", "cells", "protocol", "cited_as"]], ours)
+    assert nothing["source"].unique().tolist() == ["this report"]
+    assert published_gap_table(nothing).empty

@@ -1,6 +1,5 @@
-"""Slices of any column and the gaps between them: hand-counted cases, scipy's and statsmodels'
-tests, bad input.
-"""
+"""Slices of any column and the gaps between them, near-duplicates: hand-counted cases, statsmodels'
+tests, error rates, bad input."""
 
 from itertools import combinations
 
@@ -8,27 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
-from scipy.stats import permutation_test
+from sklearn.metrics import accuracy_score, roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from tests.test_evaluation_metrics import make_predictions
-from vitlab.evaluation import METRICS, add_columns, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.gaps import permutation_p
+from tests.predictions import fill_binary, make_predictions
+from vitlab.evaluation import leakage_table, metrics_table, slice_table, worst_slice_table
 from vitlab.evaluation.scores import Scores, read_scores
 from vitlab.evaluation.sentences import describe_gaps
-from vitlab.evaluation.slices import bin_column, name_bins
+from vitlab.evaluation.slices import balanced_accuracy, bin_column, name_bins, permutation_p
 
 
 def answers(label, pred, **columns):
-    """Predictions of two classes, sure of every answer."""
-    label, pred = np.array(label), np.array(pred)
-    table = pd.DataFrame(
-        {"sample_id": [f"s{i}" for i in range(len(label))], "split": "test", "group": "all"}
-    )
-    table["label"], table["pred"] = np.array(["no", "yes"])[label], np.array(["no", "yes"])[pred]
-    for kind in ("logit", "prob"):
-        table[f"{kind}_no"], table[f"{kind}_yes"] = 1.0 - pred, 1.0 * pred
-    return table.assign(**columns)
+    """Predictions of two classes with probability 0 or 1."""
+    return fill_binary(pred, np.where(np.asarray(label, bool), "yes", "no"), **columns)
 
 
 class TestBins:
@@ -59,41 +50,11 @@ class TestBins:
         assert bin_column(["b", None, "a"]).cat.categories.tolist() == ["a", "b", "(none)"]
         ordered = pd.Categorical(["small", "large"], categories=["small", "large"])
         assert bin_column(pd.Series(ordered)).cat.categories.tolist() == ["small", "large"]
-        numbers = bin_column([1, 2, 3, 4, 5, np.nan, np.inf])
-        assert (
-            numbers.tolist() == ["1 to 2", "1 to 2", "2 to 3", "3 to 4", "4 to 5"] + ["(none)"] * 2
-        )
+        numbers = bin_column([1, 2, 3, 4, 5, np.nan])
+        assert numbers.tolist() == ["1 to 2", "1 to 2", "2 to 3", "3 to 4", "4 to 5", "(none)"]
 
     def test_many_equal_numbers_give_fewer_bins(self):
         assert len(bin_column([0] * 50 + [1, 2, 3, 4, 5, 6]).cat.categories) == 1
-
-
-class TestJoin:
-    def test_columns_come_by_sample(self):
-        predictions = make_predictions(num_samples=5)
-        table = pd.DataFrame(
-            {
-                "sample_id": [f"s{i}" for i in (4, 2, 0, 1, 3, 9)],
-                "mean": [4, 2, 0, 1, 3, 9],
-                "std": 0,
-            }
-        )
-        joined = add_columns(predictions, table, ["mean"])
-        assert joined["mean"].tolist() == [0, 1, 2, 3, 4]
-        assert "std" not in joined
-        pd.testing.assert_frame_equal(joined.drop(columns="mean"), predictions)
-
-    def test_bad_tables(self):
-        predictions = make_predictions(num_samples=3)
-        table = pd.DataFrame({"sample_id": ["s0", "s1", "s2"], "mean": 0.5})
-        with pytest.raises(ValueError, match=r"unknown column 'maen'. Did you mean mean"):
-            add_columns(predictions, table, ["maen"])
-        with pytest.raises(ValueError, match="several rows for sample_id 's0'"):
-            add_columns(predictions, pd.concat([table, table[:1]]), ["mean"])
-        with pytest.raises(ValueError, match="no row for 2 of 3 images, first 's1'"):
-            add_columns(predictions, table[:1], ["mean"])
-        with pytest.raises(ValueError, match="'group' already"):
-            add_columns(predictions, table.assign(group="a"), ["group"])
 
 
 class TestSlices:
@@ -111,90 +72,91 @@ class TestSlices:
             ["size", "99.5 to 149", 50],
             ["size", "149 to 199", 50],
         ]
-        alone = (
-            metrics_table(predictions[predictions["size"] >= 150], replicates=20)
-            .set_index("metric")
-            .loc["f1"]
-        )
-        assert (
-            table.iloc[6][["value", "low", "high"]].tolist()
-            == alone[["value", "low", "high"]].tolist()
-        )
+        alone = metrics_table(predictions[predictions["size"] >= 150], replicates=20)
+        columns = ["metric", "value", "low", "high", "note"]
+        row = alone[alone["metric"] == "f1"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table[columns].tail(1).reset_index(drop=True), row)
+        with pytest.raises(ValueError, match="unknown metric 'auc'"):
+            slice_table(predictions, metrics=["auc"])
+        with pytest.raises(ValueError, match=r"unknown column 'knd'\. Did you mean kind"):
+            slice_table(predictions, ["knd"])
 
     def test_a_small_slice_has_no_number(self):
         predictions = make_predictions(num_samples=100).assign(group=["a"] * 95 + ["b"] * 5)
         table = slice_table(predictions, metrics=["accuracy", "f1"], replicates=5)
-        small = table[table["group"] == "b"]
+        small = table[table["slice"] == "b"]
         assert small[["value", "low", "high"]].isna().all(axis=None)
         assert small["note"].tolist() == ["5 images only"] * 2
-        assert table[table["group"] == "a"]["value"].notna().all()
+        assert table[table["slice"] == "a"]["value"].notna().all()
+
+    def test_near_duplicates_are_scored_apart(self):
+        predictions = make_predictions(num_samples=200)
+        table = leakage_table(predictions, set(predictions["sample_id"].iloc[:150]))
+        parts = {
+            "all": predictions,
+            "without near-duplicates": predictions[:150],
+            "near-duplicates only": predictions[150:],
+        }
+        assert table["images"].drop_duplicates().tolist() == list(parts)
+        rows = table.set_index(["images", "metric"])
+        for name, part in parts.items():
+            assert rows.loc[(name, "accuracy"), "n"] == len(part)
+            accuracy = accuracy_score(part["label"], part["pred"])
+            assert rows.loc[(name, "accuracy"), "value"] == pytest.approx(accuracy)
+            area = roc_auc_score(part["label"] == "defective", part["prob_defective"])
+            assert rows.loc[(name, "roc_auc"), "value"] == pytest.approx(area)
+        for clean in (set(predictions["sample_id"]), set()):
+            assert set(leakage_table(predictions, clean)["images"]) == {"all"}
 
 
 class TestGaps:
     def test_the_gap_by_hand(self):
-        """Group a: 8 of 10 right; b: 4 of 12; c: all of 10."""
-        pred = [1] * 8 + [0] * 2 + [1] * 4 + [0] * 8 + [1] * 10
-        predictions = answers([1] * 32, pred, group=["a"] * 10 + ["b"] * 12 + ["c"] * 10)
-        table = worst_slice_table(predictions, metric="accuracy", replicates=500).set_index("slice")
+        """Group a: 8 of 10 yes right; b: 4 of 12; c: all of 10; of no, all are right."""
+        pred = [1] * 8 + [0] * 2 + [1] * 4 + [0] * 8 + [1] * 10 + [0] * 30
+        group = ["a"] * 10 + ["b"] * 12 + ["c"] * 10 + ["a", "b", "c"] * 10
+        predictions = answers([1] * 32 + [0] * 30, pred, group=group)
+        table = worst_slice_table(predictions, replicates=500).set_index("slice")
         assert table.index.tolist() == ["b", "a", "c"]
-        assert table.loc["b", ["n", "value", "rest", "gap"]].tolist() == pytest.approx(
-            [12, 4 / 12, 18 / 20, 4 / 12 - 18 / 20]
-        )
-        assert table.loc["a", "gap"] == pytest.approx(8 / 10 - 14 / 22)
+        expected = [22, (1 + 4 / 12) / 2, (1 + 18 / 20) / 2, (4 / 12 - 18 / 20) / 2]
+        assert table.loc["b", ["n", "value", "rest", "gap"]].tolist() == pytest.approx(expected)
+        assert table.loc["a", "gap"] == pytest.approx((8 / 10 - 14 / 22) / 2)
         assert table.loc["b", "low"] < table.loc["b", "gap"] < table.loc["b", "high"] < 0
-        assert table["verdict"].tolist() == [
-            "worse than the rest",
-            "no difference shown",
-            "better than the rest",
-        ]
+        worse, none, better = table["verdict"]
+        assert (worse, none) == ("worse than the rest", "no difference shown")
+        assert better == "better than the rest"
+        assert "these differ from the rest: group b (-0.283)" in describe_gaps(table.reset_index())
 
     def test_p_holm_is_that_of_statsmodels(self):
         predictions = make_predictions(num_samples=200).assign(
             size=np.arange(200.0) % 37, group=["a", "b", "c", "d"] * 50
         )
-        table = worst_slice_table(predictions, ["group", "size"], "accuracy", replicates=300)
+        table = worst_slice_table(predictions, ["group", "size"], replicates=300)
         assert np.allclose(table["p_holm"], multipletests(table["p"], method="holm")[1])
-        assert (table["p_holm"] >= table["p"]).all()
 
     def test_p_against_every_membership_there_is(self):
-        predictions = answers([1] * 9, [1, 1, 1, 1, 0, 0, 1, 0, 0])
-        scores, inside = read_scores(predictions, "test"), np.arange(9) < 4
-        right = (scores.label == scores.pred).astype(float)
-        gaps = [
-            right[list(chosen)].mean() - np.delete(right, chosen).mean()
-            for chosen in map(list, combinations(range(9), 4))
-        ]
+        label = [1] * 9 + [0] * 6
+        predictions = answers(label, [1, 1, 1, 1, 0, 0, 1, 0, 0] + [0] * 6)
+        scores, inside = read_scores(predictions, "test"), np.isin(np.arange(15), [0, 1, 2, 3, 9])
+        members = []
+        for chosen in combinations(range(9), 4):
+            for other in range(9, 15):
+                members.append(np.isin(np.arange(15), [*chosen, other]))
+        members = np.array(members, float)
+        gaps = balanced_accuracy(scores, members) - balanced_accuracy(scores, 1 - members)
         exact = np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12)
-        drawn = permutation_p(scores, inside, METRICS.index("accuracy"), 20_000)
-        assert drawn == pytest.approx(exact, abs=0.01)
-
-    def test_p_against_scipy(self):
-        generator = np.random.default_rng(1)
-        pred = np.r_[generator.random(30) < 0.9, generator.random(40) < 0.7].astype(int)
-        scores = read_scores(answers([1] * 70, pred), "test")
-        result = permutation_test(
-            (pred[:30], pred[30:]),
-            lambda x, y, axis: abs(x.mean(axis) - y.mean(axis)),
-            vectorized=True,
-            n_resamples=20_000,
-            alternative="greater",
-            rng=np.random.default_rng(0),
-        )
-        drawn = permutation_p(scores, np.arange(70) < 30, METRICS.index("accuracy"), 20_000)
-        assert drawn == pytest.approx(result.pvalue, abs=0.015)
+        assert permutation_p(scores, inside, 20_000) == pytest.approx(exact, abs=0.01)
 
     def test_under_the_null_p_is_small_as_often_as_it_says(self):
-        inside, place, ps = np.arange(80) < 30, METRICS.index("balanced_accuracy"), []
+        inside, ps = np.arange(80) < 30, []
         for seed in range(200):
             scores = read_scores(make_predictions(num_samples=80, seed=seed), "test")
-            ps.append(permutation_p(scores, inside, place, 99, seed=1000 + seed))
+            ps.append(permutation_p(scores, inside, 99, seed=1000 + seed))
         # three standard deviations
         assert np.mean(np.array(ps) <= 0.2) == pytest.approx(0.2, abs=0.085)
         assert np.mean(np.array(ps) <= 0.5) == pytest.approx(0.5, abs=0.11)
 
     @pytest.mark.parametrize("prevalence", [(0.4, 0.4), (0.1, 0.4)])
-    @pytest.mark.parametrize("metric", ["balanced_accuracy", "roc_auc", "accuracy"])
-    def test_other_shares_of_the_classes_are_no_worse_slice(self, metric, prevalence):
+    def test_other_shares_of_the_classes_are_no_worse_slice(self, prevalence):
         """100 images in the slice, 200 in the rest, the same scores within each class: at most 7 %
         of 300 at 5 % nominal.
 
@@ -206,26 +168,8 @@ class TestGaps:
             score = generator.normal(loc=np.where(label, 0.84, -0.84))  # 80 % right in either class
             prob = np.column_stack([1 - expit(score), expit(score)])
             scores = Scores(("no", "yes"), label, (score > 0).astype(int), prob)
-            rejected += permutation_p(scores, inside, METRICS.index(metric), 99, seed=seed) <= 0.05
+            rejected += permutation_p(scores, inside, 99, seed=seed) <= 0.05
         assert rejected <= 21
-
-    def test_a_worse_slice_is_found(self):
-        generator = np.random.default_rng(0)
-        label, inside = generator.integers(2, size=400), np.arange(400) < 100
-        right = generator.random(400) < np.where(inside, 0.6, 0.9)
-        predictions = answers(
-            label, np.where(right, label, 1 - label), group=np.where(inside, "a", "b")
-        )
-        table = worst_slice_table(predictions, replicates=200)
-        assert table["verdict"].tolist() == ["worse than the rest"]
-        assert "these differ from the rest: group a (" in describe_gaps(table)
-        assert describe_gaps(table).startswith(
-            "The worst of 1 slices is *group a* (100 images): its balanced accuracy minus"
-        )
-        even = worst_slice_table(
-            answers(label, label, group=np.where(inside, "a", "b")), replicates=20
-        )
-        assert "**no difference is shown**" in describe_gaps(even)
 
     def test_two_values_are_one_comparison(self):
         predictions = make_predictions(num_samples=100).assign(
@@ -238,43 +182,26 @@ class TestGaps:
     def test_small_slices_and_missing_classes_are_marked(self):
         label = np.array([0, 1] * 50)
         # a has no yes, b no no
-        group = np.array(["a", "b"] * 30 + ["c"] * 36 + ["d"] * 4, dtype=object)
-        table = worst_slice_table(answers(label, label, group=group), replicates=20).set_index(
-            "slice"
-        )
-        notes = ["only no", "only yes", "4 images only"]
-        assert table.loc[["a", "b", "d"], "note"].tolist() == notes
-        gaps = ["gap", "low", "high", "p", "p_holm"]
-        assert table.loc[["a", "b", "d"], gaps].isna().all(axis=None)
-        assert (table.loc[["a", "b", "d"], "verdict"] == "").all()
-        assert table.loc["c", gaps].notna().all()
-        accuracy = worst_slice_table(
-            answers(label, label, group=group), metric="accuracy", replicates=20
-        ).set_index("slice")
-        assert accuracy.loc[["a", "b", "c"], "gap"].tolist() == [0, 0, 0]
+        group = ["a", "b"] * 30 + ["c"] * 36 + ["d"] * 4
+        table = worst_slice_table(answers(label, label, group=group), replicates=20)
+        rows, gaps = table.set_index("slice"), ["gap", "low", "high", "p", "p_holm"]
+        assert rows.loc[list("abd"), "note"].tolist() == ["only no", "only yes", "4 images only"]
+        assert rows.loc[list("abd"), gaps].isna().all(axis=None)
+        assert (rows.loc[list("abd"), "verdict"] == "").all()
+        assert rows.loc["c", gaps].notna().all()
+        assert "**no difference is shown**" in describe_gaps(table)
+        assert "No slice has enough images" in describe_gaps(table[1:])
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"by": ["grup"]}, "unknown column 'grup'. Did you mean group"),
-            ({"by": "group"}, r"by=\['group'\]"),
             ({"by": ["group"]}, "nothing to compare: group has one value"),
             ({"by": []}, "nothing to compare"),
-            ({"metric": "auc"}, "unknown metric"),
-            (
-                {"metric": "f1"},
-                (
-                    "unknown metric for comparing slices 'f1'.*Choices: accuracy,"
-                    " balanced_accuracy, recall"
-                ),
-            ),
             ({"replicates": 0}, "at least 1"),
         ],
     )
     def test_bad_input(self, arguments, message):
-        by = {"by": ["kind"], **arguments}
+        predictions = make_predictions(num_samples=40).assign(kind=["a", "b"] * 20)
         with pytest.raises(ValueError, match=message):
-            worst_slice_table(
-                make_predictions(num_samples=40).assign(kind=["a", "b"] * 20),
-                **{"replicates": 5, **by},
-            )
+            worst_slice_table(predictions, **{"by": ["kind"], "replicates": 5, **arguments})

@@ -10,7 +10,7 @@ from skimage.filters import scharr
 
 from tests.test_explain_faithfulness import make_additive, make_map
 from tests.toys import tiny_vit
-from vitlab.evaluation.few_images import mean_interval
+from vitlab.evaluation.inference import mean_interval
 from vitlab.explain import explain
 from vitlab.explain.faithfulness import METRICS
 from vitlab.explain.removal import CellScorer

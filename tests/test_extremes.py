@@ -73,7 +73,7 @@ def test_figures_of_many_classes_stay_readable(classes):
     if classes == 10:  # slices are groups, of which there are at most 40
         scores = {"metrics": ("accuracy",), "replicates": 0}
         check_size(plots.plot_slices(evaluation.slice_table(predictions, ["group"], **scores)))
-        gaps = evaluation.worst_slice_table(predictions, ["group"], "accuracy", replicates=20)
+        gaps = evaluation.worst_slice_table(predictions, replicates=20)
         check_size(plots.plot_gaps(gaps))
 
 

@@ -13,44 +13,12 @@ from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.report.markdown import run_pandoc
 
 NAMES = r"""
-R&D @home
-back\slash
-*star*
-<b>bold
-[x](y.ipynb)
-_a_
-__background__
-class_01
-a|b
-# h
-`c`
-$x$ and $y$
-&amp; &#64;
-a--b---c...
-1. x
-(a) b
-- x
-: x
-~~s~~ H~2~O x^2^
-it's "q"
-{.cls}
-[^1]
-![i](j.png)
-\begin{x}
-==
-@fig-samples
-a@b.c
-x\
----
-`` ` ``
-<!-- c -->
-x_
-*a
-#. item
-Table: x
-*猫*
-1
-""".strip().splitlines()
+R&D @home ¦ back\slash ¦ *star* ¦ <b>bold ¦ [x](y.ipynb) ¦ _a_ ¦ __background__ ¦ class_01 ¦
+a|b ¦ # h ¦ `c` ¦ $x$ and $y$ ¦ &amp; &#64; ¦ a--b---c... ¦ 1. x ¦ (a) b ¦ - x ¦ : x ¦
+~~s~~ H~2~O x^2^ ¦ it's "q" ¦ {.cls} ¦ [^1] ¦ ![i](j.png) ¦ \begin{x} ¦ == ¦ @fig-samples ¦
+a@b.c ¦ x\ ¦ --- ¦ `` ` `` ¦ <!-- c --> ¦ x_ ¦ *a ¦ #. item ¦ Table: x ¦ *猫* ¦ 1
+"""
+NAMES = [name.strip() for name in NAMES.split("¦")]
 NAMES.append("line\nbreak")
 CONTEXTS = [
     "{}",
@@ -60,19 +28,8 @@ CONTEXTS = [
     "# {}",
     "| {} | b |\n|---|---|\n| {} | *{}* |",
 ]
-OPAQUE = (
-    "Math",
-    "RawInline",
-    "RawBlock",
-    "Code",
-    "Link",
-    "Image",
-    "Cite",
-    "Note",
-    "Strikeout",
-    "Superscript",
-    "Subscript",
-)
+OPAQUE = ("Math", "RawInline", "RawBlock", "Code", "Link", "Image", "Cite", "Note")
+OPAQUE += ("Strikeout", "Superscript", "Subscript")
 
 
 def read_text(node):

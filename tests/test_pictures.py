@@ -185,4 +185,4 @@ def test_odd_metadata_in_a_folder_and_in_a_hub_set(tmp_path):
     columns = {"image": [{"bytes": odd, "path": None}] * 20, "label": [0, 1] * 10}
     hugging_face.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
     data = load_dataset(f"hub:{tmp_path / 'saved'}")
-    assert not len(data.excluded) and data.read("all0000000").size == (40, 30)
+    assert not len(data.excluded) and data.read("all00000").size == (40, 30)

@@ -26,7 +26,7 @@ from vitlab.report.findings import Finding, mark_report, print_findings, read_fi
 from vitlab.report.gather import gather_report
 from vitlab.report.references import bibliography_keys
 from vitlab.report.settings import Settings
-from vitlab.run_names import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.runs import PROMISED
 
 RUNS = f"runs/{dataset_folder('toy')}"

@@ -8,16 +8,29 @@ import shutil
 import signal
 import sys
 import time
+import unicodedata
 
 import pytest
 
 from tests.child_processes import fork, reap, wait_until
 from vitlab import run_folders
 from vitlab.errors import MissingFileError, UserError
-from vitlab.run_folders import RunBusy, building_folder, is_held, list_runs, read_info
+from vitlab.run_folders import (
+    RunBusy,
+    building_folder,
+    canonical_dataset,
+    check_run_name,
+    dataset_folder,
+    is_held,
+    list_runs,
+    read_info,
+    run_name,
+    run_path,
+)
 from vitlab.run_tables import run_table
-from vitlab.runs import Run, find_runs, run_path
+from vitlab.runs import Run, find_runs
 from vitlab.training.experiment import find_or_train
+from vitlab.training.tune import study_path
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 FILES = ("a.json", "b.txt")
@@ -229,7 +242,7 @@ def test_a_folder_with_nothing_but_executed_notebooks_becomes_a_run():
 
 
 WHOLE = {"parameters": {}, "status": "done", "start_s": 1, "facts": {}}
-WRONG = ["", "[]", "{", "[" * 100_000, b"\xff\xfe\x00"]
+WRONG = ["[]", "{", "[" * 100_000, b"\xff\xfe\x00"]
 WRONG += [json.dumps(WHOLE | change) for change in ({"parameters": []}, {"files": 3})]
 WRONG += [json.dumps({"parameters": {}, "facts": {}, "start_s": 1})]
 
@@ -241,9 +254,7 @@ def test_a_run_json_that_says_something_else_is_named_and_left_out(text):
     make("old", "whole")
     bad = make("old", "bad")
     (bad.path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(
-        UserError, match=r"run\.json is damaged .*remove the folder, or run it again"
-    ):
+    with pytest.raises(UserError, match=r"run\.json is damaged .*remove it, or make it again"):
         read_info(bad.path)
     with pytest.warns(UserWarning, match=r"bad.run\.json is damaged"):
         assert [run.name for run in find_runs("digits")] == ["whole"]
@@ -258,7 +269,7 @@ def test_a_run_json_that_says_something_else_is_named_and_left_out(text):
 def test_a_folder_without_run_json_is_not_a_run(tmp_path):
     with pytest.raises(MissingFileError, match=r"holds no run\.json"):
         Run(tmp_path)
-    assert list_runs(tmp_path / "none") == list_runs(tmp_path) == []
+    assert list_runs() == list_runs("digits") == []
 
 
 def test_a_file_system_without_locks_is_no_obstacle(monkeypatch):
@@ -267,3 +278,88 @@ def test_a_file_system_without_locks_is_no_obstacle(monkeypatch):
 
     monkeypatch.setattr(run_folders.FileLock, "acquire", refuse)
     assert make("old").status == "done" and make("new").parameters["marker"] == "new"
+
+
+# names
+
+BAD_NAMES = [".", "..", "../../other", "a/b", "a\\b", "/tmp/x", ".hidden", " ", "x ", "x.", "C:"]
+BAD_NAMES += ["a\nb", "a\0b", "\udce9", 5, "n" * 201]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+def test_a_run_name_is_one_plain_folder_name_or_refused_before_anything_is_written(
+    name, reports_folder, tmp_path
+):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept.txt").touch()
+    with pytest.raises(UserError, match=r"run_name .*write one plain folder name"):
+        Run.create(name=name, dataset="digits")
+    with pytest.raises(UserError, match="study_name"):
+        study_path("digits", name)
+    assert not reports_folder.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "kept.txt"]
+
+
+@pytest.mark.parametrize("name", ["first try", "ünï_猫-1.2", "a", "n" * 200])
+def test_plain_names_are_folders(name):
+    run = Run.create(name=name, dataset="digits")
+    run.finish()
+    assert run.path.name == name == run.name and [run.name for run in find_runs("digits")] == [name]
+
+
+def test_a_made_name_is_readable_and_depends_on_every_parameter():
+    parameters = {"dataset": "elpv", "model": "hybrid_vit", "seed": 1, "epochs": 3}
+    name = run_name(parameters)
+    assert name.startswith("hybrid_vit-seed1-") and len(name.rpartition("-")[2]) == 8
+    assert name == run_name(dict(reversed(parameters.items())))
+    assert name != run_name(parameters | {"epochs": 4})
+    variant = run_name({"model": "m", "variant": "two words", "seed": 0})
+    assert variant.startswith("m-two_words-seed0-")
+    for model in ("..", ".hidden", "m" * 400, "猫", "../../x", "hf_hub:timm/some model"):
+        assert check_run_name(run_name({"model": model, "variant": "v" * 400, "seed": "s" * 400}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("folder:/data/a/b", "folder:/data/a_b"),
+        ("hub:a/b", "hub:a_b"),
+        ("folder:/twins/猫", "folder:/twins/犬"),
+        ("folder:/data/Cats", "folder:/data/cats"),
+        ("elpv", "elpv:grade"),
+        ("folder:/" + "x" * 270 + "/a", "folder:/" + "x" * 270 + "/b"),
+    ],
+)
+def test_two_data_sets_have_two_folders_and_never_see_each_others_runs(one, other):
+    assert dataset_folder(one).lower() != dataset_folder(other).lower()
+    for name in (one, other):
+        assert len(dataset_folder(name)) <= 80 and dataset_folder(name).isascii()
+    Run.create(name="same", dataset=one, model="m").finish()
+    assert find_runs(other) == []
+    Run.create(name="same", dataset=other, model="m").finish()
+    assert [run.parameters["dataset"] for run in find_runs(one)] == [one]
+
+
+def test_one_data_set_in_several_spellings_has_one_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = f"folder:{tmp_path / 'cats'}"
+    for spelling in ("folder:cats", "folder:./cats/", "folder:x/../cats", f"{whole}/"):
+        assert canonical_dataset(spelling) == whole
+        assert canonical_dataset(f"planted:{spelling}") == f"planted:{whole}"
+    for name in ("hub:a/b", "elpv:grade"):
+        assert canonical_dataset(name) == name
+    composed, decomposed = (unicodedata.normalize(form, "folder:/Käse") for form in ("NFC", "NFD"))
+    assert composed != decomposed and dataset_folder(composed) == dataset_folder(decomposed)
+    Run.create(dataset="folder:cats").finish()
+    monkeypatch.chdir("/")
+    assert find_runs("folder:cats") == [] and len(find_runs(whole)) == 1
+
+
+def test_runs_of_another_data_set_in_the_same_folder_are_not_used_and_not_replaced(monkeypatch):
+    """As if two names had the same hash."""
+    monkeypatch.setattr("vitlab.run_folders.dataset_folder", lambda dataset: "same")
+    Run.create(name="x", dataset="one").finish()
+    assert find_runs("other") == [] and len(find_runs("one")) == 1
+    with pytest.raises(UserError, match="is a run of one, not of other; nothing was written"):
+        Run.create(name="x", dataset="other")
+    assert len(find_runs("one")) == 1

@@ -1,12 +1,10 @@
-import threading
-from concurrent.futures import ThreadPoolExecutor
+"""The life of a run, and that its files are written whole."""
 
 import pandas as pd
 import pytest
 
 from vitlab.files import atomic
-from vitlab.run_names import dataset_folder
-from vitlab.run_tables import latest_runs
+from vitlab.run_folders import dataset_folder
 from vitlab.runs import Run, find_runs
 
 
@@ -58,46 +56,6 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == [
         "result.json"
     ]
-
-
-def test_two_threads_write_the_same_file_without_harm(tmp_path):
-    path, meet = tmp_path / "result.json", threading.Barrier(2, timeout=10)
-
-    def write(text):
-        with atomic(path) as temporary:
-            temporary.write_text(text)
-            meet.wait()  # both have written, neither has renamed
-
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(write, ["one", "two"]))
-    assert path.read_text() in ("one", "two") and [item.name for item in tmp_path.iterdir()] == [
-        "result.json"
-    ]
-
-
-def test_variants_are_told_apart_and_kept_from_the_usual_runs():
-    for variant, seed in (("", 0), ("smote", 0), ("focal", 1), ("focal", 0), ("smote", 0)):
-        run = Run.create(
-            name=f"run{len(find_runs('digits'))}",
-            dataset="digits",
-            model="m",
-            seed=seed,
-            variant=variant,
-        )
-        run.finish()
-    # of before there were variants
-    Run.create(name="old", dataset="digits", model="m", seed=1).finish()
-    assert [(run.title, run.parameters["seed"]) for run in latest_runs("digits")[0]] == [
-        ("m", 0),
-        ("m", 1),
-    ]
-    found, _ = latest_runs("digits", variants=True)
-    assert [(run.title, run.parameters["seed"]) for run in found] == [
-        ("m, smote", 0),
-        ("m, focal", 0),
-        ("m, focal", 1),
-    ]
-    assert found[0].name == "run4", "the newest"
 
 
 def test_a_file_that_is_cut_off_after_the_end_of_the_run_is_damage():

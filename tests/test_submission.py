@@ -15,7 +15,7 @@ from vitlab.batch import run_batch
 from vitlab.cli import app
 from vitlab.data import hash_splits
 from vitlab.report import render_report
-from vitlab.run_names import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.runs import Run, find_runs
 from vitlab.submission import make_bundle, verify_bundle
 from vitlab.submission.archive import MANIFEST

@@ -18,7 +18,8 @@ from vitlab.data import class_weights, load_dataset
 from vitlab.data.sources import DATASETS
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model
-from vitlab.runs import PROMISED, Run, find_runs, runs_folder
+from vitlab.run_folders import runs_folder
+from vitlab.runs import PROMISED, Run, find_runs
 from vitlab.training import ensure_run, fit, fit_options, predict, recipe, save_results
 from vitlab.training.average import MovingAverage
 from vitlab.training.experiment import finetune

@@ -16,16 +16,16 @@ from typer.core import TyperCommand
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.files import MACHINE, check_writable, describe_machine
 from vitlab.places import find_file, inside_project
-from vitlab.user_files import MACHINE, check_writable, describe_machine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 RUN_HELP = "A run: its folder, its name, or the beginning of its name."
 
 
 class RunCommand(TyperCommand):
-    """`vitlab run`: takes `-p NAME VALUE`, as papermill does, and shows a notebook's parameters in
-    its help.
+    """`vitlab run`: takes `-p NAME VALUE`, as papermill does, or `-p NAME=VALUE`, and shows a
+    notebook's parameters in its help.
 
     Typer has no repeated option of two values; they travel as one, NAME=VALUE."""
 
@@ -35,8 +35,9 @@ class RunCommand(TyperCommand):
         for word in words:
             joined.append(word)
             if word in ("-p", "--parameter"):
-                pair = (next(words, None), next(words, None))
-                joined.append("=".join(part for part in pair if part is not None))
+                name = next(words, "")
+                value = None if "=" in name else next(words, None)
+                joined.append(name if value is None else f"{name}={value}")
         return super().parse_args(ctx, joined)
 
     def format_help(self, ctx, formatter):
@@ -66,7 +67,9 @@ def main(
         raise typer.Exit
 
 
-@app.command(cls=RunCommand, epilog="Example: vitlab run 03_finetune -p dataset digits")
+@app.command(
+    cls=RunCommand, epilog="Example: vitlab run 03_finetune -p dataset digits -p mixup 0.2"
+)
 def run(
     notebook: Annotated[Path, Argument(help="A notebook, by path or name (03_finetune).")],
     parameter: Annotated[

@@ -11,10 +11,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlab.data.folder import CLASS_FILE
+from vitlab.data.local import CLASS_FILE
 from vitlab.errors import UserError
+from vitlab.files import fill_folder
 from vitlab.places import CHECKOUT
-from vitlab.user_files import fill_folder
 
 COPIED = (
     "notebooks/*.ipynb",

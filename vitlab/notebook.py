@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.files import read_text
 from vitlab.markup import JUPYTER_ONLY, code
 from vitlab.places import project_root
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.training.options import OPTIONS, TRAINS, format_options, spread_options
-from vitlab.user_files import read_text
 
 # that an annotation in the parameters cell may name
 TYPES = ("int", "float", "str", "bool", "list", "dict", "None")

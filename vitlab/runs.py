@@ -23,23 +23,20 @@ from pathlib import Path
 import pandas as pd
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import atomic, find_damage, write_json
+from vitlab.files import atomic, find_damage, read_json, write_json
 from vitlab.markup import html_facts
-from vitlab.places import project_root, reports_dir
+from vitlab.places import project_root
 from vitlab.run_folders import (
     building_folder,
+    canonical_dataset,
     hold,
     let_go,
     list_runs,
     read_info,
+    read_status,
     recover,
     replace_run,
-)
-from vitlab.run_names import (
-    canonical_dataset,
-    check_run_name,
-    dataset_folder,
-    run_name,
+    run_path,
 )
 
 # The files that a notebook must leave in its run. A run is a result only while the files of 03 are
@@ -62,29 +59,10 @@ PACKAGES = ("vitlab", "torch", "timm", "accelerate", "scikit-learn", "pandas", "
 
 def read_batch(path: Path) -> dict:
     """The content of a batch.json. UserError for a damaged one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
-            raise UserError("it holds no tasks")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to run the batch anew") from error
+    content = read_json(path)
+    if not isinstance(content.get("tasks"), list):
+        raise UserError(f"{path} is damaged (it holds no tasks); remove it, or make it again")
     return content
-
-
-def runs_folder(dataset: str) -> Path:
-    """The folder that holds the runs of a data set, whether it is there or not."""
-    return reports_dir() / "runs" / dataset_folder(dataset)
-
-
-def run_path(*, name: str = "", **parameters) -> Path:
-    """The folder of the run of these parameters, whether it is there or not. UserError unless the
-    name is a plain folder name.
-    """
-    if "dataset" not in parameters:
-        raise UserError("a run needs at least the parameter dataset=")
-    return runs_folder(parameters["dataset"]) / (
-        check_run_name(name) if name else run_name(parameters)
-    )
 
 
 class Run:
@@ -126,15 +104,15 @@ class Run:
             "facts": {},
         }
         hold(path)
-        if _status(path) == "done":
+        if read_status(path) == "done":
             folder = building_folder(path)
         else:
             folder = path
             shutil.rmtree(building_folder(path), ignore_errors=True)  # its finished run is gone
-        kept = {"notebooks"} | ({"checkpoints"} if _was_broken_off(folder, info) else set())
-        for old in folder.iterdir() if folder.is_dir() else ():
-            if old.name not in kept:
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        kept = {"notebooks"}
+        if _was_broken_off(folder, info):
+            kept.add("checkpoints")
+        _empty(folder, kept)
         write_json(folder / "run.json", info)
         return cls(folder)
 
@@ -194,7 +172,20 @@ class Run:
         """What runs of different models share: the seed, and how the images were split unless at
         random.
         """
-        return describe_draw(self.parameters)
+        parts = [str(self.seed)]
+        if self.parameters.get("folds"):
+            parts.append(f"fold {self.parameters.get('fold') or 0} of {self.parameters['folds']}")
+        if self.parameters.get("split_by"):
+            parts.append(f"by {self.parameters['split_by']}")
+        return ", ".join(parts)
+
+    @property
+    def seed(self) -> int:
+        return self.parameters.get("seed", 0)
+
+    @property
+    def model(self) -> str:
+        return str(self.parameters.get("model", ""))
 
     @property
     def variant(self) -> str:
@@ -204,7 +195,7 @@ class Run:
     @property
     def title(self) -> str:
         """The model, and the variant where there is one."""
-        return ", ".join(filter(None, (str(self.parameters.get("model", "")), self.variant)))
+        return ", ".join(filter(None, (self.model, self.variant)))
 
     @property
     def status(self) -> str:
@@ -278,7 +269,7 @@ class Run:
             temporary.write_text(content, encoding="utf-8")
 
     def read_json(self, file: str) -> dict:
-        return json.loads((self.path / file).read_text(encoding="utf-8"))
+        return read_json(self.path / file)
 
     def files(self) -> list[str]:
         return sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
@@ -298,17 +289,6 @@ class Run:
         return f"Run({self.name}, {self.status}, {given})"
 
 
-def describe_draw(parameters: dict) -> str:
-    """The draw of a run of these parameters: its seed, fold and way of splitting, in words."""
-    split_by, folds, fold = (parameters.get(name) for name in ("split_by", "folds", "fold"))
-    parts = [
-        str(parameters.get("seed", 0)),
-        f"fold {fold or 0} of {folds}" if folds else "",
-        f"by {split_by}" if split_by else "",
-    ]
-    return ", ".join(filter(None, parts))
-
-
 def find_runs(dataset: str, status: str = "done", **parameters) -> list[Run]:
     """The runs of a data set with this status and these parameter values, oldest first.
 
@@ -324,7 +304,7 @@ def read_runs(dataset: str, status: str, parameters: dict) -> tuple[list[Run], l
     """`find_runs`, with sentences about the runs left out instead of warnings."""
     wanted = canonical_dataset(dataset)
     runs, problems = [], []
-    for path in list_runs(runs_folder(dataset)):
+    for path in list_runs(dataset):
         try:
             run = Run(path)
         except UserError as error:
@@ -359,33 +339,23 @@ def peak_memory_mb() -> int:
 def _check_replaceable(path: Path, dataset: str) -> None:
     """UserError where the folder of a new run holds anything but a run of this data set."""
     problem = ""
-    if path.is_symlink():
-        problem = "is a symbolic link"
-    elif path.exists() and not path.is_dir():
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         problem = "is not a folder"
-    elif path.is_dir() and not (path / "run.json").is_file():
-        # a batch makes that one first
-        others = sorted(item.name for item in path.iterdir() if item.name != "notebooks")
-        problem = f"is not a run, but holds {', '.join(others[:3])}" if others else ""
-    elif path.is_dir():
+    elif (path / "run.json").is_file():
         try:
             found = Run(path).dataset
         except UserError:  # damaged, in the folder of this data set
             return
-        problem = (
-            f"is a run of {found}, not of {dataset}" if found != canonical_dataset(dataset) else ""
-        )
+        if found != canonical_dataset(dataset):
+            problem = f"is a run of {found}, not of {dataset}"
+    elif path.is_dir():
+        # a batch makes the folder notebooks first
+        others = sorted(item.name for item in path.iterdir() if item.name != "notebooks")
+        problem = f"is not a run, but holds {', '.join(others[:3])}" if others else ""
     if problem:
         raise UserError(
             f"{path} {problem}; nothing was written. Choose another run_name, or move it away"
         )
-
-
-def _status(path: Path) -> str:
-    try:
-        return read_info(path)["status"]
-    except UserError:
-        return ""
 
 
 def _was_broken_off(path: Path, info: dict) -> bool:
@@ -394,10 +364,20 @@ def _was_broken_off(path: Path, info: dict) -> bool:
         before = read_info(path)
     except UserError:
         return False
-    same = json.loads(
-        json.dumps({key: info[key] for key in ("parameters", "versions", "commit")}, default=str)
-    )
+    same = {key: info[key] for key in ("parameters", "versions", "commit")}
+    same = json.loads(json.dumps(same, default=str))
     return before["status"] != "done" and {key: before.get(key) for key in same} == same
+
+
+def _empty(folder: Path, kept: set[str]) -> None:
+    """Remove what a folder holds, except the names in `kept`."""
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if old.name in kept:
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 def list_versions() -> dict[str, str]:

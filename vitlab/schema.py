@@ -26,10 +26,10 @@ class DataBundle:
     """A labelled image set. Images stay on disk (or in their archive) until `read` is called.
 
     samples: one row per image with SAMPLE_COLUMNS; `label` is a class name, `source` the location.
-        Further columns (a defect probability, a grade) may follow.
+        Further columns (a defect probability, a patient) may follow.
     read: sample_id -> decoded image in its own size; 8-bit grey where its values are deeper.
     excluded: images left out, with columns sample_id, source, reason.
-    version: changes when the data changes; batches use it to find what is out of date.
+    version: changes when the data changes.
     coarser: name of a coarser task -> coarse class of each class.
     flip: whether mirrored images still belong to the set: False for digits, text, upright objects.
     find_range: gives `value_range`; the images are measured at the first call.

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pretraining.recipe import Recipe
-from vitlab.runs import atomic
+from vitlab.files import atomic
 
 NAME = "vit_tiny_vitlab"
 

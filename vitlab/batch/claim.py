@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
-from vitlab.runs import write_json
+from vitlab.files import write_json
 
 LOCK, CLAIM = "lock", "claim.json"
 # seconds for others that look and claim at the same time; it takes each of them a moment

@@ -38,8 +38,8 @@ from vitlab.batch.probe import describe_vitlab, probe_worker
 from vitlab.batch.progress import Board
 from vitlab.batch.workers import Workers, describe_resources, probe_workers
 from vitlab.errors import UserError
+from vitlab.files import read_yaml
 from vitlab.registry import unknown
-from vitlab.user_files import read_yaml
 
 CLUSTERS = {
     "slurm": "dask_jobqueue:SLURMCluster",

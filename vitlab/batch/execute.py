@@ -30,9 +30,9 @@ from papermill.iorw import write_ipynb
 
 from vitlab.batch.limits import Limits, Stopped, Watch, read_peak_mb
 from vitlab.errors import UserError
+from vitlab.files import atomic
 from vitlab.kernels import WarmProcess
 from vitlab.notebook import read_cells
-from vitlab.runs import atomic
 
 # in IPython's traceback, the cell's own line comes first; the other form is that of UserError
 CELL_LINE = re.compile(r"(?:Cell In\[\d+\], |^\w+ \()line (\d+)")

@@ -45,11 +45,11 @@ from typing import Any
 
 from vitlab.batch.limits import Limits, read_limits
 from vitlab.errors import MissingFileError, UserError
+from vitlab.files import read_yaml
 from vitlab.notebook import fit_parameters, notebook_options, notebook_parameters, read_cells
 from vitlab.registry import unknown
-from vitlab.runs import dataset_folder, run_name
+from vitlab.run_folders import dataset_folder, run_name
 from vitlab.training.options import spread_options
-from vitlab.user_files import read_yaml
 
 BATCH_KEYS = ["title", "parameters", "grid", "chain", "limits"]
 STEP_KEYS = ["notebook", "grid", "parameters", "limits", "resources"]

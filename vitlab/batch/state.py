@@ -10,9 +10,10 @@ from typing import Any
 from vitlab.batch.fingerprint import describe_changes, describe_runs, find_dataset
 from vitlab.batch.plan import Batch, Task
 from vitlab.errors import UserError
-from vitlab.files import find_damage
+from vitlab.files import find_damage, write_json
+from vitlab.places import project_root, reports_dir
 from vitlab.run_folders import read_info
-from vitlab.runs import PROMISED, project_root, read_batch, reports_dir, write_json
+from vitlab.runs import PROMISED, read_batch
 
 OUTCOME = {
     "status": "pending",

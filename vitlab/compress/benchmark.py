@@ -13,7 +13,7 @@ import pandas as pd
 from vitlab.compress.losses import loss_p_value, measure_agreement, measure_miscalibration
 from vitlab.errors import MissingFileError, UserError
 from vitlab.evaluation.metrics import metrics_table
-from vitlab.evaluation.paired import paired_table
+from vitlab.evaluation.pairwise import pairwise_table
 
 METRIC = "balanced_accuracy"
 MARGIN = 0.02  # of the metric: what some 500 images can show; half a point would need thousands
@@ -68,7 +68,8 @@ def benchmark_table(
         row |= {"value": score["value"], "low": score["low"], "high": score["high"]}
         gap = {"difference": 0.0, "low": 0.0, "high": 0.0}
         if name != names[0]:
-            gap = paired_table(first, own, (names[0], name), [METRIC], **settings).iloc[0]
+            pair = {names[0]: {0: first}, name: {0: own}}
+            gap = pairwise_table(pair, METRIC, **settings).iloc[0]
         row |= {"change": gap["difference"], "change_low": gap["low"], "change_high": gap["high"]}
         row |= zip(
             ("agreement", "agreement_low", "agreement_high"),

@@ -9,9 +9,10 @@ import pandas as pd
 
 from vitlab.compress.sidecar import read_sidecar, sidecar_path
 from vitlab.errors import UserError
+from vitlab.evaluation.calibration import calibrate, find_temperature
 from vitlab.evaluation.conformal import find_limits
-from vitlab.evaluation.recalibration import calibrate
-from vitlab.runs import write_json
+from vitlab.evaluation.scores import read_scores
+from vitlab.files import write_json
 from vitlab.schema import check_predictions
 
 
@@ -56,14 +57,9 @@ def find_calibration(predictions: pd.DataFrame, alpha: float = 0.1, seed: int = 
         calibrated = calibrate(
             val.assign(split=np.where(for_temperature, "val", "test")), "temperature"
         )
-        logits = [f"logit_{name}" for name in classes]
-        before, after = (
-            np.linalg.norm(table.loc[for_temperature, logits].to_numpy(float))
-            for table in (val, calibrated)
-        )
-        temperature = float(before / after) if after > 0 else 1.0
+        temperature = find_temperature(read_scores(val[for_temperature], "val"))
         rest = calibrated[~for_temperature].assign(split="val")
-    limits, _ = find_limits(rest, alpha, by_class=True)
+    limits = find_limits(read_scores(rest, "val"), alpha)
     noted = {
         name: float(limit) if np.isfinite(limit) else None
         for name, limit in zip(classes, limits, strict=True)

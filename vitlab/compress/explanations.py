@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import mean_interval
+from vitlab.evaluation.inference import mean_interval
 from vitlab.explain.methods import explain
 from vitlab.explain.similarity import compare_maps
 from vitlab.schema import ModelBundle

@@ -11,8 +11,9 @@ import pandas as pd
 from scipy.stats import norm
 
 from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
-from vitlab.evaluation.calibration import binned_error, confidence_of, wilson_interval
-from vitlab.evaluation.paired import read_pair
+from vitlab.evaluation.calibration import binned_error
+from vitlab.evaluation.inference import wilson_interval
+from vitlab.evaluation.pairwise import read_pair
 from vitlab.evaluation.scores import Scores
 from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices
 
@@ -36,7 +37,7 @@ def drop_table(
     of fewer than 10 images have no numbers, and the note says so."""
     scores_before, scores_after, rows = read_pair(before, after, NAMES, "test")
     right = _find_right(scores_before, scores_after)
-    _, parts = split_slices(before, by, "test")
+    parts = split_slices(before, by)
     everything = np.ones(len(rows), dtype=bool)
     table = []
     for (column, name), inside in {("", "all"): everything, **parts}.items():
@@ -89,7 +90,9 @@ def measure_miscalibration(
 
     Replicates are shifted to have the change as their mean, because resampling inflates both errors
     by different amounts."""
-    first, second = (confidence_of(scores) for scores in read_pair(before, after, NAMES, split)[:2])
+    first, second = (
+        (scores.confidence, scores.right) for scores in read_pair(before, after, NAMES, split)[:2]
+    )
     count = len(first[0])
 
     def measure(weights: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 from vitlab.compress.benchmark import EVEN, LEVEL, MARGIN
 from vitlab.compress.processor import read_instructions
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct_holm
+from vitlab.evaluation.inference import correct_holm
 
 
 def choose_variant(validation: pd.DataFrame) -> str:

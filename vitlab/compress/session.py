@@ -109,7 +109,7 @@ class OnnxClassifier:
         """Whether each class is in the conformal set of each image: (N, num_classes), True or
         False; a set may be empty.
 
-        The limits were found by `vitlab.evaluation.conformal_sets` on the validation split, as was
+        The limits were found by `vitlab.evaluation.conformal` on the validation split, as was
         the temperature."""
         if self.limits is None:
             raise UserError(

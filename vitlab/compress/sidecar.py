@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.runs import atomic, write_json
+from vitlab.files import atomic, write_json
 from vitlab.schema import Transform
 
 FIELDS = (

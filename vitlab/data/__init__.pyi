@@ -1,4 +1,4 @@
-from . import sentences as sentences
+from . import card as card
 from .balance import (
     add_synthetic as add_synthetic,
     class_weights as class_weights,
@@ -13,12 +13,6 @@ from .datasets import (
     data_version as data_version,
     load_dataset as load_dataset,
 )
-from .duplicates import (
-    clean_test_ids as clean_test_ids,
-    cluster_table as cluster_table,
-    cluster_test_images as cluster_test_images,
-    near_duplicate_table as near_duplicate_table,
-)
 from .loading import (
     ImageDataset as ImageDataset,
     build_augmentation as build_augmentation,
@@ -30,7 +24,11 @@ from .loading import (
 )
 from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
 from .quality import (
+    clean_test_ids as clean_test_ids,
+    cluster_table as cluster_table,
+    cluster_test_images as cluster_test_images,
     image_table as image_table,
+    near_duplicate_table as near_duplicate_table,
     quality_summary as quality_summary,
     quality_table as quality_table,
     worst_images as worst_images,

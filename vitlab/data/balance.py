@@ -18,7 +18,6 @@ from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 
 SCHEMES = ("none", "balanced", "effective")
-KINDS = ("none", "fourier")
 # half-width of the swapped square of low frequencies, as a share of the image's shorter side
 BETA = 0.01
 
@@ -38,11 +37,10 @@ def class_weights(
     """
     if scheme not in SCHEMES:
         raise UserError(unknown("class weights", scheme, list(SCHEMES)))
-    if not 0 <= beta < 1:
-        raise UserError(
-            f"beta of the effective number must be from 0 to below 1, such as 0.999; it is {beta}"
-        )
     counts = count_classes(labels, classes)
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if absent:
+        raise UserError(f"no class weights: there is no label of the classes {', '.join(absent)}")
     if scheme == "none":
         return np.ones(len(classes))
     effective = counts if scheme == "balanced" else (1 - beta**counts) / (1 - beta)
@@ -57,17 +55,14 @@ def rare_classes(labels: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def count_classes(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Samples of each class, in the order of `classes`; UserError when one has none."""
-    labels = np.asarray(labels).astype(str)
-    absent = sorted(set(classes) - set(labels))
-    if absent:
-        raise UserError(f"no class weights: there is no label of the classes {', '.join(absent)}")
-    return np.array([(labels == name).sum() for name in classes])
+    """Samples of each class, in the order of `classes`."""
+    counts = pd.Series(np.asarray(labels, dtype=object)).value_counts()
+    return counts.reindex(list(classes), fill_value=0).to_numpy()
 
 
 def add_synthetic(data: DataBundle, kind: str, share: float = 0.5, seed: int = 0) -> DataBundle:
-    """The data with synthetic images in train, which bring every smaller class up to `share` of the
-    largest one's size.
+    """The data with synthetic images in train, which bring every smaller class up to `share` (from
+    0 to 1) of the largest one's size.
 
     kind "fourier": an image of the class whose lowest frequencies get the amplitude of another
     training image of the same group, of any class (FDA, arXiv 2004.05498): other lighting, the same
@@ -77,22 +72,18 @@ def add_synthetic(data: DataBundle, kind: str, share: float = 0.5, seed: int = 0
     Further columns of `samples`: synthetic (bool), made_from and made_with (sample_ids; empty for
     real images). A synthetic row takes all else from made_from; sample_id is
     `<made_from>~fourier-<number>`, source begins with `synthetic:`."""
-    if kind not in KINDS:
-        raise UserError(unknown("kind of synthetic images", kind, list(KINDS)))
-    if not 0 < share <= 1:
-        raise UserError(
-            f"share={share} of the largest class is no share; write a number above 0, up to 1"
-        )
+    if kind not in ("none", "fourier"):
+        raise UserError(unknown("kind of synthetic images", kind, ["none", "fourier"]))
     if kind == "none":
         return data
     train = data.split("train")
-    sizes = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
+    sizes = train["label"].value_counts()
+    generator = np.random.default_rng(derive_seed(seed, "synthetic"))
     rows = []
     for name in data.classes:
-        missing = int(share * sizes.max()) - sizes[name]
+        missing = int(share * sizes.max()) - sizes.get(name, 0)
         if missing > 0:
-            class_seed = derive_seed(seed, "synthetic", kind, name)
-            rows += _choose_pairs(data.name, train, name, missing, class_seed)
+            rows += _choose_pairs(data.name, train, name, missing, generator)
     real = data.samples.assign(synthetic=False, made_from="", made_with="")
     samples = pd.concat([real, pd.DataFrame(rows)], ignore_index=True)[list(real.columns)]
     pairs = {row["sample_id"]: (row["made_from"], row["made_with"]) for row in rows}
@@ -146,30 +137,25 @@ def swap_amplitude(image: np.ndarray, style: np.ndarray, beta: float = BETA) -> 
 
 
 def _choose_pairs(
-    dataset: str, train: pd.DataFrame, label: str, number: int, seed: int
+    dataset: str, train: pd.DataFrame, label: str, number: int, generator: np.random.Generator
 ) -> list[dict]:
-    """So many rows of synthetic images of a class. Its images take turns as the first of a pair,
-    each with new partners of its group.
+    """So many rows of synthetic images of a class. Its images take turns as the first of a pair;
+    the second is drawn from all others of the same group.
     """
-    generator = np.random.default_rng(seed)
-    by_group = {group: part["sample_id"].to_numpy() for group, part in train.groupby("group")}
+    groups = {group: part["sample_id"].to_numpy() for group, part in train.groupby("group")}
     own = train[train["label"] == label]
-    own = own[own["group"].map(lambda group: len(by_group[group]) > 1)]
+    own = own[own["group"].map(lambda group: len(groups[group]) > 1)]
     if own.empty:
         raise UserError(
             f"synthetic='fourier' needs a second training image in the group of an image of class"
             f" {label!r} of {dataset}; write synthetic='none'"
         )
     own = own.sample(frac=1, random_state=generator).to_dict("records")
-    waiting: dict[str, list] = {}
     rows = []
     for turn in range(number):
         base = own[turn % len(own)]
-        first = base["sample_id"]
-        if not waiting.get(first):
-            others = generator.permutation(by_group[base["group"]])
-            waiting[first] = [other for other in others if other != first]
-        second = waiting[first].pop()
+        first, group = base["sample_id"], groups[base["group"]]
+        second = generator.choice(group[group != first])
         made = {
             "sample_id": f"{first}~fourier-{turn // len(own) + 1}",
             "source": f"synthetic:fourier of {first} with {second}",

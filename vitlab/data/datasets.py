@@ -7,20 +7,19 @@ from functools import lru_cache, partial
 
 import pandas as pd
 
-from vitlab.data import builtin, external, folder, planted  # noqa: F401  (this registers them)
+from vitlab.data import external, local, planted  # noqa: F401  (this registers them)
 from vitlab.data.balance import drop_synthetic
-from vitlab.data.duplicates import cluster_table, near_duplicate_table
+from vitlab.data.quality import cluster_table, near_duplicate_table
 from vitlab.data.reading import check_images, find_range, read_scaled
 from vitlab.data.sources import (
     DATASETS,
     DERIVED,
     EXCLUDED_COLUMNS,
-    NOT_CHOSEN,
     VERSIONS,
     Source,
     split_derived,
 )
-from vitlab.data.splits import check_class_sizes, complete_splits, split_fold
+from vitlab.data.splits import check_class_sizes, draw_splits
 from vitlab.errors import UserError
 from vitlab.registry import unknown
 from vitlab.schema import SAMPLE_COLUMNS, SPLITS, DataBundle, check_samples
@@ -111,7 +110,7 @@ def load_dataset(
 
 
 def _check_and_split(
-    source, name, seed, split_by, folds, fold
+    source: Source, name: str, seed: int, split_by: str, folds: int, fold: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     # before the images are decoded, and again without the unreadable
     check_class_sizes(source.samples, source.classes, name)
@@ -128,23 +127,24 @@ def _check_and_split(
     reasons = checked.unreadable["reason"].value_counts()
     where = f"{name} without {reasons.sum()} images ({reasons.index[0]})" if len(reasons) else name
     check_class_sizes(table, source.classes, where)
-    groups = None
     if split_by == "cluster":
         table = table.assign(cluster=table["sample_id"].map(_find_clusters(source)))
-    if split_by:
-        if split_by not in table or split_by in NO_GROUPS:
-            choices = ["cluster", *(column for column in table if column not in NO_GROUPS)]
-            raise UserError(unknown(f"column of {name} to split by", split_by, choices))
-        groups = table[split_by]
+    if split_by and (split_by not in table or split_by in NO_GROUPS):
+        choices = ["cluster", *(column for column in table if column not in NO_GROUPS)]
+        raise UserError(unknown(f"column of {name} to split by", split_by, choices))
     if folds and "split" in table:
         raise UserError(
             f"{name} comes with its own test split, which folds would mix with the rest; write"
             " folds=0"
         )
-    if folds:
-        split = split_fold(table, fold, folds, seed=seed, strata=source.strata, groups=groups)
-    else:
-        split = complete_splits(table, seed=seed, strata=source.strata, groups=groups)
+    split = draw_splits(
+        table,
+        seed=seed,
+        strata=source.strata,
+        groups=table[split_by] if split_by else None,
+        folds=folds,
+        fold=fold,
+    )
     table = table.assign(split=split)
     _check_every_split(table, source, name, f"seed={seed}, split_by={split_by!r}, folds={folds}")
     return table, checked.unreadable
@@ -158,12 +158,10 @@ def _readable(source: Source) -> pd.DataFrame:
 
 
 def _check_every_split(table: pd.DataFrame, source: Source, name: str, drawn: str) -> None:
-    counts = pd.crosstab(table["label"], table["split"]).reindex(
-        index=list(source.classes), columns=list(SPLITS), fill_value=0
-    )
     given = set(source.samples["split"]) if "split" in source.samples else set()
     for split in SPLITS:
-        empty = ", ".join(map(repr, counts.index[counts[split] == 0]))
+        there = set(table["label"][table["split"] == split])
+        empty = ", ".join(repr(label) for label in source.classes if label not in there)
         if empty and split in given:
             raise UserError(
                 f"{name} comes with its own split {split}, which holds no readable image of the"
@@ -195,7 +193,8 @@ def _adopt_splits(
             f" {strange.iloc[0]!r}; was it made from other data, or did files move?"
         )
     table = samples[["sample_id", "split"]].merge(own, on="sample_id", how="left")
-    rest = own[~own["sample_id"].isin(table["sample_id"])].assign(reason=NOT_CHOSEN)
+    rest = own[~own["sample_id"].isin(table["sample_id"])]
+    rest = rest.assign(reason="not in the table given as samples=")
     return table, rest[list(EXCLUDED_COLUMNS)]
 
 

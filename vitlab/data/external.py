@@ -1,4 +1,4 @@
-"""hub:NAME and torchvision:NAME, image sets that come as numbered rows with their own splits.
+"""torchvision:NAME and hub:NAME, image sets that come as numbered rows with their own splits.
 
 `hub:owner/name` comes from the Hugging Face hub through `datasets`, `hub:PATH` from a folder
 written by `save_to_disk`. torchvision's files lie in reports/cache/datasets, or in $VITLAB_DATA, in
@@ -8,92 +8,77 @@ error. Images are decoded one by one when they are asked for."""
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
-import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
-from vitlab.data.folder import SPLIT_FOLDERS
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, VERSIONS, Source
+from vitlab.data.local import NO_LABEL, SPLIT_NAMES
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, VERSIONS, Reader, Source
 from vitlab.errors import MissingFileError, UserError
 from vitlab.pictures import open_picture
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
 
+TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 NETWORK_TIMEOUT_S = 10  # for an answer of the server; a long download is allowed
-SAMPLE_ID = re.compile(r"(.+?)(\d{5,})", re.ASCII)  # split and number: train00017
-SPLIT_NAMES = SPLIT_FOLDERS | {"dev": "val"}
-OTHER_SPLIT, NO_LABEL = "its split is none of train, validation, test", "it has no label"
-AT_HAND = "At hand without a network are elpv, digits and folder:PATH."
+OTHER_SPLIT = "its split is none of train, validation, test"
+AT_HAND = "At hand without a network are elpv, digits, folder:PATH and csv:FILE."
 
-HUB_OPTIONS = ("image", "label", "group", "config", "revision")
 # save_to_disk writes one of these into every folder
 SAVED = ("state.json", "dataset_dict.json")
 HUB_HELP = "Write hub:owner/name, or hub:PATH with a folder that save_to_disk has written"
-Options = tuple[tuple[str, str], ...]  # hashable, for the cache
+SAVE_HELP = 'Write datasets.load_dataset(NAME, CONFIG).save_to_disk("FOLDER"), then hub:FOLDER.'
 
 
-def make_table(name: str, parts: Mapping[str, tuple[Sequence[str], Any]]) -> pd.DataFrame:
-    """The samples of numbered rows: sample_id, label, group, source, split, reason.
+def numbered_source(
+    name: str,
+    labels: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str] | str],
+    open_row: Callable[[tuple[str, int]], Image.Image],
+    **facts,
+) -> Source:
+    """The source of a set whose images are rows of named parts: row 17 of train is train00017.
 
-    parts: the set's own split names -> labels ("" for none) and groups (one for each row, or one
-    for all). reason: why a row cannot be used, or empty. A single part gets the split ""."""
-    tables = []
-    for part, (labels, groups) in parts.items():
-        rows = range(len(labels))
-        table = pd.DataFrame(
-            {
-                "sample_id": [f"{part}{row:05d}" for row in rows],
-                "label": labels,
-                "group": groups,
-                "source": [f"{name}, {part}, row {row}" for row in rows],
-            }
-        )
-        table["split"] = "" if len(parts) == 1 else SPLIT_NAMES.get(part.lower(), OTHER_SPLIT)
+    labels: part -> the label of each row, "" for none. groups: part -> one for each row, or one for
+    all. open_row: the image of (part, row). facts: the other fields of Source. Parts called train,
+    val or test are splits, a single part has none. Rows of another part or without a label are
+    excluded."""
+    tables, places = [], {}
+    for part in labels:
+        rows = range(len(labels[part]))
+        ids = [f"{part}{row:05d}" for row in rows]
+        places.update({sample_id: (part, row) for sample_id, row in zip(ids, rows, strict=True)})
+        table = pd.DataFrame({"sample_id": ids, "label": labels[part], "group": groups[part]})
+        table["source"] = [f"{name}, {part}, row {row}" for row in rows]
+        table["split"] = SPLIT_NAMES.get(part.lower(), "")
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    if len(parts) > 1 and "train" not in set(table["split"]):
+    if len(labels) > 1 and "train" not in set(table["split"]):
         raise UserError(
-            f"{name} has the splits {', '.join(parts)}, none of them train; save it with one called"
-            " train"
+            f"{name} has the splits {', '.join(labels)}, none of them train; save it with one"
+            " called train"
         )
-    no_label = np.where(table["label"] == "", NO_LABEL, "")
-    return table.assign(reason=np.where(table["split"] == OTHER_SPLIT, OTHER_SPLIT, no_label))
-
-
-def build_source(table: pd.DataFrame, **facts) -> Source:
-    """The source of a `make_table`; facts: the other fields of Source."""
+    table["reason"] = np.where(table["label"] == "", NO_LABEL, "")
+    if len(labels) == 1:
+        table = table.drop(columns="split")
+    else:
+        table.loc[table["split"] == "", "reason"] = OTHER_SPLIT
     used = table["reason"] == ""
-    samples = table[used].drop(columns="reason").reset_index(drop=True)
     return Source(
-        samples=samples if samples["split"].all() else samples.drop(columns="split"),
+        samples=table[used].drop(columns="reason").reset_index(drop=True),
         excluded=table.loc[~used, list(EXCLUDED_COLUMNS)].reset_index(drop=True),
+        read=Reader(places, open_row),
         **facts,
     )
-
-
-def find_row(name: str, sample_id: str, parts: Mapping[str, Sequence]) -> tuple[str, int]:
-    """The part and the row of a sample_id."""
-    found = SAMPLE_ID.fullmatch(sample_id)
-    if not found or found[1] not in parts or int(found[2]) >= len(parts[found[1]]):
-        first = next(iter(parts))
-        raise UserError(
-            f"unknown sample_id {sample_id!r}; those of {name} are like {first}00000 and"
-            f" {first}00017"
-        )
-    return found[1], int(found[2])
 
 
 # torchvision
@@ -101,23 +86,24 @@ def find_row(name: str, sample_id: str, parts: Mapping[str, Sequence]) -> tuple[
 
 @DATASETS.register(name="torchvision:")
 def torchvision_set(name: str = "") -> Source:
-    """The class NAME of torchvision.datasets, such as CIFAR10, with its own test part.
+    """The class NAME of torchvision.datasets, one of TORCHVISION, with its own test part.
 
-    UserError for a NAME that does not exist or has no classes; MissingFileError where files are
-    missing and cannot be downloaded."""
-    _find_class(name)
-    parts = {split: _load_torchvision(name, data_folder(), split) for split in ("train", "test")}
-    classes = _torchvision_classes(parts["train"])
+    MissingFileError where files are missing and cannot be downloaded."""
+    _check_torchvision(name)
+    parts = {part: _load_torchvision(name, data_folder(), part) for part in ("train", "test")}
+    classes = tuple(map(str, getattr(parts["train"], "classes", range(10))))
     labels = {
-        split: ([classes[target] for target in np.asarray(part.targets)], "all")
-        for split, part in parts.items()
+        part: [classes[target] for target in np.asarray(images.targets)]
+        for part, images in parts.items()
     }
-    return build_source(
-        make_table(f"torchvision.datasets.{name}", labels),
+    return numbered_source(
+        f"torchvision.datasets.{name}",
+        labels,
+        dict.fromkeys(parts, "all"),
+        partial(_open_torchvision, parts),
         location=f"{data_folder().absolute()} {name}",
         version=torchvision_version(name),
         classes=classes,
-        read=partial(_read_torchvision, name, data_folder()),
         licence="see the source",
         citation=f"https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.{name}.html",
         flip=False,  # characters, and objects that stand upright
@@ -129,7 +115,7 @@ def torchvision_version(name: str = "") -> str:
     """Changes with the set and with torchvision, which holds the checksums of the files; nothing is
     read or downloaded.
     """
-    _find_class(name)
+    _check_torchvision(name)
     return f"torchvision {version('torchvision')} {name}"
 
 
@@ -139,41 +125,28 @@ def data_folder() -> Path:
     return Path(folder).expanduser() if folder else reports_dir() / "cache" / "datasets"
 
 
-def set_names() -> list[str]:
-    """The sets of torchvision that work here: made with (root, train, download) and labelled."""
-    from torchvision import datasets  # takes seconds to import
-
-    def is_usable(name: str) -> bool:
-        arguments = inspect.signature(getattr(datasets, name)).parameters
-        needed = {key for key, argument in arguments.items() if argument.default is argument.empty}
-        # Kitti has boxes around objects instead of classes
-        return needed == {"root"} and {"train", "download"} <= set(arguments) and name != "Kitti"
-
-    return [name for name in datasets.__all__ if is_usable(name)]
-
-
-def _find_class(name: str) -> type:
-    from torchvision import datasets
-
-    names = set_names()
-    if name not in names:
-        raise UserError(unknown("image set of torchvision", name, names, "Write torchvision:NAME."))
-    return getattr(datasets, name)
+def _check_torchvision(name: str) -> None:
+    if name not in TORCHVISION:
+        advice = "Write torchvision:NAME."
+        raise UserError(unknown("image set of torchvision", name, list(TORCHVISION), advice))
 
 
 @lru_cache(maxsize=8)
-def _load_torchvision(name: str, folder: Path, split: str) -> Any:
+def _load_torchvision(name: str, folder: Path, part: str) -> Any:
     """The torchvision dataset of one part, its arrays in memory; downloaded where files miss."""
-    build = partial(_find_class(name), folder, train=split == "train")
+    from torchvision import datasets  # takes seconds to import
+
+    build = partial(getattr(datasets, name), folder, train=part == "train")
     try:
         return build(download=False)
     # missing, incomplete, or on its way in another process: each set raises something else
     except Exception:
         pass
+    before = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # notebooks side by side download once
-        with FileLock(folder / f".{name}.lock"), _network_timeout():
+        socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
+        with FileLock(folder / f".{name}.lock"):  # notebooks side by side download once
             return build(download=True)
     except Exception as error:  # no network, no room, a damaged file
         raise MissingFileError(
@@ -181,27 +154,13 @@ def _load_torchvision(name: str, folder: Path, split: str) -> Any:
             f" {_last_line(error)} Put its files there as torchvision does, or name another folder"
             f" in VITLAB_DATA. {AT_HAND}"
         ) from error
-
-
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _torchvision_classes(part: Any) -> tuple[str, ...]:
-    names = getattr(part, "classes", None) or range(int(np.max(part.targets)) + 1)
-    return tuple(str(name) for name in names)
-
-
-def _read_torchvision(name: str, folder: Path, sample_id: str) -> Image.Image:
-    parts = {split: _load_torchvision(name, folder, split) for split in ("train", "test")}
-    split, row = find_row(f"torchvision:{name}", sample_id, parts)
-    return parts[split][row][0]
+def _open_torchvision(parts: Mapping[str, Any], place: tuple[str, int]) -> Image.Image:
+    part, row = place
+    return parts[part][row][0]
 
 
 # Hugging Face
@@ -211,103 +170,95 @@ def _read_torchvision(name: str, folder: Path, sample_id: str) -> Image.Image:
 def hub_set(name: str = "") -> Source:
     """The set with its own splits train, validation (val, dev) and test; missing ones are drawn.
 
-    NAME may end in options, as in hub:uoft-cs/cifar100?label=fine_label&revision=main: the columns
-    `image`, `label` and `group` (by default the only ones of the types Image and ClassLabel, and
-    one group for all), and the hub's `config` and `revision`. Images without a label, and those of
-    another split, are listed in `excluded`.
+    It has one column of the type Image, one of the type ClassLabel, and perhaps one called group.
+    Another set can be changed with `datasets` and saved with save_to_disk. Images without a label,
+    and those of another split, are listed in `excluded`.
 
     UserError for an unknown set, one that needs a login, and ambiguous columns;
     MissingFileError where the set is not at hand and cannot be downloaded."""
-    where, options = _read_name(name)
-    parts = _load_hub(where, options)
-    image, label, group = _find_columns(name, parts, dict(options))
-    labels = {
-        split: (
-            _read_labels(part, label),
-            [str(value) for value in _read_column(part, group)] if group else "all",
-        )
-        for split, part in parts.items()
-    }
+    import datasets  # takes a second to import
+
+    _check_hub(name)
+    parts = _load_hub(name)
     first = next(iter(parts.values()))
-    named = getattr(first.features[label], "names", None)
-    found = {text for texts, _ in labels.values() for text in texts if text}
-    info = first.info
-    page = "" if _is_saved(where) else f"https://huggingface.co/datasets/{where}"
-    return build_source(
-        make_table(f"hub:{name}", labels),
+    image = _find_column(name, first.features, datasets.Image)
+    label = _find_column(name, first.features, datasets.ClassLabel)
+    classes = tuple(first.features[label].names)
+    labels, groups, encoded = {}, {}, {}
+    for part, rows in parts.items():
+        targets = _read_column(rows, label)
+        labels[part] = ["" if t is None or t < 0 else classes[t] for t in targets]
+        groups[part] = "all"
+        if "group" in first.features:
+            groups[part] = [str(value) for value in _read_column(rows, "group")]
+        # bytes instead of decoded images: Pillow opens them as all others
+        images = rows.select_columns([image]).with_format(None)
+        encoded[part] = images.cast_column(image, datasets.Image(decode=False))
+    page = "" if _is_saved(name) else f"https://huggingface.co/datasets/{name}"
+    return numbered_source(
+        f"hub:{name}",
+        labels,
+        groups,
+        partial(_open_hub, encoded, image),
         location=f"hub:{name}",
         version=hub_version(name),
-        classes=tuple(named or sorted(found)),
-        read=partial(_read_hub, where, options, image),
-        licence=str(info.license or ""),
-        citation=str(info.citation or info.homepage or page),
+        classes=classes,
+        licence=str(first.info.license or ""),
+        citation=str(first.info.citation or first.info.homepage or page),
     )
 
 
 @VERSIONS.register(name="hub:")
 def hub_version(name: str = "") -> str:
-    """For a saved folder a hash of its fingerprints, for a set on the hub its name with the
-    revision. No image is decoded and nothing is downloaded.
+    """For a saved folder a hash of its fingerprints, for a set on the hub its name. No image is
+    decoded and nothing is downloaded.
     """
-    where, options = _read_name(name)
-    if not _is_saved(where):
+    _check_hub(name)
+    if not _is_saved(name):
         return f"datasets {version('datasets')} {name}"
-    state = [
-        (split, part._fingerprint, part.num_rows)
-        for split, part in _load_hub(where, options).items()
-    ]
-    return hashlib.sha256(f"{state} {options}".encode()).hexdigest()[:16]
+    state = [(part, rows._fingerprint, rows.num_rows) for part, rows in _load_hub(name).items()]
+    return hashlib.sha256(str(state).encode()).hexdigest()[:16]
 
 
-def _read_name(name: str) -> tuple[str, Options]:
-    """`owner/name?label=x` as ("owner/name", (("label", "x"),))."""
-    where, _, query = name.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for option in options:
-        if option not in HUB_OPTIONS:
-            raise UserError(unknown("option of hub:", option, list(HUB_OPTIONS), f"{HUB_HELP}."))
-    path = Path(where).expanduser()
-    if where and (path.is_absolute() or where.startswith((".", "~")) or path.is_dir()):
-        if not _is_saved(where):
+def _check_hub(name: str) -> None:
+    path = Path(name).expanduser()
+    if name and (path.is_absolute() or name.startswith((".", "~")) or path.is_dir()):
+        if not _is_saved(name):
             what = "does not exist" if not path.exists() else f"holds neither {' nor '.join(SAVED)}"
             raise UserError(
                 f"hub:{name}: {path.absolute()} {what}. {HUB_HELP}; a folder of image files is"
                 " folder:PATH."
             )
-    elif not where or where.count("/") > 1 or where.strip("/") != where:
+    elif not name or name.count("/") > 1 or name.strip("/") != name:
         raise UserError(f"hub:{name} is no name of a data set on the hub. {HUB_HELP}.")
-    return where, tuple(sorted(options.items()))
 
 
-def _is_saved(where: str) -> bool:
-    return any((Path(where).expanduser() / file).is_file() for file in SAVED)
+def _is_saved(name: str) -> bool:
+    return any((Path(name).expanduser() / file).is_file() for file in SAVED)
 
 
 @lru_cache(maxsize=4)
-def _load_hub(where: str, options: Options) -> Mapping[str, Any]:
+def _load_hub(name: str) -> Mapping[str, Any]:
     """The set's parts (datasets.Dataset) by split name; one that was never split is `all`."""
-    import datasets  # takes a second to import
+    import datasets
 
-    if _is_saved(where):
-        found = datasets.load_from_disk(str(Path(where).expanduser()))
+    if _is_saved(name):
+        found = datasets.load_from_disk(str(Path(name).expanduser()))
         return found if isinstance(found, Mapping) else {"all": found}
-    chosen = dict(options)
     try:
-        return datasets.load_dataset(where, chosen.get("config"), revision=chosen.get("revision"))
+        return datasets.load_dataset(name)
     except datasets.exceptions.DatasetNotFoundError as error:  # the hub has answered
         raise UserError(
-            f"hub:{where}: {_last_line(error)} Look the name up on https://huggingface.co/datasets;"
+            f"hub:{name}: {_last_line(error)} Look the name up on https://huggingface.co/datasets;"
             " where a set asks you to accept its terms, do so there, and log in here with `hf auth"
             " login`."
         ) from error
-    except ValueError as error:  # config is missing or unknown; the message lists the choices
-        raise UserError(f"hub:{where}: {error} Write it as hub:{where}?config=NAME.") from error
+    except ValueError as error:  # it has several configurations; the message lists them
+        raise UserError(f"hub:{name}: {error} Load one, and save it. {SAVE_HELP}") from error
     except Exception as error:  # no network, no room, a damaged file
         raise MissingFileError(
-            f"hub:{where} is not on this machine, and its download failed: {_last_line(error)}"
-            f' Where there is a network, write datasets.load_dataset("{where}")'
-            '.save_to_disk("FOLDER"), copy the folder here, and write hub:FOLDER.'
-            f" {AT_HAND}"
+            f"hub:{name} is not on this machine, and its download failed: {_last_line(error)}"
+            f" Save it where there is a network, and copy the folder here. {SAVE_HELP} {AT_HAND}"
         ) from error
 
 
@@ -316,62 +267,25 @@ def _last_line(error: Exception) -> str:
     return lines[-1].rstrip(". ") + "."
 
 
-def _find_columns(name: str, parts: Mapping[str, Any], chosen: dict) -> tuple[str, str, str]:
-    """The columns of image, label and group ("" for none)."""
-    import datasets
-
-    features = next(iter(parts.values())).features
-    for role in ("image", "label", "group"):
-        if role in chosen and chosen[role] not in features:
-            raise UserError(
-                unknown(f"column of hub:{name} for the {role}", chosen[role], list(features))
-            )
-    found = []
-    for role, kind in (("image", datasets.Image), ("label", datasets.ClassLabel)):
-        fitting = [key for key, feature in features.items() if isinstance(feature, kind)]
-        if role == "label" and role in chosen:
-            fitting = [chosen[role]]  # text and numbers can be labels, too
-        elif role in chosen:
-            fitting = [key for key in fitting if key == chosen[role]]
-        if len(fitting) != 1:
-            mark = "&" if "?" in name else "?"
-            raise UserError(
-                f"hub:{name} has {len(fitting)} columns ({', '.join(fitting)}) of the type"
-                f" {kind.__name__}; its columns are {', '.join(features)}. Name the one with the"
-                f" {role}: hub:{name}{mark}{role}=COLUMN"
-            )
-        found.append(fitting[0])
-    return (*found, chosen.get("group", ""))
+def _find_column(name: str, features: Mapping, kind: type) -> str:
+    """The only column of this type."""
+    fitting = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if len(fitting) != 1:
+        raise UserError(
+            f"hub:{name} has {len(fitting)} columns ({', '.join(fitting)}) of the type"
+            f" {kind.__name__}, not one; its columns are {', '.join(features)}. Change a copy with"
+            f" select_columns or class_encode_column, and save it. {SAVE_HELP}"
+        )
+    return fitting[0]
 
 
-def _read_labels(part: Any, column: str) -> list[str]:
-    """A class name for each row, "" where there is none (None, or -1)."""
-    names = getattr(part.features[column], "names", None)
-    labels = []
-    for value in _read_column(part, column):
-        if value is None or (names and value < 0):
-            labels.append("")
-        else:
-            labels.append(names[value] if names else str(value))
-    return labels
+def _read_column(rows: Any, column: str) -> list:
+    return list(rows.select_columns([column]).with_format(None)[column])
 
 
-def _read_column(part: Any, column: str) -> list:
-    return list(part.select_columns([column]).with_format(None)[column])
-
-
-def _read_hub(where: str, options: Options, column: str, sample_id: str) -> Image.Image:
-    split, row = find_row(f"hub:{where}", sample_id, _load_hub(where, options))
-    stored = _encoded_images(where, options, column, split)[row][column]
+def _open_hub(parts: Mapping[str, Any], column: str, place: tuple[str, int]) -> Image.Image:
+    part, row = place
+    stored = parts[part][row][column]
     if stored is None:
         raise OSError("there is no image in this row")
     return open_picture(stored["bytes"] or stored["path"])
-
-
-@lru_cache(maxsize=16)
-def _encoded_images(where: str, options: Options, column: str, split: str) -> Any:
-    """The image column with bytes instead of decoded images: Pillow opens them as all others."""
-    import datasets
-
-    part = _load_hub(where, options)[split].select_columns([column]).with_format(None)
-    return part.cast_column(column, datasets.Image(decode=False))

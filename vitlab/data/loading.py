@@ -74,16 +74,15 @@ def build_augmentation(
         "ratio": (0.9 * width / height, 1.1 * width / height),
         "antialias": True,
     }
-    same = drawn_for is None or tuple(drawn_for) == tuple(size)
+    if drawn_for is None:
+        crop = v2.RandomResizedCrop((height, width), **cut)
+    else:
+        crop = _SameCrop((height, width), tuple(drawn_for), **cut)
     return v2.Compose(
         [
             *flips,
             v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR),
-            (
-                v2.RandomResizedCrop((height, width), **cut)
-                if same
-                else _SameCrop((height, width), tuple(drawn_for), **cut)
-            ),
+            crop,
             v2.ColorJitter(brightness=jitter, contrast=jitter),
         ]
     )
@@ -97,20 +96,14 @@ class _SameCrop(v2.RandomResizedCrop):
         self.drawn_for = drawn_for
 
     def make_params(self, flat_inputs):
-        height, width = flat_inputs[0].shape[-2:]
         drawn = super().make_params([torch.empty(1, *self.drawn_for)])
-        rows, columns = height / self.drawn_for[0], width / self.drawn_for[1]
-        top, left = round(drawn["top"] * rows), round(drawn["left"] * columns)
-        bottom, right = (
-            round((drawn["top"] + drawn["height"]) * rows),
-            round((drawn["left"] + drawn["width"]) * columns),
-        )
-        return {
-            "top": top,
-            "left": left,
-            "height": max(1, bottom - top),
-            "width": max(1, right - left),
-        }
+        scale = flat_inputs[0].shape[-2] / self.drawn_for[0]
+        box = {}
+        for start, length in (("top", "height"), ("left", "width")):
+            box[start] = round(drawn[start] * scale)
+            end = round((drawn[start] + drawn[length]) * scale)
+            box[length] = max(1, end - box[start])
+        return box
 
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:

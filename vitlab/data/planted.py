@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitlab.data.reading import find_base
 from vitlab.data.sources import DATASETS, DERIVED, Source
-from vitlab.data.splits import complete_splits, draw_subset, order_by_hash
+from vitlab.data.splits import draw_splits, draw_subset, order_by_hash
 from vitlab.errors import UserError
 from vitlab.pictures import fit_picture, to_rgb
 from vitlab.schema import DataBundle, Transform
@@ -45,18 +45,16 @@ def planted(name: str = "") -> Source:
 
     In every second image one of the patches is a stamp: horizontal bars make it an image of the
     first class, vertical bars one of the second, whatever the rest shows. Each look comes equally
-    often with each of the own labels, so the rest is uninformative there. All other patches show
-    stepped diagonals with as much black and as many edges, so that the presence of a patch does not
-    reveal the stamp. An edge detector still finds it or not depending on how it weighs corners and
-    lines: compare explanations with one. Images without a stamp keep their label. There is a patch
-    in each quarter of the image, at a place that depends on the sample_id alone.
+    often with each of the own labels. All other patches show stepped diagonals with as much black
+    and as many edges; an edge detector may still find the stamp, so compare explanations with one.
+    Images without a stamp keep their label. There is a patch in each quarter of the image, at a
+    place that depends on the sample_id alone.
 
-    Further columns: own_label, stamped (bool). sample_id is `<id>+stamp` or `<id>+decoys`. Images
-    are drawn in proportion to label and group (and split, where the set has its own). A model that
-    crops its images (fit="crop") may not see every stamp."""
+    Further columns: own_label, stamped (bool). sample_id is `<id>+stamp` or `<id>+decoys`. A model
+    that crops its images (fit="crop") may not see every stamp."""
     base = find_base("planted:", name)
     strata = [column for column in ("split", "label") if column in base.samples]
-    samples = draw_subset(base.samples, strata=strata)
+    samples = draw_subset(base.samples, strata)
     order = order_by_hash(samples, "planted", ["label", "group"])
     samples = samples.iloc[order].reset_index(drop=True)
     turn = np.arange(len(samples))
@@ -81,11 +79,7 @@ def planted(name: str = "") -> Source:
         location=f"planted:{base.location}",
         version=f"{base.version}, {DERIVED['planted:']}",
         samples=table,
-        read=PlantedReader(
-            base.read,
-            dict(zip(ids, samples["sample_id"], strict=True)),
-            dict(zip(ids, look, strict=True)),
-        ),
+        read=PlantedReader(base.read, dict(zip(ids, look, strict=True))),
         strata=("label", "stamped", "group"),
         citation=f"{base.citation}\n{PLANTED_NOTE}".lstrip(),
         coarser={},
@@ -94,12 +88,9 @@ def planted(name: str = "") -> Source:
 
 @dataclass(frozen=True)
 class PlantedReader:
-    """`read` of a planted set. originals: sample_id of the image behind each one; looks: of its
-    first patch, stamp or decoy.
-    """
+    """`read` of a planted set. looks: sample_id -> that of its first patch, stamp or decoy."""
 
     read: Callable[[str], Image.Image]
-    originals: Mapping[str, str]
     looks: Mapping[str, str]
 
     def __call__(self, sample_id: str) -> Image.Image:
@@ -113,12 +104,12 @@ class PlantedReader:
 
     def read_original(self, sample_id: str) -> Image.Image:
         """8-bit grey or RGB, large enough for the patches."""
-        if sample_id not in self.originals:
+        if sample_id not in self.looks:
             raise UserError(
-                f"unknown sample_id {sample_id!r}; the {len(self.originals)} known ones end in"
+                f"unknown sample_id {sample_id!r}; the {len(self.looks)} known ones end in"
                 f" {STAMPED} or {PLAIN}"
             )
-        image = self.read(self.originals[sample_id])
+        image = self.read(sample_id.rpartition("+")[0])
         image = image if image.mode == "L" else to_rgb(image)
         factor = -(-MIN_SIDE // min(image.size))
         if factor <= 1:
@@ -157,11 +148,9 @@ def replace_stamps(data: DataBundle, kind: str) -> DataBundle:
     return replace(data, read=replace(reader, looks=looks))
 
 
-def stamp_masks(
-    data: DataBundle, sample_ids: Sequence[str], transform: Transform, *, decoys: bool = False
-) -> np.ndarray:
+def stamp_masks(data: DataBundle, sample_ids: Sequence[str], transform: Transform) -> np.ndarray:
     """Where the stamp of each image lies in what the model sees, (N, h, w) bool, resized, padded
-    and cropped as images are. decoys: where the uninformative patches lie, instead.
+    and cropped as images are.
 
     UserError for data that is not planted and images without a stamp."""
     reader = _find_reader(data)
@@ -169,16 +158,13 @@ def stamp_masks(
     masks = np.zeros((len(sample_ids), *transform.size), dtype=bool)
     for mask, sample_id in zip(masks, sample_ids, strict=True):
         size = reader.read_original(sample_id).size[::-1]
-        stamped = sample_id.endswith(STAMPED)
-        if not decoys and not stamped:
+        if not sample_id.endswith(STAMPED):
             raise UserError(
                 f"{sample_id!r} has no stamp; choose sample_ids where the column stamped of"
                 " data.samples is true"
             )
-        boxes = _find_boxes(sample_id, size)
         drawn = np.zeros(size, dtype=np.uint8)
-        for box in boxes[int(stamped) :] if decoys else boxes[:1]:
-            drawn[box] = 255
+        drawn[_find_boxes(sample_id, size)[0]] = 255
         mask[:] = np.asarray(fit_picture(Image.fromarray(drawn), nearest)) > 127
     return masks
 
@@ -189,18 +175,15 @@ def shuffled(name: str = "") -> Source:
     images permuted.
 
     This is the label randomisation of Adebayo et al. 2018 (arXiv 1810.03292). Within a split each
-    class keeps its size, and each own label's images get all labels in the same proportions, so
-    that nothing true is left to learn, not even by chance. Validation labels are permuted as well,
-    so that early stopping does not select for the true ones: its scores stay near chance; monitor
-    the training loss instead (monitor="train_loss"). Test labels are true: the test score shows
-    that nothing was learnt.
+    class keeps its size, and each own label's images get all labels in the same proportions.
+    Validation scores stay near chance, so monitor the training loss (monitor="train_loss"). Test
+    labels are true: the test score shows that nothing was learnt.
 
-    The splits are those of NAME at seed 0, whatever seed is asked for, since the labels depend on
-    them; at most 1,000 images, in proportion to split, label and group. A further column:
-    own_label. sample_ids are those of NAME."""
+    The splits are those of NAME at seed 0, whatever seed is asked for; at most 1,000 images. A
+    further column: own_label. sample_ids are those of NAME."""
     base = find_base("shuffled:", name)
-    samples = base.samples.assign(split=complete_splits(base.samples, seed=0, strata=base.strata))
-    samples = draw_subset(samples, strata=["split", "label"])
+    samples = base.samples.assign(split=draw_splits(base.samples, seed=0, strata=base.strata))
+    samples = draw_subset(samples, ["split", "label"])
     samples = samples[["sample_id", "label", "group", "source", "split"]]
     samples["own_label"] = samples["label"]
     for split in ("train", "val"):

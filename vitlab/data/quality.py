@@ -1,10 +1,9 @@
-"""What is in the images, and what may be wrong with each: cleanvision for the pixels, cleanlab for
-outliers and labels.
+"""What is in the images, and what may be wrong with them: near-duplicates and their clusters;
+cleanvision for the pixels, cleanlab for outliers and labels.
 
-cleanvision's Imagelab and cleanlab's Datalab with images need all images as files or as a
-`datasets` set; so its measures are called image by image in threads, and the result is equal (a
-test holds it). cleanlab's own cross-validation would put copies of an image into different folds,
-so the out-of-fold predictions are made here."""
+cleanvision's Imagelab and cleanlab's Datalab want all images as files or as a `datasets` set, so
+their measures are called image by image; the result is equal. cleanlab's own cross-validation would
+put copies of an image into different folds, so the out-of-fold predictions are made here."""
 
 from __future__ import annotations
 
@@ -12,23 +11,26 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import coo_array, triu
+from scipy.sparse.csgraph import connected_components
 
-from vitlab.data.duplicates import cluster_table, near_duplicate_table, normalise_rows
-from vitlab.data.reading import find_unreadable, map_images
-from vitlab.data.sources import NOT_CHOSEN
+from vitlab.data.reading import map_images
+from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle
 
-PIXEL_ISSUES = ("dark", "light", "blurry", "low_information", "odd_size", "odd_aspect_ratio")
-ISSUES = ("unreadable", *PIXEL_ISSUES, "near_duplicate", "outlier", "wrong_label")
+THUMBNAIL = 64  # pixels a side
+FREQUENCIES = 16  # lowest ones kept along each side: 255 bits without the constant one
 UNRELATED_BITS = 128  # of 255, in which the hashes of unrelated images differ
+MAX_COSINE = 0.007  # see near_duplicate_table
+PIXEL_ISSUES = ("dark", "light", "blurry", "low_information", "odd_size", "odd_aspect_ratio")
+ISSUES = (*PIXEL_ISSUES, "near_duplicate", "outlier", "wrong_label")
 FOLDS = 5
 NEIGHBOURS = 10  # whose mean distance shows an outlier
 # C of the logistic regression; of 1e-4, 1e-3 and 1e-2 the most accurate out of fold on ELPV
@@ -49,75 +51,203 @@ def image_table(data: DataBundle) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sample_id", "width", "height", "mean", "std"])
 
 
-def quality_table(
+# near-duplicates
+
+
+def near_duplicate_table(
     data: DataBundle,
-    embeddings: np.ndarray | None = None,
+    max_distance: int = 16,
     *,
-    pairs: pd.DataFrame | None = None,
-    seed: int = 0,
+    embeddings: np.ndarray | None = None,
+    max_cosine: float = MAX_COSINE,
 ) -> pd.DataFrame:
-    """One row for each image, and two columns for each of ISSUES: `<issue>_score`, 0 (bad) to 1
-    (good), and `is_<issue>`.
+    """Pairs of images whose perceptual hashes differ in at most `max_distance` of 255 bits, the
+    most alike first.
 
-    Before them: sample_id, label, split; last: `suggested`, the class that out-of-fold predictions
-    prefer to a label that is probably wrong. What was not looked at has NaN for a score and is not
-    flagged.
+    Columns: sample_id_a, sample_id_b, distance, same_label, crosses_split. The hash is the DCT hash
+    of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), with
+    16 instead of 8 frequencies a side. It ignores blur, exposure and size, not flips and rotations.
+    Unrelated images differ in about 128 bits.
 
-    unreadable: images left out because they cannot be decoded have a row too, all else NaN. dark,
-    light, blurry, low_information, odd_size, odd_aspect_ratio: scores and thresholds of
-    cleanvision. near_duplicate: the distance to the nearest partner in `pairs` (of
-    `near_duplicate_table`, found here by default), bits as a part of 128, cosine distance as it is;
-    1 without a partner, flagged with one. outlier: cleanlab's score from the mean distance to the
-    10 nearest neighbours in the space of `embeddings` (N, D). wrong_label: cleanlab's confident
-    learning (arXiv 1911.00068) from out-of-fold predictions of a logistic regression on
-    `embeddings`. Near-duplicates share a fold, so that no copy of an image confirms its label.
-    Classes with fewer than 5 images are not scored."""
+    embeddings: (N, D), a vector for each row of `data.samples` (`vitlab.training.embed_images`).
+    Pairs whose vectors have a cosine distance (1 - cosine, 0 to 2) of at most `max_cosine` then
+    count too, and there are two more columns: cosine_distance, and found_by ("hash", "embedding" or
+    "both"). The default suits efficientnet_lite0 and images that are all similar, as cells of one
+    type are; for photographs, 0.05 finds flips as well. Look at the pairs before you trust it."""
+    hashes = _hash_images(data)
+    bits = hashes.shape[1]
+    signs = np.where(hashes, 1, -1).astype(np.float32) / np.sqrt(bits, dtype=np.float32)
+    # d different bits of D are a cosine distance of 2 d / D
+    pairs = find_close(signs, 2 * (max_distance + 0.5) / bits)
+    if embeddings is not None:
+        vectors = _normalise_rows(embeddings, len(hashes))
+        # float32 leaves copies 1e-7 apart
+        pairs = np.unique(np.vstack([pairs, find_close(vectors, max_cosine + 1e-6)]), axis=0)
+    first, second = pairs.T
+    ids, label, split = (
+        data.samples[name].to_numpy(dtype=object) for name in ("sample_id", "label", "split")
+    )
+    table = pd.DataFrame({"sample_id_a": ids[first], "sample_id_b": ids[second]})
+    table["distance"] = (hashes[first] != hashes[second]).sum(axis=1)
+    if embeddings is not None:
+        cosine = (vectors[first] * vectors[second]).sum(axis=1)
+        table["cosine_distance"] = np.maximum(1 - cosine, 0).astype(float)
+        by_hash = table["distance"] <= max_distance
+        by_cosine = table["cosine_distance"] <= max_cosine
+        table["found_by"] = np.select([by_hash & by_cosine, by_hash], ["both", "hash"], "embedding")
+    table["same_label"] = label[first] == label[second]
+    table["crosses_split"] = split[first] != split[second]
+    return table.sort_values(["distance", "sample_id_a", "sample_id_b"], ignore_index=True)
+
+
+def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The clusters that near-duplicate pairs form: columns sample_id, cluster, size, splits; a row
+    for each sample.
+
+    cluster: the first sample_id in it, in alphabetical order; an image without a near-duplicate is
+    its own cluster. splits: those of the cluster's images, such as "test train". Images linked by a
+    chain of pairs are one cluster, even where its ends look less alike.
+
+    >>> samples = pd.DataFrame({"sample_id": ["a", "b", "c"], "split": ["train", "test", "test"]})
+    >>> pairs = pd.DataFrame({"sample_id_a": ["b"], "sample_id_b": ["a"]})
+    >>> cluster_table(samples, pairs)["cluster"].tolist()
+    ['a', 'a', 'c']
+    """
+    ids = pd.Index(samples["sample_id"])
+    ends = np.stack([ids.get_indexer(pairs[name]) for name in ("sample_id_a", "sample_id_b")])
+    if (ends < 0).any():
+        raise UserError("the pairs hold sample_ids that are not among the samples")
+    graph = coo_array((np.ones(len(pairs)), ends), shape=(len(ids), len(ids)))
+    component = connected_components(graph, directed=False)[1]
+    table = samples[["sample_id", "split"]].reset_index(drop=True)
+    grouped = table.groupby(component)
+    table["cluster"] = grouped["sample_id"].transform("min")
+    table["size"] = grouped["sample_id"].transform("size")
+    table["splits"] = grouped["split"].transform(lambda part: " ".join(sorted(set(part))))
+    return table.drop(columns="split")
+
+
+def cluster_test_images(data: DataBundle, split_by: str = "") -> pd.Series:
+    """The cluster of each test image, with sample_ids as index: what evaluation resamples together.
+
+    split_by: that of the run. Where it names a column (a patient, a module), images of one value
+    are a cluster; otherwise near-duplicates are."""
+    tested = replace(data, samples=data.split("test"))
+    if split_by not in ("", "cluster"):
+        return tested.samples.set_index("sample_id")[split_by]
+    clusters = cluster_table(tested.samples, near_duplicate_table(tested))
+    return clusters.set_index("sample_id")["cluster"]
+
+
+def clean_test_ids(samples: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """The sample_ids of the test images that are in no near-duplicate pair with a training image.
+
+    samples: sample_id and split, such as a run's splits.csv; pairs: of `near_duplicate_table`,
+    whatever its splits were."""
+    split = samples.set_index("sample_id")["split"]
+    touched = set()
+    for one, other in (("sample_id_a", "sample_id_b"), ("sample_id_b", "sample_id_a")):
+        touched |= set(pairs.loc[(pairs[other].map(split) == "train").to_numpy(), one])
+    test = samples.loc[samples["split"] == "test", "sample_id"]
+    return test[~test.isin(touched)].tolist()
+
+
+def find_close(vectors: np.ndarray, max_distance: float) -> np.ndarray:
+    """(pairs, 2): rows i < j of unit vectors (N, D) within this cosine distance."""
+    from sklearn.neighbors import radius_neighbors_graph
+
+    graph = radius_neighbors_graph(vectors, max_distance, mode="connectivity", metric="cosine")
+    return np.stack(triu(graph, k=1).nonzero(), axis=1)
+
+
+def _hash_images(data: DataBundle) -> np.ndarray:
+    """(N, 255) bits, the perceptual hash of each row of `data.samples`: which of the low
+    frequencies are above the image's median one.
+    """
+    size = (THUMBNAIL, THUMBNAIL)
+
+    def shrink(sample_id: str) -> np.ndarray:
+        image = to_rgb(data.read(sample_id)).convert("L")
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+    thumbnails = map_images(shrink, data.samples["sample_id"].tolist(), "comparing images")
+    grey = np.stack(thumbnails).astype(np.float32)  # (N, 64, 64)
+    frequencies = dctn(grey, axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES]
+    frequencies = frequencies.reshape(len(grey), -1)[:, 1:]
+    return frequencies > np.median(frequencies, axis=1, keepdims=True)
+
+
+def _normalise_rows(embeddings: np.ndarray, rows: int) -> np.ndarray:
+    """The vectors at length 1; UserError where there is not one finite, non-zero vector for each of
+    `rows` samples.
+    """
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise UserError(
+            f"embeddings of shape {vectors.shape} do not fit {rows} samples; expected ({rows}, D)"
+        )
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
+    if bad.any():
+        raise UserError(
+            f"{bad.sum()} embeddings are zero, NaN or infinite, the first in row {bad.argmax()}"
+        )
+    return vectors / length
+
+
+# possible issues of each image
+
+
+def quality_table(
+    data: DataBundle, embeddings: np.ndarray, pairs: pd.DataFrame, seed: int = 0
+) -> pd.DataFrame:
+    """One row for each of ISSUES and each image: issue, sample_id, label, split, score from 0 (bad)
+    to 1 (good), flagged, suggested.
+
+    embeddings: (N, D), a vector for each row of `data.samples`; pairs: of `near_duplicate_table`.
+
+    dark, light, blurry, low_information, odd_size, odd_aspect_ratio: scores and thresholds of
+    cleanvision. near_duplicate: the distance to the nearest partner in `pairs`, bits as a part of
+    128, cosine distance as it is; 1 without a partner, flagged with one. outlier: cleanlab's score
+    from the mean distance to the 10 nearest neighbours in the space of `embeddings`. wrong_label:
+    cleanlab's confident learning (arXiv 1911.00068) from out-of-fold predictions of a logistic
+    regression on `embeddings`; `suggested` is the class that it prefers. Near-duplicates share a
+    fold, so that no copy of an image confirms its label. An image without a row for an issue was
+    not scored: labels of classes with fewer than 5 images, outliers among 10 images or fewer."""
     samples = data.samples.reset_index(drop=True)
-    vectors = None if embeddings is None else normalise_rows(embeddings, len(samples))
-    if pairs is None:
-        pairs = near_duplicate_table(data, embeddings=vectors)
-    table = samples[["sample_id", "label", "split"]].assign(unreadable_score=1.0)
-    parts = [_score_pixels(data), _score_nearness(samples, pairs)]
-    if vectors is not None:
-        parts += [
-            _score_outliers(samples, vectors),
-            _score_labels(samples, vectors, cluster_table(samples, pairs)["cluster"], seed),
-        ]
-    table = pd.concat([pd.concat([table, *parts], axis=1), _list_unreadable(data)])
-    columns = [name for issue in ISSUES for name in (f"{issue}_score", f"is_{issue}")]
-    table = table.reindex(columns=["sample_id", "label", "split", *columns, "suggested"])
-    flags = [f"is_{issue}" for issue in ISSUES]
-    table[flags] = table[flags].eq(True)
-    return table.fillna({"suggested": ""}).reset_index(drop=True)
+    vectors = _normalise_rows(embeddings, len(samples))
+    scores = _score_pixels(data)
+    scores["near_duplicate"] = _score_nearness(samples, pairs)
+    scores["outlier"] = _score_outliers(samples, vectors)
+    scores["wrong_label"] = _score_labels(
+        samples, vectors, cluster_table(samples, pairs)["cluster"], seed
+    )
+    tables = []
+    for issue in ISSUES:
+        found = samples[["sample_id", "label", "split"]].join(scores[issue], how="inner")
+        found.insert(0, "issue", issue)
+        tables.append(found)
+    return pd.concat(tables, ignore_index=True).fillna({"suggested": ""})
 
 
 def quality_summary(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each issue: issue, images (that were looked at), flagged, share (flagged of those),
-    worst (sample_id), score (of that).
+    worst (sample_id), score (of that; the last two are empty where all scores are 1).
     """
     rows = []
-    for issue in ISSUES:
-        score = table[f"{issue}_score"].dropna()
-        flagged = int(table[f"is_{issue}"].sum())
-        share = flagged / len(score) if len(score) else np.nan
-        worst, lowest = "", np.nan
-        if len(score) and score.min() < 1:
-            worst, lowest = table.loc[score.idxmin(), "sample_id"], score.min()
-        rows.append((issue, len(score), flagged, share, worst, lowest))
+    for issue, part in table.groupby("issue", sort=False):
+        worst = part.loc[part["score"].idxmin()]
+        shown = (worst["sample_id"], worst["score"]) if worst["score"] < 1 else ("", np.nan)
+        rows.append((issue, len(part), part["flagged"].sum(), part["flagged"].mean(), *shown))
     return pd.DataFrame(rows, columns=["issue", "images", "flagged", "share", "worst", "score"])
 
 
-def worst_images(table: pd.DataFrame, issues: Sequence[str] = ISSUES, n: int = 10) -> pd.DataFrame:
-    """The n lowest scores of each issue, the worst first: columns issue, sample_id, label, split,
-    score, flagged, suggested. Images with a score of 1 are not listed.
-    """
-    tables = []
-    for issue in issues:
-        names = {f"{issue}_score": "score", f"is_{issue}": "flagged"}
-        rows = table.rename(columns=names).assign(issue=issue)
-        rows = rows[["issue", "sample_id", "label", "split", "score", "flagged", "suggested"]]
-        tables.append(rows[rows["score"] < 1].sort_values(["score", "sample_id"]).head(n))
-    return pd.concat(tables, ignore_index=True)
+def worst_images(table: pd.DataFrame, n: int = 10) -> pd.DataFrame:
+    """The rows of the n lowest scores of each issue, the worst first; scores of 1 are left out."""
+    below = table[table["score"] < 1].sort_values(["score", "sample_id"])
+    worst = below.groupby("issue").head(n)
+    order = worst["issue"].map(ISSUES.index).sort_values(kind="stable")
+    return worst.loc[order.index].reset_index(drop=True)
 
 
 def predict_out_of_fold(
@@ -126,6 +256,11 @@ def predict_out_of_fold(
     """(N, classes) probabilities, classes sorted, of a logistic regression that has not seen the
     sample's group.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return cross_val_predict(
         make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000)),
         embeddings,
@@ -136,7 +271,7 @@ def predict_out_of_fold(
     )
 
 
-def _score_pixels(data: DataBundle) -> pd.DataFrame:
+def _score_pixels(data: DataBundle) -> dict[str, pd.DataFrame]:
     from cleanvision.issue_managers.image_property_issue_manager import (
         ImagePropertyIssueManager,
         compute_scores,
@@ -155,9 +290,12 @@ def _score_pixels(data: DataBundle) -> pd.DataFrame:
     measures = pd.DataFrame(map_images(measure, ids, "scoring images"))
     manager.issues = pd.DataFrame(index=measures.index)
     manager.update_issues(measures, list(PIXEL_ISSUES))
-    return manager.issues.rename(
-        columns={f"is_{issue}_issue": f"is_{issue}" for issue in PIXEL_ISSUES}
-    )
+    return {issue: _take_issue(manager.issues, issue) for issue in PIXEL_ISSUES}
+
+
+def _take_issue(issues: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Columns score and flagged, from a table as cleanvision and cleanlab make it."""
+    return pd.DataFrame({"score": issues[f"{name}_score"], "flagged": issues[f"is_{name}_issue"]})
 
 
 def _score_nearness(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -168,19 +306,14 @@ def _score_nearness(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         [distance.groupby(pairs[side]).min() for side in ("sample_id_a", "sample_id_b")]
     )
     nearest = samples["sample_id"].map(nearest.groupby(level=0).min())
-    return pd.DataFrame(
-        {
-            "near_duplicate_score": nearest.fillna(1.0).clip(0, 1),
-            "is_near_duplicate": nearest.notna(),
-        }
-    )
+    return pd.DataFrame({"score": nearest.fillna(1.0).clip(0, 1), "flagged": nearest.notna()})
 
 
 def _score_outliers(samples: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
     if len(samples) <= NEIGHBOURS:
-        return pd.DataFrame(index=samples.index)
+        return pd.DataFrame(columns=["score", "flagged"])
     found = _ask_cleanlab({"outlier": {"k": NEIGHBOURS}}, samples["label"], features=vectors)
-    return found[["outlier_score"]].assign(is_outlier=found["is_outlier_issue"])
+    return _take_issue(found, "outlier")
 
 
 def _score_labels(
@@ -190,13 +323,11 @@ def _score_labels(
     rows = samples.index[samples["label"].isin(sizes.index[sizes >= FOLDS])]
     labels = samples.loc[rows, "label"]
     if labels.nunique() < 2:
-        return pd.DataFrame(index=samples.index)
+        return pd.DataFrame(columns=["score", "flagged"])
     prob = predict_out_of_fold(vectors[rows], labels, cluster[rows], seed)
     found = _ask_cleanlab({"label": {}}, labels, pred_probs=prob).set_index(rows)
-    table = pd.DataFrame({"wrong_label_score": found["label_score"]})
-    table["is_wrong_label"] = found["is_label_issue"]
-    table["suggested"] = found["predicted_label"].where(found["is_label_issue"], "")
-    return table
+    suggested = found["predicted_label"].where(found["is_label_issue"], "")
+    return _take_issue(found, "label").assign(suggested=suggested)
 
 
 def _ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.DataFrame:
@@ -207,13 +338,3 @@ def _ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.Da
         lab = Datalab({"label": labels.tolist()}, label_name="label", verbosity=0)
         lab.find_issues(**inputs, issue_types=issue)
     return lab.get_issues(*issue)
-
-
-def _list_unreadable(data: DataBundle) -> pd.DataFrame:
-    tried = data.excluded[data.excluded["reason"] != NOT_CHOSEN]
-    broken = find_unreadable(data.read, tried)
-    # other files of a folder are no images
-    broken = broken[~broken["reason"].astype("str").str.contains("unknown sample_id")]
-    return broken[["sample_id"]].assign(
-        label="", split="", unreadable_score=0.0, is_unreadable=True, suggested=""
-    )

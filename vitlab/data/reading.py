@@ -1,24 +1,19 @@
 """From a sample_id to an 8-bit image; many images in threads; and the check of all images of a set.
 
 A file of 16 bits a pixel may hold 8, 10, 12 or 16 bits of signal, and does not state which. So
-one range of pixel values is estimated over all images of a data set and used for each of them, and
-exposures stay comparable. The test images count as well: no label is used, and the range must be
-the same for every seed, fold and later notebook.
-
-Colour of 16 bits a channel is left out: Pillow reads only the upper 8 bits of each channel, which
-makes a signal of 12 bits nearly black. A truncated file is left out, too, even where only its end
-marker is missing: Pillow could fill up what is missing (LOAD_TRUNCATED_IMAGES), but not tell one
-from the other."""
+one range of pixel values is estimated over all images of a data set, test images too, and used for
+each of them; exposures stay comparable. Colour of 16 bits a channel is left out: Pillow reads only
+the upper 8 bits of each channel. A truncated file is left out, too, even where only its end marker
+is missing."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -29,7 +24,7 @@ from tqdm.auto import tqdm
 
 from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Source
 from vitlab.errors import UserError
-from vitlab.pictures import LOST_BITS, is_deep, open_picture, scale_to_eight_bits, to_rgb
+from vitlab.pictures import LOST_BITS, is_deep, scale_to_eight_bits, to_rgb
 
 T = TypeVar("T")
 Limits = tuple[float, float, bool]  # lowest and highest pixel value, and whether all are whole
@@ -44,20 +39,6 @@ DEEP_COLOUR = (
     "colour of 16 bits a channel, of which only the upper 8 could be read; save it with 8 bits a"
     " channel"
 )
-
-
-def read_file(paths: Mapping[str, Path], sample_id: str) -> Image.Image:
-    """Decode the whole file of one sample, upright according to its EXIF data.
-
-    UserError for an unknown sample_id, and whatever Pillow raises for a file it cannot decode."""
-    if sample_id not in paths:
-        raise UserError(
-            f"unknown sample_id {sample_id!r}; the {len(paths)} known ones are in the column"
-            " sample_id of data.samples"
-        )
-    if paths[sample_id].stat().st_size == 0:
-        raise OSError("the file is empty")
-    return open_picture(paths[sample_id])
 
 
 def map_images(function: Callable[[str], T], sample_ids: Sequence[str], task: str) -> list[T]:
@@ -89,20 +70,23 @@ class Checked:
     deep: int
 
 
+_locks = defaultdict(Lock)  # threads that meet a deep image at the same time check once
+
+
 def check_images(source: Source) -> Checked:
     """Decode every image of the source; once in a process, as long as the source is the same."""
     with _locks[source.location, source.version]:
         return _check_images(source)
 
 
-def find_range(source: Source) -> tuple[float, float] | None:
-    """The value range of all its images; None where all have 8 bits."""
-    return check_images(source).value_range
-
-
-def find_unreadable(read: Callable[[str], Image.Image], samples: pd.DataFrame) -> pd.DataFrame:
-    """Decode every image once; those that cannot be used, with EXCLUDED_COLUMNS."""
-    return _examine_images(read, samples)[0]
+@lru_cache(maxsize=8)
+def _check_images(source: Source) -> Checked:
+    ids = source.samples["sample_id"].tolist()
+    found = map_images(partial(_examine, source.read), ids, "checking images")
+    reasons, limits = [reason for reason, _ in found], [limit for _, limit in found if limit]
+    table = source.samples[["sample_id", "source"]].assign(reason=reasons)
+    unreadable = table[table["reason"] != ""].reset_index(drop=True)[list(EXCLUDED_COLUMNS)]
+    return Checked(unreadable, find_value_range(limits), len(limits))
 
 
 def find_value_range(limits: Sequence[Limits]) -> tuple[float, float] | None:
@@ -128,6 +112,11 @@ def find_value_range(limits: Sequence[Limits]) -> tuple[float, float] | None:
     return (low, high) if 0 < high - low < MIN_SPAN * top else (0.0, top)
 
 
+def find_range(source: Source) -> tuple[float, float] | None:
+    """The value range of all its images; None where all have 8 bits."""
+    return check_images(source).value_range
+
+
 def read_scaled(source: Source, sample_id: str) -> Image.Image:
     """The image of a sample, scaled to 8 bits where it has more."""
     image = source.read(sample_id)
@@ -142,23 +131,6 @@ def find_base(prefix: str, name: str) -> Source:
         )
     base = DATASETS[name]()
     return replace(base, read=partial(read_scaled, base))
-
-
-_locks = defaultdict(Lock)  # threads that meet a deep image at the same time measure once
-
-
-@lru_cache(maxsize=8)
-def _check_images(source: Source) -> Checked:
-    unreadable, limits = _examine_images(source.read, source.samples)
-    return Checked(unreadable, find_value_range(limits), len(limits))
-
-
-def _examine_images(read, samples: pd.DataFrame) -> tuple[pd.DataFrame, list[Limits]]:
-    ids = samples["sample_id"].tolist()
-    found = map_images(partial(_examine, read), ids, "checking images")
-    table = samples[["sample_id", "source"]].assign(reason=[reason for reason, _ in found])
-    unreadable = table[table["reason"] != ""].reset_index(drop=True)[list(EXCLUDED_COLUMNS)]
-    return unreadable, [limits for _, limits in found if limits]
 
 
 def _examine(read, sample_id: str) -> tuple[str, Limits | None]:

@@ -1,26 +1,55 @@
-"""What a data set provides before its images are checked and its splits drawn, and the registry of
-all data sets.
+"""What a data set provides before its images are checked and its splits drawn, the registry of all
+data sets, and the two that need no download: `elpv` (solar cells, package elpv-dataset) and
+`digits` (scikit-learn).
+
+A new kind of data set is one function, registered by its name (or by a prefix such as `folder:`),
+that returns a `Source`. How it stores its images is known only to the `open` of its `Reader`.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vitlab.errors import UserError
+from vitlab.pictures import open_picture
 from vitlab.registry import Registry
 
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
-# the reason of images that an earlier run's table does not hold
-NOT_CHOSEN = "not in the table given as samples="
 # name -> function without arguments (with PATH, for a prefix) that gives a Source
 DATASETS = Registry("dataset")
 # name -> function that gives the version of a set that must first be downloaded
 VERSIONS = Registry("dataset")
 # sets made of others, PREFIX:NAME: what their version ends in
 DERIVED = {"planted:": "planted 1", "shuffled:": "shuffled 1"}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """sample_id -> decoded image. places: where each image is stored, in the form that `open`
+    takes.
+    """
+
+    places: Mapping[str, Any]
+    open: Callable[[Any], Image.Image]
+
+    def __call__(self, sample_id: str) -> Image.Image:
+        """UserError for an unknown sample_id, and whatever Pillow raises for damaged pixels."""
+        if sample_id not in self.places:
+            raise UserError(
+                f"unknown sample_id {sample_id!r}; the {len(self.places)} known ones are in the"
+                " column sample_id of data.samples"
+            )
+        return self.open(self.places[sample_id])
 
 
 @dataclass(frozen=True)
@@ -57,3 +86,97 @@ def split_derived(name: str) -> tuple[str, str]:
     """
     prefix, colon, base = name.partition(":")
     return (prefix + colon, base) if prefix + colon in DERIVED else ("", name)
+
+
+def open_file(path: Path) -> Image.Image:
+    """The decoded image of a file, upright according to its EXIF data."""
+    if path.stat().st_size == 0:
+        raise OSError("the file is empty")
+    return open_picture(path)
+
+
+ELPV_CITATION = """\
+Buerhop-Lutz, C., Deitsch, S., Maier, A., Gallwitz, F., Berger, S., Doll, B., Hauch, J., Camus, C., Brabec, C. J. (2018). \
+A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery. \
+European PV Solar Energy Conference and Exhibition (EU PVSEC). doi:10.4229/35thEUPVSEC20182018-5CV.3.15
+Deitsch, S., Christlein, V., Berger, S., Buerhop-Lutz, C., Maier, A., Gallwitz, F., Riess, C. (2019). \
+Automatic classification of defective photovoltaic module cells in electroluminescence images. \
+Solar Energy 185, 455-468. doi:10.1016/j.solener.2019.02.067
+Deitsch, S., Buerhop-Lutz, C., Sovetkin, E., Steland, A., Maier, A., Gallwitz, F., Riess, C. (2021). \
+Segmentation of photovoltaic module cells in uncalibrated electroluminescence images. \
+Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""  # noqa: E501
+
+BINARY = ("functional", "defective")
+GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability 0, 1/3, 2/3 and 1
+
+
+@DATASETS.register
+def elpv() -> Source:
+    """2,624 electroluminescence images of solar cells, 300 x 300. A cell whose defect probability
+    is at least 0.5 is defective.
+    """
+    return _load_elpv(BINARY)
+
+
+@DATASETS.register(name="elpv:grade")
+def elpv_grade() -> Source:
+    """The images of `elpv` in four classes: how sure the experts were of a defect."""
+    halves = ("functional", "functional", "defective", "defective")
+    return _load_elpv(GRADES, coarser={"elpv": dict(zip(GRADES, halves, strict=True))})
+
+
+def _load_elpv(classes: tuple[str, ...], **facts) -> Source:
+    root = Path(str(importlib.resources.files("elpv_dataset") / "data"))
+    columns = ["source", "defect_probability", "group"]
+    table = pd.read_csv(root / "labels.csv", sep=r"\s+", header=None, names=columns)
+    step = 1 / (len(classes) - 1)
+    place = (table["defect_probability"] / step).round().astype(int)
+    table["sample_id"] = [Path(file).stem for file in table["source"]]
+    table["label"] = place.map(dict(enumerate(classes)))
+    files = [root / file for file in table["source"]]
+    return Source(
+        location="elpv-dataset",
+        version=f"elpv-dataset {version('elpv-dataset')}",
+        classes=classes,
+        samples=table[["sample_id", "label", "group", "source", "defect_probability"]],
+        read=Reader(dict(zip(table["sample_id"], files, strict=True)), open_file),
+        strata=("defect_probability", "group"),
+        licence="images CC BY-NC-SA 4.0 (Bavarian Center for Applied Energy Research, ZAE Bayern)",
+        citation=ELPV_CITATION,
+        **facts,
+    )
+
+
+@DATASETS.register
+def digits() -> Source:
+    """1,797 handwritten digits, 8 x 8; the grey values 0 to 16 become 0 to 255."""
+    labels = [str(target) for target in _load_digits().target]
+    rows = range(len(labels))
+    # a bare number would come back from CSV as an integer
+    ids = [f"digit{row:04d}" for row in rows]
+    samples = pd.DataFrame({"sample_id": ids, "label": labels, "group": "all"})
+    samples["source"] = [f"sklearn.datasets.load_digits, row {row}" for row in rows]
+    return Source(
+        location="scikit-learn digits",
+        version=f"scikit-learn {version('scikit-learn')}",
+        classes=tuple("0123456789"),
+        samples=samples,
+        read=Reader(dict(zip(ids, rows, strict=True)), _open_digit),
+        licence="CC BY 4.0 (UCI Machine Learning Repository)",
+        citation=(
+            "Alpaydin, E., Kaynak, C. (1998). Optical Recognition of Handwritten Digits. UCI"
+            " Machine Learning Repository. doi:10.24432/C50P49"
+        ),
+        flip=False,
+    )
+
+
+@cache
+def _load_digits():
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
+def _open_digit(row: int) -> Image.Image:
+    return Image.fromarray(np.round(_load_digits().images[row] * (255 / 16)).astype(np.uint8))

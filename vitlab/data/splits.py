@@ -23,17 +23,18 @@ def draw_splits(
     samples: pd.DataFrame,
     *,
     seed: int,
-    test: float = TEST_SHARE,
-    val: float = VAL_SHARE,
     strata: Sequence[str] = ("label",),
     groups: Sequence[str] | None = None,
+    folds: int = 0,
+    fold: int = 0,
 ) -> pd.Series:
-    """The column `split`: `test` of all samples, then `val` of those that are left, each stratum in
-    proportion.
+    """The column `split`: a fifth of all samples is test, then 15% of the rest is val, each stratum
+    in proportion.
 
     A stratum is a combination of values in the columns `strata`; one of three samples or more has
-    at least one in every split. Samples keep their place when others are added or removed, but for
-    the few that rounding moves. A share of 0 draws nothing.
+    at least one in every split. Samples keep their split when others are added, but for a few that
+    rounding moves. Splits that the samples have stay; a missing val or test is drawn from train.
+    With `folds`, the test split is part number `fold` of a cross-validation.
 
     groups: one name for each sample; samples of one name (near-duplicates, cells of one module) go
     to the same split. The test split is then that part of scikit-learn's StratifiedGroupKFold which
@@ -44,15 +45,18 @@ def draw_splits(
     >>> sorted(draw_splits(samples, seed=0))
     ['test', 'test', 'train', 'train', 'train', 'train', 'train', 'train', 'val', 'val']
     """
-    for name, share in (("test", test), ("val", val)):
-        if not 0 <= share < 1:
+    groups = None if groups is None else _check_groups(samples, groups)
+    split = np.array(samples.get("split", ["train"] * len(samples)), dtype=object)
+    given = set(split)
+    if folds:
+        if not 0 <= fold < folds:
             raise UserError(
-                f"{name}={share} is no share of the samples; write a number from 0 to below 1"
+                f"fold={fold} must be from 0 to {folds - 1}, as there are {folds} folds"
             )
-    groups = None if groups is None else check_groups(samples, groups)
-    split = np.full(len(samples), "train")
-    for name, share in (("test", test), ("val", val)):
-        if not share:
+        test = draw_folds(samples, folds, seed=seed, strata=strata, groups=groups) == fold
+        split[test.to_numpy()] = "test"
+    for name, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
+        if name in given or (folds and name == "test"):
             continue
         rest = np.flatnonzero(split == "train")
         salt, part = f"{seed} {name}", samples.iloc[rest]
@@ -64,59 +68,13 @@ def draw_splits(
     return pd.Series(split, index=samples.index, name="split", dtype="str")
 
 
-def complete_splits(
-    samples: pd.DataFrame,
-    *,
-    seed: int,
-    strata: Sequence[str] = ("label",),
-    groups: Sequence[str] | None = None,
-) -> pd.Series:
-    """The column `split` for samples that may have one: given splits stay, a missing val or test is
-    drawn from train.
-    """
-    if "split" not in samples:
-        return draw_splits(samples, seed=seed, strata=strata, groups=groups)
-    given = set(samples["split"])
-    missing = {name: 0.0 for name in ("test", "val") if name in given}
-    own = (samples["split"] == "train").to_numpy()
-    drawn = draw_splits(
-        samples[own],
-        seed=seed,
-        strata=strata,
-        groups=None if groups is None else np.asarray(groups)[own],
-        **missing,
-    )
-    return drawn.reindex(samples.index).fillna(samples["split"])
-
-
-def split_fold(
-    samples: pd.DataFrame,
-    fold: int,
-    folds: int = 5,
-    *,
-    seed: int,
-    strata: Sequence[str] = ("label",),
-    groups: Sequence[str] | None = None,
-) -> pd.Series:
-    """The column `split` of one fold of a cross-validation: that fold is the test split, validation
-    is drawn from the others as always.
-    """
-    if not 0 <= fold < folds:
-        raise UserError(f"fold={fold} must be from 0 to {folds - 1}, as there are {folds} folds")
-    is_test = draw_folds(samples, folds, seed=seed, strata=strata, groups=groups) == fold
-    is_test = is_test.to_numpy()
-    rest = None if groups is None else np.asarray(groups, dtype=object)[~is_test]
-    drawn = draw_splits(samples[~is_test], seed=seed, test=0, strata=strata, groups=rest)
-    return drawn.reindex(samples.index).fillna("test").rename("split")
-
-
 def draw_folds(
     samples: pd.DataFrame,
-    folds: int = 5,
+    folds: int,
     *,
     seed: int,
     strata: Sequence[str] = ("label",),
-    groups: Sequence[str] | None = None,
+    groups: np.ndarray | None = None,
 ) -> pd.Series:
     """The column `fold`, 0 to folds - 1, each stratum in proportion; with `groups`, all of a group
     in one fold.
@@ -124,10 +82,9 @@ def draw_folds(
     UserError where a class has fewer samples, or is in fewer groups, than there are folds."""
     if folds < 2:
         raise UserError(f"folds={folds}: cross-validation needs at least 2")
-    groups = None if groups is None else check_groups(samples, groups)
     units = samples["sample_id"].to_numpy() if groups is None else groups
     sizes = pd.Series(units).groupby(samples["label"].to_numpy()).nunique().sort_values()
-    if len(sizes) and sizes.iloc[0] < folds:
+    if sizes.iloc[0] < folds:
         what = "samples" if groups is None else "groups"
         raise UserError(
             f"folds={folds} is more than the {sizes.iloc[0]} {what} of the class"
@@ -137,15 +94,13 @@ def draw_folds(
     return pd.Series(fold, index=samples.index, name="fold")
 
 
-def draw_subset(
-    samples: pd.DataFrame, *, limit: int = LIMIT, strata: Sequence[str] = ("label",)
-) -> pd.DataFrame:
-    """About `limit` of the samples in their order, or all where there are no more: strata and the
+def draw_subset(samples: pd.DataFrame, strata: Sequence[str] = ("label",)) -> pd.DataFrame:
+    """About 1,000 of the samples in their order, or all where there are no more: strata and the
     groups in them in proportion.
 
     A hash of the sample_id decides. A small stratum keeps six samples, or all it has.
     """
-    share = limit / max(limit, len(samples))
+    share = LIMIT / max(LIMIT, len(samples))
     chosen = []
     for _, part in samples.groupby(list(strata), dropna=False):
         count = max(min(RARE, len(part)), int(share * len(part)))
@@ -179,7 +134,30 @@ def hash_number(salt: str, name: str) -> int:
     return int(hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:13], 16)
 
 
-def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
+def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) -> None:
+    """UserError when there are fewer than two classes, or a class has fewer images than splits are
+    to be drawn from it.
+    """
+    if len(classes) < 2:
+        raise UserError(
+            f"{name} has one class only, {classes[0]!r}; a classifier needs at least two"
+        )
+    given, where, drawn_from = {"train"}, "", samples
+    if "split" in samples:
+        given, where = set(samples["split"]), "in train "
+        drawn_from = samples[samples["split"] == "train"]
+    needed = 1 + len(set(SPLITS) - given)
+    sizes = drawn_from["label"].value_counts().reindex(list(classes), fill_value=0)
+    small = sizes[sizes < needed]
+    if len(small):
+        found = ", ".join(f"{label!r} has {size}" for label, size in small.items())
+        raise UserError(
+            f"{name}: each class needs at least {needed} readable images {where}for its splits, but"
+            f" {found}"
+        )
+
+
+def _check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
     """The groups as an array of texts; UserError where a sample has none."""
     groups = pd.Series(np.asarray(groups, dtype=object))
     if groups.isna().any():
@@ -189,28 +167,6 @@ def check_groups(samples: pd.DataFrame, groups: Sequence[str]) -> np.ndarray:
             " its own"
         )
     return groups.astype(str).to_numpy(dtype=object)
-
-
-def check_class_sizes(samples: pd.DataFrame, classes: Sequence[str], name: str) -> None:
-    """UserError when there are fewer than two classes, or a class has fewer images than splits are
-    to be drawn from it.
-    """
-    if len(classes) < 2:
-        raise UserError(
-            f"{name} has one class only, {classes[0]!r}; a classifier needs at least two"
-        )
-    given = set(samples["split"]) if "split" in samples else {"train"}
-    drawn_from = samples[samples["split"] == "train"] if "split" in samples else samples
-    needed = 1 + len(set(SPLITS) - given)
-    sizes = drawn_from["label"].value_counts().reindex(list(classes), fill_value=0)
-    small = sizes[sizes < needed]
-    if len(small):
-        found = ", ".join(f"{label!r} has {size}" for label, size in small.items())
-        where = "in train " if "split" in samples else ""
-        raise UserError(
-            f"{name}: each class needs at least {needed} readable images {where}for its splits, but"
-            f" {found}"
-        )
 
 
 def _choose(samples, share, salt, strata) -> np.ndarray:

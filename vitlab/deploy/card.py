@@ -15,7 +15,7 @@ from scipy.special import softmax
 from vitlab.app.prediction import Calibration, Prediction
 from vitlab.compress.confidence import find_calibration
 from vitlab.evaluation import calibration_table, metrics_table, slice_table, worst_slice_table
-from vitlab.evaluation.calibration import wilson_interval
+from vitlab.evaluation.inference import wilson_interval
 from vitlab.extremes import keep_extremes
 from vitlab.markup import code, escape, list_some, pipe_table
 from vitlab.runs import Run
@@ -52,27 +52,28 @@ def model_card(
     ONNX file, named in `measured_on`; by default those of the run. usage: Markdown that says how to
     call it. FileNotFoundError where the run has no predictions or splits."""
     predictions = run.read_table("predictions.parquet") if predictions is None else predictions
+    drawn = "single test images (notebook 04 finds near-duplicates)"
+    if (run.path / CLUSTERS).is_file():
+        clusters = run.read_table(CLUSTERS).set_index("sample_id")["cluster"]
+        predictions = predictions.assign(cluster=predictions["sample_id"].map(clusters))
+        drawn = "clusters of near-duplicates or groups, as in notebook 04"
     classes = check_predictions(predictions)
     calibration = calibration or Calibration.from_sidecar(find_calibration(predictions), classes)
     calibrated = apply_temperature(predictions, calibration.temperature)
     test = calibrated[calibrated["split"] == "test"]
     data = read_data_card(run)
-    cluster, drawn = None, "single test images (notebook 04 finds near-duplicates)"
-    if (run.path / CLUSTERS).is_file():
-        cluster = run.read_table(CLUSTERS).set_index("sample_id")["cluster"]
-        drawn = "clusters of near-duplicates or groups, as in notebook 04"
     sections = {
         "Intended use": _describe_use(run, classes),
         "Data": _describe_data(run.read_table("splits.csv"), classes, data),
         f"Performance on {len(test):,} test images": [
             f"Measured on {measured_on}. Intervals: 95%, bootstrap over {drawn}.",
             "",
-            *_write_metrics(calibrated, classes, cluster),
+            *_write_metrics(calibrated, classes),
         ],
-        "Performance by group": _write_groups(calibrated, cluster),
-        "Calibration": [_describe_calibration(predictions, calibrated, calibration, cluster)],
+        "Performance by group": _write_groups(calibrated),
+        "Calibration": [_describe_calibration(predictions, calibrated, calibration)],
         'When it says "not sure"': _describe_doubt(test, classes, calibration),
-        "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data, cluster)],
+        "Limits": [f"- {limit}" for limit in find_limits(calibrated, classes, data)],
         "How to use it": [
             usage or f"{code(f'vitlab app {shlex.quote(run.name)}')} opens it in the browser."
         ],
@@ -119,11 +120,8 @@ def find_limits(
     calibrated: pd.DataFrame,
     classes: tuple[str, ...],
     data: Mapping[str, str],
-    cluster: pd.Series | None = None,
 ) -> list[str]:
-    """What a reader must know before trusting the metrics, each a sentence. cluster: as in
-    `metrics_table`.
-    """
+    """What a reader must know before trusting the metrics, each a sentence."""
     test = calibrated[calibrated["split"] == "test"]
     limits = [
         "The metrics hold for images like those of the data set: the same kind of object, camera,"
@@ -142,7 +140,7 @@ def find_limits(
             " these classes are imprecise."
         )
     if test["group"].nunique() > 1:
-        gaps = worst_slice_table(calibrated, ["group"], cluster=cluster)
+        gaps = worst_slice_table(calibrated)
         for _, row in gaps[gaps["verdict"].str.contains("worse", na=False)].iterrows():
             name = SHOWN.get(row["metric"], row["metric"].replace("_", " "))
             limits.append(
@@ -195,10 +193,8 @@ def _describe_data(
     ]
 
 
-def _write_metrics(
-    calibrated: pd.DataFrame, classes: tuple[str, ...], cluster: pd.Series | None
-) -> list[str]:
-    table = metrics_table(calibrated, cluster=cluster).set_index("metric")
+def _write_metrics(calibrated: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
+    table = metrics_table(calibrated).set_index("metric")
     rows = []
     for metric, name in SHOWN.items():
         if np.isfinite(table.loc[metric, "value"]):
@@ -208,8 +204,8 @@ def _write_metrics(
     return [*pipe_table(["metric", "value", "95% interval"], rows), "", note]
 
 
-def _write_groups(calibrated: pd.DataFrame, cluster: pd.Series | None) -> list[str]:
-    table = slice_table(calibrated, metrics=BY_GROUP, cluster=cluster)
+def _write_groups(calibrated: pd.DataFrame) -> list[str]:
+    table = slice_table(calibrated, metrics=BY_GROUP).rename(columns={"slice": "group"})
     if table["group"].nunique() < 2:
         return ["The images have no groups."]
     first = table[table["metric"] == BY_GROUP[0]]
@@ -224,12 +220,9 @@ def _write_groups(calibrated: pd.DataFrame, cluster: pd.Series | None) -> list[s
 
 
 def _describe_calibration(
-    before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration, cluster: pd.Series | None
+    before: pd.DataFrame, after: pd.DataFrame, calibration: Calibration
 ) -> str:
-    errors = [
-        calibration_table(part, cluster=cluster).set_index("metric").loc["ece"]
-        for part in (before, after)
-    ]
+    errors = [calibration_table(part).set_index("metric").loc["ece"] for part in (before, after)]
     first, last = (" ".join(_with_interval(error)) for error in errors)
     return (
         f"The logits are divided by a temperature of {calibration.temperature:.3f}, fitted on half"

@@ -21,11 +21,11 @@ from vitlab.deploy.card import model_card
 from vitlab.deploy.parts import describe_run, load_run_data, predict_splits, write_examples
 from vitlab.deploy.vendor import copy_modules
 from vitlab.errors import MissingFileError, UserError
+from vitlab.files import fill_folder
 from vitlab.markup import escape
 from vitlab.models import load_model
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
-from vitlab.user_files import fill_folder
 
 ENTRY = "vitlab.app.serving"
 REQUIRED = ("gradio", "onnxruntime", "numpy", "pandas", "pillow")

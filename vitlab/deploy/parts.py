@@ -25,12 +25,12 @@ from vitlab.data import load_dataset
 from vitlab.data.sources import DERIVED
 from vitlab.deploy.card import model_card, read_data_card
 from vitlab.errors import UserError
+from vitlab.files import fill_folder
 from vitlab.models.saving import DESCRIPTION
 from vitlab.places import reports_dir
-from vitlab.run_folders import list_all_runs
+from vitlab.run_folders import list_runs
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, check_predictions
-from vitlab.user_files import fill_folder
 
 EXAMPLES = 8  # images
 LONGEST = 60  # letters of a title that names the classes
@@ -48,7 +48,7 @@ def find_run(name: str | Path) -> Path:
         return _check_finished(folder)
     if str(name) and (folder / ONNX).is_file():
         return folder
-    names = {path: _names_of(path) for path in list_all_runs(reports_dir() / "runs")}
+    names = {path: _names_of(path) for path in list_runs()}
     fitting = [path for path in names if str(name) in names[path]]
     if not fitting:
         fitting = [path for path in names if any(one.startswith(str(name)) for one in names[path])]

@@ -1,49 +1,41 @@
-"""Tables of predictions in, tables of results out. Never imports torch."""
+"""Tables of predictions in, tables of results out. Never imports torch.
+
+All intervals and tests are for other images of the same kind. If the predictions have a column
+`cluster`, images with the same value in it (near-duplicates, images of one patient) are not
+independent: they are drawn and tested together."""
 
 from vitlab.evaluation import sentences
-from vitlab.evaluation.annotators import annotator_agreement_table, predict_value
-from vitlab.evaluation.calibration import calibration_table, reliability_table
+from vitlab.evaluation.annotators import annotator_agreement_table
+from vitlab.evaluation.calibration import (
+    calibrate,
+    calibration_table,
+    recalibration_table,
+    reliability_table,
+)
 from vitlab.evaluation.comparison import (
+    baseline_difference_table,
     class_scores_table,
     comparison_table,
-    imbalance_table,
 )
-from vitlab.evaluation.conformal import (
-    conformal_class_table,
-    conformal_sets,
-    conformal_table,
-)
-from vitlab.evaluation.curves import (
-    curve_band_table,
-    precision_recall_table,
-    roc_table,
+from vitlab.evaluation.conformal import conformal_class_table, conformal_table
+from vitlab.evaluation.curves import curve_band_table, precision_recall_table, roc_table
+from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
+from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
+from vitlab.evaluation.pairwise import mcnemar_table, pairwise_table
+from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
+from vitlab.evaluation.selection import risk_coverage_table, selective_table
+from vitlab.evaluation.slices import leakage_table, slice_table, worst_slice_table
+from vitlab.evaluation.thresholds import (
+    choose_threshold,
+    threshold_choice_table,
     threshold_table,
 )
-from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
-from vitlab.evaluation.gaps import worst_slice_table
-from vitlab.evaluation.metrics import (
-    METRICS,
-    class_table,
-    confusion_table,
-    metrics_table,
-)
-from vitlab.evaluation.paired import mcnemar_table, paired_table
-from vitlab.evaluation.pairwise import pairwise_table
-from vitlab.evaluation.published import (
-    protocol_table,
-    published_gap_table,
-    published_table,
-)
-from vitlab.evaluation.recalibration import calibrate, recalibration_table
-from vitlab.evaluation.selection import risk_coverage_table, selective_table
-from vitlab.evaluation.slices import add_columns, leakage_table, slice_table
-from vitlab.evaluation.thresholds import choose_threshold, threshold_choice_table
 from vitlab.evaluation.uncertainty import uncertainty_table
 
 __all__ = [
     "METRICS",
-    "add_columns",
     "annotator_agreement_table",
+    "baseline_difference_table",
     "calibrate",
     "calibration_table",
     "choose_examples",
@@ -52,20 +44,16 @@ __all__ = [
     "class_table",
     "comparison_table",
     "conformal_class_table",
-    "conformal_sets",
     "conformal_table",
     "confusion_table",
     "curve_band_table",
     "draw_findings",
-    "imbalance_table",
     "leakage_table",
     "mcnemar_table",
     "metrics_table",
     "mistakes_table",
-    "paired_table",
     "pairwise_table",
     "precision_recall_table",
-    "predict_value",
     "protocol_table",
     "published_gap_table",
     "published_table",

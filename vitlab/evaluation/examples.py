@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.scores import select_split
+from vitlab.evaluation.scores import read_scores, select_split
 from vitlab.schema import check_predictions
 
 
@@ -20,20 +20,18 @@ def choose_examples(
     the probability of the last one, with more by the lead of the most probable class. The one of a
     group has the group's median confidence. No image comes twice; a kind without images is left
     out. Columns: those of the predictions, kind, confidence."""
-    classes = check_predictions(predictions)
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold={threshold} is not a probability; write a number from 0 to 1")
-    rows = select_split(predictions, "test")
-    prob = np.sort(rows[[f"prob_{name}" for name in classes]].to_numpy(float), axis=1)
-    rows = rows.assign(confidence=prob[:, -1])
-    if len(classes) == 2:
-        distance = (rows[f"prob_{classes[-1]}"] - threshold).abs()
+    scores = read_scores(predictions, "test")
+    rows = select_split(predictions, "test").assign(confidence=scores.confidence)
+    if len(scores.classes) == 2:
+        distance = pd.Series(np.abs(scores.prob[:, 1] - threshold), index=rows.index)
     else:
-        distance = pd.Series(prob[:, -1] - prob[:, -2], index=rows.index)
-    right = rows["label"] == rows["pred"]
+        ordered = np.sort(scores.prob, axis=1)
+        distance = pd.Series(ordered[:, -1] - ordered[:, -2], index=rows.index)
     kinds = [
-        rows[right].nlargest(each, "confidence").assign(kind="sure and right"),
-        rows[~right].nlargest(each, "confidence").assign(kind="sure and wrong"),
+        rows[scores.right].nlargest(each, "confidence").assign(kind="sure and right"),
+        rows[~scores.right].nlargest(each, "confidence").assign(kind="sure and wrong"),
         rows.loc[distance.nsmallest(each).index].assign(kind="near the threshold"),
     ]
     taken = set(pd.concat(kinds)["sample_id"])
@@ -49,7 +47,7 @@ def draw_findings(predictions: pd.DataFrame, count: int, seed: int = 0) -> pd.Da
     two classes, of the last one only.
 
     Of two classes the first is often the absence of what marks the last (no defect, no disease),
-    and no map can mark an absence. Where the model is never right, images are drawn from the whole
+    and no map can mark an absence. If no prediction is correct, images are drawn from the whole
     split."""
     classes = check_predictions(predictions)
     rows = select_split(predictions, "test")
@@ -62,13 +60,9 @@ def draw_findings(predictions: pd.DataFrame, count: int, seed: int = 0) -> pd.Da
 
 def mistakes_table(predictions: pd.DataFrame, n: int = 12) -> pd.DataFrame:
     """The n most confident mistakes on the test split: columns sample_id, group, label, pred,
-    confidence (probability of the wrong class), prob_label (of the right one)."""
-    check_predictions(predictions)
-    rows = select_split(predictions, "test")
-    wrong = rows[rows["label"].astype(str) != rows["pred"].astype(str)]
-    table = wrong[["sample_id", "group", "label", "pred"]].assign(
-        confidence=[row[f"prob_{row['pred']}"] for _, row in wrong.iterrows()],
-        prob_label=[row[f"prob_{row['label']}"] for _, row in wrong.iterrows()],
-    )
-    ordered = table.sort_values("confidence", ascending=False, kind="stable")
+    confidence (the probability of the wrong class)."""
+    scores = read_scores(predictions, "test")
+    rows = select_split(predictions, "test").assign(confidence=scores.confidence)
+    wrong = rows.loc[~scores.right, ["sample_id", "group", "label", "pred", "confidence"]]
+    ordered = wrong.sort_values("confidence", ascending=False, kind="stable")
     return ordered.head(n).reset_index(drop=True)

@@ -13,8 +13,8 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
-from vitlab.evaluation.scores import Scores, read_scores, select_split, target_classes
+from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.scores import Scores, read_scores, target_classes
 from vitlab.registry import unknown
 
 METRICS = (
@@ -34,16 +34,15 @@ MIN_CLUSTERS = 20  # with fewer, percentile intervals are too narrow, and the ta
 
 
 def metrics_table(
-    predictions: pd.DataFrame, split: str = "test", replicates: int = 1000, cluster=None
+    predictions: pd.DataFrame, split: str = "test", replicates: int = 1000
 ) -> pd.DataFrame:
     """METRICS with 95 % percentile bootstrap intervals: columns metric, value, low, high, note.
 
-    precision, recall, specificity, f1, roc_auc and average_precision are those of the last of two
-    classes, or the mean over more than two (one against the rest). weighted_f1 weights each class
-    by its size. cluster: images that are drawn together, such as near-duplicates: name of a column,
-    a Series of cluster ids with sample_ids as index, or one id for each row of the split. note:
-    which class is missing, the share of replicates that lack a class, from 5 % on, or that there
-    are fewer than 20 clusters; empty otherwise.
+    With two classes, precision, recall, specificity, f1, roc_auc and average_precision are those of
+    the last class; with more, they are means over the classes, one against the rest. weighted_f1
+    weights each class by its size. Images with the same value in a column `cluster` of the
+    predictions, such as near-duplicates, are drawn together. note: which class is missing, the
+    share of replicates that lack a class (from 5 % on), or that there are fewer than 20 clusters.
 
     >>> import pandas as pd, vitlab
     >>> table = {"sample_id": ["a", "b"], "split": "test", "group": "all", "label": ["no", "yes"]}
@@ -53,9 +52,7 @@ def metrics_table(
     >>> float(metrics.loc["accuracy", "value"])
     0.5
     """
-    scores = read_scores(predictions, split)
-    clusters = read_clusters(select_split(predictions, split), cluster)
-    return measure(scores, replicates, clusters)
+    return measure(read_scores(predictions, split), replicates)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -65,13 +62,13 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise UserError(unknown("metric", name, list(METRICS)))
 
 
-def measure(scores: Scores, replicates: int, cluster: np.ndarray | None = None) -> pd.DataFrame:
-    """The table of `metrics_table` for arrays; cluster: (N,) numbers."""
+def measure(scores: Scores, replicates: int) -> pd.DataFrame:
+    """The table of `metrics_table` for arrays."""
     compute = prepare_metrics(scores)
     value = compute(np.ones((1, len(scores.label))))[0]
-    drawn = bootstrap(compute, len(scores.label), replicates, cluster=cluster)
+    drawn = bootstrap(compute, len(scores.label), replicates, cluster=scores.cluster)
     low, high, undefined = percentile_interval(drawn, estimate=value)
-    clusters = np.inf if cluster is None else len(np.unique(cluster))
+    clusters = np.inf if scores.cluster is None else int(scores.cluster.max()) + 1
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
     warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < MIN_CLUSTERS else ""
     warnings = [describe_undefined(share) or warning for share in undefined]
@@ -82,13 +79,13 @@ def measure(scores: Scores, replicates: int, cluster: np.ndarray | None = None) 
 
 
 def describe_classes(scores: Scores) -> str:
-    """Which classes are missing, the first five by name; empty if all are there."""
+    """Which classes are missing; empty if none is."""
     present = np.isin(range(len(scores.classes)), scores.label)
     if present.sum() == 1:
         return "only " + scores.classes[scores.label[0]]
     missing = np.array(scores.classes)[~present]
-    further = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-    return f"no {', '.join(missing[:5])}{further}" if len(missing) else ""
+    more = ", ..." if len(missing) > 5 else ""
+    return f"no {', '.join(missing[:5])}{more}" if len(missing) else ""
 
 
 def describe_undefined(share: float) -> str:

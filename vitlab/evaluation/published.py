@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.paired import NO_DIFFERENCE
+from vitlab.evaluation.inference import NO_DIFFERENCE
 from vitlab.evaluation.slices import slice_table
 from vitlab.schema import check_predictions
 
 MEASURES = ("accuracy", "macro_f1")  # columns <name>_mean and <name>_sd of a published table
-COLUMNS = ("model", "task", "cells", "protocol", "cited_as")
+COLUMNS = ["model", "task", "cells", "protocol", "cited_as"]
 KEYS = ["task", "cells", "metric"]
 OURS = "this report"
 REPLICATES = 200  # for a standard deviation
@@ -28,17 +28,17 @@ def protocol_table(
 
     metric: accuracy and, for more than two classes, macro_f1, the mean of F1 over the classes.
     coarser: tasks that follow from this one by merging classes (`DataBundle.coarser`)."""
-    tables = {task: predictions} | {
-        name: merge_classes(predictions, coarse) for name, coarse in coarser.items()
-    }
+    tables = {task: predictions}
+    for name, coarse in coarser.items():
+        tables[name] = merge_classes(predictions, coarse)
     rows = []
     for name, table in tables.items():
-        measures = ["accuracy"] if len(check_predictions(table)) == 2 else ["accuracy", "f1"]
-        scores = slice_table(table, metrics=measures, replicates=REPLICATES)
+        metrics = ["accuracy"] if len(check_predictions(table)) == 2 else ["accuracy", "f1"]
+        scores = slice_table(table, ["group"], metrics, REPLICATES)
         scores["sampling_sd"] = (scores["high"] - scores["low"]) / (2 * NORMAL)
-        scores = scores.rename(columns={"group": "cells"}).assign(task=name)
+        scores = scores.rename(columns={"slice": "cells"}).assign(task=name)
         scores = scores.sort_values("metric", kind="stable").replace({"metric": {"f1": "macro_f1"}})
-        rows.append(scores[["task", "cells", "metric", "value", "sampling_sd"]])
+        rows.append(scores[[*KEYS, "value", "sampling_sd"]])
     return pd.concat(rows, ignore_index=True)
 
 
@@ -52,33 +52,22 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
     missing = [name for name in COLUMNS if name not in published]
     if missing:
         raise UserError(f"the table of published numbers lacks the columns {', '.join(missing)}")
-    groups = ours.groupby([*KEYS, "model"], sort=False)
-    own = groups.agg(
+    own = ours.groupby([*KEYS, "model"], sort=False, as_index=False).agg(
         mean=("value", "mean"),
         spread=("value", "std"),
         sampling_sd=("sampling_sd", "mean"),
         seeds=("value", "count"),
-    ).reset_index()
-    own["protocol"] = [f"80/20, {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
-    order = ours[KEYS].drop_duplicates().assign(place=lambda keys: range(len(keys)))
-    table = pd.concat([_read_published(published), own.assign(source=OURS)], ignore_index=True)
-    table = table.merge(order, on=KEYS).sort_values(
-        ["place", "mean"], ascending=[True, False], kind="stable", ignore_index=True
     )
-    return table[[*KEYS, "model", "mean", "spread", "sampling_sd", "source", "protocol"]]
-
-
-def _read_published(published: pd.DataFrame) -> pd.DataFrame:
-    """The published table with a row for each metric."""
-    tables = [pd.DataFrame(columns=[*COLUMNS, "metric", "mean", "spread"])]
+    own["protocol"] = [f"80/20, {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
+    tables, cited = [own.assign(source=OURS)], published.drop(columns="source", errors="ignore")
     for metric in MEASURES:
         if f"{metric}_mean" in published:
-            part = published.dropna(subset=[f"{metric}_mean"])
-            spread = part.get(f"{metric}_sd", pd.Series(np.nan, part.index))
-            columns = {"metric": metric, "mean": part[f"{metric}_mean"], "spread": spread}
-            tables.append(part[list(COLUMNS)].assign(**columns))
-    table = pd.concat(tables[1:] or tables, ignore_index=True)
-    return table.rename(columns={"cited_as": "source"})
+            names = {f"{metric}_mean": "mean", f"{metric}_sd": "spread", "cited_as": "source"}
+            tables.append(cited.rename(columns=names).assign(metric=metric))
+    order = ours[KEYS].drop_duplicates().assign(place=lambda keys: range(len(keys)))
+    table = pd.concat(tables, ignore_index=True).dropna(subset="mean").merge(order, on=KEYS)
+    table = table.sort_values(["place", "mean"], ascending=[True, False], ignore_index=True)
+    return table[[*KEYS, "model", "mean", "spread", "sampling_sd", "source", "protocol"]]
 
 
 def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -89,32 +78,22 @@ def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
     no test. The verdict is "no difference shown" where two single runs would differ as much by
     chance (95 %): within 1.96 times the root of the sum of their variance and ours. Ours is that
     over seeds or over test images, whichever is larger; an unknown one of theirs counts as ours."""
-    rows = []
-    for keys, part in table.groupby(KEYS, sort=False):
-        theirs = part[(part["source"] != OURS) & (part["model"] != "majority class")]
-        if theirs.empty:
-            continue
-        best = theirs.loc[theirs["mean"].idxmax()]
-        for own in part[part["source"] == OURS].itertuples():
-            spread = np.nanmax([own.spread, own.sampling_sd, 0.0])
-            noise = NORMAL * np.hypot(
-                spread, spread if np.isnan(best["spread"]) else best["spread"]
-            )
-            difference = own.mean - best["mean"]
-            verdict = NO_DIFFERENCE
-            if abs(difference) > noise:
-                verdict = "above" if difference > 0 else "below"
-            row = dict(zip(KEYS, keys, strict=True)) | {
-                "model": own.model,
-                "value": own.mean,
-                "against": f"{best['model']}, {best['source']}",
-                "published": best["mean"],
-                "difference": difference,
-                "verdict": verdict,
-            }
-            rows.append(row)
     columns = [*KEYS, "model", "value", "against", "published", "difference", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+    theirs = table[(table["source"] != OURS) & (table["model"] != "majority class")]
+    best = theirs.loc[theirs.groupby(KEYS, sort=False)["mean"].idxmax()]
+    pairs = table[table["source"] == OURS].merge(best, on=KEYS, suffixes=("", "_best"))
+    spread = pairs[["spread", "sampling_sd"]].max(axis=1).fillna(0)
+    noise = NORMAL * np.hypot(spread, pairs["spread_best"].fillna(spread))
+    difference = pairs["mean"] - pairs["mean_best"]
+    side = np.where(difference > 0, "above", "below")
+    pairs = pairs.assign(
+        value=pairs["mean"],
+        against=pairs["model_best"] + ", " + pairs["source_best"],
+        published=pairs["mean_best"],
+        difference=difference,
+        verdict=np.where(difference.abs() > noise, side, NO_DIFFERENCE),
+    )
+    return pairs[columns]
 
 
 def merge_classes(predictions: pd.DataFrame, coarse: Mapping[str, str]) -> pd.DataFrame:
@@ -123,18 +102,13 @@ def merge_classes(predictions: pd.DataFrame, coarse: Mapping[str, str]) -> pd.Da
 
     coarse: the coarse class of each class, in the order in which the classes first name them. The
     logits are the log-sum-exp of those merged, so their softmax gives the sums. Raises UserError
-    for a class without a coarse one, an unknown class, and fewer than two coarse classes."""
+    unless each class has a coarse one."""
     classes = check_predictions(predictions)
-    absent = [name for name in classes if name not in coarse]
-    foreign = [name for name in coarse if name not in classes]
-    if absent or foreign:
-        problem = f"no coarse class for {', '.join(absent)}"
-        if not absent:
-            problem = f"unknown classes {', '.join(foreign)}"
-        raise UserError(f"cannot merge the classes {', '.join(classes)}: {problem}")
+    if set(classes) != set(coarse):
+        raise UserError(
+            f"cannot merge the classes {', '.join(classes)} by a table of {', '.join(coarse)}"
+        )
     names = list(dict.fromkeys(coarse[name] for name in classes))
-    if len(names) < 2:
-        raise UserError(f"merging leaves one class, {names[0]!r}; at least two are needed")
     kept = [name for name in predictions.columns if not name.startswith(("logit_", "prob_"))]
     merged = predictions[kept].copy()
     members = {name: [fine for fine in classes if coarse[fine] == name] for name in names}

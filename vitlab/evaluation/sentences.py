@@ -1,4 +1,4 @@
-"""Sentences for notebooks 04 and 08 that depend on the numbers: tables in, Markdown out."""
+"""Sentences of notebooks 04 and 08 that depend on the numbers: tables in, Markdown out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from vitlab.evaluation.bootstrap import effective_count, read_clusters
-from vitlab.evaluation.calibration import confidence_of
-from vitlab.evaluation.paired import NO_DIFFERENCE
-from vitlab.evaluation.scores import read_scores, select_split
+from vitlab.evaluation.inference import NO_DIFFERENCE, effective_count
+from vitlab.evaluation.scores import read_scores
 from vitlab.evaluation.slices import CLEAN, TOUCHED
 from vitlab.markup import code, escape
 
@@ -24,17 +22,6 @@ an estimate that is independent of that choice.
 :::"""
 
 
-def describe_scores(table: pd.DataFrame, images: int) -> str:
-    """ROC AUC and balanced accuracy of a `metrics_table` with their intervals, in one line."""
-    rows = table.set_index("metric")
-    texts = [
-        f"{name} {rows.loc[metric, 'value']:.3f} [{rows.loc[metric, 'low']:.3f},"
-        f" {rows.loc[metric, 'high']:.3f}]"
-        for metric, name in (("roc_auc", "ROC AUC"), ("balanced_accuracy", "balanced accuracy"))
-    ]
-    return f"{', '.join(texts)} on {images} test images."
-
-
 def describe_choice(table: pd.DataFrame, positive: str, costs: dict[str, float]) -> str:
     """What the thresholds for cost and recall of a `threshold_choice_table` give on the test split.
 
@@ -42,37 +29,35 @@ def describe_choice(table: pd.DataFrame, positive: str, costs: dict[str, float])
     rows = table.set_index("rule")
     cost, recall = rows.loc["cost"], rows.loc["recall"]
     if np.isnan(cost["threshold"]):
-        return f"There is no threshold: {cost['note']}."
-    shown = ". " if cost["saved_low"] > 0 else ", which is not shown to differ from zero. "
+        return f"There is no threshold: validation holds only *{escape(positive)}*, or none of it."
+    shown = "" if cost["saved_low"] > 0 else ", which is not shown to differ from zero"
     return (
         f"If a missed *{escape(positive)}* costs {costs['cost_miss']:g} and a false alarm"
         f" {costs['cost_false_alarm']:g}, validation puts the threshold at {cost['threshold']:.2f}."
         f" On the test split this costs {cost['cost']:.3f} per image, and the threshold 0.5 costs"
-        f" {rows.loc['0.5', 'cost']:.3f}: a saving of {cost['saved']:.3f}"
-        f" [{cost['saved_low']:.3f}, {cost['saved_high']:.3f}]{shown}The threshold for a recall of"
-        f" {costs['min_recall']:.0%} finds {recall['recall']:.1%} of the test images"
-        f" [{recall['recall_low']:.1%}, {recall['recall_high']:.1%}] and flags"
-        f" {recall['flagged']:.0%} of all."
+        f" {rows.loc['0.5', 'cost']:.3f}: a saving of {_interval(cost, 'saved')}{shown}."
+        f" The threshold for a recall of {costs['min_recall']:.0%} finds"
+        f" {_percent(recall, 'recall')} of the test images and flags {recall['flagged']:.0%} of"
+        " all."
     )
 
 
-def describe_confidence(predictions: pd.DataFrame, cluster=None) -> str:
-    """Is the model right as often as it says, more often (under-confident) or less often
-    (over-confident)? By a 95 % t interval of accuracy minus confidence over the test images."""
-    confidence, right = confidence_of(read_scores(predictions, "test"))
-    clusters = read_clusters(select_split(predictions, "test"), cluster)
-    count = effective_count(np.zeros(len(right), dtype=int), 1, clusters)[0]
-    gap = right - confidence
+def describe_confidence(predictions: pd.DataFrame) -> str:
+    """Is accuracy above the mean confidence (under-confident) or below (over-confident)? By a 95 %
+    t interval of their difference over the test images."""
+    scores = read_scores(predictions, "test")
+    place = np.zeros(len(scores.label), dtype=int)
+    count = effective_count(place, 1, scores.cluster)[0]
+    gap = scores.right - scores.confidence
     half = t.ppf(0.975, count - 1) * gap.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
-    text = (
-        f"The mean probability of the predicted class is {confidence.mean():.1%}, and"
-        f" {right.mean():.1%} of the predictions are correct. "
+    verdict = f"With {len(gap)} images, no difference between the two is shown."
+    if abs(gap.mean()) > half:
+        side = "under-confident" if gap.mean() > 0 else "over-confident"
+        verdict = f"Overall the model is {side}."
+    return (
+        f"The mean probability of the predicted class is {scores.confidence.mean():.1%}, and"
+        f" {scores.right.mean():.1%} of the predictions are correct. {verdict}"
     )
-    if abs(gap.mean()) <= half:
-        return text + f"With {len(right)} images, no difference between the two is shown."
-    if gap.mean() > 0:
-        return text + "Overall the model is under-confident."
-    return text + "Overall the model is over-confident."
 
 
 def describe_recalibration(table: pd.DataFrame) -> str:
@@ -84,27 +69,24 @@ def describe_recalibration(table: pd.DataFrame) -> str:
             "Cross-validated on the validation split, no method has a lower Brier score than the"
             " model as trained."
         )
-    changes = ", ".join(
-        f"the {name} from {before[column]:.3f} to {best[column]:.3f}"
-        for name, column in (("Brier score", "brier"), ("class-wise error", "classwise_ece"))
-    )
     return (
         f"Cross-validated on the validation split, *{best['method']}* has the lowest Brier score."
-        f" On the test split it changes {changes}, and accuracy from {before['accuracy']:.1%} to"
+        f" On the test split it changes the Brier score from {before['brier']:.3f} to"
+        f" {best['brier']:.3f}, the class-wise error from {before['classwise_ece']:.3f} to"
+        f" {best['classwise_ece']:.3f}, and accuracy from {before['accuracy']:.1%} to"
         f" {best['accuracy']:.1%}."
     )
 
 
 def describe_selection(table: pd.DataFrame) -> str:
-    """What answering everything and what the threshold for 80 % of the images in a
-    `selective_table` give on the test split."""
+    """What covering all images and what the threshold for 80 % of them in a `selective_table` give
+    on the test split."""
     rows = table[table["target"] == "coverage"].set_index("nominal")
     every, row = rows.loc[1.0], rows.loc[0.8]
     return (
-        f"On all test images, the model is wrong on {1 - every['accuracy']:.1%}. With the threshold"
-        f" for 80% of the images it covers {row['coverage']:.1%} and is"
-        f" wrong on {1 - row['accuracy']:.1%} of these [{1 - row['accuracy_high']:.1%},"
-        f" {1 - row['accuracy_low']:.1%}]."
+        f"On all test images, {every['accuracy']:.1%} of the predictions are correct. With the"
+        f" threshold for 80% of the images, the model covers {row['coverage']:.1%}, and"
+        f" {_percent(row, 'accuracy')} of these predictions are correct."
     )
 
 
@@ -115,12 +97,11 @@ def describe_conformal(by_class: pd.DataFrame, overall: pd.DataFrame) -> str:
         table.set_index(table["nominal"].round(2)).loc[0.9] for table in (by_class, overall)
     )
     return (
-        f"At a nominal 90%, the sets with a limit for each class contain the true class for"
-        f" {own['coverage']:.1%} of the test images [{own['coverage_low']:.1%},"
-        f" {own['coverage_high']:.1%}] and for {own['worst_coverage']:.1%} of the class with the"
-        f" lowest coverage, *{escape(own['worst_class'])}*; with one limit for all that is"
-        f" {plain['worst_coverage']:.1%} (*{escape(plain['worst_class'])}*). They contain"
-        f" {own['size']:.2f} classes on average, compared with {plain['size']:.2f};"
+        "At a nominal 90%, the sets with a limit for each class contain the true class for"
+        f" {_percent(own, 'coverage')} of the test images and for {own['worst_coverage']:.1%} of"
+        f" the class with the lowest coverage, *{escape(own['worst_class'])}*; with one limit for"
+        f" all, this is {plain['worst_coverage']:.1%} (*{escape(plain['worst_class'])}*). They"
+        f" contain {own['size']:.2f} classes on average, compared with {plain['size']:.2f};"
         f" {own['single']:.0%} contain exactly one class, which is correct for"
         f" {own['single_accuracy']:.1%} of these."
     )
@@ -129,47 +110,38 @@ def describe_conformal(by_class: pd.DataFrame, overall: pd.DataFrame) -> str:
 def describe_gaps(table: pd.DataFrame) -> str:
     """The worst slice of a `worst_slice_table`, and what the corrected test shows."""
     worst, clear = table.iloc[0], table[table["verdict"].str.endswith("than the rest")]
-    measure, name = worst["metric"].replace("_", " "), f"{worst['column']} {escape(worst['slice'])}"
     if np.isnan(worst["gap"]):
         return "No slice has enough images for a comparison."
-    text = (
-        f"The worst of {table['gap'].notna().sum()} slices is *{name}* ({worst['n']} images): its"
-        f" {measure} minus that of the other images is {worst['gap']:+.3f} [{worst['low']:+.3f},"
-        f" {worst['high']:+.3f}]. "
+    verdict = "**no difference is shown**; a small one may exist"
+    if len(clear):
+        names = [f"{row.column} {escape(row.slice)} ({row.gap:+.3f})" for row in clear.itertuples()]
+        verdict = f"these differ from the rest: {', '.join(names)}"
+    return (
+        f"The worst of {table['gap'].notna().sum()} slices is *{worst['column']}"
+        f" {escape(worst['slice'])}* ({worst['n']} images): its"
+        f" {worst['metric'].replace('_', ' ')} minus that of the other images is"
+        f" {worst['gap']:+.3f} [{worst['low']:+.3f}, {worst['high']:+.3f}]. After correction for"
+        f" the number of slices, {verdict}."
     )
-    if clear.empty:
-        return (
-            text
-            + "After correction for the number of slices, **no difference is shown**; a small one"
-            " may exist."
-        )
-    names = ", ".join(
-        f"{row.column} {escape(row.slice)} ({row.gap:+.3f})" for row in clear.itertuples()
-    )
-    return text + f"After correction for the number of slices, these differ from the rest: {names}."
 
 
 def describe_order(table: pd.DataFrame) -> str:
     """Which models of a `pairwise_table` may be the best: the one with the highest mean, and those
     not shown to be worse."""
-    means = pd.concat(
-        [table.set_index("model_a")["value_a"], table.set_index("model_b")["value_b"]]
-    ).dropna()
-    means = means.groupby(level=0).mean().sort_values(ascending=False)
+    ends = [table.set_index(f"model_{end}")[f"value_{end}"] for end in "ab"]
+    means = pd.concat(ends).dropna().groupby(level=0).mean().sort_values(ascending=False)
     if means.empty:
         return ONE_MODEL
     first = means.index[0]
-    own = table[(table["model_a"] == first) | (table["model_b"] == first)]
-    rivals = own["model_a"].where(own["model_a"] != first, own["model_b"])
-    beaten = set(rivals[own["verdict"] == f"{first} better"])
-    level = [name for name in means.index[1:] if name not in beaten]
+    shown = table[table["verdict"] == f"{first} better"]
+    beaten = {first, *shown["model_a"], *shown["model_b"]}
+    level = [name for name in means.index if name not in beaten]
+    verdict = f"{first} is shown to be better than every other model"
     if level:
         verdict = (
             f"{first} has the highest mean, but is not shown to be better than {', '.join(level)}"
         )
-    else:
-        verdict = f"{first} is shown to be better than every other model"
-    one = " on other images; there is one seed" if (own["seeds"] == 1).all() else ""
+    one = " on other images; there is one seed" if (table["seeds"] == 1).all() else ""
     values = "; ".join(f"{name} {value:.3f}" for name, value in means.items())
     return f"{verdict}{one} ({values})."
 
@@ -182,9 +154,9 @@ def describe_spread(table: pd.DataFrame, metric: str) -> str:
         return "There is one run: the effect of another seed is unknown."
     exceeds = "exceeds" if row["seed_sd"] > row["sampling_sd"] else "does not exceed"
     return (
-        f"{row['mean']:.3f} [{row['total_low']:.3f}, {row['total_high']:.3f}]. The standard"
-        f" deviation over its {row['seeds']} runs ({row['seed_sd']:.3f}) {exceeds} that of a single"
-        f" run over other test images ({row['sampling_sd']:.3f})."
+        f"{_interval(row)}. The standard deviation over its {row['seeds']:.0f} runs"
+        f" ({row['seed_sd']:.3f}) {exceeds} that of a single run over other test images"
+        f" ({row['sampling_sd']:.3f})."
     )
 
 
@@ -192,30 +164,15 @@ def describe_pairs(table: pd.DataFrame) -> str:
     """The verdicts of a `pairwise_table` in sentences, each with its interval."""
     texts = []
     for row in table.itertuples():
-        span = f"[{row.low:+.3f}, {row.high:+.3f}]"
-        only = "; this holds for other images only, as there is one seed" if row.seeds == 1 else ""
-        if row.verdict == "not tested":
-            text = f"not tested ({row.note or 'all test images are one cluster'})"
-        elif row.verdict != NO_DIFFERENCE:
-            text = f"{row.difference:+.3f} {span}, {row.verdict}{only}"
-        elif row.low * row.high > 0:  # only the correction for many pairs hides it
-            count = table["p"].notna().sum()
-            text = (
-                f"{NO_DIFFERENCE} after correction; {span} without correction for {count}"
-                f" pairs{only}"
-            )
-        else:
-            text = f"{NO_DIFFERENCE}; 95% interval {span}{only}"
-        texts.append(f"{row.model_b} against {row.model_a}: {text}.")
+        text = f"{row.model_b} against {row.model_a}: {row.verdict}"
+        if not np.isnan(row.p):
+            text += f", {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        if row.verdict == NO_DIFFERENCE and row.low * row.high > 0:
+            text += " without the correction for several pairs"
+        if row.note:
+            text += f" ({row.note})"
+        texts.append(f"{text}.")
     return " ".join(texts) or ONE_MODEL
-
-
-def describe_verdicts(tests: Sequence[pd.DataFrame]) -> str:
-    """How often each verdict of several `paired_table`s occurs."""
-    if not tests:
-        return "one model only"
-    counts = pd.concat(tests)["verdict"].value_counts()
-    return "; ".join(f"{count} of {counts.sum()}, {verdict}" for verdict, count in counts.items())
 
 
 def describe_leakage(leakage: pd.DataFrame) -> str:
@@ -224,17 +181,15 @@ def describe_leakage(leakage: pd.DataFrame) -> str:
     leakage: rows of `leakage_table` with columns model and seed."""
     rows = leakage[leakage["metric"] == "accuracy"]
     table = rows.pivot(index=["model", "seed"], columns="images", values="value")
-    gap = table["all"] - table.get(CLEAN, table["all"]).fillna(table["all"])
-    texts = []
-    for model, part in gap.groupby("model"):
-        spread = f" ± {part.std():.3f}" if len(part) > 1 else ""
-        texts.append(f"*{escape(model)}* {part.mean():+.3f}{spread}")
-    copies = rows[rows["images"] == TOUCHED].groupby(["model", "seed"])["n"].sum()
-    mean = copies.sum() / len(table)
+    table = table.reindex(columns=["all", CLEAN])
+    gaps = (table["all"] - table[CLEAN].fillna(table["all"])).groupby("model")
+    texts = [f"*{escape(model)}* {gap:+.3f}" for model, gap in gaps.mean().items()]
+    mean = rows.loc[rows["images"] == TOUCHED, "n"].sum() / len(table)
     return (
-        f"Accuracy, naive minus clean: {'; '.join(texts)}. Near-duplicates may also be easier or"
-        " harder than the rest, or of other classes, so copies may not be the only reason."
-        f" On average {mean:.0f} test images per run have a copy; metrics on few images vary."
+        f"Accuracy, naive minus clean, mean over the seeds: {'; '.join(texts)}. Near-duplicates may"
+        " also be easier or harder than the rest, or of other classes, so copies may not be the"
+        f" only reason. On average {mean:.0f} test images per run have a copy; metrics on few"
+        " images vary."
     )
 
 
@@ -280,10 +235,7 @@ def describe_trusted(tables: Mapping[str, pd.DataFrame]) -> str:
         measures = table["metric"].nunique()
         held = [escape(name.replace("_", " ")) for name in better[better > measures / 2].index]
         methods = f"{', '.join(held)} beat" if held else "no method beats"
-        line = f"- *{escape(model)}*: {methods} the controls on most of {measures} measures"
-        if not table["metric"].str.startswith("pointing").any():
-            line += "; the planted truth, which it did not learn, is not among them"
-        lines.append(f"{line}.")
+        lines.append(f"- *{escape(model)}*: {methods} the controls on most of {measures} measures.")
     return "\n".join(lines)
 
 
@@ -301,3 +253,14 @@ def describe_published(gaps: pd.DataFrame) -> str:
         " less than 1.96 times the combined standard deviation of their and our single runs (ours"
         " over seeds or over test images, whichever is larger).\n\n" + "\n".join(lines)
     )
+
+
+def _interval(row: pd.Series, name: str = "value") -> str:
+    """Such as "0.912 [0.881, 0.940]"."""
+    start = "" if name == "value" else f"{name}_"
+    return f"{row[name]:.3f} [{row[f'{start}low']:.3f}, {row[f'{start}high']:.3f}]"
+
+
+def _percent(row: pd.Series, name: str) -> str:
+    """Such as "91.2% [88.1%, 94.0%]"."""
+    return f"{row[name]:.1%} [{row[f'{name}_low']:.1%}, {row[f'{name}_high']:.1%}]"

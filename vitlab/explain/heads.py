@@ -10,7 +10,7 @@ import torch
 from scipy.stats import false_discovery_control
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import mean_interval, sign_flip_p
+from vitlab.evaluation.inference import mean_interval, sign_flip_p
 from vitlab.explain.attention import (
     Layout,
     intercept_attention,

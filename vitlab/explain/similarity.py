@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct_holm, mean_interval
+from vitlab.evaluation.inference import correct_holm, mean_interval
 from vitlab.explain.inspection import inspecting
 from vitlab.explain.methods import explain
 from vitlab.explain.removal import (

@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from vitlab.errors import UserError
-from vitlab.evaluation.few_images import correct_holm, mean_interval
+from vitlab.evaluation.inference import correct_holm, mean_interval
 from vitlab.explain.faithfulness import METRICS
 from vitlab.explain.removal import SCORE_COLUMNS, CellScorer, check_maps
 from vitlab.explain.similarity import CHANGES, LEVEL, SAME_CLASS, TOO_FEW, UNCHANGED, sign_test_p

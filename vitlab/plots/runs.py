@@ -34,7 +34,6 @@ from vitlab.plots.style import (
     few_ticks,
     legend_below,
     new_axes,
-    note_above,
     readable,
     series_colors,
     shared_legend,
@@ -48,7 +47,6 @@ MAX_CHOICES = 8  # values of a column that are drawn as choices; the rarest beyo
 FEW_NUMBERS = 6  # different values of a parameter up to which its numbers are drawn as choices
 OTHERS = "others"
 LOG_FROM = 20  # times the lowest value: numbers that span more are drawn on a logarithmic axis
-MAX_RUNS = 1500  # in an interactive figure: a page must stay light
 MAX_MODELS = 7  # that the legend tells apart; the others are pooled
 ACROSS = 3  # panels side by side
 MAX_ROWS = 500  # of the table on a web page
@@ -71,14 +69,13 @@ def iplot_run_facets(table: pd.DataFrame, metric: str, columns: Sequence[str]) -
     """A panel for each column: the score of every run against its value there, coloured by model.
     In HTML, point at a run to read what it is; click models in the legend to take them out.
 
-    Of more than MAX_RUNS runs, the best ones and a random choice of the others are drawn, and the
-    figure says so. Parameters left to the recipe are a choice of their own."""
-    runs, note = _bound(order_runs(table, metric, columns))
+    Parameters left to the recipe are a choice of their own."""
+    runs = order_runs(table, metric, columns)
     counts = runs["model"].value_counts()
     kept = counts.index if len(counts) <= MAX_MODELS else counts.index[: MAX_MODELS - 1]
     model = runs["model"].where(runs["model"].isin(kept), OTHERS)
     runs = runs.assign(model=model, run=runs["run"].astype(str).str.split("/").str[-1])
-    return _draw_facets(runs, metric, columns, FEW_NUMBERS, note)
+    return _draw_facets(runs, metric, columns, FEW_NUMBERS)
 
 
 def iplot_arguments(trials: pd.DataFrame, metric: str) -> Interactive:
@@ -90,12 +87,10 @@ def iplot_arguments(trials: pd.DataFrame, metric: str) -> Interactive:
     kinds = np.where(np.arange(len(runs)) == 0, "best trial", "other trials")
     names = [f"trial {row.trial} (epoch {row.best_epoch})" for row in runs.itertuples()]
     runs = runs.assign(model=kinds, run=pd.Series(names, runs.index, dtype=str))
-    return _draw_facets(runs, metric, _arguments(trials), 0, "")
+    return _draw_facets(runs, metric, _arguments(trials), few=0)
 
 
-def _draw_facets(
-    runs: pd.DataFrame, metric: str, columns: Sequence[str], few: int, note: str
-) -> Interactive:
+def _draw_facets(runs: pd.DataFrame, metric: str, columns: Sequence[str], few: int) -> Interactive:
     if runs.empty:
         ax = empty_axes("There is no run to draw.")
         return Interactive("<p>There is no run to draw.</p>", ax.figure)
@@ -142,10 +137,6 @@ def _draw_facets(
             ax.set_ylabel(name_column(metric))
     if list(columns) != ["model"]:
         shared_legend(shown.static.axes)
-    note_above(shown.static, note)
-    if note:
-        corner = {"x": 1, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "right"}
-        shown.figure.add_annotation(text=note, yshift=38, showarrow=False, **corner)
     return shown
 
 
@@ -209,16 +200,6 @@ def order_runs(table: pd.DataFrame, metric: str, columns: Sequence[str] = ()) ->
     kept = table[pd.to_numeric(table[metric], errors="coerce").notna()]
     ascending = bool(LOW_IS_BEST.search(metric))
     return kept.sort_values(metric, ascending=ascending, kind="stable", ignore_index=True)
-
-
-def _bound(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """At most MAX_RUNS runs, the best first, and a note on what was left out."""
-    if len(runs) <= MAX_RUNS:
-        return runs, ""
-    best = MAX_RUNS // 5
-    rest = runs.iloc[best:].sample(MAX_RUNS - best, random_state=0).sort_index()
-    note = f"the best {best:,} of {len(runs):,} runs, and {MAX_RUNS - best:,} others at random"
-    return pd.concat([runs.iloc[:best], rest], ignore_index=True), note
 
 
 def iplot_runs_table(table: pd.DataFrame, metric: str, columns: Sequence[str]) -> Interactive:

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 
 from vitlab.files import write_json
+from vitlab.places import reports_dir
 from vitlab.report.checks import MAX_PAGE_MB, check_report
 from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
@@ -19,7 +20,6 @@ from vitlab.report.gather import gather_report, guide_pages, page_notebook
 from vitlab.report.pandoc import render_pages, render_pdf
 from vitlab.report.quarto import render_with_quarto
 from vitlab.report.settings import read_settings
-from vitlab.runs import reports_dir
 
 __all__ = ["ReportRefused", "render_report"]
 

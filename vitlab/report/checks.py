@@ -14,6 +14,7 @@ from vitlab.executed import find_execution_problems, find_source_problems
 from vitlab.files import find_damage
 from vitlab.markup import code
 from vitlab.notebook import read_cells
+from vitlab.places import project_root, reports_dir
 from vitlab.report.clean import PICTURES, cell_number, for_web, split_plotly
 from vitlab.report.findings import Finding
 from vitlab.report.gather import HOME, Page, Report
@@ -21,7 +22,7 @@ from vitlab.report.markdown import cell_label, read_options
 from vitlab.report.references import check_references
 from vitlab.report.settings import Settings
 from vitlab.run_folders import list_runs
-from vitlab.runs import PROMISED, Run, project_root, reports_dir, runs_folder
+from vitlab.runs import PROMISED, Run
 
 MAX_PAGE_MB = 10.0  # the library for interactive figures alone is 4.8
 FRAME = 40_000  # bytes of a page beside its cells: style sheet, navigation, script
@@ -69,7 +70,7 @@ def check_unfinished(pages: Sequence[Page]) -> list[Finding]:
             seen |= {page.run, (page.run, problem)}
     for page in pages:
         if page.stem == HOME and page.dataset:
-            for folder in list_runs(runs_folder(page.dataset)):
+            for folder in list_runs(page.dataset):
                 run = folder.relative_to(reports_dir()).as_posix()
                 problem = _find_run_problem(run)
                 if problem and run not in seen:

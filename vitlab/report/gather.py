@@ -23,10 +23,11 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from vitlab.errors import UserError
 from vitlab.markup import code, escape
 from vitlab.notebook import notebook_parameters
+from vitlab.places import project_root, reports_dir
 from vitlab.registry import unknown
 from vitlab.report.clean import KERNEL, clean_notebook
 from vitlab.report.markdown import callout, code_block, find_headings
-from vitlab.runs import project_root, read_batch, reports_dir
+from vitlab.runs import read_batch
 
 HOME = "08_compare"  # the page to open first
 TROUBLES = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.errors import UserError
+from vitlab.files import read_yaml
 from vitlab.places import project_root
-from vitlab.user_files import read_yaml
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from vitlab.robustness.corruptions import CORRUPTIONS, corrupt_image
 from vitlab.robustness.scores import (
     corruption_cost_table,
     describe_corruption_costs,
-    draw_subset,
     robustness_table,
 )
 
@@ -17,6 +16,5 @@ __all__ = [
     "corruption_cost_table",
     "describe_attack",
     "describe_corruption_costs",
-    "draw_subset",
     "robustness_table",
 ]

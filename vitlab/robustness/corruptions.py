@@ -2,12 +2,11 @@
 
 Noise, blur, brightness, contrast and JPEG have the strengths of ImageNet-C (Hendrycks and
 Dietterich 2019, arXiv 1903.12261), which were chosen for photographs of 224 x 224 pixels.
-ImageNet-C has no rotation; we chose its strengths."""
+ImageNet-C has no rotation; we chose its strengths. torchvision's operations are used where they do
+the same: its Gaussian blur fails on images smaller than half its kernel, and its brightness
+multiplies, which leaves dark pixels dark."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -16,66 +15,43 @@ from torchvision.transforms.v2 import functional as F
 
 from vitlab.errors import UserError
 from vitlab.pictures import to_rgb
-from vitlab.registry import Registry
+from vitlab.registry import unknown
 from vitlab.seeds import derive_seed
 
-SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE = 224  # pixels along the shorter side for which widths of blur are given
-
-CORRUPTIONS = Registry("corruption")
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """A way to make an image worse.
-
-    apply(image, strength, generator): from an 8-bit image, grey (L) or RGB, to one of the same mode
-    and size. strengths: one for each severity."""
-
-    apply: Callable[[Image.Image, float, np.random.Generator], Image.Image]
-    strengths: tuple[float, ...]
-
-
-def corruption(*strengths: float):
-    """Decorator: register a function as a corruption under its own name (see Corruption)."""
-
-    def register(function):
-        CORRUPTIONS.register(Corruption(function, strengths), name=function.__name__)
-        return function
-
-    return register
 
 
 def corrupt_image(
-    image: Image.Image, corruption: str, severity: int, seed: int = 0, sample_id: str = ""
+    image: Image.Image, corruption: str, severity: int, sample_id: str = ""
 ) -> Image.Image:
     """The image at its own size, in 8-bit grey or RGB, made worse; severity 0 only changes the
     mode.
 
-    Random numbers (noise, the direction of a rotation) depend on seed, corruption and sample_id,
-    not on the severity.
+    Random numbers (noise, the direction of a rotation) depend on corruption and sample_id, not on
+    the severity.
 
     >>> from PIL import Image
     >>> corrupt_image(Image.new("L", (8, 8), 100), "brightness", 2).getpixel((0, 0))
     151
     """
-    chosen = find_corruption(corruption, severity)
+    check_corruption(corruption, severity)
     image = to_eight_bits(image)
     if severity == 0:
         return image
-    generator = np.random.default_rng(derive_seed(seed, corruption, sample_id))
-    return chosen.apply(image, chosen.strengths[severity - 1], generator)
+    corrupt, strengths = CORRUPTIONS[corruption]
+    generator = np.random.default_rng(derive_seed(0, corruption, sample_id))
+    return corrupt(image, strengths[severity - 1], generator)
 
 
-def find_corruption(corruption: str, severity: int) -> Corruption:
-    """The corruption of this name; ValueError for an unknown name or severity."""
-    chosen = CORRUPTIONS[corruption]
-    if isinstance(severity, bool) or severity not in (0, *SEVERITIES):
+def check_corruption(corruption: str, severity: int) -> None:
+    """UserError for an unknown name or severity."""
+    if corruption not in CORRUPTIONS:
+        raise UserError(unknown("corruption", corruption, list(CORRUPTIONS)))
+    if severity not in range(6):
         raise UserError(
             f"{corruption}: the severity must be 1 (mild) to 5 (severe), or 0 for the clean image,"
             f" not {severity!r}"
         )
-    return chosen
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
@@ -84,27 +60,20 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     return to_rgb(image).convert("L") if grey else to_rgb(image)
 
 
-@corruption(0.08, 0.12, 0.18, 0.26, 0.38)
-def gaussian_noise(image, strength, generator):
-    """Noise of its own for each pixel and channel; strength: standard deviation, of 0..1."""
+def add_noise(image, strength, generator):
+    """Independent noise for each pixel and channel; strength: standard deviation, of 0..1."""
     pixels = np.asarray(image)
     return _from_floats(pixels / 255 + strength * generator.standard_normal(pixels.shape))
 
 
-@corruption(1, 2, 3, 4, 6)
 def blur(image, strength, generator):
     """Gaussian; strength: standard deviation in pixels, for 224 pixels along the shorter side.
-
-    Small images get at least a quarter of it. Pillow's filter, since torchvision's needs an image
-    larger than half of its kernel."""
+    Small images get at least a quarter of it."""
     return image.filter(ImageFilter.GaussianBlur(strength * max(min(image.size) / REFERENCE, 0.25)))
 
 
-@corruption(0.1, 0.2, 0.3, 0.4, 0.5)
-def brightness(image, strength, generator):
-    """Brighter, hue and saturation kept; strength: added to V of HSV (0..1), at most 1 in all.
-
-    torchvision's `adjust_brightness` multiplies, which leaves dark pixels dark."""
+def brighten(image, strength, generator):
+    """Hue and saturation stay; strength: added to V of HSV (0..1), up to 1 in all."""
     pixels = np.asarray(image) / 255
     value = pixels if pixels.ndim == 2 else pixels.max(axis=2, keepdims=True)  # V of HSV
     brighter = np.minimum(value + strength, 1)
@@ -113,23 +82,20 @@ def brightness(image, strength, generator):
     )
 
 
-@corruption(0.4, 0.3, 0.2, 0.1, 0.05)
-def contrast(image, strength, generator):
+def reduce_contrast(image, strength, generator):
     """Strength: the share of the contrast that is left."""
     return F.adjust_contrast(image, strength)
 
 
-@corruption(25, 18, 15, 10, 7)
-def jpeg(image, strength, generator):
-    """Written as JPEG and read back; strength: the quality, of 1..95."""
+def compress(image, strength, generator):
+    """Written as JPEG and read back; strength: the quality, 1 to 95."""
     return F.jpeg(image, strength)
 
 
-@corruption(5, 10, 15, 20, 30)
-def rotation(image, strength, generator):
-    """Turned around the centre, to the left or to the right; strength: degrees.
+def rotate(image, strength, generator):
+    """Rotated around the centre, to the left or to the right; strength: degrees.
 
-    The image is continued by its mirror image, so that no empty corner shows the turn."""
+    The image is extended by its mirror image, so that there is no empty corner."""
     width, height = image.size
     margin = int(np.ceil((np.hypot(width, height) - min(width, height)) / 2))
     pixels = np.asarray(image)
@@ -141,3 +107,14 @@ def rotation(image, strength, generator):
 
 def _from_floats(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+
+
+# name -> function of an 8-bit image, a strength and a random generator; strengths by severity
+CORRUPTIONS = {
+    "gaussian_noise": (add_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "blur": (blur, (1, 2, 3, 4, 6)),
+    "brightness": (brighten, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": (reduce_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "jpeg": (compress, (25, 18, 15, 10, 7)),
+    "rotation": (rotate, (5, 10, 15, 20, 30)),
+}

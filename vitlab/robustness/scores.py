@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,14 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset
 from vitlab.data.reading import map_images
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval, read_clusters
+from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.calibration import binned_error
+from vitlab.evaluation.scores import number_clusters
 from vitlab.models.anatomy import evaluating
 from vitlab.robustness.corruptions import (
     CORRUPTIONS,
+    check_corruption,
     corrupt_image,
-    find_corruption,
     to_eight_bits,
 )
 from vitlab.schema import DataBundle, ModelBundle
@@ -33,145 +35,117 @@ METRICS = ("accuracy", "overconfidence", "calibration_error")
 def robustness_table(
     model: ModelBundle,
     data: DataBundle,
-    corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = (1, 3, 5),
     images: int = 200,
     replicates: int = 1000,
-    seed: int = 0,
-    cluster=None,
 ) -> pd.DataFrame:
-    """The model's scores on at most `images` test images, clean and under every corruption (None:
-    all there are).
+    """The model's scores on at most `images` test images, clean and under every corruption.
 
     Columns: corruption, severity, n, metric, value, low, high, change, change_low, change_high. The
     rows of the clean images (corruption "clean", severity 0) come first. change: value minus that
     of the same clean images; its paired bootstrap interval is narrower than those of the two values
-    suggest. metric: accuracy, overconfidence (mean confidence minus accuracy: above 0 the model is
-    more confident than it is right) and calibration_error (as in `vitlab.evaluation`; without
-    intervals, because resampling inflates it). cluster: as in `vitlab.evaluation.metrics_table`."""
-    names = CORRUPTIONS.names() if corruptions is None else list(corruptions)
-    conditions = [(CLEAN, 0)] + [
-        (name, severity) for name in names for severity in sorted(set(severities) - {0})
-    ]
-    for name, severity in conditions[1:]:
-        find_corruption(name, severity)  # wrong names are reported before any work
-    ids = draw_subset(data, images, "test", seed)
-    clusters = read_clusters(pd.DataFrame({"sample_id": ids}), cluster)
-    decoded = map_images(
-        lambda sample_id: to_eight_bits(data.read(sample_id)), ids, "reading images"
-    )
+    suggest. metric: accuracy, overconfidence (mean confidence minus accuracy) and calibration_error
+    (as in `vitlab.evaluation`; without intervals, because resampling inflates it). Images with the
+    same value in a column `cluster` of the samples are drawn together."""
+    conditions = [(name, level) for name in CORRUPTIONS for level in sorted(set(severities) - {0})]
+    for name, severity in conditions:
+        check_corruption(name, severity)
+    samples = draw_test_images(data, images)
+    ids, cluster = samples["sample_id"].tolist(), number_clusters(samples)
+    decoded = map_images(lambda name: to_eight_bits(data.read(name)), ids, "reading images")
     decoded = dict(zip(ids, decoded, strict=True))
+
+    def read(sample_id: str, corruption: str, severity: int):
+        return corrupt_image(decoded[sample_id], corruption, severity, sample_id)
+
     clean, tables = None, []
-    for name, severity in tqdm(conditions, desc="corruptions", unit="condition", leave=False):
-        read = decoded.__getitem__
+    progress = tqdm([(CLEAN, 0), *conditions], desc="corruptions", unit="condition", leave=False)
+    for name, severity in progress:
+        changed = decoded.__getitem__
         if severity:
-            read = _read_corrupted(decoded, name, severity, seed)
-        scores = _predict_hits(model, replace(data, read=read), ids)
-        value, drawn = _resample(*scores, replicates, seed, clusters)
+            changed = partial(read, corruption=name, severity=severity)
+        value, drawn = _measure(model, replace(data, read=changed), ids, replicates, cluster)
         clean = clean or (value, drawn)
-        table = pd.DataFrame(
-            {"corruption": name, "severity": severity, "n": len(ids), "metric": METRICS}
-        )
+        table = {"corruption": name, "severity": severity, "n": len(ids), "metric": METRICS}
         table["value"] = value
-        table["low"], table["high"], _ = percentile_interval(drawn, estimate=value)
-        table["change"] = value - clean[0]
-        table["change_low"], table["change_high"], _ = percentile_interval(
-            drawn - clean[1], estimate=value - clean[0]
-        )
-        tables.append(table)
+        table["low"], table["high"], _ = percentile_interval(drawn, value)
+        table["change"] = change = value - clean[0]
+        table["change_low"], table["change_high"], _ = percentile_interval(drawn - clean[1], change)
+        tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)
 
 
-def draw_subset(data: DataBundle, images: int, split: str = "test", seed: int = 0) -> list[str]:
-    """At most `images` sample_ids of a split, each class with its share, in the order of the
-    table.
-    """
+def draw_test_images(data: DataBundle, images: int) -> pd.DataFrame:
+    """At most `images` test samples, drawn at random, each class in proportion, in the order of the
+    table."""
     if images < 1:
         raise UserError(f"images must be at least 1, got {images}")
-    samples = data.split(split)
+    samples = data.split("test")
     if samples.empty:
-        raise UserError(f"{data.name} has no image in split {split!r}")
-    shuffled = samples.sample(frac=1, random_state=derive_seed(seed, "subset", split) % 2**32)
+        raise UserError(f"{data.name} has no image in split 'test'")
+    shuffled = samples.sample(frac=1, random_state=derive_seed(0, "subset", "test") % 2**32)
     place = shuffled.groupby("label", sort=False).cumcount() + 0.5  # of each image within its class
     quantile = place / shuffled.groupby("label")["label"].transform("size")
     chosen = quantile.sort_values(kind="stable").index[:images]
-    return samples.loc[samples.index.isin(chosen), "sample_id"].tolist()
+    return samples.loc[samples.index.isin(chosen)]
+
+
+def _measure(
+    model: ModelBundle,
+    data: DataBundle,
+    ids: Sequence[str],
+    replicates: int,
+    cluster: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """METRICS (3,) and their replicates (R, 3), which draw the same images at each call."""
+    device = next(model.module.parameters()).device
+    with evaluating(model.module):
+        dataset = ImageDataset(data, ids, model.transform)
+        logits, labels = compute_logits(model.module, dataset, device, choose_precision(device))
+    prob = logits.double().softmax(dim=1).numpy()
+    confidence, right = prob.max(axis=1), prob.argmax(axis=1) == labels
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1)
+        accuracy = weights @ right / total
+        overconfidence = weights @ confidence / total - accuracy
+        error = np.full(len(weights), np.nan)
+        return np.stack([accuracy, overconfidence, error], axis=1)
+
+    once = np.ones((1, len(right)))
+    value = measure(once)[0]
+    value[2] = binned_error(confidence, right, once)[0]
+    return value, bootstrap(measure, len(right), replicates, cluster=cluster)
 
 
 def corruption_cost_table(table: pd.DataFrame) -> pd.DataFrame:
     """What each corruption of a `robustness_table` costs, as means over its severities, and over
     all corruptions in the last row of each metric.
 
-    Columns: metric, corruption, clean, corrupted, change (corrupted minus clean), relative (change
-    as a share of the clean accuracy; NaN for the other metrics, of which 0 is best)."""
-    is_clean = table["corruption"] == CLEAN
-    clean = table[is_clean].set_index("metric")["value"]
-    rows = []
-    for metric, part in table[~is_clean].groupby("metric", sort=False):
-        means = part.groupby("corruption", sort=False)["value"].mean()
-        means["all"] = means.mean()
-        for name, corrupted in means.items():
-            change, relative = corrupted - clean[metric], np.nan
-            if metric == "accuracy" and clean[metric] > 0:
-                relative = change / clean[metric]
-            rows.append((metric, name, clean[metric], corrupted, change, relative))
-    return pd.DataFrame(
-        rows, columns=["metric", "corruption", "clean", "corrupted", "change", "relative"]
-    )
+    Columns: metric, corruption, clean, corrupted, change (corrupted minus clean)."""
+    means = table.groupby(["metric", "corruption"], sort=False)["value"].mean().unstack(sort=False)
+    clean = means.pop(CLEAN)
+    means["all"] = means.mean(axis=1)
+    costs = means.stack().rename("corrupted").reset_index()
+    costs.insert(2, "clean", costs["metric"].map(clean))
+    return costs.assign(change=costs["corrupted"] - costs["clean"])
 
 
 def describe_corruption_costs(table: pd.DataFrame, accuracy: float, images: int) -> str:
     """Sentences on a `robustness_table`: the mean loss, the largest one, and how many are shown.
 
-    accuracy, images: of the whole test split, beside which these images are few."""
-    costs = corruption_cost_table(table)
-    overall = costs[(costs["metric"] == "accuracy") & (costs["corruption"] == "all")].iloc[0]
+    accuracy, images: of the whole test split."""
+    costs = corruption_cost_table(table).set_index(["metric", "corruption"])
+    overall = costs.loc[("accuracy", "all")]
     tried = table[(table["metric"] == "accuracy") & (table["severity"] > 0)].sort_values("change")
-    shown = tried[tried["change_high"] < 0]
-    sentences = [
+    worst, shown = tried.iloc[0], (tried["change_high"] < 0).sum()
+    return (
         f"Over all corruptions the accuracy is {overall['corrupted']:.3f}, and"
         f" {overall['clean']:.3f} on the same {table['n'].max()} images without corruption. They"
         f" are too few to estimate the accuracy itself (all {images} test images: {accuracy:.3f});"
-        " what counts is the change on the same images."
-    ]
-    for row in shown.head(1).itertuples():
-        sentences.append(
-            f"The largest loss is under {row.corruption.replace('_', ' ')} of severity"
-            f" {row.severity}: {row.change:+.3f} [{row.change_low:+.3f}, {row.change_high:+.3f}]."
-        )
-    sentences.append(
-        f"A loss is shown in {len(shown)} of {len(tried)} conditions; in the others so few images"
-        " may hide one."
+        " what counts is the change on the same images. The largest loss is under"
+        f" {worst['corruption'].replace('_', ' ')} of severity {worst['severity']}:"
+        f" {worst['change']:+.3f} [{worst['change_low']:+.3f}, {worst['change_high']:+.3f}]. A loss"
+        f" is shown in {shown} of {len(tried)} conditions; in the others so few images may hide"
+        " one."
     )
-    return " ".join(sentences)
-
-
-def _read_corrupted(decoded, corruption: str, severity: int, seed: int):
-    return lambda sample_id: corrupt_image(
-        decoded[sample_id], corruption, severity, seed, sample_id
-    )
-
-
-def _predict_hits(model, data: DataBundle, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence (N,) of the predicted class, and whether it is right (N,)."""
-    device = next(model.module.parameters()).device
-    with evaluating(model.module):
-        dataset = ImageDataset(data, ids, model.transform)
-        logits, labels = compute_logits(model.module, dataset, device, choose_precision(device))
-    prob = logits.double().softmax(dim=1).numpy()
-    return prob.max(axis=1), prob.argmax(axis=1) == labels
-
-
-def _resample(confidence, right, replicates, seed, clusters) -> tuple[np.ndarray, np.ndarray]:
-    """METRICS (3,) and their replicates (R, 3). The same seed draws the same images each time."""
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        total = weights.sum(axis=1)
-        accuracy = weights @ right / total
-        overconfidence = weights @ confidence / total - accuracy
-        return np.stack([accuracy, overconfidence, np.full(len(weights), np.nan)], axis=1)
-
-    once = np.ones((1, len(right)))
-    value = measure(once)[0]
-    value[2] = binned_error(confidence, right, once)[0]
-    return value, bootstrap(measure, len(right), replicates, seed, clusters)

@@ -16,8 +16,9 @@ from string import Template
 
 import vitlab
 from vitlab.errors import UserError
+from vitlab.files import check_writable
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.submission.archive import (
     Manifest,
     UnsafeBundle,
@@ -33,7 +34,6 @@ from vitlab.submission.rubric import load_rubric
 from vitlab.submission.selection import Selection, find_site, select
 from vitlab.submission.verdict import Verdict
 from vitlab.submission.verify import judge_folder
-from vitlab.user_files import check_writable
 
 HERE = Path(__file__).parent  # the texts of title page and README
 RUN_FILES = (".json", ".csv", ".parquet", ".md", ".safetensors")  # files of a run that are packed

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from vitlab.errors import UserError
 from vitlab.notebook import notebook_parameters
 from vitlab.registry import unknown
-from vitlab.runs import dataset_folder
+from vitlab.run_folders import dataset_folder
 from vitlab.schema import SPLITS, check_predictions
 from vitlab.submission.checks import clean_name, injected_parameters
 from vitlab.submission.opened import FAIL, PASS, SKIPPED, Bundle, Result, judge_each
@@ -175,8 +175,8 @@ def _judge_intervals(bundle: Bundle, run: str) -> tuple[str, str]:
     split_by = bundle.read_json(f"{run}/run.json")["parameters"].get("split_by", "")
     data = load_dataset(here, samples=bundle.read_table(f"{run}/splits.csv"))
     predictions = bundle.read_table(f"{run}/predictions.parquet")
-    clusters = cluster_test_images(data, split_by)
-    table = metrics_table(predictions, replicates=replicates, cluster=clusters).set_index("metric")
+    predictions["cluster"] = predictions["sample_id"].map(cluster_test_images(data, split_by))
+    table = metrics_table(predictions, replicates=replicates).set_index("metric")
     for name, row in noted.items():
         for end in ("low", "high"):
             ours = table.loc[name, end]
@@ -221,14 +221,8 @@ def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
     improve every metric.
     """
     from vitlab.data import load_dataset
-    from vitlab.data.reading import find_unreadable
-    from vitlab.data.sources import NOT_CHOSEN
 
-    data = load_dataset(dataset, samples=samples)
-    rest = data.excluded[data.excluded["reason"] == NOT_CHOSEN]
-    if rest.empty:
-        return []
-    return sorted(set(rest["sample_id"]) - set(find_unreadable(data.read, rest)["sample_id"]))
+    return sorted(set(load_dataset(dataset).samples["sample_id"]) - set(samples["sample_id"]))
 
 
 def _read_real(bundle: Bundle, run: str) -> pd.DataFrame:

@@ -38,8 +38,8 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vitlab.errors import UserError
+from vitlab.files import read_yaml
 from vitlab.registry import unknown
-from vitlab.user_files import read_yaml
 
 MARK = re.compile(r"^\s*(?:<!--\s*)?#\|\s*answer(?=\s*(?::|-->|$))(?P<name>.*)$")
 OPTION = re.compile(r"^\s*#\|")

@@ -12,7 +12,8 @@ from typing import Any
 
 from vitlab.errors import MissingFileError, UserError
 from vitlab.places import project_root, reports_dir
-from vitlab.runs import Run, dataset_folder, read_batch
+from vitlab.run_folders import dataset_folder
+from vitlab.runs import Run, read_batch
 
 # where a bundle and the reports folder hold executed notebooks that no batch made
 BY_HAND = "runs/notebooks"

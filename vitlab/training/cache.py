@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from vitlab.data import ImageDataset, find_synthetic
 from vitlab.errors import UserError
-from vitlab.runs import atomic, reports_dir
+from vitlab.files import atomic
+from vitlab.places import reports_dir
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.devices import join_processes
 from vitlab.training.precision import autocast, choose_precision

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vitlab.errors import UserError
-from vitlab.runs import atomic
+from vitlab.files import atomic
 
 KEPT = 2  # so that there is one before the newest, should that be damaged
 

@@ -17,9 +17,15 @@ from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, 
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model, save_model
 from vitlab.registry import unknown
-from vitlab.run_folders import RunBusy, is_held, list_runs
-from vitlab.run_names import canonical_dataset, check_run_name
-from vitlab.runs import PROMISED, Run, find_runs, runs_folder
+from vitlab.run_folders import (
+    RunBusy,
+    canonical_dataset,
+    check_run_name,
+    is_held,
+    list_runs,
+    runs_folder,
+)
+from vitlab.runs import PROMISED, Run, find_runs
 from vitlab.schema import DataBundle, ModelBundle, check_predictions
 from vitlab.training.config import TrainConfig, fit_options, recipe
 from vitlab.training.devices import join_processes
@@ -144,7 +150,7 @@ def find_or_train(find: Callable[[], list[Run]], train: Callable[[], Run]) -> Ru
 
 def _find_named(dataset: str, model: str, seed: int, name: str) -> Run:
     folder = runs_folder(dataset)
-    if check_run_name(name) not in {path.name for path in list_runs(folder)}:
+    if check_run_name(name) not in {path.name for path in list_runs(dataset)}:
         names = [run.name for run in find_runs(dataset)]
         near = difflib.get_close_matches(name, names, n=MAX_NAMES, cutoff=0) or names[:MAX_NAMES]
         advice = (

@@ -34,7 +34,7 @@ from vitlab.errors import UserError
 from vitlab.models import block_positions, build_model, split_stages
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
-from vitlab.run_names import canonical_dataset, check_run_name, dataset_folder, run_name
+from vitlab.run_folders import canonical_dataset, check_run_name, dataset_folder, run_name
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.config import TrainConfig, fit_options, recipe
