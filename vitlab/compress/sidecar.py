@@ -4,7 +4,6 @@ No torch here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import atomic, write_json
+from vitlab.files import atomic, hash_file, write_json
 from vitlab.schema import Transform
 
 FIELDS = (
@@ -46,7 +45,7 @@ def write_pair(path: Path, save: Callable[[Path], object], description: dict) ->
         save(temporary)
         description = {
             **description,
-            "sha256": digest(temporary),
+            "sha256": hash_file(temporary),
             "bytes": temporary.stat().st_size,
         }
         write_json(sidecar_path(path), {**description, "versions": _versions()})
@@ -78,7 +77,7 @@ def read_sidecar(path: Path | str) -> dict:
             f"{path} takes other inputs than this version of vitlab gives ({description['input']});"
             " export it again"
         )
-    if digest(path) != description["sha256"]:
+    if hash_file(path) != description["sha256"]:
         raise UserError(
             f"{path} is damaged or of another export than {beside.name}: its checksum is not the"
             " one noted there"
@@ -109,11 +108,6 @@ def check_target(path: Path | str) -> Path:
     if path.is_dir():
         raise UserError(f"{path} is a folder; write the name of a file that ends in .onnx")
     return path
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
