@@ -220,7 +220,7 @@ def mark_as_done(batch: Path, reports: Path) -> None:
             copy.write_text("{}")
             if tasks[number].run:
                 (reports / tasks[number].run / "run.json").write_text('{"status": "done"}')
-            state.settle(number, status="done", seconds=1.0)
+            state.settle(number, {"status": "done", "seconds": 1.0})
     finally:
         (
             os.environ.pop("VITLAB_REPORTS")
@@ -256,7 +256,7 @@ def show_tiny(times: int = 8) -> None:
     from papermill.clientwrap import PapermillNotebookClient
 
     from vitlab.batch.execute import Execution
-    from vitlab.batch.schedule import kernel_environment
+    from vitlab.batch.run import kernel_environment
     from vitlab.kernels import WarmProcess
 
     stages: dict[str, list[float]] = {}

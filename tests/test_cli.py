@@ -149,7 +149,7 @@ MISTAKES = {
     "batch folder.yml": "folder.yml is a folder; name a batch file",
     "batch binary.yml": "binary.yml is not a text in UTF-8, so it is no batch file",
     "batch tab.yml": "tab.yml is not YAML: while scanning",
-    "batch list.yml": "list.yml must have the keys title",
+    "batch list.yml": "list.yml: must have the keys title",
     "batch binary/x.yml": "the batch file binary/x.yml cannot be read (Not a directory)",
     "batch good.yml --scheduler folder.yml": "folder.yml is a folder; name a file of a cluster",
     "batch good.yml --scheduler binary.yml": (
@@ -191,7 +191,7 @@ def test_a_folder_without_notebooks_says_where_it_looked(odd_files, tmp_path):
         path.rmdir() if path.is_dir() else path.unlink()
     said = call("batch", "alone/good.yml").stderr
     assert (
-        said.startswith("Error: unknown notebook 'none'. Choices: none yet. Looked in ")
+        said.startswith("Error: unknown notebook 'none'. Choices: none yet. Searched ")
         and str(tmp_path / "alone") in said
     )
 

@@ -226,21 +226,6 @@ def test_equals_pytorch_grad_cam_on_the_default_layer(method, name, monkeypatch)
     assert max(found[i].std() for i in range(2)) > 0
 
 
-def test_score_cam_by_hand(small_cnn):
-    """Masks are f1 and f2 behind ReLU over their maximum; the logit of the masked image is computed
-    anew for each.
-    """
-    maps = np.array([[[2.0, 0], [1, 4]], [[0, 4], [1, 2]]])
-    red, green, blue = IMAGE[0].double().numpy()
-    scores = []
-    for mask in maps / 4:
-        f1, f2 = np.maximum((red - green) * mask, 0).mean(), np.maximum(blue * mask, 0).mean()
-        scores.append(2 * f1 - f2)
-    weights = np.exp(scores) / np.exp(scores).sum()
-    found = explain(small_cnn, IMAGE, "score_cam", "a", layer="1", channels=None).values[0]
-    np.testing.assert_allclose(found, np.tensordot(weights, maps, 1), rtol=1e-5)
-
-
 def test_score_cam_tries_the_channels_of_largest_variance(small_cnn):
     # variances of f1 and f2 behind ReLU: 2.19 and 2.19 are equal here, so blue is made brighter;
     # one channel has weight 1

@@ -13,11 +13,11 @@ from jupyter_client.manager import KernelManager
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.child_processes import start_python
+from tests.child_processes import start_python, wait_until
 from vitlab.batch.execute import Execution
-from vitlab.batch.schedule import kernel_environment
+from vitlab.batch.run import kernel_environment
 from vitlab.errors import UserError
-from vitlab.kernels import ForkedKernel, RemoteError, WarmProcess
+from vitlab.kernels import ForkedKernel, NoAnswer, RemoteError, WarmProcess
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -76,13 +76,6 @@ def is_running(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.time() + seconds
-    while not condition() and time.time() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 @linux
@@ -147,7 +140,7 @@ def test_shutdown_runs_exit_handlers_and_leaves_no_process(warm, tmp_path):
 def test_a_killed_kernel_is_seen_as_dead(warm):
     kernel = Kernel(warm)
     os.kill(kernel.process.pid, signal.SIGKILL)
-    assert wait_until(lambda: kernel.process.poll() is not None)
+    wait_until(lambda: kernel.process.poll() is not None)
     assert kernel.process.returncode == -signal.SIGKILL
     assert not kernel.manager.is_alive()
     kernel.close()
@@ -170,27 +163,18 @@ def write_kernelspec(folder, text):
     (folder / "kernels" / "python3" / "kernel.json").write_text(text)
 
 
-BROKEN = [
-    "{",
-    "{}",
-    json.dumps(
-        {
-            "argv": ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            "display_name": "x",
-        }
-    ),
-    json.dumps(
-        {
-            "argv": [sys.executable, "-c", "raise SystemExit('broken')"],
-            "display_name": "x",
-            "language": "python",
-        }
-    ),
-]
+ENDS_AT_ONCE = json.dumps(
+    {
+        "argv": [sys.executable, "-c", "raise SystemExit('broken')"],
+        "display_name": "x",
+        "language": "python",
+    }
+)
 
 
-@pytest.mark.parametrize("text", BROKEN, ids=["no JSON", "empty", "no such Python", "ends at once"])
-@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize(
+    ("text", "alive"), [("{", True), (ENDS_AT_ONCE, True), (ENDS_AT_ONCE, False)]
+)
 def test_the_kernel_is_this_python_whatever_is_installed_as_python3(
     tmp_path, monkeypatch, text, alive
 ):
@@ -230,10 +214,13 @@ def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
 
 
 @linux
-def test_a_warm_process_that_died_does_no_harm():
+def test_a_warm_process_that_does_not_answer_in_time_is_replaced(monkeypatch):
+    monkeypatch.setattr("vitlab.kernels.ANSWER_SECONDS", 0.5)
     with WarmProcess() as warm:
-        warm._process.kill()
-        warm._process.wait(timeout=30)
+        with pytest.raises(NoAnswer):
+            warm.ask("time:sleep", 60)
+        assert not is_running(warm._process.pid)
+        assert warm.call("os:getpid") == os.getpid()
         kernel = Kernel(warm)
         assert isinstance(kernel.process, subprocess.Popen)
         kernel.close()
@@ -356,4 +343,4 @@ def test_kernels_end_when_their_batch_is_killed():
     with start_python(textwrap.dedent(code), stderr=None) as batch:
         pids = [int(pid) for pid in batch.stdout.readline().split()]
         assert len(pids) == 2 and all(is_running(pid) for pid in pids)
-    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
+    wait_until(lambda: not any(is_running(pid) for pid in pids))

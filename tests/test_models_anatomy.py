@@ -90,6 +90,7 @@ def test_convolutional_networks(name, size, grid, stages):
         ("mixer_s32_224", "no attention and no feature maps"),
         ("convit_tiny", "10 of its 12 attention modules, blocks.0.attn"),  # positions mixed in
         ("cait_xxs24_224", "24 of its 26 attention modules"),  # talking heads
+        ("xcit_nano_12_p16_224", "attention"),  # channels attend to channels
         # softmax over the keys; modules shared between blocks
         ("coat_lite_tiny", "8 of its 8 attention modules"),
         ("vit_dwee_patch16_reg1_gap_256", "computes attention 2 times"),  # the difference of two
@@ -199,45 +200,6 @@ def test_torchvision():
     assert anatomy.attention == tuple(f"{block}.self_attention" for block in anatomy.blocks)
     resnet = find_anatomy(torchvision_models.resnet18(), (64, 96))
     assert resnet.stages == ("relu", "layer1", "layer2", "layer3", "layer4")
-
-
-class Exchange(nn.Module):
-    """Attention of one head whose parts have no usual name."""
-
-    def __init__(self, width, tokens_weigh_channels=False):
-        super().__init__()
-        self.asks, self.offers, self.gives = (nn.Linear(width, width) for _ in range(3))
-        self.channels = tokens_weigh_channels
-
-    def forward(self, x):
-        asks, offers, gives = self.asks(x), self.offers(x), self.gives(x)
-        if self.channels:
-            return gives @ (asks.transpose(1, 2) @ offers).softmax(dim=-1)
-        return (asks @ offers.transpose(1, 2)).softmax(dim=-1) @ gives
-
-
-class Story(nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        self.cut, self.first = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(2, 8))
-        self.chapters = nn.ModuleList(
-            nn.ModuleDict({"a": Exchange(8, **options), "b": nn.Linear(8, 8)}) for _ in range(2)
-        )
-        self.end = nn.Linear(8, 3)
-
-    def forward(self, images):
-        x = self.cut(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
-        for chapter in self.chapters:
-            x = x + chapter["b"](chapter["a"](x))
-        return self.end(x.mean(dim=1))
-
-
-def test_no_name_is_needed():
-    anatomy = find_anatomy(Story(), (12, 20))
-    assert (anatomy.kind, anatomy.num_prefix_tokens, anatomy.grid) == ("vit", 2, (3, 5))
-    assert anatomy.attention == anatomy.blocks == ("chapters.0.a", "chapters.1.a")
-    assert find_anatomy(Story(tokens_weigh_channels=True), (12, 20)).kind == "other"
 
 
 @pytest.mark.parametrize("name", [*BUILT, *WRAPPED])

@@ -518,8 +518,8 @@ class TestOutOfDate:
 
     def test_other_libraries_files_and_runs(self, recorded):
         fingerprint = recorded.tasks[0]["fingerprint"]
-        fingerprint["libraries"] += "\ntorch 2.0"
-        fingerprint |= {"files": "published.csv 0123", "runs": "3 finished, 0123"}
+        fingerprint["libraries"] |= {"torch": "2.0"}
+        fingerprint |= {"files": {"published.csv": "0123"}, "runs": "3 finished, 0123"}
         (message,) = self.messages(recorded)
         for change in ("torch 2.0 -> none", "runs changed", "published.csv 0123 -> none"):
             assert change in message

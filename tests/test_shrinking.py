@@ -17,7 +17,6 @@ from vitlab.models import (
     load_model,
     save_model,
     shrink_model,
-    split_stages,
 )
 from vitlab.models.shrinking import shrink
 
@@ -129,24 +128,15 @@ def test_shrinking_twice_is_shrinking_once(tmp_path):
         assert torch.equal(load_model(tmp_path).module(images), once.module(images))
 
 
-@pytest.mark.parametrize("family", ["vit_scratch", "hybrid_vit", "timm vit"])
-def test_what_looks_into_models_works_on_a_shrunk_one(family):
-    full = FAMILIES[family]()
-    small = shrink_model(full, SPEC)
+def test_a_shrunk_hybrid_is_explained():
+    small = shrink_model(tiny_deep_hybrid(), SPEC)
     images = draw_images(small)
-    assert small.anatomy.blocks == ("blocks.0", "blocks.1")
-    assert small.anatomy.kind == full.anatomy.kind
-    for method in ("rollout", "grad_cam", "transformer_attribution"):
-        values = explain(small, images, method).values
-        assert values.shape == images[:, 0].shape and np.ptp(values) > 0
+    assert small.anatomy.blocks == ("blocks.0", "blocks.1") and small.anatomy.kind == "hybrid"
     with record_attention(small.module, small.anatomy) as attention, torch.no_grad():
         small.module(images)
     assert [layer.shape[1] for layer in attention] == [1, 2]
-    x = images
-    with torch.no_grad():
-        for _, stage in split_stages(small.module):
-            x = stage(x)
-        assert torch.allclose(x, small.module(images), atol=1e-6)
+    for method in ("rollout", "grad_cam", "transformer_attribution"):
+        assert np.ptp(explain(small, images, method).values) > 0
 
 
 def test_a_shrunk_model_trains_and_frozen_parts_stay_frozen():

@@ -86,7 +86,7 @@ def run(
     Its parameters are checked before any cell runs; `vitlab run NOTEBOOK --help` lists them."""
     with clean_errors():
         from vitlab.batch import run_notebook
-        from vitlab.batch.summary import describe_problem
+        from vitlab.batch.display import describe_problem
         from vitlab.notebook import fit_parameters
 
         notebook = find_notebook(notebook)
@@ -126,8 +126,8 @@ def batch(
     A second call runs only what is missing or out of date."""
     with clean_errors():
         from vitlab.batch import run_batch
-        from vitlab.batch.signals import end_in_order
-        from vitlab.batch.summary import print_plan, print_summary
+        from vitlab.batch.display import print_plan, print_summary
+        from vitlab.batch.run import end_in_order
 
         if scheduler and workers > 1:
             raise UserError(

@@ -1,5 +1,5 @@
-"""Files: atomic writing, a quick check that they are whole, and one clear sentence for what is
-wrong with a file or folder that a user names.
+"""Files: atomic writing, hashes, a quick check that they are whole, and one clear sentence for what
+is wrong with a file or folder that a user names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,26 @@ def write_json(path: Path, content: dict | list) -> None:
         )
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(
+    paths: Iterable[Path], folder: Path, hash_one: Callable[[Path], str] = hash_file
+) -> str:
+    """SHA-256 over the paths below a folder and their contents, in any order."""
+    found = {path.relative_to(folder).as_posix(): hash_one(path) for path in paths}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def hash_package() -> str:
+    """A short hash of the Python files of this vitlab."""
+    folder = Path(__file__).parent
+    return hash_files(folder.rglob("*.py"), folder)[:8]
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file. MissingFileError where there is none; UserError for a damaged
     one.
@@ -67,12 +87,6 @@ def read_json(path: Path) -> dict:
         raise MissingFileError(f"there is no {path}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, or make it again") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_damage(folder: Path, files: Iterable[str]) -> list[str]:

@@ -35,7 +35,9 @@ from jupyter_client.provisioning import LocalProvisioner
 
 from vitlab.errors import UserError
 
-GONE = (OSError, EOFError)  # what a connection raises when there is nobody at the other end
+ANSWER_SECONDS = 600  # that the warm process has for a call; importing libraries takes seconds
+END_SECONDS = 10  # that it has to end once it is killed
+GONE = (OSError, EOFError)  # what a connection raises when its other end is closed
 
 
 class RemoteError(RuntimeError):
@@ -44,9 +46,9 @@ class RemoteError(RuntimeError):
     """
 
 
-class NobodyThere(ConnectionError):
-    """The warm process does not answer. A kind of its own: the function that is called may raise an
-    OSError as well.
+class NoAnswer(ConnectionError):
+    """The warm process does not answer. A class of its own: the function that is called may raise
+    an OSError as well.
     """
 
 
@@ -78,7 +80,7 @@ class WarmProcess:
         The traceback of the other process is the cause of each."""
         try:
             return self.ask(function, *arguments)
-        except NobodyThere:
+        except NoAnswer:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
@@ -90,21 +92,27 @@ class WarmProcess:
             self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
-        """Call `module:name` there, and give or raise what it does; NobodyThere where that cannot
-        be.
+        """Call `module:name` there, and give or raise what it does. NoAnswer where that cannot be;
+        a process that does not answer in time is killed.
         """
         try:
             with self._lock:
                 self._connection.send((function, arguments))
                 while self._unread:
-                    self._connection.recv()
+                    self._receive()
                     self._unread -= 1
-                fine, answer = self._connection.recv()
+                fine, answer = self._receive()
         except GONE as error:
-            raise NobodyThere from error
+            raise NoAnswer from error
         if fine:
             return answer
         raise answer
+
+    def _receive(self) -> tuple[bool, Any]:
+        if not self._connection.poll(ANSWER_SECONDS):
+            self.close()
+            raise NoAnswer
+        return self._connection.recv()
 
     def attach(self, manager: KernelManager) -> KernelManager:
         """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is
@@ -119,7 +127,8 @@ class WarmProcess:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
         self._connection.close()
 
     def __enter__(self) -> WarmProcess:
@@ -274,6 +283,13 @@ def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) 
     finally:
         # as multiprocessing does: taking the libraries down piece by piece would cost seconds
         os._exit(code)
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Keeps two batches from working on the same runs at a time, on one machine or several that share
-the reports folder.
+"""Keeps two batches from working on the same runs at a time, on one machine or on several that
+share the reports folder.
 
-A batch that runs holds the file `lock` of its folder, by a lock of the system, which ends with the
-process however that ends; and it names its runs in `claim.json` beside it. Another one that shares
-a run with it is refused; one that does not may run."""
+A running batch holds the file `lock` of its folder, by a lock of the system, which ends with the
+process however that ends; and it lists its runs in `claim.json` beside it. Another batch that
+shares a run with it is refused; one that does not may run."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from vitlab.errors import UserError
 from vitlab.files import write_json
 
 LOCK, CLAIM = "lock", "claim.json"
-# seconds for others that look and claim at the same time; it takes each of them a moment
-PATIENCE = 60
+LOOK_SECONDS = 60  # to wait for other batches that claim their runs; it takes each a moment
 
 
 @contextmanager
 def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
-    """Hold a batch, by its folder, and its runs as long as the block lasts. UserError when another
+    """Hold a batch, by its folder, and its runs while the block lasts. UserError when another
     process has one of them.
     """
     mine, own = sorted(set(runs)), FileLock(folder / LOCK)
     folder.mkdir(parents=True, exist_ok=True)
     look = FileLock(folder.parent / LOCK)
-    if not _take(look, PATIENCE):
-        raise UserError(f"other batches have held {look.lock_file} for {PATIENCE} s; end them")
+    if not _take(look, LOOK_SECONDS):
+        raise UserError(f"other batches have held {look.lock_file} for {LOOK_SECONDS} s; end them")
     try:
         for claim in sorted(folder.parent.glob(f"*/{CLAIM}")):
-            if claim.parent != folder and _is_held(claim.parent):
-                shared = sorted({*mine} & {*_read_claim(claim).get("runs", [])})
-                if shared:
-                    raise _describe(claim, folder.parent.parent.parent / shared[0])
+            shared = sorted({*mine} & {*_read_claim(claim).get("runs", [])})
+            if claim.parent != folder and shared and _is_held(claim.parent):
+                raise _refuse(claim, folder.parent.parent.parent / shared[0])
         if not _take(own):
-            raise _describe(folder / CLAIM, folder)
+            raise _refuse(folder / CLAIM, folder)
         write_json(folder / CLAIM, {"pid": os.getpid(), "host": platform.node(), "runs": mine})
     finally:
         look.release()
@@ -53,7 +51,7 @@ def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
 
 
 def _take(lock: FileLock, seconds: float = 0) -> bool:
-    """Whether a lock is ours now; where the file system knows no locks, it always is."""
+    """Whether this process has the lock now; always where the file system has no locks."""
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
@@ -73,11 +71,11 @@ def _is_held(folder: Path) -> bool:
 def _read_claim(claim: Path) -> dict:
     try:
         return json.loads(claim.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # given back this moment
+    except (OSError, ValueError):  # removed at this moment
         return {}
 
 
-def _describe(claim: Path, folder: Path) -> UserError:
+def _refuse(claim: Path, folder: Path) -> UserError:
     who = _read_claim(claim)
     place = f"pid {who['pid']} on {who['host']}" if who else "its process is ending"
     return UserError(f"another batch ({place}) is running over {folder}; wait for it, or end it")

@@ -1,5 +1,5 @@
-"""Execute one notebook by papermill in a kernel process, show how far it is, and say in plain data
-how it ended.
+"""Execute a notebook with papermill in a kernel process of its own, and describe in plain data how
+it ended.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,11 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
 
-from vitlab.batch.limits import Limits, Stopped, Watch, read_peak_mb
+from vitlab.batch.display import Display
+from vitlab.batch.plan import Task
+from vitlab.batch.specs import Limits
+from vitlab.batch.state import Outcome, describe_error
+from vitlab.batch.watch import Stopped, Watch, read_peak_mb
 from vitlab.errors import UserError
 from vitlab.files import atomic
 from vitlab.kernels import WarmProcess
@@ -38,34 +45,85 @@ from vitlab.notebook import read_cells
 CELL_LINE = re.compile(r"(?:Cell In\[\d+\], |^\w+ \()line (\d+)")
 NOT_STARTED = ("Kernel died before", "Kernel didn't respond")  # as jupyter_client puts it
 ANSI_COLOR = re.compile(r"\x1b\[[\d;]*m")
+LOG = logging.getLogger("vitlab.batch")
 
 
+class LocalExecutor:
+    """Executes up to `workers` notebooks at a time on this machine. Their kernels are forked from
+    one warm process.
+    """
+
+    def __init__(self, workers: int, warm: WarmProcess, reports: Path, display: Display):
+        self.workers, self.warm, self.reports, self.display = workers, warm, reports, display
+        self._threads = ThreadPoolExecutor(workers)
+        self._running: dict[Future, tuple[int, Execution]] = {}
+
+    def has_place(self, task: Task) -> bool:
+        return len(self._running) < self.workers
+
+    def start(self, number: int, task: Task) -> None:
+        execution = Execution(
+            task.step.source,
+            self.reports / task.path,
+            task.parameters,
+            self.warm,
+            task.label,
+            limits=task.step.limits,
+            on_progress=partial(self.display.show, number, task.label),
+        )
+        self._running[self._threads.submit(execution.run)] = number, execution
+
+    def collect(self) -> list[tuple[int, Outcome]]:
+        ended = wait(self._running, timeout=1, return_when=FIRST_COMPLETED).done
+        return [(self._running.pop(future)[0], _read_outcome(future)) for future in ended]
+
+    def stop(self) -> list[tuple[int, Outcome]]:
+        # an interrupt between two cells is lost: send it again, and kill in the end
+        for attempt in range(6):
+            for future, (_, execution) in self._running.items():
+                if not future.done():
+                    execution.stop(force=attempt == 5)
+            if not wait(self._running, timeout=1).not_done:
+                break
+        self._threads.shutdown(cancel_futures=True)
+        return [
+            (number, _read_outcome(future))
+            for future, (number, _) in self._running.items()
+            if not future.cancelled()
+        ]
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def _read_outcome(future: Future) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # the kernel did not start, or the disk is full
+        return describe_error(error)
+
+
+@dataclass(eq=False)
 class Execution:
-    """A notebook on its way. `run` blocks until it has ended; `stop` and `end`, from another
+    """One execution of a notebook. `run` blocks until it has ended; `stop` and `end`, from another
     thread, end it early.
 
-    limits: minutes and memory it may take. environment: variables for its kernel beside those of
-    this process. folder: where the kernel works, by default here. on_progress: called with the
-    number of the cell that begins and that of all cells. unwanted: asked twice a second; once it
-    says True, the execution is stopped."""
+    environment: variables for its kernel beside those of this process. folder: where the kernel
+    works, by default here. on_progress: called with the number of the cell that begins and that of
+    all cells. unwanted: asked twice a second; once it is true, the execution is stopped."""
 
-    def __init__(
-        self,
-        source: Path,
-        copy: Path,
-        parameters: dict[str, Any],
-        warm: WarmProcess,
-        label: str = "",
-        *,
-        limits: Limits | None = None,
-        environment: dict[str, str] | None = None,
-        folder: str | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-        unwanted: Callable[[], bool] | None = None,
-    ):
-        self.source, self.copy, self.parameters, self.warm = source, copy, parameters, warm
-        self.label, self.limits, self.unwanted = label or source.stem, limits or Limits(), unwanted
-        self.environment, self.folder, self.on_progress = environment, folder, on_progress
+    source: Path
+    copy: Path
+    parameters: dict[str, Any]
+    warm: WarmProcess
+    label: str = ""
+    limits: Limits = field(default_factory=Limits)
+    environment: dict[str, str] = field(default_factory=dict)
+    folder: str | None = None
+    on_progress: Callable[[int, int], None] | None = None
+    unwanted: Callable[[], bool] | None = None
+
+    def __post_init__(self):
         self.client: PapermillNotebookClient | None = None
         self.cell, self.number, self.cells, self.peak_memory_mb = None, 0, 0, None
         self.stopped, self.ended = False, None
@@ -76,33 +134,25 @@ class Execution:
         manager = self.client and self.client.km
         return manager.provisioner.pid if manager and manager.has_kernel else None
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Outcome:
         """Execute and give status (done or failed), seconds, peak_memory_mb of the kernel, and
         error (cell, line, name, value).
 
         The executed copy gets its name when the notebook has ended, with the error in it if it
         failed. Stopped: by `stop`."""
         start = time.perf_counter()
-        # papermill's
-        self.cells = sum(cell["cell_type"] == "code" for cell in read_cells(self.source)) + bool(
-            self.parameters
-        )
-        with (
-            tempfile.TemporaryDirectory(prefix="vitlab-") as folder,
-            watch_folder(self.copy.parent) as is_there,
-        ):
+        code = [cell for cell in read_cells(self.source) if cell["cell_type"] == "code"]
+        self.cells = len(code) + bool(self.parameters)  # papermill adds a cell for them
+        with tempfile.TemporaryDirectory(prefix="vitlab-") as folder:
             temporary = Path(folder) / self.copy.name
             with Watch(self, self.limits, self.unwanted):
                 error = self._execute(temporary)
-            if not is_there():
-                error = self._describe_removal(error)
             if temporary.is_file():
                 with atomic(self.copy) as beside:
                     shutil.copyfile(temporary, beside)
-        seconds = round(time.perf_counter() - start, 1)
         return {
             "status": "failed" if error else "done",
-            "seconds": seconds,
+            "seconds": round(time.perf_counter() - start, 1),
             "peak_memory_mb": self.peak_memory_mb,
             "error": error,
         }
@@ -115,8 +165,8 @@ class Execution:
         self._kill() if force else self._signal(signal.SIGINT)
 
     def end(self, name: str, value: str) -> None:
-        """Kill the kernel with all that it has started; the notebook has failed, with an error of
-        this name and text.
+        """Kill the kernel with all processes that it has started; the notebook has failed, with an
+        error of this name and text.
         """
         self.ended = self.ended or {"name": name, "value": value}
         self._kill()
@@ -131,6 +181,7 @@ class Execution:
         client.execute(**options, **({"cwd": self.folder} if self.folder else {}))
 
     def _execute(self, temporary: Path, retry: bool = True) -> dict[str, Any] | None:
+        """The error, or None."""
         try:
             papermill.execute_notebook(
                 self.source,
@@ -157,19 +208,19 @@ class Execution:
                 ) from failure
             if not (self.ended or isinstance(failure, DeadKernelError)):
                 raise
-            held = f", it held {self.peak_memory_mb} MB" if self.peak_memory_mb else ""
-            dead = {
-                "name": "DeadKernelError",
-                "value": f"the kernel died{held}; too little memory is the usual reason",
-            }
-            error = self._describe(**(self.ended or dead))
-            if self.cell is not None:
-                self.cell.outputs.append(
-                    new_output("error", ename=error["name"], evalue=error["value"], traceback=[])
-                )
-            write_ipynb(self.client.nb, str(temporary))
-            return error
+            return self._describe_death(temporary)
         return None
+
+    def _describe_death(self, temporary: Path) -> dict[str, Any]:
+        """The error of a kernel that died or was ended; it is written into the executed copy."""
+        held = f", it held {self.peak_memory_mb} MB" if self.peak_memory_mb else ""
+        text = f"the kernel died{held}; too little memory is the usual reason"
+        error = self._describe(**(self.ended or {"name": "DeadKernelError", "value": text}))
+        if self.cell is not None:
+            output = new_output("error", ename=error["name"], evalue=error["value"], traceback=[])
+            self.cell.outputs.append(output)
+        write_ipynb(self.client.nb, str(temporary))
+        return error
 
     def _signal(self, number: int) -> None:
         pid = self.pid
@@ -206,6 +257,7 @@ class Execution:
             raise Stopped(self.label)
 
     def _describe(self, name: str, value: str, traceback: str = "") -> dict[str, Any]:
+        """An error with the cell and the line that raised it, else the first line of the cell."""
         if self.cell is None:
             return {"cell": None, "line": "", "name": name, "value": value}
         lines = self.cell.source.splitlines()
@@ -213,52 +265,14 @@ class Execution:
         if raised and int(raised[1]) <= len(lines):
             line = lines[int(raised[1]) - 1]
         else:
-            line = next(
-                (line for line in lines if line.strip() and not line.lstrip().startswith("#")), ""
-            )
+            code = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+            line = next(code, "")
         number = self.cell.execution_count or self.number  # a kernel that died may not have told
         return {"cell": number, "line": line.strip(), "name": name, "value": value}
 
-    def _describe_removal(self, error: dict[str, Any] | None) -> dict[str, Any]:
-        place = (
-            {"cell": None, "line": ""}
-            if error is None
-            else {"cell": error["cell"], "line": error["line"]}
-        )
-        seen = f" ({error['name']}: {error['value']})" if error else ""
-        told = (
-            f"the folder {self.copy.parent.parent} was removed while the notebook ran{seen}; the"
-            " same command makes it again"
-        )
-        return {**place, "name": "RunFolderRemoved", "value": told}
-
-
-@contextmanager
-def watch_folder(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Make the folder, and give a function that says whether it is still the same one (on Windows:
-    whether there is any).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not hasattr(os, "O_DIRECTORY"):
-        yield folder.is_dir
-        return
-    # held open, its number is not given to another folder
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-    def is_there() -> bool:
-        try:
-            return os.path.samestat(os.fstat(held), os.stat(folder))
-        except OSError:
-            return False
-
-    try:
-        yield is_there
-    finally:
-        os.close(held)
-
 
 class WatchedEngine(NBClientEngine):
-    """papermill's own engine, with the kernel and the progress in the hands of an Execution."""
+    """papermill's own engine; an Execution starts the kernel and follows the progress."""
 
     @classmethod
     def execute_managed_notebook(
@@ -275,8 +289,7 @@ class WatchedEngine(NBClientEngine):
         )
 
 
-LOG = logging.getLogger("vitlab.batch")
-# what went wrong is told by the executed copy and by the table at the end
+# the executed copy and the table at the end say what went wrong
 LOG.addHandler(logging.NullHandler())
 LOG.propagate = False
 # it warns of parameters whose annotation it cannot read

@@ -8,108 +8,97 @@ import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from importlib.util import find_spec
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 import vitlab
 from vitlab.batch.plan import Task
 from vitlab.errors import UserError
+from vitlab.files import hash_file, hash_files
 from vitlab.notebook import is_filled, read_cells
 from vitlab.places import project_root, reports_dir
 from vitlab.runs import read_runs
 
 PACKAGE = Path(vitlab.__file__).parent
-# parts that are kept as lines `name value`, so that a change can be named
-LISTED = ("libraries", "files")
-DISTRIBUTIONS = {
-    "sklearn": "scikit-learn",
-    "imblearn": "imbalanced-learn",
-    "PIL": "pillow",
-    "yaml": "PyYAML",
-}
 # what a notebook imports that reads all runs of its data set
 READ_RUNS = {"vitlab.run_tables", "vitlab.runs"}
+Fingerprint = dict[str, Any]
 
 
-def fingerprint_tasks(
-    tasks: list[Task], data_version: Callable[[str], str]
-) -> list[dict[str, str]]:
-    """For each task, what its result depends on, part by part, each as a short text or hash.
+def fingerprint_tasks(tasks: list[Task], data_version: Callable[[str], str]) -> list[Fingerprint]:
+    """For each task, what its result depends on, part by part.
 
-    code: the files of vitlab that the notebook imports, directly or by way of other files of
-    vitlab, with the data files beside them (weights, HTML); so that work on the report does not
-    train every model anew. libraries: what these import, with versions. files: parameters that name
-    a file. runs: for a notebook that reads every run of its data set, those that are finished.
-    needs: the fingerprints of the tasks before it."""
-    versions, runs, library = cache(data_version), cache(describe_runs), cache(_describe_library)
+    code: a hash of the files of vitlab that the notebook imports, directly or through other files
+    of vitlab, with the data files beside them (weights, HTML); so that work on the report does not
+    train every model again. libraries: name -> version of what these import. files: name -> hash of
+    files that parameters name. runs: for a notebook that reads every run of its data set, those
+    that are finished. needs: a hash of the fingerprints of the tasks before it."""
+    data, runs, hash_once = cache(data_version), cache(describe_runs), cache(hash_file)
     imports = {source: notebook_imports(source) for source in {task.step.source for task in tasks}}
-    notebooks = {
-        source: _digest([cell for cell in read_cells(source) if is_filled(cell)])
-        for source in imports
-    }
-    used = {source: used_files(modules, PACKAGE) for source, modules in imports.items()}
-    code = {source: _hash_code(files) for source, files in used.items()}
-    libraries = {
-        source: _describe_libraries(imports[source], files, library)
-        for source, files in used.items()
-    }
-    prints: list[dict[str, str]] = []
+    sources = {source: _describe_source(source, imports[source], hash_once) for source in imports}
+    prints: list[Fingerprint] = []
     for task in tasks:
-        source, dataset = task.step.source, find_dataset(task)
-        before = [
-            {part: value for part, value in prints[number].items() if part != "runs"}
-            for number in task.needs
-        ]
+        before = []
+        for number in task.needs:
+            before.append({part: value for part, value in prints[number].items() if part != "runs"})
         prints.append(
             {
-                "notebook": notebooks[source],
+                **sources[task.step.source],
                 "parameters": _digest(task.parameters),
-                "code": code[source],
-                "libraries": libraries[source],
-                "files": _describe_files(task),
-                "data": _digest(versions(dataset)) if dataset else "",
-                "runs": runs(dataset) if reads_runs(task, imports[source]) else "",
+                "files": _find_files(task, hash_once),
+                "data": _digest(data(task.dataset)) if task.dataset else "",
+                "runs": runs(task.dataset) if reads_runs(task, imports[task.step.source]) else "",
                 "needs": _digest(before),
             }
         )
     return prints
 
 
-def describe_changes(
-    then: dict[str, str], now: dict[str, str], ignored: Collection[str] = ()
-) -> str:
+def _describe_source(source: Path, imports: set[str], hash_one: Callable) -> Fingerprint:
+    """The parts notebook, code and libraries of a notebook that imports these modules."""
+    files = used_files(imports, PACKAGE)
+    data = [path for folder in {file.parent for file in files} for path in find_data(folder)]
+    return {
+        "notebook": _digest([cell for cell in read_cells(source) if is_filled(cell)]),
+        "code": hash_files({*files, *data}, PACKAGE, hash_one)[:12],
+        "libraries": _list_libraries(imports, files),
+    }
+
+
+def describe_changes(then: Fingerprint, now: Fingerprint, ignored: Collection[str] = ()) -> str:
     """What has changed, such as `code changed; libraries changed: torch 2.15.0 -> 2.16.0`; empty
     for nothing.
     """
-    changed = [
-        part for part, value in now.items() if then.get(part) != value and part not in ignored
+    plain, words = [], []
+    for part, value in now.items():
+        before = then.get(part)
+        if before == value or part in ignored:
+            continue
+        if isinstance(before, dict) and isinstance(value, dict):
+            details = _list_changes(before, value)
+            more = f" and {len(details) - 3} more" if len(details) > 3 else ""
+            words.append(f"{part} changed: {', '.join(details[:3])}{more}")
+        else:
+            plain.append(part)
+    return "; ".join([f"{', '.join(plain)} changed"] * bool(plain) + words)
+
+
+def _list_changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    names = sorted({*before, *after})
+    return [
+        f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}"
+        for name in names
+        if before.get(name) != after.get(name)
     ]
-    plain = [part for part in changed if part not in LISTED]
-    words = [f"{', '.join(plain)} changed"] if plain else []
-    for part in changed:
-        if part in LISTED:
-            details = _list_changes(then.get(part), now[part])
-            words.append(
-                f"{part} changed: {', '.join(details[:3])}"
-                + f" and {len(details) - 3} more" * (len(details) > 3)
-            )
-    return "; ".join(words)
-
-
-def find_dataset(task: Task) -> str:
-    return str(task.parameters.get("dataset", task.step.declared.get("dataset")) or "")
 
 
 def reads_runs(task: Task, imports: set[str]) -> bool:
-    """Whether a notebook reads all runs of its data set: it asks for them, and is not given the
-    name of one.
+    """Whether a notebook that imports these modules reads all runs of its data set: it asks for
+    them, and is not given the name of one.
     """
-    return (
-        "run_name" not in task.step.declared
-        and not imports.isdisjoint(READ_RUNS)
-        and bool(find_dataset(task))
-    )
+    asks = not imports.isdisjoint(READ_RUNS)
+    return asks and "run_name" not in task.step.declared and bool(task.dataset)
 
 
 def describe_runs(dataset: str) -> str:
@@ -117,10 +106,8 @@ def describe_runs(dataset: str) -> str:
     ones do not count.
     """
     found, _ = read_runs(dataset, "done", {})
-    return (
-        f"{len(found)} finished,"
-        f" {_digest(sorted((run.name, run.info['start_s']) for run in found))}"
-    )
+    starts = sorted((run.name, run.info["start_s"]) for run in found)
+    return f"{len(found)} finished, {_digest(starts)}"
 
 
 def imported_modules(source: str, package: str = "") -> set[str]:
@@ -228,17 +215,9 @@ def notebook_imports(path: Path) -> set[str]:
         raise UserError(f"{path.name} has a cell that is not Python: {error}") from error
 
 
-def _hash_code(files: set[Path]) -> str:
-    folders = {file.parent for file in files}
-    both = {*files, *(data for folder in folders for data in _find_data(folder))}
-    return _digest(
-        [(file.relative_to(PACKAGE).as_posix(), _hash_file(file)) for file in sorted(both)]
-    )
-
-
-def _find_data(folder: Path) -> list[Path]:
-    """The data files of a Python package: all in its folder that are no code, and those of
-    sub-folders that are no package.
+def find_data(folder: Path) -> list[Path]:
+    """The data files of a Python package: all files in its folder that are not code, and those of
+    sub-folders that are not packages.
     """
     found = []
     for path in folder.iterdir():
@@ -247,39 +226,21 @@ def _find_data(folder: Path) -> list[Path]:
         if path.is_file():
             found.append(path)
         elif not (path / "__init__.py").is_file():
-            found += _find_data(path)
+            found += find_data(path)
     return found
 
 
-def _describe_libraries(imports: set[str], files: set[Path], describe: Callable[[str], str]) -> str:
-    """Lines such as `torch 2.15.0`: what these modules and files import from outside of vitlab."""
+def _list_libraries(imports: set[str], files: set[Path]) -> dict[str, str]:
+    """Distribution -> version of what these modules and files import from outside of vitlab, and of
+    Python. Modules that are not installed are left out.
+    """
     names = imports.union(
         *(_file_imports(file, PACKAGE, file.stat().st_mtime_ns) for file in files)
     )
-    modules = (
-        {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {PACKAGE.name, ""}
-    )
-    found = {
-        f"python {sys.version_info.major}.{sys.version_info.minor}",
-        *filter(None, map(describe, modules)),
-    }
-    return "\n".join(sorted(found))
-
-
-def _describe_library(module: str) -> str:
-    """`scikit-learn 1.7.2` of `sklearn`; empty for a module that is not installed or belongs to no
-    distribution.
-    """
-    try:
-        name = DISTRIBUTIONS.get(module, module)
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        try:
-            there = find_spec(module) is not None
-        except (ImportError, ValueError):
-            there = False
-        names = _list_distributions().get(module, []) if there else []
-        return "\n".join(f"{name} {version(name)}" for name in sorted(set(names)))
+    modules = {name.partition(".")[0] for name in names} - {PACKAGE.name}
+    distributions = {name for module in modules for name in _list_distributions().get(module, [])}
+    found = {name: version(name) for name in sorted(distributions)}
+    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **found}
 
 
 @cache
@@ -287,22 +248,19 @@ def _list_distributions() -> Mapping[str, list[str]]:
     return packages_distributions()  # takes half a second
 
 
-def _describe_files(task: Task) -> str:
-    """Lines of the files that parameters name, in the working folder, the project or its reports,
-    with a hash of the content.
+def _find_files(task: Task, hash_one: Callable) -> dict[str, str]:
+    """Value -> hash of the content, for parameters that name a file in the working folder, the
+    project or its reports.
     """
-    found = []
+    found = {}
     for value in (task.step.declared | task.parameters).values():
         if isinstance(value, str) and ("." in value or "/" in value) and value.isprintable():
-            places = [
-                Path(value).expanduser(),
-                project_root() / value,
-                project_root() / "reports" / value,
-                reports_dir() / value,
-            ]
+            folders = (Path(), project_root(), project_root() / "reports", reports_dir())
+            places = [folder / Path(value).expanduser() for folder in folders]
             file = next(filter(_is_file, places), None)
-            found += [f"{value} {_hash_file(file)}"] if file else []
-    return "\n".join(sorted(set(found)))
+            if file:
+                found[value] = hash_one(file)[:12]
+    return found
 
 
 def _is_file(path: Path) -> bool:
@@ -312,31 +270,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _list_changes(then: str | None, now: str) -> list[str]:
-    if then is None:
-        return ["not recorded before"]
-    before, after = (
-        dict(entry.rsplit(" ", 1) for entry in text.splitlines()) for text in (then, now)
-    )
-    names = sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-    return [f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}" for name in names]
-
-
-def _hash_file(path: Path) -> str:
-    status = path.stat()
-    return _hash_content(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@cache
-def _hash_content(path: Path, *state: int) -> str:
-    """A hash of the content, read once for all tasks until the file changes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
 def _digest(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
-        :12
-    ]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,21 +1,30 @@
-"""What is known of each task of a batch, kept on disk after each: what was done, how it went, what
-is out of date.
+"""What is known of each task of a batch, written to batch.json after each: what was done, how it
+ended, and what is out of date.
 """
 
 from __future__ import annotations
 
 import json
+import traceback
+from pathlib import Path
 from typing import Any
 
-from vitlab.batch.fingerprint import describe_changes, describe_runs, find_dataset
-from vitlab.batch.plan import Batch, Task
+from vitlab.batch.fingerprint import (
+    Fingerprint,
+    describe_changes,
+    describe_runs,
+    fingerprint_tasks,
+)
+from vitlab.batch.plan import Batch, Task, load_batch, plan_tasks
 from vitlab.errors import UserError
 from vitlab.files import find_damage, write_json
+from vitlab.markup import code
 from vitlab.places import project_root, reports_dir
 from vitlab.run_folders import read_info
 from vitlab.runs import PROMISED, read_batch
 
-OUTCOME = {
+Outcome = dict[str, Any]
+PENDING: Outcome = {
     "status": "pending",
     "seconds": None,
     "peak_memory_mb": None,
@@ -27,12 +36,23 @@ OUTCOME = {
 }
 
 
+def describe_error(error: BaseException, seconds: float = 0.0) -> Outcome:
+    """The outcome of a task whose kernel did not start, or whose results could not be written: the
+    batch continues.
+
+    An error of the program, other than one of the user or the system, has its traceback."""
+    problem = {"cell": None, "line": "", "name": type(error).__name__, "value": str(error)}
+    if not isinstance(error, UserError | OSError):
+        problem["traceback"] = "".join(traceback.format_exception(error))
+    return {"status": "failed", "seconds": seconds, "peak_memory_mb": None, "error": problem}
+
+
 class BatchState:
     """The content of reports/runs/batches/<name>/batch.json.
 
-    content["tasks"] has one record a task, in the order of the plan; content["former"] keeps the
-    records of tasks that the batch file no longer asks for, so that a grid made smaller and larger
-    again costs nothing."""
+    content["tasks"] has one record for each task, in the order of the plan; content["former"] keeps
+    the records of tasks that the batch file no longer asks for. So a point that was removed from
+    the grid and comes back need not run again."""
 
     def __init__(self, batch: Batch, tasks: list[Task]):
         self.tasks, self.reports = tasks, reports_dir()
@@ -49,110 +69,125 @@ class BatchState:
             "parameters": batch.parameters,
             "grid": batch.grid,
             "chain": [step.notebook for step in batch.chain],
-            "tasks": [_new_record(task) | _outcome_of(known.pop(task.path, {})) for task in tasks],
+            "tasks": [_make_record(task, known.pop(task.path, {})) for task in tasks],
             "former": list(known.values()),
         }
-        self._starts = {
-            run: self._read_start(run) for run in {task.run for task in tasks if task.run}
-        }
+        self._starts = {task.run: self._read_run(task).get("start_s") for task in tasks}
 
     def measured_seconds(self) -> list[float | None]:
-        """What each task took when it ended well; to be asked before `find_stale`, which forgets it
-        where a task runs again.
+        """What each task took when it last ended well. Call it before `find_stale`, which forgets
+        it for tasks that run again.
         """
         return [
             record["seconds"] if record["status"] == "done" else None
             for record in self.content["tasks"]
         ]
 
-    def find_stale(self, prints: list[dict[str, str]], force: bool) -> list[int]:
-        """The numbers of the tasks to run. Their records are set to pending, with the reason as
+    def find_stale(self, prints: list[Fingerprint], force: bool) -> list[int]:
+        """The numbers of the tasks to run. Their records become pending, with the reason as
         note.
         """
         stale: list[int] = []
         for number, (task, record) in enumerate(
             zip(self.tasks, self.content["tasks"], strict=True)
         ):
-            reason = "asked for" if force else self._reason(task, record, prints[number], stale)
+            again = [self.tasks[need].step.notebook for need in task.needs if need in stale]
+            if force:
+                reason = "asked for"
+            elif not record["fingerprint"]:
+                reason = "new"
+            elif again:
+                reason = f"{again[0]} runs again"
+            else:
+                reason = describe_changes(record["fingerprint"], prints[number])
+                reason = reason or self._find_problem(task, record)
             if reason:
                 stale.append(number)
-                record |= OUTCOME | {"fingerprint": prints[number], "note": reason}
+                record |= PENDING | {"fingerprint": prints[number], "note": reason}
         return stale
 
-    def begin(self, number: int) -> None:
-        """Note which runs there are when a task that reads them all begins: the batch has made some
-        since it was planned.
-        """
-        record = self.content["tasks"][number]
-        if record["fingerprint"].get("runs"):
-            record["fingerprint"] = record["fingerprint"] | {
-                "runs": describe_runs(find_dataset(self.tasks[number]))
-            }
-
-    def settle(self, number: int, **outcome) -> None:
-        run = self.tasks[number].run
-        start = self._read_start(run) if run else None
-        made_now = start != self._starts.get(run)
-        self._starts[run] = start
-        self.content["tasks"][number] |= {
-            "note": "",
-            "run_start": None if made_now else start,
-        } | outcome
-        self.write()
-
-    def write(self) -> None:
-        """Keep the content, if it differs from what is there: the file's date is that of the
-        report.
-        """
-        content = json.loads(json.dumps(self.content, default=str))
-        if content != self._written:
-            write_json(self.path, content)
-            self._written = content
-
-    def _reason(
-        self, task: Task, record: dict, fingerprint: dict[str, str], stale: list[int]
-    ) -> str:
-        again = [self.tasks[number].step.notebook for number in task.needs if number in stale]
-        changed = describe_changes(record["fingerprint"], fingerprint)
-        if not record["fingerprint"]:
-            return "new"
-        if again:
-            return f"{again[0]} runs again"
-        if changed:
-            return changed
+    def _find_problem(self, task: Task, record: dict[str, Any]) -> str:
+        """Why the results of a task are not complete; empty if they are."""
         if record["status"] != "done":
             return "not finished" if record["status"] == "pending" else f"{record['status']} before"
         if not (self.reports / task.path).is_file():
             return "executed copy is gone"
-        if "run_name" in task.parameters and not self._run_is_done(task):
+        if "run_name" in task.parameters and self._read_run(task).get("status") != "done":
             return "run is not complete"
-        damage = (
-            find_damage(self.reports / task.run, PROMISED.get(task.step.notebook, ()))
-            if task.run
-            else []
-        )
-        if damage:
-            return ", ".join(damage)
+        if task.run:
+            damage = find_damage(self.reports / task.run, PROMISED.get(task.step.notebook, ()))
+            if damage:
+                return ", ".join(damage)
         if record["run_start"] is not None and record["run_start"] != self._starts[task.run]:
             # by another batch; what this task had left there is gone
             return "its run was made again since"
         return ""
 
-    def _run_is_done(self, task: Task) -> bool:
-        return self._read_run(task.run).get("status") == "done"
+    def begin(self, number: int) -> None:
+        """Note which runs there are when a task begins that reads all of them: the batch has made
+        some since it was planned.
+        """
+        record = self.content["tasks"][number]
+        if record["fingerprint"].get("runs"):
+            runs = describe_runs(self.tasks[number].dataset)
+            record["fingerprint"] = record["fingerprint"] | {"runs": runs}
 
-    def _read_start(self, run: str) -> float | None:
-        return self._read_run(run).get("start_s")
+    def settle(self, number: int, outcome: Outcome) -> None:
+        """Keep the outcome of a task."""
+        task = self.tasks[number]
+        start = self._read_run(task).get("start_s")
+        made_now = start != self._starts[task.run]
+        self._starts[task.run] = start
+        record = {"note": "", "run_start": None if made_now else start}
+        self.content["tasks"][number] |= record | outcome
+        self.write()
 
-    def _read_run(self, run: str) -> dict[str, Any]:
-        """The content of a run.json; empty without one, or with a damaged one."""
+    def write(self) -> None:
+        """Write the content if it has changed: the date of the file is that of the report."""
+        content = json.loads(json.dumps(self.content, default=str))
+        if content != self._written:
+            write_json(self.path, content)
+            self._written = content
+
+    def _read_run(self, task: Task) -> dict[str, Any]:
+        """The content of the run.json of a task; empty if there is none, or it is damaged."""
         try:
-            return read_info(self.reports / run)
+            return read_info(self.reports / task.run) if task.run else {}
         except UserError:
             return {}
 
 
-def _new_record(task: Task) -> dict[str, Any]:
+def find_outdated(file: Path) -> dict[str, str]:
+    """For a batch.json: executed copy -> what has changed since it was made, of each task that
+    ended well; empty if nothing has, or if that is unknown. Without an entry: the batch file is
+    gone or has mistakes.
+
+    The data are not compared: their version may differ on another machine though the images are
+    the same. Nor are changes of the notebook, which the report shows line by line."""
+    try:
+        content = read_batch(file)
+        records = [record for record in content["tasks"] if record["status"] == "done"]
+        tasks = plan_tasks(load_batch(project_root() / content["file"]))
+        prints = fingerprint_tasks(tasks, lambda dataset: "")
+    except (ValueError, LookupError, OSError):
+        return {}
+    now = {task.path: parts for task, parts in zip(tasks, prints, strict=True)}
+    changes = {}
+    for record in records:
+        path, then = record["path"], record.get("fingerprint")
+        if not then:
+            changes[path] = ""
+        elif path not in now:
+            changes[path] = f"{code(content['file'])} now asks for other parameters or points"
+        else:
+            ignored = {"notebook", "data", "needs"}
+            if then.get("notebook") != now[path]["notebook"]:
+                ignored |= {"code", "libraries"}  # the changed notebook may use other code
+            changes[path] = describe_changes(then, now[path], ignored)
+    return changes
+
+
+def _make_record(task: Task, known: dict[str, Any]) -> dict[str, Any]:
     identity = {
         "notebook": task.step.notebook,
         "point": task.point,
@@ -160,8 +195,4 @@ def _new_record(task: Task) -> dict[str, Any]:
         "path": task.path,
         "run": task.run,
     }
-    return identity | OUTCOME
-
-
-def _outcome_of(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key in OUTCOME}
+    return identity | PENDING | {key: value for key, value in known.items() if key in PENDING}

@@ -58,8 +58,9 @@ def bipartite_soft_matching(
 
 
 class TokenSizes(threading.local):
-    """How many tokens of the image each token stands for, (B, T, 1), passed from block to block;
-    None where each is one. Every thread has its own, so that several can run one model.
+    """How many tokens of the image each token represents, (B, T, 1), passed from block to block;
+    None where each represents itself alone. Every thread has its own, so that several can run one
+    model.
     """
 
     value: torch.Tensor | None = None
@@ -69,9 +70,9 @@ class TokenSizes(threading.local):
 
 
 class MergingAttention(nn.Module):
-    """Attention with the parts of another, in which a token weighs as much as those it stands for:
-    softmax(q k^T + log size). Returns the output (B, T, C), and the keys' mean over the heads
-    (B, T, d), which the tokens' similarity is measured by.
+    """Attention with the parts of another module, in which a merged token counts as often as the
+    tokens that it represents: softmax(q k^T + log size). Returns the output (B, T, C), and the
+    mean of the keys over the heads (B, T, d), which measures the similarity of tokens.
     """
 
     def __init__(self, attn: nn.Module):

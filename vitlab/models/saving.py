@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from vitlab.errors import MissingFileError, UserError
-from vitlab.files import atomic, write_json
+from vitlab.files import atomic, hash_file, write_json
 from vitlab.models.zoo import build_model
 from vitlab.schema import ModelBundle, Transform
 
@@ -42,7 +41,7 @@ def save_model(model: ModelBundle, folder: Path | str) -> None:
         "classes": model.classes,
         "options": model.options,
         "transform": asdict(model.transform),
-        "weights_sha256": _digest(weights),
+        "weights_sha256": hash_file(weights),
         "versions": {package: version(package) for package in packages},
     }
     write_json(folder / DESCRIPTION, description)
@@ -73,7 +72,7 @@ def load_model(folder: Path | str, classes: Sequence[str] | None = None) -> Mode
             f"the model in {folder} has the classes {', '.join(description['classes'])}, not"
             f" {', '.join(classes)}"
         )
-    if _digest(folder / WEIGHTS) != description["weights_sha256"]:
+    if hash_file(folder / WEIGHTS) != description["weights_sha256"]:
         raise UserError(
             f"{folder / WEIGHTS} is damaged or from another run than {DESCRIPTION}: its checksum"
             " differs"
@@ -114,8 +113,3 @@ def _read_description(path: Path) -> dict:
 def _read_transform(fields: dict) -> Transform:
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Transform(**{**fields, **lists})
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

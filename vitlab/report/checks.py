@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from vitlab.batch.fingerprint import describe_changes, fingerprint_tasks
-from vitlab.batch.plan import load_batch, plan_tasks
+from vitlab.batch.state import find_outdated
 from vitlab.errors import MissingFileError, UserError
 from vitlab.executed import find_execution_problems, find_source_problems
 from vitlab.files import find_damage
 from vitlab.markup import code
 from vitlab.notebook import read_cells
-from vitlab.places import project_root, reports_dir
+from vitlab.places import reports_dir
 from vitlab.report.clean import PICTURES, cell_number, for_web, split_plotly
 from vitlab.report.findings import Finding
 from vitlab.report.gather import HOME, Page, Report
@@ -97,12 +94,11 @@ def check_outdated(pages: Sequence[Page]) -> list[Finding]:
     were called now.
 
     Batches may share a run, and with it the executed copies: one of them to which a copy is new
-    enough will do. There is no finding where the batch file is gone or has mistakes. The data are
-    not compared: their version may differ on another machine though the images are the same."""
+    enough will do. There is no finding where the batch file is gone or has mistakes."""
     paths = {page.path for page in pages if page.status == "done"}
     reasons: dict[str, list[str]] = {}
     for file in sorted((reports_dir() / "runs" / "batches").glob("*/batch.json")):
-        for path, reason in _find_changes(file).items():
+        for path, reason in find_outdated(file).items():
             reasons.setdefault(path, []).append(reason)
     findings = []
     for page in pages:
@@ -112,31 +108,6 @@ def check_outdated(pages: Sequence[Page]) -> list[Finding]:
                 Finding("out of date", page.path, f"{found[0]}; {AGAIN}", page=page.slug)
             )
     return findings
-
-
-def _find_changes(file: Path) -> dict[str, str]:
-    """Executed copy -> what has changed since this batch made it, "" for nothing that is known."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        records = [record for record in content["tasks"] if record["status"] == "done"]
-        tasks = plan_tasks(load_batch(project_root() / content["file"]))
-        prints = fingerprint_tasks(tasks, lambda dataset: "")
-    except (ValueError, LookupError, OSError):
-        return {}
-    now = {task.path: parts for task, parts in zip(tasks, prints, strict=True)}
-    changes = {}
-    for record in records:
-        path, then = record["path"], record.get("fingerprint")
-        if not then:
-            changes[path] = ""
-        elif path not in now:
-            changes[path] = f"{code(content['file'])} now asks for other parameters or points"
-        else:
-            ignored = {"notebook", "data", "needs"}  # the rule source is about the notebook
-            if then.get("notebook") != now[path]["notebook"]:
-                ignored |= {"code", "libraries"}  # it may use other code
-            changes[path] = describe_changes(then, now[path], ignored)
-    return changes
 
 
 def check_execution(page: Page) -> Iterator[Finding]:

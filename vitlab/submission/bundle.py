@@ -16,12 +16,12 @@ from string import Template
 
 import vitlab
 from vitlab.errors import UserError
-from vitlab.files import check_writable, hash_file
+from vitlab.files import check_writable, hash_file, hash_package
 from vitlab.places import project_root, reports_dir
 from vitlab.run_folders import dataset_folder
 from vitlab.submission.archive import Manifest, UnsafeBundle, check_zip, write_manifest, write_zip
 from vitlab.submission.check_results import image_hash_table, join_samples
-from vitlab.submission.checks import FAIL, Result, clean_name, hash_package
+from vitlab.submission.checks import FAIL, Result, clean_name
 from vitlab.submission.rubric import load_rubric
 from vitlab.submission.selection import Selection, find_site, select
 from vitlab.submission.verify import Verdict, judge_folder

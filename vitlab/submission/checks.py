@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.batch.probe import probe_worker
 from vitlab.errors import UserError
 from vitlab.executed import CellProblem, find_execution_problems, find_source_problems
-from vitlab.files import hash_file
+from vitlab.files import hash_file, hash_package
 from vitlab.notebook import find_assignments
 from vitlab.registry import unknown
 from vitlab.runs import list_versions
@@ -112,11 +111,6 @@ def check_environment(bundle: Bundle) -> list[Result]:
         return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}"
 
     return judge_each("environment", bundle.runs, judge)
-
-
-def hash_package() -> str:
-    """A hash of the Python files of this vitlab."""
-    return probe_worker()["code"]
 
 
 def check_weights(bundle: Bundle) -> list[Result]:

@@ -89,11 +89,11 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
     """Execute the clean notebooks with the parameters of the executed ones, in the order of the
     manifest.
     """
+    from vitlab.batch.display import describe_problem
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
-    from vitlab.batch.limits import Limits
-    from vitlab.batch.schedule import check_values, kernel_environment
-    from vitlab.batch.summary import describe_problem
+    from vitlab.batch.run import check_values, kernel_environment
+    from vitlab.batch.specs import Limits
 
     clean = {name: project / clean_name(name).removeprefix("project/") for name in bundle.notebooks}
     single = len(set(bundle.datasets.values())) == 1
@@ -104,7 +104,7 @@ def execute(bundle: Bundle, project: Path) -> list[Result]:
         if bundle.options.data and "dataset" in given and single:
             given["dataset"] = bundle.options.data
         parameters = fit_parameters(clean[name], given) if given else {}
-        check_values([(name, {}, parameters)], warm)
+        check_values(name, {}, parameters, warm)
         limits, copy = Limits(minutes=bundle.options.minutes), project / "reports" / name
         outcome = Execution(clean[name], copy, parameters, warm, limits=limits).run()
         if outcome["status"] == "failed":

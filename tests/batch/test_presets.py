@@ -15,7 +15,7 @@ from vitlab.data import check_name
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.options import parse_options, spread_options
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CIFAR = [ROOT / "notebooks" / "batches" / f"{name}-gpu.yml" for name in ("cifar10", "cifar100")]
 
 
