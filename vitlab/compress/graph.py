@@ -55,9 +55,9 @@ def map_nodes(proto: onnx.ModelProto, float_nodes: Collection[str] = ()) -> set[
     8-bit.
 
     Without them the int8 graph of hybrid_vit takes 0.85 times the time of the float one instead of
-    0.60. Nodes that take the map of one of `float_nodes` are left out, because an 8-bit map right behind
-    a float node would undo its effect. So are sums in transformer blocks: the residuals of tokens
-    have outliers beyond the range of 8 bits."""
+    0.60. Nodes that take the map of one of `float_nodes` are left out, because an 8-bit map right
+    behind a float node would undo its effect. So are sums in transformer blocks: the residuals of
+    tokens have outliers beyond the range of 8 bits."""
     maps, names, exact = set(), set(), set()
     constants = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
@@ -139,8 +139,8 @@ def level_logits(
 
     A shift of one logit against another moves all images across the decision boundary in one
     direction. On ELPV (efficientnet_lite0, seed 0) the gate passes with 12 nodes in float instead
-    of 16, so the file has 4.0 MB instead of 4.7. Nothing is changed where the logits do not come from a layer with a bias of its own.
-    Returns the quantised graph, changed in place."""
+    of 16, so the file has 4.0 MB instead of 4.7. Nothing is changed where the logits do not come
+    from a layer with a bias of its own. Returns the quantised graph, changed in place."""
     makers = {value: node for node in proto.graph.node for value in node.output}
     last = makers[proto.graph.output[0].name]
     if last.op_type == "Add":  # of a MatMul and its bias
