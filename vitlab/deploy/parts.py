@@ -21,6 +21,7 @@ from vitlab.deploy.card import model_card, read_data_card
 from vitlab.errors import UserError
 from vitlab.files import fill_folder
 from vitlab.models.saving import DESCRIPTION
+from vitlab.places import reports_dir
 from vitlab.run_folders import list_runs
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
@@ -53,10 +54,12 @@ def find_run(name: str | Path) -> Path:
             f"{name} is the beginning of {len(fitting)} runs: {shown}; write more of it"
         )
     known = [one for several in names.values() for one in several]
-    near = difflib.get_close_matches(str(name), known, n=5) or known[:5] or ["none yet"]
+    if near := difflib.get_close_matches(str(name), known, n=5) or known[:5]:
+        hint = f"the nearest are {', '.join(near)}; `vitlab runs` lists all"
+    else:
+        hint = f"there are no runs in {reports_dir() / 'runs'} yet; notebook 03 makes one"
     raise UserError(
-        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; the nearest are"
-        f" {', '.join(near)}; `vitlab runs` lists all, and notebook 03 makes one"
+        f"{name} is neither a folder with run.json or {ONNX} nor the name of a run; {hint}"
     )
 
 
