@@ -7,15 +7,15 @@ BIN := .venv/bin
 endif
 READY := .venv/.ready
 
-.PHONY: first-look report test lab lint bench clean
+.PHONY: report study test lab lint bench clean
 
-first-look: $(READY)        ## one ViT and one CNN on ELPV, and their report, in some minutes
-	$(BIN)/vitlab batch notebooks/batches/first-look.yml
-	$(BIN)/vitlab report first-look
-
-report: $(READY)            ## run the default batch on ELPV and render HTML and PDF
-	$(BIN)/vitlab batch notebooks/batches/elpv.yml
+report: $(READY)            ## one ViT and one CNN on ELPV, from the data to the report, in about ten minutes
+	$(BIN)/vitlab batch elpv
 	$(BIN)/vitlab report elpv
+
+study: $(READY)             ## the full comparison: four models, two seeds, full training
+	$(BIN)/vitlab batch elpv-study
+	$(BIN)/vitlab report elpv-study
 
 test: $(READY)              ## the whole test suite
 	$(BIN)/python -m pytest

@@ -262,12 +262,12 @@ def test_a_reports_folder_that_cannot_be_written_is_one_line_before_anything_run
 
 
 def test_notebooks_and_batches_are_found_by_name_and_near_names_are_suggested():
-    assert find_batch("first-look").name == "first-look.yml"
+    assert find_batch("elpv-study").name == "elpv-study.yml"
     said = call("run", "03_finetun").stderr
     assert "unknown notebook '03_finetun'. Did you mean 03_finetune?" in said
     assert (
-        "unknown batch file 'first-lok'. Did you mean first-look?"
-        in call("batch", "first-lok").stderr
+        "unknown batch file 'elpv-stdy'. Did you mean elpv-study or elpv"
+        in call("batch", "elpv-stdy").stderr
     )
 
 

@@ -90,7 +90,7 @@ def test_settings_are_split_and_checked_together():
 def test_presets():
     usual = recipe("hybrid_vit")
     quick, thorough = (recipe("hybrid_vit", preset=name) for name in ("quick", "thorough"))
-    assert (quick.strategy, quick.epochs, quick.views) == (usual.strategy, usual.epochs / 3, 1)
+    assert (quick.strategy, quick.epochs, quick.views) == (usual.strategy, usual.epochs / 2, 1)
     assert (thorough.epochs, thorough.views) == (3 * usual.epochs, 2 * usual.views)
     assert recipe("resnet18", preset="quick").strategy == "linear_probe"
     assert recipe("resnet18", preset="quick", strategy="full", epochs=2).epochs == 2

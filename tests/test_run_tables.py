@@ -161,6 +161,16 @@ def test_seeds_with_different_options_are_not_compared():
     assert "(epochs by default)" in line and "a0 old, a1 old, a0, a2" in line
 
 
+def test_runs_of_another_preset_are_not_compared():
+    make_run("a", "a", 0)
+    make_run("b", "b", 0)
+    make_run("a quick", "a", 0, preset="quick")
+    kept, (line,) = latest_runs("digits")
+    assert [run.name for run in kept] == ["a quick"]
+    assert line == "Left out, with another preset than quick: a, b"
+    assert [run.name for run in latest_runs("digits", preset="standard")[0]] == ["a", "b"]
+
+
 def test_the_newest_of_each_model_variant_and_draw_is_compared():
     make_run("old", "a", 0, epochs=3)
     make_run("new", "a", 0, epochs=3)

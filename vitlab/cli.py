@@ -110,9 +110,9 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: vitlab batch first-look --dry-run")
+@app.command(epilog="Example: vitlab batch elpv --dry-run")
 def batch(
-    file: Annotated[Path, Argument(help="A batch file, by path or name (first-look).")],
+    file: Annotated[Path, Argument(help="A batch file, by path or name (elpv).")],
     workers: Annotated[int, Option(min=1, help="Notebooks to run in parallel.")] = 1,
     dry_run: Annotated[bool, Option("--dry-run", help="Only show what would run.")] = False,
     force: Annotated[bool, Option("--force", help="Also run what is up to date.")] = False,

@@ -22,7 +22,9 @@ ALWAYS = ("model", "seed", "dataset", "variant", "run_name")
 MAX_VARIED = 6  # columns
 
 
-def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], list[str]]:
+def latest_runs(
+    dataset: str, *, variants: bool = False, preset: str = ""
+) -> tuple[list[Run], list[str]]:
     """The newest finished run of each model and draw (seed, fold), ordered by them; and sentences
     that name the runs left out.
 
@@ -30,9 +32,15 @@ def latest_runs(dataset: str, *, variants: bool = False) -> tuple[list[Run], lis
     with other options are left out, and so are incomplete or damaged ones.
 
     variants: the runs with a `variant` instead of those without: the newest of each model, variant
-    and draw, in the order in which the variants were first trained."""
+    and draw, in the order in which the variants were first trained. preset: runs trained with
+    another one are left out (default: the preset of the newest run)."""
     runs, left_out = read_runs(dataset, "done", {})
     runs = [run for run in runs if bool(run.variant) == variants]
+    presets = [run.parameters.get("preset", "standard") for run in runs]
+    preset = preset or (presets[-1] if presets else "")
+    if others := [run.name for run, own in zip(runs, presets, strict=True) if own != preset]:
+        left_out.append(f"Left out, with another preset than {preset}: {', '.join(others)}")
+    runs = [run for run, own in zip(runs, presets, strict=True) if own == preset]
     by_title: dict[str, list[Run]] = {}
     for run in runs:
         by_title.setdefault(run.title, []).append(run)

@@ -92,16 +92,14 @@ def test_remedies_for_imbalance_fit_together_and_differ():
     assert len(set(recipes.values())) == len(recipes)
 
 
-def test_the_first_look_is_a_part_of_the_main_job():
-    short, whole = (
+def test_the_report_is_short_and_has_runs_of_its_own():
+    short, study = (
         plan_tasks(load_batch(ROOT / "notebooks" / "batches" / name))
-        for name in ("first-look.yml", "elpv.yml")
+        for name in ("elpv.yml", "elpv-study.yml")
     )
-    trained = [task.run for task in short if task.step.notebook == "03_finetune"]
-    assert trained == [
-        task.run for task in whole if task.run in trained and task.step.notebook == "03_finetune"
-    ]
-    assert len(trained) == 2 and len(short) == 5
+    assert {task.step.notebook for task in short} == {task.step.notebook for task in study}
+    runs, others = ({t.run for t in tasks if t.run} for tasks in (short, study))
+    assert len(short) == 8 and len(runs) == 2 and not runs & others
 
 
 def test_the_published_protocol_is_planned():

@@ -220,7 +220,7 @@ RECIPES = {
     "vit_scratch": {"epochs": 8, "warmup_epochs": 2.0, "learning_rate": 1e-3},
 }
 PRESETS = ("quick", "standard", "thorough")
-# quick: only the head, on features computed once; not for models with blocks from random weights
+# quick, for a model without a recipe: only the head, on features computed once
 PROBE = {
     "strategy": "linear_probe",
     "train_from": "",
@@ -229,7 +229,6 @@ PROBE = {
     "learning_rate": 1e-3,
     "views": 1,
 }
-NOT_PROBED = ("hybrid_vit", "vit_scratch")
 # pixels, training images: vit_scratch is fitted to sets of so small and so few images
 SMALL_SIDE, FEW_IMAGES = 48, 5_000
 # input size, batch size, and steps of the optimizer at the least
@@ -247,9 +246,9 @@ def recipe(
     """The training arguments that suit a model, by name, and a data set; `overrides` come first,
     but None changes nothing.
 
-    preset: "quick" for a first answer (a linear probe of a pretrained model; for others a third of
-    the epochs), "thorough" for three times the epochs, and twice the views and the patience. Models
-    that are not registered get the defaults: full fine-tuning at a small learning rate. Images that
+    preset: "quick" for a first answer (half the epochs and one view; a linear probe of models
+    without a recipe), "thorough" for three times the epochs, and twice the views and the patience.
+    Models without a recipe get the defaults: full fine-tuning at a small learning rate. Images that
     must not be mirrored (`data.flip`) are not; vit_scratch trains longer on small images (see
     `fit_options`). Another `strategy` than the recipe's drops the recipe's `train_from`, a
     `train_from` alone means strategy="from_stage", and a `resample` alone means
@@ -280,18 +279,18 @@ def recipe(
             "epochs": max(usual["epochs"], -(-SMALL_STEPS // steps)),
         }
     config = TrainConfig(**usual)
-    probed = model not in NOT_PROBED and "strategy" not in chosen
-    return replace(config, **(_preset_changes(preset, config, probed) | chosen))
+    probe = model not in RECIPES and "strategy" not in chosen
+    return replace(config, **(_preset_changes(preset, config, probe) | chosen))
 
 
-def _preset_changes(preset: str, config: TrainConfig, probed: bool) -> dict:
-    """What a preset changes in the recipe. probed: whether quick may train only the head."""
+def _preset_changes(preset: str, config: TrainConfig, probe: bool) -> dict:
+    """What a preset changes in the recipe. probe: whether quick trains only the head."""
     if preset == "standard":
         return {}
     if preset == "quick":
-        epochs = math.ceil(config.epochs / 3)
+        epochs = math.ceil(config.epochs / 2)
         shorter = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs / 4)}
-        return PROBE if probed else {**shorter, "views": 1}
+        return PROBE if probe else {**shorter, "views": 1}
     if preset == "thorough":
         views = 2 * config.views if config.views > 1 else 1
         return {"epochs": 3 * config.epochs, "views": views, "patience": 2 * config.patience}
