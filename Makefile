@@ -7,7 +7,10 @@ BIN := .venv/bin
 endif
 READY := .venv/.ready
 
-.PHONY: report study test lab lint bench clean
+.PHONY: check report study test lab lint bench clean
+
+check: $(READY)             ## a first answer about your own images: make check DATA=photos/
+	$(BIN)/vitlab check $(or $(DATA),elpv)
 
 report: $(READY)            ## one ViT and one CNN on ELPV, from the data to the report, in about ten minutes
 	$(BIN)/vitlab batch elpv
@@ -29,6 +32,7 @@ lint: $(READY)              ## ruff over package, tests and notebooks
 	$(BIN)/ruff format --check .
 
 bench: $(READY)             ## the benchmarks, one after the other
+	$(BIN)/python benchmarks/bench_check.py
 	$(BIN)/python benchmarks/bench_batch.py
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/bench_evaluation.py

@@ -110,6 +110,38 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: vitlab check photos/ --open")
+def check(
+    path: Annotated[
+        str, Argument(help="A folder of images by class, a CSV or Parquet table, or a data set.")
+    ],
+    group: Annotated[
+        str, Option(help="The column that says where an image comes from (patient, module).")
+    ] = "",
+    model: Annotated[str, Option(help="The pretrained network whose features are used.")] = "",
+    ignore: Annotated[
+        list[str] | None, Option(metavar="ID=REASON", help="Silence a check; repeatable.")
+    ] = None,
+    strict: Annotated[bool, Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    show: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
+):
+    """A first answer about labelled images: are they sound, and what does a simple model reach?
+
+    No network is trained. Runs notebook 00_check and writes one HTML page."""
+    with clean_errors():
+        from vitlab.check_command import has_failed, print_checks, run_checks
+
+        notebook = find_notebook("00_check")
+        page, results, verdict = run_checks(
+            notebook, path, group=group, model=model, ignore=ignore or []
+        )
+        print_checks(page, results, verdict)
+    if show:
+        typer.launch(page.as_uri())
+    if strict and has_failed(results):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: vitlab batch elpv --dry-run")
 def batch(
     file: Annotated[Path, Argument(help="A batch file, by path or name (elpv).")],

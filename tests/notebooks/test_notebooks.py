@@ -22,6 +22,7 @@ from vitlab.report import render_report
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAIN = {
+    "00_check": {"grid": {}},
     "01_explore_data": {"grid": {}, "parameters": {"images_shown": 10}},
     "02_vit_from_scratch": {"grid": {}, "parameters": {"epochs": 1, "depth": 2}},
     "03_finetune": {
@@ -93,7 +94,7 @@ def test_every_notebook_is_in_the_chain():
 
 def test_all_notebooks_run(finished):
     content, _ = finished
-    assert len(content["tasks"]) == 11
+    assert len(content["tasks"]) == 12
     assert {task["status"] for task in content["tasks"]} == {"done"}, [
         task["error"] for task in content["tasks"] if task["error"]
     ]

@@ -312,7 +312,7 @@ def _score_nearness(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 def _score_outliers(samples: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
     if len(samples) <= NEIGHBOURS:
         return pd.DataFrame(columns=["score", "flagged"])
-    found = _ask_cleanlab({"outlier": {"k": NEIGHBOURS}}, samples["label"], features=vectors)
+    found = ask_cleanlab({"outlier": {"k": NEIGHBOURS}}, samples["label"], features=vectors)
     return _take_issue(found, "outlier")
 
 
@@ -325,12 +325,15 @@ def _score_labels(
     if labels.nunique() < 2:
         return pd.DataFrame(columns=["score", "flagged"])
     prob = predict_out_of_fold(vectors[rows], labels, cluster[rows], seed)
-    found = _ask_cleanlab({"label": {}}, labels, pred_probs=prob).set_index(rows)
+    found = ask_cleanlab({"label": {}}, labels, pred_probs=prob).set_index(rows)
     suggested = found["predicted_label"].where(found["is_label_issue"], "")
     return _take_issue(found, "label").assign(suggested=suggested)
 
 
-def _ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.DataFrame:
+def ask_cleanlab(issue: dict, labels: pd.Series, **inputs: np.ndarray) -> pd.DataFrame:
+    """The columns that cleanlab's Datalab gives for one kind of issue. For labels, `inputs` are
+    pred_probs (N, classes), classes sorted.
+    """
     from cleanlab import Datalab  # takes seconds to import
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

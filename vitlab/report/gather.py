@@ -39,6 +39,7 @@ SECTION = re.compile(r"(?m)^#+ +(.+?) *\{#(sec-[\w-]+)\} *$")
 SECTION_REFERENCE = re.compile(r"\[?@(sec-[\w-]+)\]?")
 # in a guide: a picture, or a link to a guide or to a file above the folder of guides
 FILE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((\.\.?/[^)\s]+|[\w.-]+\.md(?:#[^)]*)?)\)")
+GUIDE_LINK = re.compile(r"\]\(\.\./reports/guide/(?:\d+_)?([\w-]+)\.md(#[^)]*)?\)")
 NOTEBOOK_LINK = re.compile(r"\[([^\]]*)\]\((?:[\w./-]*/)?([\w.-]+)\.ipynb(#[^)]*)?\)")
 
 
@@ -155,12 +156,12 @@ def _make_page(task, section, batch_file):
     source = _find_source(stem, batch_file, executed)
     if executed is not None:
         try:
-            heading, notebook = _take_heading(clean_notebook(executed))
+            heading, notebook = take_heading(clean_notebook(executed))
         except ValueError as error:
             raise UserError(f"{copy}: {error}") from error
     else:
         source = source or project_root() / "notebooks" / f"{stem}.ipynb"
-        heading = _take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""
+        heading = take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""
         notebook = new_notebook()
     heading = heading or re.sub(r"^\d+_", "", stem).replace("_", " ").capitalize()
     if trouble:
@@ -228,7 +229,7 @@ def _trouble(task, copied):
     return ""
 
 
-def _take_heading(notebook):
+def take_heading(notebook):
     """The text of the first heading of level 1, and the notebook without it."""
     for cell in notebook.cells:
         for number, level in find_headings(cell.source) if cell.cell_type == "markdown" else ():
@@ -256,6 +257,9 @@ def _resolve_links(page, pages):
     plain text without one.
     """
 
+    def link_guide(match):
+        return f"](guide-{match[1].replace('_', '-')}.ipynb{match[2] or ''})"
+
     def resolve(match):
         text, stem, anchor = match.group(1), match.group(2), match.group(3) or ""
         batch = [other for other in pages if other.group[0] == page.group[0]]
@@ -265,13 +269,16 @@ def _resolve_links(page, pages):
         target = next((other for other in targets if other.point == page.point), targets[0])
         return f"[{text}]({target.slug}.ipynb{anchor})"
 
+    def resolve_all(text):
+        return NOTEBOOK_LINK.sub(resolve, GUIDE_LINK.sub(link_guide, text))
+
     for cell in page.notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = NOTEBOOK_LINK.sub(resolve, cell.source)
+            cell.source = resolve_all(cell.source)
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "text/markdown" in data:
-                data["text/markdown"] = NOTEBOOK_LINK.sub(resolve, data["text/markdown"])
+                data["text/markdown"] = resolve_all(data["text/markdown"])
 
 
 def _resolve_sections(notebook):

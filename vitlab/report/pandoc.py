@@ -11,10 +11,12 @@ import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from html import escape
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import typst
@@ -23,11 +25,11 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from vitlab.plots.fonts import USUAL, describe_missing, find_fonts
-from vitlab.report.clean import for_web, split_plotly
+from vitlab.report.clean import clean_notebook, for_web, split_plotly
 from vitlab.report.combine import has_citations
-from vitlab.report.gather import Page, Report, describe_datasets
+from vitlab.report.gather import Page, Report, describe_datasets, take_heading
 from vitlab.report.markdown import code_block, read_options, run_pandoc
-from vitlab.report.settings import Settings
+from vitlab.report.settings import Settings, read_settings
 
 HERE = Path(__file__).parent
 ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
@@ -70,6 +72,19 @@ def render_pdf(report: Report, settings: Settings, build: Path, output: Path) ->
     return output / "report.pdf"
 
 
+def render_single(copy: Path, output: Path, dataset: str) -> None:
+    """Write an executed notebook as one HTML page without code that needs no other file."""
+    heading, notebook = take_heading(clean_notebook(nbformat.read(copy, as_version=4)))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = f"#| echo: false\n{cell.source}"
+    page = Page(output.stem, copy.stem, heading, {}, ("", "", ""), notebook, dataset=dataset)
+    report = Report(heading, "", date.today().isoformat(), (page,))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as build:
+        render_pages(report, read_settings(), Path(build), output.parent)
+
+
 def _render_page(page, report, settings, folder):
     notebook = for_web(page.notebook)
     library = _take_plotly(notebook)
@@ -88,6 +103,7 @@ def _render_page(page, report, settings, folder):
         "home": page is report.pages[0],
         "page-subtitle": escape(subtitle),
         "report-date": report.date,
+        "single": len(report.pages) == 1,
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
         "version": version("vitlab"),

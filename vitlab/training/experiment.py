@@ -97,7 +97,7 @@ def save_results(run: Run, model: ModelBundle, data: DataBundle) -> pd.DataFrame
     save_model(model, run.path)
     predictions = predict(model, data)
     run.write_table("predictions.parquet", predictions)
-    run.record(inference_ms=round(measure_inference(model), 2))
+    run.record(inference_ms=round(measure_inference(model), 2), data_version=data.version)
     run.finish(PROMISED["03_finetune"])
     return predictions
 

@@ -1,0 +1,70 @@
+"""The verdict on a data set in sentences, and what to do next as commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitlab.checks.baseline import Probe
+from vitlab.checks.result import FAIL, PASS, WARN, CheckResult
+from vitlab.notebook import format_call
+
+METRIC = "balanced_accuracy"
+
+
+def describe_verdict(results: Sequence[CheckResult], probe: Probe) -> str:
+    """One or two sentences: whether scores on these data can be trusted, and what a simple model
+    reaches. A score that a failed check contradicts is called optimistic.
+
+    >>> result = CheckResult("VL001", "Images that were left out", "pass", "all can be read")
+    """
+    counts = {
+        status: [result for result in results if result.status == status]
+        for status in (FAIL, WARN, PASS)
+    }
+    value, low, high = probe.value(METRIC)
+    classes = sum(name.startswith("prob_") for name in probe.predictions)
+    chance = 1 / classes
+    score = f"a balanced accuracy of {value:.1%} [{low:.1%}, {high:.1%}]; chance is {chance:.1%}"
+    if counts[FAIL]:
+        names = ", ".join(result.title[0].lower() + result.title[1:] for result in counts[FAIL])
+        opening = f"**Not ready: {_count(counts[FAIL])} failed** ({names})."
+        closing = f"Until this is repaired, read the result of a simple model with care: {score}."
+    elif low <= chance:
+        opening = "**No signal found.**"
+        closing = f"A simple model is not better than chance: {score}."
+    elif counts[WARN]:
+        opening = f"**Usable, with {_count(counts[WARN])} to look at.**"
+        closing = f"A simple model reaches {score}."
+    else:
+        opening = f"**Ready: all {len(counts[PASS])} checks that apply passed.**"
+        closing = f"A simple model reaches {score}."
+    return f"{opening} {closing}"
+
+
+def _count(results: Sequence[CheckResult]) -> str:
+    return f"{len(results)} check{'s' * (len(results) != 1)}"
+
+
+def describe_next(results: Sequence[CheckResult], dataset: str, group: str = "") -> str:
+    """What to do next, as Markdown with commands to paste; data that leak get a split that does
+    not.
+    """
+    failed = {result.id for result in results if result.status in (FAIL, WARN)}
+    split = group if "VL003" in failed else "cluster" if "VL002" in failed else ""
+    given = {"dataset": dataset, **({"split_by": split} if split else {})}
+    steps = [("Look at the images closely:", format_call("01_explore_data", given))]
+    train = given | {"preset": "quick"}
+    steps += [("Fine-tune a Vision Transformer, then a CNN, and compare them:", None)]
+    calls = [
+        format_call("03_finetune", train | {"model": model})
+        for model in ("hybrid_vit", "efficientnet_lite0")
+    ]
+    calls += [format_call("08_compare", {"dataset": dataset})]
+    lines = [steps[0][0], _block(steps[0][1]), steps[1][0], _block("\n".join(calls))]
+    lines += ["Or make a project with a batch file and a report of its own:"]
+    lines += [_block(f"vitlab new my-project --data {dataset}")]
+    return "\n\n".join(lines)
+
+
+def _block(text: str) -> str:
+    return f"```\n{text}\n```"
