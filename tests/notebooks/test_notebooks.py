@@ -150,7 +150,7 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     paths = render_report()
     home = paths["html"].read_text()
     assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
-    assert len(list(paths["html"].parent.glob("*.html"))) == 11 + len(
+    assert len(list(paths["html"].parent.glob("*.html"))) == 12 + len(
         list((ROOT / "reports" / "guide").glob("*.md"))
     )
     text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
