@@ -86,6 +86,16 @@ def make_cost():
     return table.assign(training_seconds=[9, 12, 40, 45, 300, 320], parameters=2_000_000)
 
 
+def make_ranking():
+    scores = {
+        "model": ["vit", "cnn"],
+        "value": [0.92, 0.9],
+        "low": [0.9, 0.87],
+        "high": [0.94, 0.93],
+    }
+    return pd.DataFrame(scores)
+
+
 def make_differences():
     rows = [
         ("a", "b", 0.05, "b better"),
@@ -427,6 +437,7 @@ FIGURES = {
     ),
     "plot_merging_curve": lambda: plots.plot_merging_curve(make_merging()),
     "plot_pruning_curve": lambda: plots.plot_pruning_curve(make_pruning()),
+    "plot_ranking": lambda: plots.plot_ranking(make_ranking(), "roc_auc"),
     "plot_robustness": lambda: plots.plot_robustness(
         {"ours": make_robustness(), "theirs": make_robustness(0.7)}, ["accuracy", "overconfidence"]
     ),

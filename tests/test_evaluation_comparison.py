@@ -24,6 +24,7 @@ from vitlab.evaluation import (
     protocol_table,
     published_gap_table,
     published_table,
+    ranking_table,
     uncertainty_table,
 )
 from vitlab.evaluation.bootstrap import bootstrap
@@ -33,7 +34,7 @@ from vitlab.evaluation.pairwise import compare_runs
 from vitlab.evaluation.published import merge_classes
 from vitlab.evaluation.scores import Scores, read_scores
 from vitlab.evaluation.sentences import (
-    describe_order,
+    describe_answer,
     describe_pairs,
     describe_published,
     describe_spread,
@@ -338,6 +339,12 @@ def test_the_error_of_a_mean_over_seeds_by_hand():
     assert np.isnan(image_variance(drawn, units=1).mean)
 
 
+def answer(runs, pairs):
+    tables = {name: uncertainty_table(seeds, ["accuracy"], 50) for name, seeds in runs.items()}
+    table = pd.concat(tables, names=["model"]).reset_index("model")
+    return describe_answer(ranking_table(table, "accuracy"), pairs, "accuracy")
+
+
 def test_pairs_are_corrected_for_their_number_and_named():
     runs = make_experiment(np.random.default_rng(3), 400, 400, 2, True, (0.7, 0.9))
     runs["c"] = make_experiment(np.random.default_rng(3), 400, 400, 2, True, (0.7, 0.71))["b"]
@@ -345,7 +352,7 @@ def test_pairs_are_corrected_for_their_number_and_named():
     expected = multipletests(table["p"], method="holm")[1]
     np.testing.assert_allclose(table["p_holm"], expected, atol=1e-9)
     assert table["verdict"].tolist()[0] == "b better" and len(table) == 3
-    assert describe_order(table).startswith("b is shown to be better than every other model (b 0.9")
+    assert answer(runs, table).startswith("**b is the best of 3 models**: accuracy 0.9")
     first = table.iloc[0]
     numbers = f"{first['difference']:+.3f} [{first['low']:+.3f}, {first['high']:+.3f}]."
     assert describe_pairs(table).startswith(f"b against a: b better, {numbers}")
@@ -356,14 +363,17 @@ def test_pairs_are_corrected_for_their_number_and_named():
     hidden = table.assign(low=0.01, high=0.05, verdict="no difference shown")
     assert "[+0.010, +0.050] without the correction" in describe_pairs(hidden)
     level = pairwise_table({"a": runs["a"], "copy": runs["a"]}, "accuracy", replicates=50)
-    assert "not shown to be better than copy" in describe_order(level)
+    twice = {"a": runs["a"], "copy": runs["a"]}
+    assert answer(twice, level).startswith("**No difference is shown between a and copy.** a has")
     alone = pairwise_table({"a": runs["a"]}, "accuracy", replicates=50)
-    assert alone.empty and "only one model" in describe_pairs(alone) + describe_order(alone)
+    assert alone.empty and "only one model" in describe_pairs(alone)
+    assert "only one model" in answer({"a": runs["a"]}, alone)
     apart = {"a": {0: runs["a"][0]}, "b": {1: runs["b"][1]}}
     text = describe_pairs(pairwise_table(apart, "accuracy", replicates=50))
     assert text == "b against a: not tested (no seed in common)."
     one = {model: {0: tables[0]} for model, tables in runs.items()}
-    assert "there is one seed" in describe_order(pairwise_table(one, "accuracy", replicates=50))
+    text = answer(one, pairwise_table(one, "accuracy", replicates=50))
+    assert text.endswith("for other images; another seed may give another result.")
 
 
 def test_splits_drawn_anew_are_seen_in_the_sample_ids():

@@ -676,7 +676,9 @@ def test_settings_that_are_empty_are_defaults(tmp_path, text):
     assert (settings.title, settings.lang, settings.bibliography) == ("vitlab", "en", ())
     site, pdf = site_config(Report("", "", "", ()), settings), pdf_config(settings)
     assert site["website"]["title"] == "vitlab"
-    assert site["format"] == {"html": {"embed-resources": True}} and pdf["format"] == {"typst": {}}
+    html = {"embed-resources": True, "html-table-processing": "none", "code-overflow": "wrap"}
+    assert site["format"] == {"html": html} and not site["website"]["page-navigation"]
+    assert pdf["format"] == {"typst": {}}
     assert site["execute"] == pdf["execute"] == {"enabled": False}
 
 

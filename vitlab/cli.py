@@ -207,6 +207,9 @@ def report(
     strict: Annotated[
         bool, Option("--strict", help="Do not publish if there are problems; exit status 1.")
     ] = False,
+    notebooks: Annotated[
+        bool, Option("--notebooks", help="Also write report-notebooks.pdf, with all code.")
+    ] = False,
     max_page_mb: Annotated[
         float, Option(metavar="MB", help="The largest page that may be published.")
     ] = 10.0,
@@ -223,7 +226,9 @@ def report(
         try:
             with inside_project(files[0] if files else "batch.yml") as reports:
                 check_writable(reports)
-                paths = render_report(names, strict=strict, max_page_mb=max_page_mb)
+                paths = render_report(
+                    names, strict=strict, notebooks=notebooks, max_page_mb=max_page_mb
+                )
         except ReportRefused as refused:
             print_findings(refused.findings)
             text = f"Not published: {count_problems(refused.findings)}, listed above."

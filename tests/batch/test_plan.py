@@ -153,7 +153,7 @@ def one_step(**step):
 
 
 MISTAKES = [
-    ({"chian": []}, r"toy.yml: unknown key 'chian'. Did you mean chain\? Choices: title, param"),
+    ({"chian": []}, r"toy.yml: unknown key 'chian'. Did you mean chain\? Choices: title, author"),
     ({"chain": []}, r"toy.yml, chain: .*at least 1 item"),
     ({"chain": ["look"]}, r"chain\[0\]: must have the keys notebook, grid, .* it is 'look'"),
     ({"chain": [{"notebok": "look"}]}, r"chain\[0\]: unknown key 'notebok'. Did you mean notebook"),

@@ -147,14 +147,20 @@ def test_report_of_the_real_notebooks(finished, monkeypatch):
     _, reports = finished
     monkeypatch.setenv("VITLAB_REPORTS", str(reports))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without Quarto, wherever it is
-    paths = render_report()
+    paths = render_report(notebooks=True)
     home = paths["html"].read_text()
+    assert home.index("Code</summary>") > home.index("The answer</h2>")
     assert "Compare" in home and "efficientnet_lite0" in home and "vitlab-plotlyjs" in home
     assert len(list(paths["html"].parent.glob("*.html"))) == 12 + len(
         list((ROOT / "reports" / "guide").glob("*.md"))
     )
-    text = "".join(page.extract_text() for page in pypdf.PdfReader(paths["pdf"]).pages)
-    assert "Explore the data" in text and "Dosovitskiy" in text and "Figure" in text
+    pages = pypdf.PdfReader(paths["pdf"]).pages
+    text = "".join(page.extract_text() for page in pages)
+    assert len(pages) <= 30 and "import pandas" not in text and "Figure" in text
+    assert text.index("The answer") < text.index("Methods") < text.index("Reproduction")
+    whole = pypdf.PdfReader(paths["pdf"].with_name("report-notebooks.pdf"))
+    text = "".join(page.extract_text() for page in whole.pages)
+    assert "Explore the data" in text and "Dosovitskiy" in text and "import pandas" in text
 
 
 def test_finetune_runs_with_every_strategy(tmp_path, images, reports_folder):

@@ -84,6 +84,8 @@ class Batch:
     grid: dict[str, list]
     cases: dict[str, dict[str, dict[str, Any]]]
     chain: list[Step]
+    author: str = ""
+    abstract: str = ""
 
     def expand(self, point: dict[str, Any]) -> dict[str, Any]:
         """A point of the grid with the parameters that its cases stand for, and each option by its
@@ -142,7 +144,8 @@ def load_batch(file: Path | str) -> Batch:
             raise UserError(f"notebook {name} is in the chain of {file.name} {count} times")
     _check_batch_parameters(parameters, grid, cases, steps, file)
     title = str(spec.title or file.stem)
-    return Batch(file.stem, title, file, parameters, grid, cases, steps)
+    texts = {"author": spec.author, "abstract": spec.abstract}
+    return Batch(file.stem, title, file, parameters, grid, cases, steps, **texts)
 
 
 def _check_batch_parameters(

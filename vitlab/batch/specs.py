@@ -136,9 +136,13 @@ class StepSpec(Spec):
 
 
 class BatchSpec(Spec):
-    """grid: axis -> its values, or cases (name -> parameters)."""
+    """title, author, abstract: of the report. grid: axis -> its values, or cases (name ->
+    parameters).
+    """
 
     title: Any = ""
+    author: str = ""
+    abstract: str = ""
     parameters: Parameters = {}
     grid: Annotated[
         dict[str, Annotated[Any, BeforeValidator(_check_axis)]], BeforeValidator(_check_parameters)

@@ -64,6 +64,8 @@ class BatchState:
         root, file = project_root(batch.file.parent), batch.file.resolve()
         self.content = {
             "title": batch.title,
+            "author": batch.author,
+            "abstract": batch.abstract,
             "name": batch.name,
             "file": file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file),
             "parameters": batch.parameters,

@@ -103,7 +103,7 @@ def check_duplicates(samples: pd.DataFrame, pairs: pd.DataFrame) -> tuple:
 )
 def check_groups(samples: pd.DataFrame, group: str) -> tuple:
     if samples[group].nunique() < MIN_GROUPS:
-        return NOT_APPLICABLE, f"the column {group} has {samples[group].nunique()} value(s)", {}
+        return NOT_APPLICABLE, f"values of the column {group}: {samples[group].nunique()}", {}
     train = set(samples.loc[samples["split"] == "train", group])
     test = samples.loc[samples["split"] == "test", group]
     shared = int(test.isin(train).sum())

@@ -101,7 +101,7 @@ def check_test_use(runs: list) -> tuple:
     if not settings:
         return NOT_APPLICABLE, "there are no runs", {}
     (model, draw), most = max(settings.items(), key=lambda item: len(item[1]))
-    text = f"at most {len(most)} setting(s) of one model were scored on the same test images"
+    text = f"the most settings of one model on the same test images: {len(most)}"
     if len(most) > MAX_SETTINGS:
         text = f"{len(most)} settings of {model} were scored on the test images of seed {draw}"
         return WARN, text, {"settings": len(most)}

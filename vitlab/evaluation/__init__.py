@@ -30,7 +30,7 @@ from vitlab.evaluation.thresholds import (
     threshold_choice_table,
     threshold_table,
 )
-from vitlab.evaluation.uncertainty import uncertainty_table
+from vitlab.evaluation.uncertainty import ranking_table, uncertainty_table
 
 __all__ = [
     "METRICS",
@@ -57,6 +57,7 @@ __all__ = [
     "protocol_table",
     "published_gap_table",
     "published_table",
+    "ranking_table",
     "recalibration_table",
     "reliability_table",
     "risk_coverage_table",

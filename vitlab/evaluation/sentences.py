@@ -125,25 +125,55 @@ def describe_gaps(table: pd.DataFrame) -> str:
     )
 
 
-def describe_order(table: pd.DataFrame) -> str:
-    """Which models of a `pairwise_table` may be the best: the one with the highest mean, and those
-    not shown to be worse."""
-    ends = [table.set_index(f"model_{end}")[f"value_{end}"] for end in "ab"]
-    means = pd.concat(ends).dropna().groupby(level=0).mean().sort_values(ascending=False)
-    if means.empty:
-        return ONE_MODEL
-    first = means.index[0]
-    shown = table[table["verdict"] == f"{first} better"]
-    beaten = {first, *shown["model_a"], *shown["model_b"]}
-    level = [name for name in means.index if name not in beaten]
-    verdict = f"{first} is shown to be better than every other model"
-    if level:
-        verdict = (
-            f"{first} has the highest mean, but is not shown to be better than {', '.join(level)}"
-        )
-    one = " on other images; there is one seed" if (table["seeds"] == 1).all() else ""
-    values = "; ".join(f"{name} {value:.3f}" for name, value in means.items())
-    return f"{verdict}{one} ({values})."
+def describe_answer(ranking: pd.DataFrame, pairwise: pd.DataFrame, metric: str) -> str:
+    """The answer to "which model?" with its interval. "No difference shown" is an answer.
+
+    ranking: of `ranking_table`; pairwise: of `pairwise_table`, by the same metric; metric: its name
+    for readers."""
+    first = ranking.iloc[0]
+    value = f"{metric} {_interval(first)}"
+    if len(ranking) == 1:
+        text = f"**{escape(first['model'])}: {value}.** {ONE_MODEL}"
+    else:
+        ends = ["model_a", "model_b"]
+        own = pairwise[(pairwise[ends] == first["model"]).any(axis=1)]
+        undecided = own[own["verdict"] != f"{first['model']} better"]
+        rivals = set(undecided[ends].to_numpy().ravel())
+        level = [escape(name) for name in ranking["model"].iloc[1:] if name in rivals]
+        name = escape(first["model"])
+        if level:
+            text = f"**No difference is shown between {name} and {', '.join(level)}.**"
+            text += f" {name} has the highest score, {value}."
+        else:
+            text = f"**{name} is the best of {len(ranking)} models**: {value}."
+        text += f" {escape(describe_pairs(own))}"
+    scope = "other images and other seeds"
+    if (ranking["seeds"] == 1).all():
+        scope = "other images; another seed may give another result"
+    return f"{text} Brackets show 95% intervals for {scope}."
+
+
+def describe_limits(tables: Mapping[str, Mapping[object, pd.DataFrame]]) -> str:
+    """What these runs cannot show, as a Markdown list. tables: model -> seed -> predictions."""
+    runs = [
+        table[table["split"] == "test"] for seeds in tables.values() for table in seeds.values()
+    ]
+    seeds = min(len(seeds) for seeds in tables.values())
+    images, units = runs[0]["sample_id"].nunique(), len(runs[0])
+    if "cluster" in runs[0]:
+        units = runs[0]["cluster"].nunique()
+    same = "" if units == images else f", {units:,} of them independent of each other"
+    few = "With one seed" if seeds == 1 else f"With {seeds} seeds"
+    return "\n".join(
+        [
+            f"- **{few}**, how much a score varies from seed to seed is"
+            f" {'unknown' if seeds == 1 else 'known only roughly'}.",
+            f"- **{images:,} test images**{same}. Small differences cannot be shown on so many;"
+            " check VL007 of notebook 00 says how small.",
+            "- **One data set.** Nothing here shows how the models do on images from another"
+            " source, camera or year.",
+        ]
+    )
 
 
 def describe_spread(table: pd.DataFrame, metric: str) -> str:

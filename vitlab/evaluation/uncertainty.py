@@ -151,6 +151,20 @@ def t_interval(center: float, error: float, freedom: float) -> tuple[float, floa
     return center - half, center + half
 
 
+def ranking_table(uncertainty: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The models by one metric, best first: columns model, value, low, high, seeds.
+
+    uncertainty: rows of `uncertainty_table` with a column model. With one seed, low and high are a
+    95 % normal interval for other images."""
+    rows = uncertainty[uncertainty["metric"] == metric].copy()
+    half = 1.96 * rows["sampling_sd"]
+    floor = -1.0 if metric == "mcc" else 0.0
+    rows["low"] = rows["low"].fillna((rows["value"] - half).clip(floor, 1.0))
+    rows["high"] = rows["high"].fillna((rows["value"] + half).clip(floor, 1.0))
+    rows = rows.sort_values("value", ascending=False, ignore_index=True)
+    return rows[["model", "value", "low", "high", "seeds"]]
+
+
 def uncertainty_table(
     predictions: Mapping[object, pd.DataFrame],
     metrics: Sequence[str] = METRICS,

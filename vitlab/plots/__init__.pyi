@@ -15,6 +15,7 @@ from .comparison import (
     plot_imbalance_methods as plot_imbalance_methods,
     plot_merging_curve as plot_merging_curve,
     plot_pruning_curve as plot_pruning_curve,
+    plot_ranking as plot_ranking,
     plot_robustness as plot_robustness,
 )
 from .curves import (

@@ -107,6 +107,16 @@ def plot_differences(pairwise_table: pd.DataFrame, ax: Axes | None = None) -> Ax
     return ax
 
 
+def plot_ranking(table: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
+    """The score of each model with its interval, best first. table: model, value, low, high."""
+    table = table.iloc[: MAX_SHOWN + 1]
+    ax = new_axes(ax, 0.9 + 0.27 * len(table))
+    draw_intervals(ax, table.assign(filled=True, color=PALETTE[0], note=""))
+    name_rows(ax, list(table["model"]), ticks=7)
+    ax.set_xlabel(readable(metric))
+    return ax
+
+
 def _cut_pairs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(table) <= MAX_PAIRS:
         return table, ""

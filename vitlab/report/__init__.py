@@ -4,6 +4,7 @@ and Typst from wheels.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from vitlab.report.combine import combine_pages
 from vitlab.report.findings import ReportRefused, mark_report, write_findings
 from vitlab.report.gather import gather_report, guide_pages, page_notebook
 from vitlab.report.pandoc import render_pages, render_pdf
+from vitlab.report.paper import has_answer, write_paper
 from vitlab.report.quarto import render_with_quarto
 from vitlab.report.settings import read_settings
 
@@ -29,6 +31,7 @@ def render_report(
     output: Path | str | None = None,
     *,
     strict: bool = False,
+    notebooks: bool = False,
     max_page_mb: float = MAX_PAGE_MB,
 ) -> dict[str, Path]:
     """Render these batches (default: all) to `output` (default: reports/_site); paths of the first
@@ -36,10 +39,12 @@ def render_report(
 
     Findings are what keeps a report from being published: see `vitlab.report.checks`. The pages
     have a mark at each of them; `read_findings(paths["findings"])` gives them. strict: with any,
-    nothing is published, the former report stays, and ReportRefused has the findings. max_page_mb:
+    nothing is published, the former report stays, and ReportRefused has the findings. notebooks:
+    also write report-notebooks.pdf, all notebooks with their code. report.pdf holds chosen sections
+    without code where notebook 08 is in the batch, and all notebooks elsewhere. max_page_mb:
     the largest page, in 10^6 bytes. The gathered notebooks, and what is made on the way, stay in
-    reports/_build. ValueError: unknown batch, or none at all. RuntimeError: Quarto failed; the
-    message holds its output."""
+    reports/_build. ValueError: unknown batch, or none at all. Where
+    Quarto fails, a warning holds its output, and pandoc and Typst render the report."""
     settings = read_settings()
     report = gather_report(batches)
     report = replace(report, pages=(*report.pages, *guide_pages(report.pages)))
@@ -57,13 +62,16 @@ def render_report(
         nbformat.write(
             page_notebook(page, for_web(page.notebook).cells), build / "site" / f"{page.slug}.ipynb"
         )
-    nbformat.write(combine_pages(report), build / "pdf" / "report.ipynb")
+    papers = {"report": write_paper(report) if has_answer(report) else combine_pages(report)}
+    if notebooks:
+        papers["report-notebooks"] = combine_pages(report)
+    for name, notebook in papers.items():
+        nbformat.write(notebook, build / "pdf" / f"{name}.ipynb")
     quarto = shutil.which("quarto")
-    if quarto:
-        render_with_quarto(quarto, report, settings, build, ready)
-    else:
+    if not (quarto and _try_quarto(quarto, report, settings, build, ready, list(papers))):
         render_pages(report, settings, build, ready)
-        render_pdf(report, settings, build, ready)
+        for name in papers:
+            render_pdf(report, settings, build, ready, name)
     write_json(ready / "pages.json", {page.path: f"{page.slug}.html" for page in report.pages})
     site = _publish(ready, output)
     return {
@@ -71,6 +79,17 @@ def render_report(
         "pdf": site / "report.pdf",
         "findings": build / "findings.json",
     }
+
+
+def _try_quarto(quarto: str, *arguments) -> bool:
+    """Whether Quarto rendered the report. Offline, it fails for want of a package of Typst."""
+    try:
+        render_with_quarto(quarto, *arguments)
+    except RuntimeError as error:
+        text = "Quarto failed, so pandoc and Typst render the report: %s"
+        logging.getLogger(__name__).warning(text, error)
+        return False
+    return True
 
 
 def _publish(ready: Path, output: Path | str | None) -> Path:

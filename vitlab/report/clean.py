@@ -20,6 +20,7 @@ from vitlab.report.markdown import (
     raw_html,
     read_options,
     run_pandoc,
+    split_sections,
     write_options,
 )
 
@@ -52,9 +53,11 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number}"
     cells = _merge_parameters([cell for cell in cells if not _is_papermill_mark(cell)])
+    captioned = {cell.id for cell in cells if _is_captioned(cell)}
+    broken = {cell.id for cell in cells if _has_failed(cell)}
     for cell in cells:
         if cell.cell_type == "code":
-            failed = any(output.output_type == "error" for output in cell.outputs)
+            failed = cell.id in broken
             cleaned = [_clean_output(output) for output in cell.outputs]
             cell.outputs = _join_streams(output for output in cleaned if output is not None)
             if failed or not _shows_captioned(cell):
@@ -63,6 +66,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
                 cell.outputs = [output for output in cell.outputs if not _is_bare_repr(output)]
                 _describe_figure(cell)
         cell.metadata = {}
+    cells = _drop_empty_sections(cells, captioned, broken)
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
@@ -186,6 +190,30 @@ def _describe_figure(cell):
         made_by = f"Picture made by the code {first_line.strip()}"
         options["fig-alt"] = options.get("fig-cap") or made_by
         cell.source = write_options(options, code)
+
+
+def _is_captioned(cell):
+    options = read_options(cell.source)[0] if cell.cell_type == "code" else {}
+    return bool({"fig-cap", "tbl-cap"} & options.keys())
+
+
+def _has_failed(cell):
+    return any(output.output_type == "error" for output in cell.get("outputs", ()))
+
+
+def _drop_empty_sections(cells, captioned, broken):
+    """Leave out the sections of level 2 that were to show figures or tables and show none, such as
+    attention maps of a CNN. What failed, or was not executed, stays.
+    """
+    kept, sections = [], split_sections(cells)
+    for title, section in sections:
+        wanted = [cell for cell in section if cell.id in captioned]
+        shown = [cell for cell in wanted if _is_captioned(cell)]
+        told = any(cell.get("outputs") for cell in wanted)
+        if title and wanted and not shown and told and not broken & {cell.id for cell in section}:
+            continue
+        kept.append(section)
+    return cells if len(kept) == len(sections) else [cell for part in kept for cell in part]
 
 
 def _shows_captioned(cell):

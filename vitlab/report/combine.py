@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
+import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
 
@@ -25,20 +27,11 @@ def combine_pages(report: Report) -> NotebookNode:
     """One notebook of the whole report. Code is shown where a notebook comes first; later ones show
     the parameters that differ.
     """
-    front = {
-        "title": escape(report.title),
-        "subtitle": escape(report.subtitle),
-        "date": report.date,
-    }
-    header = "\n".join(
-        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value
-    )
-    cells = [new_raw_cell(f"---\n{header}\n---")]
-    first = {}
+    chapters, first = [], {}
     for page in (page for page in report.pages if page.paper):
-        cells.append(new_markdown_cell(f"# {page.title_markdown} {{#{page.slug}}}"))
+        cells = []
         origin = first.setdefault(page.stem, page)
-        chapter = for_paper(page.notebook).cells
+        chapter = nbformat.from_dict(page.notebook).cells
         if origin is not page and any(cell.cell_type == "code" for cell in chapter):
             shared = (
                 "*Code, and parameters that are not shown, are those of"
@@ -46,8 +39,30 @@ def combine_pages(report: Report) -> NotebookNode:
             )
             cells.append(new_markdown_cell(shared))
             _hide_code(chapter, origin.notebook.cells)
-        _rename(chapter, page.slug)
-        cells += chapter
+        chapters.append((page.title_markdown, page.slug, cells + chapter))
+    return combine_chapters(report, chapters)
+
+
+def combine_chapters(
+    report: Report, chapters: Sequence[tuple[str, str, list[NotebookNode]]]
+) -> NotebookNode:
+    """One notebook of chapters: title (Markdown), anchor, cells. Labels are made unique."""
+    front = {
+        "title": escape(report.title),
+        "subtitle": escape(report.subtitle),
+        "author": escape(report.author),
+        "abstract": escape(report.abstract),
+        "date": report.date,
+    }
+    header = "\n".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value
+    )
+    cells = [new_raw_cell(f"---\n{header}\n---")]
+    for title, slug, chapter in chapters:
+        cells.append(new_markdown_cell(f"# {title} {{#{slug}}}"))
+        own = for_paper(new_notebook(cells=chapter)).cells
+        _rename(own, slug)
+        cells += own
     if has_citations(cells):
         cells.append(new_markdown_cell("# References {.unnumbered}\n\n::: {#refs}\n:::"))
     for number, cell in enumerate(cells, start=1):

@@ -241,7 +241,7 @@ end
 function elements.Image(image)
   if typst then
     local words = image.attributes.alt or pandoc.utils.stringify(image.caption)
-    if not image.src:match("^figure%-%d+%-%d+%.%a+$") then -- not one of ours: Typst ends at a file that it does not find
+    if not image.src:match("^[%a-]*figure%-%d+%-%d+%.%a+$") then -- not one of ours: Typst ends at a file that it does not find
       return pandoc.Emph({ pandoc.Str(("[a picture that is not here: %s]"):format(words ~= "" and words or image.src)) })
     end
     local width = image.attributes.width

@@ -26,7 +26,14 @@ from vitlab.notebook import notebook_parameters
 from vitlab.places import project_root, reports_dir
 from vitlab.registry import unknown
 from vitlab.report.clean import KERNEL, clean_notebook
-from vitlab.report.markdown import callout, code_block, find_headings
+from vitlab.report.markdown import (
+    callout,
+    code_block,
+    find_headings,
+    read_options,
+    split_sections,
+    write_options,
+)
 from vitlab.runs import read_batch
 
 HOME = "08_compare"  # the page to open first
@@ -85,9 +92,15 @@ class Page:
 @dataclass(frozen=True)
 class Report:
     title: str
+    """author, abstract: of the batch file. commands: that make the report."""
+
+    title: str
     subtitle: str
     date: str
     pages: tuple[Page, ...]
+    author: str = ""
+    abstract: str = ""
+    commands: tuple[str, ...] = ()
 
 
 def gather_report(batches: list[str] | None = None) -> Report:
@@ -121,6 +134,12 @@ def gather_report(batches: list[str] | None = None) -> Report:
         subtitle=describe_datasets([name for name, _ in datasets.most_common()]),
         date=max(_day(folder / name / "batch.json") for name in chosen),
         pages=tuple(_with_overview(pages)),
+        author=", ".join(filter(None, (str(b.get("author", "")) for b in chosen.values()))),
+        abstract=" ".join(filter(None, (str(b.get("abstract", "")) for b in chosen.values()))),
+        commands=(
+            *(f"vitlab batch {batch.get('file') or name}" for name, batch in chosen.items()),
+            f"vitlab report {' '.join(chosen)}",
+        ),
     )
 
 
@@ -164,6 +183,11 @@ def _make_page(task, section, batch_file):
         heading = take_heading(nbformat.read(source, as_version=4))[0] if source.is_file() else ""
         notebook = new_notebook()
     heading = heading or re.sub(r"^\d+_", "", stem).replace("_", " ").capitalize()
+    if stem == HOME:  # the first page begins with the answer, not with code
+        for cell in split_sections(notebook.cells)[0][1]:
+            if cell.cell_type == "code":
+                options, text = read_options(cell.source)
+                cell.source = write_options({**options, "echo": False}, text)
     if trouble:
         title = TROUBLES.get(task["status"], TROUBLES["failed"])
         notebook.cells.insert(0, new_markdown_cell(callout("important", title, trouble)))
@@ -270,7 +294,7 @@ def _resolve_links(page, pages):
         return f"[{text}]({target.slug}.ipynb{anchor})"
 
     def resolve_all(text):
-        return NOTEBOOK_LINK.sub(resolve, GUIDE_LINK.sub(link_guide, text))
+        return GUIDE_LINK.sub(link_guide, NOTEBOOK_LINK.sub(resolve, text))
 
     for cell in page.notebook.cells:
         if cell.cell_type == "markdown":

@@ -4,6 +4,7 @@ code cells; and the call of pandoc itself.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pypandoc
 import yaml
+from nbformat import NotebookNode
 
 from vitlab.errors import UserError
 
@@ -49,6 +51,33 @@ def find_headings(markdown: str) -> list[tuple[int, int]]:
         elif not fence and (heading := re.match(r"(#{1,6}) ", line)):
             found.append((number, len(heading[1])))
     return found
+
+
+def split_sections(cells: list[NotebookNode]) -> list[tuple[str, list[NotebookNode]]]:
+    """The title and the cells of each section of level 2; "" for what comes before the first. A
+    Markdown cell that holds a heading within is cut there.
+    """
+    sections = [("", [])]
+    for cell in cells:
+        starts = [0]
+        if cell.cell_type == "markdown":
+            lines = cell.source.split("\n")
+            starts += [line for line, level in find_headings(cell.source) if level == 2]
+        for start, end in itertools.pairwise([*starts, None]):
+            part = cell
+            if cell.cell_type == "markdown":
+                text = "\n".join(lines[start:end]).strip()
+                if not text:
+                    continue
+                part = NotebookNode(cell)
+                part.source = text
+                if start:
+                    part.id = f"{cell.id}-{start}"
+                if text.startswith("## "):
+                    title = text.partition("\n")[0][3:]
+                    sections.append((re.sub(r"\s*\{[^}]*\}\s*$", "", title).strip(), []))
+            sections[-1][1].append(part)
+    return sections
 
 
 def shift_headings(markdown: str) -> str:

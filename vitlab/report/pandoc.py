@@ -50,26 +50,28 @@ def render_pages(report: Report, settings: Settings, build: Path, output: Path) 
     return output / "index.html"
 
 
-def render_pdf(report: Report, settings: Settings, build: Path, output: Path) -> Path:
-    """Write report.pdf into `output`, from the notebook that holds all pages; its path."""
+def render_pdf(
+    report: Report, settings: Settings, build: Path, output: Path, name: str = "report"
+) -> Path:
+    """Write a PDF into `output`, from the notebook of that name in build/pdf; its path."""
     folder = build / "pdf"
-    notebook = nbformat.read(folder / "report.ipynb", as_version=4)
-    markdown = notebook_markdown(
-        notebook, Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT), "figure"
-    )
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT)
+    markdown = notebook_markdown(notebook, medium, f"{name}-figure")
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
+    variables["flow"] = notebook.metadata.get("flow", False)
     metadata = {"title": report.title, "subtitle": report.subtitle}
+    metadata |= {"author": report.author, "abstract": report.abstract}
     defaults = {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata}
-    source = _render_markdown(markdown, "typst", folder / "report", settings, defaults)
-    (folder / "report.typ").write_text(source, encoding="utf-8")
+    source = _render_markdown(markdown, "typst", folder / name, settings, defaults)
+    (folder / f"{name}.typ").write_text(source, encoding="utf-8")
     if missing := find_fonts(markdown)[1]:
-        logging.getLogger(__name__).warning("report.pdf: %s", describe_missing(missing))
+        logging.getLogger(__name__).warning("%s.pdf: %s", name, describe_missing(missing))
     # Typst falls back on these and on the fonts of the machine
     fonts = Path(font_manager.findfont(USUAL)).parent
-    typst.compile(
-        folder / "report.typ", output=output / "report.pdf", root=folder, font_paths=[fonts]
-    )
-    return output / "report.pdf"
+    pdf = output / f"{name}.pdf"
+    typst.compile(folder / f"{name}.typ", output=pdf, root=folder, font_paths=[fonts])
+    return pdf
 
 
 def render_single(copy: Path, output: Path, dataset: str) -> None:
@@ -98,7 +100,7 @@ def _render_page(page, report, settings, folder):
     }
     subtitle = describe_datasets([page.dataset] if page.dataset else [])
     variables = {
-        "site-title": escape(settings.title),
+        "site-title": escape(report.title or settings.title),
         "lang": settings.lang,
         "home": page is report.pages[0],
         "page-subtitle": escape(subtitle),

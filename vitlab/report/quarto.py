@@ -9,31 +9,44 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 import yaml
 
 from vitlab.report.gather import Report
+from vitlab.report.markdown import run_pandoc
 from vitlab.report.settings import Settings, find_section
+
+CSL = "default.csl"
 
 
 def render_with_quarto(
-    quarto: str, report: Report, settings: Settings, build: Path, output: Path
+    quarto: str,
+    report: Report,
+    settings: Settings,
+    build: Path,
+    output: Path,
+    papers: Sequence[str],
 ) -> dict[str, Path]:
     """Render build/site and build/pdf, and copy pages and PDF to `output`. RuntimeError has the
     output of Quarto.
     """
+    style = run_pandoc("--print-default-data-file", "default.csl")  # as without Quarto
     for folder, config in (("site", site_config(report, settings)), ("pdf", pdf_config(settings))):
         for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
             shutil.copy(file, build / folder / file.name)
+        if not settings.csl:
+            (build / folder / CSL).write_text(style, encoding="utf-8")
         (build / folder / "_quarto.yml").write_text(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
     _run(quarto, ["render"], build / "site")
-    _run(quarto, ["render", "report.ipynb", "--to", "typst"], build / "pdf")
     shutil.copytree(build / "site" / "_site", output, dirs_exist_ok=True)
-    shutil.copy(build / "pdf" / "report.pdf", output / "report.pdf")
+    for name in papers:
+        _run(quarto, ["render", f"{name}.ipynb", "--to", "typst"], build / "pdf")
+        shutil.copy(build / "pdf" / f"{name}.pdf", output / f"{name}.pdf")
     return {"html": output / "index.html", "pdf": output / "report.pdf"}
 
 
@@ -50,11 +63,13 @@ def site_config(report: Report, settings: Settings) -> dict:
     sidebar = {**find_section(config, "website", "sidebar"), "contents": _sidebar(report.pages)}
     config["website"] = {
         **find_section(config, "website"),
-        "title": settings.title,
+        "title": report.title or settings.title,
         "sidebar": sidebar,
+        "page-navigation": False,  # with embed-resources, each page would hold the one before
     }
     # each page one file, to be opened offline
     html = {**find_section(config, "format", "html"), "embed-resources": True}
+    html |= {"html-table-processing": "none", "code-overflow": "wrap"}
     config["format"] = {"html": html}
     return config
 
@@ -73,8 +88,7 @@ def pdf_config(settings: Settings) -> dict:
 def _shared_config(settings):
     config = copy.deepcopy(settings.config)
     config["bibliography"] = [file.name for file in settings.bibliography]
-    if settings.csl:
-        config["csl"] = settings.csl.name
+    config["csl"] = settings.csl.name if settings.csl else CSL
     config["execute"] = {**find_section(config, "execute"), "enabled": False}
     return config
 
