@@ -60,6 +60,7 @@ def test_the_results_are_kept_for_programs(checked, pictures):
     assert content["dataset"] == f"folder:{pictures}" and "Not ready" in content["verdict"]
     status = {entry["id"]: entry["status"] for entry in content["checks"]}
     assert sorted(status) == [f"VL{number:03d}" for number in range(1, 10)]
+    assert content["checks"][0]["link"].startswith("reports/guide/0_checks.md#vl00")
     assert (status["VL001"], status["VL002"], status["VL008"]) == ("warn", "pass", "pass")
 
 

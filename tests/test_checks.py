@@ -1,5 +1,6 @@
 """Each check: data that it must find fault with, data that it must not, and its false alarms."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ from vitlab.checks import (
     CHECKS,
     CheckResult,
     Probe,
+    can_probe,
     check_comparison,
     check_compression,
+    check_data,
     check_runs,
+    cluster_images,
     data_checks as of_data,
     describe_checks,
+    describe_data,
     describe_next,
     describe_verdict,
     explain_checks,
@@ -63,7 +68,8 @@ def make_probe(count=300, signal=2.0, flipped=0.0, seed=0):
     prob = expit(rng.normal(0, signal, count))
     yes = rng.random(count) < prob
     label = np.where(yes ^ (rng.random(count) < flipped), "yes", "no")
-    table = fill_binary(prob, label).assign(cluster=np.arange(count))
+    ids = make_samples(label)["sample_id"]
+    table = fill_binary(prob, label).assign(sample_id=ids, cluster=np.arange(count))
     return Probe(table, metrics_table(table, replicates=200), 0.5)
 
 
@@ -139,26 +145,36 @@ def test_a_group_that_can_be_seen(shift, related, status):
     assert (result.id, result.status) == ("VL005", status)
 
 
-def test_facts_that_predict_the_label():
-    label, rng = draw_labels(300), np.random.default_rng(2)
-    data, probe = make_data(label), make_probe(300)
-    facts = data.samples[["sample_id"]].assign(brightness=rng.normal(size=300), format="PNG")
-    assert of_data.check_facts(data, facts, probe).status == "pass"
-    facts["brightness"] += label == "yes"
-    assert of_data.check_facts(data, facts, probe).status == "warn"
-    facts["format"] = np.where(label == "yes", "PNG", "JPEG")
-    assert of_data.check_facts(data, facts, probe).status == "fail"
-
-
-def test_unrelated_facts_are_rarely_called_a_shortcut():
-    alarms, probe = 0, make_probe(200)
+def test_a_group_is_rarely_seen_where_it_cannot_be():
+    alarms = 0
     for seed in range(40):
-        data = make_data(draw_labels(200, seed))
+        rng = np.random.default_rng(seed)
+        data = make_data(draw_labels(120), rng.choice(["a", "b"], 120))
+        vectors = rng.normal(size=(120, 5))
+        alarms += of_data.check_group_visible(data, vectors, PAIRS, "group", True).status != "pass"
+    assert alarms <= 2
+
+
+def test_facts_that_predict_the_label():
+    probe, rng = make_probe(300), np.random.default_rng(2)
+    label = probe.predictions["label"]
+    facts = probe.predictions[["sample_id"]].assign(brightness=rng.normal(size=300), format="PNG")
+    assert of_data.check_facts(facts, probe).status == "pass"
+    facts["brightness"] += label == "yes"
+    assert of_data.check_facts(facts, probe).status == "warn"
+    facts["format"] = np.where(label == "yes", "PNG", "JPEG")
+    assert of_data.check_facts(facts, probe).status == "fail"
+
+
+def test_unrelated_facts_are_rarely_called_a_shortcut(monkeypatch):
+    monkeypatch.setattr(of_data, "metrics_table", partial(metrics_table, replicates=200))
+    alarms = 0
+    for seed in range(40):
+        probe = make_probe(200, seed=seed)
         facts = np.random.default_rng(1000 + seed).normal(size=(200, 4))
-        table = pd.DataFrame(facts, columns=list("abcd")).assign(
-            sample_id=data.samples["sample_id"]
-        )
-        alarms += of_data.check_facts(data, table, probe).status != "pass"
+        table = pd.DataFrame(facts, columns=list("abcd"))
+        table["sample_id"] = probe.predictions["sample_id"]
+        alarms += of_data.check_facts(table, probe).status != "pass"
     assert alarms <= 2
 
 
@@ -177,7 +193,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_cases():
     prob = np.where(rng.random(3 * count) < right, 0.9, 0.1)
     flip = samples["label"].to_numpy() == "no"
     table = fill_binary(np.where(flip, 1 - prob, prob), samples["label"])
-    probe = Probe(table.assign(cluster=range(3 * count)), pd.DataFrame(), 0.5)
+    table = table.assign(sample_id=samples["sample_id"], cluster=range(3 * count))
+    probe = Probe(table, pd.DataFrame(), 0.5)
     gap = of_data.check_test_size(samples, probe).numbers["smallest_difference"]
     for _ in range(300):
         common, own = rng.random(count), rng.random((2, count))
@@ -204,6 +221,8 @@ def test_rare_classes():
     probe = make_probe(300)
     many = make_samples(probe.predictions["label"])
     assert of_data.check_rare_classes(many, probe).status == "pass"
+    third = many.assign(label=["maybe", *many["label"][1:]])
+    assert of_data.check_rare_classes(third, probe).evidence.startswith("fewer than 5")
     few = np.array(["no"] * 300, dtype="<U3")
     few[2:60:3] = "yes"  # 20 test images
     assert of_data.check_rare_classes(make_samples(few), probe).status == "warn"
@@ -221,9 +240,31 @@ def test_the_probe_keeps_copies_in_one_fold():
     probe = probe_data(make_data(label), vectors, pd.Series(np.repeat(np.arange(60), 4)))
     assert probe.value("roc_auc")[0] < 0.7
     assert probe.predictions["label"].tolist() == label.tolist()
-    with pytest.raises(UserError, match=r"only 3 independent images of class 'yes'"):
+    with pytest.raises(UserError, match=r"needs two classes with 5 independent images"):
         few = np.array(["no"] * 60 + ["yes"] * 3)
         probe_data(make_data(few), rng.normal(size=(63, 3)), pd.Series(range(63)))
+
+
+def test_the_probe_leaves_out_a_class_that_is_too_rare():
+    label = np.array(["no"] * 40 + ["yes"] * 40 + ["rare"] * 4)
+    samples, vectors = make_samples(label), np.random.default_rng(0).normal(size=(84, 3))
+    data = DataBundle("toy", ("yes", "rare", "no"), samples, {}.get, OTHERS)
+    cluster = pd.Series(range(84))
+    probe = probe_data(data, vectors, cluster)
+    assert probe.classes == ("yes", "no") and len(probe.predictions) == 80
+    assert not can_probe(data, cluster)
+    facts = samples[["sample_id"]].assign(brightness=vectors[:, 0])
+    statuses = {r.id: r.status for r in check_data(data, PAIRS, facts, probe, vectors)}
+    assert statuses["VL009"] == "fail" and statuses["VL006"] == "pass"
+
+
+def test_images_of_a_patient_are_one_cluster():
+    samples = make_samples(draw_labels(40), [f"patient {i // 2}" for i in range(40)])
+    pairs = pd.DataFrame({"sample_id_a": ["s0001"], "sample_id_b": ["s0002"]})
+    cluster = cluster_images(samples, pairs)
+    assert cluster.tolist()[:6] == ["s0000"] * 4 + ["s0004"] * 2 and cluster.nunique() == 19
+    kinds = samples.assign(group=np.resize(["poly", "mono"], 40))
+    assert cluster_images(kinds, pairs).nunique() == 39
 
 
 def test_facts_of_files(tmp_path):
@@ -391,11 +432,20 @@ def test_the_verdict(statuses, signal, opening):
 def test_what_to_do_next_keeps_together_what_leaks():
     def advise(*failed, **given):
         results = [CheckResult(id, CHECKS[id].title, "fail", "") for id in failed]
-        return describe_next(results, "folder:/data/cells", **given)
+        return describe_next(results, "folder:/my data/cells", **given)
 
-    assert "split_by" not in advise()
+    assert "split_by" not in advise() and "--data 'folder:/my data/cells'" in advise()
     assert "-p split_by cluster" in advise("VL002")
     assert "-p split_by patient" in advise("VL002", "VL003", group="patient")
+
+
+def test_the_data_in_a_sentence():
+    data = load_dataset("digits")
+    facts = fact_table(data)
+    text = describe_data(data, facts)
+    assert text == "1,797 images of 8 × 8 pixels in 10 classes."
+    varied = facts.assign(width=np.resize([8, 20], len(facts)))
+    assert "of 8 to 20 × 8 to 8 pixels" in describe_data(data, varied)
 
 
 def test_all_checks_have_numbers_and_sections_in_the_guide():

@@ -8,12 +8,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from vitlab.checks.result import FAIL, MARKS, NOT_APPLICABLE, CheckResult, read_checks, silence
+from vitlab.checks.result import (
+    FAIL,
+    MARKS,
+    NOT_APPLICABLE,
+    PASS,
+    SILENCED,
+    WARN,
+    CheckResult,
+    read_checks,
+    silence,
+)
 from vitlab.errors import UserError
 from vitlab.places import inside_project
 from vitlab.run_folders import dataset_folder
 
 TABLES = (".csv", ".parquet")
+COLOURS = {FAIL: "red", WARN: "yellow", PASS: "green", SILENCED: "dim"}  # the terminal's own
 
 
 def name_dataset(path: str) -> str:
@@ -67,7 +78,7 @@ def print_checks(page: Path, results: list[CheckResult], verdict: str) -> None:
     for result in results:
         if result.status == NOT_APPLICABLE:
             continue
-        mark, colour = MARKS[result.status]
+        mark, colour = MARKS[result.status][0], COLOURS[result.status]
         line = f"{result.title}: {result.evidence}"
         line += f" (silenced: {result.reason})" if result.reason else ""
         console.print(f"[bold {colour}]{mark} {result.status:8}[/] {result.id} {escape(line)}")

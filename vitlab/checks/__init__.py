@@ -5,7 +5,7 @@ Each check is one function that takes tables and gives a `CheckResult`. `check_d
 `check_scores` and their like run those that belong together. What a check means, with an example,
 is in reports/guide/0_checks.md."""
 
-from vitlab.checks.baseline import Probe, can_probe, probe_data
+from vitlab.checks.baseline import Probe, can_probe, cluster_images, probe_data
 from vitlab.checks.data_checks import check_data, doubtful_labels, find_group
 from vitlab.checks.facts import fact_table
 from vitlab.checks.model_checks import check_compression, check_explanations, check_runs
@@ -21,7 +21,7 @@ from vitlab.checks.result import (
     write_checks,
 )
 from vitlab.checks.score_checks import check_comparison, check_scores
-from vitlab.checks.verdict import describe_next, describe_verdict
+from vitlab.checks.verdict import describe_data, describe_next, describe_verdict
 
 __all__ = [
     "CHECKS",
@@ -35,7 +35,9 @@ __all__ = [
     "check_explanations",
     "check_runs",
     "check_scores",
+    "cluster_images",
     "describe_checks",
+    "describe_data",
     "describe_next",
     "describe_run_checks",
     "describe_verdict",

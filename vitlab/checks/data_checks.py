@@ -14,14 +14,13 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from vitlab.checks.baseline import Probe, predictions_of, probe_data
+from vitlab.checks.baseline import MIN_GROUPS, Probe, predictions_of, probe_data
 from vitlab.checks.result import FAIL, NOT_APPLICABLE, PASS, WARN, CheckResult, check
 from vitlab.data.quality import FOLDS, ask_cleanlab, cluster_table
 from vitlab.errors import UserError
 from vitlab.evaluation.metrics import class_table, metrics_table
 from vitlab.schema import DataBundle
 
-MIN_GROUPS = 10  # a column with fewer values names kinds of images, not where they come from
 MAX_GROUPS = 50  # values of a group column that the probe is asked to tell apart
 MIN_ASSOCIATION = 0.2  # Cramér's V, from which on a group says something about the label
 PERMUTATIONS = 999
@@ -53,7 +52,7 @@ def check_data(
         check_groups(data.samples, group),
         association,
         check_group_visible(data, embeddings, pairs, group, association.status != PASS, seed),
-        check_facts(data, facts, probe, seed),
+        check_facts(facts, probe, seed),
         check_test_size(data.samples, probe),
         check_labels(probe),
         check_rare_classes(data.samples, probe),
@@ -189,10 +188,10 @@ def check_group_visible(
     advice="Find the fact that differs between the classes (table of facts), and remove the"
     " difference: same camera, same size, same compression for all classes",
 )
-def check_facts(data: DataBundle, facts: pd.DataFrame, probe: Probe | None, seed: int = 0) -> tuple:
+def check_facts(facts: pd.DataFrame, probe: Probe | None, seed: int = 0) -> tuple:
     if probe is None:
         return NOT_APPLICABLE, NO_PROBE, {}
-    samples = data.samples.reset_index(drop=True)
+    samples = probe.predictions
     table = samples[["sample_id"]].merge(facts, on="sample_id").drop(columns="sample_id")
     if table.shape[1] == 0:
         return NOT_APPLICABLE, "all images have the same facts", {}
@@ -206,13 +205,13 @@ def check_facts(data: DataBundle, facts: pd.DataFrame, probe: Probe | None, seed
         make_pipeline(encoder, LogisticRegression(max_iter=1000)),
         table,
         samples["label"],
-        groups=probe.predictions["cluster"],
+        groups=samples["cluster"],
         cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed),
         method="predict_proba",
     )
-    prob = prob[:, [sorted(data.classes).index(name) for name in data.classes]]
-    predictions = predictions_of(samples, prob, data.classes)
-    scores = metrics_table(predictions.assign(cluster=probe.predictions["cluster"].to_numpy()))
+    prob = prob[:, [sorted(probe.classes).index(name) for name in probe.classes]]
+    predictions = predictions_of(samples, prob, probe.classes)
+    scores = metrics_table(predictions.assign(cluster=samples["cluster"]))
     value, low, high = scores.set_index("metric").loc["roc_auc", ["value", "low", "high"]]
     text = (
         f"{', '.join(map(_readable, table))} give a ROC AUC of {value:.2f} [{low:.2f}, {high:.2f}]"
@@ -238,7 +237,8 @@ def _readable(name: str) -> str:
 def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     if probe is None:
         return NOT_APPLICABLE, NO_PROBE, {}
-    tested = probe.predictions[(samples["split"] == "test").to_numpy()]
+    test = samples.loc[samples["split"] == "test", "sample_id"]
+    tested = probe.predictions[probe.predictions["sample_id"].isin(test)]
     right = tested["label"] == tested["pred"]
     # units: images of one cluster count as one
     counts = tested.groupby("label")["cluster"].nunique()
@@ -266,7 +266,7 @@ def check_labels(probe: Probe | None) -> tuple:
     shown = p < LABEL_NOISE_P and share >= 0.01
     text = f"about {share:.1%} of the labels look random (p = {p:.3f})"
     if not shown:
-        text = f"no share of wrong labels is shown (estimate {share:.1%}, p = {p:.2f})"
+        text = f"not shown to be 1% or more (estimate {share:.1%}, p = {p:.3f})"
     return (FAIL if share >= 0.05 else WARN) if shown else PASS, text, {"share": share, "p": p}
 
 
@@ -316,6 +316,8 @@ def check_rare_classes(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     numbers = {"class": rare, "test_images": least}
     text = f"the rarest class, {rare}, has {least:,} test images"
     if probe is not None:
+        if few := sorted(set(counts.index) - set(probe.classes)):
+            return FAIL, f"fewer than {FOLDS} independent images of {', '.join(few)}", numbers
         if never := sorted(set(counts.index) - set(probe.predictions["pred"])):
             return FAIL, f"the simple model never predicts {', '.join(never)}", numbers
         recall = class_table(probe.predictions).set_index("class").loc[rare, "recall"]

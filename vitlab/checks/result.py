@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class CheckResult:
     numbers: dict[str, Any] = field(default_factory=dict)
     advice: str = ""
     reason: str = ""
+
+    @property
+    def link(self) -> str:
+        """The section of the guide that explains the check."""
+        return f"reports/guide/0_checks.md#{self.id.lower()}"
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,16 @@ def explain_checks(results: Sequence[CheckResult]) -> str:
 
 
 def write_checks(path: Path, results: Sequence[CheckResult], **facts: Any) -> None:
-    """Write checks.json: the results, and further facts such as the verdict."""
-    write_json(path, {**facts, "checks": [asdict(result) for result in results]})
+    """Write checks.json: the results with their links, and further facts such as the verdict."""
+    entries = [{**asdict(result), "link": result.link} for result in results]
+    write_json(path, {**facts, "checks": entries})
 
 
 def read_checks(path: Path) -> tuple[list[CheckResult], dict[str, Any]]:
     """What `write_checks` wrote: the results and the facts."""
     content = read_json(path)
-    results = [CheckResult(**entry) for entry in content.pop("checks")]
+    names = [field.name for field in fields(CheckResult)]
+    results = [
+        CheckResult(**{name: entry[name] for name in names}) for entry in content.pop("checks")
+    ]
     return results, content

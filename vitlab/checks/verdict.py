@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+
+import pandas as pd
 
 from vitlab.checks.baseline import Probe
 from vitlab.checks.result import FAIL, PASS, WARN, CheckResult
 from vitlab.notebook import format_call
+from vitlab.schema import DataBundle
 
 METRIC = "balanced_accuracy"
 
@@ -22,8 +26,7 @@ def describe_verdict(results: Sequence[CheckResult], probe: Probe) -> str:
         for status in (FAIL, WARN, PASS)
     }
     value, low, high = probe.value(METRIC)
-    classes = sum(name.startswith("prob_") for name in probe.predictions)
-    chance = 1 / classes
+    chance = 1 / len(probe.classes)
     score = f"a balanced accuracy of {value:.1%} [{low:.1%}, {high:.1%}]; chance is {chance:.1%}"
     if counts[FAIL]:
         names = ", ".join(result.title[0].lower() + result.title[1:] for result in counts[FAIL])
@@ -39,6 +42,22 @@ def describe_verdict(results: Sequence[CheckResult], probe: Probe) -> str:
         opening = f"**Ready: all {len(counts[PASS])} checks that apply passed.**"
         closing = f"A simple model reaches {score}."
     return f"{opening} {closing}"
+
+
+def describe_data(data: DataBundle, facts: pd.DataFrame, group: str = "group") -> str:
+    """How many images, classes and groups there are, and how large the images are."""
+    first = data.read(data.samples["sample_id"].iloc[0])
+    ends = []
+    for name, all_alike in (("width", first.width), ("height", first.height)):
+        values = facts[name] if name in facts else pd.Series([all_alike])
+        ends.append((values.min(), values.max()))
+    (narrow, wide), (low, high) = ends
+    size = f"{narrow} × {low}" if (narrow, low) == (wide, high) else ""
+    size = size or f"{narrow} to {wide} × {low} to {high}"
+    groups = data.samples[group].nunique()
+    of = f" and {groups:,} values of {group}" if groups > 1 else ""
+    text = f"{len(data.samples):,} images of {size} pixels in {len(data.classes)} classes{of}."
+    return text
 
 
 def _count(results: Sequence[CheckResult]) -> str:
@@ -62,7 +81,7 @@ def describe_next(results: Sequence[CheckResult], dataset: str, group: str = "")
     calls += [format_call("08_compare", {"dataset": dataset})]
     lines = [steps[0][0], _block(steps[0][1]), steps[1][0], _block("\n".join(calls))]
     lines += ["Or make a project with a batch file and a report of its own:"]
-    lines += [_block(f"vitlab new my-project --data {dataset}")]
+    lines += [_block(f"vitlab new my-project --data {shlex.quote(dataset)}")]
     return "\n\n".join(lines)
 
 
