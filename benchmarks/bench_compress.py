@@ -95,8 +95,8 @@ def prune_and_recover(model, data, seed: int, keep: float):
     """The model with this share of its blocks, taught by itself; as in notebook 06, but recovered
     by the whole recipe.
     """
+    from vitlab.compress.distillation import recover, recovery_recipe
     from vitlab.compress.pruning import part_importance_table, plan_pruning
-    from vitlab.compress.recovery import recover, recovery_recipe
 
     val = data.split("val")
     rows = val.sample(n=min(WEIGHED, len(val)), random_state=seed)

@@ -31,11 +31,11 @@ import pandas as pd
 from records import corrected_t, record, write_records
 
 from vitlab.compress.curves import count_multiply_adds, merge_tokens
+from vitlab.compress.distillation import recover, recovery_recipe
 from vitlab.compress.export import Gate, export_onnx
 from vitlab.compress.latency import latency_table
 from vitlab.compress.pruning import part_importance_table, plan_pruning
 from vitlab.compress.quantize import quantize_onnx
-from vitlab.compress.recovery import recover, recovery_recipe
 from vitlab.compress.variants import predict_variants, size_on_disk
 from vitlab.data import load_dataset, load_images
 from vitlab.data.splits import TEST_SHARE

@@ -17,9 +17,8 @@ import os
 from pathlib import Path
 
 import pandas as pd
+from pretraining.data_efficiency import data_efficiency_table
 from records import RESULTS, corrected_t, record, write_records
-
-from vitlab.training.hunger import hunger_table
 
 SIDES = {
     "pretrained": {"name": "vit_tiny_vitlab", "pretrained": True},
@@ -54,7 +53,7 @@ def measure(part: str, seeds: int, path: Path = FILE) -> pd.DataFrame:
                 continue
             rows = [
                 {"dataset": dataset, **row}
-                for row in hunger_table(dataset, sides, [count], [seed], **arguments)
+                for row in data_efficiency_table(dataset, sides, [count], [seed], **arguments)
             ]
             for row in rows:
                 print(row, flush=True)

@@ -15,8 +15,8 @@ from vitlab.compress.curves import (
     merging_curve_table,
     pruning_curve_table,
 )
+from vitlab.compress.distillation import recover, recovery_recipe
 from vitlab.compress.pruning import masking, part_importance_table, plan_pruning, pruning_table
-from vitlab.compress.recovery import recover, recovery_recipe
 from vitlab.models import build_model, count_parameters, load_model, save_model, shrink_model
 from vitlab.training import fit, predict, recipe
 

@@ -14,25 +14,27 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
-from vitlab.compress.distillation import Distillation, distill
+from vitlab.compress import distill
 from vitlab.data import ImageDataset, build_augmentation
 from vitlab.models import build_model
 from vitlab.runs import Run
 from vitlab.training import fit, recipe
 from vitlab.training.cache import VIEW_SEED, _take_turns
+from vitlab.training.loss import build_loss
 from vitlab.training.stage import Stage
+from vitlab.training.teacher import Teacher
 
 CPU = torch.device("cpu")
 TWO_PROCESSES = """
 from tests.test_distillation import quick, small_digits, tiny_vit
-from vitlab.compress.distillation import Distillation
 from vitlab.runs import Run
 from vitlab.training import fit_on
+from vitlab.training.teacher import Teacher
 histories = []
 for processes in (1, 2):
     student, run = tiny_vit(), Run.create(name=f"by{processes}", dataset="digits", model="vit_scratch")
-    loss = Distillation(tiny_vit(seed=1, embed_dim=32))
-    histories.append(fit_on(processes, student, small_digits(), run, quick(augment="none"), loss=loss)["train_loss"])
+    teacher = Teacher(tiny_vit(seed=1, embed_dim=32))
+    histories.append(fit_on(processes, student, small_digits(), run, quick(augment="none"), teacher=teacher)["train_loss"])
     assert run.facts["processes"] == processes
 assert abs(histories[0] - histories[1]).max() < 1e-3, histories
 """  # noqa: E501
@@ -43,13 +45,9 @@ def quick(**changes):
     return recipe("vit_scratch", **QUICK | changes)
 
 
-def objective_for(teacher, student, config=None, **arguments):
-    """A distillation made ready as `fit` does it."""
-    objective, config = Distillation(teacher, **arguments), config or quick(class_weights="none")
-    objective.prepare(student, small_digits(), config, 0)
-    objective.build(small_digits(), config, CPU)
-    objective.live = False
-    return objective
+def loss_for(config=None, **arguments):
+    config = config or quick(class_weights="none")
+    return build_loss(small_digits(), config, CPU, Teacher(tiny_vit(seed=1), **arguments))
 
 
 def tiny_cnn():
@@ -60,16 +58,16 @@ def test_loss_against_the_formula_in_numbers():
     """KL((.8, .2) || (.5, .5)) = .8 ln 1.6 + .2 ln .4 = .19274; cross-entropy of even logits ln
     2.
     """
-    objective = objective_for(tiny_vit(seed=1), tiny_vit(), alpha=0.25, temperature=1.0)
-    objective.labels.num_classes = 2
+    compute_loss = loss_for(alpha=0.25, temperature=1.0)
+    compute_loss.num_classes = 2
     teacher_logits = torch.tensor([[0.8, 0.2]]).log()
     batch = torch.zeros(1, 3, 4, 4), torch.tensor([0]), teacher_logits
-    loss = objective.compute_loss(lambda _: torch.zeros(1, 2), *batch)
+    loss = compute_loss(lambda _: torch.zeros(1, 2), *batch)
     assert loss.item() == pytest.approx(0.75 * np.log(2) + 0.25 * 0.192745, abs=1e-5)
 
 
 def test_loss_against_the_formula_in_numpy():
-    objective = objective_for(tiny_vit(seed=1), tiny_vit(), alpha=0.7, temperature=3.0)
+    compute_loss = loss_for(alpha=0.7, temperature=3.0)
     generator = np.random.default_rng(0)
     own, teacher_logits, labels = (
         generator.normal(size=(6, 10)),
@@ -84,7 +82,7 @@ def test_loss_against_the_formula_in_numpy():
     soft = 9 * (p * np.log(p / q)).sum(axis=1).mean()
     expected = 0.3 * -np.log(softmax(own))[range(6), labels].mean() + 0.7 * soft
     batch = torch.zeros(6, 3, 16, 16), torch.tensor(labels), torch.tensor(teacher_logits).float()
-    loss = objective.compute_loss(lambda _: torch.tensor(own).float(), *batch)
+    loss = compute_loss(lambda _: torch.tensor(own).float(), *batch)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -92,14 +90,14 @@ def test_teachers_probabilities_are_mixed_as_the_labels_are():
     """A teacher that is sure of the labels, at temperature 1: KL is then the cross-entropy of plain
     training, mixup included, less the entropy of the mixed labels."""
     config = quick(class_weights="none", label_smoothing=0.0, mixup=1.0)
-    objective = objective_for(tiny_vit(seed=1), tiny_vit(), config, alpha=1.0, temperature=1.0)
+    compute_loss = loss_for(config, alpha=1.0, temperature=1.0)
     labels, inputs = torch.tensor([3, 1, 4, 1]), torch.randn(4, 3, 16, 16)
     sure = 200.0 * F.one_hot(labels, 10)
     torch.manual_seed(1)
-    _, shares = objective.labels.mix(inputs)
+    _, shares = compute_loss.mix(inputs)
     mixed = shares @ F.one_hot(labels, 10).float()
     losses = []
-    for loss in (lambda *batch: objective.compute_loss(*batch, sure), objective.labels):
+    for loss in (lambda *batch: compute_loss(*batch, sure), compute_loss):
         torch.manual_seed(1)
         losses.append(loss(lambda x: x.flatten(1)[:, :10], inputs, labels).item())
     entropy = -torch.xlogy(mixed, mixed).sum(dim=1).mean().item()
@@ -122,11 +120,9 @@ def test_without_a_share_it_is_plain_training_step_for_step(changes):
     )
 
 
-def open_stage(teacher, student, config, border=0, **arguments):
-    objective = objective_for(teacher, student, config, **arguments)
-    return objective, Stage(
-        student, small_digits(), config, border, Accelerator(cpu=True), objective
-    )
+def open_stage(teacher, student, config, border=0):
+    chosen = Teacher(teacher)
+    return Stage(student, small_digits(), config, border, Accelerator(cpu=True), chosen)
 
 
 @pytest.mark.parametrize("augment", ["none", "strong"])
@@ -134,28 +130,26 @@ def test_teacher_sees_the_views_of_the_student(augment):
     """Cached rows are what the teacher says, live, of the student's own input; images to look at
     are the student's.
     """
-    objective, stage = open_stage(
-        tiny_vit(seed=3, embed_dim=32), tiny_vit(), quick(augment=augment)
-    )
+    stage = open_stage(tiny_vit(seed=3, embed_dim=32), tiny_vit(), quick(augment=augment))
     rows = set()
     for epoch in (1, 2, 3):
         stage.train_set.set_epoch(epoch)
         for image, _, position, more in stage.train_set.__getitems__([4, 9, 11]):
-            if objective.live:
+            if stage.train_set.live:
                 torch.testing.assert_close(more, image)
             else:
                 torch.testing.assert_close(
-                    more, objective.front(image[None])[0], atol=1e-5, rtol=1e-5
+                    more, stage.train_set.front(image[None])[0], atol=1e-5, rtol=1e-5
                 )
             rows.add((position, round(more.sum().item(), 4)))
-    assert objective.live == (augment == "strong")
+    assert stage.train_set.live == (augment == "strong")
     assert len(rows) == (3 if augment == "none" else 9), "views take turns"
 
 
 def test_teacher_of_a_student_with_a_cached_front(reports_folder):
     student, config = tiny_hybrid(), recipe("hybrid_vit", **QUICK, views=2)
     border = 6
-    objective, stage = open_stage(tiny_cnn(), student, config, border)
+    stage = open_stage(tiny_cnn(), student, config, border)
     light = build_augmentation("light", (32, 32), flip=False)
     views = [
         ImageDataset(small_digits(), "train", student.transform, augment, seed=VIEW_SEED)
@@ -173,7 +167,7 @@ def test_teacher_of_a_student_with_a_cached_front(reports_folder):
                 label, more = found[position]
                 assert label == same
                 torch.testing.assert_close(
-                    more, objective.front(image[None])[0], atol=1e-4, rtol=1e-4
+                    more, stage.train_set.front(image[None])[0], atol=1e-4, rtol=1e-4
                 )
     files = {path: path.stat().st_mtime_ns for path in (reports_folder / "cache").glob("*.npy")}
     open_stage(tiny_cnn(), tiny_hybrid(), config, border)
@@ -215,13 +209,13 @@ def test_a_run_that_was_stopped_carries_on():
             if row["epoch"] == stop:
                 raise KeyboardInterrupt
 
-        loss = Distillation(tiny_vit(seed=1, embed_dim=32))
+        teacher = Teacher(tiny_vit(seed=1, embed_dim=32))
         history = fit(
             student,
             small_digits(),
             run,
             quick(epochs=3, augment="none"),
-            loss=loss,
+            teacher=teacher,
             on_epoch=on_epoch,
         )
         return history.drop(columns="seconds"), student.module.state_dict(), run

@@ -21,11 +21,11 @@ from vitlab.models import build_model, load_model
 from vitlab.run_folders import runs_folder
 from vitlab.runs import PROMISED, Run, find_runs
 from vitlab.training import ensure_run, fit, fit_options, predict, recipe, save_results
-from vitlab.training.average import MovingAverage
+from vitlab.training.devices import choose_precision, resolve_precision
 from vitlab.training.experiment import finetune
 from vitlab.training.loop import _list_tensors
-from vitlab.training.precision import choose_precision, resolve_precision
 from vitlab.training.scores import score_logits
+from vitlab.training.strategy import MovingAverage
 
 ROOT = Path(__file__).parents[1]
 COAT = {"epochs": 1, "batch_size": 256, "augment": "none", "ema": 0.5}

@@ -20,9 +20,9 @@ from pretraining.recipe import Recipe
 from pretraining.student import Student, measure_loss
 from pretraining.teacher import enlarge
 from vitlab.errors import UserError
-from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
-from vitlab.training.precision import autocast
+from vitlab.training.devices import autocast
+from vitlab.training.strategy import MovingAverage
 
 CHECKPOINT_S = 300  # so much work is lost at most
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pretraining.images import ImageArray
 from vitlab.models import build_model
 from vitlab.models.hybrid import STEM_STAGES
-from vitlab.training.precision import autocast, choose_precision
+from vitlab.training.devices import autocast, choose_precision
 
 MAP_CHANNELS, EMBED_DIM = 112, 1280
 

@@ -6,7 +6,11 @@ from .curves import (
     merging_curve_table as merging_curve_table,
     pruning_curve_table as pruning_curve_table,
 )
-from .distillation import distill as distill
+from .distillation import (
+    distill as distill,
+    recover as recover,
+    recovery_recipe as recovery_recipe,
+)
 from .export import export_onnx as export_onnx
 from .latency import latency_table as latency_table
 from .pruning import (
@@ -15,7 +19,6 @@ from .pruning import (
     pruning_table as pruning_table,
 )
 from .quantize import quantize_onnx as quantize_onnx
-from .recovery import recover as recover, recovery_recipe as recovery_recipe
 from .session import OnnxClassifier as OnnxClassifier
 from .support import (
     build_student as build_student,

@@ -1,27 +1,19 @@
-"""Knowledge distillation: a student learns from the labels and from a trained teacher's
-probabilities for the same views.
-"""
+"""Knowledge distillation, and the short training run that recovers a pruned model."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-
 import pandas as pd
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from vitlab.compress.teacher import Teacher, WithTeacher, check_same_views
-from vitlab.errors import UserError
+from vitlab.data import ImageDataset
 from vitlab.schema import DataBundle, ModelBundle
-from vitlab.training import TrainConfig, fit
-from vitlab.training.loss import build_loss
-from vitlab.training.objective import Objective
-from vitlab.training.stage import Stage
+from vitlab.training import TrainConfig, fit, recipe
+from vitlab.training.devices import join_processes
+from vitlab.training.loop import Training
+from vitlab.training.loss import build_weight
+from vitlab.training.scores import compute_logits, score_logits
+from vitlab.training.teacher import ALPHA, TEMPERATURE, Teacher
 
-TEMPERATURE, ALPHA = 2.0, 0.5
+SHARE_OF_EPOCHS, SHARE_OF_RATE = 0.25, 0.2  # of the model's own recipe
 
 
 def distill(
@@ -47,98 +39,69 @@ def distill(
     To measure the student on images that its teacher has not seen, both must be trained on the same
     split. Raises ValueError, before anything is computed, for a teacher of other classes and for
     what does not fit together."""
-    return fit(
-        student,
+    chosen = Teacher(teacher, temperature=temperature, alpha=alpha)
+    return fit(student, data, config=config, teacher=chosen)
+
+
+def recovery_recipe(model: str, data: DataBundle | None = None, **overrides) -> TrainConfig:
+    """The recipe of a model, shortened: a quarter of its epochs, a fifth of its learning rate, a
+    short warm-up; with overrides.
+
+    A cosine from there to zero recovers more than the last, smallest rate (Renda et al. 2020, arXiv
+    2003.02389)."""
+    usual = recipe(model, data)
+    short = {
+        "epochs": max(2, round(SHARE_OF_EPOCHS * usual.epochs)),
+        "learning_rate": SHARE_OF_RATE * usual.learning_rate,
+        "warmup_epochs": 0.25,
+    }
+    return recipe(
+        model,
         data,
-        config=config,
-        loss=Distillation(teacher, temperature=temperature, alpha=alpha),
+        **(short | {name: value for name, value in overrides.items() if value is not None}),
     )
 
 
-class Distillation(Objective):
-    """The loss of `distill`, for `fit(..., loss=Distillation(teacher, ...))`."""
+def recover(
+    model: ModelBundle,
+    data: DataBundle,
+    config: TrainConfig | None = None,
+    teacher: ModelBundle | None = None,
+) -> pd.DataFrame:
+    """Fine-tune a pruned model in place, by `recovery_recipe` where no config is given; its
+    history, as of `fit`.
 
-    def __init__(
-        self, teacher: ModelBundle, *, temperature: float = TEMPERATURE, alpha: float = ALPHA
-    ):
-        if not 0 <= alpha <= 1:
-            raise UserError(
-                f"alpha={alpha} is the teacher's share in the loss; choose between 0 and 1"
-            )
-        if temperature <= 0:
-            raise UserError(
-                f"temperature must be above 0, not {temperature}; 1 leaves the teacher's"
-                " probabilities as they are"
-            )
-        self.teacher, self.temperature, self.alpha = teacher, float(temperature), float(alpha)
-
-    def describe(self) -> dict:
-        weights = hashlib.sha256()
-        for tensor in self.teacher.module.state_dict().values():
-            weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        own = {"temperature": self.temperature, "alpha": self.alpha}
-        return {
-            "distillation": {
-                "teacher": self.teacher.name,
-                "teacher_weights": weights.hexdigest()[:16],
-                **own,
-            }
-        }
-
-    def prepare(
-        self, model: ModelBundle, data: DataBundle, config: TrainConfig, border: int
-    ) -> None:
-        check_teacher(self.teacher, model)
-        check_same_views(self.teacher.transform, model.transform, config)
-        if config.resample == "smote" or config.mixup_rare:
-            name = "mixup_rare" if config.mixup_rare else "resample"
-            raise UserError(
-                f"{name}={getattr(config, name)!r} makes images that the teacher is not shown;"
-                " leave it out"
-            )
-        self.student = model
-
-    def build(
-        self, data: DataBundle, config: TrainConfig, device: torch.device
-    ) -> Callable[..., torch.Tensor]:
-        self.front = Teacher(self.teacher, config.precision, device)
-        self.labels = build_loss(data, config, device)
-        return self.compute_loss
-
-    def extend(self, train_set: Dataset, stage: Stage) -> Dataset:
-        both = WithTeacher(train_set, self.front, self.student.transform, stage)
-        self.live = both.live
-        return both
-
-    def compute_loss(
-        self, student: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, more: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of a batch; more: the teacher's images (B, 3, h, w), or its logits (B,
-        num_classes).
-        """
-        teacher_logits = self.front(more) if self.live else more.to(inputs.device)
-        inputs, shares = self.labels.mix(inputs)
-        logits = student(inputs)
-        targets = (teacher_logits / self.temperature).softmax(dim=1)
-        targets = targets if shares is None else shares @ targets
-        softened = (logits.float() / self.temperature).log_softmax(dim=1)
-        from_teacher = self.temperature**2 * F.kl_div(softened, targets, reduction="batchmean")
-        return (1 - self.alpha) * self.labels.score(
-            logits, self.labels.spread(labels, shares)
-        ) + self.alpha * from_teacher
+    The history begins with a row for epoch 0, before any step. Where no epoch is better than that
+    by config.monitor, the model keeps its weights, so recovery never makes it worse on the
+    validation images. teacher: the model before pruning, or any other of the same classes, from
+    which it learns as in `distill`."""
+    config = config or recovery_recipe(model.name, data)
+    before = {
+        name: tensor.detach().cpu().clone() for name, tensor in model.module.state_dict().items()
+    }
+    # checks all arguments
+    training = Training(model, data, None, config, Teacher(teacher) if teacher else None)
+    row = _score(model, data, config)
+    training.resume()
+    history = training.complete()
+    sign = -1 if config.monitor.endswith("loss") else 1
+    better = (
+        config.monitor not in row
+        or (sign * history[config.monitor]).max() > sign * row[config.monitor]
+    )
+    if not better:
+        model.module.load_state_dict(before)
+    return pd.concat(
+        [pd.DataFrame([row]).reindex(columns=history.columns), history], ignore_index=True
+    )
 
 
-def check_teacher(teacher: ModelBundle, student: ModelBundle) -> None:
-    """ValueError for a teacher that this student cannot learn from."""
-    if teacher.classes != student.classes:
-        raise UserError(
-            f"the teacher {teacher.name} distinguishes {', '.join(teacher.classes)}, and the"
-            f" student {student.name} {', '.join(student.classes)}; a teacher must have the"
-            " student's classes, in the same order"
-        )
-    own = {id(parameter) for parameter in student.module.parameters()}
-    if any(id(parameter) in own for parameter in teacher.module.parameters()):
-        raise UserError(
-            "teacher and student are the same module, which would change during training; pass a"
-            " deepcopy as teacher"
-        )
+def _score(model: ModelBundle, data: DataBundle, config: TrainConfig) -> dict:
+    """The row of the history before any training."""
+    state = join_processes()
+    images = ImageDataset(data, "val", model.transform)
+    logits, labels = compute_logits(
+        model.module, images, state.device, rank=state.process_index, processes=state.num_processes
+    )
+    scores = score_logits(logits, labels, data.classes, build_weight(data, config))
+    return {"epoch": 0, "seconds": 0.0, "learning_rate": 0.0, **scores}

@@ -25,7 +25,7 @@ from vitlab.explain.inspection import inspecting
 from vitlab.robustness.scores import draw_test_images
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.seeds import derive_seed
-from vitlab.training.precision import autocast, choose_precision
+from vitlab.training.devices import autocast, choose_precision
 from vitlab.training.scores import arrange
 
 BATCH = 32

@@ -25,7 +25,7 @@ from vitlab.robustness.corruptions import (
 )
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.seeds import derive_seed
-from vitlab.training.precision import choose_precision
+from vitlab.training.devices import choose_precision
 from vitlab.training.scores import compute_logits
 
 CLEAN = "clean"

@@ -1,8 +1,12 @@
-from .cache import FrozenFeatures as FrozenFeatures, FrozenFront as FrozenFront
+from .cache import (
+    FrozenFeatures as FrozenFeatures,
+    FrozenFront as FrozenFront,
+    embed_images as embed_images,
+)
 from .config import TrainConfig as TrainConfig, fit_options as fit_options, recipe as recipe
-from .embedding import embed_images as embed_images
 from .experiment import (
     ensure_run as ensure_run,
+    fit_on as fit_on,
     initial_model as initial_model,
     predict as predict,
     save_results as save_results,
@@ -11,18 +15,22 @@ from .known_truth import (
     ensure_planted_run as ensure_planted_run,
     ensure_shuffled_run as ensure_shuffled_run,
 )
-from .launch import fit_on as fit_on
 from .loop import fit as fit
 from .minority import imbalance_table as imbalance_table
-from .objective import Objective as Objective
 from .options import list_options as list_options, read_settings as read_settings
-from .reading import (
+from .sentences import (
     describe_imbalance as describe_imbalance,
     describe_model as describe_model,
     describe_training as describe_training,
     recipe_table as recipe_table,
 )
-from .space import default_space as default_space
+from .space import (
+    best_trials as best_trials,
+    changes_table as changes_table,
+    default_space as default_space,
+    describe_trials as describe_trials,
+    space_table as space_table,
+)
 from .strategy import (
     build_optimizer as build_optimizer,
     find_border as find_border,
@@ -35,10 +43,4 @@ from .tune import (
     recipe_changes as recipe_changes,
     trials_table as trials_table,
     tune_recipe as tune_recipe,
-)
-from .tune_report import (
-    best_trials as best_trials,
-    changes_table as changes_table,
-    describe_trials as describe_trials,
-    space_table as space_table,
 )

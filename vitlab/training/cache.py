@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset, find_synthetic
 from vitlab.errors import UserError
 from vitlab.files import atomic
+from vitlab.models import build_model, split_stages
 from vitlab.places import reports_dir
-from vitlab.schema import DataBundle, ModelBundle
-from vitlab.training.devices import join_processes
-from vitlab.training.precision import autocast, choose_precision
+from vitlab.schema import SPLITS, DataBundle, ModelBundle
+from vitlab.training.devices import autocast, choose_precision, join_processes
 
 VIEW_SEED = 20_211  # augmented views are the same for every run, so that runs share them
 SAVE_EVERY_S = 20  # seconds after which the rows computed so far are noted as there
@@ -36,12 +36,18 @@ class FrozenFront:
     in `dtype`, without gradient.
 
     It runs in bfloat16 where the device is faster in it and rounds what it gives to bfloat16; with
-    precision "fp32" it does neither."""
+    precision "fp32" it does neither. dtype: what it gives instead."""
 
-    def __init__(self, frozen: nn.Module, precision: str, device: torch.device):
+    def __init__(
+        self,
+        frozen: nn.Module,
+        precision: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ):
         self.module, self.device = frozen.eval(), device
         self.precision = "fp32" if precision == "fp32" else choose_precision(device)
-        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.dtype = dtype or (torch.float32 if precision == "fp32" else torch.bfloat16)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -247,3 +253,36 @@ def _make_room(folder: Path, size: int) -> None:
         with suppress(OSError):  # in use, on Windows
             oldest.unlink()
             oldest.with_suffix(".npy").unlink(missing_ok=True)
+
+
+def embed_images(
+    data: DataBundle, model: str = "efficientnet_lite0", size: int | None = None
+) -> np.ndarray:
+    """(N, D) float32 of length 1, a row for each row of `data.samples`: the input of the classifier
+    of a pretrained model.
+
+    size: pixels of the input; by default what the model was made for. Fewer are faster and see
+    less. The vectors know nothing of the labels or splits. They are kept in reports/cache with the
+    outputs of frozen stages, so every seed and every labelling of the same images computes them
+    once. Raises ValueError for a model that gives no vector an image."""
+    bundle = build_model(model, ("any", "other"), size=size)  # the classifier is not used
+    device = join_processes().device
+    front = nn.Sequential(
+        *(stage for name, stage in split_stages(bundle.module) if name != "head")
+    ).to(device)
+    front = FrozenFront(front.to(memory_format=torch.channels_last), "auto", device)
+    rows = np.arange(len(data.samples))
+    embeddings = None
+    for split in SPLITS:
+        features = FrozenFeatures(data, split, bundle, front)
+        values = features.stores[0].read(features.rows)
+        if values.ndim != 2:
+            raise UserError(
+                f"{model} gives {tuple(values.shape[1:])} an image, not one vector; choose"
+                " efficientnet_lite0"
+            )
+        embeddings = (
+            np.empty((len(rows), values.shape[1]), np.float32) if embeddings is None else embeddings
+        )
+        embeddings[(data.samples["split"] == split).to_numpy()] = values.float().numpy()
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

@@ -12,6 +12,8 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import debug_launcher, notebook_launcher
+from accelerate.state import AcceleratorState
 
 from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, load_dataset
 from vitlab.errors import UserError
@@ -31,6 +33,7 @@ from vitlab.training.config import TrainConfig, fit_options, recipe
 from vitlab.training.devices import join_processes
 from vitlab.training.loop import fit
 from vitlab.training.scores import compute_logits
+from vitlab.training.teacher import Teacher
 
 MAX_NAMES = 8  # of runs in a message
 BUSY_SECONDS = 5  # between two looks at a run that another process trains
@@ -230,3 +233,43 @@ def train_in_run(
             run.fail(error)
         raise
     return run
+
+
+def fit_on(
+    processes: int,
+    model: ModelBundle,
+    data: DataBundle,
+    run: Run,
+    config: TrainConfig,
+    *,
+    teacher: Teacher | None = None,
+) -> pd.DataFrame:
+    """`fit` with this many processes, one a GPU, or sharing the processor where there is none; the
+    model ends with the weights.
+
+    Before it, the notebook must not have used a GPU: a process that has cannot be forked. Raises
+    ValueError for fewer GPUs than processes."""
+    if processes == 1:
+        return fit(model, data, run, config, teacher=teacher)
+    if 0 < torch.cuda.device_count() < processes:
+        raise UserError(
+            f"processes={processes}, but there are {torch.cuda.device_count()} GPUs; choose that"
+            " many at most"
+        )
+    # of an earlier training: the launcher wants to be the first
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # the latter is Accelerate's for processors
+    launch = notebook_launcher if torch.cuda.is_available() else debug_launcher
+    launch(_fit_and_save, (model, data, run, config, teacher), num_processes=processes)
+    trained = load_model(run.path)
+    model.module.load_state_dict(trained.module.state_dict())
+    run.info = Run(run.path).info
+    return run.read_table("history.csv")
+
+
+def _fit_and_save(model, data, run, config, teacher):
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # the threads of OpenMP do not survive the fork
+    fit(model, data, run, config, teacher=teacher)
+    if join_processes().is_main_process:
+        save_model(model, run.path)

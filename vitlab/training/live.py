@@ -1,20 +1,28 @@
-"""What a training run shows: in Jupyter a table by epoch, in a terminal a progress bar.
+"""What a training run shows: in Jupyter a table by epoch, in a terminal a progress bar; and the
+history sent, on request, to TensorBoard, Trackio or Weights & Biases by Accelerate's trackers.
 
 The table is HTML that is updated in place, so it is still there when the notebook is saved and
 opened again. Reports leave it out; they have the figure of the history."""
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from html import escape
 
+from accelerate import Accelerator
 from IPython import get_ipython
 from IPython.display import HTML, display
 from tqdm import tqdm
 
+from vitlab.errors import UserError
 from vitlab.markup import JUPYTER_ONLY
+from vitlab.runs import Run
+from vitlab.training.config import TrainConfig
 
 REFRESH_SECONDS = 1.0
 
@@ -141,3 +149,44 @@ def _format(name: str, value: float) -> str:
     if name == "epoch":
         return f"{value:d}"
     return f"{value:.1f}" if name == "seconds" else f"{value:.3f}"
+
+
+PROJECT = "vitlab"
+
+
+def check_tracker(tracker: str) -> None:
+    """ValueError when the package behind a tracker is not installed; Accelerate itself would go on
+    without a word.
+    """
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise UserError(
+            f"tracker={tracker!r} needs a package that is not installed: pip install"
+            " 'vitlab[tracking]'"
+        )
+
+
+@contextmanager
+def tracking(
+    accelerator: Accelerator, config: TrainConfig, run: Run | None
+) -> Iterator[Callable[[dict, int], None]]:
+    """A function (row of the history, epoch) that logs it, to be called within; one that does
+    nothing without a tracker.
+    """
+    if not config.tracker:
+        yield lambda row, epoch: None
+        return
+    name, folder = (run.name, str(run.path)) if run else (None, None)
+    options = {
+        "wandb": {"wandb": {"name": name, "dir": folder}},
+        "trackio": {"trackio": {"name": name}},
+    }
+    accelerator.init_trackers(
+        PROJECT, config=asdict(config), init_kwargs=options.get(config.tracker, {})
+    )
+    try:
+        yield lambda row, epoch: accelerator.log(
+            {key: value for key, value in row.items() if key != "epoch"}, step=epoch
+        )
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()

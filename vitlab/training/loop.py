@@ -20,24 +20,34 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vitlab.errors import UserError
+from vitlab.errors import Interrupted, UserError
 from vitlab.models import count_parameters, split_stages
 from vitlab.registry import unknown
 from vitlab.runs import Run
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.seeds import derive_seed
-from vitlab.training.average import MovingAverage
 from vitlab.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from vitlab.training.config import TrainConfig, recipe
-from vitlab.training.devices import GpuWatch, count_loader_workers, join_processes, seed_device
-from vitlab.training.loss import LossRecord, build_weight, diverged
-from vitlab.training.objective import Objective
+from vitlab.training.devices import (
+    GpuWatch,
+    count_loader_workers,
+    join_processes,
+    resolve_precision,
+    seed_device,
+)
+from vitlab.training.live import check_tracker, show_training, tracking
+from vitlab.training.loss import LossRecord, build_loss, build_weight, diverged
 from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
-from vitlab.training.precision import resolve_precision
 from vitlab.training.scores import compute_logits, score_columns, score_logits
 from vitlab.training.stage import Stage
-from vitlab.training.strategy import build_optimizer, find_border, lowest_border, split_model
-from vitlab.training.tracking import check_tracker, tracking
+from vitlab.training.strategy import (
+    MovingAverage,
+    build_optimizer,
+    find_border,
+    lowest_border,
+    split_model,
+)
+from vitlab.training.teacher import Teacher
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 NOT_PART_OF_IDENTITY = ("checkpoint_minutes", "tracker")
@@ -49,8 +59,9 @@ def fit(
     run: Run | None = None,
     config: TrainConfig | None = None,
     *,
-    loss: Objective | None = None,
+    teacher: Teacher | None = None,
     on_epoch: Callable[[dict], None] | None = None,
+    show: bool = True,
 ) -> pd.DataFrame:
     """Train the model in place and return its history, a row an epoch; the weights of the best
     epoch are what it ends with.
@@ -60,9 +71,10 @@ def fit(
     rest for more than two classes), val_recall_<class> for each class, and on a GPU its memory and
     utilisation. With a run, history.csv, the facts of the training and its checkpoints are kept
     there, and a training that was broken off carries on from the newest checkpoint. on_epoch:
-    called with each row; what it raises ends the training. loss: what is minimised, where that is
-    not the config's loss against the labels.
+    called with each row; what it raises ends the training. teacher: a trained model to learn from
+    (see `vitlab.compress.distill`). show: a table by epoch in Jupyter, else a progress bar.
 
+    Stopped by Ctrl+C or Jupyter's Stop button, it raises Interrupted, which says how to go on.
     Raises UserError for a config that does not suit model, data or device, before anything is
     computed, and DivergenceError when the loss or an output on validation is no longer a number.
 
@@ -73,9 +85,9 @@ def fit(
     >>> history["epoch"].tolist()
     [1]
     """
-    training = Training(model, data, run, config or recipe(model.name, data), loss)
+    training = Training(model, data, run, config or recipe(model.name, data), teacher)
     training.resume()
-    return training.complete(on_epoch)
+    return training.complete(on_epoch, show)
 
 
 @dataclass
@@ -105,15 +117,10 @@ class Training:
         data: DataBundle,
         run: Run | None,
         config: TrainConfig,
-        objective: Objective | None = None,
+        teacher: Teacher | None = None,
     ):
-        self.model, self.data, self.run, self.config, self.objective = (
-            model,
-            data,
-            run,
-            config,
-            objective or Objective(),
-        )
+        self.model, self.data, self.run = model, data, run
+        self.config, self.teacher = config, teacher
         whole = config.strategy == "full" and not config.gradient_checkpointing
         self.names = ["model"] if whole else [name for name, _ in split_stages(model.module)]
         lowest = self._check_arguments()
@@ -142,7 +149,7 @@ class Training:
         model.module.requires_grad_(False)
         lowest_part.requires_grad_(True)
         self.trained_parameters = count_parameters(model.module, trainable=True)
-        self.compute_loss = self.objective.build(data, config, state.device)
+        self.compute_loss = build_loss(data, config, state.device, teacher)
         self.optimizer = self.accelerator.prepare_optimizer(
             build_optimizer(self.model.module, self.config)
         )
@@ -180,36 +187,35 @@ class Training:
             self.accelerator.scaler.load_state_dict(scaler)
         self.progress = Progress(**progress)
 
-    def complete(self, on_epoch: Callable[[dict], None] | None = None) -> pd.DataFrame:
+    def complete(
+        self, on_epoch: Callable[[dict], None] | None = None, show: bool = True
+    ) -> pd.DataFrame:
         """Train the epochs that are left, put the best weights into the model, and return the
         history.
         """
-        start, config, main = (
-            time.perf_counter() - self.progress.seconds,
-            self.config,
-            self.accelerator.is_main_process,
-        )
-        steps = config.epochs * self.order.steps
-        bar = tqdm(
-            total=steps,
-            desc=f"train {self.model.name}",
-            unit="step",
-            mininterval=1.0,
-            disable=None if main else True,
-        )
-        bar.update((self.progress.epoch - 1) * self.order.steps + self.progress.step)
-        with bar, tracking(self.accelerator, config, self.run) as track:
-            while not self._finished():
-                epoch = self.progress.epoch
-                self._open_stage()
-                self._train_epoch(start, bar)
-                row = self._score_epoch(start)
-                bar.set_postfix({config.monitor: f"{row[config.monitor]:.3f}"})
-                self._close_epoch(row)
-                self._save_checkpoint(start)
-                track(row, epoch)
-                if on_epoch:
-                    on_epoch(row)
+        start = time.perf_counter() - self.progress.seconds
+        main, steps = self.accelerator.is_main_process, self.order.steps
+        about = (self.model.name, self.config.monitor, self.config.epochs, steps)
+        display = show_training(*about, visible=main and show)
+        done = (self.progress.epoch - 1) * steps + self.progress.step
+        display.start(done, self.progress.history, self.progress.best_epoch)
+        try:
+            with tracking(self.accelerator, self.config, self.run) as track:
+                while not self._finished():
+                    epoch = self.progress.epoch
+                    self._open_stage()
+                    self._train_epoch(start, display)
+                    row = self._score_epoch(start)
+                    self._close_epoch(row)
+                    display.epoch(row, self.progress.best_epoch)
+                    self._save_checkpoint(start)
+                    track(row, epoch)
+                    if on_epoch:
+                        on_epoch(row)
+        except KeyboardInterrupt:
+            raise Interrupted(self._describe_stop()) from None
+        finally:
+            display.close()
         self.model.module.load_state_dict(self.best, strict=False)
         self.model.module.requires_grad_(True).eval()
         if self.run and main:
@@ -225,6 +231,15 @@ class Training:
             )
         return self._write_history()  # here, too: a resumed training may have no epoch left
 
+    def _describe_stop(self) -> str:
+        epoch = self.progress.epoch
+        if not self.run:
+            return f"Stopped in epoch {epoch}. Nothing is kept, since there is no run."
+        return (
+            f"Stopped in epoch {epoch}. The last checkpoint is kept in {self.run.path}; run the"
+            " same again to continue from it."
+        )
+
     def _open_stage(self) -> None:
         """Move the border to where this epoch wants it."""
         border = (
@@ -235,11 +250,11 @@ class Training:
         if self.stage is None or self.stage.border != border:
             began = time.perf_counter()
             self.stage = Stage(
-                self.model, self.data, self.config, border, self.accelerator, self.objective
+                self.model, self.data, self.config, border, self.accelerator, self.teacher
             )
             self.progress.frozen_s += time.perf_counter() - began
 
-    def _train_epoch(self, start: float, bar: tqdm) -> None:
+    def _train_epoch(self, start: float, display) -> None:
         config, progress, device = self.config, self.progress, self.accelerator.device
         train_set, trained = self.stage.train_set, self.stage.trained
         train_set.set_epoch(progress.epoch)
@@ -267,10 +282,10 @@ class Training:
                 loss_sum = torch.zeros((), device=device)
             last = len(parts) == config.accumulation
             with nullcontext() if last else self.accelerator.no_sync(trained):
-                loss = (
-                    self.compute_loss(trained, self.stage.take(inputs), labels.to(device), *more)
-                    / config.accumulation
-                )
+                # of the teacher, if there is one
+                logits = [train_set.ask(column) for column in more]
+                batch = (self.stage.take(inputs), labels.to(device), *logits)
+                loss = self.compute_loss(trained, *batch) / config.accumulation
                 self.accelerator.backward(loss)
             loss_sum += loss.detach()
             if not last:
@@ -290,7 +305,7 @@ class Training:
             )
             parts.clear()
             self.watch.sample()
-            bar.update()
+            display.step()
             if (
                 config.checkpoint_minutes
                 and time.perf_counter() - saved > 60 * config.checkpoint_minutes
@@ -392,7 +407,7 @@ class Training:
                 self.data.version,
                 derive_seed(*self.data.split("train")["sample_id"]),
             ],
-            "arguments": arguments | self.objective.describe(),
+            "arguments": arguments | (self.teacher.describe() if self.teacher else {}),
         }
 
     def _check_arguments(self) -> int:
@@ -407,15 +422,12 @@ class Training:
             )
         check_tracker(self.config.tracker)
         self._check_imbalance()
+        if self.teacher:
+            self.teacher.check(self.model, self.config)
         if self.names == ["model"]:
-            first = lowest = 0
-        else:
-            first, lowest = (
-                find_border(self.names, self.config),
-                lowest_border(self.names, self.config),
-            )
-        self.objective.prepare(self.model, self.data, self.config, first)
-        return lowest
+            return 0
+        find_border(self.names, self.config)  # raises for what the model does not have
+        return lowest_border(self.names, self.config)
 
     def _check_imbalance(self) -> None:
         config, counts = (

@@ -12,12 +12,16 @@ from vitlab.data import class_weights
 from vitlab.errors import UserError
 from vitlab.schema import DataBundle
 from vitlab.training.config import TrainConfig
+from vitlab.training.teacher import Teacher
 
 
-def build_loss(data: DataBundle, config: TrainConfig, device) -> LabelLoss:
-    """The loss that a config asks for."""
+def build_loss(
+    data: DataBundle, config: TrainConfig, device, teacher: Teacher | None = None
+) -> Loss:
+    """The loss that a config asks for, and a teacher."""
     weight = build_weight(data, config)
-    return LabelLoss(len(data.classes), config, None if weight is None else weight.to(device))
+    weight = None if weight is None else weight.to(device)
+    return Loss(len(data.classes), config, weight, teacher)
 
 
 def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
@@ -31,22 +35,46 @@ def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
     return torch.tensor(values, dtype=torch.float32)
 
 
-class LabelLoss:
+class Loss:
     """Mean cross entropy or focal loss of a batch against its labels; with class weights,
-    smoothing, mixup, CutMix.
+    smoothing, mixup, CutMix. With a teacher: (1 - alpha) x this + alpha x temperature^2 x
+    KL(teacher || student), both softened by the temperature (arXiv 1503.02531).
 
-    Called with (module, inputs, labels). The sum is divided by the number of images: the loss of a
+    Called with (module, inputs, labels, teacher_logits). The sum is divided by the number of
+    images: the loss of a
     batch is the mean of the losses of its parts, on however many devices they are computed."""
 
-    def __init__(self, num_classes: int, config: TrainConfig, weight: torch.Tensor | None = None):
+    def __init__(
+        self,
+        num_classes: int,
+        config: TrainConfig,
+        weight: torch.Tensor | None = None,
+        teacher: Teacher | None = None,
+    ):
         self.num_classes, self.config, self.weight = num_classes, config, weight
+        self.teacher = teacher
         mixers = [v2.MixUp(alpha=config.mixup)] if config.mixup else []
         mixers += [v2.CutMix(alpha=config.cutmix)] if config.cutmix else []
         self.mixer = v2.RandomChoice(mixers) if mixers else None
 
-    def __call__(self, module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self,
+        module,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        teacher_logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         inputs, shares = self.mix(inputs)
-        return self.score(module(inputs), self.spread(labels, shares))
+        logits = module(inputs)
+        loss = self.score(logits, self.spread(labels, shares))
+        if teacher_logits is None:
+            return loss
+        temperature, alpha = self.teacher.temperature, self.teacher.alpha
+        targets = (teacher_logits / temperature).softmax(dim=1)
+        targets = targets if shares is None else shares @ targets
+        softened = (logits.float() / temperature).log_softmax(dim=1)
+        divergence = F.kl_div(softened, targets, reduction="batchmean")
+        return (1 - alpha) * loss + alpha * temperature**2 * divergence
 
     def mix(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inputs as mixup or CutMix mix them, and how much of image j is in mixture i: (B, B), rows

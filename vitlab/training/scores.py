@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vitlab.training.precision import autocast
+from vitlab.training.devices import autocast
 
 
 def arrange(inputs: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

@@ -15,16 +15,12 @@ from torch.utils.data import Dataset
 from vitlab.data import ImageDataset, build_augmentation, rare_classes
 from vitlab.models import split_stages
 from vitlab.schema import DataBundle, ModelBundle
-from vitlab.training.average import MovingAverage
 from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.config import TrainConfig
 from vitlab.training.minority import RareMixup, SmoteFeatures
-from vitlab.training.objective import Objective
 from vitlab.training.scores import arrange
-from vitlab.training.strategy import split_model
-
-# bytes of decoded images that are kept from epoch to epoch, for each split
-IN_MEMORY = 1_000_000_000
+from vitlab.training.strategy import MovingAverage, split_model
+from vitlab.training.teacher import Teacher, WithTeacher
 
 
 class Stage:
@@ -33,8 +29,10 @@ class Stage:
 
     trained: the trained stages, prepared for device, precision and processes. train_set, val_set:
     features where the front is cached, images elsewhere; in train_set, with what the config does
-    for rare classes and what the objective adds. views: how many fixed versions of a training image
-    take turns; 0 where each epoch brings a new one."""
+    for rare classes and, with a teacher, a column for its logits. views: how many fixed versions of
+    an image take turns; 0 where each epoch brings a new one."""
+
+    IN_MEMORY = 1_000_000_000  # bytes of decoded images that are kept, for each split
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class Stage:
         config: TrainConfig,
         border: int,
         accelerator: Accelerator,
-        objective: Objective,
+        teacher: Teacher | None = None,
     ):
         self.model, self.data, self.config, self.border, self.accelerator = (
             model,
@@ -58,7 +56,9 @@ class Stage:
         self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
         self.cached = border > 0 and config.cache
         self.views = self._count_views()
-        self.train_set = objective.extend(self._help_rare(self._open_split("train")), self)
+        self.train_set = self._help_rare(self._open_split("train"))
+        if teacher:
+            self.train_set = WithTeacher(self.train_set, teacher.model, self)
         self.val_set = self._open_split("val")
         if config.gradient_checkpointing:
             parts = trained if border else [stage for _, stage in split_stages(model.module)]
@@ -108,7 +108,7 @@ class Stage:
             )
         in_memory = (
             len(transform.mean) * math.prod(transform.size) * len(self.data.split(split))
-            < IN_MEMORY
+            < self.IN_MEMORY
         )
         return ImageDataset(
             self.data, split, transform, augment, seed=config.seed, in_memory=in_memory

@@ -1,8 +1,10 @@
-"""What moves: the border between frozen and trained stages in each epoch, and how fast each layer
-behind it may go.
+"""What moves: the border between frozen and trained stages in each epoch, the learning rate of each
+layer behind it, and the moving average of the weights.
 """
 
 from __future__ import annotations
+
+import copy
 
 import pandas as pd
 import torch
@@ -116,3 +118,32 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     for group in groups:
         group["lr"] = group["initial_lr"] = config.learning_rate * group.pop("lr_scale", 1.0)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+class MovingAverage:
+    """An exponential moving average of the model, in a copy. Frozen tensors are not touched, which
+    makes a step cheap.
+
+    names: keys of the state dict that move. The decay warms up as in timm's ModelEmaV3:
+    1 - (1 + step) ** (-2/3), at most `decay`.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, names: set[str]):
+        self.decay = decay
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        theirs, ours = module.state_dict(keep_vars=True), self.module.state_dict(keep_vars=True)
+        floating = [name for name in ours if name in names and ours[name].is_floating_point()]
+        self._averaged = [ours[name] for name in floating], [theirs[name] for name in floating]
+        self._counted = [
+            (ours[name], theirs[name])
+            for name in ours
+            if name in names and not ours[name].is_floating_point()
+        ]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after this step, counted from 1."""
+        ours, theirs = self._averaged
+        torch._foreach_lerp_(ours, theirs, 1 - min(self.decay, 1 - (1 + step) ** (-2 / 3)))
+        for own, counted in self._counted:
+            own.copy_(counted)

@@ -132,7 +132,9 @@ def tune_recipe(
                 raise optuna.TrialPruned(f"behind the others in epoch {row['epoch']}")
 
         try:
-            scores = fit(classifier, data, config=chosen, on_epoch=report)[config.monitor]
+            scores = fit(classifier, data, config=chosen, on_epoch=report, show=False)[
+                config.monitor
+            ]
             if not scores.notna().any():
                 raise FloatingPointError(f"{config.monitor} is not a number in any epoch")
         except FAILURES as error:

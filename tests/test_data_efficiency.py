@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 
+from benchmarks.pretraining import data_efficiency
+from benchmarks.pretraining.data_efficiency import data_efficiency_table, keep_few
 from vitlab.data import load_dataset
 from vitlab.models import build_model
-from vitlab.training import hunger
-from vitlab.training.hunger import hunger_table, keep_few
 
 TINY = {
     "name": "vit_scratch",
@@ -46,9 +46,9 @@ def test_more_than_there_are_is_refused():
 
 
 def test_a_row_for_each_model_number_and_seed(monkeypatch):
-    monkeypatch.setattr(hunger, "STEPS", 1)
+    monkeypatch.setattr(data_efficiency, "STEPS", 1)
     rows = list(
-        hunger_table(
+        data_efficiency_table(
             "digits",
             {"tiny": TINY, "same": TINY},
             [2, 4],
@@ -73,8 +73,8 @@ def test_scores_are_those_of_the_test_split():
     data = load_dataset("digits", seed=0)
     options = {key: value for key, value in TINY.items() if key != "name"}
     model = build_model("vit_scratch", data.classes, **options)
-    scores = hunger._score(model, data)
-    table = hunger.predict(model, data, splits=("test",))
+    scores = data_efficiency._score(model, data)
+    table = data_efficiency.predict(model, data, splits=("test",))
     assert scores["accuracy"] == accuracy_score(table["label"], table["pred"])
     recalls = [np.mean(part["pred"] == part["label"]) for _, part in table.groupby("label")]
     assert scores["balanced_accuracy"] == pytest.approx(np.mean(recalls))

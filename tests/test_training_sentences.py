@@ -15,7 +15,7 @@ from vitlab.training import (
     imbalance_table,
     recipe_table,
 )
-from vitlab.training.reading import chance_limit, describe_losses
+from vitlab.training.sentences import chance_limit, describe_losses
 
 FACTS = {"best_epoch": 2, "train_s": 10.0, "frozen_s": 1.0, "precision": "fp32", "device": "cpu"}
 PLAIN = TrainConfig(mixup=0.0)

@@ -22,7 +22,7 @@ from vitlab.training.loop import fit
 STEPS = 200  # of the optimizer at the least: few images are seen more often
 
 
-def hunger_table(
+def data_efficiency_table(
     dataset: str,
     models: Mapping[str, Mapping],
     images_per_class: Sequence[int],
