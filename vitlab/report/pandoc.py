@@ -30,7 +30,7 @@ from vitlab.report.clean import clean_notebook, for_web, split_plotly
 from vitlab.report.combine import has_citations
 from vitlab.report.gather import Page, Report, describe_datasets, take_heading
 from vitlab.report.markdown import code_block, read_options, run_pandoc
-from vitlab.report.settings import Settings, read_settings
+from vitlab.report.settings import Settings, hash_templates, read_settings
 
 HERE = Path(__file__).parent
 ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
@@ -61,6 +61,7 @@ def render_pdf(
     medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT, max_png=MAX_PNG)
     markdown = notebook_markdown(notebook, medium, f"{name}-figure")
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
+    variables["templates"] = hash_templates()
     variables["flow"] = notebook.metadata.get("flow", False)
     metadata = {"title": report.title, "subtitle": report.subtitle}
     metadata |= {"author": report.author, "abstract": report.abstract}
@@ -108,6 +109,7 @@ def _render_page(page, report, settings, folder):
         "page-subtitle": escape(subtitle),
         "report-date": report.date,
         "single": len(report.pages) == 1,
+        "templates": hash_templates(),
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
         "version": version("vitlab"),
