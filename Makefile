@@ -7,7 +7,7 @@ BIN := .venv/bin
 endif
 READY := .venv/.ready
 
-.PHONY: check report study test lab lint bench clean
+.PHONY: check report study sample test lab lint bench clean
 
 check: $(READY)             ## a first answer about your own images: make check DATA=photos/
 	$(BIN)/vitlab check $(or $(DATA),elpv)
@@ -19,6 +19,9 @@ report: $(READY)            ## one ViT and one CNN on ELPV, from the data to the
 study: $(READY)             ## the full comparison: four models, two seeds, full training
 	$(BIN)/vitlab batch elpv-study
 	$(BIN)/vitlab report elpv-study
+
+sample: check report        ## renew the sample in the README (needs Chromium)
+	$(BIN)/python reports/sample/make_sample.py
 
 test: $(READY)              ## the whole test suite
 	$(BIN)/python -m pytest

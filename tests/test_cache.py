@@ -12,8 +12,8 @@ import torch
 from tests.toys import small_digits, tiny_hybrid, tiny_vit
 from vitlab.data import ImageDataset, build_augmentation
 from vitlab.models import build_model, split_stages
-from vitlab.training import FrozenFeatures, FrozenFront, fit, recipe, split_model
-from vitlab.training.cache import FeatureStore
+from vitlab.training import fit, recipe, split_model
+from vitlab.training.cache import FeatureStore, FrozenFeatures, FrozenFront
 
 CPU = torch.device("cpu")
 FAMILIES = {

@@ -10,25 +10,11 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.data import (
-    ImageDataset,
-    add_synthetic,
-    class_weights,
-    drop_synthetic,
-    load_dataset,
-    rare_classes,
-)
-from vitlab.data.balance import swap_amplitude
+from vitlab.data import ImageDataset, add_synthetic, load_dataset
+from vitlab.data.balance import class_weights, drop_synthetic, rare_classes, swap_amplitude
 from vitlab.runs import Run
-from vitlab.training import (
-    FrozenFeatures,
-    FrozenFront,
-    fit,
-    predict,
-    recipe,
-    save_results,
-    split_model,
-)
+from vitlab.training import fit, predict, recipe, save_results, split_model
+from vitlab.training.cache import FrozenFeatures, FrozenFront
 
 LABELS = ["a"] * 8 + ["b"] * 3 + ["c"] * 1
 

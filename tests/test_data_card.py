@@ -8,7 +8,8 @@ import pandas as pd
 from PIL import Image
 
 from tests.toys import small_digits, tiny_vit
-from vitlab.data import card, data_card, hash_splits
+from vitlab.data import card, data_card
+from vitlab.data.card import hash_splits
 from vitlab.runs import Run
 from vitlab.schema import DataBundle
 from vitlab.training import save_results

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from vitlab.data import check_name, data_version, external, load_dataset
+from vitlab.data import data_version, external, load_dataset
+from vitlab.data.datasets import check_name
 from vitlab.data.external import data_folder
 
 hugging_face = pytest.importorskip("datasets")

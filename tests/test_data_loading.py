@@ -10,15 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from vitlab.data import (
-    ImageDataset,
-    build_augmentation,
-    denormalise,
-    fit_image,
-    load_images,
-    normalise,
-    preprocess,
-)
+from vitlab.data import ImageDataset, build_augmentation, denormalise, fit_image, load_images
+from vitlab.data.loading import normalise, preprocess
 from vitlab.pictures import to_rgb
 from vitlab.schema import DataBundle, Transform
 from vitlab.seeds import derive_seed

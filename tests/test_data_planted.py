@@ -8,16 +8,17 @@ import pytest
 from PIL import Image
 
 from tests.toys import tiny_vit
-from vitlab.data import (
-    check_name,
-    data_card,
-    data_version,
-    fit_image,
-    load_dataset,
+from vitlab.data import data_card, data_version, fit_image, load_dataset, stamp_masks
+from vitlab.data.datasets import check_name
+from vitlab.data.planted import (
+    CELLS,
+    DECOY,
+    LOOKS,
+    _find_boxes,
+    draw_look,
+    interleave,
     replace_stamps,
-    stamp_masks,
 )
-from vitlab.data.planted import CELLS, DECOY, LOOKS, _find_boxes, draw_look, interleave
 from vitlab.schema import Transform
 
 

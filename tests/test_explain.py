@@ -19,8 +19,8 @@ from tests.families import (
     draw_images,
     family,
 )
-from vitlab.explain import available, describe_map, describe_methods, explain, suitable_methods
-from vitlab.explain.methods import explanation, methods
+from vitlab.explain import describe_methods, explain, suitable_methods
+from vitlab.explain.methods import available, describe_map, explanation, methods
 
 OPTIONS = {  # as little work as shows the same
     "integrated_gradients": {"steps": 2},

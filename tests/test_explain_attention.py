@@ -20,7 +20,8 @@ from tests.families import (
 )
 from vitlab.explain import explain, record_attention
 from vitlab.explain.attention import intercept_attention, list_layouts
-from vitlab.models import build_model, find_anatomy
+from vitlab.models import build_model
+from vitlab.models.anatomy import find_anatomy
 from vitlab.models.attention import form_weights
 from vitlab.schema import Anatomy
 

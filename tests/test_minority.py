@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from tests.toys import small_digits, tiny_vit
 from vitlab.data import add_synthetic
 from vitlab.runs import Run
-from vitlab.training import FrozenFeatures, FrozenFront, fit, imbalance_table, recipe, split_model
+from vitlab.training import fit, imbalance_table, recipe, split_model
+from vitlab.training.cache import FrozenFeatures, FrozenFront
 from vitlab.training.minority import RareMixup, SmoteFeatures
 
 PROBE = {

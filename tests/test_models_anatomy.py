@@ -25,8 +25,8 @@ from tests.families import (
     family,
 )
 from vitlab.explain import explain
-from vitlab.models import build_model, find_anatomy, save_model, wrap_model
-from vitlab.models.anatomy import place_tokens
+from vitlab.models import build_model, save_model, wrap_model
+from vitlab.models.anatomy import find_anatomy, place_tokens
 from vitlab.schema import Transform, Window
 
 SWIN = {"img_size": (64, 96), "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}

@@ -61,6 +61,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     monkeypatch.chdir(project.folder / "notebooks")
     assert project_root() == project.folder
     assert [page.title for page in guide_pages()] == [
+        "Check your data and your results",
         "Read the report",
         "Choose a model",
         "Read an explanation critically",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.submissions import pack, unpack, verify, write_project
 from vitlab.batch import run_batch
 from vitlab.cli import app
-from vitlab.data import hash_splits
+from vitlab.data.card import hash_splits
 from vitlab.report import render_report
 from vitlab.run_folders import dataset_folder
 from vitlab.runs import Run

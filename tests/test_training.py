@@ -14,7 +14,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
 from tests.toys import TINY, small_digits, tiny_hybrid, tiny_vit
-from vitlab.data import class_weights, load_dataset
+from vitlab.data import load_dataset
+from vitlab.data.balance import class_weights
 from vitlab.data.sources import DATASETS
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model

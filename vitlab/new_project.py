@@ -21,7 +21,7 @@ COPIED = (
     "notebooks/00_start.md",
     "notebooks/*.jupyterlab-workspace",
     "reports/references.bib",
-    "reports/guide/[2-4]_*.md",  # the other guides are about the checkout
+    "reports/guide/[02-4]_*.md",  # the other guides are about the checkout
 )
 PUBLISHED = (
     "model,task,cells,accuracy_mean,accuracy_sd,macro_f1_mean,macro_f1_sd,"
@@ -70,6 +70,7 @@ README = """\
 {summary}
 
 ```
+vitlab check {dataset_word}    # a first answer in about a minute: are the data sound, what does a simple model reach
 vitlab batch batch.yml --dry-run    # what would run, and how long it took last time
 vitlab batch batch.yml              # run it; after an interruption, the same command continues
 vitlab report batch                 # reports/_site/index.html and reports/_site/report.pdf
@@ -161,7 +162,8 @@ def describe_data(dataset: str) -> str:
     """How many images in which classes and splits, in words; UserError for what is wrong with
     them.
     """
-    from vitlab.data import check_name, load_dataset
+    from vitlab.data import load_dataset
+    from vitlab.data.datasets import check_name
     from vitlab.data.sources import VERSIONS
 
     check_name(dataset)

@@ -158,8 +158,7 @@ class ModelBundle:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """One map per image with a value for each pixel; `vitlab.explain.describe_map` says what it
-    shows.
+    """One map per image with a value for each pixel; what it shows is in the table of notebook 05.
 
     values: (N, H, W) float32. target: class name of each map. signed: whether negative values are
     evidence against the class."""

@@ -11,7 +11,7 @@ import timm
 import yaml
 
 from vitlab.batch import load_batch, plan_tasks
-from vitlab.data import check_name
+from vitlab.data.datasets import check_name
 from vitlab.training.config import TrainConfig, recipe
 from vitlab.training.options import parse_options, spread_options
 

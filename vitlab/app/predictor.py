@@ -160,7 +160,7 @@ def open_predictor(folder: Path | str, threads: int = 1) -> Predictor:
     has_weights = (folder / WEIGHTS).is_file() and importlib.util.find_spec("torch") is not None
     if not (folder / ONNX).is_file() and not has_weights:
         raise MissingFileError(
-            f"{folder} contains no model: neither {ONNX} (vitlab.compress.export_onnx writes"
+            f"{folder} contains no model: neither {ONNX} (vitlab.compress.export.export_onnx writes"
             f" it) nor {WEIGHTS} with torch"
         )
     maps = None

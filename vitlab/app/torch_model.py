@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from vitlab.compress.calibration import find_calibration
-from vitlab.data import preprocess
-from vitlab.explain import describe_map, explain, suitable_methods
+from vitlab.data.loading import preprocess
+from vitlab.explain import explain, suitable_methods
+from vitlab.explain.methods import describe_map
 from vitlab.models import load_model
 from vitlab.schema import ModelBundle
 

@@ -23,7 +23,10 @@ from vitlab.notebook import fit_parameters, notebook_parameters
 from vitlab.places import inside_project
 from vitlab.training.options import TRAINS
 
-NAME_CHECKS = {"dataset": "vitlab.data:check_name", "model": "vitlab.models:check_name"}
+NAME_CHECKS = {
+    "dataset": "vitlab.data.datasets:check_name",
+    "model": "vitlab.models.zoo:check_name",
+}
 
 
 class Executor(Protocol):

@@ -2,7 +2,6 @@ from .benchmark import benchmark_table as benchmark_table, recommend as recommen
 from .calibration import note_calibration as note_calibration
 from .changes import change_table as change_table, changed_images as changed_images
 from .curves import (
-    merge_tokens as merge_tokens,
     merging_curve_table as merging_curve_table,
     pruning_curve_table as pruning_curve_table,
 )
@@ -11,15 +10,12 @@ from .distillation import (
     recover as recover,
     recovery_recipe as recovery_recipe,
 )
-from .export import export_onnx as export_onnx
 from .latency import latency_table as latency_table
 from .pruning import (
     part_importance_table as part_importance_table,
     plan_pruning as plan_pruning,
     pruning_table as pruning_table,
 )
-from .quantize import quantize_onnx as quantize_onnx
-from .session import OnnxClassifier as OnnxClassifier
 from .support import (
     build_student as build_student,
     describe_similarity as describe_similarity,

@@ -16,8 +16,8 @@ from vitlab.compress.latency import latency_table
 from vitlab.compress.pruning import plan_pruning
 from vitlab.compress.variants import predict_variants
 from vitlab.evaluation import metrics_table
-from vitlab.models import find_anatomy, shrink_model
-from vitlab.models.anatomy import evaluating
+from vitlab.models import shrink_model
+from vitlab.models.anatomy import evaluating, find_anatomy
 from vitlab.models.merging import check_merging, merge_blocks
 from vitlab.schema import DataBundle, ModelBundle
 

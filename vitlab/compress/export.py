@@ -24,7 +24,7 @@ from vitlab.compress.session import (
     open_session,
     run_pixels,
 )
-from vitlab.data import preprocess
+from vitlab.data.loading import preprocess
 from vitlab.errors import UserError
 from vitlab.files import atomic, hash_file, write_json
 from vitlab.runs import list_versions

@@ -1,15 +1,13 @@
 from . import card as card
 from .balance import (
     add_synthetic as add_synthetic,
-    class_weights as class_weights,
-    drop_synthetic as drop_synthetic,
     find_synthetic as find_synthetic,
-    rare_classes as rare_classes,
 )
-from .card import data_card as data_card, hash_splits as hash_splits
+from .card import (
+    data_card as data_card,
+)
 from .datasets import (
     available as available,
-    check_name as check_name,
     data_version as data_version,
     load_dataset as load_dataset,
 )
@@ -19,10 +17,11 @@ from .loading import (
     denormalise as denormalise,
     fit_image as fit_image,
     load_images as load_images,
-    normalise as normalise,
     preprocess as preprocess,
 )
-from .planted import replace_stamps as replace_stamps, stamp_masks as stamp_masks
+from .planted import (
+    stamp_masks as stamp_masks,
+)
 from .quality import (
     clean_test_ids as clean_test_ids,
     cluster_table as cluster_table,

@@ -9,8 +9,6 @@ from vitlab.explain.faithfulness import curve_table, legend_table
 from vitlab.explain.gradients import completeness_table
 from vitlab.explain.heads import attention_change_table, attention_table, head_ablation_table
 from vitlab.explain.methods import (
-    available,
-    describe_map,
     describe_methods,
     explain,
     suitable_methods,
@@ -46,11 +44,9 @@ __all__ = [
     "agreement_table",
     "attention_change_table",
     "attention_table",
-    "available",
     "completeness_table",
     "curve_table",
     "describe_classes",
-    "describe_map",
     "describe_methods",
     "describe_ranks",
     "describe_stamp_effect",

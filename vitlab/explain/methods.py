@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from vitlab.errors import UserError
 from vitlab.explain.inspection import check_count, inspecting
-from vitlab.models import find_anatomy
+from vitlab.models.anatomy import find_anatomy
 from vitlab.registry import Registry, unknown
 from vitlab.schema import Anatomy, AttributionMap, ModelBundle
 

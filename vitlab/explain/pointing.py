@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vitlab.data import load_images, replace_stamps
+from vitlab.data import load_images
+from vitlab.data.planted import replace_stamps
 from vitlab.errors import UserError
 from vitlab.explain.inspection import inspecting
 from vitlab.schema import AttributionMap, DataBundle, ModelBundle

@@ -1,20 +1,21 @@
 """Models: the project's own, any of timm's, their structure, and how they are saved."""
 
-from vitlab.models.anatomy import find_anatomy
 from vitlab.models.saving import load_model, save_model
 from vitlab.models.shrinking import shrink_model
-from vitlab.models.stages import block_positions, find_stage, split_stages
+from vitlab.models.stages import (
+    split_stages,
+)
 from vitlab.models.wrapping import wrap_model
-from vitlab.models.zoo import available, build_model, check_name, count_parameters
+from vitlab.models.zoo import (
+    available,
+    build_model,
+    count_parameters,
+)
 
 __all__ = [
     "available",
-    "block_positions",
     "build_model",
-    "check_name",
     "count_parameters",
-    "find_anatomy",
-    "find_stage",
     "load_model",
     "save_model",
     "shrink_model",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,12 @@ from vitlab.report.clean import clean_notebook, for_web, split_plotly
 from vitlab.report.combine import has_citations
 from vitlab.report.gather import Page, Report, describe_datasets, take_heading
 from vitlab.report.markdown import code_block, read_options, run_pandoc
-from vitlab.report.settings import Settings, read_settings
+from vitlab.report.settings import Settings, hash_templates, read_settings
 
 HERE = Path(__file__).parent
 ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
 CSS_DPI = 96  # what a browser takes for an inch
+MAX_PNG = 150_000  # bytes; larger ones are photographs, which a JPEG holds in a quarter of them
 TEXT_WIDTH, TEXT_HEIGHT = 6.45, 8.2  # inches: the text block of report.typ, less room for a caption
 
 
@@ -56,9 +58,10 @@ def render_pdf(
     """Write a PDF into `output`, from the notebook of that name in build/pdf; its path."""
     folder = build / "pdf"
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-    medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT)
+    medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT, max_png=MAX_PNG)
     markdown = notebook_markdown(notebook, medium, f"{name}-figure")
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
+    variables["templates"] = hash_templates()
     variables["flow"] = notebook.metadata.get("flow", False)
     metadata = {"title": report.title, "subtitle": report.subtitle}
     metadata |= {"author": report.author, "abstract": report.abstract}
@@ -106,6 +109,7 @@ def _render_page(page, report, settings, folder):
         "page-subtitle": escape(subtitle),
         "report-date": report.date,
         "single": len(report.pages) == 1,
+        "templates": hash_templates(),
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
         "version": version("vitlab"),
@@ -196,13 +200,14 @@ def _data_uri(folder, name):
 @dataclass(frozen=True)
 class Medium:
     """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
-    in inches.
+    in inches; max_png: bytes above which a picture becomes a JPEG.
     """
 
     folder: Path
     fold: bool | str = False
     width: float = 10.0
     height: float = 20.0
+    max_png: float = math.inf
 
 
 def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
@@ -282,6 +287,9 @@ def _picture_markdown(kind, content, size, options, medium, name):
             dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))[0] or CSS_DPI
             natural = size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)
             inches = min(natural, medium.width, medium.height * picture.width / picture.height)
+            if file.suffix == ".png" and file.stat().st_size > medium.max_png:
+                file = file.with_suffix(".jpg")
+                picture.convert("RGB").save(file, quality=90)
         width = f' width="{inches:.2f}in"'
     alt = _quote(" ".join(str(options.get("fig-alt", "")).split()))
     return f'![]({file.name}){{alt="{alt}"{width}}}'

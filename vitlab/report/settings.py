@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.errors import UserError
-from vitlab.files import read_yaml
+from vitlab.files import hash_files, read_yaml
 from vitlab.places import project_root
+
+TEMPLATES = (".css", ".html", ".lua", ".typ")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ def read_settings(root: Path | None = None) -> Settings:
         toc_depth=html.get("toc-depth", 3),
         config=config,
     )
+
+
+def hash_templates() -> str:
+    """Eight letters that change with what gives pages and PDF their looks; both carry them."""
+    folder = Path(__file__).parent
+    files = [path for path in folder.iterdir() if path.suffix in TEMPLATES]
+    return hash_files([*files, folder / "paper.py"], folder)[:8]
 
 
 def find_section(config: dict, *names: str) -> dict:

@@ -25,7 +25,9 @@ def check_splits(bundle: Bundle) -> list[Result]:
     """Every image is in one split, and the data card has the hash of the splits. Only training has
     synthetic images.
     """
-    from vitlab.data import drop_synthetic, find_synthetic, hash_splits
+    from vitlab.data import find_synthetic
+    from vitlab.data.balance import drop_synthetic
+    from vitlab.data.card import hash_splits
 
     def judge(run: str) -> tuple[str, str]:
         samples = bundle.read_table(f"{run}/splits.csv")
@@ -176,7 +178,7 @@ def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
 
 def _read_real(bundle: Bundle, run: str) -> pd.DataFrame:
     """splits.csv without synthetic images."""
-    from vitlab.data import drop_synthetic
+    from vitlab.data.balance import drop_synthetic
 
     return drop_synthetic(bundle.read_table(f"{run}/splits.csv"))
 
@@ -199,7 +201,7 @@ def image_hash_table(dataset: str, samples: pd.DataFrame) -> pd.DataFrame:
 
 def join_samples(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """sample_id and split of all real images in these tables of splits, each once."""
-    from vitlab.data import drop_synthetic
+    from vitlab.data.balance import drop_synthetic
 
     real = [drop_synthetic(table)[["sample_id", "split"]] for table in tables]
     return pd.concat(real).drop_duplicates("sample_id", ignore_index=True)

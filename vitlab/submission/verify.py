@@ -101,7 +101,7 @@ def verify_bundle(
     if rubric is not None:
         load_rubric(rubric)  # so that a mistake of the marker does not count as one of the author
     if data:
-        from vitlab.data import check_name
+        from vitlab.data.datasets import check_name
 
         prefix, _, place = data.partition(":")
         if prefix == "folder" and place:

@@ -1,6 +1,4 @@
 from .cache import (
-    FrozenFeatures as FrozenFeatures,
-    FrozenFront as FrozenFront,
     embed_images as embed_images,
 )
 from .config import TrainConfig as TrainConfig, fit_options as fit_options, recipe as recipe

@@ -15,7 +15,8 @@ import torch
 from accelerate import debug_launcher, notebook_launcher
 from accelerate.state import AcceleratorState
 
-from vitlab.data import ImageDataset, add_synthetic, data_card, drop_synthetic, load_dataset
+from vitlab.data import ImageDataset, add_synthetic, data_card, load_dataset
+from vitlab.data.balance import drop_synthetic
 from vitlab.errors import UserError
 from vitlab.models import build_model, load_model, save_model
 from vitlab.registry import unknown

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from vitlab.data import class_weights
+from vitlab.data.balance import class_weights
 from vitlab.errors import UserError
 from vitlab.schema import DataBundle
 from vitlab.training.config import TrainConfig

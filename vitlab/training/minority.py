@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from vitlab.data import class_weights, find_synthetic, rare_classes
+from vitlab.data import find_synthetic
+from vitlab.data.balance import class_weights, rare_classes
 from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.cache import FrozenFeatures

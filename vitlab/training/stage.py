@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
-from vitlab.data import ImageDataset, build_augmentation, rare_classes
+from vitlab.data import ImageDataset, build_augmentation
+from vitlab.data.balance import rare_classes
 from vitlab.models import split_stages
 from vitlab.schema import DataBundle, ModelBundle
 from vitlab.training.cache import FrozenFeatures, FrozenFront

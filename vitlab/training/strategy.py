@@ -12,7 +12,8 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from vitlab.errors import UserError
-from vitlab.models import block_positions, count_parameters, find_stage, split_stages
+from vitlab.models import count_parameters, split_stages
+from vitlab.models.stages import block_positions, find_stage
 from vitlab.training.config import TrainConfig
 
 TOKENS_AND_POSITIONS = (

@@ -31,7 +31,8 @@ from tqdm.auto import tqdm
 
 from vitlab.data import add_synthetic, load_dataset
 from vitlab.errors import UserError
-from vitlab.models import block_positions, build_model, split_stages
+from vitlab.models import build_model, split_stages
+from vitlab.models.stages import block_positions
 from vitlab.places import reports_dir
 from vitlab.registry import unknown
 from vitlab.run_folders import canonical_dataset, check_run_name, dataset_folder, run_name
