@@ -103,18 +103,28 @@ def silence(results: Sequence[CheckResult], ignored: str = "") -> list[CheckResu
 
 
 def describe_checks(results: Sequence[CheckResult], guide: str = "") -> str:
-    """A Markdown list: each check that warns, fails or is silenced, with its advice; then the
-    others in one line each. guide: the path of the guide's page; "" links within the same page.
+    """A Markdown list: each check with its evidence and its advice; the last line names those that
+    do not apply. guide: the path of the guide's page; "" links within the same page.
     """
+
+    def start(status: str) -> str:
+        mark, colour = MARKS[status]
+        return f'- <b style="color: {colour}">{mark} {status}</b>'
+
+    def link(result: CheckResult) -> str:
+        return f"[{result.id}]({guide}#{result.id.lower()})"
+
     lines = []
     for result in results:
-        mark, colour = MARKS[result.status]
-        line = f'- <b style="color: {colour}">{mark} {result.status}</b>'
-        line += f" [{result.id}]({guide}#{result.id.lower()}) **{result.title}:**"
+        if result.status == NOT_APPLICABLE:
+            continue
+        line = f"{start(result.status)} {link(result)} **{result.title}:**"
         line += f" {escape(result.evidence)}."
         line += f" *{result.advice}.*" if result.advice else ""
         line += f" Silenced: {escape(result.reason)}." if result.reason else ""
         lines.append(line)
+    if rest := [link(result) for result in results if result.status == NOT_APPLICABLE]:
+        lines.append(f"{start(NOT_APPLICABLE)} {', '.join(rest)}")
     return "\n".join(lines)
 
 
