@@ -373,7 +373,7 @@ def test_pairs_are_corrected_for_their_number_and_named():
     assert text == "b against a: not tested (no seed in common)."
     one = {model: {0: tables[0]} for model, tables in runs.items()}
     text = answer(one, pairwise_table(one, "accuracy", replicates=50))
-    assert text.endswith("for other images; another seed may give another result.")
+    assert text.endswith("for other images; another seed may turn the result around.")
 
 
 def test_splits_drawn_anew_are_seen_in_the_sample_ids():

@@ -146,10 +146,11 @@ def describe_answer(ranking: pd.DataFrame, pairwise: pd.DataFrame, metric: str) 
             text += f" {name} has the highest score, {value}."
         else:
             text = f"**{name} is the best of {len(ranking)} models**: {value}."
-        text += f" {escape(describe_pairs(own))}"
+        several = own.assign(note=own["note"].where(own["seeds"] != 1, ""))
+        text += f" {escape(describe_pairs(several))}"
     scope = "other images and other seeds"
     if (ranking["seeds"] == 1).all():
-        scope = "other images; another seed may give another result"
+        scope = "other images; another seed may turn the result around"
     return f"{text} Brackets show 95% intervals for {scope}."
 
 
