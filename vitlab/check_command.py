@@ -8,23 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from vitlab.checks.result import (
-    FAIL,
-    MARKS,
-    NOT_APPLICABLE,
-    PASS,
-    SILENCED,
-    WARN,
-    CheckResult,
-    read_checks,
-    silence,
-)
+from vitlab.checks.result import FAIL, MARKS, NOT_APPLICABLE, CheckResult, read_checks, silence
 from vitlab.errors import UserError
 from vitlab.places import inside_project
 from vitlab.run_folders import dataset_folder
 
 TABLES = (".csv", ".parquet")
-COLOURS = {FAIL: "red", WARN: "yellow", PASS: "green", SILENCED: "dim"}  # the terminal's own
+COLOURS = {"fail": "red", "warn": "yellow", "pass": "green", "silenced": "dim"}
 
 
 def name_dataset(path: str) -> str:

@@ -56,8 +56,7 @@ def describe_data(data: DataBundle, facts: pd.DataFrame, group: str = "group") -
     size = size or f"{narrow} to {wide} × {low} to {high}"
     groups = data.samples[group].nunique()
     of = f" and {groups:,} values of {group}" if groups > 1 else ""
-    text = f"{len(data.samples):,} images of {size} pixels in {len(data.classes)} classes{of}."
-    return text
+    return f"{len(data.samples):,} images of {size} pixels in {len(data.classes)} classes{of}."
 
 
 def _count(results: Sequence[CheckResult]) -> str:
