@@ -138,19 +138,15 @@ def check_slices(
     worst = (table[worse] if worse.any() else table).iloc[0]
     text = f"{worst['slice']}: {worst['gap']:+.3f} balanced accuracy against the rest"
     text += f" (p = {worst['p_holm']:.3f})"
-    return (
-        WARN if worse.any() else PASS,
-        text,
-        {"gap": float(worst["gap"])},
-    )
+    return WARN if worse.any() else PASS, text, {"gap": float(worst["gap"])}
 
 
 @check(
     "VL012",
     "One seed, or no difference shown",
-    rule="Warns if a model was trained with one seed, or if the test shows no difference between"
-    " the two best models",
-    advice="Train with more seeds, and do not call one model better",
+    rule="Warns if a model was trained with one seed, or if no difference is shown between some two"
+    " models",
+    advice="Train with more seeds, and do not call one of such models better",
 )
 def check_comparison(
     pairwise: pd.DataFrame, scores: Mapping[str, Mapping[object, pd.DataFrame]]

@@ -17,9 +17,7 @@ METRIC = "balanced_accuracy"
 
 def describe_verdict(results: Sequence[CheckResult], probe: Probe) -> str:
     """One or two sentences: whether scores on these data can be trusted, and what a simple model
-    reaches. A score that a failed check contradicts is called optimistic.
-
-    >>> result = CheckResult("VL001", "Images that were left out", "pass", "all can be read")
+    reaches. Where a check failed, the score is given with a warning.
     """
     counts = {
         status: [result for result in results if result.status == status]
@@ -70,18 +68,21 @@ def describe_next(results: Sequence[CheckResult], dataset: str, group: str = "")
     failed = {result.id for result in results if result.status in (FAIL, WARN)}
     split = group if "VL003" in failed else "cluster" if "VL002" in failed else ""
     given = {"dataset": dataset, **({"split_by": split} if split else {})}
-    steps = [("Look at the images closely:", format_call("01_explore_data", given))]
-    train = given | {"preset": "quick"}
-    steps += [("Fine-tune a Vision Transformer, then a CNN, and compare them:", None)]
     calls = [
-        format_call("03_finetune", train | {"model": model})
+        format_call("03_finetune", {**given, "preset": "quick", "model": model})
         for model in ("hybrid_vit", "efficientnet_lite0")
     ]
-    calls += [format_call("08_compare", {"dataset": dataset})]
-    lines = [steps[0][0], _block(steps[0][1]), steps[1][0], _block("\n".join(calls))]
-    lines += ["Or make a project with a batch file and a report of its own:"]
-    lines += [_block(f"vitlab new my-project --data {shlex.quote(dataset)}")]
-    return "\n\n".join(lines)
+    calls.append(format_call("08_compare", {"dataset": dataset}))
+    return "\n\n".join(
+        [
+            "Look at the images closely:",
+            _block(format_call("01_explore_data", given)),
+            "Fine-tune a Vision Transformer, then a CNN, and compare them:",
+            _block("\n".join(calls)),
+            "Or make a project with a batch file and a report of its own:",
+            _block(f"vitlab new my-project --data {shlex.quote(dataset)}"),
+        ]
+    )
 
 
 def _block(text: str) -> str:
