@@ -33,7 +33,7 @@ from vitlab.report.markdown import (
     write_options,
 )
 from vitlab.report.pandoc import Medium, notebook_markdown
-from vitlab.report.quarto import pdf_config, site_config
+from vitlab.report.quarto import TYPST, pdf_config, site_config
 from vitlab.report.settings import read_settings
 
 POINT = {"model": "hybrid_vit", "seed": 0}
@@ -678,7 +678,7 @@ def test_settings_that_are_empty_are_defaults(tmp_path, text):
     assert site["website"]["title"] == "vitlab"
     html = {"embed-resources": True, "html-table-processing": "none", "code-overflow": "wrap"}
     assert site["format"] == {"html": html} and not site["website"]["page-navigation"]
-    assert pdf["format"] == {"typst": {}}
+    assert pdf["format"] == {"typst": TYPST}
     assert site["execute"] == pdf["execute"] == {"enabled": False}
 
 

@@ -20,6 +20,18 @@ from vitlab.report.markdown import run_pandoc
 from vitlab.report.settings import Settings, find_section
 
 CSL = "default.csl"
+# of the PDF, not in _quarto.yml: there, `quarto render` would make a PDF of each notebook
+TYPST = {
+    "papersize": "a4",
+    "margin": {"x": "2.3cm", "y": "2.5cm"},
+    "mainfont": "Libertinus Serif",
+    "fontsize": "10.5pt",
+    "toc": True,
+    "toc-depth": 2,
+    "section-numbering": "1.1",
+    "citeproc": True,  # the same citation style as in HTML
+    "tbl-colwidths": False,
+}
 
 
 def render_with_quarto(
@@ -81,7 +93,7 @@ def pdf_config(settings: Settings) -> dict:
     config = _shared_config(settings)
     config.pop("website", None)
     config["project"] = {"type": "default", "render": ["report.ipynb"]}
-    config["format"] = {"typst": find_section(config, "format", "typst")}
+    config["format"] = {"typst": TYPST | find_section(config, "format", "typst")}
     return config
 
 
