@@ -40,7 +40,7 @@ import vitlab.training
 from vitlab.training import recipe, tune_recipe
 from vitlab.training.space import SearchSpace
 module = sys.modules["vitlab.training.tune"]
-def fit(model, data, run=None, config=None, *, on_epoch=None):
+def fit(model, data, run=None, config=None, *, on_epoch=None, show=True):
     print("begun", flush=True)
     time.sleep(float(sys.argv[2]))
     on_epoch({"epoch": 1, "val_accuracy": config.learning_rate})
@@ -66,7 +66,7 @@ def trained(monkeypatch):
     """
     configs = []
 
-    def fit(model, data, run=None, config=None, *, on_epoch=None):
+    def fit(model, data, run=None, config=None, *, on_epoch=None, show=True):
         configs.append(config)
         rows = []
         for epoch in range(1, config.epochs + 1):
@@ -108,7 +108,7 @@ def test_a_real_search(data):
 def test_the_test_split_is_never_seen(data, monkeypatch):
     handed, read = [], []
 
-    def fit(model, data, run=None, config=None, *, on_epoch=None):
+    def fit(model, data, run=None, config=None, *, on_epoch=None, show=True):
         handed.append(data)
         for split in ("train", "val"):
             images = ImageDataset(data, split, model.transform)
@@ -184,7 +184,7 @@ def test_a_loss_is_minimised(trained):
 def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(trained, monkeypatch):
     good = module.fit
 
-    def fit(model, data, run=None, config=None, *, on_epoch=None):
+    def fit(model, data, run=None, config=None, *, on_epoch=None, show=True):
         if config.learning_rate > 1e-3:
             raise FloatingPointError("the loss became nan in epoch 1")
         return good(model, data, config=config, on_epoch=on_epoch)
@@ -227,7 +227,7 @@ def test_the_command_that_is_recommended_makes_the_best_trial_again(trained):
 
 
 def test_a_score_that_is_no_number_fails_the_trial(monkeypatch):
-    def fit(model, data, run=None, config=None, *, on_epoch=None):
+    def fit(model, data, run=None, config=None, *, on_epoch=None, show=True):
         return pd.DataFrame({"val_accuracy": [math.nan]})
 
     monkeypatch.setattr(module, "fit", fit)
