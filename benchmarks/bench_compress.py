@@ -35,8 +35,7 @@ from records import corrected_t, record, write_records
 
 from vitlab.compress.benchmark import benchmark_table
 from vitlab.compress.changes import measure_agreement
-from vitlab.compress.latency import latency_table
-from vitlab.compress.processor import read_instructions
+from vitlab.compress.latency import latency_table, read_instructions
 from vitlab.compress.variants import predict_variants, size_on_disk
 from vitlab.data import load_dataset, load_images
 from vitlab.errors import UserError

@@ -23,7 +23,7 @@ import numpy as np
 from records import record, write_records
 from sklearn import metrics as sk
 
-from vitlab.evaluation.bootstrap import bootstrap, count_cores
+from vitlab.evaluation.inference import bootstrap, count_cores
 from vitlab.evaluation.metrics import METRICS, prepare_metrics
 from vitlab.evaluation.scores import Scores
 

@@ -75,6 +75,7 @@ def test_paths_become_names_of_data_sets(tmp_path):
     ("words", "message"),
     [
         (["nothing"], "unknown dataset 'nothing'"),
+        (["no/where/"], "there is no folder or file no/where/"),
         (["digits", "--ignore", "VL01=x"], "unknown check 'VL01'"),
         (["digits", "--ignore", "VL001"], "write VL001=REASON"),
         (["digits", "--model", "efficientnet"], "efficientnet"),

@@ -8,11 +8,12 @@ from statsmodels.stats.multitest import multipletests
 
 from tests.predictions import make_calibrated, make_predictions
 from vitlab import evaluation
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.inference import (
+    bootstrap,
     correct_holm,
     effective_count,
     mean_interval,
+    percentile_interval,
     share_interval,
     sign_flip_p,
     wilson_interval,
@@ -30,16 +31,16 @@ def test_replicates_are_draws_with_replacement_in_any_chunks(monkeypatch):
     assert (counts.sum(axis=1) == 20).all() and counts.shape == (4000, 20)
     # share of samples that a replicate leaves out
     assert abs((counts == 0).mean() - (1 - 1 / 20) ** 20) < 0.01
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 70)
+    monkeypatch.setattr("vitlab.evaluation.inference.CHUNK", 70)
     counts = draw_counts(20, 8)  # chunks of 3, 3 and 2
     assert (counts.sum(axis=1) == 20).all() and len(np.unique(counts, axis=0)) == 8
 
 
 def test_replicates_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 900)
+    monkeypatch.setattr("vitlab.evaluation.inference.CHUNK", 900)
     compute, values = prepare_metrics(read_scores(make_predictions(), "test")), []
     for cores in (1, 4):
-        monkeypatch.setattr("vitlab.evaluation.bootstrap.count_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("vitlab.evaluation.inference.count_cores", lambda cores=cores: cores)
         values.append(bootstrap(compute, 300, 40, seed=2))
     np.testing.assert_array_equal(*values)
     np.testing.assert_allclose(values[0], compute(draw_counts(300, 40, seed=2)), atol=1e-12)
@@ -102,7 +103,7 @@ def make_table(name, predictions):
 @pytest.fixture
 def predictions(monkeypatch):
     # one chunk, so that the same clusters are drawn of few images and of many
-    monkeypatch.setattr("vitlab.evaluation.bootstrap.CHUNK", 10**7)
+    monkeypatch.setattr("vitlab.evaluation.inference.CHUNK", 10**7)
     table = make_calibrated(num_samples=400, temperature=0.7)
     score = np.round(table["prob_defective"], 1)
     return table.assign(group=np.where(np.arange(400) % 3 == 0, "a", "b"), defect_probability=score)

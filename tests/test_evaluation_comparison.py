@@ -27,8 +27,8 @@ from vitlab.evaluation import (
     ranking_table,
     uncertainty_table,
 )
-from vitlab.evaluation.bootstrap import bootstrap
 from vitlab.evaluation.calibration import expected_calibration_error
+from vitlab.evaluation.inference import bootstrap
 from vitlab.evaluation.metrics import prepare_metrics
 from vitlab.evaluation.pairwise import compare_runs
 from vitlab.evaluation.published import merge_classes

@@ -15,8 +15,8 @@ from vitlab.evaluation import (
     threshold_choice_table,
     threshold_table,
 )
-from vitlab.evaluation.bootstrap import bootstrap
 from vitlab.evaluation.curves import prepare_curve
+from vitlab.evaluation.inference import bootstrap
 from vitlab.evaluation.scores import read_scores
 from vitlab.evaluation.sentences import describe_choice
 from vitlab.evaluation.thresholds import RULES

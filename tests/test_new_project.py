@@ -153,7 +153,7 @@ def test_one_class_too_few_images_and_a_place_among_them(tmp_path, images):
 
 def test_unreadable_images_are_counted(tmp_path, images):
     (images / "good" / "torn.png").write_bytes(b"no image")
-    assert "1 files are left out" in create_project(tmp_path / "p", f"folder:{images}").summary
+    assert "1 file is left out" in create_project(tmp_path / "p", f"folder:{images}").summary
 
 
 def test_a_package_without_its_checkout_says_so(tmp_path, images):

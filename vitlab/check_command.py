@@ -26,6 +26,11 @@ def name_dataset(path: str) -> str:
         return f"folder:{os.path.abspath(place)}"
     if place.suffix in TABLES and (place.is_file() or os.sep in path):
         return f"csv:{os.path.abspath(place)}"
+    if os.sep in path and ":" not in path:
+        raise UserError(
+            f"there is no folder or file {path}; give a folder with a sub-folder for each class, a"
+            " CSV or Parquet table, or the name of a data set, such as elpv"
+        )
     return path
 
 

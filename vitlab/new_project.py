@@ -180,7 +180,9 @@ def describe_data(dataset: str) -> str:
         f" {splits['test']:,} for the test (seed 0)."
     )
     if len(bundle.excluded):
-        text += f" {len(bundle.excluded):,} files are left out; notebook 01 gives the reasons."
+        count = len(bundle.excluded)
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        text += f" {files} left out; notebook 01 gives the reasons."
     if len(labels) == 2:
         text += f" The positive class is {bundle.classes[1]}, the last of the two"
         path = dataset.removeprefix("folder:")

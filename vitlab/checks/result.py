@@ -89,7 +89,7 @@ def silence(results: Sequence[CheckResult], ignored: str = "") -> list[CheckResu
     for part in filter(None, map(str.strip, ignored.split(";"))):
         id, _, reason = (word.strip() for word in part.partition("="))
         if id not in CHECKS:
-            raise UserError(unknown("check", id, list(CHECKS)))
+            raise UserError(unknown("check", id, sorted(CHECKS)))
         if not reason:
             raise UserError(f"{id} is ignored without a reason; write {id}=REASON")
         reasons[id] = reason

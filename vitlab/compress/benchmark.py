@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.compress.changes import loss_p_value, measure_agreement
-from vitlab.compress.processor import read_instructions
+from vitlab.compress.latency import read_instructions
 from vitlab.errors import UserError
 from vitlab.evaluation.inference import correct_holm
 from vitlab.evaluation.metrics import metrics_table

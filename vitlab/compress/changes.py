@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.inference import bootstrap, percentile_interval
 from vitlab.evaluation.pairwise import read_pair
 from vitlab.evaluation.scores import Scores
 from vitlab.evaluation.slices import MIN_IMAGES, describe_few, split_slices

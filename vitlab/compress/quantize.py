@@ -45,7 +45,7 @@ from vitlab.compress.graph import (
     shield_float_nodes,
     weighted_nodes,
 )
-from vitlab.compress.processor import multiplies_int8
+from vitlab.compress.latency import multiplies_int8
 from vitlab.compress.session import (
     normalise,
     open_session,

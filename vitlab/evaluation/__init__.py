@@ -12,16 +12,17 @@ from vitlab.evaluation.calibration import (
     recalibration_table,
     reliability_table,
 )
-from vitlab.evaluation.comparison import (
-    baseline_difference_table,
-    class_scores_table,
-    comparison_table,
-)
 from vitlab.evaluation.conformal import conformal_class_table, conformal_table
 from vitlab.evaluation.curves import curve_band_table, precision_recall_table, roc_table
 from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
-from vitlab.evaluation.pairwise import mcnemar_table, pairwise_table
+from vitlab.evaluation.pairwise import (
+    baseline_difference_table,
+    class_scores_table,
+    comparison_table,
+    mcnemar_table,
+    pairwise_table,
+)
 from vitlab.evaluation.published import protocol_table, published_gap_table, published_table
 from vitlab.evaluation.selection import risk_coverage_table, selective_table
 from vitlab.evaluation.slices import leakage_table, slice_table, worst_slice_table

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.inference import bootstrap, percentile_interval
 from vitlab.evaluation.scores import read_scores, select_split
 
 COLUMN = "defect_probability"  # of the samples: the annotators' value, 0..1

@@ -18,8 +18,13 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import KFold
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import CHUNK, bootstrap, percentile_interval
-from vitlab.evaluation.inference import effective_count, wilson_interval
+from vitlab.evaluation.inference import (
+    CHUNK,
+    bootstrap,
+    effective_count,
+    percentile_interval,
+    wilson_interval,
+)
 from vitlab.evaluation.scores import Scores, read_scores, select_split
 from vitlab.registry import unknown
 from vitlab.schema import check_predictions

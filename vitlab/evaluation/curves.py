@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.inference import bootstrap, percentile_interval
 from vitlab.evaluation.scores import Scores, read_scores, target_classes
 from vitlab.registry import unknown
 

@@ -12,8 +12,13 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
-from vitlab.evaluation.inference import ALPHA, NO_DIFFERENCE, correct_holm
+from vitlab.evaluation.inference import (
+    ALPHA,
+    NO_DIFFERENCE,
+    bootstrap,
+    correct_holm,
+    percentile_interval,
+)
 from vitlab.evaluation.metrics import (
     METRICS,
     check_metrics,

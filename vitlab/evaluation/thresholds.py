@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
+from vitlab.evaluation.inference import bootstrap, percentile_interval
 from vitlab.evaluation.scores import Scores, read_scores
 from vitlab.registry import unknown
 

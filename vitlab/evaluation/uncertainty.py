@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap
+from vitlab.evaluation.inference import bootstrap
 from vitlab.evaluation.metrics import METRICS, check_metrics, prepare_metrics
 from vitlab.evaluation.scores import Scores, number_clusters, read_scores, select_split
 

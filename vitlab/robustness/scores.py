@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from vitlab.data import ImageDataset
 from vitlab.data.reading import map_images
 from vitlab.errors import UserError
-from vitlab.evaluation.bootstrap import bootstrap, percentile_interval
 from vitlab.evaluation.calibration import binned_error
+from vitlab.evaluation.inference import bootstrap, percentile_interval
 from vitlab.evaluation.scores import number_clusters
 from vitlab.models.anatomy import evaluating
 from vitlab.robustness.corruptions import (
