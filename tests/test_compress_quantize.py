@@ -1,4 +1,4 @@
-"""8-bit graphs: gate, bias correction by hand, float nodes that stay float, and the processor."""
+"""8-bit graphs: gate, bias correction by hand, float nodes that stay float, and the latency."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.toys import linear_digits, small_digits, tiny_vit
-from vitlab.compress import processor, quantize as quantizing
+from vitlab.compress import latency, quantize as quantizing
 from vitlab.compress.export import Gate, export_onnx
 from vitlab.compress.graph import (
     add_to_biases,
@@ -166,19 +166,19 @@ def test_seven_bits_without_8_bit_instructions(folder, tmp_path, monkeypatch):
 )
 def test_instructions_of_the_first_core(tmp_path, monkeypatch, text, found):
     (tmp_path / "cpuinfo").write_text(text)
-    names = processor.read_instructions(tmp_path / "cpuinfo")
+    names = latency.read_instructions(tmp_path / "cpuinfo")
     assert len(names) == found
-    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(processor, "read_instructions", lambda: names)
-    assert processor.multiplies_int8() == bool(found)
+    monkeypatch.setattr(latency.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(latency, "read_instructions", lambda: names)
+    assert latency.multiplies_int8() == bool(found)
 
 
 def test_an_unknown_processor(tmp_path, monkeypatch):
-    assert processor.read_instructions(tmp_path / "none") is None
-    monkeypatch.setattr(processor, "read_instructions", lambda: None)
+    assert latency.read_instructions(tmp_path / "none") is None
+    monkeypatch.setattr(latency, "read_instructions", lambda: None)
     for machine, expected in {"AMD64": False, "arm64": True}.items():
-        monkeypatch.setattr(processor.platform, "machine", lambda machine=machine: machine)
-        assert processor.multiplies_int8() is expected
+        monkeypatch.setattr(latency.platform, "machine", lambda machine=machine: machine)
+        assert latency.multiplies_int8() is expected
 
 
 def make_graph(folder, head_bias=True):

@@ -1,4 +1,5 @@
-"""Models on the same test images: is one of them better?
+"""Models on the same test images: is one of them better? And scores of several models and seeds:
+means, spreads, and differences to a baseline.
 
 The models had the same images, easy or hard, so their difference is known better than two intervals
 side by side suggest. The bootstrap over images tells how much a difference depends on the test
@@ -197,7 +198,7 @@ def read_pair(
     return scores_a, scores_b, rows
 
 
-COLUMNS = ("model", "seed", "metric", "value")
+SCORE_COLUMNS = ("model", "seed", "metric", "value")
 SHOWN = ("balanced_accuracy", "f1", "accuracy", "roc_auc")
 
 
@@ -210,14 +211,14 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
 
     >>> import pandas as pd, vitlab
     >>> scores = {"model": "vit", "seed": [0, 1], "metric": "accuracy", "value": [0.5, 0.75]}
-    >>> float(vitlab.evaluation.pairwise_table(pd.DataFrame(scores)).loc[0, "mean"])
+    >>> float(vitlab.evaluation.comparison_table(pd.DataFrame(scores)).loc[0, "mean"])
     0.625
     """
-    missing = [name for name in COLUMNS if name not in scores.columns]
+    missing = [name for name in SCORE_COLUMNS if name not in scores.columns]
     if missing:
         raise UserError(
             f"the table of scores lacks the columns {', '.join(missing)}; it needs"
-            f" {', '.join(COLUMNS)}"
+            f" {', '.join(SCORE_COLUMNS)}"
         )
     twice = scores[scores.duplicated(["model", "seed", "metric"])]
     if len(twice):
