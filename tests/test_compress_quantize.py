@@ -1,4 +1,4 @@
-"""8-bit graphs: gate, bias correction by hand, float nodes that stay float, and the latency."""
+"""8-bit graphs: gate, bias correction by hand, float nodes that stay float, and the processor."""
 
 from dataclasses import replace
 
