@@ -212,6 +212,10 @@ def test_wrong_labels(flipped, status):
     assert result.numbers["share"] == pytest.approx(flipped, abs=0.02)
 
 
+def test_too_few_images_to_judge_labels():
+    assert of_data.check_labels(make_probe(99, flipped=0.2)).status == "not applicable"
+
+
 def test_clean_labels_are_rarely_called_wrong():
     alarms = [of_data.check_labels(make_probe(400, signal=3, seed=s)).status for s in range(100)]
     assert sum(status != "pass" for status in alarms) <= 5

@@ -28,6 +28,7 @@ SHOWN_BY_FACTS = 0.55  # ROC AUC that facts of the files must exceed, with its i
 POWER = 1.96 + 0.84  # standard errors: a test at 5% finds such a difference in 80% of cases
 MIN_TEST_IMAGES = 30  # of a class
 LABEL_NOISE_P = 0.01
+MIN_NOISE_IMAGES = 100  # of fewer, 1% is less than one image
 NO_PROBE = f"a class has fewer than {FOLDS} independent images, too few for a simple model"
 
 
@@ -262,6 +263,8 @@ def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
 def check_labels(probe: Probe | None) -> tuple:
     if probe is None:
         return NOT_APPLICABLE, NO_PROBE, {}
+    if len(probe.predictions) < MIN_NOISE_IMAGES:
+        return NOT_APPLICABLE, f"there are fewer than {MIN_NOISE_IMAGES} images", {}
     share, p = estimate_label_noise(probe)
     shown = p < LABEL_NOISE_P and share >= 0.01
     text = f"about {share:.1%} of the labels look random (p = {p:.3f})"
