@@ -169,13 +169,13 @@ class Run:
 
     @property
     def draw(self) -> str:
-        """What runs of different models share: the seed, and how the images were split unless at
-        random.
+        """What runs of different models share: the seed, and how the images were split unless image
+        by image.
         """
         parts = [str(self.seed)]
         if self.parameters.get("folds"):
             parts.append(f"fold {self.parameters.get('fold') or 0} of {self.parameters['folds']}")
-        if self.parameters.get("split_by"):
+        if self.parameters.get("split_by", "image") not in ("", "image"):
             parts.append(f"by {self.parameters['split_by']}")
         return ", ".join(parts)
 

@@ -14,9 +14,10 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from vitlab.checks.baseline import MIN_GROUPS, Probe, predictions_of, probe_data
+from vitlab.checks.baseline import Probe, predictions_of, probe_data
 from vitlab.checks.result import FAIL, NOT_APPLICABLE, PASS, WARN, CheckResult, check
 from vitlab.data.quality import FOLDS, ask_cleanlab, cluster_table
+from vitlab.data.sources import MIN_GROUPS
 from vitlab.errors import UserError
 from vitlab.evaluation.metrics import class_table, metrics_table
 from vitlab.schema import DataBundle

@@ -190,7 +190,7 @@ def _choose_groups(samples, share, salt, strata, groups, split) -> np.ndarray:
         raise UserError(
             f"whole groups leave nothing for {split}: the largest of {len(set(groups))},"
             f" {groups[largest]!r}, has {size[largest]} of {len(samples)} samples; draw by smaller"
-            " groups, or write split_by=''"
+            " groups, or write split_by='image'"
         )
     stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()
     number = round(len(fitting) / wanted)
