@@ -99,11 +99,12 @@ def check_duplicates(samples: pd.DataFrame, pairs: pd.DataFrame) -> tuple:
     "VL003",
     "Groups on both sides of a split",
     rule="Fails if test images share their group (patient, module, source) with training images."
-    f" A column with fewer than {MIN_GROUPS} values names kinds of images and is not looked at",
+    f" A column `group` with fewer than {MIN_GROUPS} values names kinds of images and is not looked"
+    " at",
     advice="Split with split_by set to this column, so that a group lies in one split",
 )
 def check_groups(samples: pd.DataFrame, group: str) -> tuple:
-    if samples[group].nunique() < MIN_GROUPS:
+    if samples[group].nunique() < (MIN_GROUPS if group == "group" else 2):
         return NOT_APPLICABLE, f"values of the column {group}: {samples[group].nunique()}", {}
     train = set(samples.loc[samples["split"] == "train", group])
     test = samples.loc[samples["split"] == "test", group]
@@ -334,7 +335,7 @@ def find_group(data: DataBundle, group: str) -> str:
     if group and group not in data.samples:
         columns = [name for name in data.samples if name not in ("sample_id", "source", "split")]
         raise UserError(f"{data.name} has no column {group!r}; it has {', '.join(columns)}")
-    return group or "group"
+    return group or data.group_column or "group"
 
 
 def doubtful_labels(probe: Probe, count: int) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from vitlab.evaluation.calibration import (
 from vitlab.evaluation.conformal import conformal_class_table, conformal_table
 from vitlab.evaluation.curves import curve_band_table, precision_recall_table, roc_table
 from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
+from vitlab.evaluation.groups import split_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.pairwise import (
     baseline_difference_table,
@@ -66,6 +67,7 @@ __all__ = [
     "selective_table",
     "sentences",
     "slice_table",
+    "split_table",
     "threshold_choice_table",
     "threshold_table",
     "uncertainty_table",

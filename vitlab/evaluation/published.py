@@ -47,18 +47,19 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
     sampling_sd, source, protocol.
 
     published: a file such as reports/published_elpv.csv. ours: rows of `protocol_table` with
-    columns model and seed; spread is the standard deviation over its seeds, sampling_sd the mean of
-    theirs. Tasks, cells and metrics that ours lacks are left out."""
+    columns model, seed and protocol (how the images were split); spread is the standard deviation
+    over its seeds, sampling_sd the mean of theirs. Tasks, cells and metrics that ours lacks are
+    left out."""
     missing = [name for name in COLUMNS if name not in published]
     if missing:
         raise UserError(f"the table of published numbers lacks the columns {', '.join(missing)}")
-    own = ours.groupby([*KEYS, "model"], sort=False, as_index=False).agg(
+    own = ours.groupby([*KEYS, "model", "protocol"], sort=False, as_index=False).agg(
         mean=("value", "mean"),
         spread=("value", "std"),
         sampling_sd=("sampling_sd", "mean"),
         seeds=("value", "count"),
     )
-    own["protocol"] = [f"80/20, {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
+    own["protocol"] += [f", {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
     tables, cited = [own.assign(source=OURS)], published.drop(columns="source", errors="ignore")
     for metric in MEASURES:
         if f"{metric}_mean" in published:
