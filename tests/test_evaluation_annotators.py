@@ -9,6 +9,7 @@ from sklearn.metrics import brier_score_loss, mean_squared_error
 
 from tests.predictions import BINARY, fill_table
 from vitlab.evaluation.annotators import annotator_agreement_table, annotator_table
+from vitlab.evaluation.inference import tail_share
 
 VALUES = np.array([0, 1 / 3, 2 / 3, 1])
 
@@ -37,7 +38,7 @@ def test_agreement_is_that_of_the_libraries(binary):
     assert table["value"].to_dict() == pytest.approx(expected)
     rows = np.random.default_rng([0, 0]).integers(80, size=(50, 80))
     drawn = [spearmanr(predicted.iloc[each], annotated.iloc[each]).statistic for each in rows]
-    ends = np.quantile(drawn, [0.025, 0.975]).tolist()
+    ends = np.quantile(drawn, [tail_share(80), 1 - tail_share(80)]).tolist()
     assert table.loc["spearman", ["low", "high"]].tolist() == pytest.approx(ends)
 
 

@@ -21,7 +21,7 @@ from vitlab.checks.result import (
     write_checks,
 )
 from vitlab.checks.score_checks import check_comparison, check_scores
-from vitlab.checks.splits import HEAD, compare_splits, tests_by_split
+from vitlab.checks.splits import HEAD, compare_splits, predictions_by_split
 from vitlab.checks.verdict import describe_data, describe_next, describe_verdict
 
 __all__ = [
@@ -48,9 +48,9 @@ __all__ = [
     "explain_checks",
     "fact_table",
     "find_group",
+    "predictions_by_split",
     "probe_data",
     "read_checks",
     "silence",
-    "tests_by_split",
     "write_checks",
 ]

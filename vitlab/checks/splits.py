@@ -67,7 +67,7 @@ def predict_tests(
     return pd.concat(tables, ignore_index=True)
 
 
-def tests_by_split(
+def predictions_by_split(
     data: DataBundle, embeddings: np.ndarray, dataset: str, preset: str = ""
 ) -> dict[str, dict[str, pd.DataFrame]]:
     """Split ("image", and the data set's group column) -> model -> test predictions with the group

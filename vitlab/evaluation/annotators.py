@@ -64,9 +64,9 @@ def annotator_agreement_table(
         return np.array([_measure_agreement(predicted[rows], annotated[rows]) for rows in drawn])
 
     value = measure(np.ones((1, len(table))))[0]
-    cluster = read_scores(predictions, "test").cluster
-    drawn = bootstrap(measure, len(table), replicates, cluster=cluster)
-    low, high, _ = percentile_interval(drawn, estimate=value)
+    scores = read_scores(predictions, "test")
+    drawn = bootstrap(measure, len(table), replicates, cluster=scores.cluster)
+    low, high, _ = percentile_interval(drawn, value, scores.units)
     return pd.DataFrame({"metric": AGREEMENT, "value": value, "low": low, "high": high})
 
 

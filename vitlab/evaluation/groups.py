@@ -40,9 +40,9 @@ def split_table(
             names, values = _measure(scores, replicates)
             facts = {"model": model, "split": split, "images": len(scores.label)}
             facts["groups"] = int(scores.cluster.max()) + 1
-            rows += [
-                {**facts, "metric": name, **row} for name, row in zip(names, values, strict=True)
-            ]
+            for name, row in zip(names, values, strict=True):
+                if name != WITHIN or not model.endswith(ALONE):
+                    rows.append({**facts, "metric": name, **row})
     return pd.DataFrame(rows)
 
 
@@ -55,7 +55,7 @@ def _measure(scores: Scores, replicates: int) -> tuple[list[str], list[dict[str,
 
     value = compute(np.ones((1, len(scores.label))))[0]
     drawn = bootstrap(compute, len(scores.label), replicates, cluster=scores.cluster)
-    low, high, _ = percentile_interval(drawn, estimate=value)
+    low, high, _ = percentile_interval(drawn, value, scores.units)
     rows = [
         {"value": float(value[i]), "low": float(low[i]), "high": float(high[i])} for i in range(3)
     ]
