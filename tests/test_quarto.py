@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from PIL import Image
 
 from tests.test_report import (
     POINT,
@@ -23,11 +24,12 @@ from tests.test_report import (
 )
 from vitlab.report import render_report
 from vitlab.report.gather import gather_report
-from vitlab.report.markdown import read_options
+from vitlab.report.markdown import read_options, run_pandoc
 from vitlab.report.quarto import pdf_config, site_config
 from vitlab.report.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
+FILTERS = ROOT / "vitlab" / "report"
 
 # From src/resources/schema of quarto-cli 1.8: these are closed objects, where an unknown key is an
 # error. Of each, the keys that we use.
@@ -37,6 +39,7 @@ KEYS = {
     "sidebar": {"style", "contents"},
 }
 TOP = {"project", "website", "format", "execute", "bibliography", "csl", "lang", "quarto-required"}
+TOP |= {"filters", "version", "templates"}  # the last two are for our own templates
 FAKE = """#!{python}
 import json, pathlib, sys
 here = pathlib.Path.cwd()
@@ -47,6 +50,8 @@ if {fails}:
     sys.exit(3)
 if here.name == "site":
     (here / "_site").mkdir()
+    (here / "_site" / "search.json").write_text("[]")
+    (here / "_site" / "site_libs").mkdir()
     for source in here.glob("*.ipynb"):
         (here / "_site" / (source.stem + ".html")).write_text("rendered by quarto")
 else:
@@ -72,9 +77,7 @@ def check_config(config):
 def batch(reports_folder, monkeypatch):
     cells = [
         nbformat.v4.new_markdown_cell("# Evaluate: *all*\n\nSee @fig-roc."),
-        make_code(
-            "#| label: fig-roc\n#| fig-cap: Curve.\niplot_roc()", make_interactive(monkeypatch)
-        ),
+        make_code("#| label: fig-roc\n#| fig-cap: Curve.\niplot_roc()", make_interactive()),
         make_code(
             "#| label: tbl-metrics\n#| tbl-cap: Metrics.\ntable",
             make_table(metric=["AUC"], value=[0.9]),
@@ -147,9 +150,53 @@ def test_generated_configurations_are_valid_and_name_every_page(batch):
     assert site["format"].keys() == {"html"}, (
         "two formats and embedded resources do not go together (quarto-cli #11206)"
     )
-    assert site["format"]["html"]["embed-resources"] is True
+    html = site["format"]["html"]
+    assert html["embed-resources"] is True and site["website"]["page-navigation"] is False
+    assert html["css"] == "content.css" and html["code-overflow"] == "wrap"
+    assert html["html-table-processing"] == "none" and html["code-tools"] == {"source": False}
     assert pdf["format"].keys() == {"typst"}
     assert "website" not in pdf
+    typst = pdf["format"]["typst"]
+    assert typst["template-partials"] == ["page.typ", "typst-show.typ"], "cover and running header"
+    assert typst["syntax-highlighting"] == "idiomatic", "code that is not justified"
+    assert typst["citeproc"] and pdf["csl"] == site["csl"], "one citation style"
+    for config in (site, pdf):
+        assert config["filters"] == [{"path": "common.lua", "at": "pre-ast"}]
+
+
+@pytest.mark.parametrize(("rows", "breakable"), [(5, "false"), (40, "true")])
+def test_filter_makes_tables_fit_and_long_ones_breakable(rows, breakable):
+    header = "| model" + " | a_long_name_of_a_column" * 8 + " |\n" + "|-" * 9 + "|\n"
+    text = header + ("| efficientnet_lite0" + " | 0.946" * 8 + " |\n") * rows
+    typst = filter_text(text, "typst")
+    factor, breaks = re.search(r"#fitted\(([\d.]+), (\w+)\)", typst).groups()
+    assert float(factor) < 1 and breaks == breakable
+    assert 'class="table-scroll' in filter_text(text, "html")
+
+
+def test_filter_leaves_no_callout_to_quarto_and_no_link_without_a_target():
+    """Quarto's own call-outs import a Typst package, which fails offline."""
+    text = '::: {.callout-tip title="Try it"}\nNow.\n:::\n\n# Here {#here}\n\n[a](#here) [b](#gone)'
+    typst = filter_text(text, "typst")
+    assert '#callout("tip", [' in typst and "Try it" in typst
+    assert "#link(<here>)[a] b" in typst and "gone" not in typst
+    html = filter_text(text, "html")
+    assert 'class="remark tip"' in html and "callout" not in html
+
+
+def test_tall_figures_of_the_paper_move_and_wide_ones_scroll_on_a_phone(tmp_path):
+    Image.new("RGB", (600, 900)).save(tmp_path / "tall.png", dpi=(100, 100))
+    Image.new("RGB", (600, 100)).save(tmp_path / "low.png", dpi=(100, 100))
+    text = "---\nflow: true\n---\n" + "\n\n".join(
+        f"![Caption.]({tmp_path}/{name}.png){{#fig-{name}}}" for name in ("tall", "low")
+    )
+    assert filter_text(text, "typst").count("placement: auto") == 1
+    assert filter_text(text, "html").count('class="wide"') == 2
+
+
+def filter_text(text, target):
+    options = (f"--to={target}", "--standalone", f"--lua-filter={FILTERS / 'common.lua'}")
+    return run_pandoc("--from=markdown", "--wrap=none", "--metadata=title:x", *options, text=text)
 
 
 def test_quarto_is_called_for_site_and_pdf_with_notebooks_that_need_no_network(batch, quarto):
@@ -165,11 +212,17 @@ def test_quarto_is_called_for_site_and_pdf_with_notebooks_that_need_no_network(b
     assert paths["html"].read_text() == "rendered by quarto"
     assert (batch / "_site" / "04-evaluate-hybrid-vit-seed-1.html").is_file()
     assert paths["pdf"].read_bytes() == b"%PDF- by quarto"
+    left = {path.name for path in (batch / "_site").iterdir() if path.suffix != ".html"}
+    assert left == {"report.pdf", "pages.json"}, "no search index, no libraries"
     build = batch / "_build"
     for folder in (build / "site", build / "pdf"):
         config = yaml.safe_load((folder / "_quarto.yml").read_text(encoding="utf-8"))
         check_config(config)
-        for name in [*config["project"]["render"], *config["bibliography"]]:
+        files = [*config["project"]["render"], *config["bibliography"], config["csl"]]
+        files += [entry["path"] for entry in config["filters"]]
+        for form in config["format"].values():
+            files += [*form.get("template-partials", ()), *([form["css"]] if "css" in form else [])]
+        for name in files:
             assert (folder / name).is_file()
     files = [*(build / "site").glob("*.ipynb"), build / "pdf" / "report.ipynb"]
     assert len(files) == 5 + len(list(ROOT.glob("reports/guide/*.md")))

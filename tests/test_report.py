@@ -11,11 +11,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pypdf
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from vitlab import report as report_package
 from vitlab.errors import UserError
@@ -87,11 +89,10 @@ def make_table(**columns):
     )
 
 
-def make_interactive(monkeypatch, first=True):
-    """What a notebook keeps of a real interactive figure; the library comes with the first."""
-    monkeypatch.setattr(interactive, "_library_sent", not first)
+def make_interactive(slope=1):
+    """What a notebook keeps of a real interactive figure."""
     figure, ax = plt.subplots(figsize=(3, 2))
-    ax.plot([0, 1 if first else 2])
+    ax.plot([0, slope])
     shown = interactive.Interactive(
         go.Figure(go.Scatter(x=[1, 2], y=[2, 1], name="the-live-series")), figure
     )
@@ -196,11 +197,11 @@ plot_history(history)"""
             ),
             make_code(
                 '#| label: fig-cost\n#| fig-cap: "Cost."\n#| fig-alt: "Dots."\niplot_cost(table)',
-                make_interactive(monkeypatch),
+                make_interactive(),
             ),
             make_code(
                 '#| label: fig-more\n#| fig-cap: "More."\niplot(table)',
-                make_interactive(monkeypatch, first=False),
+                make_interactive(slope=2),
             ),
         ]
         explore = [
@@ -444,13 +445,21 @@ def test_injected_values_replace_annotated_defaults():
 
 
 def test_clean_notebook_turns_tables_to_markdown_with_numbers_to_the_right():
-    table = make_table(name=["a", "b"], auc=[0.9, 0.8], range=["[0.1, 0.2]", "[0.3, 0.4]"])
+    table = make_table(
+        name=["a", "–"], auc=[0.9, 0.8], range=["[0.1, 0.2]", "[0.3, 0.4]"], spread=["–", "–"]
+    )
     notebook = clean_notebook(
         new_notebook(cells=[make_code("t1", table), make_code("t2", make_table(only=["text"]))])
     )
     first, second = (cell.outputs[0].data["text/markdown"].splitlines() for cell in notebook.cells)
-    assert [cell.strip() for cell in first[0].split("|")[2:-1]] == ["name", "auc", "range"]
-    assert [re.sub("-+", "-", cell) for cell in first[1].split("|")[2:-1]] == [":-", "-:", "-:"]
+    assert [cell.strip() for cell in first[0].split("|")[2:-1]] == [
+        "name",
+        "auc",
+        "range",
+        "spread",
+    ]
+    sides = [re.sub("-+", "-", cell) for cell in first[1].split("|")[2:-1]]
+    assert sides == [":-", "-:", "-:", "-:"]
     assert [cell.strip() for cell in second[2].split("|")[1:-1]] == ["0", "text"]
     assert all(
         "text/html" not in output.data
@@ -491,7 +500,7 @@ def test_clean_notebook_puts_no_caption_under_an_excuse():
 @pytest.mark.parametrize("target", ["html5", "typst"])
 def test_a_number_is_not_torn_from_its_own_spread_or_interval(target):
     table = "| a | b |\n|:--|--:|\n| x | 0.8 ± 0.1 |\n| y | 0.9 [0.8, 1.0] |\n"
-    filters = str(Path(report_package.__file__).with_name("filters.lua"))
+    filters = str(Path(report_package.__file__).with_name("common.lua"))
     text = run_pandoc(
         "--from=markdown", f"--to={target}", "--wrap=none", f"--lua-filter={filters}", text=table
     )
@@ -512,10 +521,19 @@ def test_clean_notebook_gives_every_picture_an_alternative_text():
     assert unsaid == "Picture made by the code plot_it(1)"
 
 
-def test_for_paper_keeps_the_static_twin(monkeypatch):
-    notebook = clean_notebook(
-        new_notebook(cells=[make_code("iplot()", make_interactive(monkeypatch))])
-    )
+def test_for_paper_makes_a_large_picture_a_jpeg_of_the_same_size():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(noise).save(png, "PNG", dpi=(100, 100))
+    data = {"image/png": base64.b64encode(png.getvalue()).decode()}
+    cell = make_code("plot()", new_output("display_data", data=data))
+    (output,) = for_paper(new_notebook(cells=[cell])).cells[0].outputs
+    with Image.open(io.BytesIO(base64.b64decode(output.data["image/jpeg"]))) as picture:
+        assert picture.size == (400, 300) and picture.info["dpi"] == (100, 100)
+
+
+def test_for_paper_keeps_the_static_twin():
+    notebook = clean_notebook(new_notebook(cells=[make_code("iplot()", make_interactive())]))
     assert list(for_paper(notebook).cells[0].outputs[0].data) == ["image/png"]
     assert list(for_web(notebook).cells[0].outputs[0].data) == ["text/markdown"]
 
@@ -676,7 +694,8 @@ def test_settings_that_are_empty_are_defaults(tmp_path, text):
     assert (settings.title, settings.lang, settings.bibliography) == ("vitlab", "en", ())
     site, pdf = site_config(Report("", "", "", ()), settings), pdf_config(settings)
     assert site["website"]["title"] == "vitlab"
-    html = {"embed-resources": True, "html-table-processing": "none", "code-overflow": "wrap"}
+    html = {"embed-resources": True, "css": "content.css"}
+    html |= {"html-table-processing": "none", "code-overflow": "wrap"}
     assert site["format"] == {"html": html} and not site["website"]["page-navigation"]
     assert pdf["format"] == {"typst": TYPST}
     assert site["execute"] == pdf["execute"] == {"enabled": False}

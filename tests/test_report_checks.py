@@ -598,7 +598,7 @@ def test_strict_publishes_nothing_and_the_marks_are_in_page_and_pdf(project):
     assert [finding.rule for finding in read_findings(paths["findings"])] == rules
     paths = render_report()
     page = (paths["html"].parent / "03-train-vit-seed-0.html").read_text(encoding="utf-8")
-    assert page.count("Problem: ") == 1 and 'class="callout warning"' in page
+    assert page.count("Problem: ") == 1 and 'class="remark warning"' in page
     assert "This report has 3 problems" in paths["html"].read_text(encoding="utf-8")
     text = pdf_text(pypdf.PdfReader(paths["pdf"]))
     assert text.count("Problem: ") == 1 and "[a picture that is not here: a graph]" in text

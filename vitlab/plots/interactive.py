@@ -1,8 +1,8 @@
 """Figures to explore in HTML, with a twin for where HTML cannot go (PDF, a terminal, GitHub).
 
-An `Interactive` holds both: the front end shows the richest form it can. plotly.js travels inside
+An `Interactive` holds both: the front end shows the richest form it can. plotly.js travels before
 the first Plotly figure of a kernel, so a saved page works without a network. Reports find figures
-by the classes `vitlab-plotly` and `vitlab-viewer`, and the library by the id `vitlab-plotlyjs`."""
+by the classes `vitlab-plotly` and `vitlab-viewer`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
+from vitlab.markup import JUPYTER_ONLY
 from vitlab.plots.style import MARKERS, legend_name, panel_grid, png_bytes, readable, shorten
 
 # The function's parameters hide the names by which plotly.js would take the page for a module
@@ -74,15 +76,26 @@ class Interactive:
         return FIGURE.format(figure=figure, name=name, height=self.figure.layout.height or 400)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        global _library_sent
-        library = ""
-        if not _library_sent and not isinstance(self.figure, str):
-            library = LIBRARY.format(library=get_plotlyjs())
-            _library_sent = True
+        if not isinstance(self.figure, str):
+            _send_library()
         twin = {"text/markdown": self.static}
         if isinstance(self.static, Figure):
             twin = {"image/png": base64.b64encode(png_bytes(self.static)).decode()}
-        return {"text/html": library + self.to_html(), **twin, "text/plain": repr(self)}
+        return {"text/html": self.to_html(), **twin, "text/plain": repr(self)}
+
+
+def library_html() -> str:
+    """The script element of plotly.js, which a page with these figures needs once."""
+    return LIBRARY.format(library=get_plotlyjs())
+
+
+def _send_library():
+    """Before the first figure, plotly.js as an output of its own: reports bring theirs, and Quarto
+    moves an output with a library to the top of the page."""
+    global _library_sent
+    if not _library_sent:
+        _library_sent = True
+        display(HTML(library_html()), metadata=JUPYTER_ONLY)
 
 
 def scatter(

@@ -14,7 +14,6 @@ import nbformat
 from vitlab.files import write_json
 from vitlab.places import reports_dir
 from vitlab.report.checks import MAX_PAGE_MB, check_report
-from vitlab.report.clean import for_web
 from vitlab.report.combine import combine_pages
 from vitlab.report.findings import ReportRefused, mark_report, write_findings
 from vitlab.report.gather import gather_report, guide_pages, page_notebook
@@ -59,9 +58,7 @@ def render_report(
     for folder in (build / "site", build / "pdf", ready):
         folder.mkdir(parents=True, exist_ok=True)
     for page in report.pages:
-        nbformat.write(
-            page_notebook(page, for_web(page.notebook).cells), build / "site" / f"{page.slug}.ipynb"
-        )
+        nbformat.write(page_notebook(page, report.date), build / "site" / f"{page.slug}.ipynb")
     papers = {"report": write_paper(report) if has_answer(report) else combine_pages(report)}
     if notebooks:
         papers["report-notebooks"] = combine_pages(report)

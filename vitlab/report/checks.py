@@ -12,7 +12,7 @@ from vitlab.files import find_damage
 from vitlab.markup import code
 from vitlab.notebook import read_cells
 from vitlab.places import reports_dir
-from vitlab.report.clean import PICTURES, cell_number, for_web, split_plotly
+from vitlab.report.clean import PICTURES, cell_number, find_library, for_web
 from vitlab.report.findings import Finding
 from vitlab.report.gather import HOME, Page, Report
 from vitlab.report.markdown import cell_label, read_options
@@ -206,14 +206,12 @@ def measure_cells(page: Page) -> tuple[dict[int, int], int]:
     page has once.
     """
     sizes: dict[int, int] = {}
-    library = 0
-    for cell in for_web(page.notebook).cells:
+    notebook = for_web(page.notebook)
+    for cell in notebook.cells:
         size = len(cell.source)
         for output in cell.get("outputs", ()):
             for content in output.get("data", {"text/plain": output.get("text", "")}).values():
-                plotly, rest = split_plotly(content)
-                library = max(library, len(plotly))
-                size += len(rest)
+                size += len(content)
         number = cell_number(cell)
         sizes[number] = sizes.get(number, 0) + size
-    return sizes, library
+    return sizes, len(find_library(notebook))

@@ -5,15 +5,19 @@ output in one form for HTML and one for PDF.
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import re
 from html import escape
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from vitlab.markup import JUPYTER_ONLY
 from vitlab.notebook import find_assignments
+from vitlab.plots.interactive import library_html
 from vitlab.report.markdown import (
     callout,
     code_block,
@@ -27,9 +31,10 @@ from vitlab.report.markdown import (
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
 TABLES = Path(__file__).with_name("tables.lua")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-PLOTLY_LIBRARY = re.compile(r'<script[^>]*\bid="vitlab-plotlyjs"[^>]*>.*?</script>', re.DOTALL)
 # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)
+CSS_DPI = 96  # what a browser takes for an inch
+MAX_PNG = 150_000  # bytes
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 SPLIT = "vitlab-next-table"
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")  # a backslash and punctuation, as pandoc writes them
@@ -86,14 +91,15 @@ def for_web(notebook: NotebookNode) -> NotebookNode:
 
 
 def for_paper(notebook: NotebookNode) -> NotebookNode:
-    """The copy for PDF: static pictures in place of interactive figures."""
-    return _with_outputs(notebook, _pick_for_paper)
+    """The copy for PDF: static pictures in place of interactive figures, large ones as JPEG."""
+    return _with_outputs(notebook, lambda output, cell: _shrink(*_pick_static(output, cell)))
 
 
-def split_plotly(html: str) -> tuple[str, str]:
-    """The Plotly library (its script element, or "") and the rest of a figure's HTML."""
-    library = PLOTLY_LIBRARY.search(html)
-    return (library.group(), html.replace(library.group(), "")) if library else ("", html)
+def find_library(notebook: NotebookNode) -> str:
+    """The Plotly library, for a notebook with figures that need it; else ""."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [output.get("data", {}).get("text/markdown", "") for output in outputs]
+    return library_html() if any('class="vitlab-plotly"' in text for text in texts) else ""
 
 
 def _is_papermill_mark(cell):
@@ -285,16 +291,29 @@ def _pick_for_web(output, cell):
         "image/png" in data and "plotly" not in html.lower()
     )
     if not html or (has_other_form and not _is_live(html)):
-        return _pick_for_paper(output, cell)
+        return _pick_static(output, cell)
     label = escape(read_options(cell.source)[0].get("fig-alt", "Interactive figure"))
     kind = "live-table" if "vitlab-runs" in html else "interactive"
     block = f'<div class="{kind}" role="group" aria-label="{label}">{html}</div>'
     return ({"text/markdown": raw_html(block)},)
 
 
-def _pick_for_paper(output, cell):
+def _pick_static(output, cell):
     for kind in ("text/markdown", *PICTURES, "text/latex", "text/plain"):
         if kind in output.data:
-            size = output.metadata.get("image/png") if kind == "image/png" else None
-            return {kind: output.data[kind]}, {"image/png": size} if size else {}
-    return ({"text/markdown": "*This output is only available in the HTML report.*"},)
+            size = output.metadata.get(kind) or {}
+            return {kind: output.data[kind]}, {kind: size} if size else {}
+    return {"text/markdown": "*This output is only available in the HTML report.*"}, {}
+
+
+def _shrink(data, metadata):
+    """A large PNG is a photograph, which a JPEG holds in a quarter of the bytes."""
+    png = base64.b64decode(data.get("image/png", ""))
+    if len(png) < MAX_PNG:
+        return data, metadata
+    with Image.open(io.BytesIO(png)) as picture:
+        jpeg = io.BytesIO()
+        dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))
+        picture.convert("RGB").save(jpeg, "JPEG", quality=90, dpi=dpi)
+    text = base64.b64encode(jpeg.getvalue()).decode()
+    return {"image/jpeg": text}, {"image/jpeg": metadata.get("image/png", {})}

@@ -44,15 +44,18 @@ def combine_pages(report: Report) -> NotebookNode:
 
 
 def combine_chapters(
-    report: Report, chapters: Sequence[tuple[str, str, list[NotebookNode]]]
+    report: Report, chapters: Sequence[tuple[str, str, list[NotebookNode]]], flow: bool = False
 ) -> NotebookNode:
-    """One notebook of chapters: title (Markdown), anchor, cells. Labels are made unique."""
+    """One notebook of chapters: title (Markdown), anchor, cells. Labels are made unique. flow:
+    chapters follow each other without a new page.
+    """
     front = {
         "title": escape(report.title),
         "subtitle": escape(report.subtitle),
         "author": escape(report.author),
         "abstract": escape(report.abstract),
         "date": report.date,
+        "flow": flow,
     }
     header = "\n".join(
         f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value
@@ -67,7 +70,7 @@ def combine_chapters(
         cells.append(new_markdown_cell("# References {.unnumbered}\n\n::: {#refs}\n:::"))
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number}"
-    return new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    return new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "flow": flow})
 
 
 def has_citations(cells: list[NotebookNode]) -> bool:

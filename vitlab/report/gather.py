@@ -25,11 +25,12 @@ from vitlab.markup import code, escape
 from vitlab.notebook import notebook_parameters
 from vitlab.places import project_root, reports_dir
 from vitlab.registry import unknown
-from vitlab.report.clean import KERNEL, clean_notebook
+from vitlab.report.clean import KERNEL, clean_notebook, find_library, for_web
 from vitlab.report.markdown import (
     callout,
     code_block,
     find_headings,
+    raw_html,
     read_options,
     split_sections,
     write_options,
@@ -333,12 +334,20 @@ def _day(file):
     return date.fromtimestamp(file.stat().st_mtime).isoformat()
 
 
-def page_notebook(page: Page, cells: list) -> NotebookNode:
-    """These cells under the page's title, as a notebook that Quarto can render."""
-    front = nbformat.v4.new_raw_cell(
-        f"---\ntitle: {json.dumps(page.title_markdown, ensure_ascii=False)}\n---"
-    )
-    return new_notebook(cells=[front, *cells], metadata={"kernelspec": KERNEL})
+def describe_page(page: Page, date: str) -> str:
+    """What stands below the title of a page: its data set and the date of the report."""
+    return " · ".join(filter(None, (describe_datasets([page.dataset] * bool(page.dataset)), date)))
+
+
+def page_notebook(page: Page, date: str) -> NotebookNode:
+    """The page under its title, as a notebook that Quarto can render."""
+    title = json.dumps(page.title_markdown, ensure_ascii=False)
+    subtitle = json.dumps(escape(describe_page(page, date)), ensure_ascii=False)
+    notebook = for_web(page.notebook)
+    head = [nbformat.v4.new_raw_cell(f"---\ntitle: {title}\nsubtitle: {subtitle}\n---")]
+    if library := find_library(notebook):
+        head.append(new_markdown_cell(raw_html(library)))
+    return new_notebook(cells=[*head, *notebook.cells], metadata={"kernelspec": KERNEL})
 
 
 def guide_pages(pages: Sequence[Page] = ()) -> list[Page]:

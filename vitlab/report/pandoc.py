@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import mimetypes
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -26,16 +25,16 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from vitlab.plots.fonts import USUAL, describe_missing, find_fonts
-from vitlab.report.clean import clean_notebook, for_web, split_plotly
+from vitlab.report.clean import CSS_DPI, clean_notebook, find_library, for_web
 from vitlab.report.combine import has_citations
-from vitlab.report.gather import Page, Report, describe_datasets, take_heading
+from vitlab.report.gather import Page, Report, describe_page, take_heading
 from vitlab.report.markdown import code_block, read_options, run_pandoc
 from vitlab.report.settings import Settings, hash_templates, read_settings
 
 HERE = Path(__file__).parent
+STYLES = ("content.css", "style.css")
+FILTERS = ("common.lua", "filters.lua")
 ENDINGS = {"image/png": ".png", "image/svg+xml": ".svg", "image/jpeg": ".jpg"}
-CSS_DPI = 96  # what a browser takes for an inch
-MAX_PNG = 150_000  # bytes; larger ones are photographs, which a JPEG holds in a quarter of them
 TEXT_WIDTH, TEXT_HEIGHT = 6.45, 8.2  # inches: the text block of report.typ, less room for a caption
 
 
@@ -58,13 +57,13 @@ def render_pdf(
     """Write a PDF into `output`, from the notebook of that name in build/pdf; its path."""
     folder = build / "pdf"
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-    medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT, max_png=MAX_PNG)
+    medium = Medium(folder, width=TEXT_WIDTH, height=TEXT_HEIGHT)
     markdown = notebook_markdown(notebook, medium, f"{name}-figure")
     variables = {"version": version("vitlab"), "lang": settings.lang, "date": report.date}
     variables["templates"] = hash_templates()
-    variables["flow"] = notebook.metadata.get("flow", False)
     metadata = {"title": report.title, "subtitle": report.subtitle}
     metadata |= {"author": report.author, "abstract": report.abstract}
+    metadata["flow"] = notebook.metadata["flow"]
     defaults = {"template": str(HERE / "report.typ"), "variables": variables, "metadata": metadata}
     source = _render_markdown(markdown, "typst", folder / name, settings, defaults)
     (folder / f"{name}.typ").write_text(source, encoding="utf-8")
@@ -92,7 +91,7 @@ def render_single(copy: Path, output: Path, dataset: str) -> None:
 
 def _render_page(page, report, settings, folder):
     notebook = for_web(page.notebook)
-    library = _take_plotly(notebook)
+    library = find_library(notebook)
     markdown = notebook_markdown(notebook, Medium(folder, fold=settings.fold), page.slug)
     if has_citations(notebook.cells):
         markdown += "\n## References {.unnumbered}\n\n::: {#refs}\n:::\n"
@@ -101,19 +100,17 @@ def _render_page(page, report, settings, folder):
         "previous": _link(report.pages[position - 1]) if position else None,
         "next": _link(report.pages[position + 1]) if position + 1 < len(report.pages) else None,
     }
-    subtitle = describe_datasets([page.dataset] if page.dataset else [])
     variables = {
         "site-title": escape(report.title or settings.title),
         "lang": settings.lang,
         "home": page is report.pages[0],
-        "page-subtitle": escape(subtitle),
-        "report-date": report.date,
+        "page-subtitle": escape(describe_page(page, report.date)),
         "single": len(report.pages) == 1,
         "templates": hash_templates(),
         "folded": 'fold="true"' in markdown,
         "parts": _navigation(report.pages, page),
         "version": version("vitlab"),
-        "style": (HERE / "style.css").read_text(encoding="utf-8"),
+        "style": "".join((HERE / name).read_text(encoding="utf-8") for name in STYLES),
         "plotly": "<!-- plotly -->" if library else "",
         **{key: value for key, value in neighbours.items() if value},
     }
@@ -146,25 +143,13 @@ def _render_markdown(markdown, target, path, settings, defaults):
         "standalone": True,
         "columns": 10_000,  # a long line of a pipe table must not make pandoc choose column widths
         "wrap": "none",
-        "filters": [str(HERE / "filters.lua"), "citeproc"],
+        "filters": [*(str(HERE / name) for name in FILTERS), "citeproc"],
         "bibliography": [str(file) for file in settings.bibliography],
         **({"csl": str(settings.csl)} if settings.csl else {}),
     }
     path.with_suffix(".md").write_text(markdown, encoding="utf-8")
     path.with_suffix(".defaults.json").write_text(json.dumps(defaults, indent=1), encoding="utf-8")
     return run_pandoc("--defaults", str(path.with_suffix(".defaults.json")))
-
-
-def _take_plotly(notebook):
-    """Take the Plotly library out of all outputs of a page, and return it once."""
-    found = ""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            if "text/markdown" in data:
-                library, data["text/markdown"] = split_plotly(data["text/markdown"])
-                found = found or library
-    return found
 
 
 def _link(page: Page):
@@ -200,14 +185,13 @@ def _data_uri(folder, name):
 @dataclass(frozen=True)
 class Medium:
     """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
-    in inches; max_png: bytes above which a picture becomes a JPEG.
+    in inches.
     """
 
     folder: Path
     fold: bool | str = False
     width: float = 10.0
     height: float = 20.0
-    max_png: float = math.inf
 
 
 def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
@@ -287,9 +271,6 @@ def _picture_markdown(kind, content, size, options, medium, name):
             dpi = picture.info.get("dpi", (CSS_DPI, CSS_DPI))[0] or CSS_DPI
             natural = size["width"] / CSS_DPI if "width" in size else picture.width / float(dpi)
             inches = min(natural, medium.width, medium.height * picture.width / picture.height)
-            if file.suffix == ".png" and file.stat().st_size > medium.max_png:
-                file = file.with_suffix(".jpg")
-                picture.convert("RGB").save(file, quality=90)
         width = f' width="{inches:.2f}in"'
     alt = _quote(" ".join(str(options.get("fig-alt", "")).split()))
     return f'![]({file.name}){{alt="{alt}"{width}}}'

@@ -80,9 +80,7 @@ def write_paper(report: Report) -> NotebookNode:
         chapters.append(("Methods", "methods", _describe_methods(runs)))
     chapters += _select(report, AFTER)
     chapters.append(("Reproduction", "reproduction", _describe_reproduction(report, runs)))
-    paper = combine_chapters(report, chapters)
-    paper.metadata["flow"] = True  # chapters follow each other without a new page
-    return paper
+    return combine_chapters(report, chapters, flow=True)
 
 
 def _select(report: Report, plan: Sequence[tuple]) -> list[tuple[str, str, list[NotebookNode]]]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -17,18 +18,15 @@ import yaml
 
 from vitlab.report.gather import Report
 from vitlab.report.markdown import run_pandoc
-from vitlab.report.settings import Settings, find_section
+from vitlab.report.settings import Settings, find_section, hash_templates
 
-CSL = "default.csl"
+HERE = Path(__file__).parent
+CSL, STYLE = "default.csl", "content.css"
+FILTER = {"path": "common.lua", "at": "pre-ast"}  # before Quarto: its call-outs need a font package
 # of the PDF, not in _quarto.yml: there, `quarto render` would make a PDF of each notebook
 TYPST = {
-    "papersize": "a4",
-    "margin": {"x": "2.3cm", "y": "2.5cm"},
-    "mainfont": "Libertinus Serif",
-    "fontsize": "10.5pt",
-    "toc": True,
-    "toc-depth": 2,
-    "section-numbering": "1.1",
+    "template-partials": ["page.typ", "typst-show.typ"],  # the layout is that of the other way
+    "syntax-highlighting": "idiomatic",
     "citeproc": True,  # the same citation style as in HTML
     "tbl-colwidths": False,
 }
@@ -45,21 +43,28 @@ def render_with_quarto(
     """Render build/site and build/pdf, and copy pages and PDF to `output`. RuntimeError has the
     output of Quarto.
     """
-    style = run_pandoc("--print-default-data-file", "default.csl")  # as without Quarto
-    for folder, config in (("site", site_config(report, settings)), ("pdf", pdf_config(settings))):
-        for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
-            shutil.copy(file, build / folder / file.name)
-        if not settings.csl:
-            (build / folder / CSL).write_text(style, encoding="utf-8")
-        (build / folder / "_quarto.yml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+    write_project(settings, build / "site", site_config(report, settings))
+    write_project(settings, build / "pdf", pdf_config(settings))
     _run(quarto, ["render"], build / "site")
-    shutil.copytree(build / "site" / "_site", output, dirs_exist_ok=True)
+    for page in report.pages:  # each has all it needs: libraries and search index stay behind
+        shutil.copy(build / "site" / "_site" / f"{page.slug}.html", output)
     for name in papers:
         _run(quarto, ["render", f"{name}.ipynb", "--to", "typst"], build / "pdf")
-        shutil.copy(build / "pdf" / f"{name}.pdf", output / f"{name}.pdf")
+        shutil.copy(build / "pdf" / f"{name}.pdf", output)
     return {"html": output / "index.html", "pdf": output / "report.pdf"}
+
+
+def write_project(settings: Settings, folder: Path, config: dict) -> None:
+    """Put what Quarto needs beside the notebooks: configuration, references, filter, templates."""
+    for file in (*settings.bibliography, *([settings.csl] if settings.csl else [])):
+        shutil.copy(file, folder)
+    if not settings.csl:
+        style = run_pandoc("--print-default-data-file", "default.csl")  # as without Quarto
+        (folder / CSL).write_text(style, encoding="utf-8")
+    for name in (FILTER["path"], STYLE, *TYPST["template-partials"]):
+        shutil.copy(HERE / name, folder)
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (folder / "_quarto.yml").write_text(text, encoding="utf-8")
 
 
 def site_config(report: Report, settings: Settings) -> dict:
@@ -81,7 +86,7 @@ def site_config(report: Report, settings: Settings) -> dict:
     }
     # each page one file, to be opened offline
     html = {**find_section(config, "format", "html"), "embed-resources": True}
-    html |= {"html-table-processing": "none", "code-overflow": "wrap"}
+    html |= {"css": STYLE, "html-table-processing": "none", "code-overflow": "wrap"}
     config["format"] = {"html": html}
     return config
 
@@ -94,6 +99,7 @@ def pdf_config(settings: Settings) -> dict:
     config.pop("website", None)
     config["project"] = {"type": "default", "render": ["report.ipynb"]}
     config["format"] = {"typst": TYPST | find_section(config, "format", "typst")}
+    config |= {"version": version("vitlab"), "templates": hash_templates()}
     return config
 
 
@@ -101,6 +107,7 @@ def _shared_config(settings):
     config = copy.deepcopy(settings.config)
     config["bibliography"] = [file.name for file in settings.bibliography]
     config["csl"] = settings.csl.name if settings.csl else CSL
+    config["filters"] = [FILTER]
     config["execute"] = {**find_section(config, "execute"), "enabled": False}
     return config
 

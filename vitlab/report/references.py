@@ -113,7 +113,9 @@ def read_pointers(page: Page) -> Pointers:
     markdown = "\n\n".join(parts)
     found.needs_alt = True
     found.feed(
-        run_pandoc("--from=markdown", "--to=html5", "--reference-location=block", text=markdown)
+        run_pandoc(
+            "--from=markdown", "--to=html5", "--mathml", "--reference-location=block", text=markdown
+        )
     )
     return found
 

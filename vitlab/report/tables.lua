@@ -14,7 +14,9 @@ function Table(tbl)
       for _, row in ipairs(body.body) do
         local cell = row.cells[column]
         local text = cell and text_of(cell) or ""
-        if text ~= "" then
+        if text == "–" then
+          numbers = numbers + 0.001 -- decides where there is nothing else
+        elseif text ~= "" then
           if is_number(text) then numbers = numbers + 1 else others = others + 1 end
         end
       end
