@@ -32,6 +32,7 @@ GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability
 
 SAMPLES = ["sample_id", "label", "group", "source", "defect_probability"]
 SAMPLES += ["module", "module_confidence"]
+PROBABILITIES = ["prob_functional", "prob_defective"]  # what the experts thought of a cell
 # an image at their border may belong to either, so a split keeps both modules together
 LINKED = {"m20": "m19", "m30": "m29"}
 FINAL_MODULES = {"mono": 4, "poly": 5}  # of 18 and 26
@@ -60,13 +61,15 @@ def _load_elpv(classes: tuple[str, ...], **facts) -> Source:
     place = (table["defect_probability"] / step).round().astype(int)
     table["sample_id"] = [Path(file).stem for file in table["source"]]
     table["label"] = place.map(dict(enumerate(classes)))
+    defective = table["defect_probability"]
+    table["prob_functional"], table["prob_defective"] = 1 - defective, defective
     table = table.merge(infer_modules(), on="sample_id", how="left")
     files = [root / file for file in table["source"]]
     return Source(
         location="elpv-dataset",
         version=f"elpv-dataset {version('elpv-dataset')}",
         classes=classes,
-        samples=table[SAMPLES],
+        samples=table[[*SAMPLES, *(PROBABILITIES if classes == BINARY else [])]],
         read=Reader(dict(zip(table["sample_id"], files, strict=True)), open_file),
         strata=("defect_probability", "group"),
         licence="images CC BY-NC-SA 4.0 (Bavarian Center for Applied Energy Research, ZAE Bayern)",

@@ -44,7 +44,7 @@ def protocol_table(
 
 def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Published rows and ours, the best first: columns task, cells, metric, model, mean, spread,
-    sampling_sd, source, protocol.
+    sampling_sd, source, protocol, comparable (whether task and split are; "" for ours).
 
     published: a file such as reports/published_elpv.csv. ours: rows of `protocol_table` with
     columns model, seed and protocol (how the images were split); spread is the standard deviation
@@ -68,11 +68,13 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
     order = ours[KEYS].drop_duplicates().assign(place=lambda keys: range(len(keys)))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean").merge(order, on=KEYS)
     table = table.sort_values(["place", "mean"], ascending=[True, False], ignore_index=True)
-    return table[[*KEYS, "model", "mean", "spread", "sampling_sd", "source", "protocol"]]
+    table["comparable"] = table.get("comparable", pd.Series(dtype=str)).fillna("")
+    names = ["model", "mean", "spread", "sampling_sd", "source", "protocol", "comparable"]
+    return table[[*KEYS, *names]]
 
 
 def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of our models against the best published one: columns task, cells, metric, model, value,
+    """Each of our models against the best published one that is comparable: columns task, cells, metric, model, value,
     against, published, difference, verdict.
 
     The number of replicates behind a published standard deviation is not always known, so there is
@@ -81,6 +83,7 @@ def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
     over seeds or over test images, whichever is larger; an unknown one of theirs counts as ours."""
     columns = [*KEYS, "model", "value", "against", "published", "difference", "verdict"]
     theirs = table[(table["source"] != OURS) & (table["model"] != "majority class")]
+    theirs = theirs[theirs["comparable"] != "no"]
     best = theirs.loc[theirs.groupby(KEYS, sort=False)["mean"].idxmax()]
     pairs = table[table["source"] == OURS].merge(best, on=KEYS, suffixes=("", "_best"))
     spread = pairs[["spread", "sampling_sd"]].max(axis=1).fillna(0)

@@ -18,7 +18,7 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "trackio", "wandb"),
     "class_weights": ("none", "balanced", "effective"),
-    "resample": ("none", "oversample", "undersample", "smote"),
+    "resample": ("none", "oversample", "undersample", "smote", "groups"),
     "synthetic": ("none", "fourier"),
 }
 AT_LEAST = {
@@ -109,7 +109,12 @@ class TrainConfig:
         0.0, "focal loss (arXiv 1708.02002): confident predictions count less; 0: cross-entropy"
     )
     resample: str = setting(
-        "none", "equal classes in each epoch: none, oversample, undersample, smote (linear_probe)"
+        "none",
+        "equal classes in each epoch: none, oversample, undersample, smote (linear_probe), or"
+        " groups: equal classes within each group (arXiv 2110.14503)",
+    )
+    soft_labels: bool = setting(
+        False, "train towards the columns prob_<class> of the data instead of the label"
     )
     mixup_rare: float = setting(
         0.0, "alpha of mixup between two images of the same rare class; 0 for none"
@@ -197,6 +202,16 @@ class TrainConfig:
         if self.resample == "smote" and self.mixup_rare:
             raise UserError(
                 "resample='smote' mixes within the rare classes already; write mixup_rare=0 with it"
+            )
+        made = self.synthetic != "none" or self.resample == "smote" or self.mixup_rare > 0
+        if self.soft_labels and made:
+            raise UserError(
+                "soft_labels are known for real images only; write synthetic='none', mixup_rare=0"
+                " and no resample='smote' with it"
+            )
+        if self.resample == "groups" and self.synthetic != "none":
+            raise UserError(
+                "resample='groups' knows the groups of real images only; write synthetic='none'"
             )
         if self.synthetic != "none" and self.synthetic_share == 0:
             raise UserError(
