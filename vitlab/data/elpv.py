@@ -34,8 +34,8 @@ SAMPLES = ["sample_id", "label", "group", "source", "defect_probability"]
 SAMPLES += ["module", "module_confidence"]
 PROBABILITIES = ["prob_functional", "prob_defective"]  # what the experts thought of a cell
 # an image at their border may belong to either, so a split keeps both modules together
-LINKED = {"m20": "m19", "m30": "m29"}
-FINAL_MODULES = {"mono": 4, "poly": 5}  # of 18 and 26
+LINKED = {"m20": "m19"}
+FINAL_MODULES = {"mono": 4, "poly": 5}  # of 18 and 25
 
 
 @DATASETS.register
@@ -85,8 +85,9 @@ def infer_modules() -> pd.DataFrame:
     """The module of each cell, m00 to m43: columns sample_id, module, module_confidence (0 to 1).
 
     Inferred: the images are in the order of their modules, in runs of one cell type whose lengths
-    are those of 44 modules of 60 cells (one has 72, one 48, one 54 and one 50). Where a border
-    inside a run is uncertain, the confidence is the posterior probability of the module."""
+    are those of 44 modules of 60 cells (one has 72, one 48, one 54 and one 50). Two are photographs
+    of one module, m29, so there is no m38. Where a border inside a run is uncertain, the confidence
+    is the posterior probability of the module."""
     path = importlib.resources.files("vitlab.data") / "elpv_modules.csv"
     table = pd.read_csv(str(path), comment="#")
     rows = table.loc[table.index.repeat(table["images"])].reset_index(drop=True)

@@ -74,8 +74,8 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
 
 
 def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of our models against the best published one that is comparable: columns task, cells, metric, model, value,
-    against, published, difference, verdict.
+    """Each of our models against the best published one that is comparable: columns task, cells,
+    metric, model, value, against, published, difference, verdict.
 
     The number of replicates behind a published standard deviation is not always known, so there is
     no test. The verdict is "no difference shown" where two single runs would differ as much by
