@@ -36,17 +36,11 @@ def test_the_modules_of_elpv_have_the_documented_numbers(elpv):
     modules = samples.groupby("module")
     assert modules["group"].nunique().max() == 1  # one cell type in a module
     kinds = modules["group"].first().value_counts()
-    assert (kinds["mono"], kinds["poly"]) == (18, 26)
-    assert sorted(modules.size().value_counts().items()) == [
-        (48, 1),
-        (50, 1),
-        (54, 1),
-        (60, 40),
-        (72, 1),
-    ]
-    assert samples["module"].is_monotonic_increasing
+    # of the 44 that are documented, two are photographs of one module
+    assert (kinds["mono"], kinds["poly"]) == (18, 25)
+    assert modules.size().value_counts().to_dict() == {48: 1, 54: 1, 60: 39, 72: 1, 110: 1}
     unsure = samples[samples["module_confidence"] < 0.95]
-    assert 0 < len(unsure) < 30 and set(unsure["module"]) <= {*LINKED, *LINKED.values()}
+    assert 0 < len(unsure) <= 3 and set(unsure["module"]) <= {*LINKED, *LINKED.values()}
 
 
 def test_elpv_is_split_by_module_and_the_final_modules_are_the_test_split(elpv):
@@ -63,12 +57,12 @@ def test_elpv_is_split_by_module_and_the_final_modules_are_the_test_split(elpv):
 def test_folds_by_module_test_each_image_once_and_keep_uncertain_neighbours_together():
     folds = [load_dataset("elpv", folds=5, fold=fold).samples for fold in range(5)]
     tests = [set(samples.loc[samples["split"] == "test", "module"]) for samples in folds]
-    assert sum(map(len, tests)) == len(set.union(*tests)) == 44
+    assert sum(map(len, tests)) == len(set.union(*tests)) == 43
     for samples in folds:
         split = samples.groupby("module")["split"].first()
         assert all(split[one] == split[other] for one, other in LINKED.items())
     by_image = load_dataset("elpv", folds=5, split_by="image")
-    assert by_image.split("test")["module"].nunique() == 44
+    assert by_image.split("test")["module"].nunique() == 43
 
 
 def test_borders_between_modules_are_found_in_features_that_differ():
@@ -82,9 +76,18 @@ def test_borders_between_modules_are_found_in_features_that_differ():
     assert posterior.sum(axis=1) == pytest.approx(1)
     block, confidence = elpv_modules.image_confidence(posterior)
     assert np.bincount(block).tolist() == sizes and confidence.min() > 0.9
+    fixed = elpv_modules.border_posterior(y, np.full(5, 9.0), 4, power=1.0, known=[58])
+    assert fixed.argmax(axis=1)[0] == 58
     # without differences only the sizes are known: a border lies within the six missing cells
     blind = elpv_modules.border_posterior(np.zeros((234, 5)), np.full(5, 9.0), 4, power=1.0)
     assert set(np.flatnonzero(blind[0] > 1e-6)) <= set(range(54, 61))
+
+
+def test_a_module_photographed_twice_is_found():
+    rng = np.random.default_rng(0)
+    hashes = rng.random((300, 255)) < 0.5
+    hashes[200:230] = hashes[20:50] ^ (rng.random((30, 255)) < 0.03)
+    assert elpv_modules.find_repeat(hashes) == (20, 30, 180)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,7 @@ def test_runs_of_both_splits_stand_beside_the_head_and_the_group_alone(folds, el
     assert set(found["module"]) == {"vit", HEAD}
     assert set(found["image"]) == {"vit", HEAD, "module alone"}
     head = found["module"][HEAD]
-    assert len(head) == 2624 and head["cluster"].nunique() == 44
+    assert len(head) == 2624 and head["cluster"].nunique() == 43
     assert set(head["protocol"]) == {"5 folds, by module"}
     table = split_table(found, replicates=50)
     alone = table[table["model"] == "module alone"].set_index("metric")["value"]
