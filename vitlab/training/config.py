@@ -13,7 +13,7 @@ from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 
 CHOICES = {
-    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_stage"),
+    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_stage", "lora"),
     "augment": ("none", "light", "strong"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "trackio", "wandb"),
@@ -29,6 +29,7 @@ AT_LEAST = {
     "patience": 1,
     "last_blocks": 0,
     "unfreeze_every": 1,
+    "lora_rank": 1,
 }
 # within 0..1
 SHARES = ("layer_decay", "label_smoothing", "ema", "class_weights_beta", "synthetic_share")
@@ -54,7 +55,7 @@ class TrainConfig:
     """Arguments of `fit`. Build one with `recipe`, which starts from values that suit the model."""
 
     strategy: str = setting(
-        "full", "what is trained: full, linear_probe, last_blocks, gradual or from_stage"
+        "full", "what is trained: full, linear_probe, last_blocks, gradual, from_stage or lora"
     )
     epochs: int = setting(12, "most epochs; early stopping may end before")
     batch_size: int = setting(64, "images per step of the optimizer, over all devices and parts")
@@ -72,6 +73,7 @@ class TrainConfig:
         "", "from_stage: the first stage that is trained, a name from the model's table of stages"
     )
     unfreeze_every: int = setting(1, "gradual: epochs after which one more block is trained")
+    lora_rank: int = setting(8, "lora: rank of the matrices that each linear layer learns")
     cache: bool = setting(
         True, "compute what is frozen once and keep it on disk; False: in every epoch"
     )

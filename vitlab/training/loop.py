@@ -36,6 +36,7 @@ from vitlab.training.devices import (
     seed_device,
 )
 from vitlab.training.live import check_tracker, show_training, tracking
+from vitlab.training.lora import add_lora, merge_lora
 from vitlab.training.loss import LossRecord, build_loss, build_weight, diverged, soft_targets
 from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
 from vitlab.training.scores import compute_logits, score_columns, score_logits
@@ -147,9 +148,12 @@ class Training:
         model.module.to(state.device)
         if config.channels_last:
             model.module.to(memory_format=torch.channels_last)
-        self.moving = _list_tensors(model.module, lowest_part)
         model.module.requires_grad_(False)
-        lowest_part.requires_grad_(True)
+        if config.strategy == "lora":
+            add_lora(model, config.lora_rank)
+        else:
+            lowest_part.requires_grad_(True)
+        self.moving = _list_tensors(model.module, split_model(model.module, lowest)[1])
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.compute_loss = build_loss(data, config, state.device, teacher)
         self.optimizer = self.accelerator.prepare_optimizer(
@@ -219,6 +223,7 @@ class Training:
         finally:
             display.close()
         self.model.module.load_state_dict(self.best, strict=False)
+        merge_lora(self.model.module)
         self.model.module.requires_grad_(True).eval()
         if self.run and main:
             self.run.record(
