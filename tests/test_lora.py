@@ -28,8 +28,6 @@ def test_adapters_beside_each_linear_layer_of_the_blocks_and_the_head_are_traine
     adapters = [name for name in trained if "lora_" in name]
     assert len(adapters) == 2 * 2 * 4  # two blocks, four layers, two matrices
     assert sorted(set(trained) - set(adapters)) == ["head.bias", "head.weight"]
-    sizes = [tuple(value.shape) for value in model.module.state_dict().values()]
-    assert (4, 192) in sizes or any(4 in size for size in sizes)
     assert count_parameters(model.module, trainable=True) < whole / 4
 
 
@@ -38,16 +36,15 @@ def test_merging_gives_the_same_function_in_the_original_network(digits):
     images = torch.randn(3, 3, 24, 24)
     add_lora(model, rank=4)
     with torch.no_grad():  # B begins at zero: nothing is changed
-        assert torch.allclose(
-            model.module.eval()(images), original.module.eval()(images), atol=1e-6
-        )
+        same = original.module.eval()(images)
+        assert torch.allclose(model.module.eval()(images), same, atol=1e-6)
         for name, value in model.module.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.1)
         adapted = model.module(images)
         merge_lora(model.module)
         assert torch.allclose(model.module(images), adapted, atol=1e-5)
-        assert not torch.allclose(adapted, original.module(images), atol=1e-3)
+        assert not torch.allclose(adapted, same, atol=1e-3)
     assert model.module.state_dict().keys() == original.module.state_dict().keys()
 
 
@@ -67,19 +64,17 @@ def test_a_training_moves_the_blocks_by_a_low_rank_and_nothing_before_them(digit
     before, after = original.module.state_dict(), model.module.state_dict()
     assert before.keys() == after.keys()
     moved = {name: after[name] - before[name] for name in before}
-    layers = [
-        name for name in moved if name.startswith("blocks") and moved[name].abs().max() > 1e-6
-    ]
+    largest = {name: change.abs().max() for name, change in moved.items()}
+    layers = [name for name in moved if name.startswith("blocks") and largest[name] > 1e-6]
     assert len(layers) == 8
     assert all(np.linalg.matrix_rank(moved[name].numpy(), tol=1e-5) == 2 for name in layers)
     still = [name for name in moved if not name.startswith(("blocks", "head"))]
-    assert all(moved[name].abs().max() == 0 for name in still)
+    assert all(largest[name] == 0 for name in still)
     assert predict(model, digits, ["val"])["prob_0"].between(0, 1).all()
 
 
 def test_a_model_without_transformer_blocks_is_refused(digits):
     model = build_model("efficientnet_lite0", digits.classes, size=32)
-    with pytest.raises(
-        UserError, match="adapts transformer blocks, and efficientnet_lite0 has none"
-    ):
-        fit(model, digits, config=recipe("efficientnet_lite0", digits, strategy="lora"), show=False)
+    config = recipe("efficientnet_lite0", digits, strategy="lora")
+    with pytest.raises(UserError, match="transformer blocks, and efficientnet_lite0 has none"):
+        fit(model, digits, config=config, show=False)
