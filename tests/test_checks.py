@@ -402,6 +402,9 @@ def test_runs_that_used_the_test_split_and_are_old(monkeypatch):
     for epochs in range(1, 11):
         make(f"run {epochs}", epochs=epochs)
     assert [result.status for result in check_runs("digits")] == ["pass", "pass"]
+    with monkeypatch.context() as patch:
+        patch.setattr(of_model, "list_versions", lambda: {"torch": "another"})
+        assert check_runs("digits")[1].status == "warn"
     make("run 11", epochs=11)
     monkeypatch.setattr(of_model, "data_version", lambda name: "another")
     used, old = check_runs("digits")
