@@ -84,9 +84,6 @@ TABLES = {
     "slice": evaluation.slice_table,
     "worst slice": evaluation.worst_slice_table,
     "calibration": evaluation.calibration_table,
-    "agreement": lambda table, **options: evaluation.annotator_agreement_table(
-        table, table, **options
-    ),
     "band": evaluation.curve_band_table,
     "metrics": evaluation.metrics_table,
     "uncertainty": lambda table, **options: evaluation.uncertainty_table(

@@ -5,7 +5,6 @@ All intervals and tests are for other images of the same kind. If the prediction
 independent: they are drawn and tested together."""
 
 from vitlab.evaluation import sentences
-from vitlab.evaluation.annotators import annotator_agreement_table
 from vitlab.evaluation.calibration import (
     calibrate,
     calibration_table,
@@ -36,7 +35,6 @@ from vitlab.evaluation.uncertainty import ranking_table, uncertainty_table
 
 __all__ = [
     "METRICS",
-    "annotator_agreement_table",
     "baseline_difference_table",
     "calibrate",
     "calibration_table",
