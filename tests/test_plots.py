@@ -1,6 +1,7 @@
 """Every figure keeps one contract, and draws what its table says."""
 
 import inspect
+import itertools
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -500,6 +501,26 @@ def test_history_marks_the_best_epoch():
         plots.plot_history(history, monitor="val_auc")
     one = plots.plot_history(figures.make_history(1))
     assert one[0].lines[0].get_marker() == "o", "one epoch can be seen"
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_legends_and_titles_of_many_classes_with_long_names_fit(count):
+    classes = [f"great white shark {number}" for number in range(count)]
+    samples = figures.make_samples(200)
+    samples["label"] = [classes[place % count] for place in range(200)]
+    table = figures.make_image_table(samples)
+    grid = plots.plot_sample_grid(
+        figures.make_images(6), [f"{name}, mono" for name in classes[:6]], classes[:6], classes
+    )
+    dots = plots.iplot_intensities(table, samples, classes).static
+    for figure in (grid[0].figure, dots):
+        figure.canvas.draw()
+        for shown in figure.legends:
+            box = shown.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    boxes = [ax.title.get_window_extent() for ax in grid]
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+    assert bool(grid[0].figure.legends) == (count == 10), "of more, the titles name the classes"
 
 
 def test_history_of_many_classes_draws_their_mean_and_the_lowest():

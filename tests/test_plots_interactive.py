@@ -153,6 +153,9 @@ def test_thresholds_are_marked_with_their_rules():
     table = evaluation.threshold_table(make_predictions())
     rules = ["0.5", "f1", "cost", "recall", "youden"]
     chosen = pd.DataFrame({"rule": rules, "threshold": [0.5, 0.4, np.inf, np.nan, 0.4]})
+    near = chosen.assign(threshold=[0.5, 0.4, 0.43, 0.9, 0.4])  # no room for a name each
+    near = [text.get_text() for text in plots.iplot_threshold(table, near).static.axes[0].texts]
+    assert list(filter(None, near)) == ["F1, Youden, cost", "recall"]
     shown = plots.iplot_threshold(table, chosen)
     (ax,) = shown.static.axes
     assert legend(ax) == ["precision", "recall", "specificity", "F1", "0.5, the default"]

@@ -156,6 +156,8 @@ def test_generated_configurations_are_valid_and_name_every_page(batch):
     assert html["html-table-processing"] == "none" and html["code-tools"] == {"source": False}
     assert pdf["format"].keys() == {"typst"}
     assert "website" not in pdf
+    both = pdf_config(settings, ["report", "report-notebooks"])  # others do not get these settings
+    assert both["project"]["render"] == ["report.ipynb", "report-notebooks.ipynb"]
     typst = pdf["format"]["typst"]
     assert typst["template-partials"] == ["page.typ", "typst-show.typ"], "cover and running header"
     assert typst["syntax-highlighting"] == "idiomatic", "code that is not justified"

@@ -310,6 +310,6 @@ def _place_heads(ax: Axes, table: pd.DataFrame, by: str, most: int) -> pd.Series
     numbers = numbers[:: -(-len(numbers) // most)]
     ax.set_xticks(numbers, map(str, numbers))
     ax.set_xlim(blocks.min() - 0.5, blocks.max() + 0.5)
-    ax.set_xlabel("block, from the image to the head")
+    ax.set_xlabel("block")
     ax.grid(axis="y")
     return blocks + 0.6 * (order - (count - 1) / 2) / count.clip(lower=2)

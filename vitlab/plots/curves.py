@@ -33,6 +33,7 @@ CURVES = {  # columns x and y, and the name of the area
     "precision_recall": ("recall", "precision", "AP"),
 }
 AREA = {"alpha": 0.2, "linewidth": 0}
+NEAR = 0.05  # thresholds that are closer have no room for a name each
 
 
 def plot_roc(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
@@ -171,8 +172,8 @@ def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame) -> Inte
         hovermode="x unified",
         xaxis={"title": plotly_text(title), "range": [0, 1]},
         yaxis={"title": "score", "range": [0, 1.02]},
-        margin_t=80,
-        height=440,
+        margin_t=110,  # for the names of all rules at one place
+        height=470,
         legend_title=None,
     )
     return Interactive(figure, ax.figure)
@@ -180,8 +181,10 @@ def iplot_threshold(threshold_table: pd.DataFrame, chosen: pd.DataFrame) -> Inte
 
 def _list_marks(chosen: pd.DataFrame) -> dict[float, str]:
     """The rules that chose each threshold within 0..1, from the lowest; the reference 0.5 has a
-    line of its own.
+    line of its own. Thresholds too close for names of their own share those at the first of them.
     """
     rules = chosen[(chosen["rule"] != "0.5") & chosen["threshold"].between(0, 1)]
-    groups = rules["rule"].map(readable).groupby(rules["threshold"])
-    return groups.agg(", ".join).to_dict()
+    rules = rules.sort_values("threshold", kind="stable")
+    first = rules["threshold"].where(rules["threshold"].diff().gt(NEAR)).ffill()
+    names = rules["rule"].map(readable).groupby(first.fillna(rules["threshold"].min()))
+    return dict.fromkeys(rules["threshold"], "") | names.agg(", ".join).to_dict()

@@ -23,6 +23,7 @@ from vitlab.plots.style import (
     PALETTE,
     WIDTH,
     class_colors,
+    count_columns,
     empty_axes,
     few_ticks,
     frame,
@@ -77,9 +78,12 @@ def plot_image_rows(
     left = LABEL_WIDTH if any(names) else 0.01
     side = 0.97 * (WIDTH - left) / columns
     ratio = max(height / width for height, width in map(image_shape, images))
+    letters = max(8, int(side / (title_size * 0.0078)))
+    titles = [[_wrap_lines(title, letters) for title in row] for row in titles]
     lines = max((title.count("\n") + 1 for row in titles for title in row), default=0)
     height = len(rows) * (side * ratio + 0.05 + 0.02 * title_size * lines) + 0.1
-    figure = new_figure(height + 0.2 * -(-len(legend or ()) // 5))
+    across = min(5, count_columns(legend or ()))
+    figure = new_figure(height + 0.2 * -(-len(legend or ()) // across))
     widths = [left, *[side] * columns]
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=widths)
     axes = np.full((len(rows), longest), None, dtype=object)
@@ -102,8 +106,12 @@ def plot_image_rows(
                 frame(ax, frames[place][column])
     if legend:
         handles = [Patch(color=color, label=shorten(name)) for name, color in legend.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+        figure.legend(handles=handles, loc="outside lower center", ncols=across)
     return axes
+
+
+def _wrap_lines(text, letters):
+    return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
 
 
 def plot_sample_grid(
@@ -126,8 +134,8 @@ def plot_sample_grid(
     if labels is not None:
         colors = class_colors(classes)
         frames = [colors[label] for label in labels]
-        if len(colors) > MAX_SHOWN:
-            colors = dict(zip(labels, frames, strict=True))
+        if len(colors) > MAX_SHOWN:  # the titles say it
+            colors = {}
     columns = max(1, min(columns, len(images)))
     rows = [_split_rows(part, columns) for part in (images, titles, frames)]
     axes = plot_image_rows(rows[0], (), *rows[1:], columns=max(columns, 3), legend=colors)

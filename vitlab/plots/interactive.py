@@ -32,7 +32,7 @@ window.Plotly || (function (define, module, exports) {{
 }})();
 </script>
 """
-FIGURE = """<div class="vitlab-plotly" style="width:100%; height:{height}px;">
+FIGURE = """<div class="vitlab-plotly" style="width:100%; min-width:{width}rem; height:{height}px;">
 {figure}
 <script>window.Plotly || (document.getElementById("{name}").textContent =
 "This figure needs plotly.js, which the first interactive figure loads: run the whole notebook.");
@@ -73,7 +73,9 @@ class Interactive:
         figure = self.figure.to_html(
             full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG
         )
-        return FIGURE.format(figure=figure, name=name, height=self.figure.layout.height or 400)
+        panels = sum(1 for _ in self.figure.select_xaxes())
+        height, width = self.figure.layout.height or 400, 11 * min(panels, 3)
+        return FIGURE.format(figure=figure, name=name, height=height, width=width)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         if not isinstance(self.figure, str):

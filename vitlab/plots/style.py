@@ -214,9 +214,16 @@ def shared_legend(axes: Sequence[Axes], columns: int = 4, **options) -> None:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     figure = np.ravel(axes)[0].get_figure(root=True)
+    columns = min(columns, count_columns(entries))
     figure.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=columns, **options
     )
+
+
+def count_columns(names: Iterable[str]) -> int:
+    """How many columns of a legend with these names the page is wide enough for."""
+    longest = max(map(len, names), default=0)
+    return max(1, int(WIDTH / (0.55 + 0.07 * longest)))  # inches of a sign and of a letter
 
 
 def empty_axes(text: str) -> Axes:

@@ -90,9 +90,10 @@ local function fit_table(tbl)
   end
   tbl = tbl:walk({ Inlines = keep_together })
   if typst then return { raw(("#fitted(%.2f, %s)["):format(scale, tostring(count_rows(tbl) > LONG))), tbl, raw("]") } end
-  for _, row in ipairs(tbl.head.rows) do -- sentences get room
+  for _, row in ipairs(tbl.head.rows) do -- words and sentences get room
     for column, cell in ipairs(row.cells) do
-      if (longest[column] or 0) > 30 then cell.attributes.style = "min-width: 13rem" end
+      local words = tbl.colspecs[column][1] ~= pandoc.AlignRight and longest[column] or 0
+      if words > 4 then cell.attributes.style = ("--words: %dch"):format(math.min(words, 30)) end
     end
   end
   local attributes = { tabindex = "0", role = "region", ["aria-label"] = "Table" }

@@ -44,7 +44,7 @@ def render_with_quarto(
     output of Quarto.
     """
     write_project(settings, build / "site", site_config(report, settings))
-    write_project(settings, build / "pdf", pdf_config(settings))
+    write_project(settings, build / "pdf", pdf_config(settings, papers))
     _run(quarto, ["render"], build / "site")
     for page in report.pages:  # each has all it needs: libraries and search index stay behind
         shutil.copy(build / "site" / "_site" / f"{page.slug}.html", output)
@@ -91,13 +91,13 @@ def site_config(report: Report, settings: Settings) -> dict:
     return config
 
 
-def pdf_config(settings: Settings) -> dict:
-    """The project's own configuration, for the one notebook of the PDF. It is a default project: in
+def pdf_config(settings: Settings, papers: Sequence[str] = ("report",)) -> dict:
+    """The project's own configuration, for the notebook of each PDF. It is a default project: in
     a website, the PDF would be one of the pages.
     """
     config = _shared_config(settings)
     config.pop("website", None)
-    config["project"] = {"type": "default", "render": ["report.ipynb"]}
+    config["project"] = {"type": "default", "render": [f"{name}.ipynb" for name in papers]}
     config["format"] = {"typst": TYPST | find_section(config, "format", "typst")}
     config |= {"version": version("vitlab"), "templates": hash_templates()}
     return config
