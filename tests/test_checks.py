@@ -472,3 +472,10 @@ def test_all_checks_have_numbers_and_sections_in_the_guide():
     guide = Path("reports/guide/0_checks.md").read_text(encoding="utf-8")
     for id, entry in CHECKS.items():
         assert f"## {id} {entry.title} {{#{id.lower()}}}" in guide
+
+
+@pytest.mark.parametrize("group", ["modul", "label", "split"])
+def test_what_cannot_be_a_group_is_refused(group):
+    data = load_dataset("digits")
+    with pytest.raises(UserError, match=f"digits has no column '{group}' of groups; it has group"):
+        of_data.find_group(data, group)

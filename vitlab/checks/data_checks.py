@@ -16,6 +16,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from vitlab.checks.baseline import Probe, predictions_of, probe_data
 from vitlab.checks.result import FAIL, NOT_APPLICABLE, PASS, WARN, CheckResult, check
+from vitlab.data.datasets import NO_GROUPS
 from vitlab.data.quality import FOLDS, ask_cleanlab, cluster_table
 from vitlab.data.sources import MIN_GROUPS
 from vitlab.errors import UserError
@@ -259,7 +260,9 @@ def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     # two models on the same images: half of the variance is common, 2 x (1 - 0.5) = 1
     smallest = float(POWER * error)
     groups = f" in {units:,} independent groups" if units < len(tested) else ""
-    text = f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points of"
+    text = (
+        f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points of"
+    )
     text += " balanced accuracy between two models in four of five cases, a smaller one less often"
     status = FAIL if smallest > 0.1 else WARN if smallest > 0.05 else PASS
     return status, text, {"smallest_difference": smallest}
@@ -341,10 +344,14 @@ def check_rare_classes(samples: pd.DataFrame, probe: Probe | None) -> tuple:
 
 
 def find_group(data: DataBundle, group: str) -> str:
-    """The column that says where an image comes from. UserError for one that there is not."""
-    if group and group not in data.samples:
-        columns = [name for name in data.samples if name not in ("sample_id", "source", "split")]
-        raise UserError(f"{data.name} has no column {group!r}; it has {', '.join(columns)}")
+    """The column that says where an image comes from. UserError for one that there is not, and for
+    the label.
+    """
+    if group and (group not in data.samples or group in NO_GROUPS):
+        columns = [name for name in data.samples if name not in (*NO_GROUPS, "source")]
+        raise UserError(
+            f"{data.name} has no column {group!r} of groups; it has {', '.join(columns)}"
+        )
     return group or data.group_column or "group"
 
 
