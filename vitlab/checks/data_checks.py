@@ -263,7 +263,8 @@ def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     text = (
         f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points of"
     )
-    text += " balanced accuracy between two models in four of five cases, a smaller one less often"
+    text += " of balanced accuracy between two models in four of five cases, a smaller one less"
+    text += " often"
     status = FAIL if smallest > 0.1 else WARN if smallest > 0.05 else PASS
     return status, text, {"smallest_difference": smallest}
 
