@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from vitlab.data.balance import drop_synthetic
 from vitlab.data.quality import cluster_table, logistic_head
 from vitlab.data.sources import MIN_GROUPS
 from vitlab.evaluation.groups import ALONE, split_table
+from vitlab.evaluation.pairwise import pairwise_table
+from vitlab.evaluation.sentences import describe_pairs, describe_splits
+from vitlab.markup import escape
 from vitlab.run_tables import latest_runs, read_tests
 from vitlab.schema import DataBundle
 
@@ -101,3 +104,24 @@ def predictions_by_split(
             for name, table in tests.items()
         }
     return found
+
+
+def describe_tests(
+    tests: Mapping[str, Mapping[str, pd.DataFrame]], table: pd.DataFrame, metric: str
+) -> str:
+    """A `split_table` in Markdown, and each model against the logistic head: on new groups where
+    there are runs of that split, else on new images.
+
+    tests: of `predictions_by_split`. metric: that decides. "" without tests."""
+    if not tests:
+        return ""
+    group, models = list(tests.items())[-1]
+    head = models[HEAD]
+    same = {
+        name: {0: predictions}
+        for name, predictions in models.items()
+        if not name.endswith(ALONE) and set(predictions["sample_id"]) >= set(head["sample_id"])
+    }
+    gains = pairwise_table(same, metric, against=HEAD)
+    pairs = f"Against the {HEAD}: {escape(describe_pairs(gains))}" if len(gains) else ""
+    return f"{describe_splits(table, group)}\n\n{pairs}"
