@@ -351,3 +351,6 @@ def test_runs_of_both_splits_stand_beside_the_head_and_the_group_alone(folds, el
         "Against the logistic head: vit against logistic head: no difference shown" in text
     )
     assert describe_tests({}, table, "roc_auc") == ""
+    by_image = {"image": found["image"]}
+    text = describe_tests(by_image, split_table(by_image, replicates=10), "roc_auc")
+    assert text.strip().startswith("Against the logistic head: vit")

@@ -156,9 +156,9 @@ def describe_answer(ranking: pd.DataFrame, pairwise: pd.DataFrame, metric: str) 
 
 def describe_splits(table: pd.DataFrame, group: str) -> str:
     """What the groups have to do with the scores: a `split_table` with the splits "image" and
-    `group`, as a Markdown list.
+    `group`, as a Markdown list; "" without runs of both.
     """
-    if table.empty:
+    if table.empty or group == "image":
         return ""
     values = table.set_index(["metric", "split", "model"]).sort_index()
     lines = []
