@@ -93,8 +93,14 @@ def predictions_by_split(
             tests.setdefault(title, predictions)
         if not tests:
             continue
-        first = [run for run in runs if (run.title, run.seed) == (runs[0].title, runs[0].seed)]
-        tables = [drop_synthetic(run.read_table("splits.csv")) for run in first]
+        title, tested = next(iter(tests.items()))
+        every = [run.read_table("splits.csv") for run in runs if run.title == title]
+        own = set(tested["sample_id"])  # of one seed, or of all its folds
+        tables = [
+            drop_synthetic(table)
+            for table in every
+            if own.issuperset(table["sample_id"][table["split"] == "test"])
+        ]
         tests[HEAD] = predict_tests(tables, features, data.classes)
         if split == "image":
             alone = pd.get_dummies(groups).astype(float)
