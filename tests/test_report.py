@@ -497,6 +497,14 @@ def test_clean_notebook_puts_no_caption_under_an_excuse():
     assert not excused and drawn["label"] == "fig-a" and drawn["fig-cap"] == "Never made."
 
 
+def test_references_to_figures_that_are_not_shown_leave_the_prose():
+    prose = new_markdown_cell("Loss (@fig-a), bound (@fig-b); @tbl-c and @fig-a show it [@fig-b].")
+    source = "#| label: fig-a\n#| fig-cap: Loss.\nplot()"
+    cells = [prose, make_code(source, make_picture())]
+    text = clean_notebook(new_notebook(cells=cells)).cells[0].source
+    assert text == "Loss (@fig-a), bound; the table and @fig-a show it [the figure]."
+
+
 @pytest.mark.parametrize("target", ["html5", "typst"])
 def test_a_number_is_not_torn_from_its_own_spread_or_interval(target):
     table = "| a | b |\n|:--|--:|\n| x | 0.8 ± 0.1 |\n| y | 0.9 [0.8, 1.0] |\n"
