@@ -402,6 +402,9 @@ def test_runs_that_used_the_test_split_and_are_old(monkeypatch):
     for epochs in range(1, 11):
         make(f"run {epochs}", epochs=epochs)
     assert [result.status for result in check_runs("digits")] == ["pass", "pass"]
+    with monkeypatch.context() as patch:
+        patch.setattr(of_model, "list_versions", lambda: {"torch": "another"})
+        assert check_runs("digits")[1].status == "warn"
     make("run 11", epochs=11)
     monkeypatch.setattr(of_model, "data_version", lambda name: "another")
     used, old = check_runs("digits")
@@ -469,3 +472,10 @@ def test_all_checks_have_numbers_and_sections_in_the_guide():
     guide = Path("reports/guide/0_checks.md").read_text(encoding="utf-8")
     for id, entry in CHECKS.items():
         assert f"## {id} {entry.title} {{#{id.lower()}}}" in guide
+
+
+@pytest.mark.parametrize("group", ["modul", "label", "split"])
+def test_what_cannot_be_a_group_is_refused(group):
+    data = load_dataset("digits")
+    with pytest.raises(UserError, match=f"digits has no column '{group}' of groups; it has group"):
+        of_data.find_group(data, group)

@@ -160,8 +160,8 @@ def test_labels_groups_and_grades_of_elpv_are_those_of_the_package(data, referen
     assert graded.samples["split"].tolist() == data.samples["split"].tolist()
 
 
-def test_splits_of_elpv_are_stratified_by_grade_and_cell_type(data):
-    samples = data.samples
+def test_splits_of_elpv_are_stratified_by_grade_and_cell_type():
+    samples = load_dataset("elpv", split_by="image").samples
     shares = samples["split"].value_counts(normalize=True).to_dict()
     assert shares == pytest.approx({"train": 0.68, "val": 0.12, "test": 0.2}, abs=0.002)
     whole = samples.groupby(["defect_probability", "group"]).size() / len(samples)

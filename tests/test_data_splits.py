@@ -161,7 +161,10 @@ def test_what_does_not_go_together_is_refused(twins, mnist_files):
             {"split_by": "clusters"},
             r"unknown column of folder:.* 'clusters'\. Did you mean cluster",
         ),
-        ({"split_by": "group"}, r"nothing for test: the largest of 1, 'all', has 60 of 60"),
+        (
+            {"split_by": "group"},
+            "cannot be split by group: all images have one group, 'all'; write split_by='image'",
+        ),
         ({"folds": 50}, "folds=50 is more than the 24 samples of the class 'dog'"),
         (
             {"samples": load_dataset(twins).samples, "split_by": "cluster"},

@@ -69,6 +69,9 @@ def test_percentiles_leave_out_undefined_replicates_and_reach_the_number_itself(
     np.testing.assert_allclose(undefined, [0.25, 1])
     low, high, _ = percentile_interval(values, np.array([1.2, 0.5]))
     np.testing.assert_allclose([low, high], [[0.025, np.nan], [1.2, np.nan]])
+    # of nine units: the normal quantile at root(9 / 8) times 2.306, Student's at 8 degrees
+    low, _, _ = percentile_interval(np.linspace(0, 1, 10_001)[:, None], units=9)
+    assert low[0] == pytest.approx(0.00723, abs=2e-5)
 
 
 TABLES = {
@@ -81,9 +84,6 @@ TABLES = {
     "slice": evaluation.slice_table,
     "worst slice": evaluation.worst_slice_table,
     "calibration": evaluation.calibration_table,
-    "agreement": lambda table, **options: evaluation.annotator_agreement_table(
-        table, table, **options
-    ),
     "band": evaluation.curve_band_table,
     "metrics": evaluation.metrics_table,
     "uncertainty": lambda table, **options: evaluation.uncertainty_table(

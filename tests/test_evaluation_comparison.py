@@ -412,10 +412,14 @@ def test_images_that_all_seeds_test_are_drawn_for_all_of_them():
     assert wider == pytest.approx(np.sqrt(1 + 2 / 4 / 5), rel=0.01)
 
 
-def test_one_seed_has_no_interval_over_seeds():
+def test_the_interval_of_one_seed_is_about_images_only():
     run = make_predictions(num_samples=100)
     table = uncertainty_table({0: run}, ["f1"], replicates=50)
-    assert table.loc[0, ["seed_sd", "low", "high"]].isna().all() and table["sampling_sd"][0] > 0
+    row = table.iloc[0]
+    half = stats.t.ppf(0.975, 99) * row["sampling_sd"]
+    assert np.isnan(row["seed_sd"])
+    ends = (row["value"] - half, row["value"] + half)
+    assert (row["low"], row["high"]) == pytest.approx(ends, rel=0.01)
     assert "There is one run" in describe_spread(table, "f1")
     two = uncertainty_table({0: run, 1: run}, ["f1"], replicates=50)
     assert "over its 2 runs (0.000) does not exceed" in describe_spread(two, "f1")
@@ -513,6 +517,7 @@ def test_published_rows_beside_ours():
     rows = [("mono", 0, 0.80), ("mono", 1, 0.84), ("poly", 0, 0.9)]
     ours = pd.DataFrame(rows, columns=["cells", "seed", "value"])
     ours = ours.assign(task="grade", metric="accuracy", model="vit", sampling_sd=0.01)
+    ours["protocol"] = "80/20, by image"
     published = pd.DataFrame(
         {
             "model": ["VGG", "SVM", "VGG", "CNN"],

@@ -16,7 +16,7 @@ from vitlab.evaluation import (
     threshold_table,
 )
 from vitlab.evaluation.curves import prepare_curve
-from vitlab.evaluation.inference import bootstrap
+from vitlab.evaluation.inference import bootstrap, tail_share
 from vitlab.evaluation.scores import read_scores
 from vitlab.evaluation.sentences import describe_choice
 from vitlab.evaluation.thresholds import RULES
@@ -197,11 +197,12 @@ def test_intervals_are_those_of_the_bootstrap_and_the_saving_is_paired():
     yes, score = (test["label"] == "yes").to_numpy(), test["prob_yes"].to_numpy()
     counts, row = bootstrap(lambda counts: counts, len(test), 300), choice.loc["cost"]
     recall = (counts @ (yes & (score >= 0.5))) / (counts @ yes)
+    tails = [tail_share(len(test)), 1 - tail_share(len(test))]
     ends = choice.loc["0.5", ["recall_low", "recall_high"]].tolist()
-    assert ends == pytest.approx(np.quantile(recall, [0.025, 0.975]).tolist(), abs=1e-9)
+    assert ends == pytest.approx(np.quantile(recall, tails).tolist(), abs=1e-9)
     costs = [np.where(yes, 5 * (score < t), score >= t) for t in (0.5, row["threshold"])]
     saved = counts @ (costs[0] - costs[1]) / len(test)
-    expected = np.quantile(saved, [0.025, 0.975]).tolist()
+    expected = np.quantile(saved, tails).tolist()
     assert row[["saved_low", "saved_high"]].tolist() == pytest.approx(expected, abs=1e-9)
     assert row["saved"] == pytest.approx(choice.loc["0.5", "cost"] - row["cost"])
     assert choice.loc["0.5", ["saved", "saved_low"]].isna().all()

@@ -53,7 +53,7 @@ def test_a_project_can_be_planned_and_has_its_front_matter(tmp_path, images, mon
     )
     published = pd.read_csv(project.folder / "reports" / "published.csv")
     row = {"task": "x", "cells": "all", "metric": "accuracy", "value": 0.9, "model": "m"}
-    ours = pd.DataFrame([row | {"seed": 0, "sampling_sd": 0.1}])
+    ours = pd.DataFrame([row | {"seed": 0, "sampling_sd": 0.1, "protocol": "80/20"}])
     assert published_table(published, ours)["mean"].tolist() == [0.9], "08 runs without others'"
     assert all(task.step.source.is_relative_to(project.folder) for task in tasks), (
         "its own notebooks"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +23,7 @@ MAX_VARIED = 6  # columns
 
 
 def latest_runs(
-    dataset: str, *, variants: bool = False, preset: str = ""
+    dataset: str, *, variants: bool = False, preset: str = "", split_by: str = ""
 ) -> tuple[list[Run], list[str]]:
     """The newest finished run of each model and draw (seed, fold), ordered by them; and sentences
     that name the runs left out.
@@ -32,15 +32,16 @@ def latest_runs(
     with other options are left out, and so are incomplete or damaged ones.
 
     variants: the runs with a `variant` instead of those without: the newest of each model, variant
-    and draw, in the order in which the variants were first trained. preset: runs trained with
-    another one are left out (default: the preset of the newest run)."""
+    and draw, in the order in which the variants were first trained. preset, split_by: runs trained
+    with another preset or split are left out, and those with another number of folds (default: as
+    the newest run)."""
     runs, left_out = read_runs(dataset, "done", {})
     runs = [run for run in runs if bool(run.variant) == variants]
-    presets = [run.parameters.get("preset", "standard") for run in runs]
-    preset = preset or (presets[-1] if presets else "")
-    if others := [run.name for run, own in zip(runs, presets, strict=True) if own != preset]:
-        left_out.append(f"Left out, with another preset than {preset}: {', '.join(others)}")
-    runs = [run for run, own in zip(runs, presets, strict=True) if own == preset]
+    for name, value in {"preset": preset, "split_by": split_by, "folds": None}.items():
+        value = value or (_setting(runs[-1], name) if runs else "")
+        if others := [run.name for run in runs if _setting(run, name) != value]:
+            left_out.append(f"Left out, with another {name} than {value}: {', '.join(others)}")
+        runs = [run for run in runs if _setting(run, name) == value]
     by_title: dict[str, list[Run]] = {}
     for run in runs:
         by_title.setdefault(run.title, []).append(run)
@@ -53,6 +54,45 @@ def latest_runs(
         if others:
             left_out.append(_describe_others(title, options, others))
     return kept, left_out
+
+
+def _setting(run: Run, name: str) -> str | int:
+    """What runs that are compared share, or its default."""
+    default = {"preset": "standard", "split_by": "image", "folds": 0}[name]
+    return run.parameters.get(name) or default
+
+
+def read_tests(runs: Sequence[Run]) -> tuple[list[tuple[str, str, pd.DataFrame]], list[str]]:
+    """(title, draw, predictions) of each of `latest_runs`, and sentences about what is left out.
+
+    The folds of one cross-validation are one entry: the test predictions of all folds, each image
+    once, by the model that was not trained on it. Cross-validations that lack a fold are left out,
+    unless all do; then each fold is an entry."""
+    whole: dict[tuple[str, str], dict[int, Run]] = {}
+    for run in runs:
+        folds = run.parameters.get("folds") or 0
+        draw = run.draw.replace(f"fold {run.fold} of {folds}", f"{folds} folds")
+        whole.setdefault((run.title, draw), {})[run.fold] = run
+    lacking = [
+        key
+        for key, parts in whole.items()
+        if len(parts) < (next(iter(parts.values())).parameters.get("folds") or 1)
+    ]
+    if len(lacking) == len(whole):
+        tests = [(run.title, run.draw, run.read_table("predictions.parquet")) for run in runs]
+        return tests, []
+    tests = []
+    for (title, draw), parts in whole.items():
+        tables = [run.read_table("predictions.parquet") for run in parts.values()]
+        if len(tables) > 1:
+            tables = [table[table["split"] == "test"] for table in tables]
+        if (title, draw) not in lacking:
+            tests.append((title, draw, pd.concat(tables, ignore_index=True)))
+    sentences = [
+        f"{title}, seed {draw}: left out, as {len(whole[title, draw])} folds are there"
+        for title, draw in lacking
+    ]
+    return tests, sentences
 
 
 def _describe_others(title: str, options: dict, others: list[Run]) -> str:

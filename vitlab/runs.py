@@ -169,19 +169,30 @@ class Run:
 
     @property
     def draw(self) -> str:
-        """What runs of different models share: the seed, and how the images were split unless at
-        random.
+        """What runs of different models share: the seed, and how the images were split unless image
+        by image.
         """
         parts = [str(self.seed)]
         if self.parameters.get("folds"):
-            parts.append(f"fold {self.parameters.get('fold') or 0} of {self.parameters['folds']}")
-        if self.parameters.get("split_by"):
+            parts.append(f"fold {self.fold} of {self.parameters['folds']}")
+        if self.parameters.get("split_by", "image") not in ("", "image"):
             parts.append(f"by {self.parameters['split_by']}")
         return ", ".join(parts)
 
     @property
+    def protocol(self) -> str:
+        """How the images were split, such as "80/20, by image" or "5 folds, by module"."""
+        folds = self.parameters.get("folds")
+        parts = f"{folds} folds" if folds else "80/20"
+        return f"{parts}, by {self.parameters.get('split_by') or 'image'}"
+
+    @property
     def seed(self) -> int:
         return self.parameters.get("seed", 0)
+
+    @property
+    def fold(self) -> int:
+        return self.parameters.get("fold") or 0
 
     @property
     def model(self) -> str:

@@ -32,6 +32,10 @@ class DataBundle:
     version: changes when the data changes.
     coarser: name of a coarser task -> coarse class of each class.
     flip: whether mirrored images still belong to the set: False for digits, text, upright objects.
+    group_column: the column whose values (patients, modules) are independent of each other; ""
+        where each image is.
+    split_by: what the splits keep together: a column, "cluster", or "image" for image by image; ""
+        where they were given as samples.
     find_range: gives `value_range`; the images are measured at the first call.
     """
 
@@ -45,6 +49,8 @@ class DataBundle:
     version: str = ""
     coarser: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     flip: bool = True
+    group_column: str = ""
+    split_by: str = ""
     find_range: Callable[[], tuple[float, float] | None] = field(default=lambda: None, repr=False)
 
     @property

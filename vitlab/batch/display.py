@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from threading import Lock
 from typing import Any
 
@@ -37,6 +38,7 @@ class Display:
         self._lock, self._ended = Lock(), set()
         self._bars: dict[int, TaskID] = {}
         self._total, self._done, self._note = total, 0, ""
+        self._began = time.monotonic()
         self._whole = self._progress.add_task("batch", total=total, text="", visible=total > 1)
 
     def show(self, number: int, label: str, cell: int, cells: int) -> None:
@@ -73,6 +75,10 @@ class Display:
 
     def _update_whole(self) -> None:
         text = f"{self._done} of {self._total} notebooks"
+        left = self._total - self._done
+        if self._done and left:
+            each = (time.monotonic() - self._began) / self._done
+            text += f", about {format_seconds(each * left)} left"
         text = ", ".join(filter(None, [text, self._note]))
         self._progress.update(self._whole, completed=self._done, text=text)
 

@@ -21,11 +21,13 @@ from vitlab.checks.result import (
     write_checks,
 )
 from vitlab.checks.score_checks import check_comparison, check_scores
+from vitlab.checks.splits import HEAD, compare_splits, predictions_by_split
 from vitlab.checks.verdict import describe_data, describe_next, describe_verdict
 
 __all__ = [
     "CHECKS",
     "GUIDE",
+    "HEAD",
     "CheckResult",
     "Probe",
     "can_probe",
@@ -36,6 +38,7 @@ __all__ = [
     "check_runs",
     "check_scores",
     "cluster_images",
+    "compare_splits",
     "describe_checks",
     "describe_data",
     "describe_next",
@@ -45,6 +48,7 @@ __all__ = [
     "explain_checks",
     "fact_table",
     "find_group",
+    "predictions_by_split",
     "probe_data",
     "read_checks",
     "silence",

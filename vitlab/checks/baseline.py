@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from vitlab.data.quality import FOLDS, cluster_table, predict_out_of_fold
+from vitlab.data.sources import MIN_GROUPS
 from vitlab.errors import UserError
 from vitlab.evaluation.metrics import metrics_table
 from vitlab.schema import DataBundle
-
-MIN_GROUPS = 10  # a column with fewer values names kinds of images, not where they come from
 
 
 @dataclass(frozen=True)

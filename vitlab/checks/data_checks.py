@@ -14,16 +14,19 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from vitlab.checks.baseline import MIN_GROUPS, Probe, predictions_of, probe_data
+from vitlab.checks.baseline import Probe, predictions_of, probe_data
 from vitlab.checks.result import FAIL, NOT_APPLICABLE, PASS, WARN, CheckResult, check
+from vitlab.data.datasets import NO_GROUPS
 from vitlab.data.quality import FOLDS, ask_cleanlab, cluster_table
+from vitlab.data.sources import MIN_GROUPS
 from vitlab.errors import UserError
 from vitlab.evaluation.metrics import class_table, metrics_table
+from vitlab.evaluation.uncertainty import image_variance, measure_runs
 from vitlab.schema import DataBundle
 
 MAX_GROUPS = 50  # values of a group column that the probe is asked to tell apart
 MIN_ASSOCIATION = 0.2  # Cramér's V, from which on a group says something about the label
-PERMUTATIONS = 999
+PERMUTATIONS, REPLICATES = 999, 500
 SHOWN_BY_FACTS = 0.55  # ROC AUC that facts of the files must exceed, with its interval, to matter
 POWER = 1.96 + 0.84  # standard errors: a test at 5% finds such a difference in 80% of cases
 MIN_TEST_IMAGES = 30  # of a class
@@ -47,6 +50,10 @@ def check_data(
     (N, D); group: the column that says where an image comes from. Without a probe, for too few
     images, the checks that need it do not apply."""
     association = check_group_baseline(data.samples, group, seed)
+    # labels are judged by the better model, which knows the groups
+    near = cluster_table(data.samples, pairs)["cluster"]
+    grouped = probe is not None and data.samples[group].nunique() >= MIN_GROUPS
+    by_image = probe_data(data, embeddings, near, seed) if grouped else probe
     return [
         check_unreadable(data),
         check_duplicates(data.samples, pairs),
@@ -55,7 +62,7 @@ def check_data(
         check_group_visible(data, embeddings, pairs, group, association.status != PASS, seed),
         check_facts(facts, probe, seed),
         check_test_size(data.samples, probe),
-        check_labels(probe),
+        check_labels(by_image),
         check_rare_classes(data.samples, probe),
     ]
 
@@ -98,11 +105,12 @@ def check_duplicates(samples: pd.DataFrame, pairs: pd.DataFrame) -> tuple:
     "VL003",
     "Groups on both sides of a split",
     rule="Fails if test images share their group (patient, module, source) with training images."
-    f" A column with fewer than {MIN_GROUPS} values names kinds of images and is not looked at",
+    f" A column `group` with fewer than {MIN_GROUPS} values names kinds of images and is not looked"
+    " at",
     advice="Split with split_by set to this column, so that a group lies in one split",
 )
 def check_groups(samples: pd.DataFrame, group: str) -> tuple:
-    if samples[group].nunique() < MIN_GROUPS:
+    if samples[group].nunique() < (MIN_GROUPS if group == "group" else 2):
         return NOT_APPLICABLE, f"values of the column {group}: {samples[group].nunique()}", {}
     train = set(samples.loc[samples["split"] == "train", group])
     test = samples.loc[samples["split"] == "test", group]
@@ -193,7 +201,8 @@ def check_facts(facts: pd.DataFrame, probe: Probe | None, seed: int = 0) -> tupl
     if probe is None:
         return NOT_APPLICABLE, NO_PROBE, {}
     samples = probe.predictions
-    table = samples[["sample_id"]].merge(facts, on="sample_id").drop(columns="sample_id")
+    table = samples[["sample_id"]].merge(facts, on="sample_id")
+    table = table.drop(columns=["sample_id", "contrast"], errors="ignore")  # contrast is content
     if table.shape[1] == 0:
         return NOT_APPLICABLE, "all images have the same facts", {}
     words = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
@@ -218,7 +227,7 @@ def check_facts(facts: pd.DataFrame, probe: Probe | None, seed: int = 0) -> tupl
         f"{', '.join(map(_readable, table))} give a ROC AUC of {value:.2f} [{low:.2f}, {high:.2f}]"
     )
     text += f"; features of a network give {probe.value('roc_auc')[0]:.2f}"
-    as_good = value >= probe.value("roc_auc")[1]
+    as_good = value >= probe.value("roc_auc")[0]
     status = (FAIL if as_good else WARN) if low > SHOWN_BY_FACTS else PASS
     return status, text, {"roc_auc": float(value)}
 
@@ -241,14 +250,21 @@ def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     test = samples.loc[samples["split"] == "test", "sample_id"]
     tested = probe.predictions[probe.predictions["sample_id"].isin(test)]
     right = tested["label"] == tested["pred"]
-    # units: images of one cluster count as one
-    counts = tested.groupby("label")["cluster"].nunique()
+    counts = tested["label"].value_counts()
     recall = right.groupby(tested["label"]).mean().clip(0.5 / counts, 1 - 0.5 / counts)
     error = np.sqrt((recall * (1 - recall) / counts).sum()) / len(counts)
+    runs = measure_runs({"simple": tested}, ["balanced_accuracy"], REPLICATES)
+    units = runs.count_units([0])
+    variance = image_variance(runs.drawn[:, :, 0], units).run  # over clusters
+    error = np.nanmax([error, np.sqrt(variance)])
     # two models on the same images: half of the variance is common, 2 x (1 - 0.5) = 1
     smallest = float(POWER * error)
-    text = f"{len(tested):,} test images show a difference of {100 * smallest:.1f} points of"
-    text += " balanced accuracy between two models in four of five cases, a smaller one less often"
+    groups = f" in {units:,} independent groups" if units < len(tested) else ""
+    text = (
+        f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points of"
+    )
+    text += " of balanced accuracy between two models in four of five cases, a smaller one less"
+    text += " often"
     status = FAIL if smallest > 0.1 else WARN if smallest > 0.05 else PASS
     return status, text, {"smallest_difference": smallest}
 
@@ -329,11 +345,15 @@ def check_rare_classes(samples: pd.DataFrame, probe: Probe | None) -> tuple:
 
 
 def find_group(data: DataBundle, group: str) -> str:
-    """The column that says where an image comes from. UserError for one that there is not."""
-    if group and group not in data.samples:
-        columns = [name for name in data.samples if name not in ("sample_id", "source", "split")]
-        raise UserError(f"{data.name} has no column {group!r}; it has {', '.join(columns)}")
-    return group or "group"
+    """The column that says where an image comes from. UserError for one that there is not, and for
+    the label.
+    """
+    if group and (group not in data.samples or group in NO_GROUPS):
+        columns = [name for name in data.samples if name not in (*NO_GROUPS, "source")]
+        raise UserError(
+            f"{data.name} has no column {group!r} of groups; it has {', '.join(columns)}"
+        )
+    return group or data.group_column or "group"
 
 
 def doubtful_labels(probe: Probe, count: int) -> pd.DataFrame:

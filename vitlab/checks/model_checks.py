@@ -11,7 +11,7 @@ from vitlab.data import data_version
 from vitlab.errors import UserError
 from vitlab.explain.similarity import CHANGES, UNCHANGED
 from vitlab.explain.trust import BETTER
-from vitlab.runs import find_runs
+from vitlab.runs import find_runs, list_versions
 
 MIN_AGREEMENT = 0.98  # share of images to which a compressed model gives the same class
 MAX_SETTINGS = 10  # of one model, scored on the same test images
@@ -111,24 +111,23 @@ def check_test_use(runs: list) -> tuple:
 @check(
     "VL019",
     "Results older than the data",
-    rule="Warns if a run was made with another version of the data set or of vitlab than the"
-    " present ones",
+    rule="Warns if a run was made with another version of the data set, of vitlab, Python or a"
+    " package that results depend on (torch, timm, scikit-learn, ...) than the present ones",
     advice="Run the batch again; it repeats what is out of date",
 )
 def check_current(runs: list, dataset: str) -> tuple:
-    import vitlab
-
     if not runs:
         return NOT_APPLICABLE, "there are no runs", {}
     try:
         present = data_version(dataset)
     except UserError:
         present = ""
+    versions = list_versions()
     old = [
         run.name
         for run in runs
-        if run.info.get("versions", {}).get("vitlab") != vitlab.__version__
+        if run.info.get("versions", versions) != versions
         or (present and run.facts.get("data_version", present) != present)
     ]
-    text = f"{len(old)} of {len(runs)} runs were made with another version of data or vitlab"
+    text = f"{len(old)} of {len(runs)} runs were made with other versions of data or packages"
     return WARN if old else PASS, text, {"runs": old}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache, partial
 
+import numpy as np
 import pandas as pd
 
-from vitlab.data import external, local, planted  # noqa: F401  (this registers them)
+from vitlab.data import elpv, external, local, planted  # noqa: F401  (this registers them)
 from vitlab.data.balance import drop_synthetic
 from vitlab.data.quality import cluster_table, near_duplicate_table
 from vitlab.data.reading import check_images, find_range, read_scaled
@@ -73,17 +74,20 @@ def load_dataset(
     >>> len(data.samples), data.classes[:3]
     (1797, ('0', '1', '2'))
 
-    split_by: what the splits must keep together: "cluster" keeps near-duplicates (by the perceptual
-    hash of `near_duplicate_table`) together and adds a column `cluster`; a column such as "group"
-    keeps images of one value together; empty draws image by image. folds, fold: instead of random
-    splits, those of number `fold` (from 0) of a cross-validation of `folds` parts. samples: the
-    table of an earlier run (sample_id, split); its rows and splits are used as they are, without
-    checking images and without its synthetic rows; the rest is listed in `excluded`.
+    split_by: what the splits must keep together. A column such as "patient" keeps images of one
+    value together; "cluster" keeps near-duplicates (by the perceptual hash of
+    `near_duplicate_table`) together and adds a column `cluster`; "image" draws image by image; ""
+    takes the groups of the data set (`group_column`), or single images if it has none. folds, fold:
+    instead of random splits, those of number `fold` (from 0) of a cross-validation of `folds`
+    parts. samples: the table of an earlier run (sample_id, split); its rows and splits are used as
+    they are, without checking images and without its synthetic rows; the rest is listed in
+    `excluded`.
 
     UserError for an unknown name, data that cannot be split, and `samples` that do not fit. In a
     process, images that did not change are checked once."""
     source = DATASETS[name]()
     if samples is None:
+        split_by = split_by or _default_split(source, name)
         table, left_out = _check_and_split(source, name, seed, split_by, folds, fold)
     elif split_by or folds:
         raise UserError(
@@ -105,6 +109,8 @@ def load_dataset(
         version=source.version,
         coarser=source.coarser,
         flip=source.flip,
+        group_column=source.group_column,
+        split_by=split_by,
         find_range=partial(find_range, source),
     )
 
@@ -129,25 +135,65 @@ def _check_and_split(
     check_class_sizes(table, source.classes, where)
     if split_by == "cluster":
         table = table.assign(cluster=table["sample_id"].map(_find_clusters(source)))
-    if split_by and (split_by not in table or split_by in NO_GROUPS):
-        choices = ["cluster", *(column for column in table if column not in NO_GROUPS)]
+    by_image = split_by == "image"
+    if not by_image and (split_by not in table or split_by in NO_GROUPS):
+        choices = ["cluster", "image", *(column for column in table if column not in NO_GROUPS)]
         raise UserError(unknown(f"column of {name} to split by", split_by, choices))
+    if not by_image and (problem := find_group_problem(table, split_by)):
+        raise UserError(f"{name} cannot be split by {split_by}: {problem}; write split_by='image'")
     if folds and "split" in table:
         raise UserError(
             f"{name} comes with its own test split, which folds would mix with the rest; write"
             " folds=0"
         )
+    if split_by == source.group_column and source.final and not folds:
+        table["split"] = np.where(table[split_by].isin(source.final), "test", "train")
     split = draw_splits(
         table,
         seed=seed,
         strata=source.strata,
-        groups=table[split_by] if split_by else None,
+        groups=None if by_image else table[split_by].replace(source.linked),
         folds=folds,
         fold=fold,
     )
     table = table.assign(split=split)
     _check_every_split(table, source, name, f"seed={seed}, split_by={split_by!r}, folds={folds}")
     return table, checked.unreadable
+
+
+def _default_split(source: Source, name: str) -> str:
+    """The column to split by where none is asked for: the groups, unless the splits are given or
+    groups cannot be split.
+    """
+    if not source.group_column or "split" in source.samples:
+        return "image"
+    if problem := find_group_problem(source.samples, source.group_column):
+        warnings.warn(
+            f"{name} is split image by image, not by {source.group_column}: {problem}", stacklevel=3
+        )
+        return "image"
+    return source.group_column
+
+
+def find_group_problem(samples: pd.DataFrame, column: str) -> str:
+    """Why images cannot be split by the values of a column, "" where they can.
+
+    >>> samples = pd.DataFrame({"label": ["x", "x", "y", "y"], "patient": ["a", "b", "c", "c"]})
+    >>> find_group_problem(samples, "patient")
+    "all images of the class 'y' have one patient, 'c': they cannot be in training and test"
+    """
+    values = samples[column]
+    if values.nunique() == 1:
+        return f"all images have one {column}, {values.iloc[0]!r}"
+    if values.is_unique:
+        return f"each image has a {column} of its own"
+    for label, own in values.groupby(samples["label"]):
+        if own.nunique() == 1:
+            return (
+                f"all images of the class {label!r} have one {column}, {own.iloc[0]!r}: they cannot"
+                " be in training and test"
+            )
+    return ""
 
 
 def _readable(source: Source) -> pd.DataFrame:

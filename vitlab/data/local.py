@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, Reader, Source, open_file
+from vitlab.data.sources import DATASETS, EXCLUDED_COLUMNS, MIN_GROUPS, Reader, Source, open_file
 from vitlab.errors import UserError
 from vitlab.pictures import IMAGE_SUFFIXES
 
@@ -130,6 +130,7 @@ def _build_source(
     stamps = [(fact.st_size, fact.st_mtime_ns) for fact in facts if fact]
     table = table[there].reset_index(drop=True)
     samples = table.drop(columns="file").assign(source=table["sample_id"])
+    has_groups = MIN_GROUPS <= table["group"].nunique() < len(table)
     state = f"{samples.to_csv(index=False)}{stamps}{classes}"
     left_out = [(name, name, reason) for name, reason in excluded]
     return Source(
@@ -139,6 +140,7 @@ def _build_source(
         samples=samples,
         read=Reader(dict(zip(table["sample_id"], table["file"], strict=True)), open_file),
         excluded=pd.DataFrame(left_out, columns=EXCLUDED_COLUMNS, dtype=str),
+        group_column="group" if has_groups else "",
     )
 
 

@@ -83,6 +83,7 @@ def planted(name: str = "") -> Source:
         strata=("label", "stamped", "group"),
         citation=f"{base.citation}\n{PLANTED_NOTE}".lstrip(),
         coarser={},
+        group_column="",
     )
 
 
@@ -198,6 +199,7 @@ def shuffled(name: str = "") -> Source:
         strata=("label",),
         citation=f"{base.citation}\n{SHUFFLED_NOTE}".lstrip(),
         coarser={},
+        group_column="",
     )
 
 

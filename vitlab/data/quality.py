@@ -130,11 +130,12 @@ def cluster_table(samples: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 def cluster_test_images(data: DataBundle, split_by: str = "") -> pd.Series:
     """The cluster of each test image, with sample_ids as index: what evaluation resamples together.
 
-    split_by: that of the run. Where it names a column (a patient, a module), images of one value
-    are a cluster; otherwise near-duplicates are."""
+    A cluster is a value of the column that the run was split by, or of the data set's
+    `group_column`; where there is neither, near-duplicates form clusters."""
     tested = replace(data, samples=data.split("test"))
-    if split_by not in ("", "cluster"):
-        return tested.samples.set_index("sample_id")[split_by]
+    column = split_by if split_by not in ("", "cluster", "image") else data.group_column
+    if column:
+        return tested.samples.set_index("sample_id")[column]
     clusters = cluster_table(tested.samples, near_duplicate_table(tested))
     return clusters.set_index("sample_id")["cluster"]
 
@@ -252,19 +253,25 @@ def worst_images(table: pd.DataFrame, n: int = 10) -> pd.DataFrame:
     return worst.loc[order.index].reset_index(drop=True)
 
 
+def logistic_head():
+    """scikit-learn's logistic regression on standardised features, as a linear head would be."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
+
+
 def predict_out_of_fold(
     embeddings: np.ndarray, labels: Sequence[str], groups: Sequence[str], seed: int = 0
 ) -> np.ndarray:
     """(N, classes) probabilities, classes sorted, of a logistic regression that has not seen the
     sample's group.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     return cross_val_predict(
-        make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000)),
+        logistic_head(),
         embeddings,
         labels,
         groups=groups,

@@ -1,6 +1,5 @@
 """What a data set provides before its images are checked and its splits drawn, the registry of all
-data sets, and the two that need no download: `elpv` (solar cells, package elpv-dataset) and
-`digits` (scikit-learn).
+data sets, and the smallest one: `digits` (scikit-learn).
 
 A new kind of data set is one function, registered by its name (or by a prefix such as `folder:`),
 that returns a `Source`. How it stores its images is known only to the `open` of its `Reader`.
@@ -8,7 +7,6 @@ that returns a `Source`. How it stores its images is known only to the `open` of
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +22,7 @@ from vitlab.errors import UserError
 from vitlab.pictures import open_picture
 from vitlab.registry import Registry
 
+MIN_GROUPS = 10  # a column with fewer values names kinds of images, not where they come from
 EXCLUDED_COLUMNS = ("sample_id", "source", "reason")
 # name -> function without arguments (with PATH, for a prefix) that gives a Source
 DATASETS = Registry("dataset")
@@ -76,6 +75,9 @@ class Source:
     citation: str = field(compare=False, default="")
     coarser: Mapping[str, Mapping[str, str]] = field(compare=False, default_factory=dict)
     flip: bool = field(compare=False, default=True)
+    group_column: str = field(compare=False, default="")
+    linked: Mapping[str, str] = field(compare=False, default_factory=dict)
+    final: tuple[str, ...] = field(compare=False, default=())
 
 
 def split_derived(name: str) -> tuple[str, str]:
@@ -93,58 +95,6 @@ def open_file(path: Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise OSError("the file is empty")
     return open_picture(path)
-
-
-ELPV_CITATION = """\
-Buerhop-Lutz, C., Deitsch, S., Maier, A., Gallwitz, F., Berger, S., Doll, B., Hauch, J., Camus, C., Brabec, C. J. (2018). \
-A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery. \
-European PV Solar Energy Conference and Exhibition (EU PVSEC). doi:10.4229/35thEUPVSEC20182018-5CV.3.15
-Deitsch, S., Christlein, V., Berger, S., Buerhop-Lutz, C., Maier, A., Gallwitz, F., Riess, C. (2019). \
-Automatic classification of defective photovoltaic module cells in electroluminescence images. \
-Solar Energy 185, 455-468. doi:10.1016/j.solener.2019.02.067
-Deitsch, S., Buerhop-Lutz, C., Sovetkin, E., Steland, A., Maier, A., Gallwitz, F., Riess, C. (2021). \
-Segmentation of photovoltaic module cells in uncalibrated electroluminescence images. \
-Machine Vision and Applications 32(4). doi:10.1007/s00138-021-01191-9"""  # noqa: E501
-
-BINARY = ("functional", "defective")
-GRADES = ("none", "possible", "probable", "certain")  # a defect, at probability 0, 1/3, 2/3 and 1
-
-
-@DATASETS.register
-def elpv() -> Source:
-    """2,624 electroluminescence images of solar cells, 300 x 300. A cell whose defect probability
-    is at least 0.5 is defective.
-    """
-    return _load_elpv(BINARY)
-
-
-@DATASETS.register(name="elpv:grade")
-def elpv_grade() -> Source:
-    """The images of `elpv` in four classes: how sure the experts were of a defect."""
-    halves = ("functional", "functional", "defective", "defective")
-    return _load_elpv(GRADES, coarser={"elpv": dict(zip(GRADES, halves, strict=True))})
-
-
-def _load_elpv(classes: tuple[str, ...], **facts) -> Source:
-    root = Path(str(importlib.resources.files("elpv_dataset") / "data"))
-    columns = ["source", "defect_probability", "group"]
-    table = pd.read_csv(root / "labels.csv", sep=r"\s+", header=None, names=columns)
-    step = 1 / (len(classes) - 1)
-    place = (table["defect_probability"] / step).round().astype(int)
-    table["sample_id"] = [Path(file).stem for file in table["source"]]
-    table["label"] = place.map(dict(enumerate(classes)))
-    files = [root / file for file in table["source"]]
-    return Source(
-        location="elpv-dataset",
-        version=f"elpv-dataset {version('elpv-dataset')}",
-        classes=classes,
-        samples=table[["sample_id", "label", "group", "source", "defect_probability"]],
-        read=Reader(dict(zip(table["sample_id"], files, strict=True)), open_file),
-        strata=("defect_probability", "group"),
-        licence="images CC BY-NC-SA 4.0 (Bavarian Center for Applied Energy Research, ZAE Bayern)",
-        citation=ELPV_CITATION,
-        **facts,
-    )
 
 
 @DATASETS.register

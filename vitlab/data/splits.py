@@ -190,7 +190,7 @@ def _choose_groups(samples, share, salt, strata, groups, split) -> np.ndarray:
         raise UserError(
             f"whole groups leave nothing for {split}: the largest of {len(set(groups))},"
             f" {groups[largest]!r}, has {size[largest]} of {len(samples)} samples; draw by smaller"
-            " groups, or write split_by=''"
+            " groups, or write split_by='image'"
         )
     stratum = samples.groupby(list(strata), dropna=False).ngroup().to_numpy()
     number = round(len(fitting) / wanted)
@@ -220,7 +220,10 @@ def _cut_in_parts(samples, number, salt, strata, groups) -> np.ndarray:
         names = sorted(set(groups), key=lambda name: hash_number(salt, name))
         rank = {name: place for place, name in enumerate(names)}
         ranks = [rank[name] for name in groups[order]]
-        parts = StratifiedGroupKFold(number).split(order, stratum, ranks)
+        # scikit-learn assigns large groups first, whatever their order: halving each stratum at
+        # random changes what counts as large, so that each seed draws other parts
+        half = np.array([hash_number(salt, name) % 2 for name in samples["sample_id"]])[order]
+        parts = StratifiedGroupKFold(number).split(order, 2 * stratum + half, ranks)
     part = np.empty(len(samples), dtype=int)
     with warnings.catch_warnings():
         # strata may be small; `draw_folds` checks the classes

@@ -5,7 +5,6 @@ All intervals and tests are for other images of the same kind. If the prediction
 independent: they are drawn and tested together."""
 
 from vitlab.evaluation import sentences
-from vitlab.evaluation.annotators import annotator_agreement_table
 from vitlab.evaluation.calibration import (
     calibrate,
     calibration_table,
@@ -15,6 +14,7 @@ from vitlab.evaluation.calibration import (
 from vitlab.evaluation.conformal import conformal_class_table, conformal_table
 from vitlab.evaluation.curves import curve_band_table, precision_recall_table, roc_table
 from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
+from vitlab.evaluation.groups import split_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.pairwise import (
     baseline_difference_table,
@@ -35,7 +35,6 @@ from vitlab.evaluation.uncertainty import ranking_table, uncertainty_table
 
 __all__ = [
     "METRICS",
-    "annotator_agreement_table",
     "baseline_difference_table",
     "calibrate",
     "calibration_table",
@@ -66,6 +65,7 @@ __all__ = [
     "selective_table",
     "sentences",
     "slice_table",
+    "split_table",
     "threshold_choice_table",
     "threshold_table",
     "uncertainty_table",

@@ -81,7 +81,7 @@ def calibration_table(predictions: pd.DataFrame, replicates: int = 1000) -> pd.D
     )
     known = np.isin(CALIBRATION_METRICS, ["brier", "nll"]) & np.isfinite(value)
     drawn, estimate = np.where(known, drawn, np.nan), np.where(known, value, np.nan)
-    low, high, _ = percentile_interval(drawn, estimate)
+    low, high, _ = percentile_interval(drawn, estimate, scores.units)
     simulated = [
         measure_calibration(scores, once, label) for label in _draw_labels(scores, replicates)
     ]

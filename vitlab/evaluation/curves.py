@@ -65,7 +65,7 @@ def curve_band_table(
         compute = prepare_curve(score, is_positive, kind)
         value = compute(np.ones((1, len(score))))[0]
         drawn = bootstrap(compute, len(score), replicates, cluster=scores.cluster)
-        low, high, _ = percentile_interval(drawn, estimate=value)
+        low, high, _ = percentile_interval(drawn, value, scores.units)
         curves.append((name, POINTS, value, low, high))
     return _stack(("class", *AXES[kind], "low", "high"), curves)
 

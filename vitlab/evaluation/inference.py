@@ -155,18 +155,30 @@ def _draw_counts(
     return counts if cluster is None else counts[:, cluster]
 
 
+def tail_share(units: float) -> float:
+    """The share of replicates on each side of an expanded percentile interval, 0.025 for many
+    units.
+    """
+    if not 1 < units < np.inf:
+        return 0.025
+    return stats.norm.cdf(-np.sqrt(units / (units - 1)) * stats.t.ppf(0.975, units - 1))
+
+
 def percentile_interval(
-    values: np.ndarray, estimate: np.ndarray | None = None
+    values: np.ndarray, estimate: np.ndarray | None = None, units: float = np.inf
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low end, high end (95 %) and share of undefined replicates for each column of values (R, M).
 
     NaN replicates are left out. estimate: the numbers (M,) that the intervals are of; the ends
-    reach at least to them."""
+    reach at least to them. units: number of independent images or clusters. Percentile intervals
+    are too narrow for few of them, so they are expanded as Student's t interval is (Hesterberg,
+    2015, arXiv 1411.5279): with 9 clusters they cover about 89 % instead of 84 % in simulations."""
+    tail = tail_share(units)
     undefined = np.isnan(values).mean(axis=0) if len(values) else np.ones(values.shape[1])
     low, high = np.full((2, values.shape[1]), np.nan)
     usable = undefined < 1
     if usable.any():
-        low[usable], high[usable] = np.nanquantile(values[:, usable], [0.025, 0.975], axis=0)
+        low[usable], high[usable] = np.nanquantile(values[:, usable], [tail, 1 - tail], axis=0)
     if estimate is not None:  # NaN stays NaN
         low, high = np.minimum(low, estimate), np.maximum(high, estimate)
     return low, high, undefined

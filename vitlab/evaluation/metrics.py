@@ -67,7 +67,7 @@ def measure(scores: Scores, replicates: int) -> pd.DataFrame:
     compute = prepare_metrics(scores)
     value = compute(np.ones((1, len(scores.label))))[0]
     drawn = bootstrap(compute, len(scores.label), replicates, cluster=scores.cluster)
-    low, high, undefined = percentile_interval(drawn, estimate=value)
+    low, high, undefined = percentile_interval(drawn, value, scores.units)
     clusters = np.inf if scores.cluster is None else int(scores.cluster.max()) + 1
     low[np.isnan(value) | (clusters == 1)] = high[np.isnan(value) | (clusters == 1)] = np.nan
     warning = f"only {clusters} cluster{'s' * (clusters > 1)}" if clusters < MIN_CLUSTERS else ""

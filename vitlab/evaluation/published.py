@@ -44,21 +44,22 @@ def protocol_table(
 
 def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Published rows and ours, the best first: columns task, cells, metric, model, mean, spread,
-    sampling_sd, source, protocol.
+    sampling_sd, source, protocol, comparable (whether task and split are; "" for ours).
 
     published: a file such as reports/published_elpv.csv. ours: rows of `protocol_table` with
-    columns model and seed; spread is the standard deviation over its seeds, sampling_sd the mean of
-    theirs. Tasks, cells and metrics that ours lacks are left out."""
+    columns model, seed and protocol (how the images were split); spread is the standard deviation
+    over its seeds, sampling_sd the mean of theirs. Tasks, cells and metrics that ours lacks are
+    left out."""
     missing = [name for name in COLUMNS if name not in published]
     if missing:
         raise UserError(f"the table of published numbers lacks the columns {', '.join(missing)}")
-    own = ours.groupby([*KEYS, "model"], sort=False, as_index=False).agg(
+    own = ours.groupby([*KEYS, "model", "protocol"], sort=False, as_index=False).agg(
         mean=("value", "mean"),
         spread=("value", "std"),
         sampling_sd=("sampling_sd", "mean"),
         seeds=("value", "count"),
     )
-    own["protocol"] = [f"80/20, {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
+    own["protocol"] += [f", {n} seed{'s' * (n > 1)}" for n in own.pop("seeds")]
     tables, cited = [own.assign(source=OURS)], published.drop(columns="source", errors="ignore")
     for metric in MEASURES:
         if f"{metric}_mean" in published:
@@ -67,12 +68,14 @@ def published_table(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame
     order = ours[KEYS].drop_duplicates().assign(place=lambda keys: range(len(keys)))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean").merge(order, on=KEYS)
     table = table.sort_values(["place", "mean"], ascending=[True, False], ignore_index=True)
-    return table[[*KEYS, "model", "mean", "spread", "sampling_sd", "source", "protocol"]]
+    table["comparable"] = table.get("comparable", pd.Series(dtype=str)).fillna("")
+    names = ["model", "mean", "spread", "sampling_sd", "source", "protocol", "comparable"]
+    return table[[*KEYS, *names]]
 
 
 def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of our models against the best published one: columns task, cells, metric, model, value,
-    against, published, difference, verdict.
+    """Each of our models against the best published one that is comparable: columns task, cells,
+    metric, model, value, against, published, difference, verdict.
 
     The number of replicates behind a published standard deviation is not always known, so there is
     no test. The verdict is "no difference shown" where two single runs would differ as much by
@@ -80,6 +83,7 @@ def published_gap_table(table: pd.DataFrame) -> pd.DataFrame:
     over seeds or over test images, whichever is larger; an unknown one of theirs counts as ours."""
     columns = [*KEYS, "model", "value", "against", "published", "difference", "verdict"]
     theirs = table[(table["source"] != OURS) & (table["model"] != "majority class")]
+    theirs = theirs[theirs["comparable"] != "no"]
     best = theirs.loc[theirs.groupby(KEYS, sort=False)["mean"].idxmax()]
     pairs = table[table["source"] == OURS].merge(best, on=KEYS, suffixes=("", "_best"))
     spread = pairs[["spread", "sampling_sd"]].max(axis=1).fillna(0)

@@ -24,6 +24,11 @@ class Scores:
     cluster: np.ndarray | None = None  # (N,)
 
     @property
+    def units(self) -> int:
+        """Number of independent images, or of clusters."""
+        return len(self.label) if self.cluster is None else int(self.cluster.max()) + 1
+
+    @property
     def right(self) -> np.ndarray:
         """Whether each prediction is correct (N,)."""
         return self.pred == self.label

@@ -192,7 +192,8 @@ def _compare(scores: Scores, inside: np.ndarray, replicates: int) -> dict:
         )
         drawn.append(replicate)
     gap = values[0] - values[1]
-    low, high, undefined = percentile_interval((drawn[0] - drawn[1])[:, None], estimate=gap)
+    units = scores.take(inside).units
+    low, high, undefined = percentile_interval((drawn[0] - drawn[1])[:, None], gap, units)
     row |= {"value": values[0], "rest": values[1], "gap": gap, "low": low[0], "high": high[0]}
     p = permutation_p(scores, inside, replicates)
     return row | {"p": p, "note": describe_undefined(undefined[0])}

@@ -101,7 +101,7 @@ def threshold_choice_table(
     value[0, -1] = np.nan  # nothing is saved by the reference
     drawn = bootstrap(measure, len(scores.label), replicates, cluster=scores.cluster)
     drawn = drawn.reshape(len(drawn), value.size)
-    low, high, _ = percentile_interval(drawn, estimate=value.ravel())
+    low, high, _ = percentile_interval(drawn, value.ravel(), scores.units)
     table = {"rule": list(thresholds), "threshold": chosen}
     ends = zip(value.T, low.reshape(value.shape).T, high.reshape(value.shape).T, strict=True)
     for name, columns in zip((*MEASURES, "saved"), ends, strict=True):

@@ -154,13 +154,8 @@ def t_interval(center: float, error: float, freedom: float) -> tuple[float, floa
 def ranking_table(uncertainty: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The models by one metric, best first: columns model, value, low, high, seeds.
 
-    uncertainty: rows of `uncertainty_table` with a column model. With one seed, low and high are a
-    95 % normal interval for other images."""
-    rows = uncertainty[uncertainty["metric"] == metric].copy()
-    half = 1.96 * rows["sampling_sd"]
-    floor = -1.0 if metric == "mcc" else 0.0
-    rows["low"] = rows["low"].fillna((rows["value"] - half).clip(floor, 1.0))
-    rows["high"] = rows["high"].fillna((rows["value"] + half).clip(floor, 1.0))
+    uncertainty: rows of `uncertainty_table` with a column model."""
+    rows = uncertainty[uncertainty["metric"] == metric]
     rows = rows.sort_values("value", ascending=False, ignore_index=True)
     return rows[["model", "value", "low", "high", "seeds"]]
 
@@ -175,21 +170,20 @@ def uncertainty_table(
     predictions: a table for each seed. Columns metric, value (mean over the seeds), low, high,
     sampling_sd, seed_sd, seeds. sampling_sd: standard deviation of one run's score over other test
     images (bootstrap). seed_sd: standard deviation of the scores of the runs; if each seed draws
-    its own test images, it includes a part of sampling_sd. low, high: 95 % t interval for other
-    images and seeds, within the metric's range; NaN for one seed. The training data are taken as
-    given."""
+    its own test images, it includes a part of sampling_sd; NaN for one seed. low, high: 95 % t
+    interval for other images and seeds (with one seed, for other images), within the metric's
+    range. The training data are taken as given."""
     runs = measure_runs(predictions, metrics, replicates)
     seeds, units = len(predictions), runs.count_units(range(len(predictions)))
     rows = []
     for column, metric in enumerate(metrics):
         values, drawn = runs.values[:, column], runs.drawn[:, :, column]
         mean, images = values.mean(), image_variance(drawn, units)
-        row = {"metric": metric, "value": mean, "low": np.nan, "high": np.nan}
-        row |= {"sampling_sd": np.sqrt(images.run), "seed_sd": np.nan, "seeds": seeds}
-        if seeds > 1:
-            variance = seed_variance(values, drawn, units)
-            ends = t_interval(mean, *total_error(images, variance, seeds, 1, units))
-            row["low"], row["high"] = np.clip(ends, -1.0 if metric == "mcc" else 0.0, 1.0)
-            row["seed_sd"] = values.std(ddof=1)
+        variance = seed_variance(values, drawn, units)
+        ends = t_interval(mean, *total_error(images, variance, seeds, 1, units))
+        low, high = np.clip(ends, -1.0 if metric == "mcc" else 0.0, 1.0)
+        row = {"metric": metric, "value": mean, "low": low, "high": high}
+        row |= {"sampling_sd": np.sqrt(images.run), "seeds": seeds}
+        row["seed_sd"] = values.std(ddof=1) if seeds > 1 else np.nan
         rows.append(row)
     return pd.DataFrame(rows)

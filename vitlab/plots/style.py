@@ -40,6 +40,7 @@ DOT = {"color": PALETTE[0], "marker": "o", "filled": True, "note": ""}
 
 NAMES = {
     "roc_auc": "ROC AUC",
+    "roc_auc_within_groups": "ROC AUC within groups",
     "mcc": "MCC",
     "f1": "F1",
     "youden": "Youden",

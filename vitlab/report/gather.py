@@ -356,7 +356,8 @@ def guide_pages(pages: Sequence[Page] = ()) -> list[Page]:
     Pictures become part of the page. A link to a guide or a notebook leads to its page, also among
     these `pages`; a link to any other file of the project becomes plain text."""
     guides = {}
-    for path in sorted((project_root() / "reports" / "guide").glob("*.md")):
+    files = (project_root() / "reports" / "guide").glob("*.md")
+    for path in sorted(files, key=lambda path: (len(path.stem.partition("_")[0]), path.name)):
         guides[path] = "guide-" + re.sub(r"^\d+_", "", path.stem).replace("_", "-")
     slugs = {path.stem: slug for path, slug in guides.items()}
     for page in pages:

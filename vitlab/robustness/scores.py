@@ -52,6 +52,7 @@ def robustness_table(
         check_corruption(name, severity)
     samples = draw_test_images(data, images)
     ids, cluster = samples["sample_id"].tolist(), number_clusters(samples)
+    units = len(ids) if cluster is None else int(cluster.max()) + 1
     decoded = map_images(lambda name: to_eight_bits(data.read(name)), ids, "reading images")
     decoded = dict(zip(ids, decoded, strict=True))
 
@@ -68,9 +69,10 @@ def robustness_table(
         clean = clean or (value, drawn)
         table = {"corruption": name, "severity": severity, "n": len(ids), "metric": METRICS}
         table["value"] = value
-        table["low"], table["high"], _ = percentile_interval(drawn, value)
+        table["low"], table["high"], _ = percentile_interval(drawn, value, units)
         table["change"] = change = value - clean[0]
-        table["change_low"], table["change_high"], _ = percentile_interval(drawn - clean[1], change)
+        moved = percentile_interval(drawn - clean[1], change, units)
+        table["change_low"], table["change_high"], _ = moved
         tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)
 

@@ -13,12 +13,12 @@ from vitlab.registry import unknown
 from vitlab.schema import DataBundle
 
 CHOICES = {
-    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_stage"),
+    "strategy": ("full", "linear_probe", "last_blocks", "gradual", "from_stage", "lora"),
     "augment": ("none", "light", "strong"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "trackio", "wandb"),
     "class_weights": ("none", "balanced", "effective"),
-    "resample": ("none", "oversample", "undersample", "smote"),
+    "resample": ("none", "oversample", "undersample", "smote", "groups"),
     "synthetic": ("none", "fourier"),
 }
 AT_LEAST = {
@@ -29,6 +29,7 @@ AT_LEAST = {
     "patience": 1,
     "last_blocks": 0,
     "unfreeze_every": 1,
+    "lora_rank": 1,
 }
 # within 0..1
 SHARES = ("layer_decay", "label_smoothing", "ema", "class_weights_beta", "synthetic_share")
@@ -54,7 +55,7 @@ class TrainConfig:
     """Arguments of `fit`. Build one with `recipe`, which starts from values that suit the model."""
 
     strategy: str = setting(
-        "full", "what is trained: full, linear_probe, last_blocks, gradual or from_stage"
+        "full", "what is trained: full, linear_probe, last_blocks, gradual, from_stage or lora"
     )
     epochs: int = setting(12, "most epochs; early stopping may end before")
     batch_size: int = setting(64, "images per step of the optimizer, over all devices and parts")
@@ -72,6 +73,7 @@ class TrainConfig:
         "", "from_stage: the first stage that is trained, a name from the model's table of stages"
     )
     unfreeze_every: int = setting(1, "gradual: epochs after which one more block is trained")
+    lora_rank: int = setting(8, "lora: rank of the matrices that each linear layer learns")
     cache: bool = setting(
         True, "compute what is frozen once and keep it on disk; False: in every epoch"
     )
@@ -109,7 +111,12 @@ class TrainConfig:
         0.0, "focal loss (arXiv 1708.02002): confident predictions count less; 0: cross-entropy"
     )
     resample: str = setting(
-        "none", "equal classes in each epoch: none, oversample, undersample, smote (linear_probe)"
+        "none",
+        "equal classes in each epoch: none, oversample, undersample, smote (linear_probe), or"
+        " groups: equal classes within each group (arXiv 2110.14503)",
+    )
+    soft_labels: bool = setting(
+        False, "train towards the columns prob_<class> of the data instead of the label"
     )
     mixup_rare: float = setting(
         0.0, "alpha of mixup between two images of the same rare class; 0 for none"
@@ -197,6 +204,16 @@ class TrainConfig:
         if self.resample == "smote" and self.mixup_rare:
             raise UserError(
                 "resample='smote' mixes within the rare classes already; write mixup_rare=0 with it"
+            )
+        made = self.synthetic != "none" or self.resample == "smote" or self.mixup_rare > 0
+        if self.soft_labels and made:
+            raise UserError(
+                "soft_labels are known for real images only; write synthetic='none', mixup_rare=0"
+                " and no resample='smote' with it"
+            )
+        if self.resample == "groups" and self.synthetic != "none":
+            raise UserError(
+                "resample='groups' knows the groups of real images only; write synthetic='none'"
             )
         if self.synthetic != "none" and self.synthetic_share == 0:
             raise UserError(

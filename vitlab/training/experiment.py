@@ -202,6 +202,7 @@ def finetune(
         "model": model,
         "seed": seed,
         **splits,
+        "split_by": data.split_by,
         **options,
         **overrides,
     }

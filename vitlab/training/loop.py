@@ -36,7 +36,8 @@ from vitlab.training.devices import (
     seed_device,
 )
 from vitlab.training.live import check_tracker, show_training, tracking
-from vitlab.training.loss import LossRecord, build_loss, build_weight, diverged
+from vitlab.training.lora import add_lora, merge_lora
+from vitlab.training.loss import LossRecord, build_loss, build_weight, diverged, soft_targets
 from vitlab.training.order import BatchOrder, plan_epoch, warmup_cosine
 from vitlab.training.scores import compute_logits, score_columns, score_logits
 from vitlab.training.stage import Stage
@@ -131,7 +132,9 @@ class Training:
             "rank": state.process_index,
             "processes": state.num_processes,
         }
-        length, draw = plan_epoch(self._train_labels(), config.resample)
+        groups = data.split("train")[data.group_column] if config.resample == "groups" else None
+        length, draw = plan_epoch(self._train_labels(), config.resample, groups)
+        self.soft = soft_targets(data) if config.soft_labels else None
         self.order = BatchOrder(length, config.batch_size, config.seed, **shares, draw=draw)
         lowest_part = split_model(model.module, lowest)[1]
         self.precision = resolve_precision(config.precision, state.device, lowest_part)
@@ -145,9 +148,12 @@ class Training:
         model.module.to(state.device)
         if config.channels_last:
             model.module.to(memory_format=torch.channels_last)
-        self.moving = _list_tensors(model.module, lowest_part)
         model.module.requires_grad_(False)
-        lowest_part.requires_grad_(True)
+        if config.strategy == "lora":
+            add_lora(model, config.lora_rank)
+        else:
+            lowest_part.requires_grad_(True)
+        self.moving = _list_tensors(model.module, split_model(model.module, lowest)[1])
         self.trained_parameters = count_parameters(model.module, trainable=True)
         self.compute_loss = build_loss(data, config, state.device, teacher)
         self.optimizer = self.accelerator.prepare_optimizer(
@@ -217,6 +223,7 @@ class Training:
         finally:
             display.close()
         self.model.module.load_state_dict(self.best, strict=False)
+        merge_lora(self.model.module)
         self.model.module.requires_grad_(True).eval()
         if self.run and main:
             self.run.record(
@@ -284,6 +291,7 @@ class Training:
             with nullcontext() if last else self.accelerator.no_sync(trained):
                 # of the teacher, if there is one
                 logits = [train_set.ask(column) for column in more]
+                labels = labels if self.soft is None else self.soft[positions]
                 batch = (self.stage.take(inputs), labels.to(device), *logits)
                 loss = self.compute_loss(trained, *batch) / config.accumulation
                 self.accelerator.backward(loss)
@@ -439,6 +447,11 @@ class Training:
                 f"synthetic={config.synthetic!r}, but {self.data.name} was loaded without synthetic"
                 f" images: write data = add_synthetic(data, {config.synthetic!r},"
                 f" {config.synthetic_share}, seed) of vitlab.data before"
+            )
+        if config.resample == "groups" and not self.data.group_column:
+            raise UserError(
+                f"resample='groups', but {self.data.name} has no groups; write"
+                " resample='oversample'"
             )
         if (config.resample == "smote" and counts.min() < 2) or (
             config.resample != "none" and counts.min() < 1

@@ -35,6 +35,15 @@ def build_weight(data: DataBundle, config: TrainConfig) -> torch.Tensor | None:
     return torch.tensor(values, dtype=torch.float32)
 
 
+def soft_targets(data: DataBundle) -> torch.Tensor:
+    """The columns prob_<class> of the training images, (N, K); UserError where they are missing."""
+    columns = [f"prob_{name}" for name in data.classes]
+    missing = [name for name in columns if name not in data.samples]
+    if missing:
+        raise UserError(f"soft_labels: {data.name} has no column {missing[0]}")
+    return torch.as_tensor(data.split("train")[columns].to_numpy(float), dtype=torch.float32)
+
+
 class Loss:
     """Mean cross entropy or focal loss of a batch against its labels; with class weights,
     smoothing, mixup, CutMix. With a teacher: (1 - alpha) x this + alpha x temperature^2 x
@@ -93,8 +102,9 @@ class Loss:
         return mixed if inputs.ndim == 4 else mixed.reshape(inputs.shape), shares
 
     def spread(self, labels: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
-        """Targets (B, num_classes) of labels (B,), mixed as the inputs were."""
-        targets = F.one_hot(labels, self.num_classes).float()
+        """Targets (B, num_classes) of labels (B,), or such targets, mixed as the inputs were."""
+        soft = labels.ndim == 2
+        targets = labels if soft else F.one_hot(labels, self.num_classes).float()
         return targets if shares is None else shares @ targets
 
     def score(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

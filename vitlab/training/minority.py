@@ -15,6 +15,7 @@ from vitlab.schema import DataBundle
 from vitlab.seeds import derive_seed
 from vitlab.training.cache import FrozenFeatures
 from vitlab.training.config import TrainConfig
+from vitlab.training.order import group_weights
 
 NEIGHBOURS = 5  # of SMOTE, as in arXiv 1106.1813; fewer where the smallest class is smaller
 
@@ -31,6 +32,10 @@ def imbalance_table(data: DataBundle, config: TrainConfig) -> pd.DataFrame:
     counts = train["label"].value_counts().reindex(list(data.classes), fill_value=0)
     rare = rare_classes(train["label"], data.classes)
     size = {"none": counts, "undersample": counts.min()}.get(config.resample, counts.max())
+    if config.resample == "groups":
+        weights = pd.Series(group_weights(train["label"], train[data.group_column]))
+        share = weights.groupby(train["label"].to_numpy()).sum() / weights.sum()
+        size = (len(train) * share).round().astype(int).reindex(list(data.classes), fill_value=0)
     table = pd.DataFrame({"class": data.classes})
     table["images"] = (
         train["label"][~made].value_counts().reindex(list(data.classes), fill_value=0).to_numpy()

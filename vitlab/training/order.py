@@ -7,9 +7,10 @@ one order."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Sampler
 
@@ -75,7 +76,7 @@ class BatchOrder(Sampler[list[int]]):
 
 
 def plan_epoch(
-    labels: np.ndarray, resample: str
+    labels: np.ndarray, resample: str, groups: np.ndarray | None = None
 ) -> tuple[int, Callable[[torch.Generator], torch.Tensor] | None]:
     """How many images an epoch shows, and how they are drawn, for class indices `labels` (N,);
     None: each once, in any order.
@@ -84,10 +85,19 @@ def plan_epoch(
         often, but for the rest of the division, which is drawn anew for each epoch. Copies within
         an epoch are alike: what augmentation makes of an image depends on the epoch alone.
         undersample: of each class as many images as the smallest has, drawn anew for each epoch.
+    groups: as many images as there are, drawn with replacement: each value of `groups` (N,) equally
+        often, and in it each of its classes. The class then says nothing of the group.
     smote: positions from N on stand for the rows that `SmoteFeatures` adds, up to the size of the
     largest class in each."""
     if resample == "none":
         return len(labels), None
+    if resample == "groups":
+        weights = torch.as_tensor(group_weights(labels, groups))
+
+        def draw_groups(generator: torch.Generator) -> torch.Tensor:
+            return torch.multinomial(weights, len(weights), replacement=True, generator=generator)
+
+        return len(labels), draw_groups
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     size = int(counts.min() if resample == "undersample" else counts.max())
@@ -107,6 +117,16 @@ def plan_epoch(
         return torch.cat(chosen)[torch.randperm(length, generator=generator)]
 
     return length, draw
+
+
+def group_weights(labels: Sequence, groups: Sequence) -> np.ndarray:
+    """How often each image (N,) is drawn, relative to the others: equally often in all groups, and
+    in each group equally often for its classes.
+    """
+    table = pd.DataFrame({"group": np.asarray(groups), "label": np.asarray(labels)})
+    classes = table.groupby("group")["label"].transform("nunique")
+    images = table.groupby(["group", "label"])["label"].transform("size")
+    return (1 / (classes * images)).to_numpy(copy=True)
 
 
 def warmup_cosine(step: int, warmup: int, steps: int) -> float:

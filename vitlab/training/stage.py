@@ -52,7 +52,8 @@ class Stage:
             accelerator,
         )
         frozen, trained = split_model(model.module, border)
-        trained.requires_grad_(True)
+        if config.strategy != "lora":
+            trained.requires_grad_(True)
         frozen.requires_grad_(False)
         self.front = FrozenFront(frozen, config.precision, accelerator.device) if border else None
         self.cached = border > 0 and config.cache

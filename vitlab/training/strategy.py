@@ -40,6 +40,8 @@ def find_border(names: list[str], config: TrainConfig, epoch: int = 1) -> int:
             return head
         case "from_stage":
             return find_stage(names, config.train_from)
+        case "lora":
+            return blocks[0] if blocks else head
     if config.last_blocks > len(blocks):
         raise UserError(
             f"last_blocks={config.last_blocks}, but the model has {len(blocks)} blocks; choose 1 to"
@@ -69,14 +71,18 @@ def lowest_border(names: list[str], config: TrainConfig) -> int:
 
 
 def strategy_table(module: nn.Module, config: TrainConfig) -> pd.DataFrame:
-    """A row for each stage of the model, in order: stage, parameters, trained ("no", "yes", or
-    "from epoch N").
+    """A row for each stage of the model, in order: stage, parameters, trained ("no", "yes", "from
+    epoch N" or "rank R").
     """
     chain = split_stages(module)
     names = [name for name, _ in chain]
     borders = [find_border(names, config, epoch) for epoch in range(1, config.epochs + 1)]
 
     def describe(position):
+        if config.strategy == "lora" and position in block_positions(names):
+            return f"rank {config.lora_rank}"
+        if config.strategy == "lora":
+            return "yes" if position == len(names) - 1 else "no"
         first = next((epoch for epoch, border in enumerate(borders, 1) if border <= position), None)
         return "no" if first is None else "yes" if first == 1 else f"from epoch {first}"
 
