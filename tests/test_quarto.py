@@ -187,6 +187,14 @@ def test_filter_leaves_no_callout_to_quarto_and_no_link_without_a_target():
     assert 'class="remark tip"' in html and "callout" not in html
 
 
+@pytest.mark.parametrize("target", ["typst", "html"])
+def test_filter_adds_references_where_something_is_cited(target):
+    assert "References" in filter_text("As @deitsch2019 found.", target)
+    assert "References" not in filter_text(
+        "See @fig-a.\n\n```python\n@models.register\n```", target
+    )
+
+
 def test_tall_figures_of_the_paper_move_and_wide_ones_scroll_on_a_phone(tmp_path):
     Image.new("RGB", (600, 900)).save(tmp_path / "tall.png", dpi=(100, 100))
     Image.new("RGB", (600, 100)).save(tmp_path / "low.png", dpi=(100, 100))

@@ -10,7 +10,7 @@ end
 -- Wide tables ------------------------------------------------------------------------------------------------------------------
 
 local LINE, PADDING = 102, 3 -- what fits into a line of a table on A4, and the room between two columns, in characters
-local SMALLEST, SENTENCES = 0.74, 0.9 -- the smallest factor; of sentences, which may go over several lines
+local SMALLEST, SENTENCES = 0.74, 0.9 -- the smallest factor; of sentences in few columns, which have room to wrap
 local LONG = 15 -- rows from which a table may be broken over two pages
 
 -- A name in a head may break after an underscore or a slash.
@@ -64,7 +64,7 @@ local function fit_columns(tbl)
   local least, most = 0, 0
   for column = 1, #tbl.colspecs do least, most = least + words[column] + PADDING, most + texts[column] + PADDING end
   if most <= LINE then return 1 end
-  local scale = math.max(math.max(table.unpack(texts)) > 40 and SENTENCES or SMALLEST, LINE / most)
+  local scale = math.max(#texts < 6 and math.max(table.unpack(texts)) > 40 and SENTENCES or SMALLEST, LINE / most)
   local room = math.max(LINE / scale - least, 0)
   local total = math.max(LINE / scale, least)
   for column, spec in ipairs(tbl.colspecs) do
@@ -119,7 +119,7 @@ end
 
 -- Tall and wide figures --------------------------------------------------------------------------------------------------------
 
-local TALL, WIDTH = 3.3, 6.45 -- inches: what moves to the top or bottom of a page, and the width of the text
+local TALL, WIDTH = 2.2, 6.45 -- inches: what moves to the top or bottom of a page, and the width of the text
 local WIDE = 4.5 -- inches: what scrolls on a phone
 
 -- Width and height of a picture in inches; 0 where there is no such file.
