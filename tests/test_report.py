@@ -498,11 +498,13 @@ def test_clean_notebook_puts_no_caption_under_an_excuse():
 
 
 def test_references_to_figures_that_are_not_shown_leave_the_prose():
-    prose = new_markdown_cell("Loss (@fig-a), bound (@fig-b); @tbl-c and @fig-a show it [@fig-b].")
-    source = "#| label: fig-a\n#| fig-cap: Loss.\nplot()"
-    cells = [prose, make_code(source, make_picture())]
-    text = clean_notebook(new_notebook(cells=cells)).cells[0].source
-    assert text == "Loss (@fig-a), bound; the table and @fig-a show it [the figure]."
+    prose = "Loss (@fig-a), bound (@fig-b); @tbl-c and @fig-a show it [@fig-b], not @fig-lost."
+    source = "#| label: {}\n#| fig-cap: Loss.\nplot()"
+    cells = [make_code(source.format("fig-a"), make_picture())]
+    cells += [make_code(source.format(label)) for label in ("fig-b", "tbl-c")]
+    clean = clean_notebook(new_notebook(cells=[new_markdown_cell(prose), *cells]))
+    expected = "Loss (@fig-a), bound; the table and @fig-a show it [the figure], not @fig-lost."
+    assert clean.cells[0].source == expected
 
 
 @pytest.mark.parametrize("target", ["html5", "typst"])

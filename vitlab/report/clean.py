@@ -62,6 +62,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
         cell.id = f"cell-{number}"
     cells = _merge_parameters([cell for cell in cells if not _is_papermill_mark(cell)])
     captioned = {cell.id for cell in cells if _is_captioned(cell)}
+    declared = {cell_label(cell) for cell in cells}
     broken = {cell.id for cell in cells if _has_failed(cell)}
     for cell in cells:
         if cell.cell_type == "code":
@@ -75,19 +76,19 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
                 _describe_figure(cell)
         cell.metadata = {}
     cells = _drop_empty_sections(cells, captioned, broken)
-    resolve_dead_references(cells)
+    resolve_dead_references(cells, declared)
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
 
-def resolve_dead_references(cells: list[NotebookNode]) -> None:
-    """Take references to figures and tables that are not among the cells out of the prose: those in
-    brackets go, others become words.
+def resolve_dead_references(cells: list[NotebookNode], declared: set[str]) -> None:
+    """Take references to the declared figures and tables that are not among the cells out of the
+    prose: those in brackets go, others become words.
     """
-    labels = {cell_label(cell) for cell in cells}
+    dead = declared - {cell_label(cell) for cell in cells}
 
     def resolve(match):
-        if match[2] in labels:
+        if match[2] not in dead:
             return match[0]
         return "" if match[1] else WORDS[match[3]]
 
