@@ -30,6 +30,7 @@ BEFORE = (  # chapter, notebook, its sections
             "What the images look like",
             "How balanced are the classes?",
             "Are training and test images different?",
+            "New images, or new groups?",
         ),
     ),
 )
@@ -40,6 +41,7 @@ AFTER = (
         (
             "How certain are the results?",
             "All models over all seeds",
+            "New images, or new groups?",
             "Without near-duplicates",
             "Cost",
             "Comparison with published results",
