@@ -9,6 +9,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import shlex
 import tokenize
 from collections.abc import Collection, Mapping
@@ -268,21 +269,10 @@ def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
 
 
 def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
-    """`int | None`, or `int or None` (which papermill reads as well), as ("int", "None"); empty for
-    a type not among TYPES.
-    """
-    sides = (
-        [node.left, node.right]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
-        else []
-    )
-    sides = node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) else sides
-    if sides:
-        kinds = [_read_annotation(side) for side in sides]
-        return tuple(kind for side in kinds for kind in side) if all(kinds) else ()
-    node = node.value if isinstance(node, ast.Subscript) else node  # list[int] is read as list
-    name = "" if node is None else ast.unparse(node)
-    return (name,) if name in TYPES else ()
+    """`list[int] | None` as ("list", "None"); empty for a type that is not among TYPES."""
+    text = "" if node is None else re.sub(r"\[.*?\]", "", ast.unparse(node))
+    names = re.split(r" \| | or ", text)  # papermill reads both
+    return tuple(names) if set(names) <= set(TYPES) else ()
 
 
 def _comments(source: str) -> dict[int, str]:

@@ -23,7 +23,8 @@ from vitlab.batch.specs import Limits
 from vitlab.batch.state import Outcome, describe_error
 from vitlab.batch.transfer import Changes, Files, list_files, read_changes, write_files
 from vitlab.batch.watch import Stopped
-from vitlab.kernels import WarmProcess, environment
+from vitlab.kernels import WarmProcess
+from vitlab.places import environment
 
 # seconds after which an unused warm process ends; the batch ends it itself, unless it was killed
 IDLE_SECONDS = 60

@@ -18,9 +18,9 @@ from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import Task, load_batch, plan_tasks
 from vitlab.batch.state import BatchState, Outcome
 from vitlab.errors import UserError
-from vitlab.kernels import WarmProcess, count_cores, environment
+from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters, notebook_parameters
-from vitlab.places import inside_project
+from vitlab.places import count_cores, environment, inside_project
 from vitlab.training.options import TRAINS
 
 NAME_CHECKS = {

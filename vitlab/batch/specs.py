@@ -170,7 +170,9 @@ def read_spec(kind: type[AnySpec], path: Path | str, what: str) -> AnySpec:
     except ValidationError as error:
         first = error.errors()[0]
     place = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in first["loc"]
+        if part != "[key]"
     ).removeprefix(".")
     where = f"{Path(path).name}, {place}" if place else Path(path).name
     own = first.get("ctx", {}).get("error")

@@ -40,8 +40,7 @@ class UnsafeBundle(UserError):
 
 
 class Manifest(BaseModel):
-    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones,
-    in the order of their execution. files: path -> SHA-256."""
+    """notebooks: the executed ones, in the order of their execution. files: path -> SHA-256."""
 
     format: Literal[2] = 2
     title: str
@@ -49,7 +48,6 @@ class Manifest(BaseModel):
     made: str = ""
     vitlab: str = ""
     commit: str = ""
-    code: str = ""
     notebooks: list[str] = []
     files: dict[str, str] = {}
 

@@ -17,10 +17,9 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.executed import CellProblem, find_execution_problems, find_source_problems
-from vitlab.files import hash_file, hash_package
+from vitlab.files import hash_file
 from vitlab.notebook import find_assignments
 from vitlab.registry import unknown
-from vitlab.runs import list_versions
 from vitlab.submission.archive import MANIFEST, Bundle
 from vitlab.submission.rubric import Answer, Rubric, find_answers, load_rubric, points_table
 
@@ -92,25 +91,6 @@ def check_contents(bundle: Bundle) -> list[Result]:
         return [Result("contents", name, FAIL, "missing") for name in missing]
     seen = f"{pages} pages and PDF, {len(notebooks)} notebooks, {len(runs)} runs with cards"
     return [Result("contents", "", PASS, seen)]
-
-
-def check_environment(bundle: Bundle) -> list[Result]:
-    """The versions that made each run are noted. Those that differ here are listed; they never
-    fail.
-    """
-    ours, same_code = list_versions(), bundle.manifest.code == hash_package()
-
-    def judge(run: str) -> tuple[str, str]:
-        theirs = bundle.read_json(f"{run}/run.json")["versions"]
-        different = [] if same_code else ["the code of vitlab"]
-        for name, version in ours.items():
-            if theirs.get(name) != version:
-                different.append(f"{name} {theirs.get(name)} there, {version} here")
-        if not different:
-            return PASS, "same as here"
-        return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}"
-
-    return judge_each("environment", bundle.runs, judge)
 
 
 def check_weights(bundle: Bundle) -> list[Result]:

@@ -19,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 import vitlab
-from vitlab.kernels import WarmProcess, environment
+from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters
+from vitlab.places import environment
 from vitlab.runs import Run
 from vitlab.submission.archive import Bundle
 from vitlab.submission.check_results import measure
