@@ -40,21 +40,15 @@ GONE = (OSError, EOFError)  # what a connection raises when its other end is clo
 
 
 class RemoteError(RuntimeError):
-    """Stands for an exception of another process that cannot be sent: its type and text are the
-    message.
-    """
+    """Stands for an exception of another process that cannot be sent; it has the same text."""
 
 
 class NoAnswer(ConnectionError):
-    """The warm process does not answer. A class of its own: the function that is called may raise
-    an OSError as well.
-    """
+    """The warm process does not answer; an OSError may come from the called function."""
 
 
 class WarmProcess:
-    """A process that imports what it is told to and forks kernels. Use it in a `with` block: it
-    ends with the block.
-    """
+    """A process that imports modules and forks kernels. It ends with its `with` block."""
 
     def __init__(self):
         self._lock, self._process, self._unread = threading.Lock(), None, 0
@@ -83,17 +77,13 @@ class WarmProcess:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
-        """Have modules imported for the kernels to come, without waiting for it; one that cannot be
-        is left to its notebook.
-        """
+        """Import modules for the kernels to come, without waiting; failures are ignored."""
         with self._lock, suppress(*GONE):
             self._connection.send(("vitlab.kernels:import_modules", [modules]))
             self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
-        """Call `module:name` there, and give or raise what it does. NoAnswer where that cannot be;
-        a process that does not answer in time is killed.
-        """
+        """Call `module:name` there. NoAnswer where that cannot be, or not in time."""
         try:
             with self._lock:
                 self._connection.send((function, arguments))
@@ -114,9 +104,7 @@ class WarmProcess:
         return self._connection.recv()
 
     def attach(self, manager: KernelManager) -> KernelManager:
-        """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is
-        installed as `python3`.
-        """
+        """Let the manager start ipykernel of this Python from here, whatever `python3` is."""
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
         manager.provisioner = WarmProvisioner(kernel_spec=manager.kernel_spec, parent=manager)
@@ -138,9 +126,7 @@ class WarmProcess:
 
 
 class ForkedKernel:
-    """A kernel forked by the warm process, with the part of the interface of subprocess.Popen that
-    a provisioner uses.
-    """
+    """A forked kernel with the part of subprocess.Popen that a provisioner uses."""
 
     stdin = stdout = stderr = None
 
@@ -172,9 +158,7 @@ class ForkedKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way;
-    silent in both cases.
-    """
+    """Starts ipykernel from the warm process, and anything else the ordinary way; silent."""
 
     warm: WarmProcess
 
@@ -196,9 +180,7 @@ class WarmProvisioner(LocalProvisioner):
 
 
 def serve() -> None:
-    """The life of the warm process: call the functions that are asked for on standard input, until
-    its other end closes.
-    """
+    """The warm process: call the functions asked for on standard input, until it closes."""
     # Ctrl-C is for the batch, which then ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(0)
@@ -233,9 +215,7 @@ def pack_error(error: Exception) -> ExceptionWithTraceback:
 
 
 def import_modules(names: list[str]) -> None:
-    """Import them, and what packages of vitlab would import later, when a name of theirs is
-    used.
-    """
+    """Import them, and what packages of vitlab would import when a name of theirs is used."""
     # ipykernel last: libraries that see it loaded take this for a notebook
     for name in [*names, "ipykernel.kernelapp"]:
         with suppress(Exception):
@@ -252,9 +232,7 @@ def exit_code(pid: int) -> int | None:
 
 
 def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> int:
-    """Fork, and give the child's id. The child puts right what a new process has of its own and
-    runs ipykernel until shutdown.
-    """
+    """Fork, and give the child's id. The child runs ipykernel until shutdown."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise OSError("something has started CUDA here, and a fork could not use it")
     pid = os.fork()

@@ -97,9 +97,7 @@ def runs_folder(dataset: str) -> Path:
 
 
 def run_path(*, name: str = "", **parameters) -> Path:
-    """The folder of the run of these parameters, whether it is there or not. UserError unless the
-    name is a plain folder name.
-    """
+    """The folder of the run of these parameters; UserError for a name that is no folder name."""
     if "dataset" not in parameters:
         raise UserError("a run needs at least the parameter dataset=")
     return runs_folder(parameters["dataset"]) / (
@@ -123,9 +121,7 @@ def _hash(text: str) -> str:
 
 
 def list_runs(dataset: str = "") -> list[Path]:
-    """The run folders of a data set (default: of all), by name: those with a run.json, including
-    one whose replacement was interrupted.
-    """
+    """The run folders of a data set (default: of all), by name: those with a run.json."""
     runs = reports_dir() / "runs"
     folders = [runs_folder(dataset)] if dataset else _list_folders(runs)
     found = []
@@ -196,9 +192,7 @@ class RunBusy(UserError):
 
 
 def hold(path: Path) -> None:
-    """Lock a run for this process, until `let_go` or its end. RunBusy while another process has
-    the lock.
-    """
+    """Lock a run until `let_go` or the end of this process; RunBusy if another one has it."""
     key = os.getpid(), path.absolute()
     if key in _held:
         return
@@ -252,9 +246,7 @@ def building_folder(path: Path) -> Path:
 
 
 def replace_run(path: Path) -> None:
-    """Replace a run by its complete replacement. Each step can be repeated, so a kill in between
-    loses nothing.
-    """
+    """Replace a run by its complete replacement. Each step can be repeated after a kill."""
     new = building_folder(path)
     shutil.rmtree(new / "checkpoints", ignore_errors=True)
     _move_notebooks(path / "notebooks", new / "notebooks")

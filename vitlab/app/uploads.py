@@ -46,9 +46,7 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: UploadLimits) -> Image.Image:
-    """The decoded image, as `open_picture` gives it to training; UploadError if the file is no
-    image, is damaged, or exceeds the limits.
-    """
+    """The decoded image, as in training; UploadError if it is none, or exceeds the limits."""
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
     try:
         image = open_picture(

@@ -132,9 +132,7 @@ def _make_reports_folder(reports: Path, cache: Path) -> None:
 
 
 class SharedWarmProcess:
-    """One warm process for all notebooks of this worker, started when one needs it. It ends when
-    none has used it for a minute.
-    """
+    """One warm process for all notebooks of this worker; it ends after a minute without use."""
 
     def __init__(self):
         self._lock = threading.Lock()

@@ -30,9 +30,7 @@ NAME_CHECKS = {
 
 
 class Executor(Protocol):
-    """What executes the tasks: threads on this machine (execute.py), or a Dask cluster
-    (dask_executor.py).
-    """
+    """What executes the tasks: threads here (execute.py), or a cluster (dask_executor.py)."""
 
     def has_place(self, task: Task) -> bool: ...
 
@@ -40,14 +38,10 @@ class Executor(Protocol):
         """Start a task; only after `has_place` was true."""
 
     def collect(self) -> list[tuple[int, Outcome]]:
-        """Wait for a second at most, and give the tasks that have ended: number and outcome, as
-        from `Execution.run`.
-        """
+        """Wait for a second at most; number and outcome of the tasks that have ended."""
 
     def stop(self) -> list[tuple[int, Outcome]]:
-        """End what is running, return when no process of it is left, and give the tasks that had
-        ended, as `collect`.
-        """
+        """End what is running with all its processes; the tasks that had ended, as `collect`."""
 
     def close(self) -> None: ...
 
@@ -100,9 +94,7 @@ def run_batch(
 
 
 def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -> Outcome:
-    """Execute one notebook with parameters, checked before any cell runs, and give what
-    `Execution.run` gives.
-    """
+    """Execute one notebook with checked parameters, and give what `Execution.run` gives."""
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
     declared = {name: default for name, (default, _) in notebook_parameters(notebook).items()}
@@ -134,9 +126,7 @@ def check_values(
 
 @contextmanager
 def kernel_environment(workers: int = 1) -> Iterator[None]:
-    """Environment variables that kernels inherit: figures inline, and for each of several workers
-    its share of the cores.
-    """
+    """Variables for kernels: figures inline; for each of several workers its share of cores."""
     values = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     if workers > 1:
         share = str(max(1, count_cores() // workers))

@@ -104,9 +104,7 @@ PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 
 
 class Limits(Spec):
-    """What one notebook may use: minutes, and bytes of memory of its kernel with all child
-    processes. None: no limit.
-    """
+    """What a notebook may use: minutes, and bytes of memory with child processes; None: any."""
 
     keep_empty = True
     minutes: Annotated[float, Field(gt=0, strict=True)] | None = None

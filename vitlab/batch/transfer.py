@@ -84,9 +84,7 @@ def store_changes(reports: Path, changes: Changes, copy: str) -> None:
 
 
 def _is_made_anew(reports: Path, name: str, run: str, changes: Changes) -> bool:
-    """Whether a run on the worker is finished and not the one that is here: 04 to 06 only add to a
-    run that both have.
-    """
+    """Whether a finished run of the worker is not the one here, which 04 to 06 only add to."""
     there = json.loads(changes.files[name][0])
     try:
         here = read_info(find_place(reports, run))
@@ -122,9 +120,7 @@ def _write_file(path: Path, content: bytes, changed_ns: int) -> None:
 
 
 def find_place(folder: str | Path, name: str) -> Path:
-    """The path of a file below a folder. UserError for a name that leads out of it, whoever sent
-    it.
-    """
+    """The path of a file below a folder; UserError for a name that leads out of it."""
     path = Path(os.path.normpath(Path(folder, name)))
     if not path.is_relative_to(os.path.normpath(folder)):
         raise UserError(f"{name!r} leads out of {folder}")

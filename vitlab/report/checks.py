@@ -182,9 +182,7 @@ def _is_figure(data):
 
 
 def check_size(pages: Sequence[Page], max_page_mb: float) -> Iterator[Finding]:
-    """A finding for each page of more than `max_page_mb` (10^6 bytes), by the size of its outputs;
-    it names the largest cell.
-    """
+    """A finding for each page of more than `max_page_mb` (10^6 bytes), with its largest cell."""
     for page in pages:
         sizes, library = measure_cells(page)
         total = (FRAME + library + sum(sizes.values())) / 1e6
@@ -202,9 +200,7 @@ def check_size(pages: Sequence[Page], max_page_mb: float) -> Iterator[Finding]:
 
 
 def measure_cells(page: Page) -> tuple[dict[int, int], int]:
-    """Bytes by place of the cell in the executed copy, and bytes of the Plotly library, which a
-    page has once.
-    """
+    """Bytes by place of the cell in the executed copy, and those of the Plotly library."""
     sizes: dict[int, int] = {}
     notebook = for_web(page.notebook)
     for cell in notebook.cells:

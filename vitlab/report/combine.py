@@ -74,9 +74,7 @@ def combine_chapters(
 
 
 def has_citations(cells: list[NotebookNode]) -> bool:
-    """Whether the prose or a caption cites something beside the report's own figures, tables and
-    sections.
-    """
+    """Whether the prose or a caption cites a source, not only the report's own figures."""
     for cell in cells:
         text = cell.source if cell.cell_type == "markdown" else ""
         if cell.cell_type == "code":
@@ -103,9 +101,7 @@ def _is_unfolded(cell):
 
 
 def _rename(cells, slug):
-    """Give every label, footnote and anchor of a chapter a name of its own, and follow it in the
-    references.
-    """
+    """Give the labels, footnotes and anchors of a chapter unique names, also in references."""
     options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     own = {str(item["label"]) for item in options if "label" in item}

@@ -145,9 +145,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
 
 
 def order_tasks(tasks: list[dict]) -> list[dict]:
-    """Comparison first, then the notebooks outside of the grid, then point after point its
-    notebooks, by name.
-    """
+    """Comparison first, then what is outside of the grid, then each point by notebook."""
     points = []
     for task in tasks:
         if task["point"] not in points:
@@ -222,9 +220,7 @@ def _find_dataset(task, notebook):
 
 
 def _find_source(stem, batch_file, executed):
-    """The notebook of a task: near the batch file, as the batch looks for it, else where papermill
-    says that it took it from.
-    """
+    """The notebook of a task: as the batch finds it, else where papermill took it from."""
     if not batch_file:
         return None
     here = (project_root() / batch_file).parent
@@ -278,9 +274,7 @@ def _number_slugs(pages):
 
 
 def _resolve_links(page, pages):
-    """Point links to other notebooks at their pages: that of the same grid point, else the first;
-    plain text without one.
-    """
+    """Point links to notebooks at their pages, of the same point if any; else plain text."""
 
     def link_guide(match):
         return f"](guide-{match[1].replace('_', '-')}.ipynb{match[2] or ''})"
@@ -307,9 +301,7 @@ def _resolve_links(page, pages):
 
 
 def _resolve_sections(notebook):
-    """Write references to sections as links under the section's title: sections of a page bear no
-    number to refer to.
-    """
+    """Write references to sections as links: sections of a page have no number."""
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     titles = {match[2]: match[1] for cell in prose for match in SECTION.finditer(cell.source)}
     for cell in prose:

@@ -194,9 +194,7 @@ def _suggest(name: str, known: Collection[str], mark: str) -> str:
 
 
 def _find_lost_notebooks(page):
-    """Links to notebooks that do not exist. A link to one that is only not in this report becomes
-    plain text.
-    """
+    """Links to notebooks that do not exist (not: that are missing in this report)."""
     if page.executed is None or page.source is None or not page.source.is_file():
         return
     for number, cell in enumerate(page.executed.cells, start=1):

@@ -30,9 +30,7 @@ class Settings:
 
 
 def read_settings(root: Path | None = None) -> Settings:
-    """The settings of the project; defaults where it has no _quarto.yml. UserError names a missing
-    bibliography.
-    """
+    """The settings of the project, or defaults; UserError names a missing bibliography."""
     root = root or project_root()
     file = root / "_quarto.yml"
     config = (read_yaml(file, "settings file") if file.is_file() else None) or {}
@@ -73,9 +71,7 @@ def hash_templates() -> str:
 
 
 def find_section(config: dict, *names: str) -> dict:
-    """The settings below these names; none where the value is a word, as Quarto allows (`format:
-    html`, `html: default`).
-    """
+    """The settings below these names; none where the value is a word (`format: html`)."""
     for name in names:
         config = config.get(name)
         if not isinstance(config, dict):

@@ -53,9 +53,7 @@ class Manifest(BaseModel):
 
 
 def write_zip(folder: Path, target: Path) -> Path:
-    """Pack all files of the folder, sorted by name and without dates; returns `target`. Equal files
-    give an equal zip.
-    """
+    """Pack all files, sorted by name and without dates: equal files give an equal zip."""
     with atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             info = zipfile.ZipInfo(path.relative_to(folder).as_posix())
@@ -86,9 +84,7 @@ def open_bundle(path: Path) -> Iterator[Path]:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the files of a zip below a folder. UnsafeBundle, before anything is written, for a zip
-    that breaks the limits.
-    """
+    """Write the files of a zip; UnsafeBundle, before that, for one that breaks the limits."""
     try:
         check_zip(path)
         with zipfile.ZipFile(path) as archive:
@@ -102,9 +98,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def check_zip(path: Path) -> None:
-    """UnsafeBundle for a zip that breaks the limits of count, size or ratio, or has names that lead
-    out of the folder.
-    """
+    """UnsafeBundle for a zip that breaks a limit, or has names that lead out of the folder."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if len(members) > MAX_FILES:

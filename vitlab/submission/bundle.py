@@ -145,9 +145,7 @@ def _put_notebooks(selection: Selection, folder: Path) -> None:
 
 
 def strip_outputs(path: Path) -> str:
-    """The text of a notebook without outputs, execution counts and the parameters that papermill
-    added.
-    """
+    """The text of a notebook without outputs, counts and injected parameters."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["cells"] = [
         cell

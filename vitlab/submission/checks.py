@@ -47,9 +47,7 @@ class Result:
 def judge_each(
     check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]
 ) -> list[Result]:
-    """One result for each subject, with the status and detail that `judge` returns. An exception is
-    a failure of that subject.
-    """
+    """One result for each subject, by what `judge` returns; an exception is a failure."""
     results = []
     for subject in subjects:
         try:
@@ -141,9 +139,7 @@ def check_executed(bundle: Bundle) -> list[Result]:
 
 
 def check_sources(bundle: Bundle) -> list[Result]:
-    """The executed notebook has the cells of the clean one, and papermill added nothing but
-    parameters.
-    """
+    """The executed notebook has the cells of the clean one, and only parameters in addition."""
 
     def judge(name: str) -> tuple[str, str]:
         cells = bundle.read_cells(name)
@@ -166,9 +162,7 @@ def clean_name(executed: str) -> str:
 
 
 def injected_parameters(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The parameters that papermill added: name -> value. UserError where a cell tagged as such has
-    anything else.
-    """
+    """The parameters that papermill added: name -> value; UserError for anything else."""
     injected = [cell["source"] for cell in cells if "injected-parameters" in cell["tags"]]
     if not injected:
         return {}
@@ -229,9 +223,7 @@ def check_rubric(bundle: Bundle) -> list[Result]:
 
 
 def make_points_table(bundle: Bundle) -> pd.DataFrame | None:
-    """The table of `points_table` for the bundle; None without a rubric. UserError for an invalid
-    rubric.
-    """
+    """The `points_table` of the bundle; None without a rubric."""
     rubric = read_rubric(bundle)
     return points_table(rubric, read_answers(bundle), find_evidence(bundle)) if rubric else None
 
@@ -251,9 +243,7 @@ def read_answers(bundle: Bundle) -> list[Answer]:
 
 
 def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
-    """Name and cells of each executed notebook that can be read; check_executed names the
-    others.
-    """
+    """Name and cells of each executed notebook that can be read."""
     found = []
     for name in bundle.notebooks:
         with contextlib.suppress(ValueError):
@@ -262,9 +252,7 @@ def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
 
 
 def find_evidence(bundle: Bundle) -> dict[str, set[str]]:
-    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content,
-    metrics, files.
-    """
+    """Kind -> names of the evidence in the bundle that a rubric may ask for."""
     notebooks, figures, tables, metrics = set(), set(), set(), set()
     for name, cells in _read_notebooks(bundle):
         notebooks.add(Path(name).stem)

@@ -89,9 +89,7 @@ def find_mark(source: str) -> str | None:
 
 
 def read_answer(source: str, kind: str) -> str:
-    """The text of a marked cell without mark, placeholders and comments; "" where nothing else is
-    left, or of code only `pass`, `None` or `...`.
-    """
+    """The text of a marked cell without mark, placeholders and comments; "" for none."""
     if kind != "code":
         source = COMMENT.sub("", source)
     lines = []

@@ -119,9 +119,7 @@ def verify_bundle(
 def judge(
     bundle: Bundle, names: Sequence[str] = tuple(CHECKS), opened: Result | None = None
 ) -> Verdict:
-    """The checks of these names (default: all) in order; all are skipped where the manifest cannot
-    be read.
-    """
+    """The checks of these names in order; all are skipped if the manifest cannot be read."""
     results = [opened] if opened else []
     try:
         manifest = bundle.manifest
@@ -182,9 +180,7 @@ def describe_verdict(verdict: Verdict) -> str:
 
 
 def write_junit(verdict: Verdict, path: Path | str) -> None:
-    """Write the results as JUnit XML, one test case for each: classname is `verify.<check>`, name
-    the file, run or question.
-    """
+    """Write the results as JUnit XML, one test case (classname `verify.<check>`) for each."""
     statuses = [result.status for result in verdict.results]
     counts = {
         "tests": str(len(statuses)),
@@ -213,9 +209,7 @@ def write_junit(verdict: Verdict, path: Path | str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from a bundle without control characters, which could steer a terminal and are not
-    allowed in XML.
-    """
+    """The text without control characters, which steer a terminal and are no XML."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_LETTERS])
 
 
