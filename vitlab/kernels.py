@@ -64,11 +64,8 @@ class WarmProcess:
         theirs.close()
 
     def call(self, function: str, *arguments) -> Any:
-        """Call `module:name` where the libraries are loaded, and give or raise what it does;
-        without that process, call it here.
-
-        An exception that cannot travel between processes arrives as a RemoteError of the same text.
-        The traceback of the other process is the cause of each."""
+        """Call `module:name` in the warm process, else here; gives or raises what it does, with the
+        traceback as cause (RemoteError for an error that pickle cannot send)."""
         try:
             return self.ask(function, *arguments)
         except NoAnswer:

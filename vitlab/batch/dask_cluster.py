@@ -280,11 +280,8 @@ class Workers:
 
 
 def make_probe(reports: str, session: str) -> Callable[[], dict[str, Any]]:
-    """A function that describes the worker it runs on: vitlab (version and code), cores, host, and
-    reports, the folder of the batch as it sees it or None.
-
-    It is nested, because Dask then sends its source: a worker with another vitlab, or with none,
-    can answer, too."""
+    """A function that describes the worker it runs on. It is nested, because Dask then sends its
+    source: a worker with another vitlab, or with none, can answer, too."""
 
     def probe() -> dict[str, Any]:
         import os

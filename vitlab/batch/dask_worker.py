@@ -56,8 +56,7 @@ class Job:
 
 
 def run_task(job: Job, files: Files) -> tuple[Outcome, Changes]:
-    """Execute one notebook and give its outcome, with what has changed on a worker that does not
-    share the reports folder. files: those that it needs on such a worker.
+    """Execute one notebook; its outcome, and the changes on a worker that got `files`.
 
     Errors are described here, because Dask keeps only the text of one that cannot be pickled."""
     worker = get_worker()

@@ -111,9 +111,7 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
 def check_values(
     label: str, declared: dict[str, Any], given: dict[str, Any], warm: WarmProcess
 ) -> None:
-    """UserError for a data set or model that does not exist, or training arguments that do not fit
-    together. declared: the parameters of the notebook with their defaults.
-    """
+    """UserError for a data set, model or training arguments that cannot be; declared: defaults."""
     for kind, function in NAME_CHECKS.items():
         if kind in given:
             warm.call(function, given[kind])
@@ -196,9 +194,7 @@ def _execute(
 def execute_tasks(
     tasks: list[Task], stale: list[int], state: BatchState, executor: Executor, display: Display
 ) -> None:
-    """Execute the tasks of these numbers, the earliest of the plan first, and keep the outcome of
-    each. After a failed task, the later notebooks of its point are skipped.
-    """
+    """Execute these tasks in order and keep each outcome; after a failure, its point is skipped."""
 
     def settle(number: int, outcome: Outcome) -> None:
         state.settle(number, outcome)
@@ -232,9 +228,7 @@ def execute_tasks(
 
 
 def _find_failed(tasks: list[Task], number: int, state: BatchState) -> str:
-    """The notebook that a task builds on and that failed; empty for none. A task that runs once, or
-    gathers points, does without what is missing.
-    """
+    """The failed notebook that a task builds on; "" for none, and for tasks that gather points."""
     task = tasks[number]
     for need in task.needs:
         builds_on = not task.step.once and tasks[need].point.items() <= task.point.items()

@@ -134,9 +134,7 @@ class StepSpec(Spec):
 
 
 class BatchSpec(Spec):
-    """title, author, abstract: of the report. grid: axis -> its values, or cases (name ->
-    parameters).
-    """
+    """title, author, abstract: of the report. grid: axis -> its values, or cases by name."""
 
     title: Any = ""
     author: str = ""

@@ -84,9 +84,7 @@ class BatchState:
         ]
 
     def find_stale(self, prints: list[Fingerprint], force: bool) -> list[int]:
-        """The numbers of the tasks to run. Their records become pending, with the reason as
-        note.
-        """
+        """The numbers of the tasks to run; their records become pending, with a reason as note."""
         stale: list[int] = []
         for number, (task, record) in enumerate(
             zip(self.tasks, self.content["tasks"], strict=True)

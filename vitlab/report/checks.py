@@ -90,11 +90,9 @@ def _find_run_problem(run: str, promised: Sequence[str] = ()) -> str:
 
 
 def check_outdated(pages: Sequence[Page]) -> list[Finding]:
-    """Findings of the rule out of date: of what ended well, what the batch would do again if it
-    were called now.
+    """Findings of the rule out of date: what the batch would do again now.
 
-    Batches may share a run, and with it the executed copies: one of them to which a copy is new
-    enough will do. There is no finding where the batch file is gone or has mistakes."""
+    Batches may share a run: a copy that is new enough to one of them will do."""
     paths = {page.path for page in pages if page.status == "done"}
     reasons: dict[str, list[str]] = {}
     for file in sorted((reports_dir() / "runs" / "batches").glob("*/batch.json")):

@@ -24,9 +24,7 @@ CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. Code is shown where a notebook comes first; later ones show
-    the parameters that differ.
-    """
+    """One notebook of the report. Later copies of a notebook show only parameters that differ."""
     chapters, first = [], {}
     for page in (page for page in report.pages if page.paper):
         cells = []

@@ -182,9 +182,7 @@ def _data_uri(folder, name):
 
 @dataclass(frozen=True)
 class Medium:
-    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
-    in inches.
-    """
+    """folder: where pictures go. width, height: the largest that they may be, in inches."""
 
     folder: Path
     fold: bool | str = False

@@ -121,9 +121,7 @@ def read_pointers(page: Page) -> Pointers:
 
 
 def _read_code_cell(cell, found):
-    """The captions and Markdown outputs of a cell. Its HTML outputs are read at once; its label is
-    an anchor if something is shown under it.
-    """
+    """The captions and Markdown outputs of a cell; HTML outputs are read at once."""
     options, shown = read_options(cell.source)[0], _shown_data(cell)
     if not shown:
         return ""

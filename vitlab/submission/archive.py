@@ -65,11 +65,9 @@ def write_zip(folder: Path, target: Path) -> Path:
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[Path]:
-    """The files of a bundle in a temporary folder; a folder (some course systems unpack) is used as
-    it is.
+    """The files of a bundle in a temporary folder; an unpacked folder is used as it is.
 
-    MissingFileError where there is none. UnsafeBundle for a file that is not a zip, is damaged, or
-    breaks the limits."""
+    MissingFileError without a bundle; UnsafeBundle for a damaged zip, or one over the limits."""
     if path.is_dir():
         for file in path.rglob("*"):
             if file.is_symlink():

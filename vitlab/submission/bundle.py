@@ -43,9 +43,7 @@ WEIGHTS_LIMIT_MB = 200.0
 
 @dataclass(frozen=True)
 class Made:
-    """path: the zip. sha256: of the whole zip. verdict: that of `vitlab verify`, but without
-    reading the images.
-    """
+    """The zip, its SHA-256, and the verdict of `vitlab verify` without reading the images."""
 
     path: Path
     sha256: str

@@ -149,11 +149,9 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def find_data(bundle: Bundle, dataset: str) -> str:
-    """The name by which the data can be read here: what the marker named, or a set that comes in a
-    package; "" for none.
+    """The name of the data here: what the marker named, or a set that comes in a package; else "".
 
-    A name from a bundle never makes this machine read a folder or download: those must be named
-    with --data."""
+    A name from a bundle never makes this machine read a folder or download."""
     from vitlab.data import available
 
     if bundle.options.data and len(set(bundle.datasets.values())) == 1:

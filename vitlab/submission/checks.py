@@ -34,9 +34,7 @@ PAPERMILL_FLOATS = ("float('nan')", "float('inf')", "float('-inf')")
 
 @dataclass(frozen=True)
 class Result:
-    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or
-    skipped. detail: a text.
-    """
+    """check: its name. subject: the file, run or question. status: pass, fail or skipped."""
 
     check: str
     subject: str
