@@ -121,7 +121,7 @@ def odd_files(notebook, tmp_path):
 
 LONG = "x" * 300
 MISTAKES = {
-    "run none.ipynb": "there is no notebook none.ipynb",
+    "run folder/none.ipynb": "there is no notebook folder/none.ipynb",
     "run folder.ipynb": "folder.ipynb is a folder; name a notebook",
     "run binary.ipynb": "binary.ipynb is not a text in UTF-8, so it is no notebook",
     "run cut.ipynb": "cut.ipynb is not a notebook of nbformat 4",
