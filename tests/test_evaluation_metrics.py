@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as reference
+from sklearn.neighbors import NearestNeighbors
 
 from tests.predictions import BINARY, DIGITS, fill_binary, fill_table, make_predictions
+from vitlab.errors import UserError
 from vitlab.evaluation import (
     METRICS,
     choose_examples,
@@ -18,6 +21,7 @@ from vitlab.evaluation import (
     mcnemar_table,
     metrics_table,
     mistakes_table,
+    neighbour_table,
     uncertainty_table,
 )
 from vitlab.evaluation.metrics import prepare_metrics
@@ -205,3 +209,21 @@ def test_mistakes_come_most_confident_first():
     assert len(mistakes_table(predictions, n=1)) == 1
     none = mistakes_table(predictions.assign(pred=predictions["label"]))
     assert none.empty and "confidence" in none.columns
+
+
+def test_neighbours_are_those_of_scikit_learn_without_the_image_itself():
+    rng = np.random.default_rng(0)
+    vectors, ids = rng.normal(size=(40, 6)), [f"s{i}" for i in range(40)]
+    vectors[7] = 3 * vectors[3]  # a copy, in direction
+    samples = pd.DataFrame({"sample_id": ids, "label": np.where(np.arange(40) % 2, "x", "y")})
+    table = neighbour_table(vectors, samples, ["s3", "s20"], count=4)
+    search = NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors)
+    distances, places = search.kneighbors(vectors[[20]])
+    own = table[table["sample_id"] == "s20"]
+    assert own["neighbour"].tolist() == [ids[place] for place in places[0][1:]]
+    assert own["distance"].tolist() == pytest.approx(distances[0][1:].tolist())
+    first = table.iloc[0]
+    assert (first["neighbour"], first["label"]) == ("s7", "x")
+    assert first["distance"] == pytest.approx(0, abs=1e-12)
+    with pytest.raises(UserError, match="'s99' is not a sample_id"):
+        neighbour_table(vectors, samples, ["s99"])

@@ -11,7 +11,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.predictions import fill_binary
-from vitlab.checks.splits import HEAD, compare_splits, predict_tests, predictions_by_split
+from vitlab.checks.splits import (
+    HEAD,
+    compare_splits,
+    describe_tests,
+    predict_tests,
+    predictions_by_split,
+)
 from vitlab.data import load_dataset
 from vitlab.data.datasets import find_group_problem
 from vitlab.data.elpv import LINKED
@@ -339,3 +345,12 @@ def test_runs_of_both_splits_stand_beside_the_head_and_the_group_alone(folds, el
     alone = table[table["model"] == "module alone"].set_index("metric")["value"]
     assert alone["roc_auc"] == pytest.approx(0.84, abs=0.02)
     assert list(alone.index) == ["roc_auc", "balanced_accuracy"]
+    text = describe_tests(found, table, "roc_auc")
+    assert "*vit*: ROC AUC" in text and "within a new module" in text
+    assert "Against the logistic head: vit against logistic head: logistic head better" in text or (
+        "Against the logistic head: vit against logistic head: no difference shown" in text
+    )
+    assert describe_tests({}, table, "roc_auc") == ""
+    by_image = {"image": found["image"]}
+    text = describe_tests(by_image, split_table(by_image, replicates=10), "roc_auc")
+    assert text.strip().startswith("Against the logistic head: vit")

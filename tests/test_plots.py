@@ -687,3 +687,11 @@ def test_robustness_begins_at_the_clean_images():
         plots.plot_robustness(table, ["acuracy"])
     ax = draw("plot_attack")
     assert ax.lines[0].get_xydata().tolist() == [[0, 0.9], [1, 0.4], [2, 0.1]]
+
+
+def test_a_slice_without_one_of_the_metrics_has_a_row_without_a_dot():
+    names = ["column", "slice", "n", "metric", "value", "low", "high"]
+    rows = [("a", "x", 9, "auc", 0.8, 0.7, 0.9), ("a", "x", 9, "within", 0.6, 0.5, 0.7)]
+    rows += [("b", "y", 9, "auc", 0.5, 0.4, 0.6)]
+    both, one = plots.plot_slices(pd.DataFrame(rows, columns=names))
+    assert len(both.lines) - len(one.lines) == 2  # the line and the dot of slice y

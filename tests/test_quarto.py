@@ -22,6 +22,7 @@ from tests.test_report import (
     make_table,
     write_batch,
 )
+from vitlab.new_project import IGNORED
 from vitlab.report import render_report
 from vitlab.report.gather import gather_report
 from vitlab.report.markdown import read_options, run_pandoc
@@ -186,6 +187,14 @@ def test_filter_leaves_no_callout_to_quarto_and_no_link_without_a_target():
     assert 'class="remark tip"' in html and "callout" not in html
 
 
+@pytest.mark.parametrize("target", ["typst", "html"])
+def test_filter_adds_references_where_something_is_cited(target):
+    assert "References" in filter_text("As @deitsch2019 found.", target)
+    assert "References" not in filter_text(
+        "See @fig-a.\n\n```python\n@models.register\n```", target
+    )
+
+
 def test_tall_figures_of_the_paper_move_and_wide_ones_scroll_on_a_phone(tmp_path):
     Image.new("RGB", (600, 900)).save(tmp_path / "tall.png", dpi=(100, 100))
     Image.new("RGB", (600, 100)).save(tmp_path / "low.png", dpi=(100, 100))
@@ -199,6 +208,13 @@ def test_tall_figures_of_the_paper_move_and_wide_ones_scroll_on_a_phone(tmp_path
 def filter_text(text, target):
     options = (f"--to={target}", "--standalone", f"--lua-filter={FILTERS / 'common.lua'}")
     return run_pandoc("--from=markdown", "--wrap=none", "--metadata=title:x", *options, text=text)
+
+
+def test_quarto_renders_the_site_alone_and_leaves_gitignore_as_it_is():
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    assert config["format"].keys() == {"html"}, "`quarto render` makes no PDF of each notebook"
+    for ignored in ((ROOT / ".gitignore").read_text(encoding="utf-8"), IGNORED):
+        assert {"/.quarto/", "**/*.quarto_ipynb"} <= set(ignored.splitlines())
 
 
 def test_quarto_is_called_for_site_and_pdf_with_notebooks_that_need_no_network(batch, quarto):

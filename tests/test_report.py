@@ -496,6 +496,16 @@ def test_clean_notebook_puts_no_caption_under_an_excuse():
     assert not excused and drawn["label"] == "fig-a" and drawn["fig-cap"] == "Never made."
 
 
+def test_references_to_figures_that_are_not_shown_leave_the_prose():
+    prose = "Loss (@fig-a), bound (@fig-b); @tbl-c and @fig-a show it [@fig-b], not @fig-lost."
+    source = "#| label: {}\n#| fig-cap: Loss.\nplot()"
+    cells = [make_code(source.format("fig-a"), make_picture())]
+    cells += [make_code(source.format(label)) for label in ("fig-b", "tbl-c")]
+    clean = clean_notebook(new_notebook(cells=[new_markdown_cell(prose), *cells]))
+    expected = "Loss (@fig-a), bound; the table and @fig-a show it [the figure], not @fig-lost."
+    assert clean.cells[0].source == expected
+
+
 @pytest.mark.parametrize("target", ["html5", "typst"])
 def test_a_number_is_not_torn_from_its_own_spread_or_interval(target):
     table = "| a | b |\n|:--|--:|\n| x | 0.8 ± 0.1 |\n| y | 0.9 [0.8, 1.0] |\n"

@@ -29,7 +29,7 @@ PUBLISHED = (
 )
 IGNORED = (
     "reports/runs/\nreports/tuning/\nreports/cache/\nreports/_build/\nreports/_site/\n"
-    ".ipynb_checkpoints/\n"
+    ".ipynb_checkpoints/\n/.quarto/\n**/*.quarto_ipynb\n"  # the last two, Quarto would add
 )
 # replaces the end of the start page
 NEXT_STEPS = """\

@@ -489,7 +489,7 @@ def test_a_terminal_shows_the_batch_and_its_running_notebooks(monkeypatch):
     assert "0 of 3 notebooks" in drawn
     before, ended, after = drawn.partition("nb 0   done")
     assert ended and "nb 0" in before
-    _, reached, last = after.rpartition("1 of 3 notebooks, 2 running on 2 workers")
+    _, reached, last = after.rpartition("1 of 3 notebooks, 2 running on 2 workers, about ")
     assert reached and "cell 3 of 4" in last and "nb 0" not in last
 
 

@@ -75,11 +75,11 @@ class Display:
 
     def _update_whole(self) -> None:
         text = f"{self._done} of {self._total} notebooks"
-        left = self._total - self._done
+        left, time_left = self._total - self._done, ""
         if self._done and left:
             each = (time.monotonic() - self._began) / self._done
-            text += f", about {format_seconds(each * left)} left"
-        text = ", ".join(filter(None, [text, self._note]))
+            time_left = f"about {format_seconds(each * left)} left"
+        text = ", ".join(filter(None, [text, self._note, time_left]))
         self._progress.update(self._whole, completed=self._done, text=text)
 
     def __enter__(self) -> Display:

@@ -21,13 +21,12 @@ from vitlab.checks.result import (
     write_checks,
 )
 from vitlab.checks.score_checks import check_comparison, check_scores
-from vitlab.checks.splits import HEAD, compare_splits, predictions_by_split
+from vitlab.checks.splits import compare_splits, describe_tests, predictions_by_split
 from vitlab.checks.verdict import describe_data, describe_next, describe_verdict
 
 __all__ = [
     "CHECKS",
     "GUIDE",
-    "HEAD",
     "CheckResult",
     "Probe",
     "can_probe",
@@ -43,6 +42,7 @@ __all__ = [
     "describe_data",
     "describe_next",
     "describe_run_checks",
+    "describe_tests",
     "describe_verdict",
     "doubtful_labels",
     "explain_checks",

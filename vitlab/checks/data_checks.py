@@ -260,9 +260,7 @@ def check_test_size(samples: pd.DataFrame, probe: Probe | None) -> tuple:
     # two models on the same images: half of the variance is common, 2 x (1 - 0.5) = 1
     smallest = float(POWER * error)
     groups = f" in {units:,} independent groups" if units < len(tested) else ""
-    text = (
-        f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points of"
-    )
+    text = f"{len(tested):,} test images{groups} show a difference of {100 * smallest:.1f} points"
     text += " of balanced accuracy between two models in four of five cases, a smaller one less"
     text += " often"
     status = FAIL if smallest > 0.1 else WARN if smallest > 0.05 else PASS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from vitlab.data.balance import drop_synthetic
 from vitlab.data.quality import cluster_table, logistic_head
 from vitlab.data.sources import MIN_GROUPS
 from vitlab.evaluation.groups import ALONE, split_table
+from vitlab.evaluation.pairwise import pairwise_table
+from vitlab.evaluation.sentences import describe_pairs, describe_splits
+from vitlab.markup import escape
 from vitlab.run_tables import latest_runs, read_tests
 from vitlab.schema import DataBundle
 
@@ -90,8 +93,14 @@ def predictions_by_split(
             tests.setdefault(title, predictions)
         if not tests:
             continue
-        first = [run for run in runs if (run.title, run.seed) == (runs[0].title, runs[0].seed)]
-        tables = [drop_synthetic(run.read_table("splits.csv")) for run in first]
+        title, tested = next(iter(tests.items()))
+        every = [run.read_table("splits.csv") for run in runs if run.title == title]
+        own = set(tested["sample_id"])  # of one seed, or of all its folds
+        tables = [
+            drop_synthetic(table)
+            for table in every
+            if own.issuperset(table["sample_id"][table["split"] == "test"])
+        ]
         tests[HEAD] = predict_tests(tables, features, data.classes)
         if split == "image":
             alone = pd.get_dummies(groups).astype(float)
@@ -101,3 +110,24 @@ def predictions_by_split(
             for name, table in tests.items()
         }
     return found
+
+
+def describe_tests(
+    tests: Mapping[str, Mapping[str, pd.DataFrame]], table: pd.DataFrame, metric: str
+) -> str:
+    """A `split_table` in Markdown, and each model against the logistic head: on new groups where
+    there are runs of that split, else on new images.
+
+    tests: of `predictions_by_split`. metric: that decides. "" without tests."""
+    if not tests:
+        return ""
+    group, models = list(tests.items())[-1]
+    head = models[HEAD]
+    same = {
+        name: {0: predictions}
+        for name, predictions in models.items()
+        if not name.endswith(ALONE) and set(predictions["sample_id"]) >= set(head["sample_id"])
+    }
+    gains = pairwise_table(same, metric, against=HEAD)
+    pairs = f"Against the {HEAD}: {escape(describe_pairs(gains))}" if len(gains) else ""
+    return f"{describe_splits(table, group)}\n\n{pairs}"

@@ -13,7 +13,12 @@ from vitlab.evaluation.calibration import (
 )
 from vitlab.evaluation.conformal import conformal_class_table, conformal_table
 from vitlab.evaluation.curves import curve_band_table, precision_recall_table, roc_table
-from vitlab.evaluation.examples import choose_examples, draw_findings, mistakes_table
+from vitlab.evaluation.examples import (
+    choose_examples,
+    draw_findings,
+    mistakes_table,
+    neighbour_table,
+)
 from vitlab.evaluation.groups import split_table
 from vitlab.evaluation.metrics import METRICS, class_table, confusion_table, metrics_table
 from vitlab.evaluation.pairwise import (
@@ -52,6 +57,7 @@ __all__ = [
     "mcnemar_table",
     "metrics_table",
     "mistakes_table",
+    "neighbour_table",
     "pairwise_table",
     "precision_recall_table",
     "protocol_table",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -66,3 +68,32 @@ def mistakes_table(predictions: pd.DataFrame, n: int = 12) -> pd.DataFrame:
     wrong = rows.loc[~scores.right, ["sample_id", "group", "label", "pred", "confidence"]]
     ordered = wrong.sort_values("confidence", ascending=False, kind="stable")
     return ordered.head(n).reset_index(drop=True)
+
+
+def neighbour_table(
+    vectors: np.ndarray, samples: pd.DataFrame, sample_ids: Sequence[str], count: int = 3
+) -> pd.DataFrame:
+    """The images whose vectors are nearest to those of some images, nearest first: columns
+    sample_id, neighbour, label (of the neighbour), distance (cosine, 0 to 2).
+
+    vectors: (N, D), a row for each of `samples`. The image itself is left out, a copy of it is not.
+    Neighbours look alike to the network that made the vectors; they are not the reason for a
+    prediction.
+
+    >>> samples = pd.DataFrame({"sample_id": ["a", "b", "c"], "label": ["x", "x", "y"]})
+    >>> vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> neighbour_table(vectors, samples, ["c"], count=1)["neighbour"].tolist()
+    ['b']
+    """
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    rows = pd.Index(samples["sample_id"]).get_indexer(sample_ids)
+    if (rows < 0).any():
+        missing = np.asarray(sample_ids)[rows < 0][0]
+        raise UserError(f"'{missing}' is not a sample_id of the table")
+    distance = 1 - vectors[rows] @ vectors.T
+    distance[np.arange(len(rows)), rows] = np.inf
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :count]
+    table = samples.iloc[nearest.ravel()][["sample_id", "label"]].reset_index(drop=True)
+    table = table.rename(columns={"sample_id": "neighbour"})
+    table.insert(0, "sample_id", np.repeat(np.asarray(sample_ids), nearest.shape[1]))
+    return table.assign(distance=np.take_along_axis(distance, nearest, axis=1).ravel())

@@ -156,9 +156,9 @@ def describe_answer(ranking: pd.DataFrame, pairwise: pd.DataFrame, metric: str) 
 
 def describe_splits(table: pd.DataFrame, group: str) -> str:
     """What the groups have to do with the scores: a `split_table` with the splits "image" and
-    `group`, as a Markdown list.
+    `group`, as a Markdown list; "" without runs of both.
     """
-    if table.empty:
+    if table.empty or group == "image":
         return ""
     values = table.set_index(["metric", "split", "model"]).sort_index()
     lines = []
@@ -172,8 +172,8 @@ def describe_splits(table: pd.DataFrame, group: str) -> str:
             within = values.loc[(WITHIN, group, model)]
             lines.append(
                 f"- *{escape(model)}*: ROC AUC {_interval(rows['image'])} on new images of known"
-                f" {group}s, {_interval(rows[group])} on new {group}s. Between images of one"
-                f" {group}, of a new one, it is {_interval(within)}."
+                f" {group}s, {_interval(rows[group])} on new {group}s, and {_interval(within)}"
+                f" within a new {group}."
             )
         elif "image" in rows and model == f"{group}{ALONE}":
             lines.append(

@@ -109,7 +109,7 @@ def plot_slices(slice_table: pd.DataFrame) -> np.ndarray:
     places = _name_slices(axes, shown)
     for ax, metric in zip(axes, metrics, strict=True):
         part = slice_table[slice_table["metric"] == metric]
-        rows = shown[SLICE].merge(part, on=SLICE)
+        rows = shown[SLICE].merge(part, on=SLICE, how="left")  # one may lack a metric
         color = np.where(rows["column"] == "", GREY, PALETTE[2])
         draw_intervals(ax, rows.assign(color=color), places)
         if rows["slice"].iloc[0] == "all":

@@ -20,6 +20,7 @@ from vitlab.notebook import find_assignments
 from vitlab.plots.interactive import library_html
 from vitlab.report.markdown import (
     callout,
+    cell_label,
     code_block,
     raw_html,
     read_options,
@@ -33,6 +34,8 @@ TABLES = Path(__file__).with_name("tables.lua")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # <Axes: ...>, [<Line2D>, ...]: what a plot call returns beside its picture
 REPR = re.compile(r"^[<(\[].*[>)\]]$", re.DOTALL)
+REFERENCE = re.compile(r"(\s\()?@((fig|tbl)-[\w-]+)(?(1)\))")  # " (@fig-x)" or "@fig-x"
+WORDS = {"fig": "the figure", "tbl": "the table"}
 CSS_DPI = 96  # what a browser takes for an inch
 MAX_PNG = 150_000  # bytes
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
@@ -59,6 +62,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
         cell.id = f"cell-{number}"
     cells = _merge_parameters([cell for cell in cells if not _is_papermill_mark(cell)])
     captioned = {cell.id for cell in cells if _is_captioned(cell)}
+    declared = {cell_label(cell) for cell in cells}
     broken = {cell.id for cell in cells if _has_failed(cell)}
     for cell in cells:
         if cell.cell_type == "code":
@@ -72,8 +76,25 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
                 _describe_figure(cell)
         cell.metadata = {}
     cells = _drop_empty_sections(cells, captioned, broken)
+    resolve_dead_references(cells, declared)
     _convert_tables(cells)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+def resolve_dead_references(cells: list[NotebookNode], declared: set[str]) -> None:
+    """Take references to the declared figures and tables that are not among the cells out of the
+    prose: those in brackets go, others become words.
+    """
+    dead = declared - {cell_label(cell) for cell in cells}
+
+    def resolve(match):
+        if match[2] not in dead:
+            return match[0]
+        return "" if match[1] else WORDS[match[3]]
+
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = REFERENCE.sub(resolve, cell.source)
 
 
 def cell_number(cell: NotebookNode) -> int:

@@ -20,7 +20,6 @@ from vitlab.report.markdown import find_headings, read_options, shift_headings, 
 IDENTIFIER = re.compile(r"(@|\{#|\(#)([A-Za-z][\w-]*)")
 FOOTNOTE = re.compile(r"\[\^([^\]\s]+)\]")
 PAGE_LINK = re.compile(r"\]\(([\w-]+)\.ipynb(?:#[^)]*)?\)")
-CITATION = re.compile(r"(?<!\w)@(?!fig-|tbl-|sec-|eq-)[A-Za-z]")
 
 
 def combine_pages(report: Report) -> NotebookNode:
@@ -64,22 +63,9 @@ def combine_chapters(
         own = for_paper(new_notebook(cells=chapter)).cells
         _rename(own, slug)
         cells += own
-    if has_citations(cells):
-        cells.append(new_markdown_cell("# References {.unnumbered}\n\n::: {#refs}\n:::"))
     for number, cell in enumerate(cells, start=1):
         cell.id = f"cell-{number}"
     return new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "flow": flow})
-
-
-def has_citations(cells: list[NotebookNode]) -> bool:
-    """Whether the prose or a caption cites a source, not only the report's own figures."""
-    for cell in cells:
-        text = cell.source if cell.cell_type == "markdown" else ""
-        if cell.cell_type == "code":
-            text = "\n".join(line for line in cell.source.splitlines() if line.startswith("#|"))
-        if CITATION.search(text):
-            return True
-    return False
 
 
 def _hide_code(cells, shown):

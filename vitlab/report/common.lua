@@ -10,7 +10,7 @@ end
 -- Wide tables ------------------------------------------------------------------------------------------------------------------
 
 local LINE, PADDING = 102, 3 -- what fits into a line of a table on A4, and the room between two columns, in characters
-local SMALLEST = 0.74
+local SMALLEST, SENTENCES = 0.74, 0.9 -- the smallest factor; of sentences in few columns, which have room to wrap
 local LONG = 15 -- rows from which a table may be broken over two pages
 
 -- A name in a head may break after an underscore or a slash.
@@ -64,7 +64,7 @@ local function fit_columns(tbl)
   local least, most = 0, 0
   for column = 1, #tbl.colspecs do least, most = least + words[column] + PADDING, most + texts[column] + PADDING end
   if most <= LINE then return 1 end
-  local scale = math.max(SMALLEST, LINE / most)
+  local scale = math.max(#texts < 6 and math.max(table.unpack(texts)) > 40 and SENTENCES or SMALLEST, LINE / most)
   local room = math.max(LINE / scale - least, 0)
   local total = math.max(LINE / scale, least)
   for column, spec in ipairs(tbl.colspecs) do
@@ -119,7 +119,7 @@ end
 
 -- Tall and wide figures --------------------------------------------------------------------------------------------------------
 
-local TALL, WIDTH = 3.3, 6.45 -- inches: what moves to the top or bottom of a page, and the width of the text
+local TALL, WIDTH = 2.2, 6.45 -- inches: what moves to the top or bottom of a page, and the width of the text
 local WIDE = 4.5 -- inches: what scrolls on a phone
 
 -- Width and height of a picture in inches; 0 where there is no such file.
@@ -150,6 +150,22 @@ local function float_tall(figure)
   if height > TALL then return { raw("#[#show figure: set figure(placement: auto)"), figure, raw("]") } end
 end
 
+-- References -------------------------------------------------------------------------------------------------------------------
+
+local function add_references(doc)
+  local cited = false
+  doc:walk({
+    Cite = function(cite)
+      for _, citation in ipairs(cite.citations) do
+        cited = cited or not (citation.id:match("^fig%-") or citation.id:match("^tbl%-"))
+      end
+    end,
+  })
+  if not cited then return end
+  doc.blocks:insert(pandoc.Header(typst and 1 or 2, "References", pandoc.Attr("references", { "unnumbered" })))
+  doc.blocks:insert(pandoc.Div({}, pandoc.Attr("refs")))
+end
+
 -- Typst refuses a link to an anchor that is not there, such as a section that the paper leaves out.
 local function drop_dead_links(doc)
   local anchors = {}
@@ -165,6 +181,7 @@ end
 
 function Pandoc(doc)
   doc = doc:walk({ Table = fit_table, Div = callout })
+  if typst or not quarto then add_references(doc) end -- Quarto's pages have them in their appendix
   if not typst then return doc:walk({ Image = mark_wide }) end
   if doc.meta.flow then
     local function float(block) return block.identifier:match("^fig%-") and float_tall(block) or nil end

@@ -26,7 +26,6 @@ from PIL import Image
 
 from vitlab.plots.fonts import USUAL, describe_missing, find_fonts
 from vitlab.report.clean import CSS_DPI, clean_notebook, find_library, for_web
-from vitlab.report.combine import has_citations
 from vitlab.report.gather import Page, Report, describe_page, take_heading
 from vitlab.report.markdown import code_block, read_options, run_pandoc
 from vitlab.report.settings import Settings, hash_templates, read_settings
@@ -93,8 +92,6 @@ def _render_page(page, report, settings, folder):
     notebook = for_web(page.notebook)
     library = find_library(notebook)
     markdown = notebook_markdown(notebook, Medium(folder, fold=settings.fold), page.slug)
-    if has_citations(notebook.cells):
-        markdown += "\n## References {.unnumbered}\n\n::: {#refs}\n:::\n"
     position = [other.slug for other in report.pages].index(page.slug)
     neighbours = {
         "previous": _link(report.pages[position - 1]) if position else None,

@@ -13,9 +13,10 @@ from vitlab.errors import UserError
 from vitlab.files import hash_file
 from vitlab.markup import code, escape, pipe_table
 from vitlab.places import reports_dir
+from vitlab.report.clean import resolve_dead_references
 from vitlab.report.combine import combine_chapters
 from vitlab.report.gather import HOME, Page, Report
-from vitlab.report.markdown import read_options, split_sections, write_options
+from vitlab.report.markdown import cell_label, read_options, split_sections, write_options
 from vitlab.runs import Run
 
 ANSWER = "The answer"
@@ -29,6 +30,7 @@ BEFORE = (  # chapter, notebook, its sections
             "What the images look like",
             "How balanced are the classes?",
             "Are training and test images different?",
+            "New images, or new groups?",
         ),
     ),
 )
@@ -39,6 +41,7 @@ AFTER = (
         (
             "How certain are the results?",
             "All models over all seeds",
+            "New images, or new groups?",
             "Without near-duplicates",
             "Cost",
             "Comparison with published results",
@@ -93,6 +96,7 @@ def _select(report: Report, plan: Sequence[tuple]) -> list[tuple[str, str, list[
         cells = [_hide_code(cell) for name in wanted for cell in sections.get(name, ())]
         if not cells:
             continue
+        resolve_dead_references(cells, {cell_label(cell) for cell in page.notebook.cells})
         others = [other for other in report.pages if other.stem == stem and other is not page]
         if others:
             about = f"*This chapter is about {escape(_name(page))}; the web pages hold the others.*"
