@@ -249,12 +249,9 @@ def test_points_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("questions: {a: {points: 3, wrods: 3}}", "unknown key in questions.a: 'wrods'. Did you"),
-        (
-            "titel: x\nquestions: {a: 1}",
-            "unknown key in the top level: 'titel'. Did you mean title",
-        ),
-        ("questions: {a: {}}", "r.yml is an invalid rubric: questions.a.points: Field required"),
+        ("questions: {a: {points: 3, wrods: 3}}", "r.yml, questions.a: unknown key 'wrods'. Did"),
+        ("titel: x\nquestions: {a: 1}", "r.yml: unknown key 'titel'. Did you mean title"),
+        ("questions: {a: {}}", "r.yml, questions.a.points: Field required"),
         ("questions: {a: {points: '3'}}", "questions.a.points: .* valid number; it is '3'"),
         ("questions: {a: {points: -1}}", "questions.a.points: .* greater than or equal to 0"),
         ("questions: {a: true}", "questions.a.points: Input should be a valid number; it is True"),
@@ -263,7 +260,7 @@ def test_points_table(tmp_path):
         ("questions: {}", "questions: Dictionary should have at least 1 item"),
         ("title: x", "questions: Field required"),
         ("a: [", "is not YAML"),
-        ("- a", "r.yml is an invalid rubric: Input should be a valid dictionary"),
+        ("- a", "r.yml: must have the keys title, statement, questions"),
         ("questions: {a: !!python/object/apply:os.system ['x']}", "is not YAML"),
     ],
 )
@@ -293,9 +290,8 @@ def test_one_row_for_what_passed_and_one_for_each_failure():
     failed = [Result("executed", f"bad{number}.ipynb", "fail", "cell 1") for number in range(22)]
     rerun = [Result("rerun", f"{number}", "pass", f"in {number} s") for number in range(2)]
     rows = summarise(Verdict((*passed, *failed, *rerun)))
-    assert rows[0] == Result("executed", "3 of 25", "pass", "the first: in order")
-    assert rows[1:21] == failed[:20] and rows[21] == Result("executed", "2 more", "fail")
-    assert rows[22:] == rerun
+    assert rows[0] == Result("executed", "3 pass", "pass", "in order")
+    assert rows[1:] == [*failed[:20], *rerun]
     assert describe_verdict(Verdict((*passed, *rerun))) == "Nothing failed."
     assert "Only --rerun shows" in describe_verdict(Verdict((Result("rerun", "", "skipped"),)))
 

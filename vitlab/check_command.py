@@ -18,9 +18,7 @@ COLOURS = {"fail": "red", "warn": "yellow", "pass": "green", "silenced": "dim"}
 
 
 def name_dataset(path: str) -> str:
-    """The name of a data set from a path: `folder:` for a folder, `csv:` for a table; any other
-    name as it is.
-    """
+    """The name of a data set: `folder:` before a folder, `csv:` before a table."""
     place = Path(path).expanduser()
     if place.is_dir():
         return f"folder:{os.path.abspath(place)}"

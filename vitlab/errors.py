@@ -28,9 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def cell_line(error: BaseException) -> int:
-    """The line of the notebook cell, or of the script, at which an error was raised; 0 without
-    one.
-    """
+    """The line of the notebook cell or script at which an error was raised; 0 without one."""
     lines = [
         line
         for frame, line in traceback.walk_tb(error.__traceback__)

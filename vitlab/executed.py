@@ -32,11 +32,8 @@ class CellProblem:
 
 
 def find_execution_problems(cells: Cells) -> list[CellProblem]:
-    """Why the cells were not executed once, from top to bottom, in a fresh kernel and without an
-    error; empty where they were.
-
-    Execution counts must be 1, 2, 3. Empty cells are skipped, because Jupyter does not execute
-    them."""
+    """Why the cells were not executed once, in order (1, 2, 3), without an error; empty where they
+    were. Empty cells are skipped, because Jupyter does not execute them."""
     problems, previous, failed, after_failure = [], 0, False, []
     for number, cell in enumerate(cells, start=1):
         if cell["cell_type"] != "code" or not is_filled(cell):
@@ -71,11 +68,8 @@ def find_execution_problems(cells: Cells) -> list[CellProblem]:
 
 
 def find_source_problems(executed: Cells, source: Cells) -> list[CellProblem]:
-    """Each cell of the executed notebook that the notebook lacks or has with other text, and each
-    cell that it has in addition.
-
-    Empty cells and those that papermill added are skipped.
-    """
+    """Each cell that only one of the two has, or that has another text. Empty cells and those that
+    papermill added are skipped."""
     now = [(cell["cell_type"], cell["source"]) for cell in source if is_filled(cell)]
     there = [
         (number, cell)
@@ -123,9 +117,7 @@ def _describe_change(executed: str, now: str | None) -> str:
 
 
 def _first_difference(before: str, after: str) -> list[str]:
-    """The first line that differs and is not empty, before and after, from shortly before the place
-    where it differs.
-    """
+    """The first line that differs, before and after, from shortly before the difference."""
     pairs = zip_longest(before.split("\n"), after.split("\n"), fillvalue="")
     lines = next((pair for pair in pairs if pair[0] != pair[1] and "".join(pair).strip()), ("", ""))
     same = next(

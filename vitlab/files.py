@@ -75,9 +75,7 @@ def hash_package() -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. MissingFileError where there is none; UserError for a damaged
-    one.
-    """
+    """The object in a JSON file; MissingFileError without one, UserError for a damaged one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

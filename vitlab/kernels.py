@@ -22,8 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ExceptionWithTraceback
@@ -33,29 +32,21 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
-from vitlab.errors import UserError
-
 ANSWER_SECONDS = 600  # that the warm process has for a call; importing libraries takes seconds
 END_SECONDS = 10  # that it has to end once it is killed
 GONE = (OSError, EOFError)  # what a connection raises when its other end is closed
 
 
 class RemoteError(RuntimeError):
-    """Stands for an exception of another process that cannot be sent: its type and text are the
-    message.
-    """
+    """Stands for an exception of another process that cannot be sent; it has the same text."""
 
 
 class NoAnswer(ConnectionError):
-    """The warm process does not answer. A class of its own: the function that is called may raise
-    an OSError as well.
-    """
+    """The warm process does not answer; an OSError may come from the called function."""
 
 
 class WarmProcess:
-    """A process that imports what it is told to and forks kernels. Use it in a `with` block: it
-    ends with the block.
-    """
+    """A process that imports modules and forks kernels. It ends with its `with` block."""
 
     def __init__(self):
         self._lock, self._process, self._unread = threading.Lock(), None, 0
@@ -73,28 +64,21 @@ class WarmProcess:
         theirs.close()
 
     def call(self, function: str, *arguments) -> Any:
-        """Call `module:name` where the libraries are loaded, and give or raise what it does;
-        without that process, call it here.
-
-        An exception that cannot travel between processes arrives as a RemoteError of the same text.
-        The traceback of the other process is the cause of each."""
+        """Call `module:name` in the warm process, else here; gives or raises what it does, with the
+        traceback as cause (RemoteError for an error that pickle cannot send)."""
         try:
             return self.ask(function, *arguments)
         except NoAnswer:
             return pkgutil.resolve_name(function)(*arguments)
 
     def preload(self, modules: list[str]) -> None:
-        """Have modules imported for the kernels to come, without waiting for it; one that cannot be
-        is left to its notebook.
-        """
+        """Import modules for the kernels to come, without waiting; failures are ignored."""
         with self._lock, suppress(*GONE):
             self._connection.send(("vitlab.kernels:import_modules", [modules]))
             self._unread += 1
 
     def ask(self, function: str, *arguments) -> Any:
-        """Call `module:name` there, and give or raise what it does. NoAnswer where that cannot be;
-        a process that does not answer in time is killed.
-        """
+        """Call `module:name` there. NoAnswer where that cannot be, or not in time."""
         try:
             with self._lock:
                 self._connection.send((function, arguments))
@@ -115,9 +99,7 @@ class WarmProcess:
         return self._connection.recv()
 
     def attach(self, manager: KernelManager) -> KernelManager:
-        """Let the manager start its kernel from here: ipykernel in this Python, whatever kernel is
-        installed as `python3`.
-        """
+        """Let the manager start ipykernel of this Python from here, whatever `python3` is."""
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
         manager.provisioner = WarmProvisioner(kernel_spec=manager.kernel_spec, parent=manager)
@@ -139,9 +121,7 @@ class WarmProcess:
 
 
 class ForkedKernel:
-    """A kernel forked by the warm process, with the part of the interface of subprocess.Popen that
-    a provisioner uses.
-    """
+    """A forked kernel with the part of subprocess.Popen that a provisioner uses."""
 
     stdin = stdout = stderr = None
 
@@ -173,9 +153,7 @@ class ForkedKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts an ipykernel of this Python from the warm process, and anything else the ordinary way;
-    silent in both cases.
-    """
+    """Starts ipykernel from the warm process, and anything else the ordinary way; silent."""
 
     warm: WarmProcess
 
@@ -197,9 +175,7 @@ class WarmProvisioner(LocalProvisioner):
 
 
 def serve() -> None:
-    """The life of the warm process: call the functions that are asked for on standard input, until
-    its other end closes.
-    """
+    """The warm process: call the functions asked for on standard input, until it closes."""
     # Ctrl-C is for the batch, which then ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(0)
@@ -215,28 +191,18 @@ def serve() -> None:
 
 
 def pack_error(error: Exception) -> ExceptionWithTraceback:
-    """An exception and its traceback in a form that can be pickled; unpickled, it is the exception,
-    with the traceback as cause.
-
-    One that pickle loses or changes, as when its constructor needs keyword arguments, becomes a
-    RemoteError (or UserError) with the same text."""
+    """An exception that can be pickled, with the traceback as its cause: a RemoteError of the same
+    text where pickle cannot build it again."""
     sent = error
     try:
-        copy = pickle.loads(pickle.dumps(error))
-        travels = type(copy) is type(error) and str(copy) == str(error)
+        pickle.loads(pickle.dumps(error))
     except Exception:
-        travels = False
-    if not travels and isinstance(error, UserError):
-        sent = UserError(str(error))
-    elif not travels:
         sent = RemoteError("".join(traceback.format_exception_only(error)).strip())
     return ExceptionWithTraceback(sent, error.__traceback__)
 
 
 def import_modules(names: list[str]) -> None:
-    """Import them, and what packages of vitlab would import later, when a name of theirs is
-    used.
-    """
+    """Import them, and what packages of vitlab would import when a name of theirs is used."""
     # ipykernel last: libraries that see it loaded take this for a notebook
     for name in [*names, "ipykernel.kernelapp"]:
         with suppress(Exception):
@@ -253,9 +219,7 @@ def exit_code(pid: int) -> int | None:
 
 
 def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> int:
-    """Fork, and give the child's id. The child puts right what a new process has of its own and
-    runs ipykernel until shutdown.
-    """
+    """Fork, and give the child's id. The child runs ipykernel until shutdown."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise OSError("something has started CUDA here, and a fork could not use it")
     pid = os.fork()
@@ -283,22 +247,3 @@ def fork_kernel(arguments: list[str], environment: dict[str, str], folder: str) 
     finally:
         # as multiprocessing does: taking the libraries down piece by piece would cost seconds
         os._exit(code)
-
-
-def count_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables set for the time of the context, and put back as they were."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -45,9 +45,7 @@ def code(text: object) -> str:
 
 
 def html_facts(title: str, facts: Mapping[str, object]) -> str:
-    """A heading and a small table of name and value as HTML, for `_repr_html_`; empty values are
-    left out.
-    """
+    """A heading and a table of names and values as HTML; empty values are left out."""
     rows = [
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in facts.items()

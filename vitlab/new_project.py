@@ -159,9 +159,7 @@ def _write_texts(checkout: Path, data: str, title: str, summary: str) -> dict[st
 
 
 def describe_data(dataset: str) -> str:
-    """How many images in which classes and splits, in words; UserError for what is wrong with
-    them.
-    """
+    """How many images in which classes and splits; UserError for what is wrong with them."""
     from vitlab.data import load_dataset
     from vitlab.data.datasets import check_name
     from vitlab.data.sources import VERSIONS

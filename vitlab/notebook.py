@@ -9,6 +9,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import shlex
 import tokenize
 from collections.abc import Collection, Mapping
@@ -31,9 +32,7 @@ WORDS = {"True": True, "False": False, "None": None}
 
 @dataclass(frozen=True)
 class _Declared:
-    """A parameter as its cell declares it. kinds: names of the types that it takes; empty for
-    any.
-    """
+    """A parameter as its cell declares it. kinds: names of its types; empty for any."""
 
     default: Any
     comment: str
@@ -63,9 +62,7 @@ def read_cells(path: Path | str, *, executed: bool = False) -> list[dict[str, An
 
 
 def is_filled(cell: Mapping[str, Any]) -> bool:
-    """Whether a cell holds anything. Jupyter does not execute an empty one, and adds one at the end
-    of a notebook by itself.
-    """
+    """Whether a cell holds anything. Jupyter does not execute an empty one."""
     return bool(cell["source"].strip())
 
 
@@ -82,9 +79,7 @@ def notebook_parameters(path: Path | str) -> dict[str, tuple[Any, str]]:
 
 
 def notebook_options(path: Path | str) -> dict[str, tuple[Any, str]]:
-    """Name -> (default, meaning) for each setting that a notebook takes through its parameter
-    `options`; empty for a notebook without one.
-    """
+    """Name -> (default, meaning) for each option; empty for a notebook without `options`."""
     if not takes_options(notebook_parameters(path)):
         return {}
     return {name: (option.default, option.meaning) for name, option in OPTIONS.items()}
@@ -96,9 +91,7 @@ def takes_options(declared: Collection[str]) -> bool:
 
 
 def describe_parameters(path: Path | str) -> str:
-    """A line for each parameter of a notebook, as its cell declares it: name, default, comment; and
-    for each option.
-    """
+    """A line for each parameter of a notebook and for each option: name, default, comment."""
     lines = [f"Parameters of {Path(path).name}:"]
     lines += [_describe(name, *entry) for name, entry in notebook_parameters(path).items()]
     options = notebook_options(path)
@@ -147,9 +140,7 @@ def _fold_options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_word(word: str) -> Any:
-    """The value of a word, as `papermill -p NAME WORD` reads it: True, False, None, a number, or
-    the text itself.
-    """
+    """The value of a word, as `papermill -p NAME WORD` reads it."""
     if word in WORDS:
         return WORDS[word]
     for kind in (int, float):
@@ -159,9 +150,7 @@ def read_word(word: str) -> Any:
 
 
 def format_call(notebook: str, parameters: dict[str, Any]) -> str:
-    """The shell command that runs a notebook with these parameters; `fit_parameters` gets the same
-    values out of its words.
-    """
+    """The shell command that runs a notebook with these parameters."""
     words = [f"-p {name} {shlex.quote(_write(value))}" for name, value in parameters.items()]
     return " \\\n  ".join([f"vitlab run {shlex.quote(notebook)}", *words])
 
@@ -254,9 +243,7 @@ def _read_declared(path: Path | str) -> dict[str, _Declared]:
 
 
 def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
-    """Name -> the last of the statements `name = value` and `name: type = value` at the top level
-    of Python source.
-    """
+    """Name -> last statement `name = value` or `name: type = value` at the top level."""
     found = {}
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
@@ -268,21 +255,10 @@ def find_assignments(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
 
 
 def _read_annotation(node: ast.expr | None) -> tuple[str, ...]:
-    """`int | None`, or `int or None` (which papermill reads as well), as ("int", "None"); empty for
-    a type not among TYPES.
-    """
-    sides = (
-        [node.left, node.right]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
-        else []
-    )
-    sides = node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) else sides
-    if sides:
-        kinds = [_read_annotation(side) for side in sides]
-        return tuple(kind for side in kinds for kind in side) if all(kinds) else ()
-    node = node.value if isinstance(node, ast.Subscript) else node  # list[int] is read as list
-    name = "" if node is None else ast.unparse(node)
-    return (name,) if name in TYPES else ()
+    """`list[int] | None` as ("list", "None"); empty for a type that is not among TYPES."""
+    text = "" if node is None else re.sub(r"\[.*?\]", "", ast.unparse(node))
+    names = re.split(r" \| | or ", text)  # papermill reads both
+    return tuple(names) if set(names) <= set(TYPES) else ()
 
 
 def _comments(source: str) -> dict[int, str]:

@@ -34,20 +34,23 @@ def reports_dir() -> Path:
 
 
 @contextmanager
-def inside_project(file: Path | str) -> Iterator[Path]:
-    """Use the project of a notebook or batch file, here and in child processes; gives its reports
-    folder.
-    """
-    before = os.environ.pop("VITLAB_PROJECT", None)
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables set for the time of the context, and put back as they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        os.environ["VITLAB_PROJECT"] = str(
-            _find_project(Path(os.path.abspath(file)).parent) or project_root()
-        )
-        yield reports_dir()
+        yield
     finally:
-        os.environ.pop("VITLAB_PROJECT", None)
-        if before is not None:
-            os.environ["VITLAB_PROJECT"] = before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def inside_project(file: Path | str) -> Iterator[Path]:
+    """Use the project of a file, here and in child processes; gives its reports folder."""
+    root = _find_project(Path(os.path.abspath(file)).parent) or project_root(Path.cwd())
+    with environment({"VITLAB_PROJECT": str(root)}):
+        yield reports_dir()
 
 
 def find_file(name: Path | str, folder: str, suffix: str, kind: str) -> Path:

@@ -26,7 +26,8 @@ from vitlab.places import reports_dir
 # of the 255 that file systems allow: hidden files beside the run need a few more
 MAX_NAME_BYTES = 200
 MAX_READABLE = 60  # characters of a made name that a person reads; a hash follows
-FORBIDDEN = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')  # by Windows and POSIX together
+# by Windows, POSIX and UTF-8 together
+FORBIDDEN = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
 # also of a set made of another, as planted:folder:PATH
 PATH_NAME = re.compile(r"((?:[a-z]+:)*(?:folder|csv):)(.+)", re.DOTALL)
 SWAP_SECONDS = 10  # to wait for another process that replaces a run
@@ -42,27 +43,18 @@ def check_run_name(name: str, parameter: str = "run_name") -> str:
 
     >>> check_run_name("first try")
     'first try'
-    >>> check_run_name("../other")
+    >>> check_run_name("../other")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    vitlab.errors.UserError: run_name '../other' contains '/'; write one plain folder name, such as first-try
-    """  # noqa: E501
-    if not isinstance(name, str):
-        problem = f"is of type {type(name).__name__}"
-    elif forbidden := FORBIDDEN.search(name):
-        problem = f"contains {forbidden[0]!r}"
-    elif not name.strip():
-        problem = "is empty"
-    elif name[0] in ". " or name[-1] in ". ":
-        problem = "begins or ends with a dot or a blank"
-    elif any(unicodedata.category(letter) == "Cs" for letter in name):
-        problem = "is not valid Unicode"
-    elif len(name.encode()) > MAX_NAME_BYTES:
-        problem = f"is longer than {MAX_NAME_BYTES} bytes"
-    else:
-        return name
-    raise UserError(
-        f"{parameter} {name!r} {problem}; write one plain folder name, such as first-try"
-    )
+    vitlab.errors.UserError: run_name '../other' is no folder name; write one plain ...
+    """
+    text = name if isinstance(name, str) else ""
+    plain = text and text == text.strip(". ") and not FORBIDDEN.search(text)
+    if not plain or len(text.encode()) > MAX_NAME_BYTES:
+        raise UserError(
+            f"{parameter} {name!r} is no folder name; write one plain folder name of at most"
+            f" {MAX_NAME_BYTES} bytes, such as first-try"
+        )
+    return text
 
 
 def run_name(parameters: dict) -> str:
@@ -97,9 +89,7 @@ def runs_folder(dataset: str) -> Path:
 
 
 def run_path(*, name: str = "", **parameters) -> Path:
-    """The folder of the run of these parameters, whether it is there or not. UserError unless the
-    name is a plain folder name.
-    """
+    """The folder of the run of these parameters; UserError for a name that is no folder name."""
     if "dataset" not in parameters:
         raise UserError("a run needs at least the parameter dataset=")
     return runs_folder(parameters["dataset"]) / (
@@ -123,9 +113,7 @@ def _hash(text: str) -> str:
 
 
 def list_runs(dataset: str = "") -> list[Path]:
-    """The run folders of a data set (default: of all), by name: those with a run.json, including
-    one whose replacement was interrupted.
-    """
+    """The run folders of a data set (default: of all), by name: those with a run.json."""
     runs = reports_dir() / "runs"
     folders = [runs_folder(dataset)] if dataset else _list_folders(runs)
     found = []
@@ -196,9 +184,7 @@ class RunBusy(UserError):
 
 
 def hold(path: Path) -> None:
-    """Lock a run for this process, until `let_go` or its end. RunBusy while another process has
-    the lock.
-    """
+    """Lock a run until `let_go` or the end of this process; RunBusy if another one has it."""
     key = os.getpid(), path.absolute()
     if key in _held:
         return
@@ -252,9 +238,7 @@ def building_folder(path: Path) -> Path:
 
 
 def replace_run(path: Path) -> None:
-    """Replace a run by its complete replacement. Each step can be repeated, so a kill in between
-    loses nothing.
-    """
+    """Replace a run by its complete replacement. Each step can be repeated after a kill."""
     new = building_folder(path)
     shutil.rmtree(new / "checkpoints", ignore_errors=True)
     _move_notebooks(path / "notebooks", new / "notebooks")

@@ -55,9 +55,7 @@ class DataBundle:
 
     @property
     def value_range(self) -> tuple[float, float] | None:
-        """The pixel values that become 0 and 255 in images deeper than 8 bits; None if all images
-        have 8 bits.
-        """
+        """The pixel values that become 0 and 255 in deeper images; None if all have 8 bits."""
         return self.find_range()
 
     def split(self, name: str) -> pd.DataFrame:

@@ -185,9 +185,7 @@ def predict_file(predictor: Predictor, limits: UploadLimits, path: str | None) -
 
 
 def explain_file(predictor: Predictor, limits: UploadLimits, path: str | None, method: str):
-    """The overlay for the most probable class of a file, and the line below it; no overlay where
-    there is no prediction.
-    """
+    """The overlay for the most probable class of a file, and the line below it."""
     if path is None:
         return None, ""
     try:

@@ -25,13 +25,6 @@ class UploadLimits:
     megapixels: float = 25
     files: int = 200
 
-    def __post_init__(self):
-        for name in ("megabytes", "megapixels", "files"):
-            if getattr(self, name) <= 0:
-                raise UserError(
-                    f"the limit of {name} must be more than 0, got {getattr(self, name)}"
-                )
-
     @property
     def bytes(self) -> int:
         return int(self.megabytes * 1_000_000)
@@ -46,9 +39,7 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: UploadLimits) -> Image.Image:
-    """The decoded image, as `open_picture` gives it to training; UploadError if the file is no
-    image, is damaged, or exceeds the limits.
-    """
+    """The decoded image, as in training; UploadError if it is none, or exceeds the limits."""
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
     try:
         image = open_picture(

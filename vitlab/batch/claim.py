@@ -25,9 +25,7 @@ LOOK_SECONDS = 60  # to wait for other batches that claim their runs; it takes e
 
 @contextmanager
 def claim_runs(folder: Path, runs: Iterable[str]) -> Iterator[None]:
-    """Hold a batch, by its folder, and its runs while the block lasts. UserError when another
-    process has one of them.
-    """
+    """Hold a batch's folder and its runs; UserError while another process has one of them."""
     mine, own = sorted(set(runs)), FileLock(folder / LOCK)
     folder.mkdir(parents=True, exist_ok=True)
     look = FileLock(folder.parent / LOCK)

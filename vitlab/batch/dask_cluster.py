@@ -102,9 +102,7 @@ def read_cluster_file(path: str) -> ClusterSpec:
 
 
 def connect(address: str) -> Client:
-    """A client of the scheduler at that address. UserError, within ten seconds, if there is
-    none.
-    """
+    """A client of the scheduler at that address; UserError, within ten seconds, without one."""
     hint = (
         "Start one with `dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`; or leave"
         " out --scheduler."
@@ -137,9 +135,7 @@ async def _ask_type(address: str) -> str:
 
 
 def describe_jobs(scheduler: str) -> str:
-    """For a dry run with a YAML file: the script of each job; nothing is submitted. Empty for an
-    address.
-    """
+    """For a dry run with a YAML file, the script of each job; empty for an address."""
     if not is_file(scheduler):
         return ""
     spec = read_cluster_file(scheduler)
@@ -150,9 +146,7 @@ def describe_jobs(scheduler: str) -> str:
 
 
 def build_cluster(spec: ClusterSpec, rejections: list[str]):
-    """The Dask cluster that a file describes, without jobs; the messages of jobs that the queue
-    rejects are added to `rejections`.
-    """
+    """The Dask cluster of a file, without jobs; `rejections` gets messages of the queue."""
     options = dict(spec.options)
     if spec.cluster == "local":
         fixed = {"threads_per_worker": 1, "dashboard_address": None}
@@ -174,9 +168,7 @@ def build_cluster(spec: ClusterSpec, rejections: list[str]):
 
 
 def _record_rejections(job_class: type, rejections: list[str]) -> type:
-    """A class of jobs that records the message of the queue when it rejects one; Dask itself waits
-    for such a job without a limit.
-    """
+    """A class of jobs that records a rejection by the queue; Dask itself waits for ever."""
 
     class RecordedJob(job_class):
         async def start(self):
@@ -263,9 +255,7 @@ class Workers:
                 )
 
     def check(self, steps: Iterable[Step]) -> None:
-        """UserError for workers with another vitlab, and for a step that asks for resources that no
-        worker has.
-        """
+        """UserError for workers with another vitlab, and for resources that no worker has."""
         if self.refused:
             others = "; worker ".join(f"{name} has {has}" for name, has in self.refused.items())
             raise UserError(
@@ -290,11 +280,8 @@ class Workers:
 
 
 def make_probe(reports: str, session: str) -> Callable[[], dict[str, Any]]:
-    """A function that describes the worker it runs on: vitlab (version and code), cores, host, and
-    reports, the folder of the batch as it sees it or None.
-
-    It is nested, because Dask then sends its source: a worker with another vitlab, or with none,
-    can answer, too."""
+    """A function that describes the worker it runs on. It is nested, because Dask then sends its
+    source: a worker with another vitlab, or with none, can answer, too."""
 
     def probe() -> dict[str, Any]:
         import os

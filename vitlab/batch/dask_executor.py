@@ -252,9 +252,7 @@ class DaskExecutor:
         )
 
     def _finish(self, running: Running, result: Future) -> Outcome | None:
-        """The outcome of a task, with its results in the reports folder; None if its worker was
-        lost and it is to run again.
-        """
+        """The outcome of a task; None if its worker was lost and it is to run again."""
         error = result.exception()
         if error is None:
             outcome, changes = result.result()
@@ -284,9 +282,7 @@ class DaskExecutor:
         return None
 
     def _look(self, force: bool = False) -> None:
-        """Look at the workers every two seconds: cancel the tasks of lost ones, accept new ones,
-        and do not wait without a limit where there is none.
-        """
+        """Every two seconds: cancel tasks of lost workers, accept new ones, end without any."""
         now = time.monotonic()
         if self.client.status == "running":
             self._connected = now

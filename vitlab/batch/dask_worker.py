@@ -23,7 +23,8 @@ from vitlab.batch.specs import Limits
 from vitlab.batch.state import Outcome, describe_error
 from vitlab.batch.transfer import Changes, Files, list_files, read_changes, write_files
 from vitlab.batch.watch import Stopped
-from vitlab.kernels import WarmProcess, environment
+from vitlab.kernels import WarmProcess
+from vitlab.places import environment
 
 # seconds after which an unused warm process ends; the batch ends it itself, unless it was killed
 IDLE_SECONDS = 60
@@ -55,8 +56,7 @@ class Job:
 
 
 def run_task(job: Job, files: Files) -> tuple[Outcome, Changes]:
-    """Execute one notebook and give its outcome, with what has changed on a worker that does not
-    share the reports folder. files: those that it needs on such a worker.
+    """Execute one notebook; its outcome, and the changes on a worker that got `files`.
 
     Errors are described here, because Dask keeps only the text of one that cannot be pickled."""
     worker = get_worker()
@@ -131,9 +131,7 @@ def _make_reports_folder(reports: Path, cache: Path) -> None:
 
 
 class SharedWarmProcess:
-    """One warm process for all notebooks of this worker, started when one needs it. It ends when
-    none has used it for a minute.
-    """
+    """One warm process for all notebooks of this worker; it ends after a minute without use."""
 
     def __init__(self):
         self._lock = threading.Lock()

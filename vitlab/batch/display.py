@@ -92,9 +92,7 @@ class Display:
 
 
 def print_summary(content: dict[str, Any], console: Console | None = None) -> None:
-    """Print the tasks of a batch.json: notebook, point, how it ended, in what time, and what went
-    wrong in which cell.
-    """
+    """Print the tasks of a batch.json: how each ended, in what time, and what went wrong."""
     table = _start_table(content, "time")
     for record in content["tasks"]:
         seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
@@ -103,9 +101,7 @@ def print_summary(content: dict[str, Any], console: Console | None = None) -> No
 
 
 def print_plan(content: dict[str, Any], console: Console | None = None) -> None:
-    """Print what a dry run gives: each task, how long it took when it last ran, why it would run
-    again, and the total.
-    """
+    """Print what a dry run gives: each task, its last time, why it would run, and the total."""
     console, table = console or open_console(), _start_table(content, "last time")
     for record, seconds in zip(content["tasks"], content["measured_s"], strict=True):
         last = "" if seconds is None else format_seconds(seconds)

@@ -49,9 +49,7 @@ LOG = logging.getLogger("vitlab.batch")
 
 
 class LocalExecutor:
-    """Executes up to `workers` notebooks at a time on this machine. Their kernels are forked from
-    one warm process.
-    """
+    """Executes up to `workers` notebooks at a time here, in kernels forked from one process."""
 
     def __init__(self, workers: int, warm: WarmProcess, reports: Path, display: Display):
         self.workers, self.warm, self.reports, self.display = workers, warm, reports, display
@@ -158,16 +156,12 @@ class Execution:
         }
 
     def stop(self, force: bool = False) -> None:
-        """Interrupt the kernel as Ctrl-C would, or kill it; a kernel that has yet to start will not
-        execute anything.
-        """
+        """Interrupt the kernel as Ctrl-C would, or kill it; one yet to start executes nothing."""
         self.stopped = True
         self._kill() if force else self._signal(signal.SIGINT)
 
     def end(self, name: str, value: str) -> None:
-        """Kill the kernel with all processes that it has started; the notebook has failed, with an
-        error of this name and text.
-        """
+        """Kill the kernel and what it has started; the notebook failed with this error."""
         self.ended = self.ended or {"name": name, "value": value}
         self._kill()
 

@@ -67,9 +67,7 @@ def _describe_source(source: Path, imports: set[str], hash_one: Callable) -> Fin
 
 
 def describe_changes(then: Fingerprint, now: Fingerprint, ignored: Collection[str] = ()) -> str:
-    """What has changed, such as `code changed; libraries changed: torch 2.15.0 -> 2.16.0`; empty
-    for nothing.
-    """
+    """Such as `code changed; libraries changed: torch 2.15.0 -> 2.16.0`; empty for nothing."""
     plain, words = [], []
     for part, value in now.items():
         before = then.get(part)
@@ -94,17 +92,13 @@ def _list_changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def reads_runs(task: Task, imports: set[str]) -> bool:
-    """Whether a notebook that imports these modules reads all runs of its data set: it asks for
-    them, and is not given the name of one.
-    """
+    """Whether a notebook with these imports reads all runs of its data set, not one by name."""
     asks = not imports.isdisjoint(READ_RUNS)
     return asks and "run_name" not in task.step.declared and bool(task.dataset)
 
 
 def describe_runs(dataset: str) -> str:
-    """How many finished runs of a data set there are, and a hash of their names and starts. Damaged
-    ones do not count.
-    """
+    """How many finished runs a data set has, and a hash of their names and starts."""
     found, _ = read_runs(dataset, "done", {})
     starts = sorted((run.name, run.info["start_s"]) for run in found)
     return f"{len(found)} finished, {_digest(starts)}"
@@ -193,17 +187,13 @@ def _read_lazy_names(stub: Path | None, package: str) -> dict[str, str]:
 
 @cache
 def _file_imports(path: Path, root: Path, changed: int) -> set[str]:
-    """`imported_modules` of a file of the package in `root`, parsed once for all notebooks that use
-    it, until it changes.
-    """
+    """`imported_modules` of a file of the package in `root`, parsed once until it changes."""
     package = ".".join([root.name, *path.relative_to(root).parent.parts])
     return imported_modules(path.read_text(encoding="utf-8"), package)
 
 
 def notebook_imports(path: Path) -> set[str]:
-    """The modules that the code cells of a notebook import; lines of IPython's own (`%magic`,
-    `!command`) are passed over.
-    """
+    """The modules that the code cells of a notebook import; `%magic` and `!command` may occur."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     cells = [cell["source"] for cell in read_cells(path) if cell["cell_type"] == "code"]
@@ -216,9 +206,7 @@ def notebook_imports(path: Path) -> set[str]:
 
 
 def find_data(folder: Path) -> list[Path]:
-    """The data files of a Python package: all files in its folder that are not code, and those of
-    sub-folders that are not packages.
-    """
+    """The files of a package that are not code, also in sub-folders that are not packages."""
     found = []
     for path in folder.iterdir():
         if path.name.startswith((".", "__pycache__")) or path.suffix in (".py", ".pyi", ".pyc"):
@@ -231,9 +219,7 @@ def find_data(folder: Path) -> list[Path]:
 
 
 def _list_libraries(imports: set[str], files: set[Path]) -> dict[str, str]:
-    """Distribution -> version of what these modules and files import from outside of vitlab, and of
-    Python. Modules that are not installed are left out.
-    """
+    """Name -> version of Python and of the libraries that these modules and files import."""
     names = imports.union(
         *(_file_imports(file, PACKAGE, file.stat().st_mtime_ns) for file in files)
     )
@@ -249,9 +235,7 @@ def _list_distributions() -> Mapping[str, list[str]]:
 
 
 def _find_files(task: Task, hash_one: Callable) -> dict[str, str]:
-    """Value -> hash of the content, for parameters that name a file in the working folder, the
-    project or its reports.
-    """
+    """Value -> hash of the content, for parameters that name a file."""
     found = {}
     for value in (task.step.declared | task.parameters).values():
         if isinstance(value, str) and ("." in value or "/" in value) and value.isprintable():

@@ -88,9 +88,7 @@ class Batch:
     abstract: str = ""
 
     def expand(self, point: dict[str, Any]) -> dict[str, Any]:
-        """A point of the grid with the parameters that its cases stand for, and each option by its
-        own name.
-        """
+        """A point of the grid with the parameters of its cases, and each option by its own name."""
         expanded = dict(point)
         for axis, cases in self.cases.items():
             if axis in point:
@@ -126,9 +124,7 @@ class Task:
 
 
 def load_batch(file: Path | str) -> Batch:
-    """Read and check a batch file with the notebooks it names. Every mistake in it is a UserError
-    that names the choices.
-    """
+    """Read and check a batch file with its notebooks; UserError for any mistake in it."""
     file = Path(file)
     try:
         spec = read_spec(BatchSpec, file, "batch file")
@@ -155,9 +151,7 @@ def _check_batch_parameters(
     steps: list[Step],
     file: Path,
 ) -> None:
-    """UserError for a parameter that no notebook of the chain declares, or that is set in two
-    places. `fit_parameters` checks the values against the parameters cell of each notebook.
-    """
+    """UserError for a parameter that no notebook declares, or that is set in two places."""
     varied = list(grid)
     for axis in cases.values():
         varied += unique(name for case in axis.values() for name in case)
@@ -220,9 +214,7 @@ def _plan_task(batch: Batch, step: Step, point: dict, name: str, earlier: list[T
 
 
 def _find_dataset(batch: Batch, point: dict) -> str:
-    """The data set of a run: that of the batch, or the default of the first notebook that has
-    one.
-    """
+    """The data set of a run: that of the batch, or the default of the first notebook with one."""
     given = {**batch.parameters, **batch.expand(point)}
     if "dataset" in given:
         return str(given["dataset"])
@@ -271,9 +263,7 @@ def _load_step(spec: StepSpec, batch_grid: dict[str, list], limits: Limits, file
 
 
 def _find_notebook(name: str, file: Path) -> Path:
-    """A notebook is in the folder of the batch file or in the one above it, or in `notebooks/` of
-    either.
-    """
+    """The notebook beside the batch file, in the folder above, or in `notebooks/` of either."""
     here = file.resolve().parent
     # the nearest one counts
     folders = (here.parent / "notebooks", here.parent, here / "notebooks", here)

@@ -18,9 +18,9 @@ from vitlab.batch.fingerprint import fingerprint_tasks, notebook_imports
 from vitlab.batch.plan import Task, load_batch, plan_tasks
 from vitlab.batch.state import BatchState, Outcome
 from vitlab.errors import UserError
-from vitlab.kernels import WarmProcess, count_cores, environment
+from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters, notebook_parameters
-from vitlab.places import inside_project
+from vitlab.places import count_cores, environment, inside_project
 from vitlab.training.options import TRAINS
 
 NAME_CHECKS = {
@@ -30,9 +30,7 @@ NAME_CHECKS = {
 
 
 class Executor(Protocol):
-    """What executes the tasks: threads on this machine (execute.py), or a Dask cluster
-    (dask_executor.py).
-    """
+    """What executes the tasks: threads here (execute.py), or a cluster (dask_executor.py)."""
 
     def has_place(self, task: Task) -> bool: ...
 
@@ -40,14 +38,10 @@ class Executor(Protocol):
         """Start a task; only after `has_place` was true."""
 
     def collect(self) -> list[tuple[int, Outcome]]:
-        """Wait for a second at most, and give the tasks that have ended: number and outcome, as
-        from `Execution.run`.
-        """
+        """Wait for a second at most; number and outcome of the tasks that have ended."""
 
     def stop(self) -> list[tuple[int, Outcome]]:
-        """End what is running, return when no process of it is left, and give the tasks that had
-        ended, as `collect`.
-        """
+        """End what is running with all its processes; the tasks that had ended, as `collect`."""
 
     def close(self) -> None: ...
 
@@ -100,9 +94,7 @@ def run_batch(
 
 
 def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -> Outcome:
-    """Execute one notebook with parameters, checked before any cell runs, and give what
-    `Execution.run` gives.
-    """
+    """Execute one notebook with checked parameters, and give what `Execution.run` gives."""
     notebook = Path(notebook)
     parameters = fit_parameters(notebook, parameters)
     declared = {name: default for name, (default, _) in notebook_parameters(notebook).items()}
@@ -119,9 +111,7 @@ def run_notebook(notebook: Path | str, copy: Path, parameters: dict[str, Any]) -
 def check_values(
     label: str, declared: dict[str, Any], given: dict[str, Any], warm: WarmProcess
 ) -> None:
-    """UserError for a data set or model that does not exist, or training arguments that do not fit
-    together. declared: the parameters of the notebook with their defaults.
-    """
+    """UserError for a data set, model or training arguments that cannot be; declared: defaults."""
     for kind, function in NAME_CHECKS.items():
         if kind in given:
             warm.call(function, given[kind])
@@ -134,9 +124,7 @@ def check_values(
 
 @contextmanager
 def kernel_environment(workers: int = 1) -> Iterator[None]:
-    """Environment variables that kernels inherit: figures inline, and for each of several workers
-    its share of the cores.
-    """
+    """Variables for kernels: figures inline; for each of several workers its share of cores."""
     values = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     if workers > 1:
         share = str(max(1, count_cores() // workers))
@@ -206,9 +194,7 @@ def _execute(
 def execute_tasks(
     tasks: list[Task], stale: list[int], state: BatchState, executor: Executor, display: Display
 ) -> None:
-    """Execute the tasks of these numbers, the earliest of the plan first, and keep the outcome of
-    each. After a failed task, the later notebooks of its point are skipped.
-    """
+    """Execute these tasks in order and keep each outcome; after a failure, its point is skipped."""
 
     def settle(number: int, outcome: Outcome) -> None:
         state.settle(number, outcome)
@@ -242,9 +228,7 @@ def execute_tasks(
 
 
 def _find_failed(tasks: list[Task], number: int, state: BatchState) -> str:
-    """The notebook that a task builds on and that failed; empty for none. A task that runs once, or
-    gathers points, does without what is missing.
-    """
+    """The failed notebook that a task builds on; "" for none, and for tasks that gather points."""
     task = tasks[number]
     for need in task.needs:
         builds_on = not task.step.once and tasks[need].point.items() <= task.point.items()

@@ -104,9 +104,7 @@ PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 
 
 class Limits(Spec):
-    """What one notebook may use: minutes, and bytes of memory of its kernel with all child
-    processes. None: no limit.
-    """
+    """What a notebook may use: minutes, and bytes of memory with child processes; None: any."""
 
     keep_empty = True
     minutes: Annotated[float, Field(gt=0, strict=True)] | None = None
@@ -136,9 +134,7 @@ class StepSpec(Spec):
 
 
 class BatchSpec(Spec):
-    """title, author, abstract: of the report. grid: axis -> its values, or cases (name ->
-    parameters).
-    """
+    """title, author, abstract: of the report. grid: axis -> its values, or cases by name."""
 
     title: Any = ""
     author: str = ""
@@ -170,7 +166,9 @@ def read_spec(kind: type[AnySpec], path: Path | str, what: str) -> AnySpec:
     except ValidationError as error:
         first = error.errors()[0]
     place = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in first["loc"]
+        if part != "[key]"
     ).removeprefix(".")
     where = f"{Path(path).name}, {place}" if place else Path(path).name
     own = first.get("ctx", {}).get("error")

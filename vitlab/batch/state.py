@@ -77,18 +77,14 @@ class BatchState:
         self._starts = {task.run: self._read_run(task).get("start_s") for task in tasks}
 
     def measured_seconds(self) -> list[float | None]:
-        """What each task took when it last ended well. Call it before `find_stale`, which forgets
-        it for tasks that run again.
-        """
+        """What each task took when it last ended well; `find_stale` forgets it."""
         return [
             record["seconds"] if record["status"] == "done" else None
             for record in self.content["tasks"]
         ]
 
     def find_stale(self, prints: list[Fingerprint], force: bool) -> list[int]:
-        """The numbers of the tasks to run. Their records become pending, with the reason as
-        note.
-        """
+        """The numbers of the tasks to run; their records become pending, with a reason as note."""
         stale: list[int] = []
         for number, (task, record) in enumerate(
             zip(self.tasks, self.content["tasks"], strict=True)
@@ -126,9 +122,7 @@ class BatchState:
         return ""
 
     def begin(self, number: int) -> None:
-        """Note which runs there are when a task begins that reads all of them: the batch has made
-        some since it was planned.
-        """
+        """Note which runs there are when a task begins that reads all of them."""
         record = self.content["tasks"][number]
         if record["fingerprint"].get("runs"):
             runs = describe_runs(self.tasks[number].dataset)

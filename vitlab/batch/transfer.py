@@ -30,9 +30,7 @@ class Changes:
 
 
 def list_files(reports: Path, folders: Iterable[str] = ("runs",)) -> dict[str, tuple[int, int]]:
-    """The files below these folders of a reports folder: path -> size, change time in ns. Hidden
-    files are left out; they are not complete yet.
-    """
+    """Path -> size and change time (ns) of the files below these folders, but for hidden ones."""
     found = {}
     for folder in folders:
         for path in sorted((reports / folder).rglob("*")):
@@ -66,9 +64,8 @@ def write_files(reports: Path, files: Files) -> None:
 def store_changes(reports: Path, changes: Changes, copy: str) -> None:
     """Apply the changes of a worker to the reports folder of the batch.
 
-    A run that was made on the worker replaces the one here in one step, as a run made here does
-    (see run_folders.py). Any other file replaces its old version; the executed copy, which makes
-    the rest a result, comes last."""
+    A run made there replaces the one here in one step (see run_folders.py); any other file
+    replaces its old version, the executed copy last."""
     files, removed = dict(changes.files), set(changes.removed)
     for name in list(changes.files):
         match = RUN_FILE.fullmatch(name)
@@ -84,9 +81,7 @@ def store_changes(reports: Path, changes: Changes, copy: str) -> None:
 
 
 def _is_made_anew(reports: Path, name: str, run: str, changes: Changes) -> bool:
-    """Whether a run on the worker is finished and not the one that is here: 04 to 06 only add to a
-    run that both have.
-    """
+    """Whether a finished run of the worker is not the one here, which 04 to 06 only add to."""
     there = json.loads(changes.files[name][0])
     try:
         here = read_info(find_place(reports, run))
@@ -122,9 +117,7 @@ def _write_file(path: Path, content: bytes, changed_ns: int) -> None:
 
 
 def find_place(folder: str | Path, name: str) -> Path:
-    """The path of a file below a folder. UserError for a name that leads out of it, whoever sent
-    it.
-    """
+    """The path of a file below a folder; UserError for a name that leads out of it."""
     path = Path(os.path.normpath(Path(folder, name)))
     if not path.is_relative_to(os.path.normpath(folder)):
         raise UserError(f"{name!r} leads out of {folder}")

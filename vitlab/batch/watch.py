@@ -25,9 +25,7 @@ class Stopped(Exception):
 
 
 class Watch:
-    """Watches an execution while its `with` block lasts: its peak of memory, its limits, and
-    whether it is still wanted.
-    """
+    """Watches an execution: its peak of memory, its limits, and whether it is still wanted."""
 
     def __init__(
         self, execution: Execution, limits: Limits, unwanted: Callable[[], bool] | None = None
@@ -89,9 +87,7 @@ def measure_memory(pid: int, enough: float = 0) -> int:
 
 
 def read_peak_mb(pid: int | None) -> int | None:
-    """Peak of resident memory of a process in MB, on Linux; no other system keeps it for another
-    process.
-    """
+    """Peak of resident memory of a process in MB; None on other systems than Linux."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):

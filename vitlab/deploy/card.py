@@ -98,9 +98,7 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
 
 
 def read_data_card(run: Run) -> dict[str, str]:
-    """Licence, version, source and duplicates from the run's data card, as Markdown; empty texts
-    for what it does not state.
-    """
+    """Licence, version, source and duplicates by the run's data card; empty where not stated."""
     path = run.path / "data_card.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     patterns = {

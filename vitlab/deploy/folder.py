@@ -134,9 +134,7 @@ def _fill(name: str, python: str, title: str = "", subtitle: str = "") -> str:
 
 
 def _front_matter(texts: Mapping[str, str], python: str) -> str:
-    """What Spaces reads at the head of README.md. Titles are quoted as JSON, which is valid
-    YAML.
-    """
+    """What Spaces reads at the head of README.md; JSON texts are valid YAML."""
     licence = next((name for text, name in LICENCES.items() if text in texts["licence"]), "other")
     fields = {
         "title": json.dumps(texts["title"][:60], ensure_ascii=False),

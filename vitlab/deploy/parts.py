@@ -64,9 +64,7 @@ def find_run(name: str | Path) -> Path:
 
 
 def _names_of(path: Path) -> tuple[str, ...]:
-    """The names of a run: with its folder, with its data set, and alone unless the data set is
-    derived.
-    """
+    """Names of a run: with its folder, with its data set, and alone (not of derived data)."""
     try:
         dataset = Run(path).parameters.get("dataset", "")
     except UserError:  # damaged; `_check_finished` says so

@@ -90,9 +90,7 @@ def _try_quarto(quarto: str, *arguments) -> bool:
 
 
 def _publish(ready: Path, output: Path | str | None) -> Path:
-    """Put the finished pages where they belong: into a folder given, else in place of the site that
-    was there.
-    """
+    """Put the finished pages into the folder given, else in place of the site there."""
     site = Path(output) if output else reports_dir() / "_site"
     if not output:
         shutil.rmtree(site, ignore_errors=True)

@@ -90,11 +90,9 @@ def _find_run_problem(run: str, promised: Sequence[str] = ()) -> str:
 
 
 def check_outdated(pages: Sequence[Page]) -> list[Finding]:
-    """Findings of the rule out of date: of what ended well, what the batch would do again if it
-    were called now.
+    """Findings of the rule out of date: what the batch would do again now.
 
-    Batches may share a run, and with it the executed copies: one of them to which a copy is new
-    enough will do. There is no finding where the batch file is gone or has mistakes."""
+    Batches may share a run: a copy that is new enough to one of them will do."""
     paths = {page.path for page in pages if page.status == "done"}
     reasons: dict[str, list[str]] = {}
     for file in sorted((reports_dir() / "runs" / "batches").glob("*/batch.json")):
@@ -182,9 +180,7 @@ def _is_figure(data):
 
 
 def check_size(pages: Sequence[Page], max_page_mb: float) -> Iterator[Finding]:
-    """A finding for each page of more than `max_page_mb` (10^6 bytes), by the size of its outputs;
-    it names the largest cell.
-    """
+    """A finding for each page of more than `max_page_mb` (10^6 bytes), with its largest cell."""
     for page in pages:
         sizes, library = measure_cells(page)
         total = (FRAME + library + sum(sizes.values())) / 1e6
@@ -202,9 +198,7 @@ def check_size(pages: Sequence[Page], max_page_mb: float) -> Iterator[Finding]:
 
 
 def measure_cells(page: Page) -> tuple[dict[int, int], int]:
-    """Bytes by place of the cell in the executed copy, and bytes of the Plotly library, which a
-    page has once.
-    """
+    """Bytes by place of the cell in the executed copy, and those of the Plotly library."""
     sizes: dict[int, int] = {}
     notebook = for_web(page.notebook)
     for cell in notebook.cells:

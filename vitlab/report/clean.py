@@ -131,9 +131,7 @@ def _is_papermill_mark(cell):
 
 
 def _merge_parameters(cells):
-    """Write the injected values into the parameters cell, comments kept, and drop papermill's own
-    cell.
-    """
+    """Write the injected values into the parameters cell; papermill's own cell goes."""
     injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
     values = {}
     for cell in injected:
@@ -289,9 +287,7 @@ def _convert_tables(cells):
 
 
 def _is_live(html):
-    """Whether it is a figure or table of `vitlab.plots` that readers can move: Plotly, or a viewer
-    in plain HTML.
-    """
+    """Whether it is a figure or table that readers can move: Plotly, or a viewer in HTML."""
     return "vitlab-plotly" in html or "vitlab-viewer" in html
 
 

@@ -23,9 +23,7 @@ PAGE_LINK = re.compile(r"\]\(([\w-]+)\.ipynb(?:#[^)]*)?\)")
 
 
 def combine_pages(report: Report) -> NotebookNode:
-    """One notebook of the whole report. Code is shown where a notebook comes first; later ones show
-    the parameters that differ.
-    """
+    """One notebook of the report. Later copies of a notebook show only parameters that differ."""
     chapters, first = [], {}
     for page in (page for page in report.pages if page.paper):
         cells = []
@@ -87,9 +85,7 @@ def _is_unfolded(cell):
 
 
 def _rename(cells, slug):
-    """Give every label, footnote and anchor of a chapter a name of its own, and follow it in the
-    references.
-    """
+    """Give the labels, footnotes and anchors of a chapter unique names, also in references."""
     options = [read_options(cell.source)[0] for cell in cells if cell.cell_type == "code"]
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     own = {str(item["label"]) for item in options if "label" in item}

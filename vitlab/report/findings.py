@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitlab.batch.display import open_console
 from vitlab.files import write_json
 from vitlab.markup import code
 from vitlab.report.clean import cell_number
@@ -39,7 +40,6 @@ RULES = {
     "run": "a run is incomplete",
     "size": "the page is too large",
 }
-LOG_WIDTH = 160  # columns where the output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def count_problems(findings: Sequence[Finding]) -> str:
 
 def print_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print a table of the findings by file: cell, label, rule, message."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, LOG_WIDTH)
+    console = console or open_console()
     table = Table(expand=False)
     for column in ("cell", "label", "rule", "what is wrong"):
         table.add_column(column, justify="right" if column == "cell" else "left", overflow="fold")

@@ -92,7 +92,6 @@ class Page:
 
 @dataclass(frozen=True)
 class Report:
-    title: str
     """author, abstract: of the batch file. commands: that make the report."""
 
     title: str
@@ -134,7 +133,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
         title=" and ".join(titles),
         subtitle=describe_datasets([name for name, _ in datasets.most_common()]),
         date=max(_day(folder / name / "batch.json") for name in chosen),
-        pages=tuple(_with_overview(pages)),
+        pages=tuple(pages),
         author=", ".join(filter(None, (str(b.get("author", "")) for b in chosen.values()))),
         abstract=" ".join(filter(None, (str(b.get("abstract", "")) for b in chosen.values()))),
         commands=(
@@ -145,9 +144,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
 
 
 def order_tasks(tasks: list[dict]) -> list[dict]:
-    """Comparison first, then the notebooks outside of the grid, then point after point its
-    notebooks, by name.
-    """
+    """Comparison first, then what is outside of the grid, then each point by notebook."""
     points = []
     for task in tasks:
         if task["point"] not in points:
@@ -222,9 +219,7 @@ def _find_dataset(task, notebook):
 
 
 def _find_source(stem, batch_file, executed):
-    """The notebook of a task: near the batch file, as the batch looks for it, else where papermill
-    says that it took it from.
-    """
+    """The notebook of a task: as the batch finds it, else where papermill took it from."""
     if not batch_file:
         return None
     here = (project_root() / batch_file).parent
@@ -278,9 +273,7 @@ def _number_slugs(pages):
 
 
 def _resolve_links(page, pages):
-    """Point links to other notebooks at their pages: that of the same grid point, else the first;
-    plain text without one.
-    """
+    """Point links to notebooks at their pages, of the same point if any; else plain text."""
 
     def link_guide(match):
         return f"](guide-{match[1].replace('_', '-')}.ipynb{match[2] or ''})"
@@ -307,27 +300,13 @@ def _resolve_links(page, pages):
 
 
 def _resolve_sections(notebook):
-    """Write references to sections as links under the section's title: sections of a page bear no
-    number to refer to.
-    """
+    """Write references to sections as links: sections of a page have no number."""
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     titles = {match[2]: match[1] for cell in prose for match in SECTION.finditer(cell.source)}
     for cell in prose:
         cell.source = SECTION_REFERENCE.sub(
             lambda m: f"[{titles[m[1]]}](#{m[1]})" if m[1] in titles else m[0], cell.source
         )
-
-
-def _with_overview(pages):
-    """Say on the first page which notebooks did not make it."""
-    troubled = [page for page in pages if page.trouble]
-    if troubled:
-        lines = [f"- [{page.title_markdown}]({page.slug}.ipynb)" for page in troubled]
-        title = f"{len(troubled)} of {len(pages)} notebooks did not run to their end"
-        pages[0].notebook.cells.insert(
-            0, new_markdown_cell(callout("warning", title, "\n".join(lines)))
-        )
-    return pages
 
 
 def _day(file):

@@ -89,11 +89,9 @@ def shift_headings(markdown: str) -> str:
 
 
 def run_pandoc(*arguments: str, text: str = "") -> str:
-    """What pandoc makes of the text; RuntimeError with its message where it fails. Its warnings are
-    logged.
+    """What pandoc makes of the text; RuntimeError has its message. Its warnings are logged.
 
-    The program comes with pypandoc_binary. It is called directly: pypandoc asks it for version and
-    formats before each conversion, which takes longer than the conversion."""
+    pypandoc itself would ask for version and formats each time, which takes longer."""
     done = subprocess.run(
         [pypandoc.get_pandoc_path(), *arguments],
         input=text,

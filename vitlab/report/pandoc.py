@@ -130,9 +130,7 @@ def _render_page(page, report, settings, folder):
 
 
 def _render_markdown(markdown, target, path, settings, defaults):
-    """Convert with our filter before citeproc. The Markdown and pandoc's settings stay in the build
-    folder, to look into.
-    """
+    """Convert it. The Markdown and pandoc's settings stay in the build folder."""
     defaults |= {
         "from": "markdown",
         "to": target,
@@ -181,9 +179,7 @@ def _data_uri(folder, name):
 
 @dataclass(frozen=True)
 class Medium:
-    """What is rendered to. folder: where pictures go; width, height: the largest a picture may be,
-    in inches.
-    """
+    """folder: where pictures go. width, height: the largest that they may be, in inches."""
 
     folder: Path
     fold: bool | str = False
@@ -192,9 +188,7 @@ class Medium:
 
 
 def notebook_markdown(notebook: NotebookNode, medium: Medium, prefix: str = "") -> str:
-    """The Markdown text. Pictures go to the medium's folder as `<prefix>-<cell>-<output>.png`; the
-    text names the files.
-    """
+    """The Markdown text; pictures go to `<prefix>-<cell>-<output>.png` in medium.folder."""
     parts = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
@@ -221,9 +215,7 @@ def _cell_markdown(cell, medium, name):
 
 
 def _outputs_markdown(cell, options, medium, name):
-    """The outputs in order. Those that the caption is about are one block, in the place of the
-    first of them.
-    """
+    """The outputs in order; those that the caption is about are one block."""
     label = str(options.get("label", ""))
     is_table = label.startswith("tbl-") or ("tbl-cap" in options and "fig-cap" not in options)
     kind = "tbl" if is_table else "fig"

@@ -121,9 +121,7 @@ def read_pointers(page: Page) -> Pointers:
 
 
 def _read_code_cell(cell, found):
-    """The captions and Markdown outputs of a cell. Its HTML outputs are read at once; its label is
-    an anchor if something is shown under it.
-    """
+    """The captions and Markdown outputs of a cell; HTML outputs are read at once."""
     options, shown = read_options(cell.source)[0], _shown_data(cell)
     if not shown:
         return ""
@@ -194,9 +192,7 @@ def _suggest(name: str, known: Collection[str], mark: str) -> str:
 
 
 def _find_lost_notebooks(page):
-    """Links to notebooks that do not exist. A link to one that is only not in this report becomes
-    plain text.
-    """
+    """Links to notebooks that do not exist (not: that are missing in this report)."""
     if page.executed is None or page.source is None or not page.source.is_file():
         return
     for number, cell in enumerate(page.executed.cells, start=1):

@@ -40,8 +40,7 @@ class UnsafeBundle(UserError):
 
 
 class Manifest(BaseModel):
-    """code: hash of the Python files of the author's vitlab. notebooks: paths of the executed ones,
-    in the order of their execution. files: path -> SHA-256."""
+    """notebooks: the executed ones, in the order of their execution. files: path -> SHA-256."""
 
     format: Literal[2] = 2
     title: str
@@ -49,15 +48,12 @@ class Manifest(BaseModel):
     made: str = ""
     vitlab: str = ""
     commit: str = ""
-    code: str = ""
     notebooks: list[str] = []
     files: dict[str, str] = {}
 
 
 def write_zip(folder: Path, target: Path) -> Path:
-    """Pack all files of the folder, sorted by name and without dates; returns `target`. Equal files
-    give an equal zip.
-    """
+    """Pack all files, sorted by name and without dates: equal files give an equal zip."""
     with atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             info = zipfile.ZipInfo(path.relative_to(folder).as_posix())
@@ -69,11 +65,9 @@ def write_zip(folder: Path, target: Path) -> Path:
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[Path]:
-    """The files of a bundle in a temporary folder; a folder (some course systems unpack) is used as
-    it is.
+    """The files of a bundle in a temporary folder; an unpacked folder is used as it is.
 
-    MissingFileError where there is none. UnsafeBundle for a file that is not a zip, is damaged, or
-    breaks the limits."""
+    MissingFileError without a bundle; UnsafeBundle for a damaged zip, or one over the limits."""
     if path.is_dir():
         for file in path.rglob("*"):
             if file.is_symlink():
@@ -88,9 +82,7 @@ def open_bundle(path: Path) -> Iterator[Path]:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the files of a zip below a folder. UnsafeBundle, before anything is written, for a zip
-    that breaks the limits.
-    """
+    """Write the files of a zip; UnsafeBundle, before that, for one that breaks the limits."""
     try:
         check_zip(path)
         with zipfile.ZipFile(path) as archive:
@@ -104,9 +96,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def check_zip(path: Path) -> None:
-    """UnsafeBundle for a zip that breaks the limits of count, size or ratio, or has names that lead
-    out of the folder.
-    """
+    """UnsafeBundle for a zip that breaks a limit, or has names that lead out of the folder."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if len(members) > MAX_FILES:

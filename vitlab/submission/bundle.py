@@ -16,15 +16,23 @@ from string import Template
 
 import vitlab
 from vitlab.errors import UserError
-from vitlab.files import check_writable, hash_file, hash_package
+from vitlab.files import check_writable, hash_file
 from vitlab.places import project_root, reports_dir
 from vitlab.run_folders import dataset_folder
-from vitlab.submission.archive import Manifest, UnsafeBundle, check_zip, write_manifest, write_zip
+from vitlab.submission.archive import (
+    Bundle,
+    Manifest,
+    Options,
+    UnsafeBundle,
+    check_zip,
+    write_manifest,
+    write_zip,
+)
 from vitlab.submission.check_results import image_hash_table, join_samples
 from vitlab.submission.checks import FAIL, Result, clean_name
 from vitlab.submission.rubric import load_rubric
 from vitlab.submission.selection import Selection, find_site, select
-from vitlab.submission.verify import Verdict, judge_folder
+from vitlab.submission.verify import CHECKS, Verdict, judge
 
 HERE = Path(__file__).parent  # the texts of title page and README
 RUN_FILES = (".json", ".csv", ".parquet", ".md", ".safetensors")  # files of a run that are packed
@@ -35,9 +43,7 @@ WEIGHTS_LIMIT_MB = 200.0
 
 @dataclass(frozen=True)
 class Made:
-    """path: the zip. sha256: of the whole zip. verdict: that of `vitlab verify`, but without
-    reading the images.
-    """
+    """The zip, its SHA-256, and the verdict of `vitlab verify` without reading the images."""
 
     path: Path
     sha256: str
@@ -85,7 +91,8 @@ def make_bundle(
         if rubric:
             _copy(rubric, folder / "rubric.yml")
         _put_texts(selection, folder, author.strip(), title.strip(), statement, left_out)
-        verdict = judge_folder(folder)
+        names = [name for name in CHECKS if name != "rerun"]
+        verdict = judge(Bundle(folder, Options(images=False)), names)
         write_zip(folder, output)
     try:
         check_zip(output)
@@ -136,9 +143,7 @@ def _put_notebooks(selection: Selection, folder: Path) -> None:
 
 
 def strip_outputs(path: Path) -> str:
-    """The text of a notebook without outputs, execution counts and the parameters that papermill
-    added.
-    """
+    """The text of a notebook without outputs, counts and injected parameters."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["cells"] = [
         cell
@@ -200,7 +205,7 @@ def _put_texts(
     missing = "Left out of the bundle:\n\n" + _list(left_out) if left_out else ""
     _write(folder / "README.md", _fill("readme.md", facts, rerun_time=took, left_out=missing))
     notebooks = [notebook.path for notebook in selection.notebooks]
-    write_manifest(folder, Manifest(**facts, code=hash_package(), notebooks=notebooks))
+    write_manifest(folder, Manifest(**facts, notebooks=notebooks))
 
 
 def list_packages() -> str:

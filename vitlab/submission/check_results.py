@@ -22,9 +22,7 @@ LOOSE = 1e-6  # probabilities against the softmax of the logits; ends of interva
 
 
 def check_splits(bundle: Bundle) -> list[Result]:
-    """Every image is in one split, and the data card has the hash of the splits. Only training has
-    synthetic images.
-    """
+    """Every image is in one split, by the hash in data_card.md; test images are real."""
     from vitlab.data import find_synthetic
     from vitlab.data.balance import drop_synthetic
     from vitlab.data.card import hash_splits
@@ -52,9 +50,7 @@ def check_splits(bundle: Bundle) -> list[Result]:
 
 
 def check_data(bundle: Bundle) -> list[Result]:
-    """Images and labels of the runs are those of the hashes in the bundle, and those of the data
-    where these are available.
-    """
+    """Images and labels are those of the hashes in the bundle, and of the data if they are here."""
 
     def judge(dataset: str) -> tuple[str, str]:
         name = f"data/{dataset_folder(dataset)}.csv"
@@ -91,9 +87,7 @@ def check_data(bundle: Bundle) -> list[Result]:
 
 
 def check_predicted(bundle: Bundle) -> list[Result]:
-    """The predictions are of all images of validation and test, with their labels; class,
-    probabilities and logits agree.
-    """
+    """Predictions are of all images of validation and test, and agree with themselves."""
 
     def judge(run: str) -> tuple[str, str]:
         predictions = bundle.read_table(f"{run}/predictions.parquet")
@@ -155,11 +149,9 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def find_data(bundle: Bundle, dataset: str) -> str:
-    """The name by which the data can be read here: what the marker named, or a set that comes in a
-    package; "" for none.
+    """The name of the data here: what the marker named, or a set that comes in a package; else "".
 
-    A name from a bundle never makes this machine read a folder or download: those must be named
-    with --data."""
+    A name from a bundle never makes this machine read a folder or download."""
     from vitlab.data import available
 
     if bundle.options.data and len(set(bundle.datasets.values())) == 1:
@@ -168,9 +160,7 @@ def find_data(bundle: Bundle, dataset: str) -> str:
 
 
 def _find_left_out(dataset: str, samples: pd.DataFrame) -> list[str]:
-    """Readable images of the data set that are in no split: leaving out misclassified ones would
-    improve every metric.
-    """
+    """Readable images in no split: leaving out mistakes would improve every metric."""
     from vitlab.data import load_dataset
 
     return sorted(set(load_dataset(dataset).samples["sample_id"]) - set(samples["sample_id"]))

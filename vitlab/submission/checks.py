@@ -17,10 +17,9 @@ import pandas as pd
 
 from vitlab.errors import UserError
 from vitlab.executed import CellProblem, find_execution_problems, find_source_problems
-from vitlab.files import hash_file, hash_package
+from vitlab.files import hash_file
 from vitlab.notebook import find_assignments
 from vitlab.registry import unknown
-from vitlab.runs import list_versions
 from vitlab.submission.archive import MANIFEST, Bundle
 from vitlab.submission.rubric import Answer, Rubric, find_answers, load_rubric, points_table
 
@@ -35,9 +34,7 @@ PAPERMILL_FLOATS = ("float('nan')", "float('inf')", "float('-inf')")
 
 @dataclass(frozen=True)
 class Result:
-    """check: its name. subject: the file, run or question, "" for the whole. status: pass, fail or
-    skipped. detail: a text.
-    """
+    """check: its name. subject: the file, run or question. status: pass, fail or skipped."""
 
     check: str
     subject: str
@@ -48,9 +45,7 @@ class Result:
 def judge_each(
     check: str, subjects: Iterable[str], judge: Callable[[str], tuple[str, str]]
 ) -> list[Result]:
-    """One result for each subject, with the status and detail that `judge` returns. An exception is
-    a failure of that subject.
-    """
+    """One result for each subject, by what `judge` returns; an exception is a failure."""
     results = []
     for subject in subjects:
         try:
@@ -92,25 +87,6 @@ def check_contents(bundle: Bundle) -> list[Result]:
         return [Result("contents", name, FAIL, "missing") for name in missing]
     seen = f"{pages} pages and PDF, {len(notebooks)} notebooks, {len(runs)} runs with cards"
     return [Result("contents", "", PASS, seen)]
-
-
-def check_environment(bundle: Bundle) -> list[Result]:
-    """The versions that made each run are noted. Those that differ here are listed; they never
-    fail.
-    """
-    ours, same_code = list_versions(), bundle.manifest.code == hash_package()
-
-    def judge(run: str) -> tuple[str, str]:
-        theirs = bundle.read_json(f"{run}/run.json")["versions"]
-        different = [] if same_code else ["the code of vitlab"]
-        for name, version in ours.items():
-            if theirs.get(name) != version:
-                different.append(f"{name} {theirs.get(name)} there, {version} here")
-        if not different:
-            return PASS, "same as here"
-        return PASS, f"a rerun may give slightly other numbers: {'; '.join(different)}"
-
-    return judge_each("environment", bundle.runs, judge)
 
 
 def check_weights(bundle: Bundle) -> list[Result]:
@@ -161,9 +137,7 @@ def check_executed(bundle: Bundle) -> list[Result]:
 
 
 def check_sources(bundle: Bundle) -> list[Result]:
-    """The executed notebook has the cells of the clean one, and papermill added nothing but
-    parameters.
-    """
+    """The executed notebook has the cells of the clean one, and only parameters in addition."""
 
     def judge(name: str) -> tuple[str, str]:
         cells = bundle.read_cells(name)
@@ -186,9 +160,7 @@ def clean_name(executed: str) -> str:
 
 
 def injected_parameters(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The parameters that papermill added: name -> value. UserError where a cell tagged as such has
-    anything else.
-    """
+    """The parameters that papermill added: name -> value; UserError for anything else."""
     injected = [cell["source"] for cell in cells if "injected-parameters" in cell["tags"]]
     if not injected:
         return {}
@@ -249,9 +221,7 @@ def check_rubric(bundle: Bundle) -> list[Result]:
 
 
 def make_points_table(bundle: Bundle) -> pd.DataFrame | None:
-    """The table of `points_table` for the bundle; None without a rubric. UserError for an invalid
-    rubric.
-    """
+    """The `points_table` of the bundle; None without a rubric."""
     rubric = read_rubric(bundle)
     return points_table(rubric, read_answers(bundle), find_evidence(bundle)) if rubric else None
 
@@ -271,9 +241,7 @@ def read_answers(bundle: Bundle) -> list[Answer]:
 
 
 def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
-    """Name and cells of each executed notebook that can be read; check_executed names the
-    others.
-    """
+    """Name and cells of each executed notebook that can be read."""
     found = []
     for name in bundle.notebooks:
         with contextlib.suppress(ValueError):
@@ -282,9 +250,7 @@ def _read_notebooks(bundle: Bundle) -> list[tuple[str, list[dict]]]:
 
 
 def find_evidence(bundle: Bundle) -> dict[str, set[str]]:
-    """What a rubric may ask for: stems of notebooks, labels of figures and tables with content,
-    metrics, files.
-    """
+    """Kind -> names of the evidence in the bundle that a rubric may ask for."""
     notebooks, figures, tables, metrics = set(), set(), set(), set()
     for name, cells in _read_notebooks(bundle):
         notebooks.add(Path(name).stem)

@@ -19,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 import vitlab
-from vitlab.kernels import WarmProcess, environment
+from vitlab.kernels import WarmProcess
 from vitlab.notebook import fit_parameters
+from vitlab.places import environment
 from vitlab.runs import Run
 from vitlab.submission.archive import Bundle
 from vitlab.submission.check_results import measure
@@ -42,9 +43,7 @@ PROJECT_FILE = re.compile(
 
 
 def check_rerun(bundle: Bundle) -> list[Result]:
-    """Each notebook runs to its end again, and each run's metrics are within the tolerance. Only
-    with `rerun`.
-    """
+    """Each notebook runs again, and each run's metrics are within the tolerance."""
     if not bundle.options.rerun:
         return [Result("rerun", "", SKIPPED, "not requested (--rerun)")]
     if bundle.problems:
@@ -69,9 +68,7 @@ def lay_out(bundle: Bundle, project: Path) -> None:
 
 @contextlib.contextmanager
 def inside(project: Path) -> Iterator[None]:
-    """The project as working folder, with its own reports; kernels import this vitlab, whatever is
-    in the folder.
-    """
+    """The project as working folder, with its own reports; kernels import this vitlab."""
     from vitlab.data.external import data_folder
 
     paths = [str(Path(vitlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -86,9 +83,7 @@ def inside(project: Path) -> Iterator[None]:
 
 
 def execute(bundle: Bundle, project: Path) -> list[Result]:
-    """Execute the clean notebooks with the parameters of the executed ones, in the order of the
-    manifest.
-    """
+    """Execute the clean notebooks with the parameters of the executed ones, in order."""
     from vitlab.batch.display import describe_problem
     from vitlab.batch.execute import Execution
     from vitlab.batch.fingerprint import notebook_imports
@@ -135,9 +130,7 @@ def compare(bundle: Bundle, project: Path, run: str) -> tuple[str, str]:
 
 
 def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[str, float]:
-    """The largest difference in words, and as a number; infinite where only one of the two is
-    defined.
-    """
+    """The largest difference in words and as a number; infinite if only one is defined."""
     table = pd.DataFrame({"theirs": theirs, "ours": ours})
     gaps = (table["theirs"] - table["ours"]).abs()
     gaps[table.isna().any(axis=1)] = math.inf
@@ -150,9 +143,7 @@ def compare_metrics(theirs: dict[str, float], ours: dict[str, float]) -> tuple[s
 
 
 def find_again(project: Path, place: str) -> Path | None:
-    """The folder of the run that was made again and finished: at its old place, or of its name
-    under another data set's.
-    """
+    """The folder of the finished run that was made again, also under another data set's."""
     reports = project / "reports"
     for folder in [reports / place, *sorted(reports.glob(f"runs/*/{Path(place).name}"))]:
         whole = (folder / "run.json").is_file() and (folder / PREDICTIONS).is_file()

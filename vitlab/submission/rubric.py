@@ -27,18 +27,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from vitlab.errors import UserError
-from vitlab.files import read_yaml
-from vitlab.registry import unknown
+from vitlab.batch.specs import Spec, read_spec
 
 MARK = re.compile(r"""^\s*(?:<!--\s*)?#\|\s*answer\s*:\s*["']?(?P<name>[\w.-]+)""")
 OPTION = re.compile(r"^\s*#\|")
@@ -92,9 +89,7 @@ def find_mark(source: str) -> str | None:
 
 
 def read_answer(source: str, kind: str) -> str:
-    """The text of a marked cell without mark, placeholders and comments; "" where nothing else is
-    left, or of code only `pass`, `None` or `...`.
-    """
+    """The text of a marked cell without mark, placeholders and comments; "" for none."""
     if kind != "code":
         source = COMMENT.sub("", source)
     lines = []
@@ -108,16 +103,15 @@ def read_answer(source: str, kind: str) -> str:
 Kind = Literal["notebook", "figure", "table", "metric", "file"]
 
 
-class Question(BaseModel):
+class Question(Spec):
     """points: what it is worth. words: how many its answer needs. evidence: kind and name of what
     must be in the bundle.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    points: float = Field(ge=0, le=10**6)
+    points: float = Field(ge=0, le=10**6, strict=True)
     ask: str = ""
-    words: int = Field(1, ge=0)
-    evidence: list[dict[Kind, str]] = []
+    words: int = Field(1, ge=0, strict=True)
+    evidence: list[dict[Kind, str]] = Field([])
 
     def list_evidence(self) -> list[tuple[str, str]]:
         return [item for entry in self.evidence for item in entry.items()]
@@ -128,35 +122,15 @@ def _expand(value: Any) -> Any:
     return {"points": value} if isinstance(value, int | float) else value
 
 
-class Rubric(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Rubric(Spec):
     title: str = ""
     statement: str = ""
     questions: dict[str, Annotated[Question, BeforeValidator(_expand)]] = Field(min_length=1)
 
 
 def load_rubric(path: Path | str) -> Rubric:
-    """Read and check a rubric. MissingFileError, or UserError that says which entry is wrong and
-    what it should be.
-    """
-    content = read_yaml(path, "rubric")
-    try:
-        return Rubric.model_validate(content)
-    except ValidationError as error:
-        problem = _describe(error)
-        raise UserError(f"{Path(path).name} is an invalid rubric: {problem}") from error
-
-
-def _describe(error: ValidationError) -> str:
-    """The first problem: where it is, and what should be there instead."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "[key]"]
-    if first["type"] == "extra_forbidden":
-        *above, name = place
-        fields = Question.model_fields if above else Rubric.model_fields
-        return unknown(f"key in {'.'.join(above) or 'the top level'}:", name, list(fields))
-    where = ".".join(place) + ": " if place else ""
-    return f"{where}{first['msg']}; it is {reprlib.repr(first['input'])}"
+    """Read and check a rubric; UserError names the first wrong entry and what it should be."""
+    return read_spec(Rubric, path, "rubric")
 
 
 def points_table(

@@ -122,9 +122,7 @@ def _find_run(name: str) -> Run:
 
 
 def _find_sources(content: dict[str, Any]) -> dict[str, Path]:
-    """Notebook -> file of the clean one, as the batch finds them; those of the project where the
-    batch file is gone.
-    """
+    """Notebook -> file of the clean one: of the batch, or of the project without its file."""
     from vitlab.batch import load_batch
 
     root = project_root()
@@ -135,9 +133,7 @@ def _find_sources(content: dict[str, Any]) -> dict[str, Path]:
 
 
 def _by_hand(path: Path) -> Notebook:
-    """A notebook executed in JupyterLab or by `vitlab run`. The clean one is the project's of that
-    name, if any.
-    """
+    """A notebook executed in JupyterLab or by `vitlab run`, with the project's of that name."""
     if not path.is_file():
         raise MissingFileError(f"there is no executed notebook {path}")
     project = project_root() / "notebooks" / path.name
@@ -146,9 +142,7 @@ def _by_hand(path: Path) -> Notebook:
 
 
 def _check(selection: Selection) -> list[Notebook]:
-    """The notebooks, each once. UserError where there is none, one is missing, or two would have
-    the same path in the bundle.
-    """
+    """The notebooks, each once; UserError if there is none, or two would have one path."""
     if not selection.notebooks:
         raise UserError(
             f"no executed notebook belongs to {', '.join(selection.runs)}: no batch in"

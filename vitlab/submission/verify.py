@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitlab.batch.display import open_console
 from vitlab.errors import UserError
 from vitlab.files import atomic, hash_file
 from vitlab.submission.archive import Bundle, Options, UnsafeBundle, open_bundle
@@ -27,7 +28,6 @@ from vitlab.submission.checks import (
     Result,
     check_answers,
     check_contents,
-    check_environment,
     check_executed,
     check_manifest,
     check_parameters,
@@ -43,7 +43,6 @@ from vitlab.submission.rubric import load_rubric
 COLORS = {PASS: "green", FAIL: "red", SKIPPED: "yellow"}
 MAX_FAILURES = 20  # of one check that have a row each
 MAX_LETTERS = 1_000  # of one text
-LOG_WIDTH = 160  # columns where the output is not a terminal
 # in the order in which they are made and shown
 CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {
     "manifest": check_manifest,
@@ -56,7 +55,6 @@ CHECKS: dict[str, Callable[[Bundle], list[Result]]] = {
     "predictions": check_predicted,
     "metrics": check_metrics,
     "weights": check_weights,
-    "environment": check_environment,
     "answers": check_answers,
     "rubric": check_rubric,
     "rerun": check_rerun,
@@ -118,20 +116,10 @@ def verify_bundle(
         return Verdict((Result("archive", path.name, FAIL, str(error)), *rest))
 
 
-def judge_folder(folder: Path) -> Verdict:
-    """Check the files of a bundle before they are packed, as its author: without the images and a
-    rerun.
-    """
-    names = [name for name in CHECKS if name != "rerun"]
-    return judge(Bundle(folder, Options(images=False)), names)
-
-
 def judge(
     bundle: Bundle, names: Sequence[str] = tuple(CHECKS), opened: Result | None = None
 ) -> Verdict:
-    """The checks of these names (default: all) in order; all are skipped where the manifest cannot
-    be read.
-    """
+    """The checks of these names in order; all are skipped if the manifest cannot be read."""
     results = [opened] if opened else []
     try:
         manifest = bundle.manifest
@@ -154,9 +142,7 @@ def judge(
 
 def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -> None:
     """Print the checks with their results, and the points of the rubric."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, LOG_WIDTH)
+    console = console or open_console()
     by = f"{verdict.title}, by {verdict.author}: " if verdict.title else ""
     table = _make_table(f"{by}{name}", ["check", "of", "", "result"])
     for row in summarise(verdict):
@@ -169,25 +155,17 @@ def print_verdict(verdict: Verdict, name: str, console: Console | None = None) -
 
 
 def summarise(verdict: Verdict) -> list[Result]:
-    """For each check, one row for all that passed, one for all that was skipped, and one for each
-    failure, up to 20. A rerun is shown in full.
-    """
+    """One row for all subjects that passed a check, one for all that it skipped, and one for each
+    of at most 20 failures. Each row of a rerun is shown."""
     rows: list[Result] = []
-    for check, group in groupby(verdict.results, key=lambda result: result.check):
-        results = list(group)
-        if check == "rerun":
-            rows += results
-            continue
-        for status in (PASS, SKIPPED):
-            same = [result for result in results if result.status == status]
-            if len(same) > 1:
-                subject = f"{len(same)} of {len(results)}"
-                same = [Result(check, subject, status, f"the first: {same[0].detail}")]
+    for (check, status), group in groupby(verdict.results, key=lambda row: (row.check, row.status)):
+        same = list(group)
+        if status == FAIL or check == "rerun":
+            rows += same[:MAX_FAILURES]
+        elif len(same) == 1:
             rows += same
-        failed = [result for result in results if result.status == FAIL]
-        rows += failed[:MAX_FAILURES]
-        if len(failed) > MAX_FAILURES:
-            rows.append(Result(check, f"{len(failed) - MAX_FAILURES} more", FAIL))
+        else:
+            rows.append(Result(check, f"{len(same)} {status}", status, same[0].detail))
     return rows
 
 
@@ -202,9 +180,7 @@ def describe_verdict(verdict: Verdict) -> str:
 
 
 def write_junit(verdict: Verdict, path: Path | str) -> None:
-    """Write the results as JUnit XML, one test case for each: classname is `verify.<check>`, name
-    the file, run or question.
-    """
+    """Write the results as JUnit XML, one test case (classname `verify.<check>`) for each."""
     statuses = [result.status for result in verdict.results]
     counts = {
         "tests": str(len(statuses)),
@@ -233,9 +209,7 @@ def write_junit(verdict: Verdict, path: Path | str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from a bundle without control characters, which could steer a terminal and are not
-    allowed in XML.
-    """
+    """The text without control characters, which steer a terminal and are no XML."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_LETTERS])
 
 
