@@ -50,6 +50,7 @@ class Kernel:
 
     def close(self):
         self.client.stop_channels()
+        self.manager.shutdown_wait_time = 60  # a busy machine takes longer than 5 s
         self.manager.shutdown_kernel()
 
 
