@@ -39,7 +39,7 @@ class UploadError(UserError):
 
 
 def read_upload(file: str | Path | bytes, limits: UploadLimits) -> Image.Image:
-    """The decoded image, as in training; UploadError if it is none, or exceeds the limits."""
+    """The decoded image, as in training; UploadError for another file, or one over the limits."""
     check_bytes(len(file) if isinstance(file, bytes) else os.path.getsize(file), limits)
     try:
         image = open_picture(
