@@ -102,6 +102,18 @@ def test_mistakes_are_one_line_and_status_2(notebook, reports_folder, words, mes
     assert not reports_folder.exists()
 
 
+def test_a_missing_file_is_one_line(tmp_path):
+    result = call("run", tmp_path / "none.ipynb")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"Error: there is no notebook {tmp_path / 'none.ipynb'}\n",
+    )
+    result = call("batch", tmp_path / "none.yml")
+    assert result.exit_code == 2 and result.stderr.startswith(
+        f"Error: there is no batch file {tmp_path / 'none.yml'}"
+    )
+
+
 @pytest.fixture
 def odd_files(notebook, tmp_path):
     """Files and folders that are not what they are taken for, in the working folder."""
@@ -117,6 +129,8 @@ def odd_files(notebook, tmp_path):
         (tmp_path / f"{name}.yml").write_text(text)
     (tmp_path / "cut.ipynb").write_text('{"cells": [')
     (tmp_path / "good.yml").write_text("chain: [{notebook: greet, grid: {}}]")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "good.yml").write_text("chain: [{notebook: none}]")
 
 
 LONG = "x" * 300
@@ -171,6 +185,16 @@ def test_what_cannot_be_read_or_written_is_one_line(odd_files, reports_folder, w
         and result.stderr.count("\n") == 1
     )
     assert not list(reports_folder.rglob("*.ipynb"))
+
+
+def test_a_folder_without_notebooks_says_where_it_looked(odd_files, tmp_path):
+    for path in tmp_path.glob("*.ipynb"):
+        path.rmdir() if path.is_dir() else path.unlink()
+    said = call("batch", "alone/good.yml").stderr
+    assert (
+        said.startswith("Error: unknown notebook 'none'. Choices: none yet. Searched ")
+        and str(tmp_path / "alone") in said
+    )
 
 
 COMMANDS = {

@@ -132,7 +132,7 @@ def test_shutdown_runs_exit_handlers_and_leaves_no_process(warm, tmp_path):
     )
     process = kernel.process
     kernel.close()
-    assert process.poll() is not None
+    assert process.poll() == 0
     assert (tmp_path / "left").exists()
     assert not is_running(process.pid)
 
@@ -242,9 +242,49 @@ class KeywordError(Exception):
         super().__init__(f"code {code}")
 
 
+class KeywordMistake(UserError):
+    def __init__(self, *, name):
+        super().__init__(f"there is no {name}")
+
+
+class LockedError(Exception):
+    """Pickle cannot even send it."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class ChangedError(Exception):
+    """Pickle builds it again with another text."""
+
+    def __init__(self, text="nothing"):
+        super().__init__()
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+    def __reduce__(self):
+        return ChangedError, ()
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 def fail(kind):
     if kind == "keyword":
         raise KeywordError(code=7)
+    if kind == "mistake":
+        raise KeywordMistake(name="data set x")
+    if kind == "locked":
+        raise LockedError("held")
+    if kind == "changed":
+        raise ChangedError("something")
+    if kind == "silent":
+        raise SilentError
     if kind == "answer":
         return threading.Lock()
     raise LookupError("plain")
@@ -255,6 +295,10 @@ def fail(kind):
     ("kind", "error", "text"),
     [
         ("keyword", RemoteError, "tests.test_kernels.KeywordError: code 7"),
+        ("mistake", UserError, "there is no data set x"),
+        ("locked", RemoteError, "tests.test_kernels.LockedError: held"),
+        ("changed", RemoteError, "tests.test_kernels.ChangedError: something"),
+        ("silent", RemoteError, "tests.test_kernels.SilentError: <exception str() failed>"),
         ("answer", TypeError, "cannot pickle '_thread.lock' object"),
         ("plain", LookupError, "plain"),
     ],

@@ -131,6 +131,26 @@ def test_a_value_of_another_type_is_an_error(notebook, name, value):
         fit_parameters(notebook, {name: value})
 
 
+def test_a_written_call_means_the_same_values(notebook):
+    values = {
+        "dataset": "folder:/data/my cats",
+        "seed": 3,
+        "rate": 1e-5,
+        "size": 0.00442,
+        "shown": [1, 20],
+        "strict": False,
+    }
+    command = format_call("notebooks/my notebook.ipynb", values)
+    # as a shell joins the lines
+    program, run, path, *words = shlex.split(command.replace("\\\n", ""))
+    assert (program, run, path) == ("vitlab", "run", "notebooks/my notebook.ipynb")
+    assert words[::3] == ["-p"] * len(values)
+    assert (
+        fit_parameters(notebook, dict(zip(words[1::3], words[2::3], strict=True)), text=True)
+        == values
+    )
+
+
 ANNOTATED = """seed: int = 0
 epochs: int | None = None
 rate: float | None = None

@@ -410,6 +410,7 @@ def test_report_shows_failed_and_skipped_notebooks(site):
     assert "This cell failed: ValueError" in failed and "Never made." not in failed
     assert "This notebook was skipped 03_finetune failed" in skipped
     home = Reader(site[1]["index"]).text
+    assert "2 of 5 notebooks did not run to their end" in home
     assert "Evaluate not finished" in home, "in the navigation"
     assert "This notebook was skipped" in pdf_text(site[2])
 
@@ -714,7 +715,10 @@ def test_settings_that_are_empty_are_defaults(tmp_path, text):
     ("text", "message"),
     [
         ("- website\n- format\n", "must hold names and values"),
+        ("just a text\n", "must hold names and values"),
         ("website: [\n", "is not YAML"),
+        ("bibliography: {a: b}\n", "must be names of files"),
+        ("csl: 3\n", "must be names of files"),
         ("bibliography: gone.bib\n", r"names .*gone\.bib, and there is no such file"),
     ],
 )

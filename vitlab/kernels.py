@@ -32,6 +32,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+from vitlab.errors import UserError
+
 ANSWER_SECONDS = 600  # that the warm process has for a call; importing libraries takes seconds
 END_SECONDS = 10  # that it has to end once it is killed
 GONE = (OSError, EOFError)  # what a connection raises when its other end is closed
@@ -191,12 +193,20 @@ def serve() -> None:
 
 
 def pack_error(error: Exception) -> ExceptionWithTraceback:
-    """An exception that can be pickled, with the traceback as its cause: a RemoteError of the same
-    text where pickle cannot build it again."""
+    """An exception and its traceback in a form that can be pickled; unpickled, it is the exception,
+    with the traceback as cause.
+
+    One that pickle loses or changes, as when its constructor needs keyword arguments, becomes a
+    RemoteError (or UserError) with the same text."""
     sent = error
     try:
-        pickle.loads(pickle.dumps(error))
+        copy = pickle.loads(pickle.dumps(error))
+        travels = type(copy) is type(error) and str(copy) == str(error)
     except Exception:
+        travels = False
+    if not travels and isinstance(error, UserError):
+        sent = UserError(str(error))
+    elif not travels:
         sent = RemoteError("".join(traceback.format_exception_only(error)).strip())
     return ExceptionWithTraceback(sent, error.__traceback__)
 

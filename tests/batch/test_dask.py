@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -24,6 +26,7 @@ from vitlab.batch.dask_cluster import (
     ClusterGone,
     Worker,
     build_cluster,
+    connect,
     describe_jobs,
     read_cluster_file,
 )
@@ -269,6 +272,24 @@ def test_a_scheduler_that_does_not_answer_is_named(project, monkeypatch, schedul
         scheduler = scheduler.format(port=silent.getsockname()[1])
         with pytest.raises(UserError, match=message):
             run_batch(write_grid(project, ["red"]), scheduler=scheduler)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "tls"])
+def test_a_web_server_is_no_scheduler(protocol):
+    def answer(listener):
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nServer: TornadoServer/6\r\n\r\n")
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=answer, args=[listener], daemon=True).start()
+        address = f"{protocol}://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"no Dask scheduler answers at {address} \(\w+: "):
+            connect(address)
 
 
 def test_a_task_goes_where_a_place_and_its_resources_are_free(project, client, monkeypatch):

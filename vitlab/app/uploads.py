@@ -25,6 +25,13 @@ class UploadLimits:
     megapixels: float = 25
     files: int = 200
 
+    def __post_init__(self):
+        for name in ("megabytes", "megapixels", "files"):
+            if getattr(self, name) <= 0:
+                raise UserError(
+                    f"the limit of {name} must be more than 0, got {getattr(self, name)}"
+                )
+
     @property
     def bytes(self) -> int:
         return int(self.megabytes * 1_000_000)

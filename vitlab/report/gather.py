@@ -133,7 +133,7 @@ def gather_report(batches: list[str] | None = None) -> Report:
         title=" and ".join(titles),
         subtitle=describe_datasets([name for name, _ in datasets.most_common()]),
         date=max(_day(folder / name / "batch.json") for name in chosen),
-        pages=tuple(pages),
+        pages=tuple(_with_overview(pages)),
         author=", ".join(filter(None, (str(b.get("author", "")) for b in chosen.values()))),
         abstract=" ".join(filter(None, (str(b.get("abstract", "")) for b in chosen.values()))),
         commands=(
@@ -307,6 +307,18 @@ def _resolve_sections(notebook):
         cell.source = SECTION_REFERENCE.sub(
             lambda m: f"[{titles[m[1]]}](#{m[1]})" if m[1] in titles else m[0], cell.source
         )
+
+
+def _with_overview(pages):
+    """Say on the first page which notebooks did not make it."""
+    troubled = [page for page in pages if page.trouble]
+    if troubled:
+        lines = [f"- [{page.title_markdown}]({page.slug}.ipynb)" for page in troubled]
+        title = f"{len(troubled)} of {len(pages)} notebooks did not run to their end"
+        pages[0].notebook.cells.insert(
+            0, new_markdown_cell(callout("warning", title, "\n".join(lines)))
+        )
+    return pages
 
 
 def _day(file):

@@ -35,9 +35,17 @@ def read_settings(root: Path | None = None) -> Settings:
     file = root / "_quarto.yml"
     config = (read_yaml(file, "settings file") if file.is_file() else None) or {}
     if not isinstance(config, dict):
-        raise UserError(f"{file} must hold names and values; it holds {config!r}")
+        raise UserError(
+            f"{file} must hold names and values, such as `bibliography: reports/references.bib`; it"
+            f" holds {config!r}"
+        )
     listed, style = config.get("bibliography") or [], config.get("csl") or ""
     listed = [listed] if isinstance(listed, str) else listed
+    if not (isinstance(listed, list) and all(isinstance(name, str) for name in [*listed, style])):
+        raise UserError(
+            f"bibliography and csl of {file} must be names of files, such as `bibliography:"
+            " reports/references.bib`"
+        )
     bibliography = tuple(root / name for name in listed)
     csl = root / style if style else None
     for path in (*bibliography, *([csl] if csl else [])):
